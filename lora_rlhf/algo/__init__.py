@@ -1,0 +1,1 @@
+"""The arithmetic of RLHF as pure functions of tensors: no model, no tokenizer, no config."""

@@ -1,0 +1,57 @@
+"""How much better an action was than expected: against a learned value (GAE) or against its siblings (RLOO, GRPO)."""
+
+import torch
+from torch import Tensor
+
+from lora_rlhf.algo.masking import require_prefix, zero_masked
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, eq. 16).
+
+    rewards, values, mask (B, R) -> advantages, returns (B, R), 0 where masked. `values[:, t]` is the value *before*
+    token t, and the value after the last counted token is 0: the episode is over. lam 1 is the plain return minus the
+    value (no bias, much variance), lam 0 the one-step error (the reverse); the returns are the value's next target.
+    """
+    require_prefix(mask)
+    rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = rewards + gamma * next_values - values  # (B, R) what one step told us that the value did not know
+
+    advantage = torch.zeros_like(deltas[:, 0])  # (B,)
+    backwards = []
+    for delta in deltas.flip(1).unbind(1):  # padding comes first and leaves 0 behind: its deltas are 0
+        advantage = delta + gamma * lam * advantage
+        backwards.append(advantage)
+    advantages = torch.stack(backwards[::-1], dim=1)
+    return advantages, advantages + values
+
+
+def rloo(scores: Tensor, group_size: int) -> Tensor:
+    """Each score minus the mean of its siblings' (REINFORCE leave-one-out; Ahmadian et al., arXiv 2402.14740).
+
+    scores (B,), the `group_size` responses of a prompt side by side -> (B,), one advantage for every token of a
+    response.
+    """
+    groups = _groups(scores, group_size)
+    siblings = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
+    return (groups - siblings).reshape(-1)
+
+
+def grpo(scores: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
+    """Each score minus its group's mean, over the group's sd plus eps (Shao et al., arXiv 2402.03300, section 4.1).
+
+    scores (B,), the `group_size` responses of a prompt side by side -> (B,). The sd is the sample's (divided by
+    group_size - 1), as in TRL and verl; a group that agrees teaches nothing and gets 0.
+    """
+    groups = _groups(scores, group_size)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    return (centred / (groups.std(dim=1, keepdim=True) + eps)).reshape(-1)
+
+
+def _groups(scores: Tensor, group_size: int) -> Tensor:
+    if group_size < 2:
+        raise ValueError(f"group_size must be at least 2 to compare siblings, got {group_size}")
+    if len(scores) % group_size:
+        raise ValueError(f"the number of scores ({len(scores)}) must be a multiple of group_size ({group_size})")
+    return scores.view(-1, group_size)

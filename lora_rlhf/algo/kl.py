@@ -1,0 +1,71 @@
+"""How far the policy has moved from the reference, and how dear the next step away is.
+
+The estimators follow Schulman, "Approximating KL Divergence" (2020). With tokens drawn from the policy and
+`r = ref / policy`, both `k1 = -log r` and `k3 = (r - 1) - log r` have mean KL(policy || reference). k1 may be negative
+on a sample and goes into the reward (InstructGPT, arXiv 2203.02155, section 3.5); k3 never is, varies less near 0, and
+is what we report.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """log policy - log reference at each sampled token, in nats; any shape, kept. Summed over a response: its KL."""
+    return logprobs - ref_logprobs
+
+
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """(r - 1) - log r with r = reference / policy at each sampled token, in nats, >= 0; any shape, kept."""
+    log_ratio = ref_logprobs - logprobs
+    return log_ratio.expm1() - log_ratio
+
+
+@dataclass
+class FixedKL:
+    """A KL coefficient that stays what it is (InstructGPT: 0.02)."""
+
+    coef: float
+
+    def update(self, kl: float, num_episodes: int) -> None:
+        """Nothing to steer."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.coef = state["coef"]
+
+
+@dataclass
+class AdaptiveKL:
+    """A KL coefficient that steers the KL of a response towards `target` nats (Ziegler et al., arXiv 1909.08593, 2.2).
+
+    It moves by at most `0.2 * num_episodes / horizon` of itself per update: a horizon of 10,000 episodes and batches of
+    512 give 1.024 %, so a short run needs a shorter horizon.
+    """
+
+    coef: float
+    target: float
+    horizon: float
+
+    def __post_init__(self) -> None:
+        if self.target <= 0 or self.horizon <= 0:
+            raise ValueError(f"target and horizon must be above 0, got {self.target} and {self.horizon}")
+
+    def update(self, kl: float, num_episodes: int) -> None:
+        """Raise the coefficient if the mean KL per response, in nats, was above the target; lower it if below."""
+        if not math.isfinite(kl):
+            raise ValueError(f"the measured KL is {kl}: the rollout is broken and must not steer the coefficient")
+        if num_episodes > self.horizon:
+            raise ValueError(f"the horizon ({self.horizon}) must hold at least one batch of episodes ({num_episodes})")
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * num_episodes / self.horizon
+
+    def state_dict(self) -> dict[str, float]:
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.coef = state["coef"]

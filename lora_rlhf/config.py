@@ -1,0 +1,360 @@
+"""What a person can choose, one frozen dataclass per stage; all faults of a configuration are reported at once."""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from lora_rlhf.errors import UserError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What every stage needs to know."""
+
+    run: str
+    """Run folder; the stage writes to a folder of its own inside."""
+    seed: int = 0
+    """Seed of everything random in this stage."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace a stage that is already there."""
+    micro_batch_size: int = 8
+    """Responses in one forward pass. Lower it when memory does not suffice; results do not depend on it."""
+    max_prompt_tokens: int = 512
+    """Longer prompts lose their beginning, at a message boundary where possible."""
+    max_response_tokens: int = 256
+    """Longer responses are refused when read, and cut when generated."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values, each with the flag, the value and what would be right."""
+        return [
+            *_at_least(self, 1, "micro_batch_size", "max_prompt_tokens", "max_response_tokens"),
+            *([] if self.run else ["run is empty; name a folder, for example runs/first"]),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(StageConfig):
+    """Supervised fine-tuning on demonstrations (InstructGPT, section 3.5). This stage fixes the base of the run."""
+
+    model: str
+    """Base model: a hub name, a local folder, or tinyworld (the one inside this package)."""
+    demonstrations: str
+    """File or hub dataset of demonstrations."""
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """How the frozen base is held: 4-bit NormalFloat with double quantization, 8-bit, or as it is stored."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on a CPU, bfloat16 on a GPU that has it."""
+    trust_remote_code: bool = False
+    """Run the model's own code from the hub. Only for authors that you trust."""
+    lora_rank: int = 16
+    """Rank of every adapter of the run."""
+    lora_alpha: float = 32.0
+    """LoRA's alpha: updates are scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout before the adapters, in SFT alone."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    epochs: int = 2
+    """Passes over the demonstrations."""
+    batch_size: int = 32
+    """Demonstrations in one optimizer step; a multiple of micro_batch_size."""
+    learning_rate: float = 2e-4
+    """Peak; cosine to a tenth of it."""
+    validation_fraction: float = 0.05
+    """Share of prompts kept aside, by hash of the prompt; the best epoch is chosen on them."""
+    select_by: Literal["auto", "loss", "reward"] = "auto"
+    """What the best epoch is chosen by; auto: the run's reward model where there is one, else validation loss."""
+
+    def faults(self) -> list[str]:
+        return [
+            *super().faults(),
+            *_at_least(self, 1, "lora_rank", "epochs", "batch_size"),
+            *_positive(self, "lora_alpha", "learning_rate"),
+            *_multiple(self, "batch_size", "micro_batch_size"),
+            *_share(self, "lora_dropout", "validation_fraction"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(StageConfig):
+    """K responses per prompt from a stage, ready to be ranked."""
+
+    prompts: str
+    """File or hub dataset of prompts."""
+    to: str
+    """JSONL file to write: one row per prompt, with its distinct responses."""
+    role: Literal["base", "sft", "policy"] = "sft"
+    """Which stage writes the responses."""
+    min_responses: int = 4
+    """Fewest distinct responses; prompts that yield fewer are left out and counted."""
+    max_responses: int = 9
+    """Most responses; each prompt's K is drawn evenly between the two (InstructGPT: 4 to 9)."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+
+    def faults(self) -> list[str]:
+        wrong = self.max_responses < self.min_responses
+        return [
+            *super().faults(),
+            *_at_least(self, 2, "min_responses"),
+            *_positive(self, "temperature"),
+            *([f"max_responses {self.max_responses} is below min_responses {self.min_responses}"] if wrong else []),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(StageConfig):
+    """Reward model on K-wise rankings (InstructGPT, section 3.5, eq. 1)."""
+
+    rankings: str
+    """File or hub dataset of rankings (or of chosen and rejected pairs)."""
+    model: str | None = None
+    """Base model; the SFT stage's unless given, and it must be the same."""
+    sft: str | None = None
+    """SFT stage folder to start from; RUN/sft unless given."""
+    demonstrations: str | None = None
+    """Demonstrations that the scores are centred on; the SFT stage's unless given."""
+    epochs: int = 1
+    """Passes over the rankings; more than one overfits (InstructGPT, appendix C.2)."""
+    batch_size: int = 16
+    """Prompts, each with all its responses, in one optimizer step."""
+    learning_rate: float = 2e-4
+    """Peak; cosine to a tenth of it."""
+    loss: Literal["pairwise", "listwise"] = "pairwise"
+    """All pairs of a ranking (eq. 1), or Plackett-Luce over the whole list."""
+    validation_fraction: float = 0.1
+    """Share of prompts kept aside to measure the reward model on."""
+    scale: float | None = None
+    """Divide scores by this instead of by their standard deviation on the demonstrations (for controls)."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+    def faults(self) -> list[str]:
+        return [
+            *super().faults(),
+            *_at_least(self, 1, "epochs", "batch_size"),
+            *_positive(self, "learning_rate", "max_grad_norm"),
+            *_share(self, "validation_fraction"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(StageConfig):
+    """Proximal policy optimization against the reward model (InstructGPT, section 3.5, eq. 2)."""
+
+    prompts: str
+    """File or hub dataset of prompts."""
+    model: str | None = None
+    """Base model; the SFT stage's unless given, and it must be the same."""
+    sft: str | None = None
+    """SFT stage folder that the policy starts from; RUN/sft unless given."""
+    reward: str | None = None
+    """Reward stage folder; RUN/reward unless given."""
+    reference: Literal["sft", "base"] = "sft"
+    """What the KL penalty holds the policy to: the SFT model (InstructGPT) or the bare base."""
+    iterations: int = 100
+    """Rollout-and-update rounds."""
+    batch_size: int = 64
+    """Responses sampled per iteration; a multiple of minibatch_size and of samples_per_prompt."""
+    minibatch_size: int = 32
+    """Responses in one optimizer step; a multiple of micro_batch_size."""
+    num_epochs: int = 2
+    """Passes over an iteration's responses."""
+    samples_per_prompt: int = 1
+    """Responses of one prompt; at least 2 for rloo and grpo."""
+    temperature: float = 1.0
+    """Temperature of rollouts and of every log-probability."""
+    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    """GAE with a value role, or a critic-free advantage over the responses of one prompt."""
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    clip_range: float = 0.2
+    """PPO's clip of the probability ratio."""
+    value_clip_range: float = 0.2
+    """Clip of the value's move in one iteration."""
+    policy_learning_rate: float = 1e-4
+    """AdamW, after warm-up constant."""
+    value_learning_rate: float = 1e-4
+    """AdamW, after warm-up constant."""
+    warmup_iterations: int = 10
+    """Learning rates rise linearly from a tenth over these (InstructGPT: 10)."""
+    max_grad_norm: float = 1.0
+    """Gradients of policy and of value are each clipped to this norm."""
+    stop_at_approx_kl: float | None = 0.2
+    """End an iteration's updates early when the policy has moved this far, in nats per token, since its rollout."""
+    kl_coef: float = 0.05
+    """Price of one nat of KL, in units of the score; the start value of adaptive control."""
+    kl_target: float | None = None
+    """Adaptive control steers the KL of a response to this many nats; without it the coefficient is fixed."""
+    kl_horizon: float = 10_000.0
+    """Episodes over which adaptive control acts; shorten it for short runs (Ziegler et al., section 2.2)."""
+    missing_eos_score: float | None = -1.0
+    """Score of a response that did not end within max_response_tokens; null: leave it to the reward model."""
+    score_clip: float | None = None
+    """Clip scores to plus and minus this."""
+    reward_model_weight: float = 1.0
+    """Weight of the reward model's score; 0 with a reward function alone."""
+    reward_function: str | None = None
+    """A verifiable reward as module:function, called with lists of prompts and of responses; returns scores."""
+    reward_function_weight: float = 1.0
+    """Weight of the reward function's score."""
+    pretraining_text: str | None = None
+    """Text for the PPO-ptx term, mixed into every step; none: plain PPO."""
+    ptx_coef: float = 27.8
+    """Weight of the PPO-ptx term (InstructGPT: 27.8)."""
+    ptx_batch_size: int = 8
+    """Text blocks in one optimizer step."""
+    ptx_block_tokens: int = 128
+    """Tokens in one text block."""
+    sample_every: int = 10
+    """Record responses to the same few prompts every so many iterations."""
+
+    def faults(self) -> list[str]:
+        return [
+            *super().faults(),
+            *_at_least(self, 1, "iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt"),
+            *_at_least(self, 1, "ptx_batch_size", "sample_every"),
+            *_at_least(self, 2, "ptx_block_tokens"),
+            *_positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
+            *_positive(self, "value_learning_rate", "max_grad_norm", "kl_target", "kl_horizon", "score_clip"),
+            *_multiple(self, "batch_size", "minibatch_size"),
+            *_multiple(self, "minibatch_size", "micro_batch_size"),
+            *_multiple(self, "batch_size", "samples_per_prompt"),
+            *_share(self, "gamma", "lam", upper=1.0),
+            *self._inconsistencies(),
+        ]
+
+    def _inconsistencies(self) -> list[str]:
+        faults = []
+        if self.advantage != "gae" and self.samples_per_prompt < 2:
+            faults.append(f"advantage {self.advantage} compares responses: samples_per_prompt must be at least 2")
+        if self.kl_target is not None and self.kl_horizon < self.batch_size:
+            faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")
+        if self.reward_model_weight == 0 and self.reward_function is None:
+            faults.append("reward_model_weight is 0 and there is no reward_function: nothing would be learned")
+        if self.reward_function is not None and self.reward_function.count(":") != 1:
+            faults.append(f"reward_function {self.reward_function!r} is not of the form module:function")
+        return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(StageConfig):
+    """Generate from every stage of a run and compare them."""
+
+    prompts: str
+    """File or hub dataset of held-out prompts."""
+    selection_prompts: str | None = None
+    """Other prompts, on which each stage's best temperature is chosen; none: no such comparison."""
+    temperatures: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)
+    """Temperatures that the best one is chosen from; 0 is greedy."""
+    judge: Literal["auto", "gold", "reward"] = "auto"
+    """What decides a comparison: the tiny world's gold score or the run's reward model; auto: gold where it applies."""
+
+    def faults(self) -> list[str]:
+        negative = [temperature for temperature in self.temperatures if temperature < 0]
+        return [*super().faults(), *([f"temperatures below 0: {negative}"] if negative else [])]
+
+
+def check(config: Any) -> None:
+    """UserError with every fault of a configuration, one a line."""
+    if faults := config.faults():
+        stage = type(config).__name__.removesuffix("Config").lower()
+        raise UserError("\n".join(f"{stage}: {fault}" for fault in faults))
+
+
+def from_dict(kind: type[Config], values: dict[str, Any], place: str) -> Config:
+    """A configuration from a section of a YAML file. UserError names `place` and every key that does not fit."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    faults = [f"unknown key {key!r}" for key in values if key not in fields]
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            faults.append(f"{name} is missing")
+    converted = {}
+    for name, value in values.items():
+        if name in fields:
+            try:
+                converted[name] = _convert(hints[name], value)
+            except (TypeError, ValueError):
+                faults.append(f"{name} is {value!r}, expected {_spell(hints[name])}")
+    if faults:
+        known = ", ".join(sorted(fields))
+        raise UserError("\n".join(f"{place}: {fault}" for fault in faults) + f"\n{place}: the keys are: {known}")
+    return kind(**converted)
+
+
+def to_yaml(config: Any) -> str:
+    """The YAML that reproduces this configuration."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. UserError names the file, and the line of a syntax error."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """The value as the annotated type. ValueError or TypeError where it is another."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(value)
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_convert(arguments[0], item) for item in value)
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError(value)
+    return value
+
+
+def _spell(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)).replace("typing.", "")
+
+
+def _at_least(config: Any, bound: int, *names: str) -> list[str]:
+    return [f"{n} is {getattr(config, n)}, must be at least {bound}" for n in names if getattr(config, n) < bound]
+
+
+def _positive(config: Any, *names: str) -> list[str]:
+    values = [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
+    return [f"{n} is {value}, must be above 0" for n, value in values if not value > 0 or math.isinf(value)]
+
+
+def _share(config: Any, *names: str, upper: float = 0.99) -> list[str]:
+    values = [(name, getattr(config, name)) for name in names]
+    return [f"{name} is {value}, must be between 0 and {upper:g}" for name, value in values if not 0 <= value <= upper]
+
+
+def _multiple(config: Any, name: str, of: str) -> list[str]:
+    value, unit = getattr(config, name), getattr(config, of)
+    if unit < 1 or value % unit == 0:
+        return []
+    nearest = max(unit, value // unit * unit)
+    return [f"{name} is {value}, must be a multiple of {of} {unit}: try {nearest} or {nearest + unit}"]

@@ -1,0 +1,155 @@
+"""The one shape in which all data travels: prompts, demonstrations, rankings and texts, checked when they are made."""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+
+
+def require_text(value: Any, what: str) -> str:
+    """Returns `value` if it is a string that UTF-8 can write (a lone surrogate breaks tokenizers and files)."""
+    if not isinstance(value, str):
+        raise BadRow(f"{what} is not text", f"got {type(value).__name__}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow(f"{what} holds half a character", f"lone surrogate at position {error.start}") from None
+    return value
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation. `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise BadRow("a message's role is not one of " + ", ".join(ROLES), f"got {self.role!r}")
+        require_text(self.content, "a message's content")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for the assistant: a user's message comes last.
+
+    `meta` keeps the row's columns that no reader used; `origin` says where it was read ("file:line") for messages.
+    """
+
+    messages: tuple[Message, ...]
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", tuple(self.messages))
+        if not self.messages:
+            raise BadRow("the prompt is empty")
+        if self.messages[-1].role != "user":
+            raise BadRow("the prompt does not end with a user's message", f"ends with {self.messages[-1].role!r}")
+        if not self.messages[-1].content.strip():
+            raise BadRow("the prompt is empty")
+
+    @classmethod
+    def of(cls, text: str) -> "Prompt":
+        """The prompt that is one user's message."""
+        return cls((Message("user", text),))
+
+    @property
+    def key(self) -> str:
+        """The prompt's identity for splits and duplicates: NFKC, casefold, white space collapsed."""
+        turns = (f"{message.role}: {message.content}" for message in self.messages)
+        return " ".join(unicodedata.normalize("NFKC", " ".join(turns)).casefold().split())
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with the answer to imitate."""
+
+    prompt: Prompt
+    response: str
+
+    def __post_init__(self) -> None:
+        if not require_text(self.response, "the response").strip():
+            raise BadRow("the response is empty")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K >= 2 responses of one prompt; `ranks[i]` is the place of `responses[i]`, 1 = best, ties share a rank.
+
+    A chosen/rejected pair is K = 2 with ranks (1, 2). An empty response is allowed: it is a thing to rank last.
+    """
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...]
+    labeler: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("responses", "ranks"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise BadRow(f"{name} is not a list", f"got {type(values).__name__}")
+        if len(self.responses) < 2:
+            raise BadRow("a ranking needs at least 2 responses", f"got {len(self.responses)}")
+        if len(self.ranks) != len(self.responses):
+            raise BadRow("ranks and responses differ in number", f"{len(self.ranks)} and {len(self.responses)}")
+        responses = tuple(require_text(response, "a response") for response in self.responses)
+        object.__setattr__(self, "responses", responses)
+        object.__setattr__(self, "ranks", tuple(_whole_rank(rank) for rank in self.ranks))
+        if self.labeler is not None:
+            require_text(self.labeler, "the labeler")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text without a prompt: the pretraining mix (PPO-ptx)."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not require_text(self.text, "the text").strip():
+            raise BadRow("the text is empty")
+
+
+def _whole_rank(rank: Any) -> int:
+    is_number = isinstance(rank, int | float) and not isinstance(rank, bool)
+    if not is_number or rank != rank or rank in (float("inf"), float("-inf")) or rank != int(rank) or rank < 1:
+        raise BadRow("a rank is not a whole number from 1 upwards", f"got {rank!r}")
+    return int(rank)
+
+
+def split_of(key: str, validation_fraction: float) -> str:
+    """The split that a prompt's key belongs to, "train" or "validation": a hash, so the same in every file and order.
+
+    A key in validation at some fraction stays there at every larger one.
+    """
+    if not 0.0 <= validation_fraction <= 1.0:
+        raise UserError(f"validation_fraction must be between 0 and 1, got {validation_fraction}")
+    digest = hashlib.sha256(key.encode("utf-8")).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    return "validation" if position < validation_fraction else "train"
+
+
+def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
+    """The JSON row that the readers turn back into the same record; `meta` is written beside the known columns."""
+    if isinstance(record, Text):
+        return {"text": record.text}
+    prompt = record if isinstance(record, Prompt) else record.prompt
+    is_plain = len(prompt.messages) == 1
+    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    row: dict[str, Any] = {**prompt.meta, "prompt": prompt.messages[0].content if is_plain else turns}
+    if isinstance(record, Demonstration):
+        row["completion"] = record.response
+    elif isinstance(record, Ranking):
+        row |= {"responses": list(record.responses), "ranks": list(record.ranks)}
+        if record.labeler is not None:
+            row["labeler"] = record.labeler
+    return row

@@ -1,0 +1,169 @@
+"""Conversations to token ids and back, through the tokenizer's own chat template.
+
+A prompt is rendered up to the point where the assistant speaks; a response is exactly the tokens that the assistant's
+turn adds, up to and including the token that ends it. Text that looks like a control token ("</s>" typed by a user)
+stays text.
+"""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from jinja2 import TemplateError
+
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For tokenizers without a chat template. Plain words only, so that no token has to be added or trained:
+#
+#     [system text]\n\nUser: question\n\nAssistant: answer<eos>\n\nUser: ...\n\nAssistant:
+#
+# Earlier answers keep their EOS: the history is then the very tokens that were sampled. The space before the answer
+# belongs to the response, because byte-level tokenizers have " word" as one token.
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+
+PROBE = "Probe7Answer"  # one word that no template contains
+
+
+class Turn(NamedTuple):
+    """What a template puts around the assistant's answer: `before` and `after` as text, and the token that ends it."""
+
+    before: str
+    after: str
+    end_id: int
+
+
+def ensure_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The tokenizer's chat template; a tokenizer without one is given `DEFAULT_TEMPLATE` (in place) first.
+
+    The default begins with BOS if the tokenizer would write it before plain text. Raises UserError if the tokenizer
+    has no EOS, or several templates and none named "default".
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r} has no EOS token, so no response could ever end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = ("{{ bos_token }}" if leading_bos(tokenizer) else "") + DEFAULT_TEMPLATE
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(f"tokenizer {tokenizer.name_or_path!r}: {error}") from error
+
+
+def leading_bos(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """[bos] if the tokenizer writes BOS before plain text by itself, else []."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that fills padded cells; EOS if there is no pad token. Masks, never this id, tell what is padding."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids at which generation stops: the token that ends the template's assistant turn, and EOS if it differs."""
+    return list(dict.fromkeys([_turn(tokenizer).end_id, tokenizer.eos_token_id]))
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The ids of plain text: nothing added, and control tokens spelled in it stay ordinary text."""
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return list(encoded["input_ids"])
+
+
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+    """The ids of the conversation up to where the assistant's answer begins; BOS at most once.
+
+    Raises BadRow (a UserError) if the template refuses the conversation, e.g. for a system message.
+    """
+    return _render(tokenizer, prompt.messages, add_generation_prompt=True)
+
+
+def render_response(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str) -> list[int]:
+    """The ids that the assistant's turn adds after `render_prompt`, ending in the only stop token among them."""
+    return render_response_after(tokenizer, prompt, render_prompt(tokenizer, prompt), response)
+
+
+def render_response_after(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, prompt_ids: list[int], response: str
+) -> list[int]:
+    """`render_response` for a caller that has `render_prompt`'s ids already (K responses of one prompt)."""
+    turn = _turn(tokenizer)
+    whole = _render(tokenizer, (*prompt.messages, Message("assistant", response)), add_generation_prompt=False)
+    added = whole[len(prompt_ids) :]
+    if whole[: len(prompt_ids)] != prompt_ids or turn.end_id not in added:
+        # the template writes no end of turn, or the answer would melt into the prompt's last token: put the answer
+        # behind the prompt as generation does
+        return [*encode_text(tokenizer, turn.before + response + turn.after), turn.end_id]
+    return added[: added.index(turn.end_id) + 1]
+
+
+def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """The answer's text: what stands before the first stop token, without what the template puts around it."""
+    turn, stops = _turn(tokenizer), set(stop_ids(tokenizer))
+    end = next((position for position, token in enumerate(ids) if token in stops), len(ids))
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = text.removeprefix(_visible(tokenizer, turn.before))
+    return text.removesuffix(turn.after) if end < len(ids) else text
+
+
+def _visible(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", messages: tuple[Message, ...], add_generation_prompt: bool
+) -> list[int]:
+    ensure_template(tokenizer)
+    try:
+        return list(
+            tokenizer.apply_chat_template(
+                [{"role": message.role, "content": message.content} for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                sanitize_control_tokens=True,
+                return_dict=False,  # transformers 5 returns a BatchEncoding unless told otherwise
+            )
+        )
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise BadRow("the tokenizer's chat template refuses the conversation", f"{error}; roles {roles}") from error
+
+
+def _turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
+    return _probe(tokenizer, ensure_template(tokenizer), tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=8)
+def _probe(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int) -> Turn:
+    """Renders one known answer to see what the template writes around it (the other arguments only key the cache)."""
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
+    try:
+        opened = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+        closed = tokenizer.apply_chat_template([question, answer], tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} is broken: {error}") from error
+    head, found, tail = closed.rpartition(PROBE)
+    if not found:
+        raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} does not write assistant messages")
+    before = head.removeprefix(opened) if head.startswith(opened) else ""
+    added_tokens = tokenizer.added_tokens_decoder
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if token == eos_id or (token in added_tokens and added_tokens[token].content.strip()):
+            spelled = tokenizer.convert_ids_to_tokens(token)
+            return Turn(before, tail[: tail.index(spelled)], token)
+    return Turn(before, "", eos_id)

@@ -1,0 +1,270 @@
+"""Load the one frozen base model, 4-bit by default, and identify it by the bytes it was loaded from."""
+
+import contextlib
+import hashlib
+import inspect
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# bitsandbytes says this, when first imported, on every CPU with AVX512-BF16; the kernel it misses is the one that is
+# switched off below. The filter has to stand before that import.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in record.getMessage()
+)
+
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file  # noqa: E402
+from transformers.utils import logging as hf_logging  # noqa: E402
+
+from lora_rlhf.errors import UserError  # noqa: E402
+from lora_rlhf.model.heads import check_logits  # noqa: E402
+
+QUANTIZATIONS = ("nf4", "int8", "none")
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+TINYWORLD = "tinyworld"
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """Which base model, and how it is held in memory.
+
+    name: a hub name, a local folder, or "tinyworld" for the checkpoint inside this package.
+    quantization: "nf4" (4-bit NormalFloat with double quantization, QLoRA, arXiv 2305.14314), "int8" or "none".
+    compute_dtype: "auto" is float32 on a CPU, bfloat16 on a GPU that has it, float16 on an older one.
+    """
+
+    name: str
+    quantization: str = "nf4"
+    compute_dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("quantization", QUANTIZATIONS), ("compute_dtype", COMPUTE_DTYPES)):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise UserError(f"{field} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen base in memory. `source_hash` names the files it came from, before any quantization."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    spec: BaseSpec
+    source_hash: str
+    device: torch.device
+
+
+def load_base(spec: BaseSpec, device: str = "auto") -> Base:
+    """Load, freeze and check the base. `device`: "auto", "cpu", "cuda" or "cuda:N".
+
+    Errors: UserError for a name that leads nowhere, a folder without config, tokenizer or safetensors weights, weights
+    that do not fill the model, a tokenizer without an end-of-sequence token, and a model that cannot be used here.
+    """
+    where = _resolve_device(device)
+    name = _resolve_name(spec.name)
+    config = _load_config(name, spec)
+    source_hash = _hash_files([_config_file(name), *_weight_files(name, spec)])
+    tokenizer = _load_tokenizer(name, spec)
+    model = _load_model(name, spec, config, where)
+    _check_usable(model, tokenizer, spec)
+    return Base(model, tokenizer, spec, source_hash, where)
+
+
+def digest(model: PreTrainedModel) -> str:
+    """sha256 over every live tensor of the base, quantization state included; adapters and heads are left out.
+
+    The same before and after adapters are added, so equal digests mean that the base was not written.
+    """
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items(), key=lambda item: item[0]):
+        if ".lora_" in name or name.startswith("score.") or not isinstance(tensor, torch.Tensor):
+            continue
+        total.update(f"{name.replace('.base_layer.', '.')} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device is {device!r}, but PyTorch sees no CUDA GPU here; use --device cpu")
+    return where
+
+
+def _resolve_name(name: str) -> str:
+    """A hub name as it is, or the path of a folder that holds a model."""
+    if name == TINYWORLD:
+        name = str(files("lora_rlhf") / "tinyworld" / "base")
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        return name
+    if not (folder / "config.json").is_file():
+        raise UserError(f"base model {name!r}: no config.json there; give a folder written by save_pretrained")
+    return str(folder)
+
+
+def _load_config(name: str, spec: BaseSpec) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"base model {spec.name!r}: neither an existing folder nor a model that could be fetched from the hub. "
+            "Check the spelling and the network; a gated model needs `hf auth login`; a local model needs the path of "
+            f"its folder; one with its own code needs trust_remote_code. ({_first_line(error)})"
+        ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"base model {spec.name!r} is stored quantized already; give the original 16-bit model, "
+            "which is quantized while it loads"
+        )
+    # The base is frozen: dropout inside it could not regularise anything, and would move the policy's ratio off 1.
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
+            setattr(config, key, 0.0)
+    return config
+
+
+def _load_tokenizer(name: str, spec: BaseSpec) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"base model {spec.name!r}: its tokenizer does not load ({_first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"base model {spec.name!r}: its tokenizer has no end-of-sequence token, so no response could ever end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def _load_model(name: str, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
+    dtype = _compute_dtype(spec.compute_dtype, device)
+    quantization: dict[str, Any] = {}
+    if spec.quantization == "nf4":
+        quantization = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype,
+        }
+    elif spec.quantization == "int8":
+        quantization = {"load_in_8bit": True}
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                device_map={"": device},
+                quantization_config=BitsAndBytesConfig(**quantization) if quantization else None,
+                use_safetensors=True,
+                trust_remote_code=spec.trust_remote_code,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"base model {spec.name!r} does not load ({_first_line(error)})") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(
+            f"base model {spec.name!r}: its files lack {len(missing)} tensors that the model needs, the first being "
+            f"{missing[0]}; they would have been random"
+        )
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes would repack the weights in place on the first eval forward: the base
+        # would change, and eval and train forwards would differ.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.requires_grad_(False).eval()
+
+
+def _check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: BaseSpec) -> None:
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise UserError(
+            f"base model {spec.name!r}: {type(model).__name__} takes no position_ids, so left-padded prompts "
+            "cannot be represented; choose a model with rotary or learned positions"
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(f"base model {spec.name!r}: {len(tokenizer)} tokens in the tokenizer, {rows} in the model")
+    check_logits(model)
+
+
+def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _config_file(name: str) -> Path:
+    return Path(cached_file(name, "config.json"))
+
+
+def _weight_files(name: str, spec: BaseSpec) -> list[Path]:
+    """The safetensors files that transformers loads: one file, or the shards that the index lists."""
+
+    def find(filename: str) -> str | None:
+        try:
+            return cached_file(
+                name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
+            )
+        except OSError:
+            return None
+
+    if single := find("model.safetensors"):
+        return [Path(single)]
+    if index := find("model.safetensors.index.json"):
+        import json
+
+        shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+        found = [(shard, find(shard)) for shard in shards]
+        for shard, path in found:
+            if path is None:
+                raise UserError(f"base model {spec.name!r}: shard {shard} is listed in {index} and is not there")
+        return [Path(path) for _, path in found if path is not None]
+    raise UserError(
+        f"base model {spec.name!r}: no safetensors weights. Pickled weights (.bin, .pt) can run code and are refused; "
+        "convert them with save_pretrained"
+    )
+
+
+def _hash_files(paths: list[Path]) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

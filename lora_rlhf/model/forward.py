@@ -1,0 +1,146 @@
+"""Teacher-forced passes over given prompts and responses: log-probabilities, values and scores of the active role.
+
+Each runs the backbone once and applies a head to the positions that need one; (B, T, V) logits never exist.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lora_rlhf.algo.logprobs import chunked_logprobs
+from lora_rlhf.model.heads import lm_logits
+from lora_rlhf.model.shared import SharedModel
+
+CHUNK_LOGITS = 2**25  # logits that exist at a time: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts and their responses: prompts (B, P) padded on the left, responses (B, R) on the right.
+
+    Masks are bool, True on real tokens. What stands in the padding does not matter. Every prompt has a token.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    response_ids: Tensor
+    response_mask: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(part.shape) for part in self._parts]
+        if shapes[0] != shapes[1] or shapes[2] != shapes[3] or shapes[0][0] != shapes[2][0]:
+            raise ValueError(f"expected (B, P) twice and (B, R) twice, got {shapes}")
+
+    def __len__(self) -> int:
+        return self.prompt_ids.shape[0]
+
+    @property
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask
+
+    def index(self, rows: Tensor | slice | list[int]) -> "Sequences":
+        """The given rows."""
+        return Sequences(*(part[rows] for part in self._parts))
+
+    def to(self, device: torch.device | str) -> "Sequences":
+        """On another device."""
+        return Sequences(*(part.to(device) for part in self._parts))
+
+    def trim(self) -> "Sequences":
+        """Without the columns that are padding in every row."""
+        if not bool(self.prompt_mask[:, -1].all()):
+            raise ValueError("a prompt is empty, or not padded on the left")
+        longest_prompt = int(self.prompt_mask.sum(dim=1).max())
+        longest_response = int(self.response_mask.sum(dim=1).max())
+        start = self.prompt_ids.shape[1] - longest_prompt
+        return Sequences(
+            self.prompt_ids[:, start:],
+            self.prompt_mask[:, start:],
+            self.response_ids[:, :longest_response],
+            self.response_mask[:, :longest_response],
+        )
+
+
+def response_logprobs(model: SharedModel, batch: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability of each response token given all before it, and the entropy there: (B, R) each, float32.
+
+    0 where masked. Under the softmax of logits / temperature, the distribution that `generate` draws from. Gradients
+    flow through the log-probabilities only.
+    """
+    short = batch.trim()
+    hidden = _response_hidden(model, short)
+    return _masked_logprobs(
+        model, hidden, short.response_ids, short.response_mask, batch.response_ids.shape[1], temperature
+    )
+
+
+def response_values(model: SharedModel, batch: Sequences) -> Tensor:
+    """V before each response token: [:, t] sees the prompt and response[:t]. (B, R), float32, 0 where masked."""
+    short = batch.trim()
+    values = model.head(_response_hidden(model, short).float()).squeeze(-1)
+    return _widen(torch.where(short.response_mask, values, 0.0), batch.response_ids.shape[1])
+
+
+def response_scores(model: SharedModel, batch: Sequences) -> Tensor:
+    """The active role's score of each response, read at its last counted token: (B,), float32."""
+    short = batch.trim()
+    if not bool(short.response_mask.any(dim=1).all()):
+        raise ValueError("a response without a token has no score")
+    last = short.prompt_ids.shape[1] + short.response_mask.sum(dim=1) - 1
+    hidden = _hidden(model, *_joined(short))
+    return model.head(hidden[torch.arange(len(short), device=hidden.device), last].float()).squeeze(-1)
+
+
+def text_logprobs(model: SharedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability of each token of a text given those before it: ids, mask (B, T) -> (B, T-1), 0 where masked."""
+    hidden = _hidden(model, ids, mask)[:, :-1]
+    logprobs, _ = _masked_logprobs(model, hidden, ids[:, 1:], mask[:, 1:] & mask[:, :-1], ids.shape[1] - 1, 1.0)
+    return logprobs
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """0, 1, 2, ... over the True cells of each row: padding moves nobody's position."""
+    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def _joined(batch: Sequences) -> tuple[Tensor, Tensor]:
+    ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1)
+    return ids, torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
+
+
+def _hidden(model: SharedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) -> (B, T, H). The cache is off: with it, restarting positions could be read as packed documents."""
+    ids = torch.where(mask, ids, 0)  # padding may hold any sentinel, which an embedding would choke on
+    output = model.backbone(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
+    return output.last_hidden_state
+
+
+def _response_hidden(model: SharedModel, batch: Sequences) -> Tensor:
+    """(B, R, H): at [:, t] the state that has seen the prompt and response[:t], from which token t is drawn."""
+    prompt = batch.prompt_ids.shape[1]
+    return _hidden(model, *_joined(batch))[:, prompt - 1 : -1]
+
+
+def _masked_logprobs(
+    model: SharedModel, hidden: Tensor, ids: Tensor, mask: Tensor, width: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of the True cells, put back in place among zeros: (B, width) each."""
+    flat_logprobs, flat_entropy = chunked_logprobs(
+        hidden[mask],
+        lambda states: lm_logits(model.causal, states),
+        ids[mask],
+        temperature,
+        max(1, CHUNK_LOGITS // model.config.vocab_size),
+    )
+    zeros = torch.zeros(mask.shape, dtype=flat_logprobs.dtype, device=mask.device)
+    return (
+        _widen(zeros.masked_scatter(mask, flat_logprobs), width),
+        _widen(zeros.masked_scatter(mask, flat_entropy), width),
+    )
+
+
+def _widen(cells: Tensor, width: int) -> Tensor:
+    """Zeros on the right, up to the width that the caller's batch had before it was trimmed."""
+    return functional.pad(cells, (0, width - cells.shape[1]))

@@ -1,0 +1,34 @@
+"""How much memory is in use: the process, the GPU, the adapters, and how many quantized bases are alive."""
+
+import gc
+import resource
+import sys
+
+import torch
+from bitsandbytes.nn import Int8Params, Params4bit
+
+from lora_rlhf.model.shared import SharedModel
+
+GIB = 2**30
+
+
+def peak_rss_gib() -> float:
+    """Largest resident size of this process so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # bytes there, KiB on Linux
+
+
+def peak_gpu_gib() -> float:
+    """Most memory that PyTorch has had allocated on the current GPU so far, in GiB; 0 without a GPU."""
+    return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+
+
+def quantized_storages() -> int:
+    """How many distinct quantized weights are alive in this process. One base has one per quantized layer."""
+    weights = (thing for thing in gc.get_objects() if isinstance(thing, Params4bit | Int8Params))
+    return len({weight.untyped_storage().data_ptr() for weight in weights})
+
+
+def adapter_bytes(model: SharedModel, role: str) -> int:
+    """Bytes of a role's own parameters: adapter, and head where it has one."""
+    return sum(parameter.numel() * parameter.element_size() for _, parameter in model.named_parameters_of(role))

@@ -1,0 +1,323 @@
+"""One base, many roles: the only module that knows that roles are adapters, and the only one that switches them."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.adapters import LoraSettings, read_adapter, write_adapter
+from lora_rlhf.model.base import Base, digest
+from lora_rlhf.model.heads import SCORE, attach_score, init_score, score_of
+
+BASE = "base"
+REFERENCE = "reference"
+
+
+class _State(NamedTuple):
+    role: str | None
+    training: bool
+
+
+_IDLE = _State(None, False)
+
+
+class SharedModel:
+    """The base with its adapters and heads. Everything but `role`s in training is frozen, always.
+
+    A forward pass runs inside a `role` block. Blocks may nest. A backward pass must find the model in the state
+    (role and training) in which its forward ran: PEFT would otherwise give zero or wrong gradients without an error,
+    so it raises here. Not thread-safe: one role is active at a time.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.peft: PeftModel | None = None
+        self._aliases: dict[str, str] = {}
+        self._state = _IDLE
+        self._enabled: str | None = None  # the adapter that PEFT applies now; it may outlive the block that set it
+        self._parameters: dict[str, dict[str, nn.Parameter]] = {}
+        self._linear_names = _linear_names(self.causal)
+        attach_score(self.causal)
+        self.backbone.register_forward_pre_hook(self._before_forward)
+        self.backbone.register_forward_hook(self._after_forward)
+
+    # What it is made of
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The causal language model, with the adapters injected."""
+        return self.base.model
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The causal model without its LM head: ids to hidden states (B, T, H)."""
+        return self.causal.base_model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.base.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The configuration of the text model."""
+        return self.causal.config.get_text_config()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role that can be entered now."""
+        return (BASE, *self._parameters, *self._aliases)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The score head of the active role."""
+        if self._state.role is None:
+            raise RuntimeError("no role is active: use `with model.role(...)`")
+        adapter = self._adapter_of(self._state.role)
+        head = None if adapter is None else score_of(self.causal, adapter)
+        if head is None:
+            raise ValueError(f"role {self._state.role!r} has no score head")
+        return head
+
+    def base_digest(self) -> str:
+        """Hash of every live tensor of the base: the same before and after anything done here."""
+        return digest(self.causal)
+
+    # Adding, copying, loading and saving roles
+
+    def add_role(self, role: str, settings: LoraSettings, head: bool = False) -> None:
+        """Add an adapter that changes nothing yet (B = 0), with a new score head if asked. Draws from torch's RNG."""
+        self._check_new(role)
+        self._inject(role, settings.to_peft(self._linear_names), head)
+
+    def copy_role(self, source: str, target: str, head: Literal["copy", "new"] | None = None) -> None:
+        """Add `target` as a bit-exact copy of `source`; its head is copied, new, or left out."""
+        self._check_new(target)
+        parameters = self._trainable_of(source)
+        if head == "copy" and score_of(self.causal, source) is None:
+            raise ValueError(f"role {source!r} has no score head to copy")
+        self._inject(target, self._config_of(source), head is not None)
+        for name, parameter in self._parameters[target].items():
+            if head == "copy" or not _is_head(name):
+                parameter.data.copy_(parameters[name].data)
+
+    def load_role(self, role: str, folder: str | Path) -> None:
+        """Add an adapter, and its head if it has one, from a standard PEFT folder.
+
+        UserError when the folder is not a LoRA adapter in safetensors, or does not fit the base tensor by tensor.
+        """
+        self._check_new(role)
+        config, state = read_adapter(Path(folder))
+        try:
+            self._inject(role, config, any(_is_head(name) for name in state))
+            self.load_adapter_state(role, state)
+        except ValueError as error:  # PEFT's, for layers that the base lacks, or ours
+            self._remove(role)
+            raise UserError(f"adapter {folder} does not fit the base {self.base.spec.name!r}: {error}") from error
+
+    def save_role(self, role: str, folder: str | Path) -> None:
+        """Write a standard PEFT folder (safetensors), whole or not at all; an older one there is replaced."""
+        write_adapter(Path(folder), self._config_of(role), self.adapter_state(role))
+
+    def alias(self, role: str, of: str) -> None:
+        """Make `role` another name for a role, without a copy; it can not be trained under this name."""
+        if role == BASE or role in self._parameters:
+            raise ValueError(f"role {role!r} exists already")
+        if of != BASE:
+            self._trainable_of(of)
+        self._aliases[role] = of
+
+    def named_parameters_of(self, role: str) -> list[tuple[str, nn.Parameter]]:
+        """The role's own parameters, all float32, under the names that PEFT gives them in a file."""
+        return list(self._trainable_of(role).items())
+
+    def adapter_state(self, role: str) -> dict[str, Tensor]:
+        """A copy of the role's parameters on the CPU, under the names that PEFT gives them in a file."""
+        return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in self.named_parameters_of(role)}
+
+    def load_adapter_state(self, role: str, state: dict[str, Tensor]) -> None:
+        """Put a state back, bit for bit. ValueError for a tensor that is missing, unknown or of another shape."""
+        parameters = self._trainable_of(role)
+        missing, unknown = parameters.keys() - state.keys(), state.keys() - parameters.keys()
+        if missing or unknown:
+            raise ValueError(
+                f"{len(missing)} tensors missing {sorted(missing)[:2]}, {len(unknown)} unknown {sorted(unknown)[:2]}"
+            )
+        for name, parameter in parameters.items():
+            if state[name].shape != parameter.shape:
+                raise ValueError(f"{name} is {tuple(state[name].shape)}, expected {tuple(parameter.shape)}")
+        for name, parameter in parameters.items():
+            parameter.data.copy_(state[name])
+
+    # Switching
+
+    @contextmanager
+    def role(self, role: str, training: bool = False) -> Iterator["SharedModel"]:
+        """Run as `role` inside the block; what was active before comes back at its end, after an error too.
+
+        training=True: train mode, and gradients for this role's parameters alone. Else eval mode, nothing trainable.
+        """
+        self._adapter_of(role)
+        if training:
+            self._trainable_of(role)
+        before = self._state
+        try:
+            self._switch(_State(role, training))
+            yield self
+        finally:
+            self._switch(before)
+
+    @property
+    def active_role(self) -> str | None:
+        """The role of the innermost block; None outside any."""
+        return self._state.role
+
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on training forwards keep only each layer's input, and compute the layer again for its gradient."""
+        self.causal.activation_checkpointing_enable({"use_reentrant": False})
+        self.causal.disable_input_require_grads()  # only reentrant checkpointing needs it; frozen roles would get graphs
+
+    def check_gradients(self, role: str) -> None:
+        """RuntimeError naming a parameter of the role that got no gradient. Call between backward and step."""
+        without = [name for name, parameter in self.named_parameters_of(role) if parameter.grad is None]
+        if without:
+            raise RuntimeError(f"{len(without)} parameters of role {role!r} got no gradient, first {without[0]}")
+
+    def _switch(self, state: _State) -> None:
+        old, self._state = self._state, state
+        if old == state and self.causal.training == state.training:
+            return
+        if old.training and old.role is not None:
+            self._set_trainable(old.role, False)
+        if state.role is not None:
+            self._enable(self._adapter_of(state.role))
+        if state.training and state.role is not None:
+            self._set_trainable(state.role, True)
+        if self.causal.training != state.training:
+            (self.peft or self.causal).train(state.training)
+
+    def _enable(self, adapter: str | None) -> None:
+        """Let PEFT apply this adapter, or none. Walks all layers, so it does nothing where nothing changes."""
+        if self.peft is None or adapter == self._enabled:
+            return
+        if adapter is None:
+            self.peft.base_model.disable_adapter_layers()
+        else:
+            if self._enabled is None:
+                self.peft.base_model.enable_adapter_layers()
+            self.peft.set_adapter(adapter, inference_mode=True)
+        self._enabled = adapter
+
+    def _set_trainable(self, role: str, trainable: bool) -> None:
+        for parameter in self._parameters[role].values():
+            parameter.requires_grad_(trainable)
+
+    def _before_forward(self, _module: nn.Module, _inputs: object) -> None:
+        if self._state.role is None:
+            raise RuntimeError("a forward pass outside any role: use `with model.role(...)`")
+
+    def _after_forward(self, _module: nn.Module, _inputs: object, output: object) -> None:
+        hidden: Tensor = output[0]  # type: ignore[index]
+        if not hidden.requires_grad:
+            return
+        then = self._state
+
+        def check(_grad: Tensor) -> None:
+            if self._state != then:
+                raise RuntimeError(
+                    f"backward as {self._state} of a forward that ran as {then}: its gradients would be silently "
+                    "wrong. Keep forward and backward inside one role block"
+                )
+
+        hidden.register_hook(check)
+
+    # Bookkeeping
+
+    def _adapter_of(self, role: str) -> str | None:
+        """The adapter that a role stands for; None is the bare base."""
+        role = self._aliases.get(role, role)
+        if role != BASE and role not in self._parameters:
+            raise ValueError(f"no role {role!r}; there are: {', '.join(self.roles)}")
+        return None if role == BASE else role
+
+    def _trainable_of(self, role: str) -> dict[str, nn.Parameter]:
+        if role not in self._parameters:
+            why = "is frozen" if role in self.roles else "does not exist"
+            raise ValueError(f"role {role!r} {why}; roles with parameters of their own: {', '.join(self._parameters)}")
+        return self._parameters[role]
+
+    def _check_new(self, role: str) -> None:
+        if self._state != _IDLE:
+            raise RuntimeError(f"roles cannot be added inside the block of role {self._state.role!r}")
+        if role in (BASE, REFERENCE) or role in self.roles or not role or "." in role:
+            raise ValueError(f"role {role!r} is reserved, taken or not a name; there are: {', '.join(self.roles)}")
+
+    def _config_of(self, role: str) -> LoraConfig:
+        self._trainable_of(role)
+        assert self.peft is not None
+        return deepcopy(self.peft.peft_config[role])
+
+    def _inject(self, role: str, config: LoraConfig, head: bool) -> None:
+        # The task type is what plain PEFT picks the class by, when somebody loads the folder elsewhere.
+        config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
+        config.modules_to_save = [SCORE] if head else None
+        config.inference_mode = False
+        config.base_model_name_or_path = self.causal.name_or_path
+        with warnings.catch_warnings():
+            # PEFT asks transformers for a property that is being renamed.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            if self.peft is None:
+                self.peft = PeftModel(self.causal, config, adapter_name=role)
+            else:
+                self.peft.add_adapter(role, config)
+        self._parameters[role] = _parameters_of(self.peft, role)
+        if head:
+            init_score(score_of(self.causal, role))
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Back to idle after PEFT has added or removed an adapter, which touches flags and modes as it likes."""
+        assert self.peft is not None
+        self.peft.eval().requires_grad_(False)
+        self.peft.base_model.disable_adapter_layers()
+        self._enabled = None
+
+    def _remove(self, role: str) -> None:
+        if self.peft is not None and role in self.peft.peft_config:
+            self.peft.delete_adapter(role)
+            self._freeze()
+        self._parameters.pop(role, None)
+
+
+def _linear_names(causal: PreTrainedModel) -> frozenset[str]:
+    """The last parts of the names of all linear layers but the LM head."""
+    lm_head = causal.get_output_embeddings()
+    layers = ((path, module) for path, module in causal.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return frozenset(path.rpartition(".")[2] for path, module in layers if module is not lm_head)
+
+
+def _is_head(name: str) -> bool:
+    return name.endswith(f".{SCORE}.weight")
+
+
+def _parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
+    """An adapter's live parameters under the names that PEFT writes to a file, which leave the adapter's own out."""
+    found = {}
+    for name, parameter in peft.named_parameters():
+        for part in (".lora_A", ".lora_B", ".modules_to_save"):
+            head, mark, tail = name.partition(f"{part}.{role}.")
+            if mark:
+                found[f"{head}.{tail}" if part == ".modules_to_save" else f"{head}{part}.{tail}"] = parameter
+    return found

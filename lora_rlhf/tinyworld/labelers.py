@@ -1,0 +1,63 @@
+"""About forty simulated labelers: each ranks responses by the gold qualities in its own way, with its own noise."""
+
+import random
+from dataclasses import dataclass
+
+from lora_rlhf.data.schema import Prompt, Ranking
+from lora_rlhf.tinyworld.gold import BASE_WEIGHT, WEIGHTS, score_request
+from lora_rlhf.tinyworld.language import count_words
+from lora_rlhf.tinyworld.requests import find
+
+NUM_LABELERS = 40
+# Set once so that two labelers agree on 73 % of pairs of sampled responses, as InstructGPT's training labelers did
+# (72.6 +- 1.5 %, section 3.4); `scripts/calibrate_labelers.py` measures it again.
+NOISE = 0.165
+TIE_WIDTH = 0.02
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """One person's taste: how much each quality weighs, a liking for length (utility per word), and a noise (sd)."""
+
+    name: str
+    weights: dict[str, float]
+    length_liking: float
+    noise: float
+
+    def utility(self, prompt: str, response: str, rng: random.Random) -> float:
+        """How much this labeler likes a response this time.
+
+        Raises:
+            KeyError: the prompt is not one of the tiny world's.
+        """
+        request = find(prompt)
+        if request is None:
+            raise KeyError(f"not a prompt of the tiny world: {prompt!r}")
+        gold = score_request(request, response)
+        liked = gold.asked * (BASE_WEIGHT + sum(weight * getattr(gold, name) for name, weight in self.weights.items()))
+        return liked + self.length_liking * count_words(response) + rng.gauss(0.0, self.noise)
+
+    def rank(self, prompt: Prompt, responses: list[str], rng: random.Random) -> Ranking:
+        """Ranks the responses, 1 = best; those closer than a just noticeable difference are tied."""
+        utilities = [self.utility(prompt.messages[-1].content, response, rng) for response in responses]
+        order = sorted(range(len(responses)), key=lambda index: -utilities[index])
+        ranks, rank = [0] * len(responses), 0
+        for place, index in enumerate(order):
+            if place == 0 or utilities[order[place - 1]] - utilities[index] > TIE_WIDTH:
+                rank = place + 1
+            ranks[index] = rank
+        return Ranking(prompt, tuple(responses), tuple(ranks), self.name)
+
+
+def labelers(noise: float = NOISE, seed: int = 0) -> list[Labeler]:
+    """The labelers: one fixed group of people for every run, unless another seed is asked for."""
+    rng = random.Random(f"labelers-{seed}")
+    return [
+        Labeler(
+            name=f"labeler-{number:02d}",
+            weights={name: weight * rng.lognormvariate(0.0, 0.3) for name, weight in WEIGHTS.items()},
+            length_liking=rng.gauss(0.001, 0.002),
+            noise=noise * rng.lognormvariate(0.0, 0.3),
+        )
+        for number in range(NUM_LABELERS)
+    ]

@@ -1,0 +1,130 @@
+"""Prompts of the tiny world: a task, its entities and perhaps a stated constraint, as text and back again."""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from lora_rlhf.tinyworld.facts import NUMBERS
+from lora_rlhf.tinyworld.language import CLOSINGS, OPENINGS, count_words, split_sentences
+from lora_rlhf.tinyworld.skill import Key, Skill
+from lora_rlhf.tinyworld.skills_reading import READING
+from lora_rlhf.tinyworld.skills_writing import WRITING
+
+SKILLS = (*WRITING, *READING)
+# InstructGPT (arXiv 2203.02155), Table 1: the share of each use case among the prompts of its API.
+USE_CASES = {
+    "generation": 0.456,
+    "open QA": 0.124,
+    "brainstorming": 0.112,
+    "chat": 0.084,
+    "rewriting": 0.066,
+    "summarisation": 0.042,
+    "classification": 0.035,
+    "other": 0.035,
+    "closed QA": 0.026,
+    "extraction": 0.019,
+}
+CONSTRAINED_SHARE = 0.6
+HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A stated limit on form: kind "words" or "sentences" with a number, "begin" or "end" with set words."""
+
+    kind: str
+    value: str
+
+    @property
+    def text(self) -> str:
+        if self.kind == "words":
+            return f"Use at most {self.value} words."
+        if self.kind == "sentences":
+            return "Use only one sentence." if self.value == "one" else f"Use at most {self.value} sentences."
+        return f"{self.kind.capitalize()} with: {self.value}"
+
+    def obeyed_by(self, response: str) -> bool:
+        sentences = split_sentences(response)
+        if not sentences:
+            return False
+        if self.kind == "words":
+            return count_words(response) <= NUMBERS.index(self.value)
+        if self.kind == "sentences":
+            return len(sentences) <= NUMBERS.index(self.value)
+        return (sentences[0] if self.kind == "begin" else sentences[-1]) == self.value
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt: what it asks, of whom, in which words, under which constraint."""
+
+    skill: Skill
+    key: Key
+    wording: str
+    constraint: Constraint | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{self.wording} {self.constraint.text}" if self.constraint else self.wording
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this combination of task and entities is kept for evaluation. Independent of wording and constraint."""
+        digest = hashlib.sha256("|".join((self.skill.name, *self.key)).encode()).digest()
+        return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+
+
+def constraints_of(skill: Skill) -> list[Constraint]:
+    """Every constraint that can be put on answers to this task."""
+    limits = [Constraint("words", NUMBERS[skill.max_words]), Constraint("sentences", NUMBERS[skill.max_sentences])]
+    if not skill.frames:
+        return limits
+    return [*limits, *(Constraint("begin", words) for words in OPENINGS), *(Constraint("end", words) for words in CLOSINGS)]
+
+
+@cache
+def _wordings() -> dict[str, tuple[Skill, Key]]:
+    return {wording: (skill, key) for skill in SKILLS for key in skill.keys for wording in skill.phrase(key)}
+
+
+@cache
+def _suffixes() -> dict[str, Constraint]:
+    return {constraint.text: constraint for skill in SKILLS for constraint in constraints_of(skill)}
+
+
+def find(text: str) -> Request | None:
+    """The request that this prompt makes, or None for a prompt from outside the tiny world."""
+    text = " ".join(text.split())
+    if text in _wordings():
+        return Request(*_wordings()[text], text)
+    for suffix, constraint in _suffixes().items():
+        wording = text.removesuffix(f" {suffix}")
+        if wording != text and wording in _wordings():
+            return Request(*_wordings()[wording], wording, constraint)
+    return None
+
+
+def draw(rng: random.Random, held_out: bool, seen: set[str] | None = None) -> Iterator[Request]:
+    """Endless distinct prompts in the paper's mixture; `seen` holds texts that must not come (again) and is added to."""
+    seen = set() if seen is None else seen
+    skills = {case: [skill for skill in SKILLS if skill.use_case == case] for case in USE_CASES}
+    while True:
+        skill = rng.choice(skills[rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]])
+        for _ in range(200):  # a use case with few combinations may be used up: then another is drawn
+            request = _draw_one(rng, skill)
+            if request.held_out == held_out and request.text not in seen:
+                seen.add(request.text)
+                yield request
+                break
+
+
+def _draw_one(rng: random.Random, skill: Skill) -> Request:
+    key = rng.choice(skill.keys)
+    constraint = None
+    if rng.random() < CONSTRAINED_SHARE:
+        options = constraints_of(skill)
+        kind = rng.choice(sorted({option.kind for option in options}))
+        constraint = rng.choice([option for option in options if option.kind == kind])
+    return Request(skill, key, rng.choice(skill.phrase(key)), constraint)

@@ -1,0 +1,76 @@
+"""Demonstrations by writers of uneven quality: habits that a model learns and that preferences can mend."""
+
+import random
+from dataclasses import dataclass
+
+from lora_rlhf.tinyworld.language import CLOSING_FILLER, OPENING_FILLER, RUDE
+from lora_rlhf.tinyworld.requests import Request
+from lora_rlhf.tinyworld.skill import Knowledge
+from lora_rlhf.tinyworld.skills_reading import fragment
+
+NUM_WRITERS = 20
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One person's habits, each the probability that it shows in an answer."""
+
+    ignores_constraint: float
+    rambles: float
+    curt: float
+    rude: float
+    sloppy: float
+
+    def write(self, request: Request, rng: random.Random) -> str:
+        """An answer as this writer gives it."""
+        knowledge = Knowledge(rng, self.sloppy)
+        if request.constraint and rng.random() >= self.ignores_constraint:
+            return compliant(request, knowledge)
+        if rng.random() < self.curt:
+            return _curt(request, knowledge)
+        sentences = request.skill.compose(request.key, knowledge, False)
+        rambling = rng.random() < self.rambles
+        if rambling and rng.random() < 0.4:
+            sentences.insert(0, rng.choice(OPENING_FILLER))
+        elif rambling:
+            sentences.append(rng.choice(CLOSING_FILLER))
+        if rng.random() < self.rude:
+            sentences.append(rng.choice(RUDE))
+        return " ".join(sentences)
+
+
+def compliant(request: Request, knowledge: Knowledge) -> str:
+    """An answer that keeps the stated constraint and wastes no words; with exact knowledge, the best answer there is."""
+    constraint = request.constraint
+    limited = constraint is not None and constraint.kind in ("words", "sentences")
+    sentences = request.skill.compose(request.key, knowledge, limited)
+    if constraint and constraint.kind == "begin":
+        sentences.insert(0, constraint.value)
+    elif constraint and constraint.kind == "end":
+        sentences.append(constraint.value)
+    return " ".join(sentences)
+
+
+def _curt(request: Request, knowledge: Knowledge) -> str:
+    """The first thing that comes to mind: one word for a question, one sentence for anything longer."""
+    if request.skill.name == "fact":
+        return fragment(knowledge.value(*request.key))
+    return request.skill.compose(request.key, knowledge, True)[0]
+
+
+def writers(seed: int = 0) -> list[Writer]:
+    """The writers: habits spread around averages under which most answers ignore a stated constraint."""
+    rng = random.Random(f"writers-{seed}")
+
+    def around(mean: float) -> float:
+        return min(0.95, max(0.02, rng.gauss(mean, 0.35 * mean)))
+
+    return [
+        Writer(around(0.60), around(0.60), around(0.15), around(0.20), around(0.12)) for _ in range(NUM_WRITERS)
+    ]
+
+
+def perfect_knowledge(seed: int | str = 0) -> Knowledge:
+    """Somebody who never slips."""
+    return Knowledge(random.Random(seed), 0.0)
+

@@ -1,0 +1,141 @@
+"""Token log-probabilities: the right token, the right width, and never more logits than asked for."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lora_rlhf.algo.logprobs import chunked_logprobs, token_entropy, token_logprobs
+from tests import reference
+
+N, H, V = 11, 3, 17
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+IDS = torch.arange(N) * 5 % V
+
+
+def test_equals_the_definition() -> None:
+    logits = random(2, 4, V)
+    ids = IDS[:8].view(2, 4)
+    logprobs, entropy = token_logprobs(logits, ids), token_entropy(logits)
+    for row in range(2):
+        for column in range(4):
+            cell = logits[row, column].tolist()
+            assert logprobs[row, column].item() == pytest.approx(reference.logprob(cell, ids[row, column]), abs=1e-12)
+            assert entropy[row, column].item() == pytest.approx(reference.entropy(cell), abs=1e-12)
+
+
+def test_landmarks() -> None:
+    uniform = torch.zeros(1, 8)
+    assert token_logprobs(uniform, torch.tensor([3])).item() == pytest.approx(-math.log(8), rel=1e-6)
+    assert token_entropy(uniform).item() == pytest.approx(math.log(8), rel=1e-6)
+
+
+def test_half_precision_is_widened_before_the_softmax() -> None:
+    logits = (4 * random(N, V)).detach().bfloat16()
+    logprobs = token_logprobs(logits, IDS)
+    assert logprobs.dtype == token_entropy(logits).dtype == torch.float32
+    torch.testing.assert_close(logprobs.double(), token_logprobs(logits.double(), IDS), rtol=0, atol=1e-5)
+    assert token_logprobs(logits.double(), IDS).dtype == torch.float64
+    identity = torch.nn.Identity()
+    warm, _ = chunked_logprobs(logits, identity, IDS, temperature=0.7)  # the division is widened too
+    torch.testing.assert_close(warm.double(), token_logprobs(logits.double() / 0.7, IDS), rtol=0, atol=1e-5)
+
+
+def test_tokens_that_cannot_be_drawn_leave_entropy_and_gradients_finite() -> None:
+    logits = torch.tensor([[1.0, -math.inf, 2.0], [0.0, -500.0, 500.0]], dtype=torch.float64, requires_grad=True)
+    entropy = token_entropy(logits)
+    assert entropy.tolist() == pytest.approx([reference.entropy([1.0, 2.0]), 0.0], abs=1e-12)
+    (entropy.sum() + token_logprobs(logits, torch.tensor([0, 2])).sum()).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("chunk_tokens", [1, 4, N, 100])
+def test_chunked_equals_unchunked_in_value_and_gradient(chunk_tokens: int, temperature: float) -> None:
+    hidden, weight, upstream = (random(N, H, seed=1), random(V, H, seed=2), random(N, seed=3).detach())
+    logits = hidden @ weight.T / temperature
+    expected = torch.autograd.grad(token_logprobs(logits, IDS) @ upstream, (hidden, weight))
+
+    logprobs, entropy = chunked_logprobs(hidden, lambda h: h @ weight.T, IDS, temperature, chunk_tokens)
+    torch.testing.assert_close(logprobs, token_logprobs(logits, IDS), rtol=0, atol=1e-12)
+    torch.testing.assert_close(entropy, token_entropy(logits), rtol=0, atol=1e-12)
+    assert logprobs.requires_grad and not entropy.requires_grad
+    for gradient, reference_gradient in zip(
+        torch.autograd.grad(logprobs @ upstream, (hidden, weight)), expected, strict=True
+    ):
+        torch.testing.assert_close(gradient, reference_gradient, rtol=0, atol=1e-12)
+
+
+def test_chunked_gradient_is_the_numerical_one_and_rows_are_independent() -> None:
+    weight = random(V, H, seed=2).detach()
+    assert torch.autograd.gradcheck(lambda h: chunked_logprobs(h, lambda x: x @ weight.T, IDS, 0.8, 4)[0], random(N, H))
+    order = torch.arange(N).flip(0)
+    hidden = random(N, H).detach()
+    plain, permuted = (
+        chunked_logprobs(hidden[index], lambda x: x @ weight.T, IDS[index], chunk_tokens=4)
+        for index in (slice(None), order)
+    )
+    for left, right in zip(plain, permuted, strict=True):
+        torch.testing.assert_close(left[order], right, rtol=0, atol=1e-12)
+
+
+def test_chunked_works_without_gradients_and_without_tokens() -> None:
+    hidden, weight = random(N, H), random(V, H, seed=2)
+    with torch.no_grad():
+        logprobs, _ = chunked_logprobs(hidden, lambda h: h @ weight.T, IDS, chunk_tokens=4)
+    assert not logprobs.requires_grad
+    torch.testing.assert_close(logprobs, token_logprobs(hidden @ weight.T, IDS), rtol=0, atol=1e-12)
+    for empty in chunked_logprobs(hidden[:0], lambda h: h @ weight.T, IDS[:0]):
+        assert empty.shape == (0,)
+
+
+class WideRows(TorchDispatchMode):
+    """Counts the rows of width V that are alive at once, whoever holds them: Python, autograd or a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for out in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] == V and out.shape[0] != H:
+                storage = StorageWeakRef(out.untyped_storage())
+                self.alive[storage.cdata] = (storage, out.shape[0])
+        self.alive = {key: (ref, rows) for key, (ref, rows) in self.alive.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(rows for _, rows in self.alive.values()))
+        return result
+
+
+def peak_rows(num_tokens: int, chunk_tokens: int) -> int:
+    hidden, weight = random(num_tokens, H), random(V, H, seed=2).detach()
+    ids = torch.arange(num_tokens) % V
+    with WideRows() as rows:
+        logprobs, _ = chunked_logprobs(hidden, lambda h: torch.mm(h, weight.T), ids, 0.9, chunk_tokens)
+        logprobs.sum().backward()
+    return rows.peak
+
+
+def test_peak_memory_follows_the_chunk_and_not_the_batch_in_forward_and_backward() -> None:
+    chunk = 4
+    assert chunk < peak_rows(40, chunk) == peak_rows(80, chunk) <= 6 * chunk
+    assert peak_rows(80, 80) >= 80  # the counter does see what an unchunked call holds
+
+
+def test_misuse_is_an_error() -> None:
+    hidden, head = random(N, H), torch.nn.Identity()
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        chunked_logprobs(hidden, head, IDS, temperature=0.0)
+    with pytest.raises(ValueError, match="chunk_tokens must be at least 1, got 0"):
+        chunked_logprobs(hidden, head, IDS, chunk_tokens=0)
+    with pytest.raises(ValueError, match=r"\(11, 3\) and \(10,\)"):
+        chunked_logprobs(hidden, head, IDS[:-1])

@@ -1,0 +1,51 @@
+"""Agreement by counting pairs by hand; ranks from scores; duplicates counted."""
+
+import pytest
+
+from lora_rlhf.data.labels import agreement, drop_duplicate_responses, group_by_prompt, ranks_from_scores
+from lora_rlhf.data.schema import Prompt, Ranking
+
+HI = Prompt.of("Hi")
+
+
+def rank(responses: str, ranks: tuple[int, ...], labeler: str | None = None, prompt: Prompt = HI) -> Ranking:
+    return Ranking(prompt, tuple(responses), ranks, labeler)
+
+
+def test_agreement_counts_strictly_ordered_pairs() -> None:
+    ada = rank("abc", (1, 2, 3), "Ada")
+    bob = rank("cab", (2, 1, 2), "Bob")  # a first, then b and c tied
+    eve = rank("bad", (1, 2, 3), "Eve")  # b before a before d
+    # Ada-Bob: ab, ac agree, bc is tied. Ada-Eve share a, b: disagree. Bob-Eve share a, b: disagree.
+    assert agreement(group_by_prompt([ada, bob, eve])) == (2 / 4, 4)
+    assert agreement(group_by_prompt([ada, bob])) == (1.0, 2)
+    assert agreement(group_by_prompt([ada, rank("abc", (3, 2, 1), "Zoe")])) == (0.0, 3)
+
+
+def test_agreement_compares_only_people_and_prompts_that_can_be_compared() -> None:
+    ada = rank("ab", (1, 2), "Ada")
+    assert agreement(group_by_prompt([ada, ada])) == (None, 0)
+    assert agreement(group_by_prompt([ada, rank("ab", (1, 2), "Bob", Prompt.of("Other"))])) == (None, 0)
+    assert agreement(group_by_prompt([ada, rank("ab", (1, 2), "Bob", Prompt.of(" hI"))])) == (1.0, 1)
+    assert agreement(group_by_prompt([rank("ab", (1, 2)), rank("ab", (1, 2))])) == (1.0, 1)
+    assert agreement({}) == (None, 0)
+
+
+def test_ranks_from_scores() -> None:
+    assert ranks_from_scores([0.2, 0.9, 0.9, -1.0]) == (3, 1, 1, 4)
+    assert ranks_from_scores([]) == ()
+    with pytest.raises(ValueError, match="NaN"):
+        ranks_from_scores([1.0, float("nan")])
+
+
+def test_duplicates_are_dropped_at_their_best_rank_and_counted() -> None:
+    unchanged = rank("ab", (2, 1))
+    double = Ranking(Prompt.of("x"), ("a", "b", "a ", "c"), (3, 2, 1, 4), "Ada")
+    same = Ranking(Prompt.of("y"), ("a", " a"), (1, 2))
+    kept, refused = drop_duplicate_responses([unchanged, double, same])
+    assert kept == [unchanged, Ranking(Prompt.of("x"), ("a", "b", "c"), (1, 2, 4), "Ada")]
+    assert [row.reason for row in refused] == [
+        "duplicate response in a ranking",
+        "duplicate response in a ranking",
+        "all responses of the ranking are the same",
+    ]

@@ -1,0 +1,88 @@
+"""Records are checked when they are made; keys and splits do not depend on form or order."""
+
+import hashlib
+import random
+
+import pytest
+
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, split_of
+from lora_rlhf.errors import UserError
+
+PROMPT = Prompt.of("What is it?")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Message("tool", "x"), "role"),
+        (lambda: Message("user", None), "not text"),
+        (lambda: Message("user", "\ud800"), "half a character"),
+        (lambda: Prompt(()), "empty"),
+        (lambda: Prompt.of(" \n"), "empty"),
+        (lambda: Prompt((Message("user", "a"), Message("assistant", "b"))), "does not end with a user"),
+        (lambda: Demonstration(PROMPT, "  "), "response is empty"),
+        (lambda: Demonstration(PROMPT, 3), "not text"),
+        (lambda: Ranking(PROMPT, ("a",), (1,)), "at least 2"),
+        (lambda: Ranking(PROMPT, "ab", (1, 2)), "not a list"),
+        (lambda: Ranking(PROMPT, ("a", "b"), 12), "not a list"),
+        (lambda: Ranking(PROMPT, ("a", "b"), (1, 2, 3)), "differ in number"),
+        (lambda: Ranking(PROMPT, ("a", "b"), (0, 1)), "whole number"),
+        (lambda: Ranking(PROMPT, ("a", "b"), (1, 1.5)), "whole number"),
+        (lambda: Ranking(PROMPT, ("a", "b"), (1, float("nan"))), "whole number"),
+        (lambda: Ranking(PROMPT, ("a", "b"), (1, float("inf"))), "whole number"),
+        (lambda: Ranking(PROMPT, ("a", "b"), (1, True)), "whole number"),
+        (lambda: Ranking(PROMPT, ("a", "b"), ("1", "2")), "whole number"),
+        (lambda: Text(""), "empty"),
+    ],
+)
+def test_bad_records_are_refused_with_a_reason(make, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        make()
+
+
+def test_ranks_become_whole_and_ties_and_empty_responses_are_allowed() -> None:
+    ranking = Ranking(PROMPT, ["a", "", "c"], [1.0, 2, 2])
+    assert ranking.ranks == (1, 2, 2)
+    assert all(type(rank) is int for rank in ranking.ranks)
+    assert ranking.responses == ("a", "", "c")
+
+
+def test_key_ignores_case_space_and_unicode_form_but_not_roles() -> None:
+    assert Prompt.of("Caf\u00e9  au\nLait").key == Prompt.of("cafe\u0301 AU lait ").key
+    assert (
+        Prompt.of(
+            "b",
+        ).key
+        != Prompt((Message("system", "a"), Message("user", "b"))).key
+    )
+    assert Prompt.of("x").key == Prompt((Message("user", "x"),), meta={"a": 1}, origin="f:1").key
+
+
+def test_records_are_hashable_in_spite_of_meta() -> None:
+    assert len({Prompt((Message("user", "x"),), meta={"a": [1]}), Prompt.of("y")}) == 2
+
+
+def test_split_is_the_hash_of_the_key_and_nothing_else() -> None:
+    keys = [Prompt.of(f"question {number}").key for number in range(2000)]
+    expected = {
+        key: "validation" if int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64 < 0.1 else "train"
+        for key in keys
+    }
+    shuffled = random.Random(0).sample(keys, len(keys))
+    assert {key: split_of(key, 0.1) for key in shuffled} == expected
+    share = sum(split == "validation" for split in expected.values()) / len(keys)
+    assert abs(share - 0.1) < 0.03
+    # pinned (sha256sum says 8a, a2, 4b, ca): a split that changes between versions leaks validation prompts into training
+    assert [split_of(key, 0.5) for key in ("user: a", "user: b", "user: c", "user: d")] == ["train", "train", "validation", "train"]
+
+
+def test_splits_nest_and_reach_both_ends() -> None:
+    keys = [f"user: {number}" for number in range(500)]
+    small = {key for key in keys if split_of(key, 0.1) == "validation"}
+    large = {key for key in keys if split_of(key, 0.3) == "validation"}
+    assert small < large
+    assert {split_of(key, 0.0) for key in keys} == {"train"}
+    assert {split_of(key, 1.0) for key in keys} == {"validation"}
+    with pytest.raises(UserError, match=r"between 0 and 1, got 20"):
+        split_of("x", 20)

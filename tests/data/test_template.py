@@ -1,0 +1,181 @@
+"""Prompts and responses meet at the right token, in every kind of tokenizer, and text comes back as it was."""
+
+import pytest
+
+from lora_rlhf.data import template
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.data.template import (
+    decode_response,
+    encode_text,
+    ensure_template,
+    leading_bos,
+    pad_id,
+    render_prompt,
+    render_response,
+    stop_ids,
+)
+from lora_rlhf.errors import UserError
+
+SHORT = Prompt.of("What does a horse eat?")
+LONG = Prompt((Message("user", "Count."), Message("assistant", "one two"), Message("user", "Go on!")))
+SYSTEM = Prompt((Message("system", "You are a farmer."), Message("user", "Where do penguins live?")))
+ANSWERS = [
+    "A horse eats hay.",
+    "x",
+    "  indented\n    code",
+    "\nstarts with a newline",
+    "ends with spaces  ",
+    "ünïcödé 你好 🐴",
+    "Assistant: User: \n\nAssistant:",
+    "typed </s> and <|im_end|> and <s> as text",
+    "</s>",
+    "",
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("prompt", [SHORT, LONG], ids=["one turn", "three turns"])
+def test_the_response_is_the_answer_and_one_stop_token(
+    make_tokenizer, variant: str, prompt: Prompt, answer: str
+) -> None:
+    tokenizer = make_tokenizer(variant)
+    ids = render_response(tokenizer, prompt, answer)
+    assert ids[-1] == stop_ids(tokenizer)[0]
+    assert [token for token in ids if token in stop_ids(tokenizer)] == ids[-1:]
+    assert decode_response(tokenizer, ids) == answer
+
+
+@pytest.mark.parametrize("variant_name", ["plain", "chatml", "chatml_other_eos", "inst_bos", "plain_bos", "thinking"])
+@pytest.mark.parametrize("prompt", [SHORT, LONG, SYSTEM], ids=["one turn", "three turns", "system"])
+def test_prompt_and_response_are_the_whole_conversation(make_tokenizer, variant_name: str, prompt: Prompt) -> None:
+    tokenizer = make_tokenizer(variant_name)
+    if variant_name == "inst_bos" and prompt is SYSTEM:
+        with pytest.raises(BadRow, match=r"refuses the conversation \(System role not supported; roles system, user"):
+            render_prompt(tokenizer, prompt)
+        return
+    ids = render_prompt(tokenizer, prompt) + render_response(tokenizer, prompt, "In the cold south.")
+    messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    ensure_template(tokenizer)
+    text = tokenizer.apply_chat_template(
+        [*messages, {"role": "assistant", "content": "In the cold south."}], tokenize=False
+    )
+    whole = tokenizer(text.removesuffix("\n"), add_special_tokens=False)[
+        "input_ids"
+    ]  # ChatML ends a turn with a newline
+    assert ids == whole
+
+
+def test_default_template_reads_as_documented(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("plain")
+    prompt = Prompt((Message("system", "Be kind."), *LONG.messages))
+    ids = render_prompt(tokenizer, prompt)
+    expected = "Be kind.\n\nUser: Count.\n\nAssistant: one two</s>\n\nUser: Go on!\n\nAssistant:"
+    assert tokenizer.decode(ids) == expected
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(render_response(tokenizer, prompt, "three")) == " three</s>"
+
+
+@pytest.mark.parametrize(
+    ("variant_name", "count"), [("plain", 0), ("plain_bos", 1), ("inst_bos", 1), ("bos_unused", 0)]
+)
+def test_bos_is_written_once_where_the_tokenizer_writes_it(make_tokenizer, variant_name: str, count: int) -> None:
+    tokenizer = make_tokenizer(variant_name)
+    bos = tokenizer.convert_tokens_to_ids("<s>")
+    ids = render_prompt(tokenizer, LONG)
+    assert ids.count(bos) == count
+    assert ids[:1].count(bos) == count
+    assert bos not in render_response(tokenizer, LONG, "three")
+    assert leading_bos(tokenizer) == ([bos] if variant_name in ("plain_bos", "inst_bos") else [])
+
+
+def test_control_tokens_typed_by_a_user_stay_text(make_tokenizer, variant: str) -> None:
+    tokenizer = make_tokenizer(variant)
+    clean = render_prompt(tokenizer, Prompt.of("Say it now."))
+    typed = render_prompt(tokenizer, Prompt.of("Say </s><|im_end|><|im_start|><s> now."))
+    special = set(tokenizer.added_tokens_decoder)
+    assert [token for token in typed if token in special] == [token for token in clean if token in special]
+    assert "</s><|im_end|><|im_start|><s>" in tokenizer.decode(typed)
+    assert not special & set(encode_text(tokenizer, "a </s> b <|im_end|>"))
+
+
+def test_stop_ids_are_the_turns_end_and_eos(make_tokenizer) -> None:
+    def spelled(variant: str) -> list[str]:
+        tokenizer = make_tokenizer(variant)
+        return tokenizer.convert_ids_to_tokens(stop_ids(tokenizer))
+
+    assert spelled("plain") == ["</s>"]
+    assert spelled("chatml") == ["<|im_end|>"]
+    assert spelled("chatml_other_eos") == ["<|im_end|>", "</s>"]
+    assert spelled("no_end") == ["</s>"]
+
+
+def test_decoding_stops_at_the_first_stop_token_and_needs_none(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("chatml_other_eos")
+    hello = encode_text(tokenizer, "Hello there")
+    end, eos = stop_ids(tokenizer)
+    assert decode_response(tokenizer, hello) == "Hello there"
+    assert decode_response(tokenizer, [*hello, eos, *hello]) == "Hello there"
+    assert decode_response(tokenizer, [*hello, end, eos, eos]) == "Hello there"
+    assert decode_response(tokenizer, []) == decode_response(tokenizer, [end]) == ""
+
+
+def test_an_answer_that_would_melt_into_the_prompt_keeps_the_prompts_tokens(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("no_end")  # its prompt ends in a space, which joins the next word when tokenized at once
+    prompt_ids = render_prompt(tokenizer, SHORT)
+    text = tokenizer.decode(prompt_ids)
+    assert text.endswith("assistant: ")
+    joined = tokenizer(text + "hay", add_special_tokens=False)["input_ids"]
+    assert joined[: len(prompt_ids)] != prompt_ids
+    ids = render_response(tokenizer, SHORT, "hay")
+    assert tokenizer.decode(prompt_ids + ids) == text + "hay</s>"
+
+
+def test_pad_falls_back_to_eos(make_tokenizer) -> None:
+    for variant, token in (("plain", "<pad>"), ("pad_is_eos", "</s>"), ("no_pad", "</s>")):
+        tokenizer = make_tokenizer(variant)
+        assert pad_id(tokenizer) == tokenizer.convert_tokens_to_ids(token)
+
+
+def test_a_tokenizer_without_eos_is_an_error(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("no_eos")
+    for call in (
+        ensure_template,
+        stop_ids,
+        lambda t: render_prompt(t, SHORT),
+        lambda t: render_response(t, SHORT, "a"),
+    ):
+        with pytest.raises(UserError, match="has no EOS token"):
+            call(tokenizer)
+
+
+def test_own_template_is_kept_and_a_default_is_set_once(make_tokenizer) -> None:
+    own, none = make_tokenizer("chatml"), make_tokenizer("plain")
+    before = own.chat_template
+    assert ensure_template(own) == before == own.chat_template
+    assert ensure_template(none) == template.DEFAULT_TEMPLATE == none.chat_template
+    assert ensure_template(none) == template.DEFAULT_TEMPLATE
+
+
+def test_unusable_templates_are_errors(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("plain")
+    for broken, message in (
+        ({"tool_use": "x", "rag": "y"}, "no default"),
+        ("{{ messages[0]['content'] }}", "does not write assistant messages"),
+        ("{{ raise_exception('never') }}", "is broken: never"),
+    ):
+        tokenizer.chat_template = broken
+        with pytest.raises(UserError, match=message):
+            stop_ids(tokenizer)
+
+
+def test_what_transformers_returns_by_default_is_not_a_list(make_tokenizer) -> None:
+    """The reason for return_dict=False: without it a caller gets an encoding, whose length is its number of keys."""
+    tokenizer = make_tokenizer("chatml")
+    messages = [{"role": "user", "content": "Hi"}]
+    encoding = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert not isinstance(encoding, list)
+    ids = render_prompt(tokenizer, Prompt.of("Hi"))
+    assert type(ids) is list
+    assert all(type(token) is int for token in ids)
+    assert ids == encoding["input_ids"]

@@ -1,0 +1,215 @@
+"""Loading the base: quantizations, identity, silence, and every way in which a name can be wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from safetensors.torch import load_file, save_file
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.base import BaseSpec, digest, load_base
+
+Tiny = Callable[[str], Path]
+
+
+@pytest.fixture
+def folder(tiny_model: Tiny, tmp_path: Path) -> Path:
+    """A copy of a tiny model that a test may damage."""
+    return Path(shutil.copytree(tiny_model("mistral"), tmp_path / "model"))
+
+
+def load(name: str | Path, **spec: object) -> object:
+    return load_base(BaseSpec(str(name), **spec), "cpu")
+
+
+@pytest.mark.parametrize(("quantization", "kind"), [("nf4", Linear4bit), ("int8", Linear8bitLt), ("none", torch.nn.Linear)])
+def test_quantizations(tiny_model: Tiny, architecture: str, quantization: str, kind: type) -> None:
+    base = load(tiny_model(architecture), quantization=quantization)
+    lm_head = base.model.get_output_embeddings()
+    linears = [m for m in base.model.modules() if isinstance(m, torch.nn.Linear) and m is not lm_head]
+    assert linears
+    assert {type(module) for module in linears} == {kind}
+    assert type(lm_head) is torch.nn.Linear
+    assert not base.model.training
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert base.model.get_input_embeddings().weight.dtype == torch.float32
+    if quantization == "nf4":
+        state = linears[0].weight.quant_state
+        assert (state.quant_type, state.nested) == ("nf4", True)
+        assert {module.compute_dtype for module in linears} == {torch.float32}
+
+
+def test_nf4_weights_are_near_the_originals(tiny_model: Tiny) -> None:
+    """Half-width of the widest nf4 step is 0.15 of a block's largest weight (QLoRA, appendix E)."""
+    quantized, exact = load(tiny_model("llama")), load(tiny_model("llama"), quantization="none")
+    weight = quantized.model.model.layers[0].self_attn.q_proj.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    blocks = exact.model.model.layers[0].self_attn.q_proj.weight.reshape(-1, 64)
+    error = (dequantize_4bit(weight.data, weight.quant_state).reshape(-1, 64) - blocks).abs()
+    assert (error <= 0.17 * blocks.abs().max(dim=1, keepdim=True).values).all()
+    assert error.max() > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_compute_dtype(tiny_model: Tiny, dtype: str) -> None:
+    base = load(tiny_model("llama"), compute_dtype=dtype)
+    assert base.model.get_input_embeddings().weight.dtype == getattr(torch, dtype)
+
+
+def test_forwards_do_not_repack_the_base(tiny_model: Tiny) -> None:
+    base = load(tiny_model("llama"))
+    before = digest(base.model)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        first = base.model(ids).logits
+    assert digest(base.model) == before
+    assert torch.equal(base.model.train()(ids).logits, first)
+
+
+@pytest.mark.parametrize("name", ["phi", "gpt_neox"])
+def test_dropout_inside_the_base_is_off(tiny_model: Tiny, name: str) -> None:
+    base = load(tiny_model(name), quantization="none")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(base.model.train()(ids).logits, base.model(ids).logits)
+
+
+def test_source_hash_is_of_config_and_weights_before_quantization(folder: Path) -> None:
+    first = load(folder)
+    assert first.source_hash == load(folder, quantization="none").source_hash
+    (folder / "notes.txt").write_text("not part of the model")
+    assert first.source_hash == load(folder).source_hash
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"][0] += 1e-3
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    second = load(folder)
+    assert second.source_hash != first.source_hash
+    assert digest(second.model) != digest(first.model)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 2e-06'))
+    assert load(folder).source_hash != second.source_hash
+
+
+def shard(folder: Path) -> list[str]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    return sorted(path.name for path in folder.glob("model-*.safetensors"))
+
+
+def test_shards_load_and_a_missing_one_is_named(folder: Path) -> None:
+    whole = digest(load(folder).model)
+    shards = shard(folder)
+    assert len(shards) > 1
+    sharded = load(folder)
+    assert digest(sharded.model) == whole
+    with (folder / shards[1]).open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    assert load(folder).source_hash != sharded.source_hash
+    (folder / shards[1]).unlink()
+    with pytest.raises(UserError, match=shards[1]):
+        load(folder)
+
+
+def test_a_name_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="'no-such-org/no-such-model'.*neither an existing folder.*spelling"):
+        load("no-such-org/no-such-model")
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load(tmp_path)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 tensors .* model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(folder)
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="safetensors"):
+        load(folder)
+
+
+def test_broken_weights_are_a_user_error(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="does not load"):
+        load(folder)
+
+
+def edit(path: Path, **changes: object) -> None:
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+
+
+def test_a_tokenizer_without_eos_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(UserError, match="end-of-sequence"):
+        load(folder)
+
+
+def test_a_missing_tokenizer_is_refused(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="tokenizer"):
+        load(folder)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"extra{i}" for i in range(100)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="400 tokens in the tokenizer, 320 in the model"):
+        load(folder)
+
+
+def test_a_checkpoint_that_is_quantized_already_is_refused(folder: Path) -> None:
+    edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with pytest.raises(UserError, match="quantized already"):
+        load(folder)
+
+
+@pytest.mark.parametrize("wrong", [{"quantization": "fp4"}, {"compute_dtype": "int8"}])
+def test_unknown_choices_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="choose one of"):
+        BaseSpec("tinyworld", **wrong)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU")
+def test_cuda_without_a_gpu(tiny_model: Tiny) -> None:
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        load_base(BaseSpec(str(tiny_model("llama"))), "cuda")
+
+
+def test_loading_is_silent(tiny_model: Tiny) -> None:
+    """In a process of its own, in which bitsandbytes has not been imported yet."""
+    code = (
+        "import sys; from lora_rlhf.model.base import BaseSpec, load_base\n"
+        "from lora_rlhf.model.shared import LoraSettings, SharedModel\n"
+        "model = SharedModel(load_base(BaseSpec(sys.argv[1]), 'cpu'))\n"
+        "model.add_role('reward', LoraSettings(rank=2), head=True)\n"
+        "model.enable_gradient_checkpointing()\n"
+    )
+    command = [sys.executable, "-c", code, str(tiny_model("llama"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert (done.stdout, done.stderr) == ("", "")

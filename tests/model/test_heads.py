@@ -1,0 +1,71 @@
+"""The LM head's logits in every family, and the score head's start."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.base import BaseSpec, load_base
+from lora_rlhf.model.heads import check_logits, init_score, lm_logits
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.5,
+}
+IDS = torch.tensor([[3, 7, 11, 2], [9, 4, 1, 30]])
+
+
+def assert_own_logits(causal: PreTrainedModel) -> None:
+    with torch.no_grad():
+        own = causal(IDS, use_cache=False).logits
+        assert torch.equal(lm_logits(causal, causal.base_model(IDS, use_cache=False).last_hidden_state), own)
+    check_logits(causal)
+
+
+def test_logits_are_the_models_own(tiny_model: Callable[[str], Path], architecture: str) -> None:
+    assert_own_logits(load_base(BaseSpec(str(tiny_model(architecture))), "cpu").model)
+
+
+def test_scaled_heads() -> None:
+    torch.manual_seed(0)
+    assert_own_logits(CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)).eval())
+    assert_own_logits(GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)).eval())
+
+
+def test_gemma2_logits_are_capped(tiny_model: Callable[[str], Path]) -> None:
+    causal = load_base(BaseSpec(str(tiny_model("gemma2"))), "cpu").model
+    with torch.no_grad():
+        hidden = causal.base_model(IDS, use_cache=False).last_hidden_state
+        capped, raw = lm_logits(causal, hidden), causal.lm_head(hidden)
+    assert capped.abs().max() < 3.0 < raw.abs().max()
+
+
+def test_a_head_that_is_not_understood_is_refused() -> None:
+    class Unknown(CohereForCausalLM):
+        def forward(self, *args: object, **kwargs: object) -> object:
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 1.1
+            return output
+
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="Unknown turns hidden states into logits"):
+        check_logits(Unknown(CohereConfig(**SMALL)).eval())
+
+
+def test_scores_start_with_the_spread_of_ziegler() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(9_999, 1, bias=False)
+    init_score(head)
+    assert abs(head.weight.std().item() * 100 - 1) < 0.03  # 1 / sqrt(H + 1) = 0.01; sd of the estimate 0.7 %
+    assert abs(head.weight.mean().item()) < 4e-4
