@@ -29,6 +29,8 @@ class StageConfig:
     """Replace a stage that is already there."""
     micro_batch_size: int = 8
     """Responses in one forward pass. Lower it when memory does not suffice; results do not depend on it."""
+    generation_batch_size: int = 32
+    """Responses generated at a time; decoding needs less memory per response than training."""
     max_prompt_tokens: int = 512
     """Longer prompts lose their beginning, at a message boundary where possible."""
     max_response_tokens: int = 256
@@ -39,7 +41,8 @@ class StageConfig:
     def faults(self) -> list[str]:
         """Everything wrong with these values, each with the flag, the value and what would be right."""
         return [
-            *_at_least(self, 1, "micro_batch_size", "max_prompt_tokens", "max_response_tokens"),
+            *_at_least(self, 1, "micro_batch_size", "generation_batch_size", "max_prompt_tokens"),
+            *_at_least(self, 1, "max_response_tokens"),
             *([] if self.run else ["run is empty; name a folder, for example runs/first"]),
         ]
 
@@ -126,6 +129,8 @@ class RewardConfig(StageConfig):
     """SFT stage folder to start from; RUN/sft unless given."""
     demonstrations: str | None = None
     """Demonstrations that the scores are centred on; the SFT stage's unless given."""
+    agreement: str | None = None
+    """Prompts that several labelers ranked, to measure label agreement on; the rankings themselves unless given."""
     epochs: int = 1
     """Passes over the rankings; more than one overfits (InstructGPT, appendix C.2)."""
     batch_size: int = 16

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.shared import LoraSettings, SharedModel
@@ -52,6 +52,7 @@ ARCHITECTURES = {
         {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16, "final_logit_softcapping": 3.0}, template=True
     ),
     "phi": Architecture({"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1}, pad="<|end|>"),
+    "gpt2": Architecture({"n_inner": 128, "attn_pdrop": 0.1}),  # learned positions, Conv1D layers
     "gpt_neox": Architecture({"hidden_dropout": 0.1}),
 }
 

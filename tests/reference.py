@@ -105,9 +105,8 @@ def value_terms(values: Row, old_values: Row, returns: Row, clip_range: float) -
     terms = []
     for value, old, target in zip(values, old_values, returns, strict=True):
         held = min(max(value, old - clip_range), old + clip_range)
-        terms.append(
-            (0.5 * max((value - target) ** 2, (held - target) ** 2), (held - target) ** 2 > (value - target) ** 2)
-        )
+        free_error, held_error = (value - target) ** 2, (held - target) ** 2
+        terms.append((0.5 * max(free_error, held_error), held_error > free_error))
     return terms
 
 

@@ -21,7 +21,11 @@ def token_entropy(logits: Tensor) -> Tensor:
 
 
 def chunked_logprobs(
-    hidden: Tensor, head: Callable[[Tensor], Tensor], ids: Tensor, temperature: float = 1.0, chunk_tokens: int = 256
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    temperature: float = 1.0,
+    chunk_tokens: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs(head(hidden) / temperature, ids)` and the entropy, without ever holding the (N, V) logits.
 

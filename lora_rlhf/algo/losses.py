@@ -57,7 +57,12 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float, denominator: Tensor | float
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip_range: float,
+    denominator: Tensor | float,
 ) -> ValueLoss:
     """0.5 * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) per token (OpenAI baselines' ppo2; arXiv 2403.17031).
 
@@ -98,7 +103,9 @@ def ranking_loss(scores: Tensor, ranks: Tensor, margins: Tensor | None = None) -
         raise ValueError(f"{num_pairs} pairs need as many margins, got shape {tuple(margins.shape)}")
     demanded = leads if margins is None else leads - margins
     return RankingLoss(
-        loss=-logsigmoid(demanded).sum() / max(num_pairs, 1), num_pairs=num_pairs, num_correct=int((leads > 0).sum())
+        loss=-logsigmoid(demanded).sum() / max(num_pairs, 1),
+        num_pairs=num_pairs,
+        num_correct=int((leads > 0).sum()),
     )
 
 

@@ -1,5 +1,6 @@
 """Arithmetic on people's rankings: how far labelers agree, ranks from scores, duplicate responses."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -46,7 +47,7 @@ def agreement(rankings_by_prompt: Mapping[str, Sequence[Ranking]]) -> Agreement:
 
 def ranks_from_scores(scores: Sequence[float]) -> tuple[int, ...]:
     """Ranks, 1 = highest score; equal scores share a rank and the next rank is skipped (1, 2, 2, 4)."""
-    if any(score != score for score in scores):
+    if any(math.isnan(score) for score in scores):
         raise ValueError(f"a score is NaN: {list(scores)}")
     return tuple(1 + sum(other > score for other in scores) for score in scores)
 

@@ -1,6 +1,7 @@
 """The one shape in which all data travels: prompts, demonstrations, rankings and texts, checked when they are made."""
 
 import hashlib
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -121,7 +122,7 @@ class Text:
 
 def _whole_rank(rank: Any) -> int:
     is_number = isinstance(rank, int | float) and not isinstance(rank, bool)
-    if not is_number or rank != rank or rank in (float("inf"), float("-inf")) or rank != int(rank) or rank < 1:
+    if not is_number or not math.isfinite(rank) or rank != int(rank) or rank < 1:
         raise BadRow("a rank is not a whole number from 1 upwards", f"got {rank!r}")
     return int(rank)
 

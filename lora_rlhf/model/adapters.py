@@ -1,4 +1,4 @@
-"""What one LoRA adapter is: its settings, and the standard PEFT folder that it is kept in."""
+"""What one LoRA adapter is: its settings, its parameters, and the standard PEFT folder that it is kept in."""
 
 import json
 import os
@@ -7,12 +7,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.errors import UserError
+from lora_rlhf.model.heads import SCORE
 
 ALL_LINEAR = "all-linear"
 SAFE_INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}  # both: B = 0, the base left alone
@@ -62,6 +65,29 @@ class LoraSettings:
             use_rslora=self.use_rslora,
             init_lora_weights=SAFE_INITS[self.init],
         )
+
+
+def linear_names(causal: PreTrainedModel) -> frozenset[str]:
+    """The last parts of the names of all linear layers but the LM head."""
+    lm_head = causal.get_output_embeddings()
+    layers = ((path, module) for path, module in causal.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return frozenset(path.rpartition(".")[2] for path, module in layers if module is not lm_head)
+
+
+def is_head(name: str) -> bool:
+    """Whether a parameter of this name belongs to the score head."""
+    return name.endswith(f".{SCORE}.weight")
+
+
+def parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
+    """An adapter's live parameters under the names that PEFT writes to a file, which leave the adapter's own out."""
+    found = {}
+    for name, parameter in peft.named_parameters():
+        for part in (".lora_A", ".lora_B", ".modules_to_save"):
+            head, mark, tail = name.partition(f"{part}.{role}.")
+            if mark:
+                found[f"{head}.{tail}" if part == ".modules_to_save" else f"{head}{part}.{tail}"] = parameter
+    return found
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

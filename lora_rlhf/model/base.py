@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import inspect
-import logging
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-# bitsandbytes says this, when first imported, on every CPU with AVX512-BF16; the kernel it misses is the one that is
-# switched off below. The filter has to stand before that import.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-    lambda record: "gemm_4bit_forward" not in record.getMessage()
-)
-
-from transformers import (  # noqa: E402
+from safetensors import SafetensorError
+from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,11 +21,11 @@ from transformers import (  # noqa: E402
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file  # noqa: E402
-from transformers.utils import logging as hf_logging  # noqa: E402
+from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
 
-from lora_rlhf.errors import UserError  # noqa: E402
-from lora_rlhf.model.heads import check_logits  # noqa: E402
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.heads import check_logits
 
 QUANTIZATIONS = ("nf4", "int8", "none")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -179,7 +173,7 @@ def _load_model(name: str, spec: BaseSpec, config: PreTrainedConfig, device: tor
                 trust_remote_code=spec.trust_remote_code,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"base model {spec.name!r} does not load ({_first_line(error)})") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -233,8 +227,6 @@ def _weight_files(name: str, spec: BaseSpec) -> list[Path]:
     if single := find("model.safetensors"):
         return [Path(single)]
     if index := find("model.safetensors.index.json"):
-        import json
-
         shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
         found = [(shard, find(shard)) for shard in shards]
         for shard, path in found:

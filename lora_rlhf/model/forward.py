@@ -79,8 +79,9 @@ def response_logprobs(model: SharedModel, batch: Sequences, temperature: float =
 def response_values(model: SharedModel, batch: Sequences) -> Tensor:
     """V before each response token: [:, t] sees the prompt and response[:t]. (B, R), float32, 0 where masked."""
     short = batch.trim()
-    values = model.head(_response_hidden(model, short).float()).squeeze(-1)
-    return _widen(torch.where(short.response_mask, values, 0.0), batch.response_ids.shape[1])
+    # The head sees (N, H), never a (B, R, H) view: for that PyTorch sums in another order when gradients are on.
+    values = model.head(_response_hidden(model, short)[short.response_mask].float()).squeeze(-1)
+    return _spread(values, short.response_mask, batch.response_ids.shape[1])
 
 
 def response_scores(model: SharedModel, batch: Sequences) -> Tensor:
@@ -134,13 +135,10 @@ def _masked_logprobs(
         temperature,
         max(1, CHUNK_LOGITS // model.config.vocab_size),
     )
-    zeros = torch.zeros(mask.shape, dtype=flat_logprobs.dtype, device=mask.device)
-    return (
-        _widen(zeros.masked_scatter(mask, flat_logprobs), width),
-        _widen(zeros.masked_scatter(mask, flat_entropy), width),
-    )
+    return _spread(flat_logprobs, mask, width), _spread(flat_entropy, mask, width)
 
 
-def _widen(cells: Tensor, width: int) -> Tensor:
-    """Zeros on the right, up to the width that the caller's batch had before it was trimmed."""
-    return functional.pad(cells, (0, width - cells.shape[1]))
+def _spread(cells: Tensor, mask: Tensor, width: int) -> Tensor:
+    """One value for each True cell, put in its place among zeros: (B, width), the width before trimming."""
+    zeros = torch.zeros(mask.shape, dtype=cells.dtype, device=mask.device)
+    return functional.pad(zeros.masked_scatter(mask, cells), (0, width - mask.shape[1]))

@@ -58,10 +58,10 @@ def attach_score(causal: PreTrainedModel) -> None:
 
 def score_of(causal: PreTrainedModel, adapter: str) -> nn.Linear | None:
     """The score head of one adapter; None when it has none."""
-    if isinstance(causal.score, nn.Linear):  # no adapter has one yet: PEFT wraps the layer for the first that does
+    # A plain layer still: PEFT wraps it for the first adapter that has a head.
+    if isinstance(causal.score, nn.Linear) or adapter not in causal.score.modules_to_save:
         return None
-    heads = causal.score.modules_to_save
-    return heads[adapter] if adapter in heads else None
+    return causal.score.modules_to_save[adapter]
 
 
 def init_score(head: nn.Linear) -> None:

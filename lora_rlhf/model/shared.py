@@ -11,15 +11,14 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.errors import UserError
-from lora_rlhf.model.adapters import LoraSettings, read_adapter, write_adapter
+from lora_rlhf.model import adapters
+from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import Base, digest
 from lora_rlhf.model.heads import SCORE, attach_score, init_score, score_of
 
 BASE = "base"
-REFERENCE = "reference"
 
 
 class _State(NamedTuple):
@@ -45,12 +44,10 @@ class SharedModel:
         self._state = _IDLE
         self._enabled: str | None = None  # the adapter that PEFT applies now; it may outlive the block that set it
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
-        self._linear_names = _linear_names(self.causal)
+        self._linear_names = adapters.linear_names(self.causal)
         attach_score(self.causal)
         self.backbone.register_forward_pre_hook(self._before_forward)
         self.backbone.register_forward_hook(self._after_forward)
-
-    # What it is made of
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -110,7 +107,7 @@ class SharedModel:
             raise ValueError(f"role {source!r} has no score head to copy")
         self._inject(target, self._config_of(source), head is not None)
         for name, parameter in self._parameters[target].items():
-            if head == "copy" or not _is_head(name):
+            if head == "copy" or not adapters.is_head(name):
                 parameter.data.copy_(parameters[name].data)
 
     def load_role(self, role: str, folder: str | Path) -> None:
@@ -119,9 +116,9 @@ class SharedModel:
         UserError when the folder is not a LoRA adapter in safetensors, or does not fit the base tensor by tensor.
         """
         self._check_new(role)
-        config, state = read_adapter(Path(folder))
+        config, state = adapters.read_adapter(Path(folder))
         try:
-            self._inject(role, config, any(_is_head(name) for name in state))
+            self._inject(role, config, any(adapters.is_head(name) for name in state))
             self.load_adapter_state(role, state)
         except ValueError as error:  # PEFT's, for layers that the base lacks, or ours
             self._remove(role)
@@ -129,7 +126,7 @@ class SharedModel:
 
     def save_role(self, role: str, folder: str | Path) -> None:
         """Write a standard PEFT folder (safetensors), whole or not at all; an older one there is replaced."""
-        write_adapter(Path(folder), self._config_of(role), self.adapter_state(role))
+        adapters.write_adapter(Path(folder), self._config_of(role), self.adapter_state(role))
 
     def alias(self, role: str, of: str) -> None:
         """Make `role` another name for a role, without a copy; it can not be trained under this name."""
@@ -187,11 +184,12 @@ class SharedModel:
     def enable_gradient_checkpointing(self) -> None:
         """From now on training forwards keep only each layer's input, and compute the layer again for its gradient."""
         self.causal.activation_checkpointing_enable({"use_reentrant": False})
-        self.causal.disable_input_require_grads()  # only reentrant checkpointing needs it; frozen roles would get graphs
+        # Only reentrant checkpointing needs embeddings with gradients, and frozen roles would build graphs on them.
+        self.causal.disable_input_require_grads()
 
     def check_gradients(self, role: str) -> None:
         """RuntimeError naming a parameter of the role that got no gradient. Call between backward and step."""
-        without = [name for name, parameter in self.named_parameters_of(role) if parameter.grad is None]
+        without = [name for name, parameter in self._trainable_of(role).items() if parameter.grad is None]
         if without:
             raise RuntimeError(f"{len(without)} parameters of role {role!r} got no gradient, first {without[0]}")
 
@@ -261,7 +259,7 @@ class SharedModel:
     def _check_new(self, role: str) -> None:
         if self._state != _IDLE:
             raise RuntimeError(f"roles cannot be added inside the block of role {self._state.role!r}")
-        if role in (BASE, REFERENCE) or role in self.roles or not role or "." in role:
+        if role in (BASE, "reference") or role in self.roles or not role or "." in role:
             raise ValueError(f"role {role!r} is reserved, taken or not a name; there are: {', '.join(self.roles)}")
 
     def _config_of(self, role: str) -> LoraConfig:
@@ -282,7 +280,7 @@ class SharedModel:
                 self.peft = PeftModel(self.causal, config, adapter_name=role)
             else:
                 self.peft.add_adapter(role, config)
-        self._parameters[role] = _parameters_of(self.peft, role)
+        self._parameters[role] = adapters.parameters_of(self.peft, role)
         if head:
             init_score(score_of(self.causal, role))
         self._freeze()
@@ -299,25 +297,3 @@ class SharedModel:
             self.peft.delete_adapter(role)
             self._freeze()
         self._parameters.pop(role, None)
-
-
-def _linear_names(causal: PreTrainedModel) -> frozenset[str]:
-    """The last parts of the names of all linear layers but the LM head."""
-    lm_head = causal.get_output_embeddings()
-    layers = ((path, module) for path, module in causal.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return frozenset(path.rpartition(".")[2] for path, module in layers if module is not lm_head)
-
-
-def _is_head(name: str) -> bool:
-    return name.endswith(f".{SCORE}.weight")
-
-
-def _parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
-    """An adapter's live parameters under the names that PEFT writes to a file, which leave the adapter's own out."""
-    found = {}
-    for name, parameter in peft.named_parameters():
-        for part in (".lora_A", ".lora_B", ".modules_to_save"):
-            head, mark, tail = name.partition(f"{part}.{role}.")
-            if mark:
-                found[f"{head}.{tail}" if part == ".modules_to_save" else f"{head}{part}.{tail}"] = parameter
-    return found

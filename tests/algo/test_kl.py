@@ -14,7 +14,7 @@ REF = [-2.0, -1.6, -2.8, -0.9]
 
 
 def test_estimates_equal_the_definition_on_worked_figures() -> None:
-    policy, ref = (torch.tensor(POLICY, dtype=torch.float64), torch.tensor(REF, dtype=torch.float64))
+    policy, ref = torch.tensor(POLICY, dtype=torch.float64), torch.tensor(REF, dtype=torch.float64)
     assert k1(policy, ref).sum().item() == pytest.approx(-0.1, abs=1e-12)  # below the reference more than above it
     assert k1(policy, ref).tolist() == pytest.approx(list(map(reference.k1, POLICY, REF)), abs=1e-12)
     assert k3(policy, ref).tolist() == pytest.approx(list(map(reference.k3, POLICY, REF)), abs=1e-12)

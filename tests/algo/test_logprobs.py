@@ -60,7 +60,7 @@ def test_tokens_that_cannot_be_drawn_leave_entropy_and_gradients_finite() -> Non
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk_tokens", [1, 4, N, 100])
 def test_chunked_equals_unchunked_in_value_and_gradient(chunk_tokens: int, temperature: float) -> None:
-    hidden, weight, upstream = (random(N, H, seed=1), random(V, H, seed=2), random(N, seed=3).detach())
+    hidden, weight, upstream = random(N, H, seed=1), random(V, H, seed=2), random(N, seed=3).detach()
     logits = hidden @ weight.T / temperature
     expected = torch.autograd.grad(token_logprobs(logits, IDS) @ upstream, (hidden, weight))
 

@@ -81,7 +81,7 @@ def run(loss, rows: list[list[list[float]]], fill: float = 0.0, keep: Tensor | s
 @TOKEN_LOSSES
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 def test_masked_cells_touch_neither_figures_nor_gradient(loss, rows, poison: float) -> None:
-    (clean, gradient), (poisoned, poisoned_gradient) = (run(loss, rows), run(loss, rows, fill=poison))
+    (clean, gradient), (poisoned, poisoned_gradient) = run(loss, rows), run(loss, rows, fill=poison)
     assert torch.equal(clean, poisoned) and torch.equal(gradient, poisoned_gradient)
     assert gradient[MASK].any() and not gradient[~MASK].any()
 
@@ -110,7 +110,7 @@ def test_token_gradients_are_the_numerical_ones(loss, rows) -> None:
 
 def test_at_ratio_1_the_gradient_is_minus_the_advantage_over_n() -> None:
     """The first step of PPO is plain policy gradient: likelier what was better, unlikelier what was worse."""
-    logprobs, advantages = (tensor(POLICY_ROWS[0]).requires_grad_(), tensor(POLICY_ROWS[2]))
+    logprobs, advantages = tensor(POLICY_ROWS[0]).requires_grad_(), tensor(POLICY_ROWS[2])
     result = policy_loss(logprobs, logprobs.detach(), advantages, MASK, CLIP, NUM_TOKENS)
     result.loss.backward()
     torch.testing.assert_close(logprobs.grad, -advantages / NUM_TOKENS, rtol=0, atol=1e-15)
@@ -219,7 +219,7 @@ def test_descending_raises_the_best_and_lowers_the_worst(loss) -> None:
 def test_the_order_of_responses_does_not_matter(loss) -> None:
     order = [4, 2, 0, 3, 1]
     plain, permuted = doubles(SCORES), doubles([SCORES[i] for i in order])
-    left, right = (loss(plain, torch.tensor(RANKS)), loss(permuted, torch.tensor(RANKS)[order]))
+    left, right = loss(plain, torch.tensor(RANKS)), loss(permuted, torch.tensor(RANKS)[order])
     torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
     (left + right).backward()
     torch.testing.assert_close(plain.grad[order], permuted.grad, rtol=0, atol=1e-12)

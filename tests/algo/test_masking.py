@@ -30,7 +30,7 @@ def test_statistics_are_those_of_the_counted_cells() -> None:
 
 def test_normalize_gives_mean_0_and_rescale_keeps_the_mean() -> None:
     mean, sd = statistics.fmean(FLAT), statistics.pstdev(FLAT)
-    normalized, rescaled = (masking.masked_normalize(padded(), MASK, 0.0), masking.masked_rescale(padded(), MASK, 0.0))
+    normalized, rescaled = masking.masked_normalize(padded(), MASK, 0.0), masking.masked_rescale(padded(), MASK, 0.0)
     assert normalized[MASK].tolist() == pytest.approx([(cell - mean) / sd for cell in FLAT], abs=1e-12)
     assert rescaled[MASK].tolist() == pytest.approx([(cell - mean) / sd + mean for cell in FLAT], abs=1e-12)
     assert not normalized[~MASK].any() and not rescaled[~MASK].any()

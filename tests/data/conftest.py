@@ -30,6 +30,11 @@ NO_END = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+# a generation prompt that ends in a space, which byte-level tokenizers join to the next word
+MELTING = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + (eos_token if m['role'] == 'assistant' else '\n') }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 # Qwen3's habit: the last answer is preceded by an empty thought that the generation prompt does not hold
 THINKING = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
@@ -48,6 +53,7 @@ VARIANTS: dict[str, dict[str, str | None]] = {
     "pad_is_eos": {"pad_token": "</s>"},
     "no_pad": {"pad_token": None},
     "no_end": {"chat_template": NO_END},
+    "melting": {"chat_template": MELTING, "pad_token": "<s>"},  # and pad id 0
     "thinking": {"eos_token": "<|im_end|>", "chat_template": THINKING},
     "no_eos": {"eos_token": None},
 }

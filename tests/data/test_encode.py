@@ -26,7 +26,8 @@ WORDS = Prompt.of("zero " + " ".join(f"word{number} 你好" for number in range(
 def test_within_the_limits_nothing_changes(make_tokenizer, variant: str) -> None:
     tokenizer = make_tokenizer(variant)
     prompt = Prompt((*TURNS, QUESTION))
-    (example,), refused = encode_demonstrations(tokenizer, [Demonstration(prompt, "In the south.")], 400, 100)
+    length = len(render_prompt(tokenizer, prompt))
+    (example,), refused = encode_demonstrations(tokenizer, [Demonstration(prompt, "In the south.")], length, 100)
     assert example == EncodedExample(
         render_prompt(tokenizer, prompt), render_response(tokenizer, prompt, "In the south.")
     )
@@ -59,6 +60,15 @@ def test_a_long_message_loses_its_beginning_and_the_template_stays(make_tokenize
     assert text.startswith(before)
     assert text.endswith(after)
     assert content.endswith(text[len(before) : len(text) - len(after)])
+
+
+def test_the_system_message_stays_before_a_shortened_message(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("chatml")
+    (encoded,), _ = encode_prompts(tokenizer, [Prompt((SYSTEM, *TURNS, *WORDS.messages))], 60)
+    text = tokenizer.decode(encoded.prompt_ids)
+    assert text.startswith("<|im_start|>system\nYou are a farmer.<|im_end|>\n<|im_start|>user\n")
+    assert text.endswith(" the end<|im_end|>\n<|im_start|>assistant\n")
+    assert len(encoded.prompt_ids) <= 60
 
 
 def test_a_limit_below_the_template_is_refused(make_tokenizer) -> None:

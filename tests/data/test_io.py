@@ -22,6 +22,7 @@ def test_written_rows_are_read_back(tmp_path: Path, name: str) -> None:
 def test_gzipped_bytes_do_not_depend_on_time_or_name(tmp_path: Path) -> None:
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         write_jsonl(tmp_path / name, [{"x": 1}])
+    assert (tmp_path / "a.jsonl.gz").read_bytes()[4:8] == bytes(4)  # the header's time
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
     assert gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()) == b'{"x": 1}\n'
 

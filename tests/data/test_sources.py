@@ -107,6 +107,7 @@ def test_rows_of_a_dataset_are_named_by_number() -> None:
 def test_a_hub_name_that_can_not_be_loaded_is_an_error() -> None:
     code = "from lora_rlhf.data.sources import read_prompts\nread_prompts('nobody-at-all/no-such-set:test')"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     last = done.stderr.strip().split("UserError: ")[-1]
     assert last.startswith("nobody-at-all/no-such-set: neither a file here nor a hub dataset with split 'test'")

@@ -120,8 +120,9 @@ def test_decoding_stops_at_the_first_stop_token_and_needs_none(make_tokenizer) -
     assert decode_response(tokenizer, []) == decode_response(tokenizer, [end]) == ""
 
 
-def test_an_answer_that_would_melt_into_the_prompt_keeps_the_prompts_tokens(make_tokenizer) -> None:
-    tokenizer = make_tokenizer("no_end")  # its prompt ends in a space, which joins the next word when tokenized at once
+@pytest.mark.parametrize("variant_name", ["melting", "no_end"])
+def test_an_answer_that_would_melt_into_the_prompt_keeps_the_prompts_tokens(make_tokenizer, variant_name) -> None:
+    tokenizer = make_tokenizer(variant_name)
     prompt_ids = render_prompt(tokenizer, SHORT)
     text = tokenizer.decode(prompt_ids)
     assert text.endswith("assistant: ")
@@ -132,7 +133,7 @@ def test_an_answer_that_would_melt_into_the_prompt_keeps_the_prompts_tokens(make
 
 
 def test_pad_falls_back_to_eos(make_tokenizer) -> None:
-    for variant, token in (("plain", "<pad>"), ("pad_is_eos", "</s>"), ("no_pad", "</s>")):
+    for variant, token in (("plain", "<pad>"), ("pad_is_eos", "</s>"), ("no_pad", "</s>"), ("melting", "<s>")):
         tokenizer = make_tokenizer(variant)
         assert pad_id(tokenizer) == tokenizer.convert_tokens_to_ids(token)
 

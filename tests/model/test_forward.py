@@ -143,7 +143,7 @@ def test_an_eos_that_equals_pad_is_scored(shared_model: Make) -> None:
     eos = model.tokenizer.eos_token_id
     assert eos == model.tokenizer.pad_token_id
     prompts, responses = random_lists()
-    ended = [response + [eos] for response in responses]
+    ended = [[*response, eos] for response in responses]
     with model.role("reward"):
         batch = sequences(prompts, ended, pad=eos)
         scores, logprobs = response_scores(model, batch), response_logprobs(model, batch)[0]

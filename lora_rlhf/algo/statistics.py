@@ -1,0 +1,134 @@
+"""What a sample can and cannot say: rates and means with 95 % intervals, calibration, correlation.
+
+Every function takes a tensor or any sequence of numbers, computes in float64 on the CPU and returns plain floats.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Numbers = Tensor | Sequence[float]
+
+Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+NUM_RESAMPLES = 4000
+RESAMPLING_SEED = 0  # fixed: the same outcomes always give the same interval
+NUM_BINS = 10
+
+
+class Interval(NamedTuple):
+    """A rate in [0, 1] over `n` trials, and the ends of its 95 % interval."""
+
+    rate: float
+    low: float
+    high: float
+    n: int
+
+
+class MeanInterval(NamedTuple):
+    """A mean over `n` values, in their unit, and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class Bin(NamedTuple):
+    """Predictions with a probability in [low, high): their mean probability, and the share that was right.
+
+    Both are NaN where `count` is 0.
+    """
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: float
+    count: int
+
+
+class Reliability(NamedTuple):
+    """The reliability curve, and the expected calibration error: 0 is perfect."""
+
+    bins: list[Bin]
+    ece: float
+
+
+def wilson(successes: float, n: int) -> Interval:
+    """Wilson's score interval of a rate (Wilson 1927): honest near 0 and 1 too. `successes` may count ties as half."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials: trials must be at least 1, successes between 0 and them")
+    rate, z2 = successes / n, Z_95**2
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    margin = Z_95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))
+    return Interval(rate, max(0.0, centre - margin), min(1.0, centre + margin), n)
+
+
+def win_rate(outcomes: Numbers) -> Interval:
+    """The mean of paired outcomes (n,): 1 a win, 0.5 a tie, 0 a loss.
+
+    The interval is the percentile bootstrap over the outcomes (Efron 1979), which gives ties their smaller variance;
+    Wilson's where all outcomes are equal, as resampling them would claim certainty.
+    """
+    outcomes = _floats(outcomes)
+    if wrong := sorted(set(outcomes.tolist()) - {0.0, 0.5, 1.0}):
+        raise ValueError(f"an outcome is 0, 0.5 or 1, got {wrong[0]}")
+    n = len(outcomes)
+    if outcomes.min() == outcomes.max():
+        return wilson(outcomes.sum().item(), n)
+    generator = torch.Generator().manual_seed(RESAMPLING_SEED)
+    draws = (torch.randint(n, (n,), generator=generator) for _ in range(NUM_RESAMPLES))
+    rates = torch.stack([outcomes[draw].mean() for draw in draws])
+    low, high = rates.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(outcomes.mean().item(), low, high, n)
+
+
+def mean_interval(values: Numbers) -> MeanInterval:
+    """The mean of values (n,) and 1.96 standard errors to either side; one value alone has no interval (NaN)."""
+    values = _floats(values)
+    mean, n = values.mean().item(), len(values)
+    margin = Z_95 * values.std(correction=1).item() / math.sqrt(n) if n > 1 else math.nan
+    return MeanInterval(mean, mean - margin, mean + margin, n)
+
+
+def reliability(probabilities: Numbers, correct: Numbers) -> Reliability:
+    """How far stated probabilities can be trusted (Guo et al., arXiv 1706.04599, eq. 3), in 10 bins over [0.5, 1].
+
+    probabilities (n,) of the predicted winner, so at least 0.5; correct (n,): 1 where that one did win, else 0.
+    """
+    probabilities, correct = _floats(probabilities), _floats(correct)
+    if len(probabilities) != len(correct):
+        raise ValueError(f"{len(probabilities)} probabilities for {len(correct)} results")
+    outside = ~((probabilities >= 0.5) & (probabilities <= 1))
+    if outside.any():
+        raise ValueError(f"the predicted winner's probability is in [0.5, 1], got {probabilities[outside][0].item()}")
+    edges = torch.tensor([0.5 + 0.5 * place / NUM_BINS for place in range(NUM_BINS + 1)], dtype=torch.float64)
+    places = torch.bucketize(probabilities, edges[1:-1], right=True)  # 1 belongs to the last bin
+    bins = []
+    for place in range(NUM_BINS):
+        inside = places == place
+        confidence, accuracy = probabilities[inside].mean().item(), correct[inside].mean().item()
+        bins.append(Bin(edges[place].item(), edges[place + 1].item(), confidence, accuracy, int(inside.sum())))
+    errors = (b.count * abs(b.accuracy - b.confidence) for b in bins if b.count)
+    return Reliability(bins, sum(errors) / len(probabilities))
+
+
+def pearson(x: Numbers, y: Numbers) -> float:
+    """Pearson's correlation of x (n,) and y (n,); NaN where one of them does not vary."""
+    x, y = _floats(x), _floats(y)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} values against {len(y)}")
+    if x.min() == x.max() or y.min() == y.max():
+        return math.nan
+    x, y = x - x.mean(), y - y.mean()
+    return (x @ y / (x.norm() * y.norm())).item()
+
+
+def _floats(values: Numbers) -> Tensor:
+    """(n,) float64 on the CPU. ValueError for none."""
+    floats = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
+    if floats.ndim != 1 or len(floats) == 0:
+        raise ValueError(f"expected a list of at least one number, got shape {tuple(floats.shape)}")
+    return floats

@@ -1,0 +1,43 @@
+"""Opens the base that a run was made on, and refuses another: every stage of a run shares one base and one template."""
+
+from typing import Any
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.base import BaseSpec, load_base
+from lora_rlhf.model.shared import SharedModel
+
+RECORDED = ("name", "quantization", "compute_dtype", "trust_remote_code")
+
+
+def describe_base(model: SharedModel) -> dict[str, Any]:
+    """What a manifest keeps of the base: enough to open it again and to tell it from any other."""
+    base = model.base
+    spec = {name: getattr(base.spec, name) for name in RECORDED}
+    return {**spec, "source_hash": base.source_hash, "chat_template": model.tokenizer.chat_template}
+
+
+def open_base(record: dict[str, Any], device: str, gradient_checkpointing: bool = False) -> SharedModel:
+    """Loads the base that a manifest describes.
+
+    UserError when its files are not those that the run was made on, with both hashes.
+    """
+    model = SharedModel(load_base(BaseSpec(**{name: record[name] for name in RECORDED}), device))
+    if model.base.source_hash != record["source_hash"]:
+        raise UserError(
+            f"base model {record['name']!r}: its files have changed since the run began (sha256 "
+            f"{model.base.source_hash[:16]} now, {record['source_hash'][:16]} then); adapters fit only the base that they "
+            "were trained on. Restore those files, or start a new run"
+        )
+    model.tokenizer.chat_template = record["chat_template"]
+    if gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def require_same_base(asked: str | None, record: dict[str, Any], parent: str) -> None:
+    """UserError when a model is named that is not the parent's."""
+    if asked is not None and asked != record["name"]:
+        raise UserError(
+            f"--model is {asked!r}, but {parent} was trained on {record['name']!r}; leave --model out, or train all "
+            "stages again on the new base"
+        )

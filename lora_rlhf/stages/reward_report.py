@@ -1,0 +1,64 @@
+"""How good a reward model is on rankings that it was not trained on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_rlhf.algo.losses import ranking_pairs
+from lora_rlhf.algo.statistics import pearson, reliability, wilson
+from lora_rlhf.data.encode import EncodedRanking
+
+MARGINS = (0.25, 0.5, 1.0, 2.0)  # edges of the buckets of |score difference|, in sd of the demonstrations' scores
+
+
+def held_out_report(rankings: list[EncodedRanking], scores: list[Tensor]) -> dict[str, Any]:
+    """Accuracy, calibration and length bias over all pairs that are not ties; empty where nothing was held out.
+
+    rankings, and of each its scores (K,). A pair is right when its winner scores higher. The predicted probability that
+    the higher-scored response wins is sigmoid(|difference|) (Bradley-Terry); ECE compares it with how often that is so.
+    The interval counts prompts, not pairs, as independent: the pairs of one prompt share its responses.
+    """
+    leads = []
+    for ranking, own in zip(rankings, scores, strict=True):
+        winners, losers = ranking_pairs(torch.tensor(ranking.ranks))
+        if len(winners):
+            leads.append(own[winners] - own[losers])
+    if not leads:
+        return {"held_out_prompts": len(rankings), "held_out_pairs": 0}
+    flat = torch.cat(leads).double()
+    right = flat > 0
+    probabilities = torch.sigmoid(flat.abs())
+    calibration = reliability(probabilities, right)
+    lengths = torch.cat([torch.tensor([len(ids) for ids in r.response_ids]) for r in rankings]).double()
+    return {
+        "held_out_prompts": len(rankings),
+        "held_out_pairs": len(flat),
+        "accuracy": _per_prompt_interval(leads),
+        "accuracy_by_margin": _by_margin(flat),
+        "ece": calibration.ece,
+        "reliability": [bin._asdict() for bin in calibration.bins],
+        "length_correlation": pearson(torch.cat(scores).double(), lengths),
+    }
+
+
+def _per_prompt_interval(leads: list[Tensor]) -> dict[str, float]:
+    """Share of right pairs with a 95 % interval from the spread between prompts (a ratio estimate)."""
+    right = torch.tensor([float((lead > 0).sum()) for lead in leads], dtype=torch.float64)
+    pairs = torch.tensor([float(len(lead)) for lead in leads], dtype=torch.float64)
+    rate = float(right.sum() / pairs.sum())
+    if len(leads) < 2:
+        return wilson(float(right.sum()), int(pairs.sum()))._asdict()
+    error = float((right - rate * pairs).std() * len(leads) ** 0.5 / pairs.sum())
+    return {"rate": rate, "low": max(0.0, rate - 1.96 * error), "high": min(1.0, rate + 1.96 * error), "n": int(pairs.sum())}
+
+
+def _by_margin(leads: Tensor) -> list[dict[str, float]]:
+    """Accuracy of the pairs whose scores differ by about as much."""
+    rows = []
+    edges = (0.0, *MARGINS, float("inf"))
+    for low, high in zip(edges, edges[1:], strict=False):
+        chosen = leads[(leads.abs() >= low) & (leads.abs() < high)]
+        if len(chosen):
+            rows.append({"from": low, "to": high, **wilson(float((chosen > 0).sum()), len(chosen))._asdict()})
+    return rows

@@ -1,0 +1,86 @@
+"""What every stage does before its first step: open the base, bring in its parents' adapters, check that it all fits."""
+
+import logging
+import random
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from lora_rlhf.config import StageConfig
+from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.open import open_base
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.run import Parent
+
+log = logging.getLogger("lora_rlhf")
+
+EPS = 1e-5  # AdamW's: with PyTorch's 1e-8 the first PPO updates are several times larger (arXiv 2403.17031)
+FLOOR = 0.1  # every schedule ends, and PPO's warm-up begins, at a tenth of the peak (InstructGPT, appendix C)
+
+
+def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | None) -> SharedModel:
+    """The base that the parent was trained on: the one in memory, or loaded as the parent's manifest says."""
+    if model is None:
+        return open_base(parent.manifest["base"], config.device, config.gradient_checkpointing)
+    if model.base.source_hash != parent.manifest["base"]["source_hash"]:
+        raise UserError(f"{parent.folder} was trained on another base than {model.base.spec.name!r}, which is loaded")
+    return model
+
+
+def bring(model: SharedModel, role: str, parent: Parent) -> None:
+    """Loads a parent's adapter under its role, unless it is in memory."""
+    if role not in model.roles:
+        model.load_role(role, parent.adapter)
+
+
+def require_context(model: SharedModel, config: StageConfig) -> None:
+    """UserError when a longest prompt with a longest response would not fit the model's context."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    asked = config.max_prompt_tokens + config.max_response_tokens
+    if context is not None and asked > context:
+        raise UserError(
+            f"max_prompt_tokens {config.max_prompt_tokens} and max_response_tokens {config.max_response_tokens} make "
+            f"{asked} tokens, but the context of {model.base.spec.name!r} is {context}: lower one of them"
+        )
+
+
+def report_refusals(path: str, refused: RefusedRows) -> None:
+    """Says what of a file could not be used; nothing is dropped in silence."""
+    if summary := refused.summary():
+        log.warning("%s:\n%s", path, summary)
+
+
+def seed_everything(seed: int) -> random.Random:
+    """Seeds PyTorch's global generator, which new adapters draw from, and returns one for the order of the data."""
+    torch.manual_seed(seed)
+    return random.Random(seed)
+
+
+def batches(count: int, size: int, rng: random.Random) -> list[list[int]]:
+    """One shuffled pass over `count` indices in batches; the last may be smaller."""
+    order = list(range(count))
+    rng.shuffle(order)
+    return [order[start : start + size] for start in range(0, count, size)]
+
+
+def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+    """AdamW as all of RLHF uses it here: no weight decay, since an adapter's zero is not a better model."""
+    return torch.optim.AdamW(list(parameters), lr=learning_rate, eps=EPS, weight_decay=0.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def role_parameters(model: SharedModel, role: str) -> list[nn.Parameter]:
+    """The parameters that a role trains."""
+    return [parameter for _, parameter in model.named_parameters_of(role)]
+
+
+def pick_fixed(prompts: Sequence[object], count: int) -> list[int]:
+    """Indices of the prompts whose responses are recorded over time: spread evenly over the data."""
+    step = max(1, len(prompts) // count)
+    return list(range(0, len(prompts), step))[:count]

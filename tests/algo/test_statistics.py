@@ -1,0 +1,117 @@
+"""Intervals, calibration and correlation against published values, closed forms and plain Python."""
+
+import math
+import random
+import statistics
+
+import pytest
+import torch
+
+from lora_rlhf.algo.statistics import mean_interval, pearson, reliability, wilson, win_rate
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, Table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_gives_newcombes_published_intervals(successes: int, n: int, low: float, high: float) -> None:
+    found = wilson(successes, n)
+    assert found == pytest.approx((successes / n, low, high, n), abs=5e-5)
+
+
+def test_wilson_solves_its_defining_equation_and_mirrors() -> None:
+    """Its ends are the rates p at which the observed rate lies 1.96 standard errors of p away."""
+    found = wilson(7.5, 12)
+    for end in (found.low, found.high):
+        assert abs(found.rate - end) / math.sqrt(end * (1 - end) / 12) == pytest.approx(1.95996, abs=1e-5)
+    assert found.low < found.rate < found.high
+    other = wilson(4.5, 12)
+    assert (1 - other.high, 1 - other.low) == pytest.approx((found.low, found.high), abs=1e-12)
+
+
+def test_win_rate_counts_ties_half_and_its_interval_is_that_of_the_binomial() -> None:
+    outcomes = [1.0] * 130 + [0.0] * 70
+    found = win_rate(outcomes)
+    error = 1.96 * math.sqrt(0.65 * 0.35 / 200)
+    assert found.rate == 0.65 and found.n == 200
+    assert (found.low, found.high) == pytest.approx((0.65 - error, 0.65 + error), abs=0.01)
+    assert win_rate([1.0, 0.5, 0.0, 0.5, 1.0]).rate == pytest.approx(0.6)
+
+
+def test_ties_narrow_the_interval() -> None:
+    tied = win_rate([1.0] * 10 + [0.5] * 80 + [0.0] * 10)
+    error = 1.96 * math.sqrt(0.05 / 100)  # variance of the outcomes: (10 + 10) / 100 * 0.25
+    assert (tied.low, tied.high) == pytest.approx((0.5 - error, 0.5 + error), abs=0.01)
+
+
+def test_a_bootstrap_agrees_with_one_written_in_plain_python() -> None:
+    outcomes = [1.0] * 6 + [0.5] * 3 + [0.0] * 4
+    rng = random.Random(1)
+    means = sorted(statistics.fmean(rng.choices(outcomes, k=13)) for _ in range(20000))
+    found = win_rate(torch.tensor(outcomes))
+    assert (found.low, found.high) == pytest.approx((means[500], means[-501]), abs=0.04)  # one step is 1/26
+    assert found == win_rate(outcomes), "the same outcomes give the same interval"
+
+
+@pytest.mark.parametrize(("outcome", "low", "high"), [(1.0, 0.8389, 1.0), (0.0, 0.0, 0.1611), (0.5, 0.2993, 0.7007)])
+def test_equal_outcomes_do_not_claim_certainty(outcome: float, low: float, high: float) -> None:
+    """0 and 20 of 20 are Newcombe's; half of 20 is 0.5 +- z sqrt(n + z^2) / (n + z^2) / 2."""
+    assert win_rate([outcome] * 20) == pytest.approx((outcome, low, high, 20), abs=5e-5)
+
+
+def test_mean_interval_equals_the_textbook() -> None:
+    values = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]
+    error = 1.959964 * statistics.stdev(values) / math.sqrt(8)
+    assert mean_interval(values) == pytest.approx((5.0, 5.0 - error, 5.0 + error, 8), abs=1e-6)
+    alone = mean_interval([3.0])
+    assert alone.mean == 3.0 and math.isnan(alone.low) and math.isnan(alone.high)
+
+
+def test_reliability_on_worked_figures() -> None:
+    probabilities = [0.51, 0.53, 0.97, 0.99, 1.0, 0.75]
+    correct = [1, 0, 1, 1, 0, 1]
+    found = reliability(probabilities, correct)
+    first, middle, last = found.bins[0], found.bins[5], found.bins[9]
+    assert first == pytest.approx((0.5, 0.55, 0.52, 0.5, 2))
+    assert middle == pytest.approx((0.75, 0.8, 0.75, 1.0, 1))
+    assert last == pytest.approx((0.95, 1.0, (0.97 + 0.99 + 1.0) / 3, 2 / 3, 3))
+    assert sum(b.count for b in found.bins) == 6 and math.isnan(found.bins[3].accuracy)
+    assert found.ece == pytest.approx((2 * 0.02 + 1 * 0.25 + 3 * (2.96 / 3 - 2 / 3)) / 6, abs=1e-12)
+
+
+def test_a_probability_on_an_edge_belongs_to_the_bin_that_begins_there() -> None:
+    for place in range(10):
+        found = reliability([round(0.5 + 0.05 * place, 2)], [1])
+        assert [b.count for b in found.bins] == [int(i == place) for i in range(10)]
+
+
+def test_a_calibrated_predictor_has_no_error_and_an_overconfident_one_has_its_excess() -> None:
+    assert reliability([0.8] * 10, [1] * 8 + [0] * 2).ece == pytest.approx(0.0, abs=1e-12)
+    assert reliability([0.9] * 10, [1] * 6 + [0] * 4).ece == pytest.approx(0.3, abs=1e-12)
+
+
+def test_pearson_against_the_standard_library() -> None:
+    x, y = [1.0, 2.0, 3.0, 5.0, 8.0], [2.0, -1.0, 4.0, 3.0, -7.0]
+    assert pearson(x, y) == pytest.approx(statistics.correlation(x, y), abs=1e-12)
+    assert pearson(x, [3 - 2 * value for value in x]) == pytest.approx(-1.0, abs=1e-12)
+    assert math.isnan(pearson([0.1] * 3, [1.0, 2.0, 3.0])), "0.1 is not exact: its mean may differ from it"
+
+
+def test_misuse_is_an_error() -> None:
+    with pytest.raises(ValueError, match="3 successes in 2 trials"):
+        wilson(3, 2)
+    with pytest.raises(ValueError, match=r"got 0\.7"):
+        win_rate([1.0, 0.7])
+    with pytest.raises(ValueError, match="at least one number"):
+        win_rate([])
+    with pytest.raises(ValueError, match=r"\[0.5, 1\], got 0\.4"):
+        reliability([0.6, 0.4], [1, 0])
+    with pytest.raises(ValueError, match="1 probabilities for 2"):
+        reliability([0.6], [1, 0])
+    with pytest.raises(ValueError, match="2 values against 1"):
+        pearson([1.0, 2.0], [1.0])
