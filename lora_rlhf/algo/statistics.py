@@ -39,14 +39,14 @@ class MeanInterval(NamedTuple):
 class Bin(NamedTuple):
     """Predictions with a probability in [low, high): their mean probability, and the share that was right.
 
-    Both are NaN where `count` is 0.
+    Both are NaN where `n` is 0.
     """
 
     low: float
     high: float
     confidence: float
     accuracy: float
-    count: int
+    n: int
 
 
 class Reliability(NamedTuple):
@@ -59,11 +59,12 @@ class Reliability(NamedTuple):
 def wilson(successes: float, n: int) -> Interval:
     """Wilson's score interval of a rate (Wilson 1927): honest near 0 and 1 too. `successes` may count ties as half."""
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes in {n} trials: trials must be at least 1, successes between 0 and them")
+        raise ValueError(f"{successes} successes in {n} trials: there must be a trial, and at most one success each")
     rate, z2 = successes / n, Z_95**2
     centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
     margin = Z_95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))
-    return Interval(rate, max(0.0, centre - margin), min(1.0, centre + margin), n)
+    # At a rate of 0 or 1 the near end is that rate exactly, which rounding would miss.
+    return Interval(rate, max(0.0, min(rate, centre - margin)), min(1.0, max(rate, centre + margin)), n)
 
 
 def win_rate(outcomes: Numbers) -> Interval:
@@ -111,7 +112,7 @@ def reliability(probabilities: Numbers, correct: Numbers) -> Reliability:
         inside = places == place
         confidence, accuracy = probabilities[inside].mean().item(), correct[inside].mean().item()
         bins.append(Bin(edges[place].item(), edges[place + 1].item(), confidence, accuracy, int(inside.sum())))
-    errors = (b.count * abs(b.accuracy - b.confidence) for b in bins if b.count)
+    errors = (b.n * abs(b.accuracy - b.confidence) for b in bins if b.n)
     return Reliability(bins, sum(errors) / len(probabilities))
 
 

@@ -51,7 +51,7 @@ def choose_judge(config: EvaluateConfig, stages: RunStages, gold: Gold | None, p
     unknown = None if gold is None else _first_unknown(gold, prompts)
     gold_applies = gold is not None and unknown is None
     if config.judge == "gold" and not gold_applies:
-        why = "there is no gold score here" if unknown is None else f"it does not know the prompt {prompt_text(unknown)!r}"
+        why = "there is none here" if unknown is None else f"it does not know the prompt {prompt_text(unknown)!r}"
         raise UserError(f"--judge gold: {why}; use --judge reward, or the tiny world's prompts")
     if gold_applies and config.judge != "reward":
         return GOLD
@@ -67,18 +67,10 @@ def make_judge(name: str, config: EvaluateConfig, stages: RunStages, gold: Gold 
     """The judge that `choose_judge` named."""
     if name == GOLD:
         assert gold is not None
-        return Judge(GOLD, lambda prompts, answers: [gold(prompt_text(p.prompt), a.text) for p, a in _pairs(prompts, answers)])
+        return Judge(GOLD, _gold_scorer(gold))
     assert stages.reward is not None
     offset = float(stages.reward.manifest["results"]["offset"])
-
-    @torch.no_grad()
-    def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
-        batch = sequences_of(model, prompts, answers)
-        with model.role("reward"):
-            raw = in_micro_batches(lambda part: response_scores(model, part), batch, config.micro_batch_size)
-        return (raw - offset).tolist()
-
-    return Judge(REWARD, score)
+    return Judge(REWARD, _reward_scorer(model, offset, config.micro_batch_size))
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -86,8 +78,25 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt.messages[-1].content
 
 
-def _pairs(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[tuple[EncodedPrompt, Answer]]:
-    return list(zip(prompts, answers, strict=True))
+def _gold_scorer(gold: Gold) -> Scorer:
+    def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
+        pairs = zip(prompts, answers, strict=True)
+        return [float(gold(prompt_text(prompt.prompt), answer.text)) for prompt, answer in pairs]
+
+    return score
+
+
+def _reward_scorer(model: SharedModel, offset: float, micro_batch_size: int) -> Scorer:
+    """The score that PPO was given: the head's output less the offset that centres the demonstrations."""
+
+    @torch.no_grad()
+    def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
+        batch = sequences_of(model, prompts, answers)
+        with model.role("reward"):
+            raw = in_micro_batches(lambda part: response_scores(model, part), batch, micro_batch_size)
+        return (raw - offset).tolist()
+
+    return score
 
 
 def _first_unknown(gold: Gold, prompts: Sequence[Prompt]) -> Prompt | None:

@@ -53,7 +53,7 @@ def open_model(stages: RunStages, device: str, model: SharedModel | None) -> Sha
     if model is None:
         model = open_base(stages.sft.manifest["base"], device)
     elif model.base.source_hash != stages.sft.manifest["base"]["source_hash"]:
-        raise UserError(f"{stages.sft.folder} was trained on another base than {model.base.spec.name!r}, which is loaded")
+        raise UserError(f"{stages.sft.folder} was trained on another base than {model.base.spec.name!r} as loaded")
     for role, stage in (("sft", stages.sft), ("reward", stages.reward), ("policy", stages.ppo)):
         if stage is not None and role not in model.roles:
             model.load_role(role, stage.adapter)

@@ -78,9 +78,10 @@ def verdict(sampled: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
     if better and best_rate["low"] > 0.5:
         return f"{shown}; {also}: a gain that is more than sharpening."
     if better:
+        as_well = "better" if best_rate["high"] < 0.5 else "as well"
         return (
-            f"{shown}; but {also}. The gain is only sharpening, as far as {best_rate['n']} prompts can tell: sampling the "
-            "SFT model at a temperature that suits it does as well."
+            f"{shown}; but {also}. The gain is only sharpening, as far as {best_rate['n']} prompts can tell: sampling "
+            f"the SFT model at a temperature that suits it does {as_well}."
         )
     if best_rate["low"] > 0.5:
         return f"{shown}: {_no_gain(rate)}; {also}, which is a gain."

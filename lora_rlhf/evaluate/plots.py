@@ -19,7 +19,8 @@ PANELS = (
     ("ppo/policy_loss", "Policy loss", ""),
     ("ppo/value_loss", "Value loss", ""),
 )
-SMOOTHING = 0.9  # weight of the past in the running mean that is drawn over the raw values
+COLUMNS = 3
+SMOOTHED_SHARE = 0.1  # of all iterations, the window of the running mean that is drawn over the raw values
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -27,11 +28,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
 
 
-def plot_report(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], kl_target: float | None, path: Path) -> None:
+def plot_report(
+    report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], kl_target: float | None, path: Path
+) -> None:
     """Writes a PNG: the panels of PPO's training that were recorded, and the win rates with their intervals."""
     shown = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in metrics)]
-    rows, columns = (1, 1) if not shown else (2, 3) if len(shown) > 3 else (1, len(shown) + 1)
-    figure = Figure(figsize=(4.2 * max(columns, 1.5), 3.3 * rows), layout="constrained")
+    columns = min(COLUMNS, len(shown) + 1)
+    rows = math.ceil((len(shown) + 1) / COLUMNS)
+    figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (key, title, unit) in zip(axes, shown, strict=False):
         _plot_metric(axis, metrics, key)
@@ -53,10 +57,10 @@ def _plot_metric(axis: Axes, metrics: Sequence[Mapping[str, Any]], key: str) -> 
     points = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
     steps, values = zip(*points, strict=True)
     axis.plot(steps, values, color=LINE, linewidth=0.8, alpha=0.35)
-    axis.plot(steps, _smooth(values), color=LINE, linewidth=1.6)
+    axis.plot(steps, _smooth(values), color=LINE, linewidth=1.6, marker="o" if len(steps) == 1 else "")
     axis.set_xlabel("PPO iteration", fontsize=8, color=MUTED)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.margins(x=0.02)
+    axis.set_xlim(0, max(steps) + 1)
 
 
 def _plot_win_rates(axis: Axes, report: Mapping[str, Any]) -> None:
@@ -75,24 +79,22 @@ def _plot_win_rates(axis: Axes, report: Mapping[str, Any]) -> None:
             capsize=3,
             color=color,
             label=label,
+            clip_on=False,
         )
     axis.axvline(0.5, color=MUTED, linewidth=1, linestyle=":")
-    axis.set_yticks(range(len(pairs)), [pair.replace("_", " ") for pair in pairs])
+    axis.set_yticks(range(len(pairs)), [pair.replace("_vs_", "\nvs ") for pair in pairs])
     axis.set_ylim(len(pairs) - 0.5, -0.5)
     axis.set_xlim(0, 1)
     axis.xaxis.set_major_formatter(PercentFormatter(xmax=1))
     axis.set_title("Win rates, 95 % intervals", loc="left", fontsize=10, color=INK)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential running mean, corrected for its start."""
-    smoothed, total, weight = [], 0.0, 0.0
-    for value in values:
-        total = SMOOTHING * total + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
-        smoothed.append(total / weight if weight else math.nan)
-    return smoothed
+    """The mean of a window around each value, which the ends cut: it does not lag behind."""
+    reach = round(SMOOTHED_SHARE * len(values) / 2)
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def _save(figure: Figure, path: Path) -> None:

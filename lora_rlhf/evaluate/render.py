@@ -89,7 +89,8 @@ def _facts(report: dict[str, Any]) -> list[str]:
         )
     reward = report.get("reward", {})
     if "accuracy" in reward:
-        fact = f"reward model on held-out rankings: right on {percent(reward['accuracy'])} of pairs, ECE {reward['ece']:.3f}"
+        accuracy = percent(reward["accuracy"])
+        fact = f"reward model on held-out rankings: right on {accuracy} of pairs, ECE {reward['ece']:.3f}"
         if reward.get("label_agreement") is not None:
             fact += f"; labelers agree on {100 * reward['label_agreement']:.1f} %"
         facts.append(fact)
@@ -99,14 +100,14 @@ def _facts(report: dict[str, Any]) -> list[str]:
 def _sweep(report: dict[str, Any]) -> str:
     temperatures = report["config"]["temperatures"]
     header = ["stage", *(f"T {temperature:g}" for temperature in temperatures)]
-    rows = [[stage, *map(_number, means)] for stage, means in report["temperature_sweep"].items()]
+    rows = [[stage, *map(_number, means.values())] for stage, means in report["temperature_sweep"].items()]
     return grid(header, rows)
 
 
 def _sweep_note(report: dict[str, Any]) -> str:
     return (
-        f"Mean {JUDGES[report['judge']]} on {report['prompts']['selection']} other prompts; each stage's best is then used "
-        "on the prompts above. T 0 is greedy decoding."
+        f"Mean {JUDGES[report['judge']]} on {report['prompts']['selection']} other prompts; each stage's best is then "
+        "used on the prompts above. T 0 is greedy decoding."
     )
 
 

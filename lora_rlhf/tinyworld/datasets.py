@@ -12,7 +12,7 @@ from typing import Any
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.labels import Agreement, agreement, group_by_prompt
 from lora_rlhf.data.schema import Demonstration, Prompt, Text, row_of
-from lora_rlhf.data.sources import read_prompts, read_rankings
+from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.errors import UserError
 from lora_rlhf.tinyworld.labelers import labelers
 from lora_rlhf.tinyworld.requests import SKILLS, Request, constraints_of, draw, find
@@ -155,12 +155,6 @@ def label(config: LabelConfig) -> Agreement | None:
     ]
     write_jsonl(config.agreement_to, map(row_of, repeated))
     return agreement(group_by_prompt(repeated))
-
-
-def read_agreement(path: str) -> Agreement:
-    """The agreement measured on a file that `label` wrote."""
-    rankings, _ = read_rankings(path, strict=True)
-    return agreement(group_by_prompt(rankings))
 
 
 def _read_candidates(path: str) -> list[tuple[Prompt, list[str]]]:

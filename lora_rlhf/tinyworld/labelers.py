@@ -11,7 +11,7 @@ from lora_rlhf.tinyworld.requests import find
 NUM_LABELERS = 40
 # Set once so that two labelers agree on 73 % of pairs of sampled responses, as InstructGPT's training labelers did
 # (72.6 +- 1.5 %, section 3.4).
-NOISE = 0.17
+NOISE = 0.15
 TIE_WIDTH = 0.02
 
 

@@ -34,6 +34,13 @@ def test_wilson_solves_its_defining_equation_and_mirrors() -> None:
     assert (1 - other.high, 1 - other.low) == pytest.approx((found.low, found.high), abs=1e-12)
 
 
+def test_an_interval_holds_its_rate() -> None:
+    for n in range(1, 60):
+        for rate in (0.0, 0.5, 1.0):
+            found = wilson(rate * n, n)
+            assert 0 <= found.low <= found.rate <= found.high <= 1
+
+
 def test_win_rate_counts_ties_half_and_its_interval_is_that_of_the_binomial() -> None:
     outcomes = [1.0] * 130 + [0.0] * 70
     found = win_rate(outcomes)
@@ -80,14 +87,14 @@ def test_reliability_on_worked_figures() -> None:
     assert first == pytest.approx((0.5, 0.55, 0.52, 0.5, 2))
     assert middle == pytest.approx((0.75, 0.8, 0.75, 1.0, 1))
     assert last == pytest.approx((0.95, 1.0, (0.97 + 0.99 + 1.0) / 3, 2 / 3, 3))
-    assert sum(b.count for b in found.bins) == 6 and math.isnan(found.bins[3].accuracy)
+    assert sum(b.n for b in found.bins) == 6 and math.isnan(found.bins[3].accuracy)
     assert found.ece == pytest.approx((2 * 0.02 + 1 * 0.25 + 3 * (2.96 / 3 - 2 / 3)) / 6, abs=1e-12)
 
 
 def test_a_probability_on_an_edge_belongs_to_the_bin_that_begins_there() -> None:
     for place in range(10):
         found = reliability([round(0.5 + 0.05 * place, 2)], [1])
-        assert [b.count for b in found.bins] == [int(i == place) for i in range(10)]
+        assert [b.n for b in found.bins] == [int(i == place) for i in range(10)]
 
 
 def test_a_calibrated_predictor_has_no_error_and_an_overconfident_one_has_its_excess() -> None:

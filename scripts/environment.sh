@@ -1,0 +1,32 @@
+# Sourced by the scripts beside it: puts this project into .venv, as pinned in constraints.txt, and goes to its root.
+
+# The first Python here that is new enough and can make virtual environments.
+find_python() {
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or newer with the venv module; install one (on Debian and Ubuntu: python3.11-venv)" >&2
+  return 1
+}
+
+# ensure_environment [EXTRA]: installs what is missing; a stamp in .venv says what is there already.
+ensure_environment() {
+  local extra="${1:-}" wanted python
+  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  wanted="$(cat pyproject.toml constraints.txt | cksum)"
+  if grep -qsxF -e "$wanted $extra" -e "$wanted test" .venv/installed && [ -x .venv/bin/lora-rlhf ]; then
+    return
+  fi
+  if [ ! -x .venv/bin/python ]; then
+    python="$(find_python)"
+    echo "making .venv with $("$python" --version)"
+    "$python" -m venv .venv
+  fi
+  echo "installing into .venv; the first time this takes some minutes"
+  .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".${extra:+[$extra]}"
+  echo "$wanted $extra" >.venv/installed
+}

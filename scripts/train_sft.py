@@ -1,0 +1,8 @@
+"""Stage `sft` as a plain script: the same flags as `lora-rlhf sft`."""
+
+import sys
+
+from lora_rlhf.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["sft", *sys.argv[1:]]))

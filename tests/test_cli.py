@@ -1,0 +1,223 @@
+"""The command line as a person uses it: exit status, and one clear message in place of a traceback."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora_rlhf import cli
+from lora_rlhf.cli import COMMANDS, Command, main, parse
+from lora_rlhf.config import PPOConfig, SFTConfig
+from lora_rlhf.errors import UserError
+
+Capture = pytest.CaptureFixture[str]
+SFT = ["--run", "runs/x", "--model", "tinyworld", "--demonstrations", "d.jsonl"]
+
+
+def fails(capsys: Capture, *arguments: str) -> str:
+    """The message of a command that must end with status 2, without a traceback."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
+    assert captured.out == ""
+    return captured.err
+
+
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """raising(exception): from now on the sft command raises it."""
+
+    def replace(exception: BaseException) -> None:
+        def call(config: SFTConfig) -> None:
+            raise exception
+
+        monkeypatch.setitem(COMMANDS, "sft", Command("", SFTConfig, call))
+
+    return replace
+
+
+def test_unknown_flag_names_it_and_the_nearest(capsys: Capture) -> None:
+    message = fails(capsys, "sft", *SFT, "--lerning-rate", "1e-4")
+    assert "unknown flag --lerning-rate; did you mean --learning_rate?" in message
+
+
+def test_unknown_flag_without_a_likeness(capsys: Capture) -> None:
+    message = fails(capsys, "sft", *SFT, "--zzz", "1")
+    assert "--zzz" in message and "did you mean" not in message
+
+
+def test_flags_are_not_abbreviated(capsys: Capture) -> None:
+    assert "unknown flag --learning" in fails(capsys, "sft", *SFT, "--learning", "1e-4")
+
+
+def test_unknown_command_names_the_nearest(capsys: Capture) -> None:
+    assert "unknown command 'rewards'; did you mean reward?" in fails(capsys, "rewards", "--run", "x")
+
+
+def test_missing_flags_are_all_named(capsys: Capture) -> None:
+    assert "--model and --demonstrations must be given" in fails(capsys, "sft", "--run", "x")
+
+
+def test_a_value_of_the_wrong_type(capsys: Capture) -> None:
+    assert "epochs is 'two', expected a whole number" in fails(capsys, "sft", *SFT, "--epochs", "two")
+    assert "expected one of nf4, int8, none" in fails(capsys, "sft", *SFT, "--quantization", "4bit")
+
+
+def test_missing_parent_run(capsys: Capture, tmp_path: Path) -> None:
+    message = fails(capsys, "reward", "--run", str(tmp_path), "--rankings", "r.jsonl")
+    assert f"run `lora-rlhf sft --run {tmp_path}` first" in message
+
+
+def test_batch_size_that_does_not_divide(capsys: Capture) -> None:
+    message = fails(capsys, "sft", *SFT, "--batch-size", "50", "--micro-batch-size", "8", "--epochs", "0")
+    assert "batch_size is 50, must be a multiple of micro_batch_size 8: try 48 or 56" in message
+    assert "epochs is 0" in message, "all faults at once"
+
+
+def test_empty_file(capsys: Capture, tmp_path: Path) -> None:
+    empty = tmp_path / "demonstrations.jsonl"
+    empty.touch()
+    message = fails(capsys, "sft", "--run", str(tmp_path / "x"), "--model", "tinyworld", "--demonstrations", str(empty))
+    assert f"{empty}: no rows; the file is empty" in message
+    assert not (tmp_path / "x").exists(), "nothing was begun"
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(UserError):
+        main(["sft", *SFT, "--epochs", "0", "--debug"])
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    dashes = parse("sft", [*SFT, "--micro-batch-size=4", "--learning-rate", "1e-3"])
+    assert dashes == parse("sft", [*SFT, "--micro_batch_size", "4", "--learning_rate=1e-3"])
+    assert dashes.micro_batch_size == 4 and dashes.learning_rate == 1e-3
+
+
+def test_values_keep_their_dashes() -> None:
+    assert parse("sft", ["--run", "my-run", "--model=a-b", "--demonstrations", "x-y.jsonl"]).model == "a-b"
+
+
+def test_a_switch_needs_no_value() -> None:
+    assert parse("sft", [*SFT, "--use-rslora", "--epochs", "3"]).use_rslora is True
+    assert parse("sft", [*SFT, "--epochs", "3", "--use-rslora"]).use_rslora is True
+    assert parse("sft", [*SFT, "--use-rslora", "false"]).use_rslora is False
+
+
+@pytest.mark.parametrize("flag", ["--print_config", "--print-config"])
+def test_print_config_fed_back_reproduces_the_configuration(flag: str, capsys: Capture, tmp_path: Path) -> None:
+    arguments = ["--run", "r", "--prompts", "p.jsonl", "--policy_learning_rate", "3e-5", "--kl_target", "6"]
+    with pytest.raises(SystemExit) as exited:
+        main(["ppo", *arguments, flag])
+    assert exited.value.code == 0
+    path = tmp_path / "ppo.yaml"
+    path.write_text(capsys.readouterr().out)
+    expected = PPOConfig(run="r", prompts="p.jsonl", policy_learning_rate=3e-5, kl_target=6.0)
+    assert parse("ppo", ["--config", str(path)]) == expected
+
+
+def test_printed_defaults_are_a_file_to_fill_in(capsys: Capture, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["sft", "--print_config"])
+    path = tmp_path / "sft.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert parse("sft", ["--config", str(path), *SFT]) == parse("sft", SFT)
+
+
+def test_flags_override_the_file_wherever_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text("run: r\nmodel: m\ndemonstrations: d\nepochs: 7\nseed: 5\n")
+    for arguments in (["--config", str(path), "--epochs", "1"], [f"--config={path}", "--epochs", "1"]):
+        config = parse("sft", arguments)
+        assert (config.epochs, config.seed, config.run) == (1, 5, "r")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("epoch: 3", "unknown key epoch; did you mean --epochs?"),
+        ("epochs: many", "epochs is 'many', expected a whole number"),
+        ("epochs: [", "not YAML"),
+        ("- 3", "expected keys and values"),
+    ],
+)
+def test_faults_of_a_file_name_the_file(text: str, fault: str, capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(text)
+    message = fails(capsys, "sft", *SFT, "--config", str(path))
+    assert message.startswith(f"error: {path}: {fault}")
+
+
+def test_help_shows_help_and_defaults(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["ppo", "--help"])
+    assert exited.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Rollout-and-update rounds. (type: int, default: 100)" in text
+
+
+def test_overview_lists_every_command(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+    assert main(["tinyworld"]) == 0
+    text = capsys.readouterr().out
+    assert "tinyworld make" in text and "ppo" not in text
+
+
+def test_control_c_is_one_line(raising: Callable[[BaseException], None], capsys: Capture) -> None:
+    raising(KeyboardInterrupt())
+    assert main(["sft", *SFT]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_out_of_memory_names_the_way_out(raising: Callable[[BaseException], None], capsys: Capture) -> None:
+    import torch
+
+    raising(torch.cuda.OutOfMemoryError("tried to allocate 2 GiB"))
+    assert main(["sft", *SFT]) == 1
+    message = capsys.readouterr().err
+    assert "micro_batch_size" in message and "gradient_checkpointing" in message and "2 GiB" in message
+
+
+def test_an_error_of_ours_is_not_hidden(raising: Callable[[BaseException], None]) -> None:
+    raising(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["sft", *SFT])
+
+
+def test_help_and_faults_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from lora_rlhf.cli import main; main(['--help']); main(['sft', '--epochs', '0', *sys.argv[1:]]);"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'matplotlib') if name in sys.modules])"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, *SFT], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "epochs is 0" in done.stderr
+    assert time.monotonic() - started < 1.5
+
+
+def test_scripts_are_the_same_commands() -> None:
+    scripts = Path(cli.__file__).parent.parent / "scripts"
+    for name in ("sft", "reward", "ppo"):
+        script = [sys.executable, str(scripts / f"train_{name}.py"), "--zzz", "1"]
+        done = subprocess.run(script, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {name}: unknown flag --zzz")
+
+
+def test_run_overrides_reach_the_recipe(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"run": "a", "sft": {"model": "m", "demonstrations": "{run}/d.jsonl"}}))
+    assert "b/d.jsonl: no such file" in fails(capsys, "run", "--config", str(path), "--run", "b")
+
+
+def test_score_prints_every_quality(capsys: Capture) -> None:
+    assert main(["tinyworld", "score", "--prompt", "What number comes after fourteen?", "--response", "Fifteen."]) == 0
+    figures = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert set(figures) == {"asked", "true", "constraint", "point", "civil", "total"}
+    assert "is not one of the tiny world" in fails(capsys, "tinyworld", "score", "--prompt", "Hm?", "--response", "x")

@@ -1,0 +1,137 @@
+"""The house rules: who may import whom, what each module says of itself, how long it is. Read from the source alone."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lora_rlhf
+
+PACKAGE = Path(lora_rlhf.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 300
+LONGER = {"config.py": 400}  # a table of every setting, with its one line of help
+
+ROOMS = {"algo", "data", "model", "stages", "evaluate", "tinyworld"}
+# Strictly downward: what each room may import of this package besides itself. All but algo may raise errors.UserError.
+MAY_IMPORT = {
+    "algo": set(),
+    "data": {"errors"},
+    "model": {"errors", "algo"},
+    "stages": {"errors", "algo", "data", "model", "config", "run"},
+    "evaluate": {"errors", "algo", "data", "model", "config", "run"},
+    "tinyworld": {"errors", "data"},
+    "errors": set(),
+    "__init__": set(),
+    "config": {"errors"},
+    "run": {"errors", "config"},
+    "recipe": {"errors", "config", "run", *ROOMS},
+    "cli": {"errors", "config", "run", "recipe", *ROOMS},
+}
+# Libraries that only some rooms may import.
+ONLY_IN = {
+    "torch": {"algo", "data", "model", "stages", "evaluate"},
+    "transformers": {"model", "stages"},
+    "peft": {"model"},
+    "bitsandbytes": {"model"},
+    "trl": {"stages"},
+    "datasets": {"data", "stages"},
+    "matplotlib": {"evaluate"},
+    "jsonargparse": {"cli"},
+}
+OF_ALGO = {"torch", "collections", "dataclasses", "math", "typing"}
+
+
+def room_of(path: Path) -> str:
+    """The room that a module belongs to; a module at the top is a room of its own."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
+    """(module, name) of every import that runs, those inside functions included."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports within the package are absolute"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif not is_type_checking(node):
+            yield from imports(node)
+
+
+def violations(room: str, source: str) -> list[str]:
+    """Every import in a module of that room that the house does not allow."""
+    found = []
+    for module, name in imports(ast.parse(source)):
+        top, *inner = module.split(".")
+        if top == "lora_rlhf":
+            target = inner[0] if inner else name
+            if target not in {room, *MAY_IMPORT[room]} and target not in ("__version__", None):
+                found.append(f"{room} imports lora_rlhf.{target}")
+        elif room not in ONLY_IN.get(top, {room}) or (room == "algo" and top not in OF_ALGO):
+            found.append(f"{room} imports {top}")
+        if top == "transformers" and room == "stages" and not str(name).endswith("Callback"):
+            found.append(f"stages imports transformers.{name}: models belong to the room model")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    assert violations(room_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_says_its_job_and_is_short(path: Path) -> None:
+    source = path.read_text()
+    assert ast.get_docstring(ast.parse(source)), "no docstring"
+    num_lines = len(source.splitlines())
+    assert num_lines <= LONGER.get(path.name, MAX_LINES)
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("algo", "import numpy"),
+        ("algo", "from lora_rlhf.errors import UserError"),
+        ("data", "import transformers"),
+        ("data", "def f():\n    from lora_rlhf.model.base import load_base"),
+        ("model", "import lora_rlhf.stages.ppo"),
+        ("model", "from lora_rlhf import data"),
+        ("evaluate", "from lora_rlhf.stages import session"),
+        ("evaluate", "from peft import PeftModel"),
+        ("stages", "from transformers import AutoModelForCausalLM"),
+        ("stages", "if True:\n    import bitsandbytes.nn"),
+        ("tinyworld", "from lora_rlhf.config import check"),
+        ("tinyworld", "import torch"),
+        ("config", "from lora_rlhf.run import find_stage"),
+        ("recipe", "import torch"),
+    ],
+)
+def test_forbidden_imports_are_found(room: str, source: str) -> None:
+    assert len(violations(room, source)) == 1
+
+
+def test_type_checking_imports_do_not_count() -> None:
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from transformers import PreTrainedTokenizerBase"
+    assert violations("data", source) == []
+
+
+def test_every_room_has_rules() -> None:
+    assert {room_of(path) for path in MODULES} <= set(MAY_IMPORT)
+
+
+def test_adapters_are_switched_in_one_place() -> None:
+    switches = {"set_adapter", "disable_adapter", "enable_adapters", "disable_adapters"}
+    places = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in switches
+    }
+    assert places == {"model/shared.py"}

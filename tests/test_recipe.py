@@ -1,0 +1,159 @@
+"""Recipes: all faults before anything starts, one base for every stage, and going on where an attempt stopped."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lora_rlhf.cli import main
+from lora_rlhf.config import PPOConfig, SFTConfig, read_yaml
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.recipe import read_recipe, run_recipe
+from lora_rlhf.stages import sft
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+
+# The quickstart's shape at the smallest size that goes through every stage.
+SMALL: dict[str, dict[str, Any]] = {
+    "tinyworld": {
+        "num_demonstrations": 48,
+        "num_ranking_prompts": 16,
+        "num_ppo_prompts": 16,
+        "num_evaluation_prompts": 12,
+        "num_selection_prompts": 6,
+        "num_pretraining": 4,
+    },
+    "sft": {"epochs": 1, "batch_size": 16},
+    "sample": {"min_responses": 2, "max_responses": 3},
+    "label": {"overlap": 8},
+    "reward": {"batch_size": 8, "validation_fraction": 0.3},
+    "ppo": {
+        "iterations": 2,
+        "batch_size": 8,
+        "minibatch_size": 8,
+        "num_epochs": 1,
+        "kl_target": 6.0,
+        "kl_horizon": 100,
+    },
+    "evaluate": {"temperatures": [0.0, 1.0]},
+}
+
+
+def small_recipe(run: Path) -> dict[str, Any]:
+    recipe = read_yaml(QUICKSTART)
+    recipe |= {"run": str(run), "micro_batch_size": 8, "device": "cpu", "max_response_tokens": 24}
+    return recipe | {name: recipe[name] | values for name, values in SMALL.items()}
+
+
+def write(recipe: dict[str, Any], path: Path) -> list[str]:
+    path.write_text(yaml.safe_dump(recipe))
+    return ["run", "--config", str(path)]
+
+
+def faults_of(recipe: dict[str, Any], **overrides: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        read_recipe(recipe, overrides)
+    return str(caught.value).splitlines()
+
+
+def test_the_quickstart_is_without_fault() -> None:
+    configs = read_recipe(QUICKSTART)
+    assert list(configs) == ["tinyworld", "sft", "sample", "label", "reward", "ppo", "evaluate"]
+
+
+def test_keys_at_the_top_reach_every_section_and_sections_override_them() -> None:
+    recipe = small_recipe(Path("r"))
+    recipe["ppo"] = recipe["ppo"] | {"seed": 9, "micro_batch_size": 4}
+    configs = read_recipe(recipe, {"run": "other/run", "seed": 7})
+    sft, ppo = configs["sft"], configs["ppo"]
+    assert isinstance(sft, SFTConfig) and isinstance(ppo, PPOConfig)
+    assert (sft.run, sft.seed, sft.model, sft.micro_batch_size) == ("other/run", 7, "tinyworld", 8)
+    assert (ppo.run, ppo.seed, ppo.micro_batch_size) == ("other/run", 9, 4)
+    assert ppo.prompts == "other/run/data/ppo_prompts.jsonl"
+    assert configs["tinyworld"].seed == 7
+
+
+def test_faults_of_all_sections_come_together() -> None:
+    recipe = small_recipe(Path("r"))
+    recipe |= {"modle": "x"}
+    recipe["sft"] = recipe["sft"] | {"batch_size": 20}
+    recipe["ppo"] = recipe["ppo"] | {"iteration": 3, "overwrite": True}
+    recipe["label"] = recipe["label"] | {"overlap": 0}
+    recipe["reward"] = recipe["reward"] | {"epochs": "one", "los": "listwise"}
+    message = "\n".join(faults_of(recipe))
+    for fault in (
+        "recipe: unknown key 'modle'",
+        "sft: batch_size is 20, must be a multiple of micro_batch_size 8: try 16 or 24",
+        "recipe: ppo: overwrite has no place here",
+        "label: overlap is 0",
+        "recipe: reward: epochs is 'one'",
+        "recipe: reward: unknown key 'los'",
+    ):
+        assert fault in message
+
+
+def test_an_input_that_nobody_writes_is_found_before_the_start() -> None:
+    recipe = small_recipe(Path("r"))
+    recipe["ppo"] = recipe["ppo"] | {"prompts": "{run}/data/prompts.jsonl"}
+    fault = "recipe: ppo: prompts: r/data/prompts.jsonl: no such file, and no section before it writes it"
+    assert faults_of(recipe) == [fault]
+    del recipe["tinyworld"]
+    assert len(faults_of(recipe)) == 5  # demonstrations, both kinds of prompts, evaluation and selection
+
+
+@pytest.mark.parametrize("run", [None, "", 3])
+def test_a_recipe_needs_a_run(run: Any) -> None:
+    assert faults_of(small_recipe(Path("r")) | {"run": run})[0].startswith(f"recipe: run is {run!r}; name a run folder")
+
+
+def test_a_recipe_needs_a_stage() -> None:
+    (fault,) = faults_of({"run": "r", "tinyworld": {"to": "x"}})
+    assert "no stage to run" in fault
+
+
+def test_all_stages_from_one_command_and_again_from_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    recipe = small_recipe(run)
+    command = write(recipe, tmp_path / "recipe.yaml")
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "[5/7] reward model" in out and str(run / "report.json") in out
+    report = json.loads((run / "report.json").read_text())
+    assert report["base_unchanged"] is True and report["judge"] == "gold"
+    assert {"tinyworld", "sft", "sample", "label", "reward", "ppo", "evaluate"} <= set(report["seconds"])
+    stages = {name: (run / name / "manifest.json").read_bytes() for name in ("sft", "reward", "ppo")}
+
+    shutil.rmtree(run / "reward")  # PPO was trained from this reward model: both are made anew, SFT is not
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("finished before, skipped") == 4
+    remade = {name: (run / name / "manifest.json").read_bytes() for name in stages}
+    assert remade["sft"] == stages["sft"] and remade["reward"] != stages["reward"] and remade["ppo"] != stages["ppo"]
+    parents = json.loads(remade["ppo"])["parents"]
+    assert parents["reward"]["id"] == json.loads(remade["reward"])["id"]
+    again = json.loads((run / "report.json").read_text())
+    assert again["win_rate"] == report["win_rate"], "a resumed run is the same run"
+
+    recipe["sft"]["learning_rate"] = 0.5
+    recipe["micro_batch_size"] = 4  # what changes no result may change
+    assert main(write(recipe, tmp_path / "recipe.yaml")) == 2
+    message = capsys.readouterr().err
+    assert "sft: learning_rate is 0.5 now and was 0.001 when this step finished" in message
+    assert "micro_batch_size" not in message
+
+
+def test_a_stage_that_writes_to_the_base_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(config: SFTConfig, model: SharedModel) -> SharedModel:
+        next(model.causal.parameters()).data.view(-1)[0] += 1
+        return model
+
+    monkeypatch.setattr(sft, "train", train)
+    recipe = small_recipe(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="the base model was written to"):
+        run_recipe({name: value for name, value in recipe.items() if name not in SMALL or name in ("tinyworld", "sft")})

@@ -1,0 +1,122 @@
+"""Run folders: what a manifest records, files whole or not there, and only finished stages are parents."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_rlhf import run
+from lora_rlhf.config import PPOConfig, from_dict, read_yaml
+from lora_rlhf.errors import UserError
+from lora_rlhf.run import StageFolder, find_stage, has_stage, write_json, write_text
+
+
+def config_in(folder: Path, overwrite: bool = False) -> PPOConfig:
+    return PPOConfig(run=str(folder), prompts=str(folder / "prompts.jsonl"), seed=3, overwrite=overwrite)
+
+
+def begun(folder: Path, stage: str = "ppo") -> StageFolder:
+    config = config_in(folder)
+    started = StageFolder(config, stage)
+    started.begin({"name": "tiny"}, {}, {"prompts": config.prompts, "pretraining_text": None})
+    return started
+
+
+def test_manifest_records_what_the_stage_was_made_of(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
+    begun(tmp_path, "sft").finish({})
+    parent = find_stage(tmp_path / "sft", "sft")
+    folder = StageFolder(config_in(tmp_path), "ppo")
+    folder.begin({"name": "tiny", "source_hash": "abc"}, {"sft": parent}, {"prompts": str(tmp_path / "prompts.jsonl")})
+    folder.finish({"kl": 1.5})
+
+    manifest = json.loads((tmp_path / "ppo" / "manifest.json").read_text())
+    assert manifest["status"] == "finished" and manifest["stage"] == "ppo" and manifest["seed"] == 3
+    assert manifest["base"] == {"name": "tiny", "source_hash": "abc"}
+    assert manifest["parents"] == {
+        "sft": {"folder": str(tmp_path / "sft"), "stage": "sft", "id": parent.manifest["id"]}
+    }
+    assert manifest["data"]["prompts"]["sha256"] == hashlib.sha256(b'{"prompt": "Hello"}\n').hexdigest()
+    assert manifest["results"] == {"kl": 1.5}
+    assert manifest["versions"]["torch"] and manifest["seconds"] >= 0
+    assert manifest["id"] != parent.manifest["id"]
+
+
+def test_stage_folder_holds_the_configuration_that_reproduces_it(tmp_path: Path) -> None:
+    begun(tmp_path)
+    assert from_dict(PPOConfig, read_yaml(tmp_path / "ppo" / "config.yaml"), "x") == config_in(tmp_path)
+
+
+def test_metrics_and_samples_are_rows(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    folder.log(1, {"ppo/kl": 0.5, "ppo/loss": float("nan")})
+    folder.log(2, {"ppo/kl": 0.75})
+    folder.sample(2, [{"prompt": "Où?", "response": "Là."}])
+    rows = [json.loads(line) for line in (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "ppo/kl": 0.5, "ppo/loss": None}, {"step": 2, "ppo/kl": 0.75}]
+    assert "Où?" in (tmp_path / "ppo" / "samples.jsonl").read_text()
+
+
+def test_an_unfinished_stage_is_no_parent(tmp_path: Path) -> None:
+    folder = begun(tmp_path, "sft")
+    assert not has_stage(tmp_path, "sft")
+    with pytest.raises(UserError, match="did not finish") as caught:
+        find_stage(tmp_path / "sft", "sft")
+    assert f"lora-rlhf sft --run {tmp_path}" in str(caught.value)
+    folder.finish({})
+    assert has_stage(tmp_path, "sft")
+
+
+def test_a_missing_or_other_stage_is_no_parent(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"no sft stage there; run `lora-rlhf sft --run {tmp_path}` first"):
+        find_stage(tmp_path / "sft", "sft")
+    begun(tmp_path, "reward").finish({})
+    with pytest.raises(UserError, match="holds a 'reward' stage, expected 'sft'"):
+        find_stage(tmp_path / "reward", "sft")
+
+
+def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
+    begun(tmp_path, "sft").finish({})
+    (tmp_path / "sft" / "manifest.json").write_text('{"stage": ')
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
+        find_stage(tmp_path / "sft", "sft")
+
+
+def test_a_finished_stage_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    StageFolder.check_free(config_in(tmp_path), "ppo")
+    begun(tmp_path)
+    StageFolder.check_free(config_in(tmp_path), "ppo")  # unfinished: nothing is lost
+    begun(tmp_path).finish({})
+    with pytest.raises(UserError, match="--overwrite"):
+        StageFolder.check_free(config_in(tmp_path), "ppo")
+    (tmp_path / "ppo" / "old.txt").write_text("")
+    folder = StageFolder.check_free(config_in(tmp_path, overwrite=True), "ppo")
+    folder.begin({}, {}, {})
+    assert not (tmp_path / "ppo" / "old.txt").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(run.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new, and longer")
+    assert path.read_text() == "old"
+    assert [child.name for child in tmp_path.iterdir()] == ["report.json"], "no temporary file is left behind"
+
+
+def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "report.json", []
+    monkeypatch.setattr(run.os, "fsync", lambda descriptor: seen.append(path.exists()))
+    write_text(path, "text")
+    assert seen == [False] and path.read_text() == "text"
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1.0]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.0]}

@@ -1,0 +1,104 @@
+"""Writers of uneven quality: each habit by itself, and all of them together."""
+
+import random
+from itertools import islice
+
+import pytest
+
+from lora_rlhf.tinyworld.gold import GoldScore, score_request
+from lora_rlhf.tinyworld.language import CLOSING_FILLER, OPENING_FILLER, RUDE, split_sentences
+from lora_rlhf.tinyworld.requests import Request, draw, find
+from lora_rlhf.tinyworld.writers import Writer, writers
+
+HABITS = ("ignores_constraint", "rambles", "curt", "rude", "sloppy")
+
+
+def writer(**habits: float) -> Writer:
+    """Somebody without habits but these."""
+    return Writer(**(dict.fromkeys(HABITS, 0.0) | habits))
+
+
+def requests(count: int = 300) -> list[Request]:
+    drawn = islice(draw(random.Random(0), held_out=False), count)
+    return [request for request in drawn if request.skill.name != "riddle"]  # 13 words do not always suffice for one
+
+
+def gold(who: Writer, request: Request, rng: random.Random) -> GoldScore:
+    return score_request(request, who.write(request, rng))
+
+
+def request_for(text: str) -> Request:
+    found = find(text)
+    assert found is not None
+    return found
+
+
+def test_without_habits_every_answer_is_the_best() -> None:
+    rng = random.Random(0)
+    assert {gold(writer(), request, rng).total for request in requests()} == {1.0}
+
+
+def test_who_ignores_constraints_breaks_every_one_that_needs_heed() -> None:
+    rng = random.Random(0)
+    for request in requests():
+        judged = gold(writer(ignores_constraint=1.0), request, rng)
+        assert (judged.asked, judged.true, judged.point, judged.civil) == (1.0, 1.0, 1.0, 1.0)
+        if request.constraint and request.constraint.kind in ("begin", "end"):
+            assert judged.constraint == 0.0
+
+
+def test_who_rambles_wastes_a_sentence() -> None:
+    rng = random.Random(0)
+    fillers = OPENING_FILLER + CLOSING_FILLER
+    for request in requests():
+        if request.constraint is None:
+            sentences = split_sentences(writer(rambles=1.0).write(request, rng))
+            assert [sentence in fillers for sentence in sentences].count(True) == 1
+            assert sentences[0] in OPENING_FILLER or sentences[-1] in CLOSING_FILLER
+
+
+def test_who_is_rude_says_so_last() -> None:
+    rng = random.Random(0)
+    for request in requests():
+        if request.constraint is None:
+            assert writer(rude=1.0).write(request, rng).endswith(RUDE)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        ("Where does the fox live?", "Meadow."),
+        ("What pet does Anna have?", "A frog."),
+        ("Write a note to Anna about the lamp.", "Dear Anna."),
+        ("What is two plus three?", "Two plus three is five."),
+    ],
+)
+def test_who_is_curt_says_one_thing(prompt: str, response: str) -> None:
+    assert writer(curt=1.0).write(request_for(prompt), random.Random(0)) == response
+
+
+def test_who_is_sloppy_is_often_wrong() -> None:
+    rng, request = random.Random(0), request_for("Where does the fox live?")
+    truths = [gold(writer(sloppy=1.0), request, rng).true for _ in range(300)]
+    assert 0.08 < sum(truths) / 300 < 0.25  # a guess among six places: 1/6, within 4 sd
+
+
+def test_the_same_writers_come_every_time() -> None:
+    people = writers()
+    assert people == writers()
+    assert people != writers(seed=1)
+    assert len(people) == len(set(people)) == 20
+    assert all(0.0 < getattr(person, habit) < 1.0 for person in people for habit in HABITS)
+
+
+def test_demonstrations_leave_something_to_mend() -> None:
+    """Most answers ignore a stated constraint, many ramble, some are rude or wrong, and none is worthless."""
+    rng, people = random.Random(0), writers()
+    judged = [(request, gold(rng.choice(people), request, rng)) for request in requests(900)]
+    framed = [one for request, one in judged if request.constraint and request.constraint.kind in ("begin", "end")]
+    free = [one for request, one in judged if request.constraint is None]
+    assert 0.25 < sum(one.constraint for one in framed) / len(framed) < 0.55
+    assert 0.35 < sum(one.point < 1.0 for one in free) / len(free) < 0.75
+    assert 0.08 < sum(one.civil < 1.0 for one in free) / len(free) < 0.30
+    assert 0.05 < sum(one.true < 1.0 for one in free) / len(free) < 0.35
+    assert all(one.asked > 0 for _, one in judged)
