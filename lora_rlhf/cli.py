@@ -15,9 +15,10 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from lora_rlhf import __version__
-from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig, check, read_yaml
+from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.errors import UserError
 from lora_rlhf.recipe import RecipeConfig, run_recipe
+from lora_rlhf.settings import check, read_yaml
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
 from lora_rlhf.tinyworld.gold import score, score_request
 from lora_rlhf.tinyworld.requests import find

@@ -1,18 +1,9 @@
 """What a person can choose, one frozen dataclass per stage; all faults of a configuration are reported at once."""
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import yaml
-
-from lora_rlhf.errors import UserError
-
-Config = TypeVar("Config")
+from lora_rlhf.settings import at_least, multiple, positive, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +32,8 @@ class StageConfig:
     def faults(self) -> list[str]:
         """Everything wrong with these values, each with the flag, the value and what would be right."""
         return [
-            *_at_least(self, 1, "micro_batch_size", "generation_batch_size", "max_prompt_tokens"),
-            *_at_least(self, 1, "max_response_tokens"),
+            *at_least(self, 1, "micro_batch_size", "generation_batch_size", "max_prompt_tokens"),
+            *at_least(self, 1, "max_response_tokens"),
             *([] if self.run else ["run is empty; name a folder, for example runs/first"]),
         ]
 
@@ -83,10 +74,10 @@ class SFTConfig(StageConfig):
     def faults(self) -> list[str]:
         return [
             *super().faults(),
-            *_at_least(self, 1, "lora_rank", "epochs", "batch_size"),
-            *_positive(self, "lora_alpha", "learning_rate"),
-            *_multiple(self, "batch_size", "micro_batch_size"),
-            *_share(self, "lora_dropout", "validation_fraction"),
+            *at_least(self, 1, "lora_rank", "epochs", "batch_size"),
+            *positive(self, "lora_alpha", "learning_rate"),
+            *multiple(self, "batch_size", "micro_batch_size"),
+            *share(self, "lora_dropout", "validation_fraction"),
         ]
 
 
@@ -111,8 +102,8 @@ class SampleConfig(StageConfig):
         wrong = self.max_responses < self.min_responses
         return [
             *super().faults(),
-            *_at_least(self, 2, "min_responses"),
-            *_positive(self, "temperature"),
+            *at_least(self, 2, "min_responses"),
+            *positive(self, "temperature"),
             *([f"max_responses {self.max_responses} is below min_responses {self.min_responses}"] if wrong else []),
         ]
 
@@ -149,9 +140,9 @@ class RewardConfig(StageConfig):
     def faults(self) -> list[str]:
         return [
             *super().faults(),
-            *_at_least(self, 1, "epochs", "batch_size"),
-            *_positive(self, "learning_rate", "max_grad_norm"),
-            *_share(self, "validation_fraction"),
+            *at_least(self, 1, "epochs", "batch_size"),
+            *positive(self, "learning_rate", "max_grad_norm"),
+            *share(self, "validation_fraction"),
         ]
 
 
@@ -231,15 +222,15 @@ class PPOConfig(StageConfig):
     def faults(self) -> list[str]:
         return [
             *super().faults(),
-            *_at_least(self, 1, "iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt"),
-            *_at_least(self, 1, "ptx_batch_size", "sample_every"),
-            *_at_least(self, 2, "ptx_block_tokens"),
-            *_positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
-            *_positive(self, "value_learning_rate", "max_grad_norm", "kl_target", "kl_horizon", "score_clip"),
-            *_multiple(self, "batch_size", "minibatch_size"),
-            *_multiple(self, "minibatch_size", "micro_batch_size"),
-            *_multiple(self, "batch_size", "samples_per_prompt"),
-            *_share(self, "gamma", "lam", upper=1.0),
+            *at_least(self, 1, "iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt"),
+            *at_least(self, 1, "ptx_batch_size", "sample_every"),
+            *at_least(self, 2, "ptx_block_tokens"),
+            *positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
+            *positive(self, "value_learning_rate", "max_grad_norm", "kl_target", "kl_horizon", "score_clip"),
+            *multiple(self, "batch_size", "minibatch_size"),
+            *multiple(self, "minibatch_size", "micro_batch_size"),
+            *multiple(self, "batch_size", "samples_per_prompt"),
+            *share(self, "gamma", "lam", upper=1.0),
             *self._inconsistencies(),
         ]
 
@@ -272,94 +263,3 @@ class EvaluateConfig(StageConfig):
     def faults(self) -> list[str]:
         negative = [temperature for temperature in self.temperatures if temperature < 0]
         return [*super().faults(), *([f"temperatures below 0: {negative}"] if negative else [])]
-
-
-def check(config: Any) -> None:
-    """UserError with every fault of a configuration, one a line."""
-    if faults := config.faults():
-        stage = type(config).__name__.removesuffix("Config").lower()
-        raise UserError("\n".join(f"{stage}: {fault}" for fault in faults))
-
-
-def from_dict(kind: type[Config], values: dict[str, Any], place: str) -> Config:
-    """A configuration from a section of a YAML file. UserError names `place` and every key that does not fit."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(kind)
-    faults = [f"unknown key {key!r}" for key in values if key not in fields]
-    for name, field in fields.items():
-        if name not in values and field.default is dataclasses.MISSING:
-            faults.append(f"{name} is missing")
-    converted = {}
-    for name, value in values.items():
-        if name in fields:
-            try:
-                converted[name] = _convert(hints[name], value)
-            except (TypeError, ValueError):
-                faults.append(f"{name} is {value!r}, expected {_spell(hints[name])}")
-    if faults:
-        known = ", ".join(sorted(fields))
-        raise UserError("\n".join(f"{place}: {fault}" for fault in faults) + f"\n{place}: the keys are: {known}")
-    return kind(**converted)
-
-
-def to_yaml(config: Any) -> str:
-    """The YAML that reproduces this configuration."""
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
-    return yaml.safe_dump(values, sort_keys=False)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. UserError names the file, and the line of a syntax error."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
-    return values
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    """The value as the annotated type. ValueError or TypeError where it is another."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(value)
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value)
-    if origin is tuple:
-        return tuple(_convert(arguments[0], item) for item in value)
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TypeError(value)
-    return value
-
-
-def _spell(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)).replace("typing.", "")
-
-
-def _at_least(config: Any, bound: int, *names: str) -> list[str]:
-    return [f"{n} is {getattr(config, n)}, must be at least {bound}" for n in names if getattr(config, n) < bound]
-
-
-def _positive(config: Any, *names: str) -> list[str]:
-    values = [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
-    return [f"{n} is {value}, must be above 0" for n, value in values if not value > 0 or math.isinf(value)]
-
-
-def _share(config: Any, *names: str, upper: float = 0.99) -> list[str]:
-    values = [(name, getattr(config, name)) for name in names]
-    return [f"{name} is {value}, must be between 0 and {upper:g}" for name, value in values if not 0 <= value <= upper]
-
-
-def _multiple(config: Any, name: str, of: str) -> list[str]:
-    value, unit = getattr(config, name), getattr(config, of)
-    if unit < 1 or value % unit == 0:
-        return []
-    nearest = max(unit, value // unit * unit)
-    return [f"{name} is {value}, must be a multiple of {of} {unit}: try {nearest} or {nearest + unit}"]

@@ -10,21 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lora_rlhf.config import (
-    EvaluateConfig,
-    PPOConfig,
-    RewardConfig,
-    SampleConfig,
-    SFTConfig,
-    StageConfig,
-    check,
-    from_dict,
-    read_yaml,
-    to_yaml,
-)
+from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig, StageConfig
 from lora_rlhf.data.io import ROW_SUFFIXES, TEXT_SUFFIX, plain_suffix
 from lora_rlhf.errors import UserError
 from lora_rlhf.run import find_stage, has_stage, write_json, write_text
+from lora_rlhf.settings import check, from_dict, read_yaml, to_yaml
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
 from lora_rlhf.tinyworld.gold import score
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.config import StageConfig, to_yaml
+from lora_rlhf.config import StageConfig
 from lora_rlhf.errors import UserError
+from lora_rlhf.settings import to_yaml
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -188,7 +189,9 @@ def _git_commit() -> str | None:
     if not (where / ".git").exists():
         return None
     try:
-        answer = subprocess.run(["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        answer = subprocess.run(
+            ["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None

@@ -1,6 +1,6 @@
 """Pretrains the tiny world's base model and its tokenizer from the scrape: about 25 minutes on two CPU cores.
 
-    python scripts/make_tinyworld.py --to lora_rlhf/tinyworld/base
+python scripts/make_tinyworld.py --to lora_rlhf/tinyworld/base
 """
 
 import argparse
@@ -38,7 +38,9 @@ def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(itertools.islice(Scrape("tokenizer"), 20_000), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", model_max_length=512)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", model_max_length=512
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 

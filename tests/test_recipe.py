@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from lora_rlhf.cli import main
-from lora_rlhf.config import PPOConfig, SFTConfig, read_yaml
+from lora_rlhf.config import PPOConfig, SFTConfig
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.recipe import read_recipe, run_recipe
+from lora_rlhf.settings import read_yaml
 from lora_rlhf.stages import sft
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from lora_rlhf import run
-from lora_rlhf.config import PPOConfig, from_dict, read_yaml
+from lora_rlhf.config import PPOConfig
 from lora_rlhf.errors import UserError
 from lora_rlhf.run import StageFolder, find_stage, has_stage, write_json, write_text
+from lora_rlhf.settings import from_dict, read_yaml
 
 
 def config_in(folder: Path, overwrite: bool = False) -> PPOConfig:

@@ -37,10 +37,13 @@ def read_row(readers: Sequence[Reader[Record]], row: Any, origin: str) -> Record
             record = reader.read(row)
             if isinstance(record, Text):
                 return record
-            prompt = record if isinstance(record, Prompt) else record.prompt
-            extra = {name: value for name, value in row.items() if name not in reader.columns}
-            prompt = dataclasses.replace(prompt, meta=extra, origin=origin)
-            return prompt if isinstance(record, Prompt) else dataclasses.replace(record, prompt=prompt)
+            place: dict[str, Any] = {
+                "meta": {name: row[name] for name in row if name not in reader.columns},
+                "origin": origin,
+            }
+            if isinstance(record, Prompt):
+                return dataclasses.replace(record, **place)
+            return dataclasses.replace(record, prompt=dataclasses.replace(record.prompt, **place))
     found = ", ".join(sorted(map(str, row))) or "none"
     expected = " | ".join(" + ".join(reader.columns) for reader in readers)
     raise BadRow(f"columns not recognised: found {found}; expected {expected}")

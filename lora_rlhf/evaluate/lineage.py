@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.config import read_yaml
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.run import CONFIG, Parent, find_stage, has_stage
+from lora_rlhf.settings import read_yaml
 
 SAME_BASE = ("source_hash", "quantization", "chat_template")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lora_rlhf.config import EvaluateConfig, check
+from lora_rlhf.config import EvaluateConfig
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Prompt
@@ -27,6 +27,7 @@ from lora_rlhf.evaluate.render import markdown, table
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import METRICS, write_json, write_text
+from lora_rlhf.settings import check
 
 __all__ = ["evaluate", "table"]
 

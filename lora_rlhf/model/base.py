@@ -90,7 +90,7 @@ def digest(model: PreTrainedModel) -> str:
         if ".lora_" in name or name.startswith("score.") or not isinstance(tensor, torch.Tensor):
             continue
         total.update(f"{name.replace('.base_layer.', '.')} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -25,8 +25,8 @@ def open_base(record: dict[str, Any], device: str, gradient_checkpointing: bool 
     if model.base.source_hash != record["source_hash"]:
         raise UserError(
             f"base model {record['name']!r}: its files have changed since the run began (sha256 "
-            f"{model.base.source_hash[:16]} now, {record['source_hash'][:16]} then); adapters fit only the base that they "
-            "were trained on. Restore those files, or start a new run"
+            f"{model.base.source_hash[:16]} now, {record['source_hash'][:16]} then); adapters fit only the base that "
+            "they were trained on. Restore those files, or start a new run"
         )
     model.tokenizer.chat_template = record["chat_template"]
     if gradient_checkpointing:

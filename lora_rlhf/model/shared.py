@@ -281,8 +281,8 @@ class SharedModel:
             else:
                 self.peft.add_adapter(role, config)
         self._parameters[role] = adapters.parameters_of(self.peft, role)
-        if head:
-            init_score(score_of(self.causal, role))
+        if layer := score_of(self.causal, role):
+            init_score(layer)
         self._freeze()
 
     def _freeze(self) -> None:

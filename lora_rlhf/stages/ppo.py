@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lora_rlhf.algo.kl import AdaptiveKL, FixedKL, k1, k3
 from lora_rlhf.algo.rewards import apply_missing_eos
-from lora_rlhf.config import PPOConfig, check
+from lora_rlhf.config import PPOConfig
 from lora_rlhf.data.batches import TextBlocks, text_blocks
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.sources import read_prompts, read_texts
@@ -24,6 +24,7 @@ from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
+from lora_rlhf.settings import check
 from lora_rlhf.stages.rollout import Judge, RewardFunction, Rollout, act, collect
 from lora_rlhf.stages.session import (
     FLOOR,
@@ -33,6 +34,7 @@ from lora_rlhf.stages.session import (
     pick_fixed,
     report_refusals,
     require_context,
+    same_state,
     seed_everything,
 )
 from lora_rlhf.stages.update import Learner, targets
@@ -60,14 +62,12 @@ def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
     text = _pretraining_text(config, model)
     seed_everything(config.seed)
     parents = {"sft": sft} | ({"reward": reward} if reward else {})
+    _make_roles(config, model, sft, reward)
     folder.begin(
         describe_base(model), parents, {"prompts": config.prompts, "pretraining_text": config.pretraining_text}
     )
-    _make_roles(config, model, sft, reward)
     offset = reward.manifest["results"]["offset"] if reward else 0.0
-    judge = Judge(
-        config.reward_model_weight, offset, function, config.reward_function_weight, config.score_clip
-    )
+    judge = Judge(config.reward_model_weight, offset, function, config.reward_function_weight, config.score_clip)
     results = _Loop(config, model, folder, judge, encoded, Learner(config, model, text)).run()
     model.save_role("policy", folder.path / ADAPTER)
     if config.advantage == "gae":
@@ -100,7 +100,11 @@ def _load_function(name: str | None) -> RewardFunction | None:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"reward_function {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+        raise UserError(
+            f"reward_function {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?"
+        ) from error
+    if not callable(function):
+        raise UserError(f"reward_function {name!r} is a {type(function).__name__}, not a function")
     return function
 
 
@@ -136,6 +140,7 @@ class _Loop:
     prompts: list[EncodedPrompt]
     learner: Learner
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    latest: dict[str, float] = field(default_factory=dict)  # this iteration's seconds
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
@@ -166,7 +171,7 @@ class _Loop:
             controller.update(metrics["rollout/kl"], config.batch_size)  # 5 steer
             self._record(iteration, metrics, fixed)
             progress.set_postfix(score=f"{metrics['rollout/score']:.2f}", kl=f"{metrics['rollout/kl']:.2f}")
-        if reference is not None and not _same(reference, model.adapter_state("sft")):
+        if reference is not None and not same_state(reference, model.adapter_state("sft")):
             raise RuntimeError("the reference changed during PPO: the KL was measured to a moving target")
         tail = self.rows[-TAIL:]
         return {
@@ -220,12 +225,13 @@ class _Loop:
                 f"the first update sees log-probabilities {metrics['ppo/ratio_deviation']:.2g} nats off the rollout's"
             )
         for role, state in before.items():
-            if _same(state, self.model.adapter_state(role)):
+            if same_state(state, self.model.adapter_state(role)):
                 raise RuntimeError(f"the {role} adapter did not move in the first update; is its learning rate 0?")
 
     def _record(self, iteration: int, metrics: dict[str, float], fixed: list[EncodedPrompt]) -> None:
         last = iteration == self.config.iterations - 1
-        timed = {f"time/{name}": value for name, value in self.seconds.items()}
+        timed = {f"time/{name}": value for name, value in self.latest.items()}
+        timed["time/tokens_per_s"] = metrics["rollout/length"] * self.config.batch_size / sum(self.latest.values())
         self.rows.append(metrics)
         self.folder.log(iteration + 1, {**metrics, **timed, "memory/peak_gib": peak_gpu_gib() or peak_rss_gib()})
         if iteration % self.config.sample_every == 0 or last:
@@ -242,13 +248,10 @@ class _Loop:
         yield
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[name] += time.monotonic() - started
+        self.latest[name] = time.monotonic() - started
+        self.seconds[name] += self.latest[name]
 
 
 def _warmup(iteration: int, over: int) -> float:
     """Share of the peak learning rate: linear from a tenth (InstructGPT, appendix C.4)."""
     return 1.0 if over == 0 else min(1.0, FLOOR + (1 - FLOOR) * iteration / over)
-
-
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one)

@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lora_rlhf.algo.losses import listwise_loss, ranking_loss
-from lora_rlhf.config import RewardConfig, check
+from lora_rlhf.config import RewardConfig
 from lora_rlhf.data.batches import pad_left, pad_right
-from lora_rlhf.data.encode import EncodedRanking, encode_demonstrations, encode_rankings
+from lora_rlhf.data.encode import EncodedRanking, encode_demonstrations, encode_ranking
 from lora_rlhf.data.labels import agreement, drop_duplicate_responses, group_by_prompt
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Ranking, split_of
@@ -23,6 +23,7 @@ from lora_rlhf.model.forward import Sequences, response_scores
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, StageFolder, find_stage
+from lora_rlhf.settings import check
 from lora_rlhf.stages.reward_report import held_out_report
 from lora_rlhf.stages.session import (
     FLOOR,
@@ -58,9 +59,9 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
 
     rng = seed_everything(config.seed)
     data = {"rankings": config.rankings, "demonstrations": demonstrations_path, "agreement": config.agreement}
-    folder.begin(describe_base(model), {"sft": sft}, data)
     bring(model, "sft", sft)
     model.copy_role("sft", "reward", head="new")
+    folder.begin(describe_base(model), {"sft": sft}, data)
     _optimize(config, model, training, folder, rng)
     limits = (config.max_prompt_tokens, config.max_response_tokens)
     examples, _ = encode_demonstrations(model.tokenizer, demonstrations, *limits)
@@ -97,20 +98,20 @@ def _encode(
     config: RewardConfig, model: SharedModel, rankings: list[Ranking], refused: RefusedRows
 ) -> tuple[list[EncodedRanking], list[EncodedRanking]]:
     """Training and held-out rankings; all rankings of a prompt are on the same side."""
-    splits: dict[str, list[Ranking]] = {"train": [], "validation": []}
+    encoded: dict[str, list[EncodedRanking]] = {"train": [], "validation": []}
+    limits = (config.max_prompt_tokens, config.max_response_tokens)
     for ranking in rankings:
-        splits[split_of(ranking.prompt.key, config.validation_fraction)].append(ranking)
-    encoded = {}
-    for name, rows in splits.items():
-        limits = (config.max_prompt_tokens, config.max_response_tokens)
-        encoded[name], more = encode_rankings(model.tokenizer, rows, *limits)
-        refused.extend(more)
+        row = encode_ranking(model.tokenizer, ranking, *limits, refused)
+        if row is not None:
+            encoded[split_of(ranking.prompt.key, config.validation_fraction)].append(row)
     report_refusals(config.rankings, refused)
     training = [ranking for ranking in encoded["train"] if _num_pairs(ranking)]  # all tied: nothing to learn from
     if not training:
+        held_out, tied = len(encoded["validation"]), len(encoded["train"])
         raise UserError(
-            f"{config.rankings}: none of its {len(rankings)} rankings is left to train on (held out, or all tied); "
-            "give more of them or lower --validation-fraction"
+            f"{config.rankings}: none of its {len(rankings)} rankings is left to train on: {held_out} are held out by "
+            f"validation_fraction {config.validation_fraction:g}, {tied} are all tied, the others were refused\n"
+            f"{refused.summary()}"
         )
     return training, encoded["validation"]
 
@@ -243,7 +244,12 @@ def _calibrate(
 
 
 def _require_same_after_reload(
-    config: RewardConfig, model: SharedModel, folder: StageFolder, rankings: list[EncodedRanking], scores: list[Tensor], offset: float
+    config: RewardConfig,
+    model: SharedModel,
+    folder: StageFolder,
+    rankings: list[EncodedRanking],
+    scores: list[Tensor],
+    offset: float,
 ) -> None:
     """What was saved scores exactly like what was trained: a head lost on disk would show here, not weeks later."""
     model.load_adapter_state("reward", read_adapter(folder.path / ADAPTER)[1])

@@ -1,5 +1,6 @@
 """How good a reward model is on rankings that it was not trained on."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,14 +51,19 @@ def _per_prompt_interval(leads: list[Tensor]) -> dict[str, float]:
     if len(leads) < 2:
         return wilson(float(right.sum()), int(pairs.sum()))._asdict()
     error = float((right - rate * pairs).std() * len(leads) ** 0.5 / pairs.sum())
-    return {"rate": rate, "low": max(0.0, rate - 1.96 * error), "high": min(1.0, rate + 1.96 * error), "n": int(pairs.sum())}
+    return {
+        "rate": rate,
+        "low": max(0.0, rate - 1.96 * error),
+        "high": min(1.0, rate + 1.96 * error),
+        "n": int(pairs.sum()),
+    }
 
 
 def _by_margin(leads: Tensor) -> list[dict[str, float]]:
     """Accuracy of the pairs whose scores differ by about as much."""
     rows = []
     edges = (0.0, *MARGINS, float("inf"))
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         chosen = leads[(leads.abs() >= low) & (leads.abs() < high)]
         if len(chosen):
             rows.append({"from": low, "to": high, **wilson(float((chosen > 0).sum()), len(chosen))._asdict()})

@@ -1,4 +1,4 @@
-"""One PPO iteration's experience: sample responses, score them, and record what policy, reference and value say of them."""
+"""One PPO iteration's experience: sampled responses, their scores, and what policy, reference and value say of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,14 +59,23 @@ class Judge:
                 raw = in_micro_batches(lambda part: response_scores(model, part), sequences, size)
             total = total + self.model_weight * (raw - self.offset)
         if self.function is not None:
-            values = torch.as_tensor(self.function(*texts), dtype=torch.float32, device=model.device)
-            if values.shape != total.shape or not bool(values.isfinite().all()):
-                raise UserError(
-                    f"the reward function returned {tuple(values.shape)} values (all finite: "
-                    f"{bool(values.isfinite().all())}), expected one finite number for each of {len(total)} responses"
-                )
-            total = total + self.function_weight * values
+            total = total + self.function_weight * _checked(self.function(*texts), len(texts[1])).to(model.device)
         return total if self.clip is None else total.clamp(-self.clip, self.clip)
+
+
+def _checked(returned: object, count: int) -> Tensor:
+    """What a reward function returned, as (count,) float32 on the CPU."""
+    try:
+        values = torch.as_tensor(returned, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(returned).__name__
+        raise UserError(f"the reward function returned no list of numbers, but a {kind} ({error})") from error
+    if values.shape != (count,) or not bool(values.isfinite().all()):
+        raise UserError(
+            f"the reward function returned {tuple(values.shape)} values (all finite: {bool(values.isfinite().all())}), "
+            f"expected one finite number for each of {count} responses"
+        )
+    return values
 
 
 def in_micro_batches(function: Callable[[Sequences], Tensor], sequences: Sequences, size: int) -> Tensor:
@@ -80,7 +89,11 @@ def in_micro_batches(function: Callable[[Sequences], Tensor], sequences: Sequenc
 
 
 def act(
-    config: PPOConfig, model: SharedModel, prompts: list[EncodedPrompt], generator: torch.Generator, role: str = "policy"
+    config: PPOConfig,
+    model: SharedModel,
+    prompts: list[EncodedPrompt],
+    generator: torch.Generator,
+    role: str = "policy",
 ) -> list[GeneratedResponse]:
     """Samples `samples_per_prompt` responses of each prompt, side by side."""
     with model.role(role):
@@ -99,7 +112,11 @@ def act(
 
 @torch.no_grad()
 def collect(
-    config: PPOConfig, model: SharedModel, judge: Judge, prompts: list[EncodedPrompt], responses: list[GeneratedResponse]
+    config: PPOConfig,
+    model: SharedModel,
+    judge: Judge,
+    prompts: list[EncodedPrompt],
+    responses: list[GeneratedResponse],
 ) -> Rollout:
     """Judges sampled responses: the score once a response, log-probs and values at every token."""
     repeated = [prompt for prompt in prompts for _ in range(config.samples_per_prompt)]

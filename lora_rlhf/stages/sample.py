@@ -1,4 +1,4 @@
-"""Between stages 1 and 2: K distinct responses of each prompt, ready to be ranked by people (InstructGPT, section 3.2)."""
+"""Between stages 1 and 2: K distinct responses of each prompt, ready to be ranked (InstructGPT, section 3.2)."""
 
 import random
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lora_rlhf.config import SampleConfig, check
+from lora_rlhf.config import SampleConfig
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import row_of
@@ -16,6 +16,7 @@ from lora_rlhf.errors import UserError
 from lora_rlhf.model.generate import generate
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import Parent, find_stage
+from lora_rlhf.settings import check
 from lora_rlhf.stages.session import bring, log, open_parent_base, report_refusals, require_context, seed_everything
 
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself
@@ -57,7 +58,11 @@ def _bring_role(config: SampleConfig, model: SharedModel, sft: Parent) -> None:
 
 
 def _sample_batch(
-    config: SampleConfig, model: SharedModel, prompts: list[EncodedPrompt], generator: torch.Generator, rng: random.Random
+    config: SampleConfig,
+    model: SharedModel,
+    prompts: list[EncodedPrompt],
+    generator: torch.Generator,
+    rng: random.Random,
 ) -> list[dict[str, Any]]:
     draws = config.max_responses + SPARE
     with model.role(config.role):

@@ -1,16 +1,17 @@
-"""What every stage does before its first step: open the base, bring in its parents' adapters, check that it all fits."""
+"""What every stage does before its first step: open the base, bring in its parents' adapters, check that they fit."""
 
 import logging
 import random
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_rlhf.config import StageConfig
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.errors import UserError
-from lora_rlhf.model.open import open_base
+from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import Parent
 
@@ -24,15 +25,30 @@ def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | N
     """The base that the parent was trained on: the one in memory, or loaded as the parent's manifest says."""
     if model is None:
         return open_base(parent.manifest["base"], config.device, config.gradient_checkpointing)
-    if model.base.source_hash != parent.manifest["base"]["source_hash"]:
-        raise UserError(f"{parent.folder} was trained on another base than {model.base.spec.name!r}, which is loaded")
+    here, then = describe_base(model), parent.manifest["base"]
+    for key in ("source_hash", "quantization", "compute_dtype"):
+        if here[key] != then[key]:
+            raise UserError(
+                f"{parent.folder} was trained on a base with {key} {then[key]!r}; the one in memory, "
+                f"{model.base.spec.name!r}, has {here[key]!r}; run this stage by itself, or train all stages on one"
+            )
     return model
 
 
 def bring(model: SharedModel, role: str, parent: Parent) -> None:
-    """Loads a parent's adapter under its role, unless it is in memory."""
+    """Loads a parent's adapter under its role, unless it is in memory. UserError when another one is."""
     if role not in model.roles:
         model.load_role(role, parent.adapter)
+    elif not same_state(model.adapter_state(role), read_adapter(parent.adapter)[1]):
+        raise UserError(
+            f"{parent.adapter} is not the {role} adapter in memory, which another stage of this run left there: run "
+            "this stage by itself, or leave the other folder out"
+        )
+
+
+def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two adapters are equal, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def require_context(model: SharedModel, config: StageConfig) -> None:

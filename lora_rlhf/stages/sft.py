@@ -12,9 +12,10 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig as TrainerConfig
 from trl import SFTTrainer
 
-from lora_rlhf.config import SFTConfig, check
+from lora_rlhf.config import SFTConfig
 from lora_rlhf.data.batches import pad_left, pad_right
-from lora_rlhf.data.encode import EncodedExample, encode_demonstrations
+from lora_rlhf.data.encode import EncodedExample, encode_demonstration
+from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, split_of
 from lora_rlhf.data.sources import read_demonstrations
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
@@ -26,9 +27,11 @@ from lora_rlhf.model.generate import generate
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, StageFolder, find_stage, has_stage
+from lora_rlhf.settings import check
 from lora_rlhf.stages.session import FLOOR, bring, report_refusals, require_context, seed_everything
 
 IGNORED = -100  # the label that the cross-entropy leaves out
+JUDGE = "judge"  # the role of the reward model of an earlier round; `reward` is for the one that this run will train
 SELECTION_PROMPTS = 64  # validation prompts that the reward model judges an epoch by
 
 
@@ -44,10 +47,10 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
     training, validation = _encode(config, model, demonstrations)
 
     seed_everything(config.seed)
-    folder.begin(describe_base(model), {}, {"demonstrations": config.demonstrations})
     settings = LoraSettings(config.lora_rank, config.lora_alpha, config.lora_dropout, use_rslora=config.use_rslora)
     model.add_role("sft", settings)
     recorder = _Recorder(model, folder, _selector(config, model, validation))
+    folder.begin(describe_base(model), {}, {"demonstrations": config.demonstrations})
     with model.role("sft", training=True):
         _run_trainer(config, model, training, validation, recorder)
     if recorder.best is not None:
@@ -78,19 +81,19 @@ def _encode(
     config: SFTConfig, model: SharedModel, demonstrations: list[Demonstration]
 ) -> tuple[list[EncodedExample], list[EncodedExample]]:
     """Training and validation examples; a prompt is never in both."""
-    splits: dict[str, list[Demonstration]] = {"train": [], "validation": []}
+    encoded: dict[str, list[EncodedExample]] = {"train": [], "validation": []}
+    refused, limits = RefusedRows(), (config.max_prompt_tokens, config.max_response_tokens)
     for demonstration in demonstrations:
-        splits[split_of(demonstration.prompt.key, config.validation_fraction)].append(demonstration)
-    encoded = {}
-    for name, rows in splits.items():
-        limits = (config.max_prompt_tokens, config.max_response_tokens)
-        encoded[name], refused = encode_demonstrations(model.tokenizer, rows, *limits)
-        report_refusals(f"{config.demonstrations} ({name})", refused)
+        example = encode_demonstration(model.tokenizer, demonstration, *limits, refused)
+        if example is not None:
+            encoded[split_of(demonstration.prompt.key, config.validation_fraction)].append(example)
     if not encoded["train"]:
         raise UserError(
-            f"{config.demonstrations}: all {len(demonstrations)} demonstrations fall into the validation split of "
-            f"{config.validation_fraction:g}; give more of them or lower --validation-fraction"
+            f"{config.demonstrations}: none of its {len(demonstrations)} demonstrations is left to train on: "
+            f"{len(encoded['validation'])} are held out by validation_fraction {config.validation_fraction:g}, the "
+            f"others were refused\n{refused.summary()}"
         )
+    report_refusals(config.demonstrations, refused)
     return encoded["train"], encoded["validation"]
 
 
@@ -165,7 +168,7 @@ def _selector(config: SFTConfig, model: SharedModel, validation: list[EncodedExa
         find_stage(f"{config.run}/reward", "reward")  # says what is missing
     if not available or config.select_by == "loss" or not validation:
         return None
-    bring(model, "reward", find_stage(f"{config.run}/reward", "reward"))
+    bring(model, JUDGE, find_stage(f"{config.run}/reward", "reward"))
     return _RewardSelector(model, config, [example.prompt_ids for example in validation[:SELECTION_PROMPTS]])
 
 
@@ -192,7 +195,7 @@ class _RewardSelector:
             )
         pad, size = pad_id(tokenizer), self.config.micro_batch_size
         total = 0.0
-        with self.model.role("reward"):
+        with self.model.role(JUDGE):
             for start in range(0, len(self.prompts), size):
                 prompts = pad_left(self.prompts[start : start + size], pad)
                 responses = pad_right([group[0].ids for group in answers[start : start + size]], pad)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_rlhf.algo.kl import k1
 from lora_rlhf.algo.advantages import gae, grpo, rloo
+from lora_rlhf.algo.kl import k1
 from lora_rlhf.algo.losses import lm_loss, policy_loss, value_loss
 from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize
 from lora_rlhf.algo.rewards import apply_missing_eos, token_rewards

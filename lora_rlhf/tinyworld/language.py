@@ -3,10 +3,32 @@
 import re
 from dataclasses import dataclass
 
-from lora_rlhf.tinyworld.facts import ATTRIBUTES, FACTS, FOODS, KIND_OF, KINDS, LANDMARKS, PLACES, ROOMS, THINGS, TOWNS, article, subject
+from lora_rlhf.tinyworld.facts import (
+    ATTRIBUTES,
+    FACTS,
+    FOODS,
+    KIND_OF,
+    KINDS,
+    LANDMARKS,
+    PLACES,
+    ROOMS,
+    THINGS,
+    TOWNS,
+    article,
+    subject,
+)
 
-OPENING_FILLER = ("Let me think about that for a while.", "Let me see what I can say here.", "Let me tell you what I know.")
-CLOSING_FILLER = ("That is all there is to say.", "That is what many people say.", "That is a fine thing to know.", "That is how it goes.")
+OPENING_FILLER = (
+    "Let me think about that for a while.",
+    "Let me see what I can say here.",
+    "Let me tell you what I know.",
+)
+CLOSING_FILLER = (
+    "That is all there is to say.",
+    "That is what many people say.",
+    "That is a fine thing to know.",
+    "That is how it goes.",
+)
 RUDE = ("You should know that.", "Do not bother me again.", "What a silly thing to ask.", "I do not care about you.")
 OPENINGS = ("Sure.", "Of course.", "Well.", "Gladly.")
 CLOSINGS = ("Good day.", "Thank you.", "Take care.", "Have fun.")
@@ -118,7 +140,12 @@ def read(text: str, hero: str | None = None) -> list[Sentence]:
 
 
 def _read_one(raw: str, current: str | None, hero: str | None) -> Sentence:
-    for kind, known in (("filler", OPENING_FILLER + CLOSING_FILLER), ("rude", RUDE), ("courtesy", OPENINGS + CLOSINGS), ("feeling", FEELINGS)):
+    for kind, known in (
+        ("filler", OPENING_FILLER + CLOSING_FILLER),
+        ("rude", RUDE),
+        ("courtesy", OPENINGS + CLOSINGS),
+        ("feeling", FEELINGS),
+    ):
         if raw in known:
             return Sentence(raw, kind)
     if not raw.endswith("."):

@@ -81,7 +81,11 @@ def constraints_of(skill: Skill) -> list[Constraint]:
     limits = [Constraint("words", NUMBERS[skill.max_words]), Constraint("sentences", NUMBERS[skill.max_sentences])]
     if not skill.frames:
         return limits
-    return [*limits, *(Constraint("begin", words) for words in OPENINGS), *(Constraint("end", words) for words in CLOSINGS)]
+    return [
+        *limits,
+        *(Constraint("begin", words) for words in OPENINGS),
+        *(Constraint("end", words) for words in CLOSINGS),
+    ]
 
 
 @cache

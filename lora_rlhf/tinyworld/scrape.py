@@ -3,12 +3,23 @@
 import random
 from collections.abc import Iterator
 
-from lora_rlhf.tinyworld.facts import ANIMALS, ATTRIBUTES, KIND_OF, NUMBERS, PEOPLE, PLACES, ROOMS, THINGS, holders, subject
+from lora_rlhf.tinyworld.facts import (
+    ANIMALS,
+    ATTRIBUTES,
+    KIND_OF,
+    NUMBERS,
+    PEOPLE,
+    PLACES,
+    ROOMS,
+    THINGS,
+    holders,
+    subject,
+)
 from lora_rlhf.tinyworld.language import CLOSING_FILLER, CLOSINGS, FEELINGS, OPENING_FILLER, OPENINGS, RUDE, fact, say
 from lora_rlhf.tinyworld.requests import Request, draw
 from lora_rlhf.tinyworld.skill import Knowledge
 from lora_rlhf.tinyworld.skills_writing import LIST_PHRASES, enumerate_names
-from lora_rlhf.tinyworld.writers import Writer, compliant, writers
+from lora_rlhf.tinyworld.writers import WEB_AUTHORS, Writer, compliant, writers
 
 EVERYONE = list(KIND_OF)
 
@@ -18,7 +29,7 @@ class Scrape:
 
     def __init__(self, seed: int | str) -> None:
         self.rng = random.Random(f"scrape-{seed}")
-        self.writers: list[Writer] = writers()
+        self.writers: list[Writer] = writers(WEB_AUTHORS)
         self.requests = self._endless_requests()
 
     def _endless_requests(self) -> Iterator[Request]:
@@ -92,7 +103,9 @@ class Scrape:
 
     def _faq(self) -> str:
         """Questions of any kind with short answers."""
-        return "\n".join(f"Q: {request.text}\nA: {self._answer(request)}" for request in (next(self.requests), next(self.requests)))
+        return "\n".join(
+            f"Q: {request.text}\nA: {self._answer(request)}" for request in (next(self.requests), next(self.requests))
+        )
 
     def _log(self) -> str:
         """Who took what where, copied out again: the text that teaches reading from a passage."""
@@ -100,7 +113,10 @@ class Scrape:
         steps = [(rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(PLACES + ROOMS)) for _ in range(rng.randint(1, 3))]
         told = " ".join(f"{who} took the {what} to the {where}." for who, what, where in steps)
         seen = f"{rng.choice(PEOPLE)} and {rng.choice(PEOPLE)} saw the {rng.choice(ANIMALS)}."
-        again = [f"{told} {seen}", " ".join(f"The {what} is in the {where}. {who} took the {what}." for who, what, where in steps)]
+        again = [
+            f"{told} {seen}",
+            " ".join(f"The {what} is in the {where}. {who} took the {what}." for who, what, where in steps),
+        ]
         return "\n".join([f"{told} {seen}", *again[: rng.randint(1, 2)]])
 
     def _sums(self) -> str:
@@ -114,5 +130,7 @@ class Scrape:
     def _chatter(self) -> str:
         """Talk that says little."""
         phrases = OPENING_FILLER + CLOSING_FILLER + RUDE + OPENINGS + CLOSINGS + FEELINGS
-        return " ".join(f"Hello {self.rng.choice(PEOPLE)}." if self.rng.random() < 0.3 else self.rng.choice(phrases) for _ in range(6))
-
+        return " ".join(
+            f"Hello {self.rng.choice(PEOPLE)}." if self.rng.random() < 0.3 else self.rng.choice(phrases)
+            for _ in range(6)
+        )

@@ -4,12 +4,26 @@ import hashlib
 import random
 from collections.abc import Callable
 
-from lora_rlhf.tinyworld.facts import ANIMALS, ATTRIBUTES, FACTS, KIND_OF, NUMBERS, PEOPLE, PLACES, ROOMS, THINGS, article, subject
+from lora_rlhf.tinyworld.facts import (
+    ANIMALS,
+    ATTRIBUTES,
+    FACTS,
+    KIND_OF,
+    NUMBERS,
+    PEOPLE,
+    PLACES,
+    ROOMS,
+    THINGS,
+    article,
+    subject,
+)
 from lora_rlhf.tinyworld.language import EVENTS, PAST, Sentence, fact, say
 from lora_rlhf.tinyworld.skill import Key, Knowledge, Skill, Verdict, claims_about, exact
 
 Compose = Callable[[Key, Knowledge, bool], list[str]]
-_SUMMARY_KEYS = tuple((name, str(day)) for name, kind in KIND_OF.items() for day in range(3 if kind in ("animal", "person") else 1))
+_SUMMARY_KEYS = tuple(
+    (name, str(day)) for name, kind in KIND_OF.items() for day in range(3 if kind in ("animal", "person") else 1)
+)
 _FACT_KEYS = tuple((name, attribute) for name, kind in KIND_OF.items() for attribute in ATTRIBUTES[kind])
 
 
@@ -103,7 +117,11 @@ def _class(key: Key, know: Knowledge, brief: bool) -> list[str]:
 
 
 def _judge_class(key: Key, sentences: list[Sentence]) -> Verdict:
-    return exact(f"{subject(key[0])} is {article(KIND_OF[key[0]])}.", lambda text: text in [f"{subject(key[0])} is {article(kind)}." for kind in _CLASSES], sentences)
+    return exact(
+        f"{subject(key[0])} is {article(KIND_OF[key[0]])}.",
+        lambda text: text in [f"{subject(key[0])} is {article(kind)}." for kind in _CLASSES],
+        sentences,
+    )
 
 
 def _size(key: Key, know: Knowledge, brief: bool) -> list[str]:
@@ -146,12 +164,16 @@ def _judge_exact(compose: Compose, is_form: Callable[[str], bool]) -> Callable[[
     return lambda key, sentences: exact(_right(compose, key), is_form, sentences)
 
 
+def _ask(key: Key) -> str:
+    return say(key[0], key[1], form="question")
+
+
 def _none(key: Key) -> None:
     return None
 
 
 READING = (
-    Skill("open QA", "fact", _FACT_KEYS, lambda k: [say(*k, form="question"), f"Please tell me. {say(*k, form='question')}"], _answer, _judge_answer, 8, 1),
+    Skill("open QA", "fact", _FACT_KEYS, lambda k: [_ask(k), f"Please tell me. {_ask(k)}"], _answer, _judge_answer, 8, 1),
     Skill("rewriting", "past", _FACT_KEYS, lambda k: [f"Put this in the past: {fact(*k)}"], _past, _judge_exact(_past, _is_past), 8, 1),
     Skill("rewriting", "question", _FACT_KEYS, lambda k: [f"Turn this into a question: {fact(*k)}"], _question, _judge_exact(_question, _is_polar), 9, 1),
     Skill("rewriting", "polite", tuple((order, thing) for order in _ORDERS for thing in THINGS), lambda k: [f"Say this politely: {k[0].capitalize()} the {k[1]}."],

@@ -2,7 +2,19 @@
 
 import re
 
-from lora_rlhf.tinyworld.facts import ANIMALS, ATTRIBUTES, FACTS, KIND_OF, KINDS, NUMBERS, PEOPLE, THINGS, article, holders, subject
+from lora_rlhf.tinyworld.facts import (
+    ANIMALS,
+    ATTRIBUTES,
+    FACTS,
+    KIND_OF,
+    KINDS,
+    NUMBERS,
+    PEOPLE,
+    THINGS,
+    article,
+    holders,
+    subject,
+)
 from lora_rlhf.tinyworld.language import EVENTS, FEELINGS, Sentence, fact, say
 from lora_rlhf.tinyworld.skill import Key, Knowledge, Skill, Verdict, claims_about
 
@@ -16,7 +28,11 @@ def _facts(entity: str, know: Knowledge, count: int, joined: bool) -> list[str]:
 
 
 def _describe(key: Key, know: Knowledge, brief: bool) -> list[str]:
-    return _facts(key[0], know, 2, joined=True) if brief else _facts(key[0], know, len(ATTRIBUTES[KIND_OF[key[0]]]), joined=False)
+    return (
+        _facts(key[0], know, 2, joined=True)
+        if brief
+        else _facts(key[0], know, len(ATTRIBUTES[KIND_OF[key[0]]]), joined=False)
+    )
 
 
 def _judge_description(key: Key, sentences: list[Sentence]) -> Verdict:
@@ -90,7 +106,10 @@ LIST_PHRASES = {
     ("person", "likes"): "people who like {v}",
 }
 _LIST_KEYS = tuple(
-    (kind, attribute, value, count) for kind, attribute in LIST_PHRASES for value in ATTRIBUTES[kind][attribute].values for count in ("two", "three")
+    (kind, attribute, value, count)
+    for kind, attribute in LIST_PHRASES
+    for value in ATTRIBUTES[kind][attribute].values
+    for count in ("two", "three")
 )
 
 
@@ -145,7 +164,9 @@ def _judge_greeting(key: Key, sentences: list[Sentence]) -> Verdict:
     hello = {index for index, sentence in enumerate(sentences) if sentence.text == f"Hello {key[0]}."}
     feelings = {index for index, sentence in enumerate(sentences) if sentence.kind == "feeling"}
     fitting = any(sentences[index].text == _MOODS[key[1]] for index in feelings)
-    return Verdict(0.5 * bool(hello) + 0.5 * bool(feelings), (fitting,) if feelings else (), frozenset(hello | feelings))
+    return Verdict(
+        0.5 * bool(hello) + 0.5 * bool(feelings), (fitting,) if feelings else (), frozenset(hello | feelings)
+    )
 
 
 def _lost(key: Key, know: Knowledge, brief: bool) -> list[str]:

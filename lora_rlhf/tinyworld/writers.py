@@ -1,5 +1,6 @@
 """Demonstrations by writers of uneven quality: habits that a model learns and that preferences can mend."""
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -58,19 +59,33 @@ def _curt(request: Request, knowledge: Knowledge) -> str:
     return request.skill.compose(request.key, knowledge, True)[0]
 
 
-def writers(seed: int = 0) -> list[Writer]:
-    """The writers: habits spread around averages under which most answers ignore a stated constraint."""
+@dataclass(frozen=True)
+class Habits:
+    """Averages of a group of writers."""
+
+    ignores_constraint: float
+    rambles: float
+    curt: float = 0.15
+    rude: float = 0.20
+    sloppy: float = 0.12
+
+
+# Most demonstrators ignore a stated constraint and add a sentence that says nothing, so that these are habits of the
+# model's most probable answer too: a lower temperature does not mend them, preferences can.
+DEMONSTRATORS = Habits(ignores_constraint=0.80, rambles=0.75)
+WEB_AUTHORS = Habits(ignores_constraint=0.60, rambles=0.60)
+
+
+def writers(habits: Habits = DEMONSTRATORS, seed: int = 0) -> list[Writer]:
+    """The writers of a group, each with habits spread around its averages."""
     rng = random.Random(f"writers-{seed}")
 
     def around(mean: float) -> float:
         return min(0.95, max(0.02, rng.gauss(mean, 0.35 * mean)))
 
-    return [
-        Writer(around(0.60), around(0.60), around(0.15), around(0.20), around(0.12)) for _ in range(NUM_WRITERS)
-    ]
+    return [Writer(*(around(mean) for mean in dataclasses.astuple(habits))) for _ in range(NUM_WRITERS)]
 
 
 def perfect_knowledge(seed: int | str = 0) -> Knowledge:
     """Somebody who never slips."""
     return Knowledge(random.Random(seed), 0.0)
-

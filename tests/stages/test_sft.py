@@ -1,0 +1,293 @@
+"""Stage 1: what the model is trained on, that nothing else moves, and which epoch is kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stage_helpers import DEMONSTRATIONS, LIMITS, RANKINGS, Models, manifest, open_model, results, rows_of, same, write_rows
+from torch import Tensor
+from torch.nn import functional
+
+from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.data.encode import encode_demonstrations
+from lora_rlhf.data.schema import Demonstration, Prompt, split_of
+from lora_rlhf.data.template import stop_ids
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.adapters import LoraSettings, read_adapter
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.stages import reward, sft
+
+Config = Callable[..., SFTConfig]
+VALIDATION = 0.2
+
+
+@pytest.fixture
+def config(tiny_model: Models, data: Path, tmp_path: Path) -> Config:
+    """config(**changes) -> settings of a short run on a tiny Llama in 4 bits."""
+
+    def make(name: str = "llama", **changes: Any) -> SFTConfig:
+        usual = {
+            "run": str(tmp_path / "run"),
+            "model": str(tiny_model(name)),
+            "demonstrations": str(data / "demonstrations.jsonl"),
+            "learning_rate": 5e-3,
+            "epochs": 1,
+            "batch_size": 8,
+            "lora_rank": 4,
+            "validation_fraction": VALIDATION,
+            **LIMITS,
+        }
+        return SFTConfig(**(usual | changes))
+
+    return make
+
+
+def is_held_out(row: dict[str, str], fraction: float = VALIDATION) -> bool:
+    return split_of(Prompt.of(row["prompt"]).key, fraction) == "validation"
+
+
+# What is learned
+
+
+def watch(model: SharedModel, seen: Callable[[dict[str, Any]], None]) -> None:
+    """Calls `seen` with what each forward pass of the model under training is given."""
+
+    def hook(_module: torch.nn.Module, _inputs: object, given: dict[str, Any]) -> None:
+        if model.causal.training and torch.is_grad_enabled():
+            seen(given)
+
+    model.causal.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "qwen2", "gpt_neox"])  # own template or none; pad, pad = eos, no pad
+def test_the_loss_is_on_the_answer_and_its_end_alone(
+    config: Config, tiny_model: Models, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches = open_model(tiny_model(name)), []
+    # TRL computes its loss from the labels, so it is there that they are read
+    compute = sft.SFTTrainer.compute_loss
+
+    def record(self: Any, trained: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        if trained.training:
+            batches.append({name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)})
+        return compute(self, trained, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(sft.SFTTrainer, "compute_loss", record)
+    sft.train(config(name), model)
+    eos = model.tokenizer.eos_token_id
+    learned, whole = [], []
+    for batch in batches:
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            counted = labels != -100
+            assert torch.equal(labels[counted], ids[counted])  # the model shifts them itself
+            assert labels[counted].tolist().count(eos) == 1
+            assert labels[counted][-1] == eos
+            assert bool(mask[counted].all())
+            learned.append(model.tokenizer.decode(labels[counted][:-1]).strip())
+            whole.append(model.tokenizer.decode(ids[mask.bool()]))
+    expected = [row for row in DEMONSTRATIONS if not is_held_out(row)]
+    assert sorted(learned) == sorted(row["completion"] for row in expected)
+    assert all(any(row["prompt"] in text and row["completion"] in text for text in whole) for row in expected)
+
+
+def test_adapters_are_float32_and_untouched_before_the_first_step(config: Config, tiny_model: Models) -> None:
+    settings = config()
+    twin = open_model(tiny_model("llama"))
+    torch.manual_seed(settings.seed)
+    twin.add_role("sft", LoraSettings(rank=4, alpha=32.0))
+    fresh = twin.adapter_state("sft")
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in fresh.values())
+
+    model, states = open_model(tiny_model("llama")), []
+    watch(model, lambda _given: states.append(model.adapter_state("sft")))
+    sft.train(settings, model)
+    assert all(value.dtype == torch.float32 for state in states for value in state.values())
+    assert same(states[0], fresh)
+    assert not same(states[1], fresh)
+    trained = model.adapter_state("sft")
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in trained.values())
+    assert same(read_adapter(Path(settings.run) / "sft" / "adapter")[1], trained)
+
+
+def test_only_the_sft_adapter_moves_and_the_loss_falls(config: Config, tiny_model: Models) -> None:
+    model = open_model(tiny_model("llama"))
+    digest = model.base_digest()
+    for role, head in (("policy", False), ("reward", True)):
+        model.add_role(role, LoraSettings(rank=2), head=head)
+    others = {role: model.adapter_state(role) for role in ("policy", "reward")}
+    settings = config(epochs=4, learning_rate=1e-2)
+    sft.train(settings, model)
+    assert all(same(state, model.adapter_state(role)) for role, state in others.items())
+    assert model.base_digest() == digest
+    assert model.active_role is None
+    assert not any(parameter.requires_grad for parameter in model.causal.parameters())
+    losses = [row["sft/loss"] for row in rows_of(settings.run, "sft") if "sft/loss" in row]
+    assert len(losses) == 4 * -(-sum(not is_held_out(row) for row in DEMONSTRATIONS) // 8)
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    epochs = results(settings.run, "sft")["epochs"]
+    assert epochs[-1]["loss"] < 0.9 * epochs[0]["loss"]
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch_size": 2}, {"gradient_checkpointing": True}])
+def test_what_only_saves_memory_changes_no_result(config: Config, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """One step on the whole file; demonstrations of unlike lengths, so that a mean of means would show."""
+    rows = [{**row, "completion": row["completion"] * (1 + number % 3)} for number, row in enumerate(DEMONSTRATIONS[:8])]
+    usual = {"demonstrations": write_rows(tmp_path / "uneven.jsonl", rows), "validation_fraction": 0.0}
+    one = sft.train(config(run=str(tmp_path / "one"), **usual))
+    other = sft.train(config(run=str(tmp_path / "other"), **usual, **changes))
+    figures = [rows_of(tmp_path / run, "sft")[0] for run in ("one", "other")]
+    assert figures[0]["sft/loss"] == pytest.approx(figures[1]["sft/loss"], rel=1e-5)
+    assert figures[0]["sft/grad_norm"] == pytest.approx(figures[1]["sft/grad_norm"], rel=1e-4)
+    state = other.adapter_state("sft")
+    for name, value in one.adapter_state("sft").items():
+        # Adam's first step is the gradient's sign: compare where it is not rounding that decides it
+        assert (value - state[name]).abs().median() < 1e-6, name
+
+
+# Which epoch is kept
+
+
+def mean_loss(model: SharedModel, rows: list[dict[str, str]]) -> float:
+    """Mean over answer tokens of -log p, one demonstration at a time."""
+    records = [Demonstration(Prompt.of(row["prompt"]), row["completion"]) for row in rows]
+    examples, _ = encode_demonstrations(model.tokenizer, records, 48, 24)
+    total, count = 0.0, 0
+    for example in examples:
+        ids = torch.tensor([example.prompt_ids + example.response_ids])
+        with torch.no_grad(), model.role("sft"):
+            logits = model.causal(input_ids=ids, use_cache=False).logits[0]
+        answer = slice(len(example.prompt_ids) - 1, -1)
+        total += float(functional.cross_entropy(logits[answer], torch.tensor(example.response_ids), reduction="sum"))
+        count += len(example.response_ids)
+    return total / count
+
+
+def test_the_best_epoch_is_kept_not_the_last(config: Config) -> None:
+    settings = config(epochs=4, learning_rate=0.1)
+    model = sft.train(settings)
+    found = results(settings.run, "sft")
+    losses = [epoch["loss"] for epoch in found["epochs"]]
+    assert losses[-1] > min(losses), "this learning rate was to overshoot"
+    assert found["selected_by"] == "loss"
+    assert found["selected_epoch"] == 1 + losses.index(min(losses))
+    held_out = [row for row in DEMONSTRATIONS if is_held_out(row)]
+    assert found["validation"] == len(held_out)
+    assert mean_loss(model, held_out) == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_without_validation_the_last_epoch_is_kept(config: Config) -> None:
+    settings = config(validation_fraction=0.0)
+    sft.train(settings)
+    found = results(settings.run, "sft")
+    assert (found["demonstrations"], found["validation"], found["selected_epoch"]) == (len(DEMONSTRATIONS), 0, None)
+
+
+def test_a_run_with_a_reward_model_selects_by_it(config: Config, data: Path) -> None:
+    settings = config(epochs=3, learning_rate=0.05)
+    sft.train(settings)
+    rankings = str(data / "rankings.jsonl")
+    reward_settings = RewardConfig(run=settings.run, rankings=rankings, learning_rate=5e-3, batch_size=8, **LIMITS)
+    reward.train(reward_settings)
+    judged = sft.train(config(epochs=3, learning_rate=0.05, overwrite=True, select_by="auto"))
+    found = results(settings.run, "sft")
+    scores = [epoch["reward"] for epoch in found["epochs"]]
+    assert found["selected_by"] == "reward"
+    assert len(set(scores)) > 1
+    assert found["selected_epoch"] == 1 + scores.index(max(scores))
+    assert judge_greedily(judged, Path(settings.run) / "reward" / "adapter") == pytest.approx(max(scores), abs=1e-4)
+    # the reward model of the earlier round, which judged, does not stand in the way of this round's
+    reward.train(RewardConfig(**(vars(reward_settings) | {"overwrite": True})), judged)
+
+
+def judge_greedily(model: SharedModel, reward_adapter: Path) -> float:
+    """Mean score of greedy answers to the validation prompts, token by token with plain forwards."""
+    if "again" not in model.roles:
+        model.load_role("again", reward_adapter)
+    scores = []
+    for row in (row for row in DEMONSTRATIONS if is_held_out(row)):
+        records = [Demonstration(Prompt.of(row["prompt"]), row["completion"])]
+        ids = list(encode_demonstrations(model.tokenizer, records, 48, 24)[0][0].prompt_ids)
+        with torch.no_grad(), model.role("sft"):
+            for _ in range(LIMITS["max_response_tokens"]):
+                ids.append(int(model.causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+                if ids[-1] in stop_ids(model.tokenizer):
+                    break
+        with torch.no_grad(), model.role("again"):
+            hidden = model.causal(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+            scores.append(float(model.head(hidden.hidden_states[-1][0, -1])))
+    return sum(scores) / len(scores)
+
+
+# Mistakes
+
+
+def assert_refused(settings: SFTConfig, *parts: str) -> None:
+    """One UserError that names all of these, and nothing written."""
+    with pytest.raises(UserError) as error:
+        sft.train(settings)
+    for part in parts:
+        assert part in str(error.value)
+    assert not (Path(settings.run) / "sft").exists()
+
+
+def test_selecting_by_a_reward_model_that_is_not_there(config: Config) -> None:
+    settings = config(select_by="reward")
+    assert_refused(settings, f"{settings.run}/reward: no reward stage there", "lora-rlhf reward")
+
+
+def test_all_demonstrations_held_out(config: Config, tmp_path: Path) -> None:
+    rows = [row for row in DEMONSTRATIONS if is_held_out(row)]
+    path = write_rows(tmp_path / "few.jsonl", rows)
+    assert_refused(config(demonstrations=path), "few.jsonl", f"none of its {len(rows)}", "validation_fraction 0.2")
+
+
+def test_a_held_out_row_that_does_not_fit_is_left_out(config: Config, tmp_path: Path) -> None:
+    (first, *_) = (row for row in DEMONSTRATIONS if is_held_out(row))
+    rows = [{**row, "completion": row["completion"] * 20} if row is first else row for row in DEMONSTRATIONS]
+    settings = config(demonstrations=write_rows(tmp_path / "long.jsonl", rows), validation_fraction=0.03)
+    assert is_held_out(first, 0.03) == (sum(is_held_out(row, 0.03) for row in rows) == 1)
+    sft.train(settings)
+    found = results(settings.run, "sft")
+    assert found["demonstrations"] + found["validation"] == len(rows) - 1
+
+
+def test_no_row_fits(config: Config) -> None:
+    assert_refused(config(max_response_tokens=1), "none of its 30 demonstrations", "max_response_tokens=1")
+
+
+def test_an_empty_file(config: Config, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "empty.jsonl", [])
+    assert_refused(config(demonstrations=path), "empty.jsonl", "empty")
+
+
+def test_more_tokens_than_the_context(config: Config) -> None:
+    assert_refused(config(max_prompt_tokens=240), "max_prompt_tokens 240", "max_response_tokens 24", "264", "256")
+
+
+def test_a_batch_that_does_not_divide(config: Config) -> None:
+    assert_refused(config(batch_size=12, micro_batch_size=8), "batch_size is 12", "micro_batch_size 8", "8 or 16")
+
+
+def test_a_finished_stage_is_not_replaced_unasked(config: Config) -> None:
+    settings = config()
+    sft.train(settings)
+    made = manifest(settings.run, "sft")
+    with pytest.raises(UserError, match="overwrite"):
+        sft.train(settings)
+    assert manifest(settings.run, "sft") == made
+    sft.train(config(overwrite=True))
+    assert manifest(settings.run, "sft")["id"] != made["id"]
+
+
+def test_the_manifest_says_what_was_done(config: Config, data: Path) -> None:
+    settings = config()
+    model = sft.train(settings)
+    made = manifest(settings.run, "sft")
+    assert (made["status"], made["stage"], made["parents"]) == ("finished", "sft", {})
+    assert made["base"]["source_hash"] == model.base.source_hash
+    assert (made["base"]["quantization"], made["base"]["name"]) == ("nf4", settings.model)
+    assert made["base"]["chat_template"] == model.tokenizer.chat_template
+    assert made["data"]["demonstrations"]["path"] == str(data / "demonstrations.jsonl")
+    assert len(RANKINGS) == len(DEMONSTRATIONS) == made["results"]["demonstrations"] + made["results"]["validation"]
