@@ -1,4 +1,4 @@
-"""Ids to padded tensors with masks, indices to micro-batches, and texts to an endless stream of blocks."""
+"""Ids to padded tensors with masks, and texts to an endless stream of blocks."""
 
 import hashlib
 from collections.abc import Sequence
@@ -34,17 +34,6 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, at_left: bool) -> tupl
         ids[row, start : start + len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
         mask[row, start : start + len(sequence)] = True
     return ids, mask
-
-
-def micro_batches(lengths: Sequence[int], micro_batch_size: int) -> list[list[int]]:
-    """Indices in groups of at most `micro_batch_size`, of similar length; the longest group first.
-
-    Similar lengths waste no padding, and the longest first makes a run that does not fit fail at once.
-    """
-    if micro_batch_size < 1:
-        raise UserError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [order[start : start + micro_batch_size] for start in range(0, len(order), micro_batch_size)]
 
 
 class TextBlocks:

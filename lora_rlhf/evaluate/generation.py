@@ -1,19 +1,18 @@
 """What is compared: responses of one role to held-out prompts, and how far the policy's are from the reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lora_rlhf.algo.kl import k1, k3
 from lora_rlhf.algo.masking import masked_mean
 from lora_rlhf.config import EvaluateConfig
-from lora_rlhf.data.batches import micro_batches, pad_left, pad_right
+from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import decode_response, pad_id, stop_ids
-from lora_rlhf.model.forward import Sequences, response_logprobs
+from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
 from lora_rlhf.model.generate import generate
 from lora_rlhf.model.shared import SharedModel
 
@@ -69,12 +68,3 @@ def sequences_of(model: SharedModel, prompts: Sequence[EncodedPrompt], answers: 
     pad = pad_id(model.tokenizer)
     left = pad_left([prompt.prompt_ids for prompt in prompts], pad)
     return Sequences(*left, *pad_right([answer.ids for answer in answers], pad)).to(model.device)
-
-
-def in_micro_batches(function: Callable[[Sequences], Tensor], batch: Sequences, size: int) -> Tensor:
-    """`function` of at most `size` responses of like length at a time, its rows put back in order."""
-    lengths = (batch.prompt_mask.sum(dim=1) + batch.response_mask.sum(dim=1)).tolist()
-    groups = micro_batches(lengths, size)
-    joined = torch.cat([function(batch.index(group)) for group in groups])
-    order = torch.tensor([row for group in groups for row in group], device=joined.device)
-    return torch.empty_like(joined).index_copy_(0, order, joined)

@@ -10,9 +10,9 @@ from lora_rlhf.config import EvaluateConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.errors import UserError
-from lora_rlhf.evaluate.generation import Answer, in_micro_batches, sequences_of
+from lora_rlhf.evaluate.generation import Answer, sequences_of
 from lora_rlhf.evaluate.lineage import RunStages
-from lora_rlhf.model.forward import response_scores
+from lora_rlhf.model.forward import in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
 
 GOLD, REWARD = "gold", "reward_score"

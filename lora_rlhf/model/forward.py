@@ -3,6 +3,7 @@
 Each runs the backbone once and applies a head to the positions that need one; (B, T, V) logits never exist.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,15 @@ class Sequences:
         """On another device."""
         return Sequences(*(part.to(device) for part in self._parts))
 
+    def micro_batches(self, size: int) -> list[list[int]]:
+        """Rows in groups of at most `size`, of similar length; the longest group first.
+
+        Similar lengths waste no padding, and the longest first makes a run that does not fit fail at once.
+        """
+        lengths = self.prompt_mask.sum(dim=1) + self.response_mask.sum(dim=1)
+        order = lengths.argsort(descending=True, stable=True).tolist()
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
     def trim(self) -> "Sequences":
         """Without the columns that are padding in every row."""
         if not bool(self.prompt_mask[:, -1].all()):
@@ -92,6 +102,14 @@ def response_scores(model: SharedModel, batch: Sequences) -> Tensor:
     last = short.prompt_ids.shape[1] + short.response_mask.sum(dim=1) - 1
     hidden = _hidden(model, *_joined(short))
     return model.head(hidden[torch.arange(len(short), device=hidden.device), last].float()).squeeze(-1)
+
+
+def in_micro_batches(function: Callable[[Sequences], Tensor], batch: Sequences, size: int) -> Tensor:
+    """`function` of at most `size` responses of like length at a time, its rows put back in order."""
+    groups = batch.micro_batches(size)
+    joined = torch.cat([function(batch.index(group)) for group in groups])
+    order = torch.tensor([row for group in groups for row in group], device=joined.device)
+    return torch.empty_like(joined).index_copy_(0, order, joined)
 
 
 def text_logprobs(model: SharedModel, ids: Tensor, mask: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.config import PPOConfig
-from lora_rlhf.data.batches import micro_batches, pad_left, pad_right
+from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import decode_response, pad_id, stop_ids
 from lora_rlhf.errors import UserError
-from lora_rlhf.model.forward import Sequences, response_logprobs, response_scores, response_values
+from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, response_scores, response_values
 from lora_rlhf.model.generate import GeneratedResponse, generate
 from lora_rlhf.model.shared import SharedModel
 
@@ -76,16 +76,6 @@ def _checked(returned: object, count: int) -> Tensor:
             f"expected one finite number for each of {count} responses"
         )
     return values
-
-
-def in_micro_batches(function: Callable[[Sequences], Tensor], sequences: Sequences, size: int) -> Tensor:
-    """`function` of at most `size` responses of like length at a time, its rows put back in order."""
-    lengths = (sequences.prompt_mask.sum(1) + sequences.response_mask.sum(1)).tolist()
-    groups = micro_batches(lengths, size)
-    parts = [function(sequences.index(group)) for group in groups]
-    joined = torch.cat(parts)
-    order = torch.tensor([row for group in groups for row in group], device=joined.device)
-    return torch.empty_like(joined).index_copy_(0, order, joined)
 
 
 def act(

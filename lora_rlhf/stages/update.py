@@ -12,7 +12,7 @@ from lora_rlhf.algo.losses import lm_loss, policy_loss, value_loss
 from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize
 from lora_rlhf.algo.rewards import apply_missing_eos, token_rewards
 from lora_rlhf.config import PPOConfig
-from lora_rlhf.data.batches import TextBlocks, micro_batches
+from lora_rlhf.data.batches import TextBlocks
 from lora_rlhf.model.forward import response_logprobs, response_values, text_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.rollout import Rollout
@@ -90,9 +90,8 @@ class Learner:
                 yield order[start : start + self.config.minibatch_size]
 
     def _micro_batches(self, rollout: Rollout, minibatch: list[int]) -> list[list[int]]:
-        sequences = rollout.sequences.index(minibatch)
-        lengths = (sequences.prompt_mask.sum(1) + sequences.response_mask.sum(1)).tolist()
-        return [[minibatch[i] for i in group] for group in micro_batches(lengths, self.config.micro_batch_size)]
+        groups = rollout.sequences.index(minibatch).micro_batches(self.config.micro_batch_size)
+        return [[minibatch[row] for row in group] for group in groups]
 
     def _policy_step(self, rollout: Rollout, goal: Targets, minibatch: list[int]) -> dict[str, float]:
         num_tokens = int(rollout.mask[minibatch].sum())

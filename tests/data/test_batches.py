@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from lora_rlhf.data.batches import micro_batches, pad_left, pad_right, text_blocks
+from lora_rlhf.data.batches import pad_left, pad_right, text_blocks
 from lora_rlhf.data.schema import Text
 from lora_rlhf.data.template import encode_text
 from lora_rlhf.errors import UserError
@@ -29,15 +29,6 @@ def test_masks_do_not_depend_on_the_pad_id() -> None:
     ids, mask = pad_right([[7, 0, 7], [7]], 7)
     assert ids[mask].tolist() == [7, 0, 7, 7]
     assert mask.sum().item() == 4
-
-
-def test_micro_batches_hold_every_index_once_longest_first() -> None:
-    lengths = [3, 9, 1, 9, 5]
-    groups = micro_batches(lengths, 2)
-    assert groups == [[1, 3], [4, 0], [2]]
-    assert micro_batches([], 2) == []
-    with pytest.raises(UserError, match="micro_batch_size must be at least 1, got 0"):
-        micro_batches(lengths, 0)
 
 
 @pytest.mark.parametrize("variant_name", ["plain", "plain_bos"])

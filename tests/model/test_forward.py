@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lora_rlhf.model.forward import (
     Sequences,
+    in_micro_batches,
     position_ids,
     response_logprobs,
     response_scores,
@@ -240,3 +241,13 @@ def test_what_cannot_be_scored_is_refused(shared_model: Make) -> None:
 def test_positions_count_real_tokens() -> None:
     mask = torch.tensor([[False, False, True, True, True], [True, True, True, False, False]])
     assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]
+
+
+def test_micro_batches_hold_every_row_once_longest_first_and_come_back_in_order() -> None:
+    lengths = [3, 9, 1, 9, 5]
+    response_mask = torch.arange(9) < torch.tensor(lengths).unsqueeze(1)
+    prompts = torch.ones((5, 2), dtype=torch.long)
+    batch = Sequences(prompts, prompts.bool(), torch.ones((5, 9), dtype=torch.long), response_mask)
+    assert batch.micro_batches(2) == [[1, 3], [4, 0], [2]]
+    sums = in_micro_batches(lambda part: part.response_mask.sum(dim=1), batch, 2)
+    assert sums.tolist() == lengths

@@ -70,7 +70,9 @@ def random_rankings(count: int, size: int, seed: int) -> list[EncodedRanking]:
 
     return [
         EncodedRanking(
-            draw(3, 10), [[*draw(2, 8), 0] for _ in range(size)], [1 + i for i in torch.randperm(size, generator=generator)]
+            draw(3, 10),
+            [[*draw(2, 8), 0] for _ in range(size)],
+            [1 + i for i in torch.randperm(size, generator=generator)],
         )
         for _ in range(count)
     ]

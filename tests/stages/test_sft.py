@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from stage_helpers import DEMONSTRATIONS, LIMITS, RANKINGS, Models, manifest, open_model, results, rows_of, same, write_rows
+from stage_helpers import (
+    DEMONSTRATIONS,
+    LIMITS,
+    RANKINGS,
+    Models,
+    manifest,
+    open_model,
+    results,
+    rows_of,
+    same,
+    write_rows,
+)
 from torch import Tensor
 from torch.nn import functional
 
@@ -61,7 +72,9 @@ def watch(model: SharedModel, seen: Callable[[dict[str, Any]], None]) -> None:
     model.causal.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "qwen2", "gpt_neox"])  # own template or none; pad, pad = eos, no pad
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma", "qwen2", "gpt_neox"]
+)  # own template or none; pad, pad = eos, no pad
 def test_the_loss_is_on_the_answer_and_its_end_alone(
     config: Config, tiny_model: Models, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +146,9 @@ def test_only_the_sft_adapter_moves_and_the_loss_falls(config: Config, tiny_mode
 @pytest.mark.parametrize("changes", [{"micro_batch_size": 2}, {"gradient_checkpointing": True}])
 def test_what_only_saves_memory_changes_no_result(config: Config, tmp_path: Path, changes: dict[str, Any]) -> None:
     """One step on the whole file; demonstrations of unlike lengths, so that a mean of means would show."""
-    rows = [{**row, "completion": row["completion"] * (1 + number % 3)} for number, row in enumerate(DEMONSTRATIONS[:8])]
+    rows = [
+        {**row, "completion": row["completion"] * (1 + number % 3)} for number, row in enumerate(DEMONSTRATIONS[:8])
+    ]
     usual = {"demonstrations": write_rows(tmp_path / "uneven.jsonl", rows), "validation_fraction": 0.0}
     one = sft.train(config(run=str(tmp_path / "one"), **usual))
     other = sft.train(config(run=str(tmp_path / "other"), **usual, **changes))
@@ -164,15 +179,17 @@ def mean_loss(model: SharedModel, rows: list[dict[str, str]]) -> float:
     return total / count
 
 
-def test_the_best_epoch_is_kept_not_the_last(config: Config) -> None:
-    settings = config(epochs=4, learning_rate=0.1)
+def test_the_best_epoch_is_kept_not_the_last(config: Config, tmp_path: Path) -> None:
+    """Held-out answers are of letters that training never sees, so learning for long makes them ever less likely."""
+    rows = [{**row, "completion": "zqxj zqxj"} if is_held_out(row) else row for row in DEMONSTRATIONS]
+    settings = config(epochs=4, learning_rate=0.02, demonstrations=write_rows(tmp_path / "odd.jsonl", rows))
     model = sft.train(settings)
     found = results(settings.run, "sft")
     losses = [epoch["loss"] for epoch in found["epochs"]]
-    assert losses[-1] > min(losses), "this learning rate was to overshoot"
+    assert losses[-1] > min(losses), "the last epoch was to be worse"
     assert found["selected_by"] == "loss"
     assert found["selected_epoch"] == 1 + losses.index(min(losses))
-    held_out = [row for row in DEMONSTRATIONS if is_held_out(row)]
+    held_out = [row for row in rows if is_held_out(row)]
     assert found["validation"] == len(held_out)
     assert mean_loss(model, held_out) == pytest.approx(min(losses), rel=1e-3)
 
@@ -244,13 +261,12 @@ def test_all_demonstrations_held_out(config: Config, tmp_path: Path) -> None:
 
 
 def test_a_held_out_row_that_does_not_fit_is_left_out(config: Config, tmp_path: Path) -> None:
-    (first, *_) = (row for row in DEMONSTRATIONS if is_held_out(row))
-    rows = [{**row, "completion": row["completion"] * 20} if row is first else row for row in DEMONSTRATIONS]
-    settings = config(demonstrations=write_rows(tmp_path / "long.jsonl", rows), validation_fraction=0.03)
-    assert is_held_out(first, 0.03) == (sum(is_held_out(row, 0.03) for row in rows) == 1)
+    rows = [{**row, "completion": row["completion"] * (20 if is_held_out(row) else 1)} for row in DEMONSTRATIONS]
+    settings = config(demonstrations=write_rows(tmp_path / "long.jsonl", rows))
     sft.train(settings)
     found = results(settings.run, "sft")
-    assert found["demonstrations"] + found["validation"] == len(rows) - 1
+    kept = sum(not is_held_out(row) for row in rows)
+    assert (found["demonstrations"], found["validation"]) == (kept, 0)
 
 
 def test_no_row_fits(config: Config) -> None:

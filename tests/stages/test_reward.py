@@ -1,0 +1,373 @@
+"""Stage 2: the ranking loss on a real model, calibration, and what is told of the result."""
+
+import dataclasses
+import itertools
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stage_helpers import (
+    DEMONSTRATIONS,
+    LIMITS,
+    RANKINGS,
+    Models,
+    gradients,
+    open_model,
+    random_rankings,
+    results,
+    rows_of,
+    same,
+    write_rows,
+)
+from torch import Tensor
+from torch.nn import functional
+
+from lora_rlhf.config import RewardConfig
+from lora_rlhf.data.encode import EncodedRanking
+from lora_rlhf.data.schema import Demonstration, Prompt
+from lora_rlhf.data.template import render_prompt, render_response
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.stages import reward
+from lora_rlhf.stages.reward_report import held_out_report
+from lora_rlhf.stages.session import adamw, role_parameters
+
+Make = Callable[..., SharedModel]
+UPDATE = RewardConfig(run="unused", rankings="unused", max_grad_norm=1e9)  # for single updates: never clipped
+
+
+def scores_alone(model: SharedModel, ranking: EncodedRanking) -> Tensor:
+    """(K,) with a graph: each response by itself, unpadded, through plain transformers."""
+    scores = []
+    for response in ranking.response_ids:
+        ids = torch.tensor([ranking.prompt_ids + response])
+        out = model.causal(input_ids=ids, use_cache=False, output_hidden_states=True)
+        scores.append(model.head(out.hidden_states[-1][0, -1]).squeeze())
+    return torch.stack(scores)
+
+
+def pairwise(scores: Tensor, ranks: list[int]) -> Tensor:
+    """InstructGPT, eq. 1, for one prompt: log(1 + e^-(winner - loser)), mean over the pairs that are not ties."""
+    order = itertools.permutations(range(len(ranks)), 2)
+    losses = [functional.softplus(scores[b] - scores[a]) for a, b in order if ranks[a] < ranks[b]]
+    return torch.stack(losses).mean()
+
+
+def listwise(scores: Tensor, ranks: list[int]) -> Tensor:
+    """Plackett-Luce: each is drawn from itself and those below; mean over draws that have a loser."""
+    draws = []
+    for score, rank in zip(scores, ranks, strict=True):
+        below = [other for other, place in zip(scores, ranks, strict=True) if place > rank]
+        if below:
+            draws.append(torch.stack([score, *below]).logsumexp(0) - score)
+    return torch.stack(draws).mean()
+
+
+# Learning
+
+
+def test_one_batch_is_learnt_by_heart(shared_model: Make) -> None:
+    """99 % of the pairs of a batch of K = 4 to 9 random responses in random order."""
+    model = shared_model()
+    rankings = [ranking for size in (4, 6, 9) for ranking in random_rankings(2, size, seed=size)]
+    optimizer = adamw(role_parameters(model, "reward"), 1e-2)
+    first = reward.update(model, rankings, optimizer, UPDATE)
+    assert first["reward/accuracy"] < 0.8
+    for _ in range(60):
+        last = reward.update(model, rankings, optimizer, UPDATE)
+    assert last["reward/accuracy"] >= 0.99
+    assert last["reward/loss"] < 0.1 < first["reward/loss"]
+    with torch.no_grad(), model.role("reward"):
+        for ranking in rankings:  # read back one response at a time: the best rank has the highest score
+            order = scores_alone(model, ranking).argsort(descending=True)
+            assert [ranking.ranks[index] for index in order] == sorted(ranking.ranks)
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "listwise"])
+@pytest.mark.parametrize("ranks", [[[1, 2, 3, 4], [4, 1, 3, 1]], [[2, 1, 2, 2], [1, 1, 3, 3]]])
+def test_loss_and_gradient_are_those_of_the_paper(shared_model: Make, loss: str, ranks: list[list[int]]) -> None:
+    model = shared_model()
+    rankings = [
+        dataclasses.replace(ranking, ranks=own)
+        for ranking, own in zip(random_rankings(2, 4, seed=1), ranks, strict=True)
+    ]
+    before = model.adapter_state("reward")
+    metrics = reward.update(
+        model, rankings, adamw(role_parameters(model, "reward"), 1e-3), dataclasses.replace(UPDATE, loss=loss)
+    )
+    found = gradients(model, "reward")
+    assert not same(before, model.adapter_state("reward"))
+
+    model.load_adapter_state("reward", before)
+    for parameter in role_parameters(model, "reward"):
+        parameter.grad = None
+    formula = pairwise if loss == "pairwise" else listwise
+    with model.role("reward", training=True):
+        scores = [scores_alone(model, ranking) for ranking in rankings]
+        total = sum(formula(own, ranking.ranks) for own, ranking in zip(scores, rankings, strict=True)) / 2
+        total.backward()
+    assert metrics["reward/loss"] == pytest.approx(total.item(), rel=1e-4)
+    for name, gradient in gradients(model, "reward").items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+    leads = [
+        float(own[a] - own[b])
+        for own, ranking in zip(scores, rankings, strict=True)
+        for a, b in itertools.permutations(range(4), 2)
+        if ranking.ranks[a] < ranking.ranks[b]
+    ]
+    assert metrics["reward/accuracy"] == pytest.approx(sum(lead > 0 for lead in leads) / len(leads))
+    assert metrics["reward/margin"] == pytest.approx(sum(leads) / len(leads), rel=1e-3, abs=1e-4)
+
+
+def test_micro_batches_add_up_to_the_whole(shared_model: Make) -> None:
+    model = shared_model()
+    rankings = [*random_rankings(3, 2, seed=3), *random_rankings(2, 5, seed=4)]
+    before, found = model.adapter_state("reward"), []
+    for size in (2, 7, 100):
+        settings = dataclasses.replace(UPDATE, micro_batch_size=size)
+        metrics = reward.update(model, rankings, adamw(role_parameters(model, "reward"), 1e-3), settings)
+        found.append((metrics, gradients(model, "reward")))
+        model.load_adapter_state("reward", before)
+    metrics, whole = found[-1]
+    scale = max(gradient.abs().max().item() for gradient in whole.values())
+    for other_metrics, parts in found[:-1]:
+        assert other_metrics == pytest.approx(metrics, rel=1e-5)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(parts[name], gradient, rtol=0, atol=1e-6 * max(scale, 1.0))
+
+
+def test_a_ranking_in_which_all_are_tied_teaches_nothing(shared_model: Make) -> None:
+    model = shared_model()
+    (ranking,) = random_rankings(1, 3, seed=5)
+    metrics = reward.update(
+        model, [dataclasses.replace(ranking, ranks=[1, 1, 1])], adamw(role_parameters(model, "reward"), 1e-3), UPDATE
+    )
+    assert metrics["reward/loss"] == 0.0
+    assert all(float(gradient.abs().max()) == 0.0 for gradient in gradients(model, "reward").values())
+
+
+# The stage
+
+
+@pytest.fixture
+def config(parents: Path, data: Path, tmp_path: Path) -> Callable[..., RewardConfig]:
+    """config(**changes) -> a reward stage in a run of its own, on the shared SFT stage."""
+
+    def make(**changes: Any) -> RewardConfig:
+        usual = {
+            "run": str(tmp_path / "run"),
+            "rankings": str(data / "rankings.jsonl"),
+            "sft": str(parents / "sft"),
+            "learning_rate": 2e-3,
+            "batch_size": 8,
+            "validation_fraction": 0.2,
+            **LIMITS,
+        }
+        return RewardConfig(**(usual | changes))
+
+    return make
+
+
+def scores_of(model: SharedModel, role: str, pairs: list[tuple[str, str]]) -> list[float]:
+    """One prompt and response at a time, from text."""
+    scores = []
+    with torch.no_grad(), model.role(role):
+        for asked, answer in pairs:
+            prompt = Prompt.of(asked)
+            ids = render_prompt(model.tokenizer, prompt) + render_response(model.tokenizer, prompt, answer)
+            out = model.causal(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+            scores.append(float(model.head(out.hidden_states[-1][0, -1])))
+    return scores
+
+
+PAIRS = [(row["prompt"], row["completion"]) for row in DEMONSTRATIONS]
+
+
+def mean_and_sd(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def test_demonstrations_score_mean_0_and_sd_1_also_after_a_reload(
+    config: Callable[..., RewardConfig], tiny_model: Models
+) -> None:
+    settings = config(epochs=2)
+    model = reward.train(settings)
+    found = results(settings.run, "reward")
+    mean, sd = mean_and_sd([score - found["offset"] for score in scores_of(model, "reward", PAIRS)])
+    assert mean == pytest.approx(0.0, abs=1e-4)
+    assert sd == pytest.approx(1.0, abs=1e-4)
+    fresh = open_model(tiny_model("llama"))
+    fresh.load_role("reward", Path(settings.run) / "reward" / "adapter")
+    assert scores_of(fresh, "reward", PAIRS) == scores_of(model, "reward", PAIRS)
+
+
+def test_the_scale_can_be_given(config: Callable[..., RewardConfig]) -> None:
+    usual, fixed = config(), config(run=config().run + "-fixed", scale=0.25)
+    models = [reward.train(settings) for settings in (usual, fixed)]
+    first, second = (results(settings.run, "reward") for settings in (usual, fixed))
+    assert second["scale_divided"] == 0.25
+    own, given = (scores_of(model, "reward", PAIRS[:5]) for model in models)
+    assert given == pytest.approx([score * first["scale_divided"] / 0.25 for score in own], rel=1e-4)
+    calibrated = [score - second["offset"] for score in scores_of(models[1], "reward", PAIRS)]
+    assert mean_and_sd(calibrated)[0] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_what_is_ranked_first_scores_highest_on_prompts_held_out(
+    config: Callable[..., RewardConfig], tiny_model: Models, parents: Path
+) -> None:
+    settings = config(epochs=6, learning_rate=5e-3)
+    model = open_model(tiny_model("llama"))
+    digest = model.base_digest()
+    reward.train(settings, model)
+    found = results(settings.run, "reward")
+    assert found["prompts"] + found["held_out_prompts"] == len(RANKINGS)
+    assert found["held_out_pairs"] == 5 * found["held_out_prompts"]  # of six pairs one is a tie
+    assert found["accuracy"]["rate"] > 0.9
+    assert found["accuracy"]["low"] <= found["accuracy"]["rate"] <= found["accuracy"]["high"]
+    assert sum(row["n"] for row in found["accuracy_by_margin"]) == found["held_out_pairs"]
+    assert model.base_digest() == digest
+    saved = open_model(tiny_model("llama"))
+    saved.load_role("sft", parents / "sft" / "adapter")
+    assert same(saved.adapter_state("sft"), model.adapter_state("sft"))
+    steps = rows_of(settings.run, "reward")
+    assert {"step", "reward/loss", "reward/accuracy", "reward/margin"} <= steps[0].keys()
+    assert steps[-1]["reward/loss"] < 0.5 * steps[0]["reward/loss"]
+    assert len(steps) == 6 * math.ceil(found["prompts"] / 8)
+
+
+def test_shuffled_labels_stay_at_chance_on_prompts_held_out(
+    config: Callable[..., RewardConfig], tmp_path: Path
+) -> None:
+    """Labels that carry no information: 0.5 within 4 sd of coins thrown once per prompt, the pairs of which hang
+    together at worst completely."""
+    rng = random.Random(0)
+    words = [row["completion"] for row in DEMONSTRATIONS]
+    rows = []
+    for row in DEMONSTRATIONS:
+        for number in "one two three four".split():
+            responses = rng.sample(words, 3)
+            ranks = rng.sample([1, 2, 3], 3)
+            rows.append({"prompt": f"{row['prompt']} {number}", "responses": responses, "ranks": ranks})
+    settings = config(rankings=write_rows(tmp_path / "shuffled.jsonl", rows), validation_fraction=0.5, epochs=2)
+    reward.train(settings)
+    found = results(settings.run, "reward")
+    prompts = found["held_out_prompts"]
+    assert prompts > 40
+    assert abs(found["accuracy"]["rate"] - 0.5) < 4 * 0.5 / math.sqrt(prompts)
+
+
+def test_listwise_learns_as_well(config: Callable[..., RewardConfig]) -> None:
+    settings = config(loss="listwise", epochs=6, learning_rate=5e-3)
+    reward.train(settings)
+    assert results(settings.run, "reward")["accuracy"]["rate"] > 0.9
+
+
+def test_all_tied_rankings_are_left_out_of_training(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
+    tied = [{**row, "ranks": [1, 1, 1, 1]} for row in RANKINGS[:10]]
+    settings = config(rankings=write_rows(tmp_path / "some.jsonl", tied + RANKINGS[10:]), validation_fraction=0.0)
+    reward.train(settings)
+    found = results(settings.run, "reward")
+    assert (found["prompts"], found["pairs"]) == (20, 100)
+    assert "accuracy" not in found
+
+
+def test_agreement_of_several_labelers(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
+    """Two people on one prompt who order 2 of 3 pairs alike."""
+    rows = [
+        {"prompt": "Say it", "responses": ["a", "b", "c"], "ranks": ranks, "labeler": name}
+        for name, ranks in (("one", [1, 2, 3]), ("two", [2, 1, 3]))
+    ]
+    settings = config(agreement=write_rows(tmp_path / "twice.jsonl", rows))
+    reward.train(settings)
+    found = results(settings.run, "reward")
+    assert (found["label_agreement"], found["label_agreement_pairs"]) == (pytest.approx(2 / 3), 3)
+
+
+def test_the_report_by_hand() -> None:
+    """Scores 3, 1, 0 ranked 1, 2, 3 and 0, 2 ranked 1, 2: leads 2, 3, 1 and -2, so three of four pairs are right."""
+    rankings = [EncodedRanking([1], [[5], [5, 6], [5, 6, 7]], [1, 2, 3]), EncodedRanking([1], [[5], [6]], [1, 2])]
+    report = held_out_report(rankings, [torch.tensor([3.0, 1.0, 0.0]), torch.tensor([0.0, 2.0])])
+    assert (report["held_out_prompts"], report["held_out_pairs"]) == (2, 4)
+    assert report["accuracy"]["rate"] == 0.75
+    buckets = {row["from"]: (row["rate"], row["n"]) for row in report["accuracy_by_margin"]}
+    assert buckets == {1.0: (1.0, 1), 2.0: (2 / 3, 3)}
+    confident = [1 / (1 + math.exp(-lead)) for lead in (1.0, 2.0, 2.0, 3.0)]
+    bins = [[confident[0]], confident[1:3], [confident[3]]]  # 0.73, 0.88 twice, 0.95: each in a tenth of its own
+    gaps = [abs(right / len(own) - sum(own) / len(own)) for own, right in zip(bins, (1, 1, 1), strict=True)]
+    expected = sum(gap * len(own) for gap, own in zip(gaps, bins, strict=True)) / 4
+    assert report["ece"] == pytest.approx(expected, abs=1e-6)
+    assert held_out_report([EncodedRanking([1], [[5], [6]], [1, 1])], [torch.zeros(2)]) == {
+        "held_out_prompts": 1,
+        "held_out_pairs": 0,
+    }
+
+
+# Mistakes
+
+
+def assert_refused(settings: RewardConfig, *parts: str) -> None:
+    with pytest.raises(UserError) as error:
+        reward.train(settings)
+    for part in parts:
+        assert part in str(error.value)
+    assert not (Path(settings.run) / "reward").exists()
+
+
+def test_unusable_rankings(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
+    empty = write_rows(tmp_path / "empty.jsonl", [])
+    assert_refused(config(rankings=empty), "empty.jsonl", "empty")
+    single = write_rows(tmp_path / "single.jsonl", [{"prompt": "a", "responses": ["b"], "ranks": [1]}])
+    assert_refused(config(rankings=single), "single.jsonl", "at least 2 responses", "got 1")
+    twins = write_rows(tmp_path / "twins.jsonl", [{"prompt": "a", "responses": ["b", "b "], "ranks": [1, 2]}])
+    assert_refused(config(rankings=twins), "twins.jsonl", "no ranking has two different responses")
+    tied = write_rows(tmp_path / "tied.jsonl", [{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 1]}])
+    assert_refused(config(rankings=tied, validation_fraction=0.0), "tied.jsonl", "none of its 1", "1 are all tied")
+
+
+def test_a_ranking_with_one_response_is_refused_alone(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "responses": ["b"], "ranks": [1]}, *RANKINGS]
+    settings = config(rankings=write_rows(tmp_path / "mixed.jsonl", rows), validation_fraction=0.0)
+    reward.train(settings)
+    assert results(settings.run, "reward")["prompts"] == len(RANKINGS)
+
+
+def test_a_parent_that_is_not_there_or_not_finished(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
+    assert_refused(config(sft=str(tmp_path / "nowhere")), "nowhere: no sft stage there", "lora-rlhf sft")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "manifest.json").write_text('{"stage": "sft", "status": "running"}')
+    assert_refused(config(sft=str(tmp_path / "half")), "did not finish", "'running'")
+
+
+def test_another_base_than_the_parents(config: Callable[..., RewardConfig], tiny_model: Models, parents: Path) -> None:
+    assert_refused(config(model=str(tiny_model("gemma"))), "gemma", "llama", str(parents / "sft"))
+
+
+def test_a_base_in_memory_that_is_not_the_parents(config: Callable[..., RewardConfig], tiny_model: Models) -> None:
+    for model, key in (
+        (open_model(tiny_model("gpt_neox")), "source_hash"),
+        (open_model(tiny_model("llama"), "none"), "quantization"),
+    ):
+        with pytest.raises(UserError, match=key):
+            reward.train(config(), model)
+
+
+def test_an_adapter_in_memory_that_is_not_the_parents(
+    config: Callable[..., RewardConfig], tiny_model: Models, parents: Path
+) -> None:
+    model = open_model(tiny_model("llama"))
+    model.load_role("sft", parents / "sft" / "adapter")
+    model.named_parameters_of("sft")[0][1].data[0, 0] += 1e-3
+    with pytest.raises(UserError, match="not the sft adapter in memory"):
+        reward.train(config(), model)
+
+
+def test_demonstrations_are_read_before_anything_is_trained(
+    config: Callable[..., RewardConfig], tmp_path: Path
+) -> None:
+    assert Demonstration(Prompt.of("a"), "b").response == "b"
+    assert_refused(config(demonstrations=str(tmp_path / "gone.jsonl")), "gone.jsonl: no such file")
