@@ -37,7 +37,7 @@ from lora_rlhf.stages.session import (
     same_state,
     seed_everything,
 )
-from lora_rlhf.stages.update import Learner, targets
+from lora_rlhf.stages.update import Learner, Targets, targets
 
 FIXED_PROMPTS = 8  # whose responses are recorded over time
 # Largest difference of log-probabilities that is still "the same policy" before the first update. On a CPU only the
@@ -167,7 +167,7 @@ class _Loop:
                 learned = self.learner.learn(rollout, goal, generator)  # 4 learn
             metrics = {**self._describe(rollout), **learned, "ppo/kl_coef": controller.coef}
             if before is not None:
-                self._check_first_step(metrics, rollout, before)
+                self._check_first_step(metrics, rollout, goal, before)
             controller.update(metrics["rollout/kl"], config.batch_size)  # 5 steer
             self._record(iteration, metrics, fixed)
             progress.set_postfix(score=f"{metrics['rollout/score']:.2f}", kl=f"{metrics['rollout/kl']:.2f}")
@@ -212,7 +212,7 @@ class _Loop:
         }
 
     def _check_first_step(
-        self, metrics: dict[str, float], rollout: Rollout, before: dict[str, dict[str, Tensor]]
+        self, metrics: dict[str, float], rollout: Rollout, goal: Targets, before: dict[str, dict[str, Tensor]]
     ) -> None:
         """What must hold before anything was learned, and after the first step; a breach means a broken set-up."""
         tolerance = TOLERANCE.get(self.model.device.type, TOLERANCE["cuda"])
@@ -224,8 +224,10 @@ class _Loop:
             raise RuntimeError(
                 f"the first update sees log-probabilities {metrics['ppo/ratio_deviation']:.2g} nats off the rollout's"
             )
-        for role, state in before.items():
-            if same_state(state, self.model.adapter_state(role)):
+        # Where all responses to a prompt are worth the same (none is right yet), siblings have nothing to teach.
+        must_move = [role for role in before if role != "policy" or bool(goal.advantages.any())]
+        for role in must_move:
+            if same_state(before[role], self.model.adapter_state(role)):
                 raise RuntimeError(f"the {role} adapter did not move in the first update; is its learning rate 0?")
 
     def _record(self, iteration: int, metrics: dict[str, float], fixed: list[EncodedPrompt]) -> None:

@@ -1,6 +1,7 @@
 """Between stages 1 and 2: K distinct responses of each prompt, ready to be ranked (InstructGPT, section 3.2)."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     model = open_parent_base(config, sft, model)
     require_context(model, config)
     _bring_role(config, model, sft)
+    _make_folder(config.to)
     encoded, refused = encode_prompts(model.tokenizer, prompts, config.max_prompt_tokens)
     report_refusals(config.prompts, refused)
 
@@ -48,6 +50,14 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
         log.warning("%d of %d prompts gave fewer than %d distinct responses", fewer, len(encoded), config.min_responses)
     write_jsonl(config.to, rows)
     return model
+
+
+def _make_folder(to: str) -> None:
+    """The folder of the file to write, made before hours of sampling and not missed after them."""
+    try:
+        Path(to).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{to}: its folder cannot be made ({error.strerror}); choose another --to") from error
 
 
 def _bring_role(config: SampleConfig, model: SharedModel, sft: Parent) -> None:

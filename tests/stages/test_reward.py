@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from lora_rlhf.config import RewardConfig
 from lora_rlhf.data.encode import EncodedRanking
-from lora_rlhf.data.schema import Demonstration, Prompt
+from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.shared import SharedModel
@@ -77,7 +77,7 @@ def test_one_batch_is_learnt_by_heart(shared_model: Make) -> None:
     optimizer = adamw(role_parameters(model, "reward"), 1e-2)
     first = reward.update(model, rankings, optimizer, UPDATE)
     assert first["reward/accuracy"] < 0.8
-    for _ in range(60):
+    for _ in range(40):
         last = reward.update(model, rankings, optimizer, UPDATE)
     assert last["reward/accuracy"] >= 0.99
     assert last["reward/loss"] < 0.1 < first["reward/loss"]
@@ -114,7 +114,7 @@ def test_loss_and_gradient_are_those_of_the_paper(shared_model: Make, loss: str,
     for name, gradient in gradients(model, "reward").items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
     leads = [
-        float(own[a] - own[b])
+        float(own.detach()[a] - own.detach()[b])
         for own, ranking in zip(scores, rankings, strict=True)
         for a, b in itertools.permutations(range(4), 2)
         if ranking.ranks[a] < ranking.ranks[b]
@@ -243,8 +243,8 @@ def test_what_is_ranked_first_scores_highest_on_prompts_held_out(
 def test_shuffled_labels_stay_at_chance_on_prompts_held_out(
     config: Callable[..., RewardConfig], tmp_path: Path
 ) -> None:
-    """Labels that carry no information: 0.5 within 4 sd of coins thrown once per prompt, the pairs of which hang
-    together at worst completely."""
+    """Labels that carry no information. The number of right pairs of a random order of 3 has variance 11/12 (Kendall's
+    n (n - 1) (2n + 5) / 72); independent between prompts, so the rate must be 0.5 within 4 sd of that."""
     rng = random.Random(0)
     words = [row["completion"] for row in DEMONSTRATIONS]
     rows = []
@@ -258,7 +258,7 @@ def test_shuffled_labels_stay_at_chance_on_prompts_held_out(
     found = results(settings.run, "reward")
     prompts = found["held_out_prompts"]
     assert prompts > 40
-    assert abs(found["accuracy"]["rate"] - 0.5) < 4 * 0.5 / math.sqrt(prompts)
+    assert abs(found["accuracy"]["rate"] - 0.5) < 4 * math.sqrt(11 / 12) / 3 / math.sqrt(prompts)
 
 
 def test_listwise_learns_as_well(config: Callable[..., RewardConfig]) -> None:
@@ -369,5 +369,4 @@ def test_an_adapter_in_memory_that_is_not_the_parents(
 def test_demonstrations_are_read_before_anything_is_trained(
     config: Callable[..., RewardConfig], tmp_path: Path
 ) -> None:
-    assert Demonstration(Prompt.of("a"), "b").response == "b"
     assert_refused(config(demonstrations=str(tmp_path / "gone.jsonl")), "gone.jsonl: no such file")

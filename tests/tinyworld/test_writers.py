@@ -8,7 +8,7 @@ import pytest
 from lora_rlhf.tinyworld.gold import GoldScore, score_request
 from lora_rlhf.tinyworld.language import CLOSING_FILLER, OPENING_FILLER, RUDE, split_sentences
 from lora_rlhf.tinyworld.requests import Request, draw, find
-from lora_rlhf.tinyworld.writers import Writer, writers
+from lora_rlhf.tinyworld.writers import DEMONSTRATORS, WEB_AUTHORS, Habits, Writer, writers
 
 HABITS = ("ignores_constraint", "rambles", "curt", "rude", "sloppy")
 
@@ -91,14 +91,20 @@ def test_the_same_writers_come_every_time() -> None:
     assert all(0.0 < getattr(person, habit) < 1.0 for person in people for habit in HABITS)
 
 
-def test_demonstrations_leave_something_to_mend() -> None:
+@pytest.mark.parametrize(
+    ("group", "kept", "wasteful"),
+    [(DEMONSTRATORS, (0.10, 0.35), (0.55, 0.90)), (WEB_AUTHORS, (0.25, 0.55), (0.35, 0.75))],
+)
+def test_a_group_leaves_something_to_mend(
+    group: Habits, kept: tuple[float, float], wasteful: tuple[float, float]
+) -> None:
     """Most answers ignore a stated constraint, many ramble, some are rude or wrong, and none is worthless."""
-    rng, people = random.Random(0), writers()
+    rng, people = random.Random(0), writers(group)
     judged = [(request, gold(rng.choice(people), request, rng)) for request in requests(900)]
     framed = [one for request, one in judged if request.constraint and request.constraint.kind in ("begin", "end")]
     free = [one for request, one in judged if request.constraint is None]
-    assert 0.25 < sum(one.constraint for one in framed) / len(framed) < 0.55
-    assert 0.35 < sum(one.point < 1.0 for one in free) / len(free) < 0.75
+    assert kept[0] < sum(one.constraint for one in framed) / len(framed) < kept[1]
+    assert wasteful[0] < sum(one.point < 1.0 for one in free) / len(free) < wasteful[1]
     assert 0.08 < sum(one.civil < 1.0 for one in free) / len(free) < 0.30
     assert 0.05 < sum(one.true < 1.0 for one in free) / len(free) < 0.35
     assert all(one.asked > 0 for _, one in judged)

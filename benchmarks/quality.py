@@ -1,0 +1,177 @@
+"""Measures whether RLHF helps, on the tiny world: the quickstart over several seeds, and the controls that must fail.
+
+    python benchmarks/quality.py --seeds 0 1 2 --to benchmarks/results/quality.json
+
+Each seed draws other demonstrations, prompts, labels and held-out prompts. The controls start from the first seed's
+SFT and reward stages: a reward model of shuffled labels with the real one's scale, a sign-flipped reward, and PPO with
+and without a KL price over the same number of iterations. Finished steps are kept, so a second call goes on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.algo.statistics import win_rate
+from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig
+from lora_rlhf.data.schema import Ranking, split_of
+from lora_rlhf.data.sources import read_rankings
+from lora_rlhf.evaluate.report import evaluate
+from lora_rlhf.recipe import read_recipe, run_recipe
+from lora_rlhf.run import find_stage, has_stage, write_json
+from lora_rlhf.stages import ppo, reward
+from lora_rlhf.tinyworld.datasets import LabelConfig, label
+from lora_rlhf.tinyworld.gold import score
+
+RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+KL_ITERATIONS = 60  # of the runs with and without a KL price
+FLIPPED_ITERATIONS = 15
+PAIRS = ("policy_vs_sft", "policy_vs_base", "sft_vs_base")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="folder of the run folders")
+    parser.add_argument("--to", type=Path, default=Path("benchmarks/results/quality.json"))
+    parser.add_argument("--skip-controls", action="store_true")
+    args = parser.parse_args()
+    results: dict[str, Any] = {
+        "command": f"python benchmarks/quality.py --seeds {' '.join(map(str, args.seeds))}",
+        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "commit": _commit(),
+        "seeds": {},
+    }
+    for seed in args.seeds:
+        run = args.runs / f"seed-{seed}"
+        if not (run / "report.json").is_file():
+            run_recipe(RECIPE, {"run": str(run), "seed": seed})
+        results["seeds"][str(seed)] = summarize(run)
+    results["pooled"] = {
+        key: pool([args.runs / f"seed-{seed}" for seed in args.seeds], key)
+        for key in ("scores", "scores_best_temperature")
+    }
+    if not args.skip_controls:
+        results["controls"] = controls(args.runs / f"seed-{args.seeds[0]}", args.runs)
+    args.to.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.to, results)
+    print(json.dumps(results["pooled"], indent=2))
+
+
+def summarize(run: Path) -> dict[str, Any]:
+    """The figures of one run's report, and the accuracy of the gold score on the reward model's held-out pairs."""
+    report = json.loads((run / "report.json").read_text())
+    keys = (
+        "win_rate",
+        "win_rate_best_temperature",
+        "best_temperature",
+        "temperature_sweep",
+        "gold",
+        "gold_best_temperature",
+    )
+    more = ("kl", "length", "eos_rate", "distinct", "verdict", "seconds", "peak_rss_gib", "base_unchanged")
+    reward_report = {
+        key: value for key, value in report["reward"].items() if key not in ("reliability", "accuracy_by_margin")
+    }
+    trained = find_stage(run / "ppo", "ppo").manifest["results"]
+    return {
+        **{key: report[key] for key in (*keys, *more)},
+        "reward": {**reward_report, "gold_accuracy": gold_accuracy(run)},
+        "ppo": {key: trained[key] for key in ("kl", "kl_target", "kl_coef", "first_score", "last_score")},
+    }
+
+
+def gold_accuracy(run: Path) -> float:
+    """How often the gold score orders the held-out pairs as their labeler did, gold ties counting half."""
+    config = read_recipe(RECIPE, {"run": str(run)})["reward"]
+    assert isinstance(config, RewardConfig)
+    rankings = read_rankings(config.rankings)[0]
+    held_out = [r for r in rankings if split_of(r.prompt.key, config.validation_fraction) == "validation"]
+    outcomes = [outcome for ranking in held_out for outcome in _gold_outcomes(ranking)]
+    return sum(outcomes) / len(outcomes)
+
+
+def _gold_outcomes(ranking: Ranking) -> list[float]:
+    gold = [score(ranking.prompt.messages[-1].content, response) for response in ranking.responses]
+    return [
+        0.5 if abs(gold[one] - gold[other]) < 1e-9 else float(gold[one] > gold[other])
+        for one in range(len(gold))
+        for other in range(len(gold))
+        if ranking.ranks[one] < ranking.ranks[other]
+    ]
+
+
+def pool(runs: list[Path], key: str) -> dict[str, Any]:
+    """Win rates over all seeds' held-out prompts together."""
+    rows = [row[key] for run in runs for row in _read_rows(run / "evaluation_samples.jsonl")]
+    return {pair: win_rate([_outcome(row, *pair.split("_vs_")) for row in rows])._asdict() for pair in PAIRS}
+
+
+def _outcome(row: dict[str, float], one: str, other: str) -> float:
+    return 0.5 if abs(row[one] - row[other]) < 1e-9 else float(row[one] > row[other])
+
+
+def controls(parent: Path, runs: Path) -> dict[str, Any]:
+    """Runs that must not help, and the pair that shows what the KL price does."""
+    recipe = read_recipe(RECIPE, {"run": str(parent)})
+    rl, judged = recipe["ppo"], recipe["evaluate"]
+    assert isinstance(rl, PPOConfig) and isinstance(judged, EvaluateConfig)
+    rl = replace(rl, sft=str(parent / "sft"), reward=str(parent / "reward"))
+    shuffled = _shuffled_reward(parent, runs / "shuffled")
+    longer = replace(rl, iterations=KL_ITERATIONS, kl_target=None)
+    variants = {
+        "shuffled": replace(rl, reward=str(shuffled)),
+        "flipped": replace(rl, reward_model_weight=-1.0, iterations=FLIPPED_ITERATIONS),
+        "kl_free": replace(longer, kl_coef=0.0),
+        "kl_priced": replace(longer, kl_coef=rl.kl_coef),
+    }
+    return {name: _control(name, config, judged, runs) for name, config in variants.items()}
+
+
+def _shuffled_reward(parent: Path, run: Path) -> Path:
+    """A reward model of shuffled ranks, scaled like the real one: sd-1 scaling would turn its noise up."""
+    if not has_stage(run, "reward"):
+        run.mkdir(parents=True, exist_ok=True)
+        rankings = str(run / "rankings.jsonl")
+        label(LabelConfig(candidates=str(parent / "data" / "candidates.jsonl"), to=rankings, shuffle_labels=True))
+        config = read_recipe(RECIPE, {"run": str(parent)})["reward"]
+        assert isinstance(config, RewardConfig)
+        scale = find_stage(parent / "reward", "reward").manifest["results"]["scale_divided"]
+        reward.train(
+            replace(config, run=str(run), sft=str(parent / "sft"), rankings=rankings, scale=scale, overwrite=True)
+        )
+    return run / "reward"
+
+
+def _control(name: str, config: PPOConfig, judged: EvaluateConfig, runs: Path) -> dict[str, Any]:
+    run = runs / name
+    if not has_stage(run, "ppo"):
+        ppo.train(replace(config, run=str(run), overwrite=True))
+    report = evaluate(replace(judged, run=str(run), selection_prompts=None, overwrite=True), gold=score)
+    rows = _read_rows(run / "ppo" / "metrics.jsonl")
+    return {
+        "iterations": len(rows),
+        "kl_coef": config.kl_coef,
+        "win_rate_policy_vs_sft": report["win_rate"]["policy_vs_sft"],
+        "gold": report["gold"],
+        "kl": report["kl"],
+        "rollout_kl": [round(row["rollout/kl"], 3) for row in rows],
+        "reward_accuracy": report["reward"].get("accuracy"),
+    }
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _commit() -> str:
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return answer.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Sampled responses, ready to be ranked."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage_helpers import DEMONSTRATIONS, LIMITS, Models, open_model, same, write_rows
+
+from lora_rlhf.config import SampleConfig
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.stages.sample import sample
+
+Config = Callable[..., SampleConfig]
+
+
+@pytest.fixture
+def config(parents: Path, data: Path, tmp_path: Path) -> Config:
+    def make(**changes: Any) -> SampleConfig:
+        usual = {
+            "run": str(parents),
+            "prompts": str(data / "prompts.jsonl"),
+            "to": str(tmp_path / "new" / "candidates.jsonl"),
+            "min_responses": 3,
+            "max_responses": 5,
+            **LIMITS,
+            "max_response_tokens": 6,
+        }
+        return SampleConfig(**(usual | changes))
+
+    return make
+
+
+def rows(settings: SampleConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(settings.to).read_text().splitlines()]
+
+
+def test_every_prompt_gets_distinct_responses(config: Config, tiny_model: Models, parents: Path) -> None:
+    settings, model = config(), open_model(tiny_model("llama"))
+    digest = model.base_digest()
+    sample(settings, model)
+    found = rows(settings)
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in DEMONSTRATIONS]
+    for row in found:
+        assert len(set(row["responses"])) == len(row["responses"])
+        assert all(response == response.strip() for response in row["responses"])
+    assert {len(row["responses"]) for row in found} == {3, 4, 5}
+    assert model.base_digest() == digest
+    assert same(model.adapter_state("sft"), read_adapter(parents / "sft" / "adapter")[1])
+
+
+def test_seed_and_role_decide(config: Config, tmp_path: Path) -> None:
+    runs = {
+        name: config(to=str(tmp_path / f"{name}.jsonl"), **changes)
+        for name, changes in {"one": {}, "again": {}, "other": {"seed": 1}, "base": {"role": "base"}}.items()
+    }
+    for settings in runs.values():
+        sample(settings)
+    found = {name: rows(settings) for name, settings in runs.items()}
+    assert found["one"] == found["again"]
+    assert found["one"] != found["other"]
+    assert found["one"] != found["base"]
+
+
+def test_a_policy_that_was_not_trained_can_not_be_sampled(config: Config) -> None:
+    with pytest.raises(UserError, match="no ppo stage there; run `lora-rlhf ppo"):
+        sample(config(role="policy"))
+
+
+def test_prompts_that_repeat_themselves_are_left_out(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    """At a temperature near 0 all responses are the same."""
+    with pytest.raises(UserError, match=r"no prompt gave 3 distinct responses; lower --min-responses or raise"):
+        sample(config(temperature=1e-6))
+
+
+def test_a_file_that_can_not_be_written_is_told_first(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/new/a\.jsonl: its folder cannot be made"):
+        sample(config(to=str(tmp_path / "file" / "new" / "a.jsonl")))
+
+
+def test_mistakes_are_named_before_anything_is_loaded(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_responses 2 is below min_responses 3"):
+        sample(config(max_responses=2))
+    with pytest.raises(UserError, match="nowhere/sft: no sft stage there"):
+        sample(config(run=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match=r"empty\.jsonl: no rows"):
+        sample(config(prompts=write_rows(tmp_path / "empty.jsonl", [])))
+    with pytest.raises(UserError, match=r"max_prompt_tokens 300 .* 306 tokens, but the context .* is 256"):
+        sample(config(max_prompt_tokens=300))

@@ -1,0 +1,48 @@
+"""The README: its commands parse, its links lead somewhere, and its figures are those of the committed results."""
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lora_rlhf.cli import COMMANDS, parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
+COMMAND_LINES = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("lora-rlhf ")]
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_command_parses(line: str) -> None:
+    words = shlex.split(line)[1:]
+    name = next(name for name in COMMANDS if words[: len(name.split())] == name.split())
+    config = parse(name, words[len(name.split()) :])
+    given = {word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    assert given <= {field.name for field in dataclasses.fields(config)}
+
+
+def test_flags_in_the_text_exist() -> None:
+    known = {field.name for command in COMMANDS.values() for field in dataclasses.fields(command.kind)}
+    flags = {flag.replace("-", "_") for flag in re.findall(r"`--([a-z-]+)", README)}
+    assert flags - known <= {"help", "config", "print_config"}
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [target for target in targets if not target.startswith("http")]
+    assert local
+    assert [target for target in local if not (ROOT / target).exists()] == []
+
+
+def test_figures_are_those_of_the_committed_results() -> None:
+    results = json.loads(RESULTS.read_text())
+    rows = re.findall(r"^\| (policy vs sft|policy vs base|sft vs base) \| ([^|]+) \| ([^|]+) \|$", README, re.MULTILINE)
+    assert len(rows) == 3
+    for name, *cells in rows:
+        for key, cell in zip(("scores", "scores_best_temperature"), cells, strict=True):
+            rate = results["pooled"][key][name.replace(" ", "_")]
+            assert cell.strip() == f"{rate['rate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
