@@ -141,7 +141,7 @@ class RewardConfig(StageConfig):
         return [
             *super().faults(),
             *at_least(self, 1, "epochs", "batch_size"),
-            *positive(self, "learning_rate", "max_grad_norm"),
+            *positive(self, "learning_rate", "max_grad_norm", "scale"),
             *share(self, "validation_fraction"),
         ]
 

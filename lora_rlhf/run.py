@@ -116,7 +116,12 @@ class StageFolder:
         return folder
 
     def begin(self, base: Mapping[str, Any], parents: Mapping[str, Parent], data: Mapping[str, str | None]) -> None:
-        """Makes the folder afresh, with its configuration and a manifest of status "running"."""
+        """Makes the folder afresh, with its configuration and a manifest of status "running".
+
+        UserError where it cannot be made, or where a folder of that name holds something else than a stage.
+        """
+        if self.path.exists() and any(self.path.iterdir()) and not (self.path / MANIFEST).is_file():
+            raise UserError(f"{self.path}: holds files that are not a stage's; choose another --run, or move them away")
         try:
             if self.path.exists():
                 shutil.rmtree(self.path)

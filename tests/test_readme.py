@@ -27,7 +27,7 @@ def test_command_parses(line: str) -> None:
 
 def test_flags_in_the_text_exist() -> None:
     known = {field.name for command in COMMANDS.values() for field in dataclasses.fields(command.kind)}
-    flags = {flag.replace("-", "_") for flag in re.findall(r"`--([a-z-]+)", README)}
+    flags = {flag.replace("-", "_") for flag in re.findall(r"`--([a-z_-]+)", README)}
     assert flags - known <= {"help", "config", "print_config"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_rlhf import run
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.config import PPOConfig, SFTConfig
 from lora_rlhf.errors import UserError
 from lora_rlhf.run import StageFolder, find_stage, has_stage, write_json, write_text
 from lora_rlhf.settings import from_dict, read_yaml
@@ -121,3 +121,12 @@ def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: p
 def test_json_has_no_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1.0]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.0]}
+
+
+def test_a_folder_with_other_files_is_never_cleared(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "notes.txt").write_text("mine")
+    config = SFTConfig(run=str(tmp_path), model="m", demonstrations="d", overwrite=True)
+    with pytest.raises(UserError, match="not a stage's"):
+        StageFolder.check_free(config, "sft").begin({}, {}, {})
+    assert (tmp_path / "sft" / "notes.txt").read_text() == "mine"

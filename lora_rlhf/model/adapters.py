@@ -90,6 +90,12 @@ def parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
     return found
 
 
+def without_dropout(config: LoraConfig) -> LoraConfig:
+    """The configuration of a copy: dropout is for SFT alone, and would move PPO's first ratio off 1."""
+    config.lora_dropout = 0.0
+    return config
+
+
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """A PEFT folder's configuration and tensors. UserError for one that is not plain LoRA in safetensors."""
     for name in (CONFIG, WEIGHTS):

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lora_rlhf.errors import UserError
 from lora_rlhf.model import adapters
-from lora_rlhf.model.adapters import LoraSettings
+from lora_rlhf.model.adapters import LoraSettings, without_dropout
 from lora_rlhf.model.base import Base, digest
 from lora_rlhf.model.heads import SCORE, attach_score, init_score, score_of
 
@@ -100,12 +100,12 @@ class SharedModel:
         self._inject(role, settings.to_peft(self._linear_names), head)
 
     def copy_role(self, source: str, target: str, head: Literal["copy", "new"] | None = None) -> None:
-        """Add `target` as a bit-exact copy of `source`; its head is copied, new, or left out."""
+        """Add `target` as a bit-exact copy of `source`, without dropout; its head is copied, new, or left out."""
         self._check_new(target)
         parameters = self._trainable_of(source)
         if head == "copy" and score_of(self.causal, source) is None:
             raise ValueError(f"role {source!r} has no score head to copy")
-        self._inject(target, self._config_of(source), head is not None)
+        self._inject(target, without_dropout(self._config_of(source)), head is not None)
         for name, parameter in self._parameters[target].items():
             if head == "copy" or not adapters.is_head(name):
                 parameter.data.copy_(parameters[name].data)
