@@ -178,6 +178,8 @@ class PPOConfig(StageConfig):
     """Discount per token."""
     lam: float = 0.95
     """GAE's lambda."""
+    whiten_rewards: bool = False
+    """Scale token rewards to sd 1 around their own mean before GAE (Ziegler et al.)."""
     clip_range: float = 0.2
     """PPO's clip of the probability ratio."""
     value_clip_range: float = 0.2

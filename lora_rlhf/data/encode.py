@@ -169,17 +169,6 @@ def encode_demonstrations(
     return _encode_all(tokenizer, demonstrations, encode)
 
 
-def encode_rankings(
-    tokenizer: "PreTrainedTokenizerBase", rankings: Sequence[Ranking], max_prompt_tokens: int, max_response_tokens: int
-) -> tuple[list[EncodedRanking], RefusedRows]:
-    """All rankings' ids in order, and what was refused. Raises UserError if nothing is left."""
-
-    def encode(record: Ranking, refused: RefusedRows) -> EncodedRanking | None:
-        return encode_ranking(tokenizer, record, max_prompt_tokens, max_response_tokens, refused)
-
-    return _encode_all(tokenizer, rankings, encode)
-
-
 def _encode_all(
     tokenizer: "PreTrainedTokenizerBase",
     records: Sequence[Record],

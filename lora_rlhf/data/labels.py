@@ -1,6 +1,5 @@
-"""Arithmetic on people's rankings: how far labelers agree, ranks from scores, duplicate responses."""
+"""Arithmetic on people's rankings: how far labelers agree, duplicate responses."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -43,13 +42,6 @@ def agreement(rankings_by_prompt: Mapping[str, Sequence[Ranking]]) -> Agreement:
                 num_pairs += order != 0
                 num_agreed += order > 0
     return Agreement(num_agreed / num_pairs if num_pairs else None, num_pairs)
-
-
-def ranks_from_scores(scores: Sequence[float]) -> tuple[int, ...]:
-    """Ranks, 1 = highest score; equal scores share a rank and the next rank is skipped (1, 2, 2, 4)."""
-    if any(math.isnan(score) for score in scores):
-        raise ValueError(f"a score is NaN: {list(scores)}")
-    return tuple(1 + sum(other > score for other in scores) for score in scores)
 
 
 def drop_duplicate_responses(rankings: Iterable[Ranking]) -> tuple[list[Ranking], RefusedRows]:

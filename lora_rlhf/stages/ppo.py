@@ -20,7 +20,7 @@ from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.sources import read_prompts, read_texts
 from lora_rlhf.data.template import decode_response, ensure_template
 from lora_rlhf.errors import UserError
-from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
+from lora_rlhf.model.memory import adapter_bytes, peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
@@ -30,6 +30,7 @@ from lora_rlhf.stages.session import (
     FLOOR,
     batches,
     bring,
+    log,
     open_parent_base,
     pick_fixed,
     report_refusals,
@@ -67,12 +68,15 @@ def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
         describe_base(model), parents, {"prompts": config.prompts, "pretraining_text": config.pretraining_text}
     )
     offset = reward.manifest["results"]["offset"] if reward else 0.0
+    sizes = {role: adapter_bytes(model, role) for role in ("sft", "reward", "policy", "value") if role in model.roles}
+    reference = f"the adapter of {sft.folder}, frozen" if config.reference == "sft" else "the bare base"
+    log.info("KL is measured to %s; roles on one base: %s", reference, ", ".join(model.roles))
     judge = Judge(config.reward_model_weight, offset, function, config.reward_function_weight, config.score_clip)
     results = _Loop(config, model, folder, judge, encoded, Learner(config, model, text)).run()
     model.save_role("policy", folder.path / ADAPTER)
     if config.advantage == "gae":
         model.save_role("value", folder.path / VALUE_ADAPTER)
-    folder.finish({"prompts": len(encoded), "reference": config.reference, **results})
+    folder.finish({"prompts": len(encoded), "reference": config.reference, "adapter_bytes": sizes, **results})
     return model
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lora_rlhf.algo.advantages import gae, grpo, rloo
 from lora_rlhf.algo.kl import k1
 from lora_rlhf.algo.losses import lm_loss, policy_loss, value_loss
-from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize
+from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale
 from lora_rlhf.algo.rewards import apply_missing_eos, token_rewards
 from lora_rlhf.config import PPOConfig
 from lora_rlhf.data.batches import TextBlocks
@@ -39,6 +39,8 @@ def targets(config: PPOConfig, rollout: Rollout, kl_coef: float) -> Targets:
     if config.advantage == "gae":
         assert rollout.values is not None
         rewards = token_rewards(scores, kl, mask, kl_coef)
+        if config.whiten_rewards:
+            rewards = masked_rescale(rewards, mask)
         advantages, returns = gae(rewards, rollout.values, mask, config.gamma, config.lam)
         return Targets(masked_normalize(advantages, mask), returns)
     estimate = rloo if config.advantage == "rloo" else grpo

@@ -53,10 +53,6 @@ def _judge_answer(key: Key, sentences: list[Sentence]) -> Verdict:
     return Verdict(0.0)
 
 
-def _past_sentence(entity: str, attribute: str) -> str:
-    return f"{subject(entity)} {say(entity, attribute, form='past')}."
-
-
 def _past(key: Key, know: Knowledge, brief: bool) -> list[str]:
     entity, attribute = key
     return [f"{subject(entity)} {say(entity, attribute, know.value(*key), 'past')}."]

@@ -84,8 +84,3 @@ def writers(habits: Habits = DEMONSTRATORS, seed: int = 0) -> list[Writer]:
         return min(0.95, max(0.02, rng.gauss(mean, 0.35 * mean)))
 
     return [Writer(*(around(mean) for mean in dataclasses.astuple(habits))) for _ in range(NUM_WRITERS)]
-
-
-def perfect_knowledge(seed: int | str = 0) -> Knowledge:
-    """Somebody who never slips."""
-    return Knowledge(random.Random(seed), 0.0)

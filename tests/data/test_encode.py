@@ -7,8 +7,9 @@ from lora_rlhf.data.encode import (
     EncodedRanking,
     encode_demonstrations,
     encode_prompts,
-    encode_rankings,
+    encode_ranking,
 )
+from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
 from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.errors import UserError
@@ -93,9 +94,10 @@ def test_a_ranking_loses_its_long_responses_and_goes_when_fewer_than_two_are_lef
     long = "very " * 40
     three = Ranking(Prompt((QUESTION,), origin="r:1"), ("South.", long, "North."), (1, 3, 2))
     two = Ranking(Prompt((QUESTION,), origin="r:2"), ("South.", long), (1, 2))
-    encoded, refused = encode_rankings(tokenizer, [three, two], 100, 20)
+    refused = RefusedRows()
+    encoded = [encode_ranking(tokenizer, ranking, 100, 20, refused) for ranking in (three, two)]
     responses = [render_response(tokenizer, three.prompt, text) for text in ("South.", "North.")]
-    assert encoded == [EncodedRanking(render_prompt(tokenizer, three.prompt), responses, [1, 2])]
+    assert encoded == [EncodedRanking(render_prompt(tokenizer, three.prompt), responses, [1, 2]), None]
     assert [(row.origin, row.reason.split()[0]) for row in refused] == [
         ("r:1", "the"),
         ("r:2", "the"),
@@ -107,8 +109,9 @@ def test_a_prompt_that_the_template_refuses_is_counted_once(make_tokenizer) -> N
     tokenizer = make_tokenizer("inst_bos")
     refusing = Prompt((SYSTEM, QUESTION), origin="r:1")
     rankings = [Ranking(refusing, ("a", "b", "c"), (1, 2, 3)), Ranking(Prompt((QUESTION,)), ("a", "b"), (1, 2))]
-    encoded, refused = encode_rankings(tokenizer, rankings, 100, 20)
-    assert (len(encoded), refused.count) == (1, 1)
+    refused = RefusedRows()
+    encoded = [encode_ranking(tokenizer, ranking, 100, 20, refused) for ranking in rankings]
+    assert (encoded[0], encoded[1] is None, refused.count) == (None, False, 1)
     assert "System role not supported" in refused.summary()
     demonstrations = [Demonstration(ranking.prompt, "a") for ranking in rankings]
     assert encode_demonstrations(tokenizer, demonstrations, 100, 20)[1].count == 1

@@ -1,8 +1,6 @@
 """Agreement by counting pairs by hand; ranks from scores; duplicates counted."""
 
-import pytest
-
-from lora_rlhf.data.labels import agreement, drop_duplicate_responses, group_by_prompt, ranks_from_scores
+from lora_rlhf.data.labels import agreement, drop_duplicate_responses, group_by_prompt
 from lora_rlhf.data.schema import Prompt, Ranking
 
 HI = Prompt.of("Hi")
@@ -29,13 +27,6 @@ def test_agreement_compares_only_people_and_prompts_that_can_be_compared() -> No
     assert agreement(group_by_prompt([ada, rank("ab", (1, 2), "Bob", Prompt.of(" hI"))])) == (1.0, 1)
     assert agreement(group_by_prompt([rank("ab", (1, 2)), rank("ab", (1, 2))])) == (1.0, 1)
     assert agreement({}) == (None, 0)
-
-
-def test_ranks_from_scores() -> None:
-    assert ranks_from_scores([0.2, 0.9, 0.9, -1.0]) == (3, 1, 1, 4)
-    assert ranks_from_scores([]) == ()
-    with pytest.raises(ValueError, match="NaN"):
-        ranks_from_scores([1.0, float("nan")])
 
 
 def test_duplicates_are_dropped_at_their_best_rank_and_counted() -> None:

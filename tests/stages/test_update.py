@@ -81,6 +81,22 @@ def test_gae_targets(model: SharedModel, missing_eos_score: float | None) -> Non
     assert goal.advantages[~batch.mask].abs().sum() == 0
 
 
+def test_whitened_rewards_keep_their_mean_and_have_sd_1(model: SharedModel) -> None:
+    config = dataclasses.replace(CONFIG, gamma=1.0, lam=1.0, whiten_rewards=True)
+    batch = rollout_of(model)
+    goal = targets(config, batch, kl_coef=0.3)
+    parts = zip(*(rows(x, batch.mask) for x in (batch.old_logprobs, batch.ref_logprobs)), strict=True)
+    rewards = [
+        reference.token_rewards(score, [o - r for o, r in zip(old, ref, strict=True)], 0.3)
+        for (old, ref), score in zip(parts, batch.scores.tolist(), strict=True)
+    ]
+    flat = list(itertools.chain(*rewards))
+    mean, sd = statistics.fmean(flat), statistics.pstdev(flat)
+    for found, row in zip(rows(goal.returns, batch.mask), rewards, strict=True):
+        scaled = [(reward - mean) / sd + mean for reward in row]
+        assert found == pytest.approx([sum(scaled[start:]) for start in range(len(row))], abs=1e-4)
+
+
 @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
 def test_critic_free_targets(model: SharedModel, advantage: str) -> None:
     config = dataclasses.replace(CONFIG, advantage=advantage, samples_per_prompt=4)

@@ -10,8 +10,8 @@ import pytest
 from lora_rlhf.tinyworld.gold import score, score_request
 from lora_rlhf.tinyworld.language import CLOSING_FILLER, OPENING_FILLER, RUDE
 from lora_rlhf.tinyworld.requests import SKILLS, Request, constraints_of
-from lora_rlhf.tinyworld.skill import Skill
-from lora_rlhf.tinyworld.writers import compliant, perfect_knowledge
+from lora_rlhf.tinyworld.skill import Knowledge, Skill
+from lora_rlhf.tinyworld.writers import compliant
 
 HOME, SHORT, POLITE = "Where does the fox live?", " Use at most eight words.", " End with: Good day."
 STORY = "Write a short story about the fox and a lamp."
@@ -95,7 +95,7 @@ def test_whoever_knows_and_obeys_scores_exactly_1(skill: Skill) -> None:
     for request in some_requests(skill):
         # A riddle about a thing does not fit its thirteen words with every choice of two facts: some try does.
         tries = range(20) if skill.name == "riddle" else range(1)
-        answers = [compliant(request, perfect_knowledge(seed)) for seed in tries]
+        answers = [compliant(request, Knowledge(random.Random(seed))) for seed in tries]
         assert max(score_request(request, answer).total for answer in answers) == 1.0, (request.text, answers)
 
 
@@ -103,8 +103,8 @@ def test_whoever_knows_and_obeys_scores_exactly_1(skill: Skill) -> None:
 def test_every_planted_flaw_costs(skill: Skill) -> None:
     rng = random.Random(0)
     for request in some_requests(skill, limit=8):
-        sentences = skill.compose(request.key, perfect_knowledge(), request.constraint is not None)
-        answer = compliant(request, perfect_knowledge())
+        sentences = skill.compose(request.key, Knowledge(random.Random(0)), request.constraint is not None)
+        answer = compliant(request, Knowledge(random.Random(0)))
         best = score_request(request, answer).total
         filler, rude = rng.choice(CLOSING_FILLER), rng.choice(RUDE)
         assert score_request(request, f"{answer} {filler}").total < best
