@@ -1,4 +1,4 @@
-"""Pretrains the tiny world's base model and its tokenizer from the scrape: about 25 minutes on two CPU cores.
+"""Pretrains the tiny world's base model and its tokenizer from the scrape: about 30 minutes on one CPU core.
 
 python scripts/make_tinyworld.py --to lora_rlhf/tinyworld/base
 """
@@ -83,7 +83,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, required=True, help="folder for the model and tokenizer")
-    parser.add_argument("--steps", type=int, default=2800, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=2200, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=16, help="sequences a step")
     parser.add_argument("--block", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--learning-rate", type=float, default=3e-3)

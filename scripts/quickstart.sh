@@ -5,7 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ensure_environment
 
-# Threads that wait for each other spin for some microseconds, then sleep: with tiny tensors sleeping at once halves the
-# speed, and spinning on takes it away from other programs (and, where they run, from this one).
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-30000}"
 .venv/bin/lora-rlhf run --config configs/quickstart.yaml "$@"
