@@ -29,7 +29,7 @@ OUT_OF_MEMORY = (
     "--gradient_checkpointing true"
 )
 
-# How threads wait for one another, for the OpenMP that PyTorch loads later: they spin for some microseconds, then sleep.
+# How threads wait for one another, for the OpenMP that PyTorch loads later: spinning for microseconds, then sleeping.
 # With small tensors, sleeping at once halves the speed, and spinning on slows everything down on a busy machine.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
 
