@@ -47,6 +47,8 @@ SMALL: dict[str, dict[str, Any]] = {
 def small_recipe(run: Path) -> dict[str, Any]:
     recipe = read_yaml(QUICKSTART)
     recipe |= {"run": str(run), "micro_batch_size": 8, "device": "cpu", "max_response_tokens": 24}
+    for section in SMALL:
+        recipe[section].pop("micro_batch_size", None)  # the quickstart's would not divide these small batches
     return recipe | {name: recipe[name] | values for name, values in SMALL.items()}
 
 
