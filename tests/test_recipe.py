@@ -147,7 +147,7 @@ def test_all_stages_from_one_command_and_again_from_where_it_stopped(
     recipe["micro_batch_size"] = 4  # what changes no result may change
     assert main(write(recipe, tmp_path / "recipe.yaml")) == 2
     message = capsys.readouterr().err
-    assert "sft: learning_rate is 0.5 now and was 0.001 when this step finished" in message
+    assert "sft: learning_rate is 0.5 now and was 0.002 when this step finished" in message
     assert "micro_batch_size" not in message
 
 
