@@ -133,7 +133,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 (out of memory), 2 (a mistake of the user's) or 130 (Ctrl-C)."""
+    """Runs one command; returns the exit status: 0, 1 (out of memory or disk), 2 (a mistake of the user's) or 130 (Ctrl-C)."""
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -152,6 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if debug:
+            raise
+        print(
+            f"error: {error}\nwhat had finished before is kept: mend this and give the same command again",
+            file=sys.stderr,
+        )
+        return 1
     except (MemoryError, RuntimeError) as error:
         # by name: importing torch to name its OutOfMemoryError would slow every --help down
         if debug or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):

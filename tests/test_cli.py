@@ -183,6 +183,15 @@ def test_out_of_memory_names_the_way_out(raising: Callable[[BaseException], None
     assert "micro_batch_size" in message and "gradient_checkpointing" in message and "2 GiB" in message
 
 
+def test_a_full_disk_is_one_message_that_names_the_file(
+    raising: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(OSError(28, "No space left on device", "runs/x/sft/metrics.jsonl"))
+    assert main(["sft", *SFT]) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device" in message and "runs/x/sft/metrics.jsonl" in message and "is kept" in message
+
+
 def test_an_error_of_ours_is_not_hidden(raising: Callable[[BaseException], None]) -> None:
     raising(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):

@@ -31,6 +31,11 @@ def test_flags_in_the_text_exist() -> None:
     assert flags - known <= {"help", "config", "print_config"}
 
 
+def test_the_quickstarts_cost_is_the_committed_one() -> None:
+    cost = json.loads((RESULTS.parent / "quickstart.json").read_text())
+    assert f"{cost['wall_seconds'] / 60:.1f} minutes and {cost['peak_rss_gib']:.1f} GiB" in README
+
+
 def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", README)
     local = [target for target in targets if not target.startswith("http")]
