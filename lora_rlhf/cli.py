@@ -133,7 +133,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 (out of memory or disk), 2 (a mistake of the user's) or 130 (Ctrl-C)."""
+    """Runs one command; returns the exit status.
+
+    0, 1 (out of memory, or a file that cannot be written), 2 (a mistake of the user's) or 130 (Ctrl-C).
+    """
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)
     given = list(sys.argv[1:] if arguments is None else arguments)
