@@ -22,7 +22,7 @@ class StageConfig:
     """Responses in one forward pass. Lower it when memory does not suffice; results do not depend on it."""
     generation_batch_size: int = 32
     """Responses generated at a time; decoding needs less memory per response than training."""
-    max_prompt_tokens: int = 512
+    max_prompt_tokens: int = 256
     """Longer prompts lose their beginning, at a message boundary where possible."""
     max_response_tokens: int = 256
     """Longer responses are refused when read, and cut when generated."""

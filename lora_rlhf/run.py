@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -18,6 +19,8 @@ from typing import Any
 from lora_rlhf.config import StageConfig
 from lora_rlhf.errors import UserError
 from lora_rlhf.settings import to_yaml
+
+log = logging.getLogger("lora_rlhf")
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -163,6 +166,7 @@ class StageFolder:
             "results": dict(results),
         }
         write_json(self.path / MANIFEST, self._manifest)
+        log.info("%s: finished in %.0f s", self.path, self._manifest["seconds"])
         return self._manifest
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:

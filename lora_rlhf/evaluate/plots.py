@@ -16,7 +16,7 @@ PANELS = (
     ("rollout/score", "Score of rollouts", "sd of demonstrations"),
     ("rollout/kl", "KL from the reference", "nats per response"),
     ("rollout/length", "Response length", "tokens"),
-    ("ppo/policy_loss", "Policy loss", ""),
+    ("rollout/entropy", "Entropy of the policy", "nats per token"),
     ("ppo/value_loss", "Value loss", ""),
 )
 COLUMNS = 3
