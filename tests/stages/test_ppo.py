@@ -261,7 +261,7 @@ def test_learning_rates_warm_up(config: Config) -> None:
     model = ppo.train(settings)
     start = model.adapter_state("sft")
     moved = max(float((value - start[name]).abs().max()) for name, value in model.adapter_state("policy").items())
-    assert moved == pytest.approx(1e-4, rel=0.05)
+    assert moved == pytest.approx(1e-4, rel=0.01)
 
 
 # What it leaves behind
@@ -284,7 +284,7 @@ def test_metrics_and_samples(config: Config) -> None:
         assert row["time/tokens_per_s"] == pytest.approx(row["rollout/length"] * 8 / seconds)
         assert 0.05 < row["memory/peak_gib"] < 100
     total = results(settings.run, "ppo")["seconds"]
-    assert total["update_s"] == pytest.approx(sum(row["time/update_s"] for row in rows), abs=0.02)
+    assert total["update_s"] == pytest.approx(sum(row["time/update_s"] for row in rows), abs=0.01)  # rounded to 0.01
     samples = rows_of(settings.run, "ppo", "samples.jsonl")
     asked = [row["prompt"] for row in samples if row["step"] == 1]
     assert len(asked) == 8
