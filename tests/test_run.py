@@ -130,3 +130,18 @@ def test_a_folder_with_other_files_is_never_cleared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a stage's"):
         StageFolder.check_free(config, "sft").begin({}, {}, {})
     assert (tmp_path / "sft" / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_is_never_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped just before the rename, the old file is whole: nothing was written under its own name."""
+    path = tmp_path / "manifest.json"
+    write_text(path, "old")
+
+    def stopped(_source: object, _target: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
