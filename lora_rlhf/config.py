@@ -25,7 +25,13 @@ class StageConfig:
     max_prompt_tokens: int = 256
     """Longer prompts lose their beginning, at a message boundary where possible."""
     max_response_tokens: int = 256
-    """Longer responses are refused when read, and cut when generated."""
+    """Responses are generated up to this length; longer ones in data are dealt with by long_responses."""
+    long_responses: Literal["refuse", "cut"] = "refuse"
+    """A response in data over max_response_tokens: refuse it, or cut it there (without an end); both are counted."""
+    format: str | None = None
+    """How this stage's data file is written, by its name in docs/data.md; found from the rows unless given."""
+    strict: bool = False
+    """Stop at the first row that cannot be used, instead of leaving it out and counting it."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
 
@@ -68,6 +74,10 @@ class SFTConfig(StageConfig):
     """Peak; cosine to a tenth of it."""
     validation_fraction: float = 0.05
     """Share of prompts kept aside, by hash of the prompt; the best epoch is chosen on them."""
+    every_turn: bool = False
+    """Train on every answer of a conversation, not on its last alone."""
+    packing: bool = False
+    """Lay the demonstrations of a forward pass end to end instead of padding them: the same gradient, less work."""
     select_by: Literal["auto", "loss", "reward"] = "auto"
     """What the best epoch is chosen by; auto: the run's reward model where there is one, else validation loss."""
 
@@ -89,6 +99,8 @@ class SampleConfig(StageConfig):
     """File or hub dataset of prompts."""
     to: str
     """JSONL file to write: one row per prompt, with its distinct responses."""
+    deduplicate: Literal["exact", "prefix", "none"] = "exact"
+    """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
     role: Literal["base", "sft", "policy"] = "sft"
     """Which stage writes the responses."""
     min_responses: int = 4
@@ -160,6 +172,8 @@ class PPOConfig(StageConfig):
     """Reward stage folder; RUN/reward unless given."""
     reference: Literal["sft", "base"] = "sft"
     """What the KL penalty holds the policy to: the SFT model (InstructGPT) or the bare base."""
+    deduplicate: Literal["exact", "prefix", "none"] = "exact"
+    """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
     iterations: int = 100
     """Rollout-and-update rounds."""
     batch_size: int = 64
@@ -218,6 +232,8 @@ class PPOConfig(StageConfig):
     """Text blocks in one optimizer step."""
     ptx_block_tokens: int = 128
     """Tokens in one text block."""
+    ptx_shuffle_blocks: int = 4096
+    """Blocks held in memory, out of which the next one is drawn."""
     sample_every: int = 10
     """Record responses to the same few prompts every so many iterations."""
 
@@ -225,7 +241,7 @@ class PPOConfig(StageConfig):
         return [
             *super().faults(),
             *at_least(self, 1, "iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt"),
-            *at_least(self, 1, "ptx_batch_size", "sample_every"),
+            *at_least(self, 1, "ptx_batch_size", "ptx_shuffle_blocks", "sample_every"),
             *at_least(self, 2, "ptx_block_tokens"),
             *positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
             *positive(self, "value_learning_rate", "max_grad_norm", "kl_target", "kl_horizon", "score_clip"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig, StageConfig
-from lora_rlhf.data.io import ROW_SUFFIXES, TEXT_SUFFIX, plain_suffix
+from lora_rlhf.data.locate import locate
 from lora_rlhf.errors import UserError
 from lora_rlhf.run import find_stage, has_stage, write_json, write_text
 from lora_rlhf.settings import check, from_dict, read_yaml, to_yaml
@@ -46,9 +46,10 @@ TITLES = {
 COMMON = (
     *("run", "seed", "device", "model", "quantization", "compute_dtype", "trust_remote_code", "gradient_checkpointing"),
     *("micro_batch_size", "generation_batch_size", "max_prompt_tokens", "max_response_tokens"),
+    *("long_responses", "strict"),
 )
 # A step that finished with other values of these is the same step.
-HARMLESS = ("device", "overwrite", "gradient_checkpointing", "micro_batch_size", "generation_batch_size")
+HARMLESS = ("device", "overwrite", "gradient_checkpointing", "micro_batch_size", "generation_batch_size", "strict")
 INPUTS = ("demonstrations", "prompts", "selection_prompts", "candidates", "rankings", "agreement", "pretraining_text")
 RECIPE, REPORT = "recipe.yaml", "report.json"
 
@@ -169,9 +170,12 @@ def _missing_inputs(configs: Mapping[str, Section], place: str) -> list[str]:
     for name, config in configs.items():
         inputs = {key: value for key, value in vars(config).items() if key in INPUTS and value is not None}
         for key, value in inputs.items():
-            is_file = plain_suffix(Path(value)) in (*ROW_SUFFIXES, TEXT_SUFFIX)  # else it may be a hub dataset
-            if is_file and Path(value) not in written and not Path(value).is_file():
-                faults.append(f"{place}: {name}: {key}: {value}: no such file, and no section before it writes it")
+            if Path(value) in written:
+                continue
+            try:
+                locate(value)
+            except UserError as error:
+                faults.append(f"{place}: {name}: {key}: {error}; and no section before it writes it")
         written |= set(_outputs(config))
     return faults
 

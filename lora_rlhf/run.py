@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.config import StageConfig
+from lora_rlhf.data.locate import Files, Hub, locate
 from lora_rlhf.errors import UserError
 from lora_rlhf.settings import to_yaml
 
@@ -50,12 +51,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
-def data_hash(path: str) -> str | None:
-    """sha256 of a data file; None for a hub name, which is identified by itself."""
-    if not Path(path).is_file():
+def data_hash(name: str) -> str | None:
+    """sha256 of a data file, or of the files' hashes where a folder or pattern names several.
+
+    None for a hub dataset, which is identified by its name.
+    """
+    source = locate(name)
+    if isinstance(source, Hub):
         return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    paths = source.paths if isinstance(source, Files) else sorted(p for p in source.path.rglob("*") if p.is_file())
+    hashes = []
+    for path in paths:
+        with open(path, "rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,9 @@ def test_faults_of_all_sections_come_together() -> None:
 def test_an_input_that_nobody_writes_is_found_before_the_start() -> None:
     recipe = small_recipe(Path("r"))
     recipe["ppo"] = recipe["ppo"] | {"prompts": "{run}/data/prompts.jsonl"}
-    fault = "recipe: ppo: prompts: r/data/prompts.jsonl: no such file, and no section before it writes it"
-    assert faults_of(recipe) == [fault]
+    (fault,) = faults_of(recipe)
+    assert fault.startswith("recipe: ppo: prompts: r/data/prompts.jsonl: no such file")
+    assert fault.endswith("no section before it writes it")
     del recipe["tinyworld"]
     assert len(faults_of(recipe)) == 5  # demonstrations, both kinds of prompts, evaluation and selection
 

@@ -9,7 +9,7 @@ import pytest
 from lora_rlhf import run
 from lora_rlhf.config import PPOConfig, SFTConfig
 from lora_rlhf.errors import UserError
-from lora_rlhf.run import StageFolder, find_stage, has_stage, write_json, write_text
+from lora_rlhf.run import StageFolder, data_hash, find_stage, has_stage, write_json, write_text
 from lora_rlhf.settings import from_dict, read_yaml
 
 
@@ -19,6 +19,8 @@ def config_in(folder: Path, overwrite: bool = False) -> PPOConfig:
 
 def begun(folder: Path, stage: str = "ppo") -> StageFolder:
     config = config_in(folder)
+    if not Path(config.prompts).exists():
+        Path(config.prompts).write_text('{"prompt": "Hello"}\n')
     started = StageFolder(config, stage)
     started.begin({"name": "tiny"}, {}, {"prompts": config.prompts, "pretraining_text": None})
     return started
@@ -145,3 +147,16 @@ def test_a_file_is_never_written_in_place(tmp_path: Path, monkeypatch: pytest.Mo
         write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_of_data_is_identified_by_all_its_files(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", "1"), ("b.jsonl", "2"), ("README.md", "x")):
+        (tmp_path / name).write_text(text)
+    one = data_hash(str(tmp_path))
+    parts = "\n".join(hashlib.sha256(text).hexdigest() for text in (b"1", b"2"))
+    assert one == data_hash(str(tmp_path / "*.jsonl")) == hashlib.sha256(parts.encode()).hexdigest()
+    (tmp_path / "README.md").write_text("y")
+    assert data_hash(str(tmp_path)) == one
+    (tmp_path / "b.jsonl").write_text("3")
+    assert data_hash(str(tmp_path)) != one
+    assert data_hash("owner/name:train") is None

@@ -1,18 +1,13 @@
-"""Ids to padded tensors with masks, and texts to an endless stream of blocks."""
+"""Ids to padded or packed tensors, with masks or labels."""
 
-import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lora_rlhf.data.schema import Text
-from lora_rlhf.data.template import encode_text, leading_bos
-from lora_rlhf.errors import UserError
+from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -36,71 +31,44 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, at_left: bool) -> tupl
     return ids, mask
 
 
-class TextBlocks:
-    """An endless iterator over fixed-size blocks, in a new seeded order each epoch. Its place is two integers."""
+def sft_batch(examples: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor]:
+    """One example a row, padded on the right: `input_ids`, `attention_mask` and `labels`, (B, T) int64 each.
 
-    def __init__(self, blocks: Tensor, seed: int):
-        self.blocks = blocks  # (N, block_tokens) int32: half the memory of int64
-        self.seed = seed
-        self.epoch = 0
-        self.index = 0
-        self._order = self._shuffled()
-
-    def __iter__(self) -> "TextBlocks":
-        return self
-
-    def __next__(self) -> Tensor:
-        """The next block, (block_tokens,) int64."""
-        if self.index == len(self.blocks):
-            self.epoch, self.index = self.epoch + 1, 0
-            self._order = self._shuffled()
-        block = self.blocks[self._order[self.index]]
-        self.index += 1
-        return block.long()
-
-    def _shuffled(self) -> list[int]:
-        mixed = hashlib.sha256(f"{self.seed}/{self.epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:7], "big"))
-        return torch.randperm(len(self.blocks), generator=generator).tolist()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the stream, as plain JSON values."""
-        return {"epoch": self.epoch, "index": self.index, "seed": self.seed, "fingerprint": self._fingerprint()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken. Raises UserError if text, tokenizer, block size or seed changed."""
-        here = self.state_dict()
-        for name in ("fingerprint", "seed"):
-            if state[name] != here[name]:
-                raise UserError(
-                    f"the pretraining text's {name} was {state[name]} at the checkpoint and is {here[name]} now; "
-                    "resume with the same text, tokenizer, block size and seed"
-                )
-        self.epoch, self.index = state["epoch"], state["index"]
-        self._order = self._shuffled()
-
-    def _fingerprint(self) -> str:
-        shape = str(tuple(self.blocks.shape)).encode()
-        return hashlib.sha256(shape + self.blocks.numpy().tobytes()).hexdigest()[:16]
-
-
-def text_blocks(
-    texts: Sequence[Text], tokenizer: "PreTrainedTokenizerBase", block_tokens: int, seed: int
-) -> TextBlocks:
-    """All texts as one stream, EOS after each (and BOS before, where the tokenizer writes it), cut into full blocks.
-
-    What is left at the end of the stream, less than one block, is not used. Raises UserError if there is no full block.
+    `labels` are the response's own ids in place (the model shifts them), and IGNORED on the prompt and the padding.
     """
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no EOS token to put between texts")
-    if block_tokens < 1:
-        raise UserError(f"block_tokens must be at least 1, got {block_tokens}")
-    bos = leading_bos(tokenizer)
-    stream: list[int] = []
-    for text in texts:
-        stream += [*bos, *encode_text(tokenizer, text.text), tokenizer.eos_token_id]
-    count = len(stream) // block_tokens
-    if count == 0:
-        raise UserError(f"the texts have {len(stream)} tokens, less than one block of {block_tokens}")
-    tokens = torch.tensor(stream[: count * block_tokens], dtype=torch.int32)
-    return TextBlocks(tokens.view(count, block_tokens), seed)
+    input_ids, mask = pad_right([[*example.prompt_ids, *example.response_ids] for example in examples], pad_id)
+    labels, _ = pad_right([_labels(example) for example in examples], IGNORED)
+    return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": labels}
+
+
+def packed_sft_batch(examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
+    """All examples in one row, one after another: `input_ids`, `labels` and `position_ids`, (1, T) int64 each.
+
+    Positions begin at 0 with each example, which is all that tells them apart: there is no attention mask, and the
+    model's cache must be off. An example's first label is IGNORED: the example before it would predict it.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    for example in examples:
+        labels += [IGNORED, *_labels(example)[1:]]
+        ids += [*example.prompt_ids, *example.response_ids]
+        positions += range(len(ids) - len(positions))
+    return {
+        name: torch.tensor([row], dtype=torch.int64)
+        for name, row in (("input_ids", ids), ("labels", labels), ("position_ids", positions))
+    }
+
+
+def _labels(example: EncodedExample) -> list[int]:
+    return [IGNORED] * len(example.prompt_ids) + example.response_ids
+
+
+def ranking_batch(rankings: Sequence[EncodedRanking], pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(prompt_ids, prompt_mask, response_ids, response_mask): a row for each response, ranking after ranking.
+
+    Prompts are padded on the left, responses on the right; a ranking's prompt is repeated for each of its responses.
+    """
+    prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.response_ids]
+    responses = [response for ranking in rankings for response in ranking.response_ids]
+    return *pad_left(prompts, pad_id), *pad_right(responses, pad_id)

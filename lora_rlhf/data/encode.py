@@ -1,8 +1,8 @@
-"""Records to token ids within length limits: prompts are truncated from the left, responses are never cut."""
+"""Records to token ids within length limits: prompts are truncated from the left, responses refused or cut."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
@@ -17,6 +17,18 @@ Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The most tokens of a prompt and of a response, its stop token included, and what becomes of longer responses.
+
+    "refuse" leaves them out. "cut" keeps their beginning, without a stop token: nobody should learn to stop there.
+    """
+
+    max_prompt_tokens: int
+    max_response_tokens: int
+    long_responses: Literal["refuse", "cut"] = "refuse"
+
+
+@dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt's ids, and the record that they were made from (for `meta` and for display)."""
 
@@ -26,7 +38,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """A demonstration's ids; `response_ids` end in the stop token."""
+    """A demonstration's ids; `response_ids` end in the stop token, unless the response was cut."""
 
     prompt_ids: list[int]
     response_ids: list[int]
@@ -34,7 +46,10 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class EncodedRanking:
-    """K >= 2 responses' ids, each ending in the stop token; `ranks[i]` belongs to `response_ids[i]`, 1 = best."""
+    """K >= 2 responses' ids; `ranks[i]` belongs to `response_ids[i]`, 1 = best.
+
+    Each ends in the stop token, unless it was cut. Two that differ only after the cut are both kept.
+    """
 
     prompt_ids: list[int]
     response_ids: list[list[int]]
@@ -87,27 +102,32 @@ def _truncated(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int)
 
 
 def _encode_response(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, prompt_ids: list[int], response: str, max_response_tokens: int
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    prompt_ids: list[int],
+    response: str,
+    limits: Limits,
+    refused: RefusedRows,
 ) -> list[int]:
     ids = render_response_after(tokenizer, prompt, prompt_ids, response)
-    if len(ids) > max_response_tokens:
-        raise BadRow(f"the response has more than max_response_tokens={max_response_tokens} tokens", f"has {len(ids)}")
-    return ids
+    if len(ids) <= limits.max_response_tokens:
+        return ids
+    if limits.long_responses == "cut":
+        refused.cut_responses += 1
+        return ids[: limits.max_response_tokens]
+    reason = f"the response has more than max_response_tokens={limits.max_response_tokens} tokens"
+    raise BadRow(reason, f"has {len(ids)}")
 
 
 def encode_demonstration(
-    tokenizer: "PreTrainedTokenizerBase",
-    demonstration: Demonstration,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    refused: RefusedRows,
+    tokenizer: "PreTrainedTokenizerBase", demonstration: Demonstration, limits: Limits, refused: RefusedRows
 ) -> EncodedExample | None:
-    """The demonstration's ids; None, counted in `refused`, if its response is over the limit (it is never cut)."""
+    """The demonstration's ids; None if it was refused (counted in `refused`, as are truncated prompts and cuts)."""
     prompt = demonstration.prompt
     try:
         ids = render_prompt(tokenizer, prompt)
-        limited = _limited(tokenizer, prompt, ids, max_prompt_tokens)
-        response_ids = _encode_response(tokenizer, prompt, ids, demonstration.response, max_response_tokens)
+        limited = _limited(tokenizer, prompt, ids, limits.max_prompt_tokens)
+        response_ids = _encode_response(tokenizer, prompt, ids, demonstration.response, limits, refused)
     except BadRow as fault:
         refused.add(prompt.origin, fault)
         return None
@@ -116,24 +136,20 @@ def encode_demonstration(
 
 
 def encode_ranking(
-    tokenizer: "PreTrainedTokenizerBase",
-    ranking: Ranking,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    refused: RefusedRows,
+    tokenizer: "PreTrainedTokenizerBase", ranking: Ranking, limits: Limits, refused: RefusedRows
 ) -> EncodedRanking | None:
     """The ranking's ids. A response over the limit is refused alone; the ranking goes when fewer than 2 are left."""
     prompt = ranking.prompt
     try:
         ids = render_prompt(tokenizer, prompt)
-        limited = _limited(tokenizer, prompt, ids, max_prompt_tokens)
+        limited = _limited(tokenizer, prompt, ids, limits.max_prompt_tokens)
     except BadRow as fault:
         refused.add(prompt.origin, fault)
         return None
     kept: list[tuple[list[int], int]] = []
     for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
         try:
-            kept.append((_encode_response(tokenizer, prompt, ids, response, max_response_tokens), rank))
+            kept.append((_encode_response(tokenizer, prompt, ids, response, limits, refused), rank))
         except BadRow as fault:
             refused.add(prompt.origin, fault)
     if len(kept) < 2:
@@ -144,7 +160,7 @@ def encode_ranking(
 
 
 def encode_prompts(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], max_prompt_tokens: int
+    tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[Prompt], max_prompt_tokens: int
 ) -> tuple[list[EncodedPrompt], RefusedRows]:
     """All prompts' ids in order, and what was refused. Raises UserError if nothing is left."""
 
@@ -156,27 +172,30 @@ def encode_prompts(
 
 
 def encode_demonstrations(
-    tokenizer: "PreTrainedTokenizerBase",
-    demonstrations: Sequence[Demonstration],
-    max_prompt_tokens: int,
-    max_response_tokens: int,
+    tokenizer: "PreTrainedTokenizerBase", demonstrations: Iterable[Demonstration], limits: Limits
 ) -> tuple[list[EncodedExample], RefusedRows]:
     """All demonstrations' ids in order, and what was refused. Raises UserError if nothing is left."""
 
     def encode(record: Demonstration, refused: RefusedRows) -> EncodedExample | None:
-        return encode_demonstration(tokenizer, record, max_prompt_tokens, max_response_tokens, refused)
+        return encode_demonstration(tokenizer, record, limits, refused)
 
     return _encode_all(tokenizer, demonstrations, encode)
 
 
 def _encode_all(
     tokenizer: "PreTrainedTokenizerBase",
-    records: Sequence[Record],
+    records: Iterable[Record],
     encode: Callable[[Record, RefusedRows], Encoded | None],
 ) -> tuple[list[Encoded], RefusedRows]:
     stop_ids(tokenizer)  # a tokenizer that can not work at all is one error, not a refusal of every row
     refused = RefusedRows()
-    encoded = [item for record in records if (item := encode(record, refused)) is not None]
-    if records and not encoded:
-        raise UserError(f"none of the {len(records)} rows fits this tokenizer and these limits:\n{refused.summary()}")
+    encoded: list[Encoded] = []
+    count = 0
+    for record in records:
+        count += 1
+        item = encode(record, refused)
+        if item is not None:
+            encoded.append(item)
+    if count and not encoded:
+        raise UserError(f"none of the {count} rows fits this tokenizer and these limits:\n{refused.summary()}")
     return encoded, refused

@@ -1,24 +1,47 @@
-"""Rows in files: JSONL, JSON and plain text, gzipped or not, each row with its line; and writing JSONL atomically."""
+"""Files: opened for reading whether gzipped or not, and JSONL written atomically."""
 
 import gzip
+import io
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
-from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.errors import UserError
+from lora_rlhf.data.refusals import Damaged
 
-ROW_SUFFIXES = (".jsonl", ".json")
-TEXT_SUFFIX = ".txt"
+GZIP = b"\x1f\x8b"
+BUFFER = 2**18
+UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file that breaks off or is damaged raises
 
 
-def plain_suffix(path: Path) -> str:
-    """The suffix that tells the format, in lower case and without `.gz`."""
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
+class ByteStream(Protocol):
+    """A binary file as this room reads it."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def read1(self, size: int = -1, /) -> bytes: ...
+    def readline(self, size: int | None = -1, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[ByteStream]:
+    """Opens a file for reading, unpacked if it begins as gzip does, whatever its name. Raises OSError."""
+    with io.BufferedReader(io.FileIO(path), BUFFER) as raw:
+        packed = raw.read(len(GZIP)) == GZIP
+        raw.seek(0)
+        yield gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw
+
+
+def unreadable(error: BaseException) -> Damaged:
+    """What stands for the rest of a file that broke off while it was read."""
+    if isinstance(error, EOFError):
+        return Damaged("the gzip data break off", "copy the file again")
+    if isinstance(error, zlib.error | gzip.BadGzipFile):
+        return Damaged("the gzip data are damaged", str(error))
+    return Damaged("the file cannot be read further", str(error))
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -34,7 +57,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
             # mtime 0: the same rows give the same bytes, so a data hash in a manifest means something
             packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
             for row in rows:
-                packed.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
+                packed.write(_line(row))
                 count += 1
             if packed is not raw:
                 packed.close()
@@ -51,85 +74,9 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields ("file:line", row) for each row of a JSONL or JSON file; a line that is not JSON yields a BadRow.
-
-    A file that can not be read to its end (broken gzip, a JSON list that stops) is a UserError.
-    """
+def _line(row: Mapping[str, Any]) -> bytes:
     try:
-        with _open(path) as stream:
-            first = _first_byte(stream)
-        with _open(path) as stream:
-            yield from _list_rows(path, stream) if first == b"[" else _line_rows(path, stream)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: can not be read: {error}") from error
-
-
-def file_text(path: Path) -> str:
-    """The whole of a text file, gzipped or not. Raises UserError if it is not UTF-8."""
-    try:
-        with _open(path) as stream:
-            return _decode(path, stream.read())
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: can not be read: {error}") from error
-
-
-def _open(path: Path) -> BinaryIO:
-    # bytes, split at "\n" only: text mode would also hide which line is not UTF-8
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
-
-
-def _first_byte(stream: BinaryIO) -> bytes:
-    for line in stream:
-        if text := line.removeprefix(b"\xef\xbb\xbf").strip():
-            return text[:1]
-    return b""
-
-
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-
-
-def _line_rows(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError:
-            row = BadRow("the line is not UTF-8 text")
-        except json.JSONDecodeError as error:
-            row = BadRow("the line is not JSON", f"{error.msg} at column {error.colno}")
-        except RecursionError:
-            row = BadRow("the line is nested too deeply")
-        yield f"{path}:{number}", row
-
-
-def _list_rows(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    text = _decode(path, stream.read())
-    decoder = json.JSONDecoder()
-    position = _skip_space(text, text.index("[") + 1)
-    line, counted = 1, 0
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            row, end = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}:{line}: this element of the JSON list can not be read: {error}") from None
-        yield f"{path}:{line}", row
-        position = _skip_space(text, end)
-        if text[position : position + 1] == ",":
-            position = _skip_space(text, position + 1)
-        elif text[position : position + 1] != "]":
-            line += text.count("\n", counted, position)
-            raise UserError(f"{path}:{line}: the JSON list stops or lacks a comma here; is the file cut short?")
-
-
-def _skip_space(text: str, position: int) -> int:
-    while text[position : position + 1] in (" ", "\t", "\n", "\r"):
-        position += 1
-    return position
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:  # half a character (a model can sample one) has no UTF-8, but it has an escape
+        text = json.dumps(row, allow_nan=False).encode("ascii")
+    return text + b"\n"

@@ -1,81 +1,75 @@
-"""One small reader per row format, chosen by the row's own columns and never by the file's name.
+"""From a row's values to messages, and the readers of demonstrations, prompts and texts.
 
-To add a format: write a function from the row to a record, and put a Reader with a predicate into the table of its
-kind, the more specific one first. Columns that the reader does not use are kept in the prompt's `meta`.
+A reader turns a row into records and raises BadRow, whatever the values are; it sets neither meta nor origin.
 """
 
-import dataclasses
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeAlias
 
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, require_text
+from lora_rlhf.data.schema import ROLES, Demonstration, Message, Prompt, Ranking, Text, require_text
 
-Row = dict[str, Any]
-Record = TypeVar("Record", Prompt, Demonstration, Ranking, Text)
+Row: TypeAlias = dict[str, Any]
+Record: TypeAlias = Demonstration | Ranking | Prompt | Text
 
-HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-
-
-@dataclass(frozen=True)
-class Reader(Generic[Record]):
-    """`matches` looks at a row's columns, `read` turns the row into a record, `columns` are those that it uses."""
-
-    columns: tuple[str, ...]
-    matches: Callable[[Row], bool]
-    read: Callable[[Row], Record]
-
-
-def read_row(readers: Sequence[Reader[Record]], row: Any, origin: str) -> Record:
-    """The record of the first reader that recognises the row. Raises BadRow naming what was found and expected."""
-    if not isinstance(row, dict):
-        raise BadRow("the row is not an object with columns", f"got {type(row).__name__}")
-    for reader in readers:
-        if reader.matches(row):
-            record = reader.read(row)
-            if isinstance(record, Text):
-                return record
-            place: dict[str, Any] = {
-                "meta": {name: row[name] for name in row if name not in reader.columns},
-                "origin": origin,
-            }
-            if isinstance(record, Prompt):
-                return dataclasses.replace(record, **place)
-            return dataclasses.replace(record, prompt=dataclasses.replace(record.prompt, **place))
-    found = ", ".join(sorted(map(str, row))) or "none"
-    expected = " | ".join(" + ".join(reader.columns) for reader in readers)
-    raise BadRow(f"columns not recognised: found {found}; expected {expected}")
-
-
-def has(*columns: str) -> Callable[[Row], bool]:
-    """A predicate: all these columns are there and filled (tables write a missing value as null)."""
-    return lambda row: all(row.get(column) is not None for column in columns)
+HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+# who speaks in ShareGPT's "from" and its kin
+SPEAKERS = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "model": "assistant",
+}
+SYSTEM_COLUMNS = ("system", "system_prompt")
+INSTRUCTION_COLUMNS = ("input", "context", "history", *SYSTEM_COLUMNS)  # what may stand beside `instruction`
+# how a list of messages begins that was written into a text, as tables do
+MESSAGES_AS_TEXT = ('[{"role":', '[{"content":', '[{"from":', "[{'role':", "[{'content':", "[{'from':")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # from a column's value to messages
 
 
-def to_messages(value: Any, what: str = "prompt") -> tuple[Message, ...]:
+def to_messages(value: Any, what: str) -> tuple[Message, ...]:
     """A string (one user's message, or a dialogue written "Human: ... Assistant: ...") or a list of messages."""
     if isinstance(value, str):
+        if value.startswith(MESSAGES_AS_TEXT):
+            raise BadRow("messages are written as text, not as a list", what)
         return hh_messages(value) if is_hh_dialogue(value) else (Message("user", value),)
     if not isinstance(value, list | tuple):
         raise BadRow(f"{what} is neither text nor a list of messages", f"got {type(value).__name__}")
-    return tuple(_message(item, what) for item in value if not _is_blank_system(item))
+    return tuple([message for item in value if (message := _to_message(item, what)) is not None])
 
 
-def _message(item: Any, what: str) -> Message:
-    if not isinstance(item, dict) or "role" not in item or "content" not in item:
-        raise BadRow(f"{what} holds a message without role and content")
-    return Message(item["role"], item["content"])
+def _to_message(item: Any, what: str) -> Message | None:
+    """A message of {role, content} or ShareGPT's {from, value}; the content may be a list of text parts.
+
+    None for a blank system message: many sets write one for "no system prompt", and some templates refuse the role.
+    """
+    try:
+        role, content = (item["role"], item["content"]) if "role" in item else (item["from"], item["value"])
+    except (KeyError, TypeError, IndexError):
+        raise BadRow(f"{what} holds a message without role and content") from None
+    if role not in ROLES and isinstance(role, str):
+        role = SPEAKERS.get(role, role)
+    if not isinstance(content, str):
+        content = _joined_parts(content)
+    if role == "system" and (content is None or (isinstance(content, str) and not content.strip())):
+        return None
+    return Message(role, content)
 
 
-def _is_blank_system(item: Any) -> bool:
-    # many sets write {"role": "system", "content": ""} for "no system prompt"; some templates refuse the role
-    return isinstance(item, dict) and item.get("role") == "system" and not (item.get("content") or "").strip()
+def _joined_parts(content: Any) -> Any:
+    """The text of a list of {"type": "text", "text": ...}; what is no list is returned as it is."""
+    if not isinstance(content, list | tuple):
+        return content
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        raise BadRow("a message holds parts that are not text")
+    return "".join(require_text(part.get("text"), "a message's content") for part in content)
 
 
 def is_hh_dialogue(text: str) -> bool:
@@ -85,27 +79,32 @@ def is_hh_dialogue(text: str) -> bool:
 
 def hh_messages(text: str) -> tuple[Message, ...]:
     """The turns of an HH-RLHF dialogue (arXiv 2204.05862); an empty last "Assistant:" asks for the answer."""
-    _, *parts = HH_TURN.split(text.lstrip())
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    _, *parts = HH_TURN.split("\n\n" + text.lstrip())
+    return tuple(Message(HH_ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
 
 
 def to_prompt(value: Any) -> Prompt:
     """The prompt of a `prompt` column."""
-    messages = to_messages(value)
+    messages = to_messages(value, "prompt")
     if isinstance(value, str) and len(messages) > 1 and messages[-1] == Message("assistant", ""):
         messages = messages[:-1]
     return Prompt(messages)
 
 
-def to_response(value: Any, what: str = "response") -> str:
-    """The answer of a column that holds text, or a list with the assistant's one message."""
-    if isinstance(value, list | tuple):
-        messages = to_messages(value, what)
-        if len(messages) != 1 or messages[0].role != "assistant":
-            raise BadRow(f"{what} is not one assistant's message")
-        return messages[0].content
-    return require_text(value, f"the {what}")
+def to_response(value: Any, what: str) -> str:
+    """The answer of a column that holds text, an assistant's message, or a list with one."""
+    if isinstance(value, str):
+        if value.startswith(MESSAGES_AS_TEXT):
+            raise BadRow("messages are written as text, not as a list", what)
+        return require_text(value, f"the {what}")
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return require_text(value, f"the {what}")
+    messages = to_messages(value, what)
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise BadRow(f"{what} is not one assistant's message")
+    return messages[0].content
 
 
 def split_last_answer(messages: tuple[Message, ...], what: str) -> tuple[tuple[Message, ...], str]:
@@ -115,86 +114,129 @@ def split_last_answer(messages: tuple[Message, ...], what: str) -> tuple[tuple[M
     return messages[:-1], messages[-1].content
 
 
+def _without_answer(messages: tuple[Message, ...]) -> Prompt:
+    return Prompt(messages[:-1] if messages and messages[-1].role == "assistant" else messages)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# numbers
+
+
+def to_number(value: Any) -> float | None:
+    """A finite number, also one that is written as text (tables and UltraFeedback do so); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def required_number(row: Row, column: str) -> float:
+    """The number in a column. BadRow if it holds none."""
+    number = to_number(row[column])
+    if number is None:
+        raise BadRow(f"{column} is not a number", f"got {type(row[column]).__name__}")
+    return number
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# prompts that stand in several columns
+
+
+def _system(row: Row) -> tuple[Message, ...]:
+    """The system message of a `system` or `system_prompt` column, if it says anything."""
+    for column in SYSTEM_COLUMNS:
+        value = row.get(column)
+        if value is not None and require_text(value, f"the {column}").strip():
+            return (Message("system", value),)
+    return ()
+
+
+def _turns_before(row: Row) -> tuple[Message, ...]:
+    """Alpaca's `history`: pairs of what the user said and what the assistant answered."""
+    history = row.get("history") or ()
+    if not isinstance(history, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in history):
+        raise BadRow("history is not a list of pairs")
+    return tuple(
+        Message(role, said) for pair in history for role, said in zip(("user", "assistant"), pair, strict=True)
+    )
+
+
+def instruction_prompt(row: Row) -> Prompt:
+    """An instruction, and on a paragraph of its own what it is about (`input` or `context`)."""
+    parts = [row["instruction"], row.get("input"), row.get("context")]
+    texts = [require_text(part, "the instruction or its input") for part in parts if part is not None]
+    asked = "\n\n".join(text for text in texts if text.strip())
+    return Prompt((*_system(row), *_turns_before(row), Message("user", asked)))
+
+
+def question_prompt(row: Row) -> Prompt:
+    """A question, after the system message if there is one."""
+    return Prompt((*_system(row), Message("user", row["question"])))
+
+
+def _sharegpt_messages(row: Row) -> tuple[Message, ...]:
+    if isinstance(row["conversations"], str):
+        raise BadRow("messages are written as text, not as a list", "conversations")
+    messages = to_messages(row["conversations"], "conversations")
+    return messages if messages and messages[0].role == "system" else (*_system(row), *messages)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # the readers
 
 
-def _answered(column: str) -> Callable[[Row], Demonstration]:
-    return lambda row: Demonstration(to_prompt(row["prompt"]), to_response(row[column], column))
+def completion(row: Row) -> list[Demonstration]:
+    return [Demonstration(to_prompt(row["prompt"]), to_response(row["completion"], "completion"))]
 
 
-def _conversation(row: Row) -> Demonstration:
-    before, response = split_last_answer(to_messages(row["messages"], "messages"), "messages")
-    return Demonstration(Prompt(before), response)
+def response(row: Row) -> list[Demonstration]:
+    return [Demonstration(to_prompt(row["prompt"]), to_response(row["response"], "response"))]
 
 
-def _open_conversation(row: Row) -> Prompt:
-    messages = to_messages(row["messages"], "messages")
-    return Prompt(messages[:-1] if messages and messages[-1].role == "assistant" else messages)
+def conversation(row: Row) -> list[Demonstration]:
+    before, answer = split_last_answer(to_messages(row["messages"], "messages"), "messages")
+    return [Demonstration(Prompt(before), answer)]
 
 
-def _ranked(row: Row) -> Ranking:
-    responses = row["responses"]
-    if not isinstance(responses, list | tuple):
-        raise BadRow("responses is not a list", f"got {type(responses).__name__}")
-    answers = tuple(to_response(response, "a response") for response in responses)
-    return Ranking(to_prompt(row["prompt"]), answers, row["ranks"], row.get("labeler"))
+def open_conversation(row: Row) -> list[Prompt]:
+    return [_without_answer(to_messages(row["messages"], "messages"))]
 
 
-def _pair(row: Row) -> Ranking:
-    """chosen/rejected as K = 2; the prompt is what both conversations share, else the `prompt` column."""
-    sides = [row["chosen"], row["rejected"]]
-    is_dialogue = [not isinstance(side, str) or is_hh_dialogue(side) for side in sides]
-    if all(is_dialogue):
-        (before, chosen), (before_rejected, rejected) = (
-            split_last_answer(to_messages(side, name), name)
-            for side, name in zip(sides, ("chosen", "rejected"), strict=True)
-        )
-        if before != before_rejected:
-            raise BadRow("chosen and rejected differ before their last message")
-        if before:
-            prompt = Prompt(before)
-        elif has("prompt")(row):
-            prompt = to_prompt(row["prompt"])
-        else:
-            raise BadRow("chosen and rejected share no prompt, and there is no prompt column")
-    elif has("prompt")(row):
-        chosen, rejected = (to_response(row[name], name) for name in ("chosen", "rejected"))
-        prompt = to_prompt(row["prompt"])
-    else:
-        prompt, chosen, rejected = _shared_beginning(*(to_response(row[name], name) for name in ("chosen", "rejected")))
-    if chosen == rejected:
-        raise BadRow("chosen and rejected are the same")
-    return Ranking(prompt, (chosen, rejected), (1, 2), row.get("labeler"))
+def sharegpt(row: Row) -> list[Demonstration]:
+    before, answer = split_last_answer(_sharegpt_messages(row), "conversations")
+    return [Demonstration(Prompt(before), answer)]
 
 
-def _shared_beginning(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
-    """Two texts that begin with the same prompt; cut after the last whole word that they share (as TRL does)."""
-    shorter = min(len(chosen), len(rejected))
-    end = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
-    while end > 0 and not chosen[end - 1].isspace():
-        end -= 1
-    if not chosen[:end].strip():
-        raise BadRow("chosen and rejected share no prompt, and there is no prompt column")
-    return Prompt.of(chosen[:end].strip()), chosen[end:].strip(), rejected[end:].strip()
+def open_sharegpt(row: Row) -> list[Prompt]:
+    return [_without_answer(_sharegpt_messages(row))]
 
 
-DEMONSTRATIONS: tuple[Reader[Demonstration], ...] = (
-    Reader(("prompt", "completion"), has("prompt", "completion"), _answered("completion")),
-    Reader(("prompt", "response"), has("prompt", "response"), _answered("response")),
-    Reader(("messages",), has("messages"), _conversation),
-)
+def alpaca(row: Row) -> list[Demonstration]:
+    return [Demonstration(instruction_prompt(row), row["output"])]
 
-RANKINGS: tuple[Reader[Ranking], ...] = (
-    Reader(("prompt", "responses", "ranks", "labeler"), has("prompt", "responses", "ranks"), _ranked),
-    Reader(("prompt", "chosen", "rejected", "labeler"), has("chosen", "rejected"), _pair),
-)
 
-# Prompts for sampling are taken from any kind of row, so that a file of demonstrations or rankings serves as well.
-PROMPTS: tuple[Reader[Prompt], ...] = (
-    Reader(("prompt",), has("prompt"), lambda row: to_prompt(row["prompt"])),
-    Reader(("messages",), has("messages"), _open_conversation),
-    Reader(("chosen", "rejected"), has("chosen", "rejected"), lambda row: _pair(row).prompt),
-)
+def dolly(row: Row) -> list[Demonstration]:
+    return [Demonstration(instruction_prompt(row), row["response"])]
 
-TEXTS: tuple[Reader[Text], ...] = (Reader(("text",), has("text"), lambda row: Text(row["text"])),)
+
+def instruction(row: Row) -> list[Prompt]:
+    return [instruction_prompt(row)]
+
+
+def orca(row: Row) -> list[Demonstration]:
+    return [Demonstration(question_prompt(row), row["response"])]
+
+
+def question(row: Row) -> list[Prompt]:
+    return [question_prompt(row)]
+
+
+def prompt(row: Row) -> list[Prompt]:
+    return [to_prompt(row["prompt"])]
+
+
+def text(row: Row) -> list[Text]:
+    return [Text(row["text"])]

@@ -1,9 +1,13 @@
 """What could not be used, and why: nothing in this room is dropped without being counted here."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_rlhf.errors import UserError
+
+EXAMPLES = 20  # places kept per reason: enough to find the fault, and the memory does not grow with the file
+MOST_REASONS = 100  # reasons are few by design; should details slip into them, memory stays flat all the same
+OTHER = "other reasons"
 
 
 class BadRow(UserError):
@@ -13,6 +17,10 @@ class BadRow(UserError):
         self.reason = reason
         self.detail = detail
         super().__init__(f"{reason} ({detail})" if detail else reason)
+
+
+class Damaged(BadRow):
+    """The rest of a file cannot be read; it stands where the file's next row would."""
 
 
 @dataclass(frozen=True)
@@ -28,47 +36,71 @@ class Refusal:
         return f"{self.origin}: {fault}" if self.origin else fault
 
 
-class RefusedRows:
-    """Refusals in the order in which they happened, and the number of prompts that had to be shortened."""
+@dataclass
+class Reason:
+    """How often something was refused for one reason, and the first places."""
 
-    def __init__(self) -> None:
-        self.rows: list[Refusal] = []
+    count: int = 0
+    examples: list[Refusal] = field(default_factory=list)
+
+
+class RefusedRows:
+    """Refusals by reason, and how many prompts and responses were shortened. Its memory does not grow with the rows.
+
+    strict: the first refusal is a UserError instead.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self.reasons: dict[str, Reason] = {}
         self.truncated_prompts = 0
+        self.cut_responses = 0
 
     def add(self, origin: str, fault: BadRow) -> None:
         """Counts one refusal. `origin` is "file:line", or empty for a record that came from no file."""
-        self.rows.append(Refusal(origin, fault.reason, fault.detail))
+        refusal = Refusal(origin, fault.reason, fault.detail)
+        if self.strict:
+            raise UserError(f"{refusal}; without --strict it is left out and counted")
+        self._add(fault.reason, 1, [refusal])
 
     def extend(self, other: "RefusedRows") -> None:
         """Adds what another step refused."""
-        self.rows.extend(other.rows)
+        for reason, group in other.reasons.items():
+            self._add(reason, group.count, group.examples)
         self.truncated_prompts += other.truncated_prompts
+        self.cut_responses += other.cut_responses
+
+    def _add(self, reason: str, count: int, examples: list[Refusal]) -> None:
+        name = reason if reason in self.reasons or len(self.reasons) < MOST_REASONS else OTHER
+        group = self.reasons.setdefault(name, Reason())
+        group.count += count
+        group.examples += examples[: EXAMPLES - len(group.examples)]
 
     @property
     def count(self) -> int:
-        return len(self.rows)
+        return sum(group.count for group in self.reasons.values())
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.count
 
     def __iter__(self) -> Iterator[Refusal]:
-        return iter(self.rows)
+        """The examples that were kept, by reason."""
+        return (refusal for group in self.reasons.values() for refusal in group.examples)
 
-    def by_reason(self) -> dict[str, list[Refusal]]:
-        """Refusals grouped by reason, the most frequent reason first."""
-        groups: dict[str, list[Refusal]] = {}
-        for row in self.rows:
-            groups.setdefault(row.reason, []).append(row)
-        return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+    def by_reason(self) -> dict[str, Reason]:
+        """The most frequent reason first."""
+        return dict(sorted(self.reasons.items(), key=lambda item: -item[1].count))
 
     def summary(self, examples: int = 3) -> str:
         """One line per reason with its count and its first places; empty when there is nothing to say."""
         lines = []
-        for reason, rows in self.by_reason().items():
-            places = [f"{row.origin} {row.detail}".strip() for row in rows[:examples]]
+        for reason, group in self.by_reason().items():
+            places = [f"{row.origin} {row.detail}".strip() for row in group.examples[:examples]]
             shown = "; ".join(place for place in places if place)
-            more = ", ..." if len(rows) > examples else ""
-            lines.append(f"{len(rows)} refused: {reason}" + (f" [{shown}{more}]" if shown else ""))
+            more = ", ..." if group.count > examples else ""
+            lines.append(f"{group.count} refused: {reason}" + (f" [{shown}{more}]" if shown else ""))
         if self.truncated_prompts:
             lines.append(f"{self.truncated_prompts} prompts truncated from the left")
+        if self.cut_responses:
+            lines.append(f"{self.cut_responses} responses cut at the limit")
         return "\n".join(lines)

@@ -1,7 +1,6 @@
 """The one shape in which all data travels: prompts, demonstrations, rankings and texts, checked when they are made."""
 
 import hashlib
-import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,9 +63,32 @@ class Prompt:
 
     @property
     def key(self) -> str:
-        """The prompt's identity for splits and duplicates: NFKC, casefold, white space collapsed."""
-        turns = (f"{message.role}: {message.content}" for message in self.messages)
-        return " ".join(unicodedata.normalize("NFKC", " ".join(turns)).casefold().split())
+        """The prompt's identity for duplicates: NFKC, casefold, white space collapsed."""
+        return normalized(self.messages)
+
+    @property
+    def opening(self) -> str:
+        """The key of the conversation up to the first user's message, which decides the split.
+
+        Conversations that continue one another (HH-RLHF holds many) then stand on one side of it.
+        """
+        first = next(place for place, message in enumerate(self.messages) if message.role == "user")
+        return normalized(self.messages[: first + 1])
+
+
+def normalized(messages: Sequence[Message]) -> str:
+    """Messages as one string in which spelling variants are equal: NFKC, casefold, white space collapsed."""
+    turns = " ".join(f"{message.role}: {message.content}" for message in messages)
+    return " ".join(unicodedata.normalize("NFKC", turns).casefold().split())
+
+
+def place(prompt: Prompt, meta: dict[str, Any], origin: str) -> None:
+    """Fills in where a prompt was read, in place: only for one that was just made and that nobody holds yet.
+
+    Copying it instead would be half the cost of reading a row.
+    """
+    object.__setattr__(prompt, "meta", meta)
+    object.__setattr__(prompt, "origin", origin)
 
 
 @dataclass(frozen=True)
@@ -94,17 +116,16 @@ class Ranking:
     labeler: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("responses", "ranks"):
-            values = getattr(self, name)
-            if isinstance(values, str) or not isinstance(values, Sequence):
+        for name, values in (("responses", self.responses), ("ranks", self.ranks)):
+            if not isinstance(values, list | tuple):
                 raise BadRow(f"{name} is not a list", f"got {type(values).__name__}")
         if len(self.responses) < 2:
             raise BadRow("a ranking needs at least 2 responses", f"got {len(self.responses)}")
         if len(self.ranks) != len(self.responses):
             raise BadRow("ranks and responses differ in number", f"{len(self.ranks)} and {len(self.responses)}")
-        responses = tuple(require_text(response, "a response") for response in self.responses)
+        responses = tuple([require_text(response, "a response") for response in self.responses])
         object.__setattr__(self, "responses", responses)
-        object.__setattr__(self, "ranks", tuple(_whole_rank(rank) for rank in self.ranks))
+        object.__setattr__(self, "ranks", tuple([_whole_rank(rank) for rank in self.ranks]))
         if self.labeler is not None:
             require_text(self.labeler, "the labeler")
 
@@ -121,22 +142,27 @@ class Text:
 
 
 def _whole_rank(rank: Any) -> int:
-    is_number = isinstance(rank, int | float) and not isinstance(rank, bool)
-    if not is_number or not math.isfinite(rank) or rank != int(rank) or rank < 1:
-        raise BadRow("a rank is not a whole number from 1 upwards", f"got {rank!r}")
-    return int(rank)
+    if isinstance(rank, float) and rank.is_integer():
+        rank = int(rank)
+    if type(rank) is not int or rank < 1:  # a bool is no rank
+        raise BadRow("a rank is not a whole number from 1 upwards", f"got {rank!r}"[:44])
+    return rank
 
 
-def split_of(key: str, validation_fraction: float) -> str:
-    """The split that a prompt's key belongs to, "train" or "validation": a hash, so the same in every file and order.
+def split_of(opening: str, validation_fraction: float) -> str:
+    """The split of a prompt's `opening`, "train" or "validation": by its hash, so the same in every file and order.
 
-    A key in validation at some fraction stays there at every larger one.
+    One in validation at some fraction stays there at every larger one.
     """
     if not 0.0 <= validation_fraction <= 1.0:
         raise UserError(f"validation_fraction must be between 0 and 1, got {validation_fraction}")
-    digest = hashlib.sha256(key.encode("utf-8")).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-    return "validation" if position < validation_fraction else "train"
+    return "validation" if split_position(opening) < validation_fraction else "train"
+
+
+def split_position(opening: str) -> float:
+    """Where a prompt stands between 0 and 1; it is held out at every larger fraction."""
+    digest = hashlib.sha256(opening.encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:

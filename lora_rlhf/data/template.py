@@ -44,6 +44,30 @@ class Turn(NamedTuple):
     end_id: int
 
 
+class GenerationPrompt(NamedTuple):
+    """What a template writes last, for the answer to come: its text, without white space at the ends.
+
+    `is_control`: it holds a control token, so no ordinary text contains it. `begins_line`: the template writes it at
+    the beginning of a line.
+    """
+
+    text: str
+    is_control: bool
+    begins_line: bool
+
+    def is_left_in(self, message: str) -> bool:
+        """Whether the template was applied to a message's text already: its generation prompt stands there."""
+        if self.is_control and self.text in message:
+            return True
+        message = message.rstrip()
+        if not message.endswith(self.text):
+            return False
+        before = message[: -len(self.text)]
+        if self.begins_line:
+            return before.rstrip(" \t")[-1:] in ("", "\n")
+        return not before[-1:].isalnum()
+
+
 def ensure_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The tokenizer's chat template; a tokenizer without one is given `DEFAULT_TEMPLATE` (in place) first.
 
@@ -88,8 +112,12 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     """The ids of the conversation up to where the assistant's answer begins; BOS at most once.
 
-    Raises BadRow (a UserError) if the template refuses the conversation, e.g. for a system message.
+    Raises BadRow (a UserError) if the template refuses the conversation, e.g. for a system message, or if it was
+    applied to the text already: around its own markup it would teach a form that no later prompt has.
     """
+    asking = _generation_prompt(tokenizer, ensure_template(tokenizer))
+    if asking is not None and asking.is_left_in(prompt.messages[-1].content):
+        raise BadRow("the chat template seems to be applied already", f"the last message holds {asking.text!r}")
     return _render(tokenizer, prompt.messages, add_generation_prompt=True)
 
 
@@ -152,11 +180,8 @@ def _turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
 def _probe(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int) -> Turn:
     """Renders one known answer to see what the template writes around it (the other arguments only key the cache)."""
     question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
-    try:
-        opened = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        closed = tokenizer.apply_chat_template([question, answer], tokenize=False)
-    except TemplateError as error:
-        raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} is broken: {error}") from error
+    opened = _text(tokenizer, [question], add_generation_prompt=True)
+    closed = _text(tokenizer, [question, answer])
     head, found, tail = closed.rpartition(PROBE)
     if not found:
         raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} does not write assistant messages")
@@ -167,3 +192,31 @@ def _probe(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int) -> 
             spelled = tokenizer.convert_ids_to_tokens(token)
             return Turn(before, tail[: tail.index(spelled)], token)
     return Turn(before, "", eos_id)
+
+
+@lru_cache(maxsize=8)
+def _generation_prompt(tokenizer: "PreTrainedTokenizerBase", template: str) -> GenerationPrompt | None:
+    """Renders one question with and without it; None if it has no words (`template` only keys the cache)."""
+    question = [{"role": "user", "content": "a"}]
+    opened, unopened = _text(tokenizer, question, add_generation_prompt=True), _text(tokenizer, question)
+    # by tokens, for templates that end the conversation otherwise: "<|assistant|>" and "<|endoftext|>" share "<|"
+    ids, others = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (opened, unopened))
+    shared = next((place for place, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other), None)
+    added = ids[len(others) if shared is None else shared :]
+    text = tokenizer.decode(added, clean_up_tokenization_spaces=False).strip()
+    if text not in opened or not any(character.isalpha() for character in text):
+        return None
+    before = opened[: opened.rindex(text)]
+    added_tokens = tokenizer.added_tokens_decoder
+    is_control = any(token in added_tokens and added_tokens[token].content.strip() for token in added)
+    return GenerationPrompt(text, is_control, begins_line=before.rstrip(" \t")[-1:] in ("", "\n"))
+
+
+def _text(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], add_generation_prompt: bool = False
+) -> str:
+    """What the template writes. UserError where it fails on so plain a conversation."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} is broken: {error}") from error

@@ -82,7 +82,7 @@ def evaluate(config: EvaluateConfig, model: SharedModel | None = None, gold: Gol
     check(config)
     _require_free(config)
     stages = find_stages(config.run)
-    prompts = _read(config.prompts, "--prompts")
+    prompts = _read(config, config.prompts, "--prompts")
     others = _read_others(config, prompts)
     judge_name = choose_judge(config, stages, gold, [*prompts, *others])
     model = open_model(stages, config.device, model)
@@ -120,9 +120,9 @@ def _require_free(config: EvaluateConfig) -> None:
         raise UserError(f"{place}: this run has been evaluated already; use --overwrite to replace its report")
 
 
-def _read(path: str, flag: str) -> list[Prompt]:
+def _read(config: EvaluateConfig, path: str, flag: str) -> list[Prompt]:
     """The distinct prompts of a file: a prompt that comes twice is no second piece of evidence."""
-    prompts, refused = read_prompts(path)
+    prompts, refused = read_prompts(path, config.strict, config.format)
     if summary := refused.summary():
         log.warning("%s:\n%s", path, summary)
     first: dict[str, Prompt] = {}
@@ -141,7 +141,7 @@ def _read_others(config: EvaluateConfig, prompts: Sequence[Prompt]) -> list[Prom
         return []
     if not config.temperatures:
         raise UserError("evaluate: temperatures is empty, so no best one can be chosen on the selection prompts")
-    others = _read(config.selection_prompts, "--selection_prompts")
+    others = _read(config, config.selection_prompts, "--selection_prompts")
     reported = {prompt.key for prompt in prompts}
     if shared := sum(prompt.key in reported for prompt in others):
         raise UserError(

@@ -3,7 +3,7 @@
 import importlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +15,10 @@ from tqdm import tqdm
 from lora_rlhf.algo.kl import AdaptiveKL, FixedKL, k1, k3
 from lora_rlhf.algo.rewards import apply_missing_eos
 from lora_rlhf.config import PPOConfig
-from lora_rlhf.data.batches import TextBlocks, text_blocks
-from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
-from lora_rlhf.data.sources import read_prompts, read_texts
+from lora_rlhf.data.encode import EncodedPrompt
+from lora_rlhf.data.schema import Prompt, Text
+from lora_rlhf.data.sources import Source
+from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import decode_response, ensure_template
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.memory import adapter_bytes, peak_gpu_gib, peak_rss_gib
@@ -33,6 +34,7 @@ from lora_rlhf.stages.session import (
     log,
     open_parent_base,
     pick_fixed,
+    read_prompts_for,
     report_refusals,
     require_context,
     same_state,
@@ -52,14 +54,13 @@ def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
     check(config)
     folder = StageFolder.check_free(config, "ppo")
     sft, reward = _parents(config)
-    prompts, refused = read_prompts(config.prompts)
-    report_refusals(config.prompts, refused)
+    prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
+    next(iter(prompts))  # a file that cannot be used is said before the model is loaded
     function = _load_function(config.reward_function)
     model = open_parent_base(config, sft, model)
     require_context(model, config)
     ensure_template(model.tokenizer)
-    encoded, refused = encode_prompts(model.tokenizer, prompts, config.max_prompt_tokens)
-    report_refusals(config.prompts, refused)
+    encoded = read_prompts_for(config, prompts, model.tokenizer)
     text = _pretraining_text(config, model)
     seed_everything(config.seed)
     parents = {"sft": sft} | ({"reward": reward} if reward else {})
@@ -112,12 +113,14 @@ def _load_function(name: str | None) -> RewardFunction | None:
     return function
 
 
-def _pretraining_text(config: PPOConfig, model: SharedModel) -> TextBlocks | None:
+def _pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream | None:
     if config.pretraining_text is None:
         return None
-    texts, refused = read_texts(config.pretraining_text)
-    report_refusals(config.pretraining_text, refused)
-    return text_blocks(texts, model.tokenizer, config.ptx_block_tokens, config.seed)
+    source: Source[Text] = Source(config.pretraining_text, "texts", strict=config.strict)
+    blocks, seed, held = config.ptx_block_tokens, config.seed, config.ptx_shuffle_blocks
+    stream = TextStream(lambda: source, model.tokenizer, blocks, seed, held)
+    report_refusals(config.pretraining_text, source.refused)  # of what was read so far: a long text is read as it goes
+    return stream
 
 
 def _make_roles(config: PPOConfig, model: SharedModel, sft: Parent, reward: Parent | None) -> None:
@@ -141,7 +144,7 @@ class _Loop:
     model: SharedModel
     folder: StageFolder
     judge: Judge
-    prompts: list[EncodedPrompt]
+    prompts: Sequence[EncodedPrompt]
     learner: Learner
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     latest: dict[str, float] = field(default_factory=dict)  # this iteration's seconds

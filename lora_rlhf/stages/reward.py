@@ -1,7 +1,9 @@
 """Stage 2, the reward model: K-wise rankings on the `reward` adapter and its scalar head (InstructGPT, section 3.5)."""
 
+import itertools
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,26 +12,29 @@ from tqdm import tqdm
 
 from lora_rlhf.algo.losses import listwise_loss, ranking_loss
 from lora_rlhf.config import RewardConfig
-from lora_rlhf.data.batches import pad_left, pad_right
-from lora_rlhf.data.encode import EncodedRanking, encode_demonstrations, encode_ranking
-from lora_rlhf.data.labels import agreement, drop_duplicate_responses, group_by_prompt
+from lora_rlhf.data.batches import pad_left, pad_right, ranking_batch
+from lora_rlhf.data.encode import EncodedExample, EncodedRanking, encode_demonstration, encode_ranking
+from lora_rlhf.data.labels import Agreement, AgreementCounter, agreement, distinct_responses
 from lora_rlhf.data.refusals import RefusedRows
-from lora_rlhf.data.schema import Ranking, split_of
-from lora_rlhf.data.sources import read_demonstrations, read_rankings
+from lora_rlhf.data.schema import Demonstration, Ranking
+from lora_rlhf.data.sources import Source
+from lora_rlhf.data.spool import Spool, spool_examples, spool_rankings
 from lora_rlhf.data.template import ensure_template, pad_id
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.forward import Sequences, response_scores
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import ADAPTER, StageFolder, find_stage
-from lora_rlhf.settings import check
+from lora_rlhf.run import ADAPTER, CONFIG, Parent, StageFolder, find_stage
+from lora_rlhf.settings import check, read_yaml
 from lora_rlhf.stages.reward_report import held_out_report
 from lora_rlhf.stages.session import (
     FLOOR,
+    Split,
     adamw,
     batches,
     bring,
+    limits_of,
     log,
     open_parent_base,
     report_refusals,
@@ -37,6 +42,7 @@ from lora_rlhf.stages.session import (
     role_parameters,
     seed_everything,
     set_learning_rate,
+    watched,
 )
 
 SMALLEST_SCALE = 0.05  # a sd below this is noise: dividing by it would make a loud reward of it
@@ -48,29 +54,33 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
     folder = StageFolder.check_free(config, "reward")
     sft = find_stage(config.sft or f"{config.run}/sft", "sft")
     require_same_base(config.model, sft.manifest["base"], str(sft.folder))
-    rankings, refused = _read(config)
-    demonstrations_path = config.demonstrations or sft.manifest["data"]["demonstrations"]["path"]
-    demonstrations, _ = read_demonstrations(demonstrations_path)
-    several = rankings if config.agreement is None else read_rankings(config.agreement)[0]
+    rankings: Source[Ranking] = Source(config.rankings, "rankings", config.format, config.strict)
+    demonstrations = _demonstrations(config, sft)
+    for source in (rankings, demonstrations):
+        next(iter(source))  # a file that cannot be used is said before the model is loaded
+    several: Source[Ranking] | None = None
+    if config.agreement is not None:
+        several = Source(config.agreement, "rankings", config.format)
+        next(iter(several))
     model = open_parent_base(config, sft, model)
     require_context(model, config)
     ensure_template(model.tokenizer)
-    training, validation = _encode(config, model, rankings, refused)
+    training, validation, label_agreement = _encode(config, model, rankings)
+    if several is not None:
+        label_agreement = agreement(several)
+    examples = _encode_demonstrations(config, model, demonstrations)
 
     rng = seed_everything(config.seed)
-    data = {"rankings": config.rankings, "demonstrations": demonstrations_path, "agreement": config.agreement}
+    data = {"rankings": config.rankings, "demonstrations": demonstrations.name, "agreement": config.agreement}
     bring(model, "sft", sft)
     model.copy_role("sft", "reward", head="new")
     folder.begin(describe_base(model), {"sft": sft}, data)
     _optimize(config, model, training, folder, rng)
-    limits = (config.max_prompt_tokens, config.max_response_tokens)
-    examples, _ = encode_demonstrations(model.tokenizer, demonstrations, *limits)
-    offset, sd = _calibrate(config, model, [(example.prompt_ids, example.response_ids) for example in examples])
+    offset, sd = _calibrate(config, model, examples)
     model.save_role("reward", folder.path / ADAPTER)
     scores = score_rankings(model, validation, config.micro_batch_size, offset)
     _require_same_after_reload(config, model, folder, validation, scores, offset)
     report = held_out_report(validation, scores)
-    label_agreement = agreement(group_by_prompt(several))
     folder.finish(
         {
             "prompts": len(training),
@@ -85,35 +95,60 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
     return model
 
 
-def _read(config: RewardConfig) -> tuple[list[Ranking], RefusedRows]:
-    rankings, refused = read_rankings(config.rankings)
-    kept, duplicates = drop_duplicate_responses(rankings)
-    refused.extend(duplicates)
-    if not kept:
-        raise UserError(f"{config.rankings}: no ranking has two different responses\n{refused.summary()}")
-    return kept, refused
+def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
+    """What the scores are centred on: a file of its own, or what the SFT stage read, as it read it."""
+    if config.demonstrations is not None:
+        return Source(config.demonstrations, "demonstrations")
+    name = sft.manifest["data"]["demonstrations"]["path"]
+    return Source(name, "demonstrations", read_yaml(sft.folder / CONFIG).get("format"))
 
 
 def _encode(
-    config: RewardConfig, model: SharedModel, rankings: list[Ranking], refused: RefusedRows
-) -> tuple[list[EncodedRanking], list[EncodedRanking]]:
-    """Training and held-out rankings; all rankings of a prompt are on the same side."""
-    encoded: dict[str, list[EncodedRanking]] = {"train": [], "validation": []}
-    limits = (config.max_prompt_tokens, config.max_response_tokens)
-    for ranking in rankings:
-        row = encode_ranking(model.tokenizer, ranking, *limits, refused)
-        if row is not None:
-            encoded[split_of(ranking.prompt.key, config.validation_fraction)].append(row)
+    config: RewardConfig, model: SharedModel, rankings: Source[Ranking]
+) -> tuple[Spool[EncodedRanking], Spool[EncodedRanking], Agreement]:
+    """Training and held-out rankings, all of a prompt on the same side; and how far the labels of them all agree."""
+    split = Split(config.validation_fraction, spool_rankings(), spool_rankings())
+    refused, limits = RefusedRows(config.strict), limits_of(config)
+    repeated = RefusedRows()
+    counter, tied = AgreementCounter(), 0
+    for ranking in watched(rankings):
+        distinct = distinct_responses(ranking, repeated)
+        if distinct is None:
+            continue
+        counter.add(distinct)
+        row = encode_ranking(model.tokenizer, distinct, limits, refused)
+        if row is not None and _num_pairs(row):
+            split.add(ranking.prompt.opening, row)
+        tied += row is not None and not _num_pairs(row)  # nothing to learn from, and nothing to be measured on
+    for other in (rankings.refused, repeated):
+        refused.extend(other)
     report_refusals(config.rankings, refused)
-    training = [ranking for ranking in encoded["train"] if _num_pairs(ranking)]  # all tied: nothing to learn from
-    if not training:
-        held_out, tied = len(encoded["validation"]), len(encoded["train"])
+    if tied:
+        log.warning("%s: %d rankings are all ties and are left out", config.rankings, tied)
+    if not split.train:
         raise UserError(
-            f"{config.rankings}: none of its {len(rankings)} rankings is left to train on: {held_out} are held out by "
-            f"validation_fraction {config.validation_fraction:g}, {tied} are all tied, the others were refused\n"
+            f"{config.rankings}: none of its {rankings.read} rankings is left to train on: {len(split.validation)} are "
+            f"held out by validation_fraction {config.validation_fraction:g}, {tied} are all tied, the others were "
+            f"refused\n{refused.summary()}"
+        )
+    split.require_both(config.rankings)
+    return split.train, split.validation, counter.result
+
+
+def _encode_demonstrations(
+    config: RewardConfig, model: SharedModel, demonstrations: Source[Demonstration]
+) -> Spool[EncodedExample]:
+    examples, refused = spool_examples(), RefusedRows()
+    for demonstration in watched(demonstrations):
+        example = encode_demonstration(model.tokenizer, demonstration, limits_of(config), refused)
+        if example is not None:
+            examples.append(example)
+    if not examples:
+        raise UserError(
+            f"{demonstrations.name}: none of its demonstrations fits these limits, so scores cannot be centred\n"
             f"{refused.summary()}"
         )
-    return training, encoded["validation"]
+    return examples
 
 
 def _num_pairs(ranking: EncodedRanking) -> int:
@@ -122,7 +157,11 @@ def _num_pairs(ranking: EncodedRanking) -> int:
 
 
 def _optimize(
-    config: RewardConfig, model: SharedModel, training: list[EncodedRanking], folder: StageFolder, rng: random.Random
+    config: RewardConfig,
+    model: SharedModel,
+    training: Sequence[EncodedRanking],
+    folder: StageFolder,
+    rng: random.Random,
 ) -> None:
     optimizer = adamw(role_parameters(model, "reward"), config.learning_rate)
     steps = config.epochs * math.ceil(len(training) / config.batch_size)
@@ -195,19 +234,12 @@ def _length(ranking: EncodedRanking) -> int:
     return len(ranking.prompt_ids) + max(map(len, ranking.response_ids))
 
 
-def _sequences(model: SharedModel, rankings: list[EncodedRanking]) -> Sequences:
-    pairs = [(ranking.prompt_ids, response) for ranking in rankings for response in ranking.response_ids]
-    return _padded(model, pairs)
-
-
-def _padded(model: SharedModel, pairs: list[tuple[list[int], list[int]]]) -> Sequences:
-    pad = pad_id(model.tokenizer)
-    prompts, responses = zip(*pairs, strict=True)
-    return Sequences(*pad_left(prompts, pad), *pad_right(responses, pad)).to(model.device)
+def _sequences(model: SharedModel, rankings: Sequence[EncodedRanking]) -> Sequences:
+    return Sequences(*ranking_batch(rankings, pad_id(model.tokenizer))).to(model.device)
 
 
 @torch.no_grad()
-def score_rankings(model: SharedModel, rankings: list[EncodedRanking], size: int, offset: float) -> list[Tensor]:
+def score_rankings(model: SharedModel, rankings: Sequence[EncodedRanking], size: int, offset: float) -> list[Tensor]:
     """Each ranking's scores (K,), in the given order, on the CPU."""
     with model.role("reward"):
         return [
@@ -216,21 +248,26 @@ def score_rankings(model: SharedModel, rankings: list[EncodedRanking], size: int
         ]
 
 
+def _example_sequences(model: SharedModel, examples: Sequence[EncodedExample]) -> Sequences:
+    pad = pad_id(model.tokenizer)
+    prompts, responses = [row.prompt_ids for row in examples], [row.response_ids for row in examples]
+    return Sequences(*pad_left(prompts, pad), *pad_right(responses, pad)).to(model.device)
+
+
 @torch.no_grad()
-def _calibrate(
-    config: RewardConfig, model: SharedModel, examples: list[tuple[list[int], list[int]]]
-) -> tuple[float, float]:
+def _calibrate(config: RewardConfig, model: SharedModel, examples: Sequence[EncodedExample]) -> tuple[float, float]:
     """Makes the demonstrations score mean 0 and sd 1 (InstructGPT, section 3.5: "a bias ... mean score of 0").
 
     The scale goes into the head, so that the saved model carries it and a value function copied from it starts in
     units of the score. The offset, which a head without a bias cannot hold, is returned, with the sd divided by.
     """
-    examples = sorted(examples, key=lambda pair: -len(pair[0]) - len(pair[1]))
+    lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
+    longest_first = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     with model.role("reward"):
-        parts = [
-            response_scores(model, _padded(model, examples[start : start + config.micro_batch_size])).cpu()
-            for start in range(0, len(examples), config.micro_batch_size)
-        ]
+        parts = []
+        for start in range(0, len(lengths), config.micro_batch_size):
+            part = [examples[place] for place in longest_first[start : start + config.micro_batch_size]]
+            parts.append(response_scores(model, _example_sequences(model, part)).cpu())
     scores = torch.cat(parts).double()
     sd = float(scores.std()) if len(scores) > 1 else 1.0
     if config.scale is not None:
@@ -247,12 +284,12 @@ def _require_same_after_reload(
     config: RewardConfig,
     model: SharedModel,
     folder: StageFolder,
-    rankings: list[EncodedRanking],
+    rankings: Sequence[EncodedRanking],
     scores: list[Tensor],
     offset: float,
 ) -> None:
     """What was saved scores exactly like what was trained: a head lost on disk would show here, not weeks later."""
     model.load_adapter_state("reward", read_adapter(folder.path / ADAPTER)[1])
-    again: Any = score_rankings(model, rankings[:8], config.micro_batch_size, offset)
+    again: Any = score_rankings(model, list(itertools.islice(rankings, 8)), config.micro_batch_size, offset)
     if any(not torch.equal(one, other) for one, other in zip(scores, again, strict=False)):
         raise RuntimeError(f"{folder.path / ADAPTER}: the saved reward model scores differently from the trained one")

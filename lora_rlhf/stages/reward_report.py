@@ -1,5 +1,6 @@
 """How good a reward model is on rankings that it was not trained on."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from lora_rlhf.data.encode import EncodedRanking
 MARGINS = (0.25, 0.5, 1.0, 2.0)  # edges of the buckets of |score difference|, in sd of the demonstrations' scores
 
 
-def held_out_report(rankings: list[EncodedRanking], scores: list[Tensor]) -> dict[str, Any]:
+def held_out_report(rankings: Sequence[EncodedRanking], scores: list[Tensor]) -> dict[str, Any]:
     """Accuracy, calibration and length bias over all pairs that are not ties; empty where nothing was held out.
 
     rankings, and of each its scores (K,). A pair is right when its winner scores higher. The predicted probability that

@@ -8,17 +8,17 @@ import torch
 from tqdm import tqdm
 
 from lora_rlhf.config import SampleConfig
-from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
+from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.schema import row_of
-from lora_rlhf.data.sources import read_prompts
+from lora_rlhf.data.schema import Prompt, row_of
+from lora_rlhf.data.sources import Source
 from lora_rlhf.data.template import decode_response, stop_ids
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.generate import generate
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import Parent, find_stage
 from lora_rlhf.settings import check
-from lora_rlhf.stages.session import bring, log, open_parent_base, report_refusals, require_context, seed_everything
+from lora_rlhf.stages.session import bring, log, open_parent_base, read_prompts_for, require_context, seed_everything
 
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself
 
@@ -27,21 +27,21 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     """Writes K distinct responses per prompt, K drawn evenly from min_responses to max_responses."""
     check(config)
     sft = find_stage(f"{config.run}/sft", "sft")
-    prompts, refused = read_prompts(config.prompts)
-    report_refusals(config.prompts, refused)
+    prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
+    next(iter(prompts))  # a file that cannot be used is said before the model is loaded
     model = open_parent_base(config, sft, model)
     require_context(model, config)
     _bring_role(config, model, sft)
     _make_folder(config.to)
-    encoded, refused = encode_prompts(model.tokenizer, prompts, config.max_prompt_tokens)
-    report_refusals(config.prompts, refused)
+    encoded = read_prompts_for(config, prompts, model.tokenizer)
 
     rng = seed_everything(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     rows: list[dict[str, Any]] = []
     size = max(1, config.generation_batch_size // (config.max_responses + SPARE))
     for start in tqdm(range(0, len(encoded), size), desc="sample", unit="batch"):
-        rows += _sample_batch(config, model, encoded[start : start + size], generator, rng)
+        batch = [encoded[place] for place in range(start, min(start + size, len(encoded)))]
+        rows += _sample_batch(config, model, batch, generator, rng)
     if not rows:
         raise UserError(
             f"no prompt gave {config.min_responses} distinct responses; lower --min-responses or raise --temperature"

@@ -1,11 +1,15 @@
 """Stage 1, supervised fine-tuning: TRL's SFTTrainer on the shared base's `sft` adapter (InstructGPT, section 3.5)."""
 
+import itertools
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import datasets
+import pyarrow as pa
 import torch
+from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
@@ -13,11 +17,12 @@ from trl import SFTConfig as TrainerConfig
 from trl import SFTTrainer
 
 from lora_rlhf.config import SFTConfig
-from lora_rlhf.data.batches import pad_left, pad_right
+from lora_rlhf.data.batches import packed_sft_batch, pad_left, pad_right, sft_batch
 from lora_rlhf.data.encode import EncodedExample, encode_demonstration
 from lora_rlhf.data.refusals import RefusedRows
-from lora_rlhf.data.schema import Demonstration, split_of
-from lora_rlhf.data.sources import read_demonstrations
+from lora_rlhf.data.schema import Demonstration
+from lora_rlhf.data.sources import Source, every_turn
+from lora_rlhf.data.spool import spool_examples
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import LoraSettings
@@ -25,26 +30,39 @@ from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import Sequences, response_scores
 from lora_rlhf.model.generate import generate
 from lora_rlhf.model.open import describe_base
+from lora_rlhf.model.packing import require_no_leak
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, StageFolder, find_stage, has_stage
 from lora_rlhf.settings import check
-from lora_rlhf.stages.session import FLOOR, bring, report_refusals, require_context, seed_everything
+from lora_rlhf.stages.session import (
+    FLOOR,
+    Split,
+    bring,
+    limits_of,
+    report_refusals,
+    require_context,
+    seed_everything,
+    watched,
+)
 
-IGNORED = -100  # the label that the cross-entropy leaves out
 JUDGE = "judge"  # the role of the reward model of an earlier round; `reward` is for the one that this run will train
 SELECTION_PROMPTS = 64  # validation prompts that the reward model judges an epoch by
+ROWS_AT_ONCE = 1000  # of the trainer's table, in memory while it is written
 
 
 def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
     """Trains the `sft` adapter on demonstrations, loss on the response alone, and keeps the best epoch."""
     check(config)
     folder = StageFolder.check_free(config, "sft")
-    demonstrations, refused = read_demonstrations(config.demonstrations)
-    report_refusals(config.demonstrations, refused)
+    source: Source[Demonstration] = Source(config.demonstrations, "demonstrations", config.format, config.strict)
+    next(iter(source))  # a file that cannot be used is said before the model is loaded
     model = model or _load(config)
     require_context(model, config)
     ensure_template(model.tokenizer)
-    training, validation = _encode(config, model, demonstrations)
+    if config.packing:
+        require_no_leak(model)
+    split = _encode(config, model, source)
+    training, validation = split.train, split.validation
 
     seed_everything(config.seed)
     settings = LoraSettings(config.lora_rank, config.lora_alpha, config.lora_dropout, use_rslora=config.use_rslora)
@@ -77,34 +95,34 @@ def _load(config: SFTConfig) -> SharedModel:
     return model
 
 
-def _encode(
-    config: SFTConfig, model: SharedModel, demonstrations: list[Demonstration]
-) -> tuple[list[EncodedExample], list[EncodedExample]]:
+def _encode(config: SFTConfig, model: SharedModel, source: Source[Demonstration]) -> Split[EncodedExample]:
     """Training and validation examples; a prompt is never in both."""
-    encoded: dict[str, list[EncodedExample]] = {"train": [], "validation": []}
-    refused, limits = RefusedRows(), (config.max_prompt_tokens, config.max_response_tokens)
-    for demonstration in demonstrations:
-        example = encode_demonstration(model.tokenizer, demonstration, *limits, refused)
+    split = Split(config.validation_fraction, spool_examples(), spool_examples())
+    refused, limits = RefusedRows(config.strict), limits_of(config)
+    for demonstration in watched(every_turn(source) if config.every_turn else source):
+        example = encode_demonstration(model.tokenizer, demonstration, limits, refused)
         if example is not None:
-            encoded[split_of(demonstration.prompt.key, config.validation_fraction)].append(example)
-    if not encoded["train"]:
+            split.add(demonstration.prompt.opening, example)
+    refused.extend(source.refused)
+    if not split.train:
         raise UserError(
-            f"{config.demonstrations}: none of its {len(demonstrations)} demonstrations is left to train on: "
-            f"{len(encoded['validation'])} are held out by validation_fraction {config.validation_fraction:g}, the "
-            f"others were refused\n{refused.summary()}"
+            f"{config.demonstrations}: none of its {source.read} rows is left to train on: {len(split.validation)} are "
+            f"held out by validation_fraction {config.validation_fraction:g}, the others were refused\n"
+            f"{refused.summary()}"
         )
     report_refusals(config.demonstrations, refused)
-    return encoded["train"], encoded["validation"]
+    split.require_both(config.demonstrations)
+    return split
 
 
 def _run_trainer(
     config: SFTConfig,
     model: SharedModel,
-    training: list[EncodedExample],
-    validation: list[EncodedExample],
+    training: Sequence[EncodedExample],
+    validation: Sequence[EncodedExample],
     recorder: "_Recorder",
 ) -> None:
-    with tempfile.TemporaryDirectory() as scratch:  # the trainer insists on a folder; nothing is kept in it
+    with tempfile.TemporaryDirectory() as scratch:  # its tables, and a folder that the trainer insists on
         arguments = TrainerConfig(
             output_dir=scratch,
             num_train_epochs=config.epochs,
@@ -127,15 +145,17 @@ def _run_trainer(
             seed=config.seed,
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
             dataloader_pin_memory=model.device.type == "cuda",
         )
         before = model.adapter_state("sft")
         trainer = SFTTrainer(
             model=model.peft,
             args=arguments,
-            train_dataset=_dataset(training),
-            eval_dataset=_dataset(validation) if validation else None,
+            train_dataset=_dataset(training, Path(scratch) / "training.arrow"),
+            eval_dataset=_dataset(validation, Path(scratch) / "validation.arrow") if validation else None,
             processing_class=model.tokenizer,
+            data_collator=_collator(config, model),
             callbacks=[recorder],
         )
         trainer.remove_callback(PrinterCallback)
@@ -143,15 +163,29 @@ def _run_trainer(
         trainer.train()
 
 
-def _dataset(examples: list[EncodedExample]) -> datasets.Dataset:
-    rows = [
-        {
-            "input_ids": [*example.prompt_ids, *example.response_ids],
-            "labels": [IGNORED] * len(example.prompt_ids) + example.response_ids,
-        }
-        for example in examples
-    ]
-    return datasets.Dataset.from_list(rows)
+def _dataset(examples: Sequence[EncodedExample], path: Path) -> Dataset:
+    """The examples as a table on disk, which the trainer maps into memory piece by piece."""
+    ids = pa.list_(pa.int32())
+    schema = pa.schema([("prompt_ids", ids), ("response_ids", ids), ("length", pa.int32())])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as table:
+        rows = iter(examples)
+        while part := list(itertools.islice(rows, ROWS_AT_ONCE)):
+            prompts, responses = [row.prompt_ids for row in part], [row.response_ids for row in part]
+            lengths = [len(row.prompt_ids) + len(row.response_ids) for row in part]
+            columns = zip((prompts, responses, lengths), schema.types, strict=True)
+            table.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=schema))
+    return Dataset.from_file(str(path))
+
+
+def _collator(config: SFTConfig, model: SharedModel) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """From rows of the table to a batch: the same that `lora-rlhf inspect` shows."""
+    pad = pad_id(model.tokenizer)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        examples = [EncodedExample(row["prompt_ids"], row["response_ids"]) for row in rows]
+        return packed_sft_batch(examples) if config.packing else sft_batch(examples, pad)
+
+    return collate
 
 
 def _restore_float32(model: SharedModel, state: dict[str, Tensor]) -> None:
@@ -161,7 +195,7 @@ def _restore_float32(model: SharedModel, state: dict[str, Tensor]) -> None:
     model.load_adapter_state("sft", state)
 
 
-def _selector(config: SFTConfig, model: SharedModel, validation: list[EncodedExample]) -> "_RewardSelector | None":
+def _selector(config: SFTConfig, model: SharedModel, validation: Sequence[EncodedExample]) -> "_RewardSelector | None":
     """How epochs are compared where the run has a reward model; None: by validation loss."""
     available = has_stage(config.run, "reward")
     if config.select_by == "reward" and not available:
@@ -169,7 +203,8 @@ def _selector(config: SFTConfig, model: SharedModel, validation: list[EncodedExa
     if not available or config.select_by == "loss" or not validation:
         return None
     bring(model, JUDGE, find_stage(f"{config.run}/reward", "reward"))
-    return _RewardSelector(model, config, [example.prompt_ids for example in validation[:SELECTION_PROMPTS]])
+    judged = itertools.islice(validation, SELECTION_PROMPTS)
+    return _RewardSelector(model, config, [example.prompt_ids for example in judged])
 
 
 @dataclass

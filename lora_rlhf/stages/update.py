@@ -12,7 +12,7 @@ from lora_rlhf.algo.losses import lm_loss, policy_loss, value_loss
 from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale
 from lora_rlhf.algo.rewards import apply_missing_eos, token_rewards
 from lora_rlhf.config import PPOConfig
-from lora_rlhf.data.batches import TextBlocks
+from lora_rlhf.data.stream import TextStream
 from lora_rlhf.model.forward import response_logprobs, response_values, text_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.rollout import Rollout
@@ -51,7 +51,7 @@ def targets(config: PPOConfig, rollout: Rollout, kl_coef: float) -> Targets:
 class Learner:
     """The trained roles, their optimizers and the pretraining text."""
 
-    def __init__(self, config: PPOConfig, model: SharedModel, text: TextBlocks | None) -> None:
+    def __init__(self, config: PPOConfig, model: SharedModel, text: TextStream | None) -> None:
         self.config, self.model, self.text = config, model, text
         rates = {"policy": config.policy_learning_rate}
         if config.advantage == "gae":
@@ -116,7 +116,7 @@ class Learner:
             totals["ppo/grad_norm"] = self._step("policy")
         return {**totals, "ppo/ratio_deviation": deviation}
 
-    def _pretraining_gradient(self, text: TextBlocks) -> float:
+    def _pretraining_gradient(self, text: TextStream) -> float:
         """Adds ptx_coef times the language-modelling gradient to the policy's (PPO-ptx; InstructGPT, eq. 2)."""
         blocks = torch.stack([next(text) for _ in range(self.config.ptx_batch_size)]).to(self.model.device)
         num_tokens = blocks.shape[0] * (blocks.shape[1] - 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.labels import Agreement, agreement, group_by_prompt
+from lora_rlhf.data.labels import Agreement, agreement
 from lora_rlhf.data.schema import Demonstration, Prompt, Text, row_of
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.errors import UserError
@@ -154,7 +154,7 @@ def label(config: LabelConfig) -> Agreement | None:
         for labeler in rng.sample(people, OVERLAP_LABELERS)
     ]
     write_jsonl(config.agreement_to, map(row_of, repeated))
-    return agreement(group_by_prompt(repeated))
+    return agreement(repeated)
 
 
 def _read_candidates(path: str) -> list[tuple[Prompt, list[str]]]:

@@ -43,6 +43,12 @@ THINKING = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# Phi-3's habit: EOS behind a conversation that does not wait for an answer
+CLOSING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
 VARIANTS: dict[str, dict[str, str | None]] = {
     "plain": {},
     "chatml": {"eos_token": "<|im_end|>", "chat_template": CHATML},
@@ -55,6 +61,7 @@ VARIANTS: dict[str, dict[str, str | None]] = {
     "no_end": {"chat_template": NO_END},
     "melting": {"chat_template": MELTING, "pad_token": "<s>"},  # and pad id 0
     "thinking": {"eos_token": "<|im_end|>", "chat_template": THINKING},
+    "closing": {"chat_template": CLOSING},
     "no_eos": {"eos_token": None},
 }
 WORKING = [name for name in VARIANTS if name != "no_eos"]
@@ -71,8 +78,10 @@ def trained() -> str:
     return backend.to_str()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tokenizer(trained: str) -> Callable[[str], PreTrainedTokenizerFast]:
+    """make_tokenizer(variant) -> a new tokenizer, which the caller may change."""
+
     def make(variant: str) -> PreTrainedTokenizerFast:
         options = {"eos_token": "</s>", "pad_token": "<pad>", **VARIANTS[variant]}
         backend = Tokenizer.from_str(trained)

@@ -1,17 +1,12 @@
-"""Padding with explicit masks, micro-batches of similar length, and text blocks that resume where they stopped."""
+"""Padding with explicit masks, and the batches that trainers see."""
 
-import json
-from itertools import islice
-
-import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from lora_rlhf.data.batches import pad_left, pad_right, text_blocks
-from lora_rlhf.data.schema import Text
-from lora_rlhf.data.template import encode_text
-from lora_rlhf.errors import UserError
-
-TEXTS = [Text("The cat sleeps on the warm mat."), Text("Penguins live in the cold south."), Text("One </s> two.")] * 4
+from lora_rlhf.data.batches import IGNORED, packed_sft_batch, pad_left, pad_right, ranking_batch, sft_batch
+from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 
 
 def test_pad_left_ends_and_pad_right_begins_at_the_edge() -> None:
@@ -31,53 +26,48 @@ def test_masks_do_not_depend_on_the_pad_id() -> None:
     assert mask.sum().item() == 4
 
 
-@pytest.mark.parametrize("variant_name", ["plain", "plain_bos"])
-def test_blocks_are_the_texts_with_eos_between(make_tokenizer, variant_name: str) -> None:
-    tokenizer = make_tokenizer(variant_name)
-    bos = [tokenizer.bos_token_id] if variant_name == "plain_bos" else []
-    stream = [token for text in TEXTS for token in (*bos, *encode_text(tokenizer, text.text), tokenizer.eos_token_id)]
-    blocks = text_blocks(TEXTS, tokenizer, 8, seed=0)
-    count = len(stream) // 8
-    epoch = [block.tolist() for block in islice(blocks, count)]
-    expected = [stream[start : start + 8] for start in range(0, count * 8, 8)]
-    assert sorted(epoch) == sorted(expected)
-    assert epoch != expected  # shuffled
-    again = [block.tolist() for block in islice(blocks, count)]
-    assert sorted(again) == sorted(expected)
-    assert again != epoch  # in another order each epoch
-    assert next(blocks).dtype == torch.int64
-    assert sum(stream.count(token) for token in [tokenizer.eos_token_id]) == len(TEXTS)
+def test_a_batch_of_demonstrations_has_labels_on_responses_alone() -> None:
+    batch = sft_batch([EncodedExample([5, 6], [7, 9]), EncodedExample([5], [8]), EncodedExample([9], [9, 9])], 9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 9], [5, 8, 9, 9], [9, 9, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 9], [-100, 8, -100, -100], [-100, 9, 9, -100]]
 
 
-@pytest.mark.parametrize("consumed", [0, 1, 5, 200])
-def test_blocks_resume_where_they_stopped(tokenizer, consumed: int) -> None:
-    first = text_blocks(TEXTS, tokenizer, 8, seed=3)
-    for _ in range(consumed):
-        next(first)
-    state = json.loads(json.dumps(first.state_dict()))
-    expected = [next(first).tolist() for _ in range(60)]
-    second = text_blocks(TEXTS, tokenizer, 8, seed=3)
-    second.load_state_dict(state)
-    assert [next(second).tolist() for _ in range(60)] == expected
-    other_seed = text_blocks(TEXTS, tokenizer, 8, seed=4)
-    assert [next(other_seed).tolist() for _ in range(20)] != [
-        block.tolist() for block in islice(text_blocks(TEXTS, tokenizer, 8, seed=3), 20)
+def test_a_packed_batch_is_one_row_whose_positions_begin_again() -> None:
+    batch = packed_sft_batch([EncodedExample([5, 6], [7, 9]), EncodedExample([5], [8]), EncodedExample([], [4, 3])])
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[5, 6, 7, 9, 5, 8, 4, 3]],
+        "labels": [[-100, -100, 7, 9, -100, 8, -100, 3]],  # 4 would be predicted from 8, which is another document's
+        "position_ids": [[0, 1, 2, 3, 0, 1, 0, 1]],
+    }
+
+
+IDS = st.lists(st.integers(0, 20), min_size=1, max_size=12)
+EXAMPLES = st.lists(st.builds(EncodedExample, IDS, IDS), min_size=1, max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(examples=EXAMPLES, pad=st.integers(0, 20))
+def test_batches_are_those_of_trl(examples: list[EncodedExample], pad: int) -> None:
+    rows = [
+        {"input_ids": e.prompt_ids + e.response_ids, "labels": [IGNORED] * len(e.prompt_ids) + e.response_ids}
+        for e in examples
     ]
+    expected = DataCollatorForLanguageModeling(pad)(rows)
+    found = sft_batch(examples, pad)
+    assert found.keys() == expected.keys()
+    packed = packed_sft_batch(examples)
+    flat = DataCollatorForLanguageModeling(pad, padding_free=True)(rows)
+    for mine, theirs in ((found, expected), (packed, {name: flat[name] for name in packed})):
+        for name, tensor in mine.items():
+            assert torch.equal(tensor, theirs[name]), name
+            assert tensor.dtype == theirs[name].dtype == torch.int64
 
 
-def test_resuming_on_other_text_is_an_error(tokenizer) -> None:
-    state = text_blocks(TEXTS, tokenizer, 8, seed=3).state_dict()
-    for texts, block_tokens, seed in ((TEXTS[1:], 8, 3), (TEXTS, 9, 3), (TEXTS, 8, 4)):
-        with pytest.raises(UserError, match="resume with the same text"):
-            text_blocks(texts, tokenizer, block_tokens, seed).load_state_dict(state)
-
-
-def test_too_little_text_is_an_error(make_tokenizer, tokenizer) -> None:
-    count = len(encode_text(tokenizer, TEXTS[0].text)) + 1
-    with pytest.raises(UserError, match=f"the texts have {count} tokens, less than one block of {count + 1}"):
-        text_blocks(TEXTS[:1], tokenizer, count + 1, seed=0)
-    assert len(text_blocks(TEXTS[:1], tokenizer, count, seed=0).blocks) == 1
-    with pytest.raises(UserError, match="at least 1, got 0"):
-        text_blocks(TEXTS, tokenizer, 0, seed=0)
-    with pytest.raises(UserError, match="no EOS"):
-        text_blocks(TEXTS, make_tokenizer("no_eos"), 8, seed=0)
+def test_a_batch_of_rankings_repeats_the_prompt_for_each_response() -> None:
+    rankings = [EncodedRanking([1, 2], [[3], [4, 5, 6]], [2, 1]), EncodedRanking([7], [[8], [], [9]], [1, 2, 3])]
+    prompt_ids, prompt_mask, response_ids, response_mask = ranking_batch(rankings, 0)
+    assert prompt_ids.tolist() == [[1, 2], [1, 2], [0, 7], [0, 7], [0, 7]]
+    assert prompt_mask.long().tolist() == [[1, 1], [1, 1], [0, 1], [0, 1], [0, 1]]
+    assert response_ids.tolist() == [[3, 0, 0], [4, 5, 6], [8, 0, 0], [0, 0, 0], [9, 0, 0]]
+    assert response_mask.sum(dim=1).tolist() == [1, 3, 1, 0, 1]

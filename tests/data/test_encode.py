@@ -1,17 +1,23 @@
-"""Length limits: prompts lose their oldest part, responses are refused and counted, never cut."""
+"""Length limits: prompts lose their oldest part, long responses are refused or cut as asked, and all is counted."""
+
+from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_rlhf.data.encode import (
     EncodedExample,
     EncodedRanking,
+    Limits,
     encode_demonstrations,
+    encode_prompt,
     encode_prompts,
     encode_ranking,
 )
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
-from lora_rlhf.data.template import render_prompt, render_response
+from lora_rlhf.data.template import decode_response, ensure_template, render_prompt, render_response, stop_ids
 from lora_rlhf.errors import UserError
 
 SYSTEM = Message("system", "You are a farmer.")
@@ -28,7 +34,9 @@ def test_within_the_limits_nothing_changes(make_tokenizer, variant: str) -> None
     tokenizer = make_tokenizer(variant)
     prompt = Prompt((*TURNS, QUESTION))
     length = len(render_prompt(tokenizer, prompt))
-    (example,), refused = encode_demonstrations(tokenizer, [Demonstration(prompt, "In the south.")], length, 100)
+    (example,), refused = encode_demonstrations(
+        tokenizer, [Demonstration(prompt, "In the south.")], Limits(length, 100)
+    )
     assert example == EncodedExample(
         render_prompt(tokenizer, prompt), render_response(tokenizer, prompt, "In the south.")
     )
@@ -81,9 +89,9 @@ def test_a_response_over_the_limit_is_refused_and_at_the_limit_kept_whole(tokeni
     prompt = Prompt((QUESTION,), origin="demos.jsonl:4")
     demonstrations = [Demonstration(prompt, "In the cold south."), Demonstration(prompt, "Here.")]
     length = len(render_response(tokenizer, prompt, "In the cold south."))
-    examples, refused = encode_demonstrations(tokenizer, demonstrations, 100, length)
+    examples, refused = encode_demonstrations(tokenizer, demonstrations, Limits(100, length))
     assert (len(examples), len(examples[0].response_ids), refused.count) == (2, length, 0)
-    examples, refused = encode_demonstrations(tokenizer, demonstrations, 100, length - 1)
+    examples, refused = encode_demonstrations(tokenizer, demonstrations, Limits(100, length - 1))
     assert [example.response_ids for example in examples] == [render_response(tokenizer, prompt, "Here.")]
     assert refused.summary() == (
         f"1 refused: the response has more than max_response_tokens={length - 1} tokens [demos.jsonl:4 has {length}]"
@@ -95,7 +103,7 @@ def test_a_ranking_loses_its_long_responses_and_goes_when_fewer_than_two_are_lef
     three = Ranking(Prompt((QUESTION,), origin="r:1"), ("South.", long, "North."), (1, 3, 2))
     two = Ranking(Prompt((QUESTION,), origin="r:2"), ("South.", long), (1, 2))
     refused = RefusedRows()
-    encoded = [encode_ranking(tokenizer, ranking, 100, 20, refused) for ranking in (three, two)]
+    encoded = [encode_ranking(tokenizer, ranking, Limits(100, 20), refused) for ranking in (three, two)]
     responses = [render_response(tokenizer, three.prompt, text) for text in ("South.", "North.")]
     assert encoded == [EncodedRanking(render_prompt(tokenizer, three.prompt), responses, [1, 2]), None]
     assert [(row.origin, row.reason.split()[0]) for row in refused] == [
@@ -110,17 +118,119 @@ def test_a_prompt_that_the_template_refuses_is_counted_once(make_tokenizer) -> N
     refusing = Prompt((SYSTEM, QUESTION), origin="r:1")
     rankings = [Ranking(refusing, ("a", "b", "c"), (1, 2, 3)), Ranking(Prompt((QUESTION,)), ("a", "b"), (1, 2))]
     refused = RefusedRows()
-    encoded = [encode_ranking(tokenizer, ranking, 100, 20, refused) for ranking in rankings]
+    encoded = [encode_ranking(tokenizer, ranking, Limits(100, 20), refused) for ranking in rankings]
     assert (encoded[0], encoded[1] is None, refused.count) == (None, False, 1)
     assert "System role not supported" in refused.summary()
     demonstrations = [Demonstration(ranking.prompt, "a") for ranking in rankings]
-    assert encode_demonstrations(tokenizer, demonstrations, 100, 20)[1].count == 1
+    assert encode_demonstrations(tokenizer, demonstrations, Limits(100, 20))[1].count == 1
     assert encode_prompts(tokenizer, [ranking.prompt for ranking in rankings], 100)[1].count == 1
 
 
 def test_nothing_left_and_no_eos_are_errors_but_no_rows_are_not(make_tokenizer, tokenizer) -> None:
     with pytest.raises(UserError, match=r"(?s)none of the 1 rows fits.*max_response_tokens=2"):
-        encode_demonstrations(tokenizer, [Demonstration(WORDS, "A long answer.")], 100, 2)
+        encode_demonstrations(tokenizer, [Demonstration(WORDS, "A long answer.")], Limits(100, 2))
     with pytest.raises(UserError, match="has no EOS token"):
         encode_prompts(make_tokenizer("no_eos"), [WORDS], 100)
     assert encode_prompts(tokenizer, [], 100)[0] == []
+
+
+def test_a_cut_response_keeps_its_first_tokens_and_teaches_no_stop(make_tokenizer, variant: str) -> None:
+    tokenizer = make_tokenizer(variant)
+    prompt = Prompt((QUESTION,), origin="demos.jsonl:4")
+    whole = render_response(tokenizer, prompt, "In the cold south, near the sea.")
+    demonstration = Demonstration(prompt, "In the cold south, near the sea.")
+    for limit in (1, len(whole) - 1):
+        (example,), refused = encode_demonstrations(tokenizer, [demonstration], Limits(100, limit, "cut"))
+        assert example.response_ids == whole[:limit]
+        assert not set(stop_ids(tokenizer)) & set(example.response_ids)
+        assert (refused.count, refused.cut_responses) == (0, 1)
+    (example,), refused = encode_demonstrations(tokenizer, [demonstration], Limits(100, len(whole), "cut"))
+    assert (example.response_ids, refused.cut_responses, refused.summary()) == (whole, 0, "")
+
+
+def test_a_ranking_keeps_every_response_that_is_cut_also_two_that_become_equal(tokenizer) -> None:
+    ranking = Ranking(Prompt((QUESTION,)), ("very very very long", "South.", "very very very short"), (3, 1, 2))
+    refused = RefusedRows()
+    encoded = encode_ranking(tokenizer, ranking, Limits(100, 3, "cut"), refused)
+    cut = render_response(tokenizer, ranking.prompt, "very very very long")[:3]
+    south = render_response(tokenizer, ranking.prompt, "South.")[:3]
+    assert encoded is not None
+    assert (encoded.response_ids, encoded.ranks) == ([cut, south, cut], [3, 1, 2])
+    assert (refused.count, refused.cut_responses) == (0, 3)
+    assert refused.summary() == "3 responses cut at the limit"
+
+
+def test_any_iterable_will_do_and_is_read_a_row_at_a_time(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def rows() -> Iterator[Demonstration]:
+        for answer in ("South.", "North."):
+            seen.append(f"read {answer}")
+            yield Demonstration(Prompt((QUESTION,)), answer)
+
+    def watched(*arguments, **options):
+        seen.append("encode")
+        return apply(*arguments, **options)
+
+    stop_ids(tokenizer)  # asks the template once, before any row
+    limits, apply = Limits(100, 20), tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", watched)
+    examples, _ = encode_demonstrations(tokenizer, rows(), limits)
+    assert [decode_response(tokenizer, example.response_ids) for example in examples] == ["South.", "North."]
+    assert [event for event, before in zip(seen, ["", *seen], strict=False) if event != before] == [
+        "read South.",
+        "encode",
+        "read North.",
+        "encode",
+    ]
+    with pytest.raises(UserError, match="none of the 3 rows fits"):
+        encode_prompts(tokenizer, (Prompt((QUESTION,)) for _ in range(3)), 2)
+
+
+def test_prompts_that_hold_the_template_already_are_one_reason(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("chatml")
+    wrapped = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    prompts = [Prompt((Message("user", wrapped.format(text)),), origin=f"p:{text}") for text in ("Hi", "Bye")]
+    encoded, refused = encode_prompts(tokenizer, [*prompts, Prompt((QUESTION,))], 100)
+    assert [item.prompt.messages for item in encoded] == [(QUESTION,)]
+    (reason,) = refused.by_reason().items()
+    assert (reason[0], reason[1].count) == ("the chat template seems to be applied already", 2)
+
+
+CONTENT = st.lists(st.sampled_from(["cat ", "</s>", "\n", "ü🐴", "  two", "<|im_end|>"]), min_size=1, max_size=12).map(
+    lambda pieces: "".join(pieces) + "?"
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    contents=st.lists(CONTENT, min_size=1, max_size=7).filter(lambda contents: len(contents) % 2 == 1),
+    with_system=st.booleans(),
+    limit=st.integers(20, 150),
+)
+def test_a_truncated_prompt_is_the_longest_end_of_the_conversation_that_fits(
+    make_tokenizer, variant: str, contents: list[str], with_system: bool, limit: int
+) -> None:
+    tokenizer = make_tokenizer(variant)
+    ensure_template(tokenizer)
+    system = [SYSTEM] if with_system and variant != "inst_bos" else []
+    turns = [Message("user" if place % 2 == 0 else "assistant", text) for place, text in enumerate(contents)]
+
+    def rendered(start: int) -> list[int]:
+        """What the library makes of the conversation from a turn on."""
+        messages = [{"role": message.role, "content": message.content} for message in (*system, *turns[start:])]
+        options = {"add_generation_prompt": True, "sanitize_control_tokens": True, "return_dict": False}
+        return tokenizer.apply_chat_template(messages, **options)
+
+    refused = RefusedRows()
+    ids = encode_prompt(tokenizer, Prompt((*system, *turns)), limit, refused)
+    ends = [rendered(start) for start in range(0, len(turns), 2)]
+    fitting = [end for end in ends if len(end) <= limit]
+    if fitting:
+        assert ids == fitting[0]
+    elif ids is not None:  # the beginning of the last message went too
+        before, _, after = tokenizer.decode(ends[-1]).rpartition(contents[-1])
+        text = tokenizer.decode(ids)
+        assert len(ids) <= limit and text.startswith(before) and text.endswith("?" + after)
+        assert contents[-1].endswith(text[len(before) : len(text) - len(after)])
+    assert (refused.count, refused.truncated_prompts) == (ids is None, ids is not None and ids != ends[0])

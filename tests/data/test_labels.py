@@ -1,6 +1,7 @@
 """Agreement by counting pairs by hand; ranks from scores; duplicates counted."""
 
-from lora_rlhf.data.labels import agreement, drop_duplicate_responses, group_by_prompt
+from lora_rlhf.data.labels import agreement, distinct_responses
+from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Prompt, Ranking
 
 HI = Prompt.of("Hi")
@@ -15,26 +16,29 @@ def test_agreement_counts_strictly_ordered_pairs() -> None:
     bob = rank("cab", (2, 1, 2), "Bob")  # a first, then b and c tied
     eve = rank("bad", (1, 2, 3), "Eve")  # b before a before d
     # Ada-Bob: ab, ac agree, bc is tied. Ada-Eve share a, b: disagree. Bob-Eve share a, b: disagree.
-    assert agreement(group_by_prompt([ada, bob, eve])) == (2 / 4, 4)
-    assert agreement(group_by_prompt([ada, bob])) == (1.0, 2)
-    assert agreement(group_by_prompt([ada, rank("abc", (3, 2, 1), "Zoe")])) == (0.0, 3)
+    assert agreement([ada, bob, eve]) == (2 / 4, 4)
+    assert agreement([ada, bob]) == (1.0, 2)
+    assert agreement([ada, rank("abc", (3, 2, 1), "Zoe")]) == (0.0, 3)
 
 
 def test_agreement_compares_only_people_and_prompts_that_can_be_compared() -> None:
     ada = rank("ab", (1, 2), "Ada")
-    assert agreement(group_by_prompt([ada, ada])) == (None, 0)
-    assert agreement(group_by_prompt([ada, rank("ab", (1, 2), "Bob", Prompt.of("Other"))])) == (None, 0)
-    assert agreement(group_by_prompt([ada, rank("ab", (1, 2), "Bob", Prompt.of(" hI"))])) == (1.0, 1)
-    assert agreement(group_by_prompt([rank("ab", (1, 2)), rank("ab", (1, 2))])) == (1.0, 1)
-    assert agreement({}) == (None, 0)
+    assert agreement([ada, ada]) == (None, 0)
+    assert agreement([ada, rank("ab", (1, 2), "Bob", Prompt.of("Other"))]) == (None, 0)
+    assert agreement([ada, rank("ab", (1, 2), "Bob", Prompt.of(" hI"))]) == (1.0, 1)
+    assert agreement([rank("ab", (1, 2)), rank("ab", (1, 2))]) == (1.0, 1)
+    assert agreement([]) == (None, 0)
 
 
 def test_duplicates_are_dropped_at_their_best_rank_and_counted() -> None:
     unchanged = rank("ab", (2, 1))
     double = Ranking(Prompt.of("x"), ("a", "b", "a ", "c"), (3, 2, 1, 4), "Ada")
     same = Ranking(Prompt.of("y"), ("a", " a"), (1, 2))
-    kept, refused = drop_duplicate_responses([unchanged, double, same])
-    assert kept == [unchanged, Ranking(Prompt.of("x"), ("a", "b", "c"), (1, 2, 4), "Ada")]
+    refused = RefusedRows()
+    assert distinct_responses(unchanged, refused) is unchanged
+    assert refused.count == 0
+    assert distinct_responses(double, refused) == Ranking(Prompt.of("x"), ("a", "b", "c"), (1, 2, 4), "Ada")
+    assert distinct_responses(same, refused) is None
     assert [row.reason for row in refused] == [
         "duplicate response in a ranking",
         "duplicate response in a ranking",

@@ -1,8 +1,9 @@
-"""Each format is recognised by its columns and read into the same records; what is not recognised is named."""
+"""Demonstrations, prompts and texts as they stand on the hub, and the messages that any column may hold."""
 
 import pytest
 
-from lora_rlhf.data.readers import DEMONSTRATIONS, PROMPTS, RANKINGS, TEXTS, read_row
+from lora_rlhf.data.formats import Kind, recognise
+from lora_rlhf.data.readers import is_hh_dialogue, to_number, to_prompt, to_response
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of
 
@@ -10,8 +11,17 @@ USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content
 OTHER = {"role": "assistant", "content": "No"}
 SYSTEM = {"role": "system", "content": "Be kind."}
 HI = Prompt.of("Hi")
-DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
-DIALOGUE_PROMPT = Prompt((Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Why?")))
+KIND = Message("system", "Be kind.")
+
+
+def read(kind: Kind, row: dict):
+    (format,) = recognise(row, kind)
+    (record,) = format.readers[kind](row)
+    return record
+
+
+def demonstration(row: dict) -> Demonstration:
+    return read("demonstrations", row)
 
 
 @pytest.mark.parametrize(
@@ -21,102 +31,170 @@ DIALOGUE_PROMPT = Prompt((Message("user", "Hi"), Message("assistant", "Yes?"), M
         {"prompt": "Hi", "response": "Hello"},
         {"prompt": "Hi", "response": "Hello", "completion": None},
         {"prompt": [USER], "completion": [ANSWER]},
+        {"prompt": [USER], "completion": ANSWER},
         {"prompt": [{"role": "system", "content": ""}, USER], "completion": "Hello"},
+        {"prompt": [{"role": "system", "content": None}, USER], "completion": "Hello"},
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}]}
+        | {"completion": "Hello"},
         {"messages": [USER, ANSWER]},
+        {"messages": (USER, ANSWER), "prompt": "Hi", "prompt_id": "1"},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "id": "x_0"},
+        {"conversations": [{"from": "user", "value": "Hi"}, {"from": "bing", "value": "Hello"}], "system": None},
+        {
+            "conversations": [
+                {"from": "system", "value": " "},
+                {"from": "human", "value": "Hi"},
+                {"from": "bard", "value": "Hello"},
+            ]
+        },
+        {"conversations": [USER, ANSWER], "system_prompt": ""},
+        {"instruction": "Hi", "input": "", "output": "Hello"},
+        {"instruction": "Hi", "input": None, "output": "Hello", "text": "Below is ...", "system": "", "history": []},
+        {"instruction": "", "input": "Hi", "output": "Hello", "history": None},
+        {"instruction": "Hi", "context": "", "response": "Hello", "category": "open_qa"},
+        {"system_prompt": "", "question": "Hi", "response": "Hello"},
     ],
 )
 def test_demonstrations(row: dict) -> None:
-    assert read_row(DEMONSTRATIONS, {**row}, "f:1").response == "Hello"
-    assert read_row(DEMONSTRATIONS, row, "f:1").prompt.messages == HI.messages
+    assert demonstration(row) == Demonstration(HI, "Hello")
 
 
 def test_many_turns_and_a_system_message_stay_in_the_prompt() -> None:
-    record = read_row(DEMONSTRATIONS, {"messages": [SYSTEM, USER, ANSWER, USER, OTHER]}, "f:1")
+    record = demonstration({"messages": [SYSTEM, USER, ANSWER, USER, OTHER]})
     assert [message.role for message in record.prompt.messages] == ["system", "user", "assistant", "user"]
     assert record.response == "No"
 
 
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+def test_a_system_column_comes_first_and_a_system_turn_wins(column: str) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "chatgpt", "value": "Hello"}]
+    expected = Demonstration(Prompt((KIND, Message("user", "Hi"))), "Hello")
+    assert demonstration({"conversations": turns, column: "Be kind."}) == expected
+    turns = [{"from": "system", "value": "Be kind."}, *turns]
+    assert demonstration({"conversations": turns, column: "Be rude."}) == expected
+    assert demonstration({"question": "Hi", "response": "Hello", column: "Be kind."}) == expected
+    assert demonstration({"instruction": "Hi", "output": "Hello", column: "Be kind."}) == expected
+
+
+def test_an_instruction_follows_its_history_and_comes_before_its_input() -> None:
+    row = {
+        "instruction": "And this?",
+        "input": "Cat",
+        "output": "Chat",
+        "history": [["Dog?", "Chien"], ["Cow?", "Vache"]],
+        "system": "Be kind.",
+    }
+    turns = (
+        ("system", "Be kind."),
+        ("user", "Dog?"),
+        ("assistant", "Chien"),
+        ("user", "Cow?"),
+        ("assistant", "Vache"),
+        ("user", "And this?\n\nCat"),
+    )
+    assert demonstration(row) == Demonstration(Prompt(tuple(Message(*turn) for turn in turns)), "Chat")
+
+
+def test_a_prompt_of_several_turns_as_text() -> None:
+    assert to_prompt("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:") == Prompt(
+        (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Why?"))
+    )
+    assert to_prompt("Human: Hi\n\nAssistant: ") == HI
+    # words that only look like turns
+    assert not is_hh_dialogue("The Human: a study")
+    assert to_prompt("Human: Hi") == Prompt.of("Human: Hi")
+    assert to_prompt("Ask the\nHuman: Hi\n\nAssistant: x").messages[0].content.startswith("Ask the")
+
+
 @pytest.mark.parametrize(
-    ("row", "prompt", "responses"),
+    ("kind", "row", "reason"),
     [
-        ({"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, 2]}, HI, ("a", "b")),
-        ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, HI, ("a", "b")),
-        ({"prompt": "Hi", "chosen": [ANSWER], "rejected": [OTHER]}, HI, ("Hello", "No")),
-        ({"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, HI, ("Hello", "No")),
-        # UltraFeedback's binarised form says the prompt twice
-        ({"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, HI, ("Hello", "No")),
-        ({"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, DIALOGUE_PROMPT, ("a", "b")),
-        ({"prompt": DIALOGUE, "chosen": " a", "rejected": " b"}, DIALOGUE_PROMPT, (" a", " b")),
-        ({"chosen": f"{DIALOGUE} a", "rejected": DIALOGUE}, DIALOGUE_PROMPT, ("a", "")),
+        ("demonstrations", {"prompt": 3, "completion": "b"}, "^prompt is neither text nor a list"),
         (
-            {"chosen": "What is it? A cat.", "rejected": "What is it? A car."},
-            Prompt.of("What is it? A"),
-            ("cat.", "car."),
+            "demonstrations",
+            {"prompt": [{"from": "human"}], "completion": "b"},
+            "prompt holds a message without role and",
         ),
+        ("demonstrations", {"prompt": ["Hi"], "completion": "b"}, "prompt holds a message without role and content"),
+        ("demonstrations", {"prompt": [["user", "Hi"]], "completion": "b"}, "a message without role and content"),
+        ("demonstrations", {"prompt": [{"role": ["user"], "content": "a"}], "completion": "b"}, "role is not one of"),
+        ("demonstrations", {"prompt": [{"role": "user", "content": None}], "completion": "b"}, "content is not text"),
+        (
+            "demonstrations",
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "completion": "b"},
+            "not text",
+        ),
+        (
+            "demonstrations",
+            {"prompt": [{"role": "user", "content": ["a"]}], "completion": "b"},
+            "parts that are not text",
+        ),
+        ("demonstrations", {"prompt": '[{"role": "user", "content": "a"}]', "completion": "b"}, "written as text"),
+        ("demonstrations", {"prompt": "a", "completion": "[{'role': 'assistant'}]"}, "messages are written as text"),
+        ("demonstrations", {"prompt": "a", "completion": [USER]}, "completion is not one assistant's message"),
+        ("demonstrations", {"prompt": "a", "completion": 3}, "the completion is not text"),
+        ("demonstrations", {"prompt": "a", "completion": " "}, "the response is empty"),
+        ("demonstrations", {"prompt": "a\ud800", "completion": "b"}, "half a character"),
+        ("demonstrations", {"messages": [USER, ANSWER, USER]}, "messages does not end with an assistant's message"),
+        ("demonstrations", {"messages": []}, "does not end with an assistant's message"),
+        ("demonstrations", {"messages": [ANSWER]}, "the prompt is empty"),
+        ("demonstrations", {"messages": [USER, ANSWER, OTHER]}, "the prompt does not end with a user's message"),
+        ("demonstrations", {"messages": {"role": "user"}}, "messages is neither text nor a list"),
+        ("demonstrations", {"conversations": [{"from": "human", "value": "Hi"}]}, "conversations does not end with an"),
+        (
+            "demonstrations",
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": "{}"}]},
+            "role",
+        ),
+        ("demonstrations", {"conversations": [USER, ANSWER], "system": 3}, "the system is not text"),
+        ("demonstrations", {"instruction": " ", "input": "", "output": "b"}, "the prompt is empty"),
+        (
+            "demonstrations",
+            {"instruction": "a", "input": ["b"], "output": "c"},
+            "the instruction or its input is not text",
+        ),
+        ("demonstrations", {"instruction": "a", "output": ["b", "c"]}, "the response is not text"),
+        ("demonstrations", {"instruction": "a", "output": "b", "history": "c"}, "history is not a list of pairs"),
+        ("demonstrations", {"instruction": "a", "output": "b", "history": [["c"]]}, "history is not a list of pairs"),
+        ("prompts", {"messages": []}, "the prompt is empty"),
+        ("prompts", {"messages": [USER, ANSWER, ANSWER]}, "does not end with a user's message"),
+        ("texts", {"text": ""}, "the text is empty"),
+        ("texts", {"text": ["a"]}, "the text is not text"),
     ],
 )
-def test_rankings(row: dict, prompt: Prompt, responses: tuple[str, ...]) -> None:
-    record = read_row(RANKINGS, row, "f:1")
-    assert record == Ranking(Prompt(prompt.messages, record.prompt.meta), responses, (1, 2))
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "Hi"},
-        {"prompt": [USER]},
-        {"messages": [USER]},
-        {"messages": [USER, ANSWER]},
-        {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
-        {"prompt": "Hi", "responses": ["only one"]},
-    ],
-)
-def test_prompts_are_found_in_any_row(row: dict) -> None:
-    assert read_row(PROMPTS, row, "f:1").messages == HI.messages
-
-
-def test_other_columns_are_kept_with_the_prompt() -> None:
-    row = {"prompt": "Hi", "completion": "Hello", "source": "web", "score": 3}
-    prompt = read_row(DEMONSTRATIONS, row, "f.jsonl:7").prompt
-    assert prompt.meta == {"source": "web", "score": 3}
-    assert prompt.origin == "f.jsonl:7"
-    assert read_row(RANKINGS, {"prompt": "Hi", "chosen": "a", "rejected": "b", "labeler": "Ada"}, "").labeler == "Ada"
-
-
-@pytest.mark.parametrize(
-    ("table", "row", "reason"),
-    [
-        (DEMONSTRATIONS, {"question": "a", "answer": "b"}, "found answer, question; expected prompt \\+ completion | "),
-        (DEMONSTRATIONS, {}, "found none; expected"),
-        (DEMONSTRATIONS, ["a"], "not an object"),
-        (DEMONSTRATIONS, {"prompt": 3, "completion": "b"}, "neither text nor a list"),
-        (DEMONSTRATIONS, {"prompt": [{"from": "human"}], "completion": "b"}, "without role and content"),
-        (DEMONSTRATIONS, {"prompt": "a", "completion": [USER]}, "not one assistant's message"),
-        (DEMONSTRATIONS, {"messages": [USER, ANSWER, USER]}, "does not end with an assistant's message"),
-        (DEMONSTRATIONS, {"messages": []}, "does not end with an assistant's message"),
-        (RANKINGS, {"prompt": "a", "responses": ["x"], "ranks": [1]}, "at least 2 responses"),
-        (RANKINGS, {"prompt": "a", "responses": "xy", "ranks": [1, 2]}, "responses is not a list"),
-        (RANKINGS, {"prompt": "a", "chosen": "x", "rejected": "x"}, "are the same"),
-        (RANKINGS, {"chosen": "Yes", "rejected": "No"}, "share no prompt"),
-        (RANKINGS, {"chosen": [ANSWER], "rejected": [OTHER]}, "share no prompt"),
-        (RANKINGS, {"chosen": [SYSTEM, USER, ANSWER], "rejected": [USER, OTHER]}, "differ before their last"),
-        (PROMPTS, {"messages": []}, "the prompt is empty"),
-        (TEXTS, {"content": "x"}, "found content; expected text"),
-    ],
-)
-def test_what_can_not_be_read_says_why(table, row, reason: str) -> None:
+def test_what_can_not_be_read_says_why(kind: Kind, row: dict, reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
-        read_row(table, row, "f:1")
+        read(kind, row)
+
+
+def test_an_answer_may_be_json() -> None:
+    assert to_response('{"name": "Ada"}', "completion") == '{"name": "Ada"}'
+    assert to_response("[1, 2]", "completion") == "[1, 2]"
 
 
 @pytest.mark.parametrize(
-    ("table", "record"),
+    ("value", "number"),
     [
-        (PROMPTS, Prompt((Message("system", "Be kind."), Message("user", "Hi")), meta={"id": 1})),
-        (DEMONSTRATIONS, Demonstration(Prompt((Message("user", "Hi"),), meta={"id": 1}), "Hello")),
-        (RANKINGS, Ranking(DIALOGUE_PROMPT, ("a", "b", "c"), (2, 1, 2), "Ada")),
-        (TEXTS, Text("Once.")),
+        *[(3, 3.0), ("4.5", 4.5), (-0.5, -0.5), ("N/A", None), (True, None), (None, None), ([1], None)],
+        *[(float("nan"), None), ("inf", None), (10**400, None)],
     ],
 )
-def test_records_survive_being_written_as_rows(table, record) -> None:
-    assert read_row(table, row_of(record), "f:1") == record
+def test_numbers(value, number: float | None) -> None:
+    assert to_number(value) == number
+
+
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        ("prompts", Prompt((KIND, Message("user", "Hi")))),
+        ("demonstrations", Demonstration(HI, "Hello")),
+        (
+            "demonstrations",
+            Demonstration(Prompt((Message("user", "a"), Message("assistant", "b"), Message("user", "c"))), "d"),
+        ),
+        ("rankings", Ranking(HI, ("a", "b", "c"), (2, 1, 2), "Ada")),
+        ("texts", Text("Once.")),
+    ],
+)
+def test_records_survive_being_written_as_rows(kind: Kind, record) -> None:
+    assert read(kind, row_of(record)) == record

@@ -1,113 +1,494 @@
-"""Whole files: every usable record, every refusal with its place, and an error where nothing is usable."""
+"""A name to records: every usable one, every refusal with its place, and a question where the rows leave a doubt."""
 
 import gzip
-import os
+import json
+import random
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from lora_rlhf.data.formats import Kind
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.readers import RANKINGS, read_row
-from lora_rlhf.data.sources import numbered_rows, read_demonstrations, read_prompts, read_rankings, read_texts
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text
+from lora_rlhf.data.sources import (
+    MOST_IN_GROUP,
+    Source,
+    every_turn,
+    read_demonstrations,
+    read_prompts,
+    read_rankings,
+    read_texts,
+)
 from lora_rlhf.errors import UserError
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
+PAIR = {"prompt": "a", "completion": "b"}
+DOUBTFUL = {"prompt": "a", "completion": "b", "response": "c"}  # either column may be the answer
+RATINGS = dict.fromkeys(("correctness", "coherence", "complexity", "verbosity"), 1)
+
+
+def jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def rated(prompt: Any, response: Any, helpfulness: Any) -> dict[str, Any]:
+    """A row of HelpSteer."""
+    return {"prompt": prompt, "response": response, "helpfulness": helpfulness, **RATINGS}
+
+
+def read(path: Path | str, kind: Kind | None = None, **options: Any) -> tuple[list[Any], Source]:
+    source: Source = Source(str(path), kind, **options)
+    records = list(source)
+    assert source.used + source.refused.count == source.read
+    assert source.records == len(records) and source.formats.total() == source.used
+    return records, source
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# counting
+
+
+def test_every_row_is_used_or_refused_with_its_place(tmp_path: Path) -> None:
+    rows = [PAIR, {"prompt": "a"}, "", "not json", [1], PAIR, {"prompt": " ", "completion": "b"}]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    records, source = read(path, "demonstrations")
+    assert [record.prompt.origin for record in records] == [f"{path}:1", f"{path}:6"]
+    assert (source.read, source.used, source.records, source.refused.count) == (6, 2, 2, 4)
+    assert source.formats == {"prompt-completion": 2}
+    assert {refusal.origin: refusal.reason for refusal in source.refused} == {
+        f"{path}:2": "the row holds prompts, not demonstrations",
+        f"{path}:4": "the line is not JSON",
+        f"{path}:5": "the row is not an object with columns",
+        f"{path}:7": "the prompt is empty",
+    }
+
+
+def test_a_row_that_gives_several_records_is_one_row(tmp_path: Path) -> None:
+    second = {"text": "c", "role": "prompter", "replies": [{"text": "d", "role": "assistant", "rank": 0}]}
+    tree = {"text": "a", "role": "prompter", "replies": [{"text": "b", "role": "assistant", "replies": [second]}]}
+    path = jsonl(tmp_path / "trees.jsonl", [{"message_tree_id": "1", "prompt": tree, "lang": "en"}])
+    records, source = read(path, "demonstrations")
+    assert [record.response for record in records] == ["b", "d"]
+    assert (source.read, source.used, source.records) == (1, 1, 2) and source.formats == {"oasst": 1}
+    assert [(record.prompt.meta, record.prompt.origin) for record in records] == [({"lang": "en"}, f"{path}:1")] * 2
+
+
+def test_a_source_can_be_read_again_and_counts_anew(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [PAIR, {"prompt": "a"}])
+    source: Source[Demonstration] = Source(str(path), "demonstrations")
+    assert list(source) == list(source)
+    assert (source.read, source.used, source.refused.count) == (2, 1, 1)
+    jsonl(path, [PAIR, PAIR, PAIR])
+    assert len(list(source)) == 3 and (source.read, source.refused.count) == (3, 0)
+
+
+def test_rows_stream(tmp_path: Path) -> None:
+    """A record is there before the rows behind it are read."""
+    path = jsonl(tmp_path / "rows.jsonl", [PAIR] * 5)
+    source: Source[Demonstration] = Source(str(path), "demonstrations")
+    rows = iter(source)
+    next(rows)
+    assert (source.read, source.used) == (1, 1)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_bad_rows_are_refused_with_file_and_line(tmp_path: Path, packed: bool) -> None:
-    text = (GOOD + '{"prompt": "a"}\n\n' + "not json\n" + GOOD + '{"prompt": "", "completion": "b"}\n').encode()
-    path = tmp_path / ("rows.jsonl.gz" if packed else "rows.jsonl")
+def test_strict_stops_at_the_first_bad_row(tmp_path: Path, packed: bool) -> None:
+    text = (GOOD + '\n{"prompt": "a"}\n' + GOOD).encode()
+    path = tmp_path / "rows.jsonl"
     path.write_bytes(gzip.compress(text) if packed else text)
-    records, refused = read_demonstrations(path)
-    assert [record.prompt.origin for record in records] == [f"{path}:1", f"{path}:5"]
-    assert [row.origin for row in refused] == [f"{path}:2", f"{path}:4", f"{path}:6"]
-    assert refused.count == 3
-    assert "found prompt; expected prompt + completion" in refused.summary()
-    with pytest.raises(UserError, match=rf"{path.name}:2: columns not recognised"):
-        read_demonstrations(path, strict=True)
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: the row holds prompts, not demonstrations .*--strict"):
+        read_demonstrations(str(path), strict=True)
+    assert len(read_demonstrations(str(path))[0]) == 2
 
 
-def test_a_ranking_with_one_response_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rankings.jsonl"
-    write_jsonl(
-        path,
-        [
-            {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]},
-            {"prompt": "p", "responses": ["a"], "ranks": [1]},
-        ],
-    )
-    records, refused = read_rankings(path)
-    assert (len(records), refused.count) == (1, 1)
-    assert str(next(iter(refused))) == f"{path}:2: a ranking needs at least 2 responses (got 1)"
-    with pytest.raises(UserError, match=r"rankings\.jsonl:2: a ranking needs at least 2 responses"):
-        read_rankings(path, strict=True)
+def test_a_group_that_is_refused_stops_a_strict_reading_too(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [rated("p", "a", 1)])
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: a ranking needs at least 2 neighbouring rows"):
+        read_rankings(str(path), strict=True)
+
+
+def test_the_unused_columns_go_with_the_prompt(tmp_path: Path) -> None:
+    row = {"instruction": "a", "input": "", "output": "b", "text": "whole", "answer": 4, "note": None, "tags": ["x"]}
+    records, _ = read(jsonl(tmp_path / "rows.jsonl", [row]), "demonstrations")
+    assert records[0].prompt.meta == {"answer": 4, "note": None, "tags": ["x"]}
+
+
+def test_an_unused_column_does_not_take_the_place_of_what_is_written(tmp_path: Path) -> None:
+    """row_of writes a ranking's own columns: one of the same name, kept beside it, would come back as the ranking's."""
+    row = {"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1, "labeler": "Eve", "completion": "x"}
+    (record,), _ = read(jsonl(tmp_path / "shp.jsonl", [row]), "rankings")
+    assert record == Ranking(Prompt((Message("user", "a"),), {"completion": "x"}), ("b", "c"), (1, 2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# damage, and files without a usable row
+
+
+def damaged(path: Path, how: str) -> str:
+    """Writes a file that breaks off; returns the reason."""
+    if how == "list":
+        path.write_text("[" + GOOD + ", " + GOOD + ', {"prompt": "a", "comp')
+        return "the JSON text breaks off"
+    drawn = random.Random(0)
+    packed = gzip.compress("".join(GOOD.replace("a", str(drawn.random())) for _ in range(2000)).encode())
+    if how == "cut":
+        path.write_bytes(packed[: len(packed) // 2])
+        return "the gzip data break off"
+    path.write_bytes(packed[:-8] + b"\1\2\3\4" + packed[-4:])
+    return "the gzip data are damaged"
+
+
+@pytest.mark.parametrize("how", ["list", "cut", "checksum"])
+def test_damage_is_an_error_with_its_place_unless_tolerated(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "rows"
+    reason = damaged(path, how)
+    with pytest.raises(UserError, match=rf"rows:\d+: {reason}"):
+        read_demonstrations(str(path))
+    records, source = read(path, "demonstrations", tolerant=True)
+    assert source.used == len(records) and source.read == source.used + 1
+    # some rows are behind the place where a packed file breaks
+    assert len(records) in {"list": [2], "cut": range(500, 1500), "checksum": range(1900, 2001)}[how]
+    assert [(refusal.origin, refusal.reason) for refusal in source.refused] == [(f"{path}:{source.read}", reason)]
+
+
+def test_a_hub_dataset_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(name: str, config: str | None, split: str, streaming: bool) -> Iterator[dict[str, Any]]:
+        yield PAIR
+        yield {"prompt": "a"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.load_dataset", stream)
+    with pytest.raises(UserError, match=r"owner/name:test row 3: the dataset cannot be read further .*reset by peer"):
+        read_demonstrations("owner/name:test")
+    records, source = read("owner/name:test", "demonstrations", tolerant=True)
+    assert [record.prompt.origin for record in records] == ["owner/name:test row 1"]
+    assert [refusal.origin for refusal in source.refused] == ["owner/name:test row 2", "owner/name:test row 3"]
+
+
+def test_behind_a_damaged_file_the_others_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" + GOOD)
+    (tmp_path / "b.jsonl").write_text(GOOD)
+    records, source = read(tmp_path, "demonstrations", tolerant=True)
+    assert [record.prompt.origin for record in records] == [f"{tmp_path}/a.json:1", f"{tmp_path}/b.jsonl:1"]
+    assert [refusal.origin for refusal in source.refused] == [f"{tmp_path}/a.json:2"]
 
 
 @pytest.mark.parametrize("text", ["", "\n  \n", "[]"])
 def test_an_empty_file_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "empty.json"
     path.write_text(text)
-    for read in (read_demonstrations, read_rankings, read_prompts, read_texts):
+    for reader in (read_demonstrations, read_rankings, read_prompts, read_texts):
         with pytest.raises(UserError, match=r"empty\.json: no rows; the file is empty"):
-            read(path)
+            reader(str(path))
+    assert read(path, None, tolerant=True)[1].read == 0
 
 
 def test_a_file_without_a_usable_row_is_an_error_with_the_first_reasons(tmp_path: Path) -> None:
-    path = tmp_path / "alpaca.jsonl"
-    write_jsonl(path, [{"instruction": "a", "output": "b"}] * 5)
+    path = jsonl(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}] * 5)
     with pytest.raises(UserError) as caught:
-        read_demonstrations(path)
+        read_demonstrations(str(path))
     message = str(caught.value)
-    assert "none of its 5 rows can be used" in message
-    assert "found instruction, output; expected prompt + completion | prompt + response | messages" in message
-    assert f"{path}:1; {path}:2; {path}:3, ..." in message
+    assert "none of its 5 rows can be used" in message and "5 refused: no known format" in message
+    assert f"{path}:1 found question, answer; nearest is orca, which lacks response" in message
+    assert f"{path}:3" in message and f"{path}:4" not in message
+    assert read(path, "demonstrations", tolerant=True)[1].refused.count == 5
+
+
+def test_a_column_that_is_there_but_empty_is_named(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": None, "split": "train"}])
+    with pytest.raises(UserError, match="empty: completion; nearest is prompt-completion, which lacks completion"):
+        read_demonstrations(str(path))
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "held", "command"),
+    [
+        ({"instruction": "a", "output": "b"}, "rankings", "demonstrations", "lora-rlhf sft --demonstrations"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "demonstrations", "rankings", "lora-rlhf reward --rankings"),
+        ({"prompt": "a"}, "rankings", "prompts", "lora-rlhf ppo --prompts"),
+        ({"text": "a"}, "prompts", "texts", "lora-rlhf ppo --pretraining-text"),
+    ],
+)
+def test_data_of_another_kind_name_the_command_that_takes_them(
+    tmp_path: Path, row: dict, kind: Kind, held: str, command: str
+) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=f"the row holds {held}, not {kind} .*{command}"):
+        list(Source(str(path), kind))
+
+
+def test_what_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/script.py").touch()
+    for name, message in [
+        ("missing.jsonl", "no such file"),
+        ("folder/missing.jsonl.gz", "no such file"),
+        ("./not/a/hub/name", "no such file"),
+        ("folder", r"no data in this folder \(it holds script\.py\)"),
+        ("folder/*.jsonl", "no file matches"),
+        ("", "an empty name"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read_texts(name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# several formats
+
+
+def test_a_doubt_is_asked_and_answered(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [DOUBTFUL, {**DOUBTFUL, "response": "x" * 100}])
+    for tolerant in (False, True):
+        with pytest.raises(UserError) as caught:
+            list(Source(str(path), "demonstrations", tolerant=tolerant))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: its rows fit several formats; say which one with --format:")
+    assert '--format prompt-completion demonstrations: "a" -> "b"' in message
+    assert '--format prompt-response demonstrations: "a" -> "c"' in message
+    assert f'the row at {path}:1: {{"prompt": "a", "completion": "b"' in message
+    for name, answers in (("prompt-completion", ["b", "b"]), ("prompt-response", ["c", "x" * 100])):
+        records, source = read(path, "demonstrations", format=name)
+        assert [record.response for record in records] == answers and source.formats == {name: 2}
+
+
+def test_the_question_shows_what_is_asked_for_and_no_more_of_the_row_than_fits(tmp_path: Path) -> None:
+    row = {**rated("a\x1b[31m", "best", 4), "completion": "x" * 5000}
+    path = jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError) as caught:
+        list(Source(str(path), "demonstrations"))
+    message = str(caught.value)
+    assert f'--format prompt-completion demonstrations: "a\\u001b[31m" -> "{"x" * 60}"...' in message
+    assert '--format helpsteer      demonstrations: "a\\u001b[31m" -> "best"' in message
+    assert len(message) < 1000 and "\x1b" not in message
+    with pytest.raises(UserError, match=r"--format helpsteer +rankings and demonstrations and prompts: refused: a"):
+        list(Source(str(path), None))
+
+
+@pytest.mark.parametrize("first", [PAIR, {"prompt": "a", "completion": ""}])
+def test_a_doubtful_row_is_read_as_the_rows_before_it(tmp_path: Path, first: dict) -> None:
+    """From the second row on, and also behind one that could not be used."""
+    records, source = read(jsonl(tmp_path / "rows.jsonl", [first, DOUBTFUL, DOUBTFUL]), "demonstrations")
+    assert [record.response for record in records][-2:] == ["b", "b"]
+    assert list(source.formats) == ["prompt-completion"]
+    answered = {"prompt": "a", "response": "c"}
+    records, _ = read(jsonl(tmp_path / "rows.jsonl", [answered, DOUBTFUL]), "demonstrations")
+    assert [record.response for record in records] == ["c", "c"]
+
+
+def test_a_doubtful_row_among_others_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [{"instruction": "a", "output": "b"}, DOUBTFUL, rated("p", "c", 1)])
+    records, source = read(path, "demonstrations")
+    assert [record.response for record in records] == ["b", "c"]
+    (refusal,) = source.refused
+    assert refusal.origin == f"{path}:2" and "--format" in refusal.reason
+    assert refusal.detail == "prompt-completion, prompt-response"
+
+
+def test_a_doubt_that_makes_no_difference_is_not_asked(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [DOUBTFUL, {**DOUBTFUL, "messages": [{"role": "user", "content": "a"}]}])
+    records, _ = read(path, "prompts")
+    assert [record.messages for record in records] == [(Message("user", "a"),)] * 2
+    jsonl(path, [{"prompt": "a", "question": "other", "response": "b"}])
+    with pytest.raises(UserError, match=r'(?s)--format prompt-response prompts: "a".*--format orca +prompts: "other"'):
+        list(Source(str(path), "prompts"))
+
+
+def test_a_format_can_be_named_also_where_another_fits_better(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b", "label": False}, {"question": "x", "response": "y" * 1000}]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    records, source = read(path, "demonstrations", format="prompt-completion")
+    assert records == [Demonstration(Prompt((Message("user", "a"),), {"label": False}), "b")]
+    (refusal,) = source.refused
+    assert refusal.reason == "the row is not of format prompt-completion" and "question, response" in refusal.detail
+
+
+def test_a_format_of_another_kind_or_of_no_known_name_is_an_error() -> None:
+    for name, kind, held in [
+        ("alpaca", "rankings", "demonstrations and prompts"),
+        ("hh-rlhf", "demonstrations", "rankings and prompts"),
+        ("text", "prompts", "texts"),
+        ("prompt", "texts", "prompts"),
+    ]:
+        with pytest.raises(UserError, match=f"--format {name} holds {held}; {kind} are wanted from x.jsonl"):
+            Source("x.jsonl", kind, name)
+    with pytest.raises(UserError, match="did you mean alpaca"):
+        Source("x.jsonl", "demonstrations", "alpacca")
+    assert Source("x.jsonl", None, "alpaca").kind is None
+
+
+def test_formats_can_be_mixed_in_a_file(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "e"}, {"from": "gpt", "value": "f"}]
+    rows = [PAIR, {"instruction": "c", "output": "d"}, {"conversations": turns}, PAIR]
+    records, source = read(jsonl(tmp_path / "rows.jsonl", rows), "demonstrations")
+    assert [(record.prompt.messages[-1].content, record.response) for record in records] == [
+        *(("a", "b"), ("c", "d"), ("e", "f"), ("a", "b"))
+    ]
+    assert source.formats == {"prompt-completion": 2, "alpaca": 1, "sharegpt": 1}
+
+
+def test_without_a_kind_each_row_is_read_as_its_main_one(tmp_path: Path) -> None:
+    rows = [PAIR, {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a"}, {"text": "t"}]
+    records, _ = read(jsonl(tmp_path / "rows.jsonl", rows))
+    prompt = Prompt.of("a")
+    assert records == [Demonstration(prompt, "b"), Ranking(prompt, ("b", "c"), (1, 2)), prompt, Text("t")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rows that belong together
+
+
+def test_neighbouring_rows_of_a_prompt_are_one_ranking(tmp_path: Path) -> None:
+    rows = [rated("p", "a", 1), rated("p", "b", 4), rated("q", "c", 0), rated("q", "d", 0), rated("p", "e", 2)]
+    path = jsonl(tmp_path / "rows.jsonl", [{**row, "n": number} for number, row in enumerate(rows)])
+    records, source = read(path, "rankings")
+    assert [(record.responses, record.ranks) for record in records] == [(("a", "b"), (2, 1)), (("c", "d"), (1, 1))]
+    assert [(record.prompt.origin, record.prompt.meta) for record in records] == [
+        (f"{path}:1", {"n": 0}),
+        (f"{path}:3", {"n": 2}),
+    ]
+    assert (source.read, source.used, source.records) == (5, 4, 2) and source.formats == {"helpsteer": 4}
+    assert [refusal.origin for refusal in source.refused] == [f"{path}:5"]
+
+
+def test_refused_rows_do_not_part_their_neighbours_and_other_formats_do(tmp_path: Path) -> None:
+    one, other = rated("p", "a", 1), rated("p", "b", 4)
+    records, source = read(jsonl(tmp_path / "rows.jsonl", [one, "oops", {"x": 1}, other]), "rankings")
+    assert len(records) == 1 and (source.used, source.refused.count) == (2, 2)
+    between = {"prompt": "x", "chosen": "y", "rejected": "z"}
+    records, source = read(jsonl(tmp_path / "rows.jsonl", [one, other, between, one, other]), "rankings")
+    assert [record.prompt.messages[0].content for record in records] == ["p", "x", "p"] and source.used == 5
+
+
+def test_a_refused_group_counts_each_of_its_rows(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [rated("p", "a", 1), rated("p", "b", "N/A"), PAIR | {"label": 1}])
+    records, source = read(path, "demonstrations")
+    assert [record.response for record in records] == ["b"] and source.formats == {"unpaired": 1}
+    assert [str(refusal) for refusal in source.refused] == [
+        f"{path}:{line}: helpfulness is not a number" for line in (1, 2)
+    ]
+
+
+def test_a_group_is_read_in_parts_where_it_would_fill_the_memory(tmp_path: Path) -> None:
+    rows = [rated("p", str(number), number % 5) for number in range(MOST_IN_GROUP + 2)]
+    records, source = read(jsonl(tmp_path / "rows.jsonl", rows), "rankings")
+    assert [len(record.responses) for record in records] == [MOST_IN_GROUP, 2] and source.used == MOST_IN_GROUP + 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# prompts, texts, turns
+
+
+def test_prompts_come_from_any_format(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a"},
+        PAIR,
+        {"prompt": "a", "responses": ["only one"], "ranks": [1]},
+        {"instruction": "a", "output": ""},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"prompt": "a", "completion": "b", "label": False},
+        {"prompt": "a", "completion": "c", "label": False},
+    ]
+    records, source = read(jsonl(tmp_path / "rows.jsonl", rows), "prompts")
+    assert records == [Prompt.of("a")] * 7 and source.used == 8  # neighbours of one prompt are one
 
 
 def test_texts_come_from_rows_or_from_a_text_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "texts.jsonl", [{"text": "One."}, {"text": " "}, {"text": "Two."}])
-    records, refused = read_texts(tmp_path / "texts.jsonl")
+    records, refused = read_texts(str(tmp_path / "texts.jsonl"))
     assert ([record.text for record in records], refused.count) == (["One.", "Two."], 1)
-    (tmp_path / "book.txt").write_text("First.\n\nSecond.\n")
-    assert [record.text for record in read_texts(tmp_path / "book.txt")[0]] == ["First.\n\nSecond.\n"]
-    (tmp_path / "blank.txt").write_text("\n")
-    with pytest.raises(UserError, match=r"blank\.txt: the file is empty"):
-        read_texts(tmp_path / "blank.txt")
+    for data in (b"First.\n\nSecond.\n", gzip.compress(b"First.\n\nSecond.\n")):
+        (tmp_path / "book.txt").write_bytes(data)
+        assert read_texts(str(tmp_path / "book.txt"))[0] == [Text("First.\n\nSecond.\n")]
+    with pytest.raises(UserError, match="the row holds texts, not demonstrations"):
+        read_demonstrations(str(tmp_path / "book.txt"))
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("missing.jsonl", "no such file"),
-        ("folder/missing.jsonl.gz", "no such file"),
-        ("rows.csv", "expected .jsonl"),
-        ("book.txt", "for texts only"),
-        ("./not/a/hub/name", "expected .jsonl"),
-    ],
-)
-def test_a_wrong_name_is_an_error(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        read_demonstrations(name)
-    with pytest.raises(UserError, match="no such file"):
-        read_texts("missing.txt")
+def test_every_turn_of_a_conversation() -> None:
+    said = [("system", "s"), ("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", " "), ("assistant", "5")]
+    said += [("user", " "), ("assistant", "7"), ("user", "8"), ("assistant", "9"), ("user", "10")]
+    messages = tuple(Message(role, text) for role, text in said)
+    whole = Demonstration(Prompt(messages, {"n": 1}, "x:1"), "11")
+    found = list(every_turn([whole]))
+    # an answer is learned where it follows what a user said: not 5, and not 7, which answers nothing
+    assert [(len(each.prompt.messages), each.response) for each in found] == [(2, "2"), (9, "9"), (11, "11")]
+    assert all(each.prompt.messages == messages[: len(each.prompt.messages)] for each in found)
+    assert {(str(each.prompt.meta), each.prompt.origin) for each in found} == {("{'n': 1}", "x:1")}
 
 
-def test_rows_of_a_dataset_are_named_by_number() -> None:
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a"}]
-    dataset = Dataset.from_list([{"chosen": turns, "rejected": [turns[0], {"role": "assistant", "content": "b"}]}])
-    ((origin, row),) = numbered_rows(dataset, "owner/name:train")
-    record = read_row(RANKINGS, row, origin)
-    assert origin == record.prompt.origin == "owner/name:train row 1"
-    assert record.responses == ("a", "b")
+# ---------------------------------------------------------------------------------------------------------------------
+# containers
 
 
-def test_a_hub_name_that_can_not_be_loaded_is_an_error() -> None:
-    code = "from lora_rlhf.data.sources import read_prompts\nread_prompts('nobody-at-all/no-such-set:test')"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
-    last = done.stderr.strip().split("UserError: ")[-1]
-    assert last.startswith("nobody-at-all/no-such-set: neither a file here nor a hub dataset with split 'test'")
+CONTAINERS = {
+    "x.jsonl": '{"prompt": "a", "completion": "b"}\n{"prompt": "c\\nd", "completion": "é"}\n',
+    "x.json": '[{"prompt": "a", "completion": "b"},\n{"prompt": "c\\nd", "completion": "é"}]',
+    "pretty.json": '{\n"prompt": "a",\n"completion": "b"\n}\n{\n"prompt": "c\\nd", "completion": "é"\n}\n',
+    "x.csv": 'prompt,completion\na,b\n"c\nd",é\n',
+    "x.tsv": 'prompt\tcompletion\na\tb\n"c\nd"\té\n',
+    "crlf.csv": '\ufeffprompt;completion\r\na;b\r\n"c\nd";é\r\n',
+}
+LINES = {"x.jsonl": [1, 2], "x.json": [1, 2], "pretty.json": [1, 5], "x.csv": [2, 3], "x.tsv": [2, 3]}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_format_is_read_from_any_container(tmp_path: Path, name: str, packed: bool) -> None:
+    path = tmp_path / name
+    data = CONTAINERS[name].encode()
+    path.write_bytes(gzip.compress(data) if packed else data)
+    records, _ = read(path, "demonstrations")
+    assert records == [Demonstration(Prompt.of("a"), "b"), Demonstration(Prompt.of("c\nd"), "é")]
+    assert [record.prompt.origin for record in records] == [f"{path}:{line}" for line in LINES.get(name, [2, 3])]
+
+
+def test_a_format_is_read_from_tables_and_saved_datasets(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hi"}]
+    sides = {"chosen": [*turns, {"role": "assistant", "content": "a"}]}
+    sides["rejected"] = [*turns, {"role": "assistant", "content": "b"}]
+    rows = [{**sides, "source": "web"}, {**sides, "source": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    for path in (tmp_path / "x.parquet", tmp_path / "saved"):
+        records, source = read(path, "rankings")
+        assert records[0] == Ranking(Prompt((Message("user", "Hi"),), {"source": "web"}), ("a", "b"), (1, 2))
+        assert [record.prompt.origin for record in records] == [f"{path} row 1", f"{path} row 2"]
+        assert source.formats == {"preference": 2}
+
+
+def test_a_folder_and_a_pattern_are_one_source(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.csv", "deep/c.json.gz"):
+        data = "prompt,completion\na,b\n,x\n" if name == "a.csv" else GOOD
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(gzip.compress(data.encode()) if name.endswith("gz") else data.encode())
+    (tmp_path / "README.md").write_text("# Data")
+    records, source = read(tmp_path, "demonstrations")
+    assert [record.prompt.origin for record in records] == [
+        *(f"{tmp_path}/a.csv:2", f"{tmp_path}/b.jsonl:1", f"{tmp_path}/deep/c.json.gz:1")
+    ]
+    assert [refusal.origin for refusal in source.refused] == [f"{tmp_path}/a.csv:3"]
+    records, _ = read(tmp_path / "*.jsonl", "demonstrations")
+    assert [record.prompt.origin for record in records] == [f"{tmp_path}/b.jsonl:1"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the import
+
+
+def test_importing_the_sources_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, lora_rlhf.data.sources\n"
+        "print([name for name in ('torch', 'datasets', 'pyarrow', 'transformers', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

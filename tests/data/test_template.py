@@ -1,6 +1,10 @@
 """Prompts and responses meet at the right token, in every kind of tokenizer, and text comes back as it was."""
 
+from collections import Counter
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_rlhf.data import template
 from lora_rlhf.data.refusals import BadRow
@@ -180,3 +184,142 @@ def test_what_transformers_returns_by_default_is_not_a_list(make_tokenizer) -> N
     assert type(ids) is list
     assert all(type(token) is int for token in ids)
     assert ids == encoding["input_ids"]
+
+
+APPLIED = "the chat template seems to be applied already"
+
+
+def test_a_prompt_that_the_template_was_applied_to_is_refused(make_tokenizer, variant: str) -> None:
+    tokenizer = make_tokenizer(variant)
+    ensure_template(tokenizer)
+    turns = [{"role": message.role, "content": message.content} for message in LONG.messages]
+    for messages in (turns, turns[-1:]):
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if variant == "inst_bos":  # no generation prompt: nothing to know it by
+            assert render_prompt(tokenizer, Prompt.of(text))
+            continue
+        for left in (text, text.strip(), text + "  \n"):
+            with pytest.raises(BadRow) as caught:
+                render_prompt(tokenizer, Prompt((*LONG.messages[:2], Message("user", left))))
+            assert caught.value.reason == APPLIED
+
+
+ORDINARY = [
+    "Begin each line with Assistant:",
+    "Who is the assistant: you or me?",
+    "My assistant:",
+    "User: Hi.\n\nAssistant: Hello.\n\nUser: Who is your assistant",
+    "assistant",
+    "What does <|im_start|> do, and what <|im_end|>?",
+    "<|im_start|>user",
+    ":",
+    "<s>Hello",
+]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_text_is_not_refused(make_tokenizer, variant: str, text: str) -> None:
+    tokenizer = make_tokenizer(variant)
+    history = (Message("user", "Hi"), Message("assistant", "User: Hi\n\nAssistant:"))
+    assert text in tokenizer.decode(render_prompt(tokenizer, Prompt((*history, Message("user", text)))))
+
+
+@pytest.mark.parametrize(
+    ("generation_prompt", "refused", "kept"),
+    [
+        (" A:", ["Why? A:", "A:", "Why?\nA: "], ["USA:", "A: why?", "Why? a:"]),
+        ("\n### Response:\n", ["Why?\n### Response:", "### Response:\n\n"], ["Write ### Response:"]),
+        (
+            "<|im_start|>model",
+            ["Hi<|im_start|>model\nHello<|im_end|>"],
+            ["<|im_start|>", "model", "<|im_start|> model"],
+        ),
+        (" >", [], ["Why? >", ">"]),
+        ("\n", [], ["Why?\n"]),
+        ("", [], ["Why?"]),
+    ],
+)
+def test_what_the_template_writes_for_the_answer_decides(
+    make_tokenizer, generation_prompt: str, refused: list[str], kept: list[str]
+) -> None:
+    tokenizer = make_tokenizer("plain")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '"
+        + generation_prompt.replace("\n", "\\n")
+        + "' }}{% endif %}"
+    )
+    for text in refused:
+        with pytest.raises(BadRow, match=APPLIED):
+            render_prompt(tokenizer, Prompt.of(text))
+    for text in kept:
+        assert tokenizer.decode(render_prompt(tokenizer, Prompt.of(text))) == text + generation_prompt
+
+
+@pytest.mark.parametrize("variant_name", ["plain_bos", "inst_bos"])
+def test_bos_spelled_by_the_data_does_not_double_it(make_tokenizer, variant_name: str) -> None:
+    tokenizer = make_tokenizer(variant_name)
+    bos = tokenizer.bos_token_id
+    for prompt in (Prompt.of("<s>Hello"), Prompt((*LONG.messages[:2], Message("user", "<s> Hello")))):
+        ids = render_prompt(tokenizer, prompt)
+        assert (ids[0], ids.count(bos)) == (bos, 1)
+        assert tokenizer.decode(ids).count("<s>") == 2  # one of them is text
+    assert bos not in encode_text(tokenizer, "<s>Hello")
+
+
+def test_a_template_that_ends_otherwise_without_a_generation_prompt(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("closing")
+    ids = render_prompt(tokenizer, SHORT) + render_response(tokenizer, SHORT, "Hay.")
+    expected = "<|im_start|>user\nWhat does a horse eat?<|im_end|>\n<|im_start|>assistant\nHay.<|im_end|>"
+    assert tokenizer.decode(ids) == expected
+
+
+PIECES = [
+    "cat",
+    " cat",
+    "\n",
+    "\n\n",
+    " ",
+    "</s>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "<s>",
+    "User:",
+    "Assistant:",
+    "🐴",
+    "é",
+]
+TEXT = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=8).map("".join)
+ASKED = TEXT.map(lambda text: text + "?")  # never blank, and never ends as a template does
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    history=st.lists(st.tuples(ASKED, TEXT), max_size=2),
+    question=ASKED,
+    answer=TEXT,
+    system=st.none() | ASKED,
+)
+def test_any_conversation_is_its_pieces(
+    make_tokenizer, variant: str, history: list[tuple[str, str]], question: str, answer: str, system: str | None
+) -> None:
+    tokenizer = make_tokenizer(variant)
+    ensure_template(tokenizer)
+    before = [Message("system", system)] if system and variant != "inst_bos" else []
+    for asked, answered in history:
+        before += [Message("user", asked), Message("assistant", answered)]
+    prompt = Prompt((*before, Message("user", question)))
+    prompt_ids, response_ids = render_prompt(tokenizer, prompt), render_response(tokenizer, prompt, answer)
+
+    stops = stop_ids(tokenizer)
+    assert [token for token in response_ids if token in stops] == [response_ids[-1]] == stops[:1]
+    assert decode_response(tokenizer, response_ids) == answer
+    if tokenizer.bos_token_id is not None:
+        assert Counter(prompt_ids)[tokenizer.bos_token_id] <= 1
+
+    messages = [{"role": m.role, "content": m.content} for m in (*prompt.messages, Message("assistant", answer))]
+    whole = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True, return_dict=False)
+    pieces = prompt_ids + response_ids
+    if whole[: len(prompt_ids)] == prompt_ids and stops[0] in whole[len(prompt_ids) :]:
+        assert pieces == whole[: len(pieces)]
+    else:  # the answer would melt into the prompt's last token, or the template ends no turn
+        assert tokenizer.decode(whole).startswith(tokenizer.decode(pieces[:-1]))

@@ -10,7 +10,7 @@ import torch
 from evaluation_helpers import OFFSET, QUESTIONS
 
 from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.data.encode import encode_demonstrations
+from lora_rlhf.data.encode import Limits, encode_demonstrations
 from lora_rlhf.data.schema import Demonstration, Prompt
 from lora_rlhf.evaluate.generation import Answer, sequences_of
 from lora_rlhf.model.base import BaseSpec, load_base
@@ -32,7 +32,7 @@ def trained(tiny_model: Callable[[str], Path]) -> SharedModel:
                 parameter.data.normal_(std=0.05)
     model.copy_role("sft", "policy")
     demonstrations = [Demonstration(Prompt.of(question), "aaaa") for question in QUESTIONS[:8]]
-    examples, _ = encode_demonstrations(model.tokenizer, demonstrations, 100, 50)
+    examples, _ = encode_demonstrations(model.tokenizer, demonstrations, Limits(100, 50))
     answers = [Answer(example.response_ids, "", True) for example in examples]
     batch = sequences_of(model, examples, answers)  # type: ignore[arg-type]  # both have prompt_ids
     optimizer = torch.optim.AdamW([p for _, p in model.named_parameters_of("policy")], lr=2e-2)

@@ -251,3 +251,18 @@ def test_micro_batches_hold_every_row_once_longest_first_and_come_back_in_order(
     assert batch.micro_batches(2) == [[1, 3], [4, 0], [2]]
     sums = in_micro_batches(lambda part: part.response_mask.sum(dim=1), batch, 2)
     assert sums.tolist() == lengths
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma2"])
+def test_left_padding_and_batching_change_no_logprob(shared_model: Make, name: str) -> None:
+    model, (prompts, responses) = shared_model(name), random_lists()
+    with model.role("policy"):
+        for extra_left in (0, 11):
+            together, _ = response_logprobs(model, sequences(prompts, responses, extra_left=extra_left))
+            for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+                logits = model.causal(torch.tensor([prompt + response]), use_cache=False).logits[
+                    0, len(prompt) - 1 : -1
+                ]
+                alone = logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+                torch.testing.assert_close(together[row, : len(response)], alone, rtol=0, atol=1e-5)

@@ -365,7 +365,7 @@ def assert_refused(settings: PPOConfig, *parts: str) -> None:
         ({"reward_function": "stage_rewards:gone"}, ("'stage_rewards:gone' cannot be imported",)),
         ({"reward_function": "stage_rewards:NOT_A_FUNCTION"}, ("is a int, not a function",)),
         ({"max_prompt_tokens": 251}, ("max_prompt_tokens 251", "257 tokens", "context", "256")),
-        ({"max_prompt_tokens": 2}, ("none of the 30 rows fits", "raise max_prompt_tokens")),
+        ({"max_prompt_tokens": 2}, ("none of its 30 prompts is left", "raise max_prompt_tokens")),
         ({"kl_target": 1.0, "kl_horizon": 4.0}, ("kl_horizon 4 is below batch_size 8",)),
         ({"gamma": 1.5, "lam": -1.0}, ("gamma is 1.5", "lam is -1")),
     ],

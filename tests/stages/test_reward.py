@@ -324,7 +324,7 @@ def test_unusable_rankings(config: Callable[..., RewardConfig], tmp_path: Path) 
     single = write_rows(tmp_path / "single.jsonl", [{"prompt": "a", "responses": ["b"], "ranks": [1]}])
     assert_refused(config(rankings=single), "single.jsonl", "at least 2 responses", "got 1")
     twins = write_rows(tmp_path / "twins.jsonl", [{"prompt": "a", "responses": ["b", "b "], "ranks": [1, 2]}])
-    assert_refused(config(rankings=twins), "twins.jsonl", "no ranking has two different responses")
+    assert_refused(config(rankings=twins), "twins.jsonl", "none of its 1", "all responses of the ranking are the same")
     tied = write_rows(tmp_path / "tied.jsonl", [{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 1]}])
     assert_refused(config(rankings=tied, validation_fraction=0.0), "tied.jsonl", "none of its 1", "1 are all tied")
 

@@ -1,5 +1,6 @@
 """Stage 1: what the model is trained on, that nothing else moves, and which epoch is kept."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora_rlhf.config import RewardConfig, SFTConfig
-from lora_rlhf.data.encode import encode_demonstrations
+from lora_rlhf.data.encode import Limits, encode_demonstrations
 from lora_rlhf.data.schema import Demonstration, Prompt, split_of
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.errors import UserError
@@ -167,7 +168,7 @@ def test_what_only_saves_memory_changes_no_result(config: Config, tmp_path: Path
 def mean_loss(model: SharedModel, rows: list[dict[str, str]]) -> float:
     """Mean over answer tokens of -log p, one demonstration at a time."""
     records = [Demonstration(Prompt.of(row["prompt"]), row["completion"]) for row in rows]
-    examples, _ = encode_demonstrations(model.tokenizer, records, 48, 24)
+    examples, _ = encode_demonstrations(model.tokenizer, records, Limits(48, 24))
     total, count = 0.0, 0
     for example in examples:
         ids = torch.tensor([example.prompt_ids + example.response_ids])
@@ -225,7 +226,7 @@ def judge_greedily(model: SharedModel, reward_adapter: Path) -> float:
     scores = []
     for row in (row for row in DEMONSTRATIONS if is_held_out(row)):
         records = [Demonstration(Prompt.of(row["prompt"]), row["completion"])]
-        ids = list(encode_demonstrations(model.tokenizer, records, 48, 24)[0][0].prompt_ids)
+        ids = list(encode_demonstrations(model.tokenizer, records, Limits(48, 24))[0][0].prompt_ids)
         with torch.no_grad(), model.role("sft"):
             for _ in range(LIMITS["max_response_tokens"]):
                 ids.append(int(model.causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
@@ -261,16 +262,27 @@ def test_all_demonstrations_held_out(config: Config, tmp_path: Path) -> None:
 
 
 def test_a_held_out_row_that_does_not_fit_is_left_out(config: Config, tmp_path: Path) -> None:
-    rows = [{**row, "completion": row["completion"] * (20 if is_held_out(row) else 1)} for row in DEMONSTRATIONS]
+    long = next(row for row in DEMONSTRATIONS if is_held_out(row))
+    rows = [{**row, "completion": row["completion"] * (20 if row is long else 1)} for row in DEMONSTRATIONS]
     settings = config(demonstrations=write_rows(tmp_path / "long.jsonl", rows))
     sft.train(settings)
     found = results(settings.run, "sft")
-    kept = sum(not is_held_out(row) for row in rows)
-    assert (found["demonstrations"], found["validation"]) == (kept, 0)
+    held_out = sum(map(is_held_out, rows))
+    assert held_out > 1
+    assert (found["demonstrations"], found["validation"]) == (len(rows) - held_out, held_out - 1)
+
+
+def test_a_split_that_would_be_empty_names_the_fraction_that_is_enough(config: Config, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "few.jsonl", [row for row in DEMONSTRATIONS if not is_held_out(row)][:6])
+    with pytest.raises(UserError, match=r"few\.jsonl: validation_fraction 0\.2 holds out none of its 6 rows") as error:
+        sft.train(config(demonstrations=path))
+    enough = float(re.search(r"--validation_fraction ([\d.]+) would", str(error.value))[1])
+    sft.train(config(demonstrations=path, validation_fraction=enough))
+    sft.train(config(demonstrations=path, validation_fraction=0.0, overwrite=True))
 
 
 def test_no_row_fits(config: Config) -> None:
-    assert_refused(config(max_response_tokens=1), "none of its 30 demonstrations", "max_response_tokens=1")
+    assert_refused(config(max_response_tokens=1), "none of its 30 rows is left", "max_response_tokens=1")
 
 
 def test_an_empty_file(config: Config, tmp_path: Path) -> None:

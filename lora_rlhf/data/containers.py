@@ -1,0 +1,146 @@
+"""The rows of any file: its bytes tell whether it is JSONL, JSON, a table, Parquet or plain text, gzipped or not."""
+
+import codecs
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.data.formats import KNOWN_COLUMNS
+from lora_rlhf.data.hub import hub_rows, saved_rows
+from lora_rlhf.data.io import GZIP, UNREADABLE, ByteStream, open_bytes, unreadable
+from lora_rlhf.data.json_rows import json_documents, json_lines, spans_lines
+from lora_rlhf.data.locate import Files, Hub, locate, plain_suffix
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.tables import csv_header, csv_rows, parquet_rows
+from lora_rlhf.errors import UserError
+
+HEAD = 2**16  # bytes from which the container is told
+TEXT_CHUNK = 2**20  # bytes of plain text in one row
+PARQUET = b"PAR1"
+JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
+TABLE_SUFFIXES = {".csv", ".tsv"}
+# A list of rows begins with an object, and an object with a name; a text that begins with "[1]" or "{x" does not.
+JSON_LIST = re.compile(r"\[\s*[{\]\"]")
+JSON_OBJECT = re.compile(r"\{\s*[\"}]")
+
+# How other files begin, and the way out.
+FOREIGN = (
+    (b"PK\x03\x04", "a ZIP archive (or an Excel sheet)", "unpack it with unzip, or save the sheet as CSV"),
+    (b"\xfd7zXZ\x00", "packed with xz", "unpack it with xz -d"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd", "unpack it with zstd -d"),
+    (b"BZh", "packed with bzip2", "unpack it with bunzip2"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with 7z x"),
+    (GZIP, "gzipped twice", "unpack it once with gunzip"),
+    (PARQUET, "a gzipped Parquet file", "unpack it with gunzip: Parquet is packed already"),
+    (codecs.BOM_UTF16_LE, "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (codecs.BOM_UTF16_BE, "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (b"ARROW1", "an Arrow file", "give the folder that save_to_disk wrote, or save it as Parquet"),
+    (b"%PDF", "a PDF", "save its text as UTF-8"),
+)
+
+
+def source_rows(name: str) -> Iterator[tuple[str, Any]]:
+    """Yields all rows that a name stands for (see `locate`), as `file_rows` and `hub_rows` do."""
+    source = locate(name)
+    if isinstance(source, Files):
+        for path in source.paths:
+            yield from file_rows(path)
+    elif isinstance(source, Hub):
+        yield from hub_rows(source)
+    else:
+        yield from saved_rows(source.path)
+
+
+def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields (origin, row) for every row of a file, in flat memory.
+
+    origin: "path:line", the line on which the row begins, or "path row N" for Parquet. row: usually a dict; a BadRow
+    for a row that is not one; a Damaged, last, where the rest of the file cannot be read. Plain text comes in rows
+    {"text": ...} of whole lines, at most 1 MiB each.
+
+    Raises UserError for a file that is not there, that may not be read, or whose kind is not read here.
+    """
+    try:
+        with open(path, "rb") as raw:
+            start = raw.read(len(PARQUET))
+        head = start if start == PARQUET else _head(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if start == PARQUET:
+        return parquet_rows(path)
+    _require_text(path, head)
+    text = head.decode("utf-8-sig", errors="replace")  # what was read may end within a character
+    return _rows_of_text(path, text.lstrip())
+
+
+def _rows_of_text(path: Path, head: str) -> Iterator[tuple[str, Any]]:
+    suffix = plain_suffix(path)
+    if head.startswith("[") and (JSON_LIST.match(head) or suffix in JSON_SUFFIXES):
+        return _rows(path, json_documents)
+    if head.startswith("{") and (JSON_OBJECT.match(head) or suffix in JSON_SUFFIXES):
+        return _rows(path, json_documents if spans_lines(head) else json_lines)
+    if suffix in TABLE_SUFFIXES or _is_table(head):
+        return csv_rows(path)
+    return _rows(path, json_lines if suffix in JSON_SUFFIXES else _text_rows)
+
+
+def _rows(path: Path, read: Callable[[Path, ByteStream], Iterator[tuple[str, Any]]]) -> Iterator[tuple[str, Any]]:
+    with open_bytes(path) as stream:
+        yield from read(path, stream)
+
+
+def _head(path: Path) -> bytes:
+    head = b""
+    with open_bytes(path) as stream, suppress(*UNREADABLE):  # damage is reported where reading the rows comes to it
+        while len(head) < HEAD and (part := stream.read1(HEAD - len(head))):
+            head += part
+    return head
+
+
+def _require_text(path: Path, head: bytes) -> None:
+    for magic, kind, way_out in FOREIGN:
+        if head.startswith(magic):
+            raise UserError(f"{path}: this is {kind}; {way_out}")
+    if head[257:262] == b"ustar":
+        raise UserError(f"{path}: this is a tar archive; unpack it with tar -xf and give the folder")
+    if b"\0" in head:
+        known = "JSONL, JSON, CSV, Parquet and UTF-8 text, also gzipped"
+        raise UserError(f"{path}: this is a binary file, or text that is not UTF-8; what can be read: {known}")
+
+
+def _is_table(head: str) -> bool:
+    _, names = csv_header(head.partition("\n")[0])
+    return len(names) > 1 and KNOWN_COLUMNS.issuperset(names)
+
+
+def _text_rows(path: Path, stream: ByteStream) -> Iterator[tuple[str, Any]]:
+    line, rest = 1, b""
+    try:
+        while data := rest + stream.read(TEXT_CHUNK - len(rest)):
+            cut = len(data) if len(data) < TEXT_CHUNK else _last_break(data)
+            chunk, rest = data[:cut], data[cut:]
+            if chunk.strip():
+                yield f"{path}:{line}", _text_row(chunk, line)
+            line += chunk.count(b"\n")
+    except UNREADABLE as error:
+        yield f"{path}:{line}", unreadable(error)
+
+
+def _last_break(data: bytes) -> int:
+    """Where to cut: behind the last line; within a line longer than all of it, behind the last word or character."""
+    if cut := data.rfind(b"\n") + 1 or data.rfind(b" ") + 1:
+        return cut
+    cut = len(data) - 1
+    while cut > len(data) - 4 and data[cut] & 0xC0 == 0x80:  # within a character of UTF-8
+        cut -= 1
+    return cut
+
+
+def _text_row(chunk: bytes, line: int) -> dict[str, str] | BadRow:
+    try:
+        return {"text": chunk.decode("utf-8-sig" if line == 1 else "utf-8").replace("\r\n", "\n")}
+    except UnicodeDecodeError as error:
+        place = line + chunk.count(b"\n", 0, error.start)
+        return BadRow("the text is not UTF-8; save the file as UTF-8", f"line {place}")

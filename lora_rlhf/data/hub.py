@@ -1,0 +1,114 @@
+"""Rows of a dataset on the hub, streamed, or of a folder that the library datasets saved."""
+
+import os
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.data.locate import Hub
+from lora_rlhf.data.refusals import Damaged
+from lora_rlhf.data.tables import plain_row
+from lora_rlhf.errors import UserError
+
+PROBE_SECONDS = 4.0
+YES = {"1", "ON", "YES", "TRUE"}
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+PROXY_FAULTS = {502, 503, 504}  # a proxy's own answer when it reaches nothing
+
+
+def hub_rows(hub: Hub) -> Iterator[tuple[str, Any]]:
+    """Yields ("owner/name:split row N", row), N from 1, for each row of a hub dataset, as it arrives.
+
+    Raises UserError if the hub cannot be reached (within seconds), or has no such dataset, config or split. A
+    connection that breaks later gives a Damaged as the last row. A dataset's own code is never run.
+    """
+    offline = any(os.environ.get(name, "").upper() in YES for name in OFFLINE_VARIABLES)
+    if not offline:
+        _require_endpoint(hub.name)
+    from datasets import load_dataset
+
+    named = f"{hub.name}:{hub.config}:{hub.split}" if hub.config else f"{hub.name}:{hub.split}"
+    try:
+        dataset = load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
+    except Exception as error:  # the library raises a dozen unrelated types for "not there" and "no access"
+        where = "in the cache (HF_HUB_OFFLINE is set)" if offline else "on the hub"
+        raise UserError(
+            f"{named}: no such file here, and it cannot be loaded as a dataset {where}: {error}\n"
+            "A hub dataset is owner/name, owner/name:split or owner/name:config:split."
+        ) from error
+    return numbered_rows(dataset, named)
+
+
+def saved_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields ("path row N", row), N from 1, for each row that `save_to_disk` wrote to a folder.
+
+    A folder with several splits is read as its split "train"; another is a folder within. Raises UserError if there is
+    no such split, or if the folder cannot be loaded.
+    """
+    from datasets import load_from_disk
+
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+        if "train" not in splits:
+            folders = ", ".join(str(path / split) for split in splits)
+            raise UserError(f"{path}: no split named train; give the folder of one split: {folders}")
+        path = path / "train"
+    try:
+        dataset = load_from_disk(str(path))
+    except Exception as error:  # OSError, ValueError, KeyError, ArrowInvalid ... for a folder that is not whole
+        raise UserError(f"{path}: cannot be loaded as what save_to_disk wrote: {error}") from error
+    return numbered_rows(dataset, str(path))
+
+
+def numbered_rows(dataset: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, Any]]:
+    """Yields ("name row N", row), N from 1, as plain Python values, for rows that stand in no file with lines."""
+    number = 0
+    try:
+        for number, row in enumerate(dataset, start=1):
+            yield f"{name} row {number}", plain_row(row)
+    except Exception as error:  # network, decoding, a broken shard: whatever the library raises, the rest is not there
+        yield f"{name} row {number + 1}", Damaged("the dataset cannot be read further", str(error))
+
+
+def _require_endpoint(name: str) -> None:
+    # load_dataset would try for half a minute before it says so, and then name another fault
+    proxies = urllib.request.getproxies()
+    if "all" in proxies or any(proxy.startswith("socks") for proxy in proxies.values()):
+        return  # proxies that the probe cannot use, and the library can
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    fault: list[str] = ["no answer within some seconds"]
+    # in a thread, because looking up a host's name has no timeout of its own
+    probe = threading.Thread(target=_probe, args=(endpoint, fault), daemon=True)
+    probe.start()
+    probe.join(PROBE_SECONDS)
+    if fault:
+        raise UserError(
+            f"{name}: no such file or folder here, and the hub cannot be reached ({endpoint}: {fault[0]}). Without a "
+            f"network: on another machine run `hf download --repo-type dataset {name} --local-dir data/"
+            f"{name.split('/')[1]}`, copy that folder here and give it, or a pattern such as 'FOLDER/**/*train*'. "
+            "If the dataset is in the cache already, set HF_HUB_OFFLINE=1."
+        )
+
+
+def _probe(endpoint: str, fault: list[str]) -> None:
+    """Empties `fault` if the endpoint answers anything, else puts the reason there. Proxies are the environment's."""
+    try:
+        request = urllib.request.Request(endpoint, method="HEAD")
+        urllib.request.build_opener().open(request, timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        if error.code in PROXY_FAULTS:
+            fault[0] = str(error)
+            return
+    except urllib.error.URLError as error:
+        # certificates are the library's to judge: it may know others than Python does
+        if not isinstance(error.reason, ssl.SSLError):
+            fault[0] = str(error.reason)
+            return
+    except (OSError, ValueError) as error:
+        fault[0] = str(error)
+        return
+    fault.clear()

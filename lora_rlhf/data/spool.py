@@ -1,0 +1,98 @@
+"""A list on disk: what a stage encodes once and reads many times, without holding it in memory."""
+
+import json
+import operator
+import os
+import tempfile
+import weakref
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex, TypeVar
+
+from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
+from lora_rlhf.data.schema import Message, Prompt
+
+T = TypeVar("T")
+
+PENDING_BYTES = 1 << 18  # written in pieces of this size: one system call for about a hundred rows
+
+
+class Spool(Sequence[T]):
+    """A sequence that grows at its end, in a file without a name that goes away with the object.
+
+    In memory each item costs 8 bytes. An index reads its item anew, so changing what it gave changes nothing here. The
+    file stands in `folder`, else where temporary files do (TMPDIR; where that is memory, as /tmp may be, name a disk).
+    """
+
+    def __init__(self, dump: Callable[[T], Any], load: Callable[[Any], T], folder: Path | None = None):
+        """`dump` turns an item into JSON values, `load` turns them back."""
+        self._dump, self._load = dump, load
+        self._folder = Path(tempfile.gettempdir()) if folder is None else folder
+        self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115  (lives as long as we do)
+        weakref.finalize(self, self._file.close)
+        self._ends = array("Q", [0])  # item i is the bytes from _ends[i] to _ends[i + 1]
+        self._pending = bytearray()  # the last of these bytes, not in the file yet
+
+    def append(self, item: T) -> None:
+        """Adds one item. Raises OSError, naming the folder, if the disk is full."""
+        line = json.dumps(self._dump(item), separators=(",", ":")).encode("ascii") + b"\n"
+        self._pending += line
+        self._ends.append(self._ends[-1] + len(line))
+        if len(self._pending) >= PENDING_BYTES:
+            self._write()
+
+    def extend(self, items: Iterable[T]) -> None:
+        """Adds items one by one, so that they may come from a stream."""
+        for item in items:
+            self.append(item)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: SupportsIndex) -> T:  # type: ignore[override]  # slices are a TypeError
+        place = operator.index(index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"index {place} of a spool of {len(self)}")
+        self._write()
+        start, end = self._ends[place % len(self)], self._ends[place % len(self) + 1]
+        # pread and pwrite move no position: processes that share the file after a fork do not disturb each other
+        return self._load(json.loads(os.pread(self._file.fileno(), end - start, start)))
+
+    def _write(self) -> None:
+        while self._pending:
+            try:
+                written = os.pwrite(self._file.fileno(), self._pending, self._ends[-1] - len(self._pending))
+            except OSError as error:
+                advice = f"{error.strerror}: make room in {self._folder}, or set TMPDIR to a folder on a larger disk"
+                raise OSError(error.errno, advice) from error
+            del self._pending[:written]
+
+
+def spool_examples(folder: Path | None = None) -> Spool[EncodedExample]:
+    """An empty spool of encoded demonstrations."""
+    return Spool(lambda example: [example.prompt_ids, example.response_ids], lambda row: EncodedExample(*row), folder)
+
+
+def spool_rankings(folder: Path | None = None) -> Spool[EncodedRanking]:
+    """An empty spool of encoded rankings."""
+    return Spool(
+        lambda ranking: [ranking.prompt_ids, ranking.response_ids, ranking.ranks],
+        lambda row: EncodedRanking(*row),
+        folder,
+    )
+
+
+def spool_prompts(folder: Path | None = None) -> Spool[EncodedPrompt]:
+    """An empty spool of encoded prompts; the record's messages, meta and origin are kept with the ids."""
+    return Spool(_dump_prompt, _load_prompt, folder)
+
+
+def _dump_prompt(encoded: EncodedPrompt) -> list[Any]:
+    prompt = encoded.prompt
+    return [encoded.prompt_ids, [[turn.role, turn.content] for turn in prompt.messages], prompt.meta, prompt.origin]
+
+
+def _load_prompt(row: list[Any]) -> EncodedPrompt:
+    ids, turns, meta, origin = row
+    return EncodedPrompt(ids, Prompt(tuple(Message(role, content) for role, content in turns), meta, origin))

@@ -1,0 +1,317 @@
+"""Each row goes to the one format that it is in, docs/data.md tells the truth about them, and no value crashes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_rlhf.data.formats import (
+    FORMATS,
+    KNOWN_COLUMNS,
+    LIST_COLUMNS,
+    Kind,
+    format_named,
+    prompts_of,
+    recognise,
+    unrecognised,
+)
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, place, row_of
+from lora_rlhf.errors import UserError
+
+DOCS = Path(__file__).parents[2] / "docs" / "data.md"
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+OTHER = {"role": "assistant", "content": "No"}
+SECTION = re.compile(r"^### (\S+)\n(.*?)```json\n(.*?)```\n\nbecomes\n\n```json\n(.*?)```", re.MULTILINE | re.DOTALL)
+EXAMPLES = {
+    name: (*(list(map(json.loads, block.splitlines())) for block in (rows, records)), text)
+    for name, text, rows, records in SECTION.findall(DOCS.read_text())
+}
+
+
+def names(row: Any, kind: Kind | None = None) -> list[str]:
+    return [format.name for format in recognise(row, kind)]
+
+
+def read(kind: Kind, *rows: dict) -> list:
+    (format,) = recognise(rows[0], kind)
+    return list(format.readers[kind](format.merge(list(rows)) if format.merge else rows[0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the documentation
+
+
+def test_every_format_is_documented_and_no_other() -> None:
+    assert list(EXAMPLES) == [format.name for format in FORMATS]
+
+
+def test_the_table_of_formats_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| \[(\S+)\]\(#(\S+)\) \| (.*) \| (.*) \|$", DOCS.read_text(), re.MULTILINE)
+    assert [(name, link, columns) for name, link, columns, _ in rows] == [
+        (format.name, format.name, ", ".join(f"`{column}`" for column in format.required)) for format in FORMATS
+    ]
+    for (*_, kinds), format in zip(rows, FORMATS, strict=True):
+        assert kinds.split(", ") == ([kind for kind in format.readers if kind != "prompts"] or ["prompts"])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_documented_row_becomes_what_the_documentation_says(name: str) -> None:
+    rows, expected, _ = EXAMPLES[name]
+    format = format_named(name)
+    kind = next(iter(format.readers))
+    assert all(names(row) == names(row, kind) == [name] for row in rows)
+    if format.group:
+        assert len({format.group(row) for row in rows}) == 1
+    records = read(kind, *rows)
+    for record in records:
+        if not isinstance(record, Text):
+            meta = {column: value for column, value in rows[0].items() if column not in format.columns}
+            place(record if isinstance(record, Prompt) else record.prompt, meta, "")
+    assert [row_of(record) for record in records] == expected
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "text"])
+def test_any_documented_row_gives_its_prompts(name: str) -> None:
+    rows, expected, _ = EXAMPLES[name]
+    format = format_named(name)
+    prompts = prompts_of(format, format.merge(rows) if format.merge else rows[0])
+    assert [row_of(prompt)["prompt"] for prompt in prompts] == [record["prompt"] for record in expected]
+    assert name in names(rows[0], "prompts")
+
+
+def test_the_documentation_names_the_first_kind() -> None:
+    first = {"demonstrations": "Demonstration", "rankings": "Ranking", "prompts": "Prompt", "texts": "Text"}
+    for format in FORMATS:
+        text = " ".join(EXAMPLES[format.name][2].split())
+        assert min(first.values(), key=lambda word: text.find(word) % 10**6) == first[next(iter(format.readers))], text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# recognising
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "expected"),
+    [
+        # the more specific format wins
+        ({"prompt": "a", "completion": "b", "label": True}, "demonstrations", ["unpaired"]),
+        ({"prompt": "a", "completion": "b", "label": "False"}, "demonstrations", ["unpaired"]),
+        ({"prompt": "a", "completion": "b", "label": 4}, "demonstrations", ["prompt-completion"]),
+        ({"prompt": "a", "completion": "b", "label": "sports"}, "demonstrations", ["prompt-completion"]),
+        ({"prompt": "a", "completion": "b", "label": None}, None, ["prompt-completion"]),
+        ({"instruction": "a", "output": "b", "prompt": "c", "text": "d"}, None, ["alpaca"]),
+        ({"prompt": "a", "messages": [USER, ANSWER], "text": "c"}, None, ["messages"]),
+        ({"instruction": "a", "chosen": "b", "rejected": "c"}, "rankings", ["alpaca-preference"]),
+        ({"prompt": {"text": "a"}, "message_tree_id": "x"}, None, ["oasst"]),
+        ({"prompt": "a", "message_tree_id": "x"}, None, ["prompt"]),
+        # missing values count as missing columns
+        ({"prompt": "a", "response": "b", "completion": None}, "demonstrations", ["prompt-response"]),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": None, "score_rejected": 1},
+            None,
+            ["preference"],
+        ),
+        # a kind leaves out the formats that do not have it
+        ({"prompt": "a", "messages": [USER], "chosen": "b", "rejected": "c"}, "demonstrations", ["messages"]),
+        ({"prompt": "a", "messages": [USER], "chosen": "b", "rejected": "c"}, "rankings", ["preference"]),
+        ({"message_id": "1", "message_tree_id": "1", "text": "a", "role": "prompter"}, "texts", ["text"]),
+        ({"instruction": "a", "output": "b", "text": "c"}, "texts", ["text"]),
+        ({"text": "a"}, "prompts", []),
+        # what the columns do not settle
+        (
+            {"prompt": "a", "completion": "b", "response": "c"},
+            "demonstrations",
+            ["prompt-completion", "prompt-response"],
+        ),
+        ({"prompt": "a", "text": "b"}, None, ["prompt", "text"]),
+        ({"prompt": "a", "text": "b"}, "prompts", ["prompt"]),
+        # values decide where columns are equal
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "rankings", ["hh-rlhf"]),
+        ({"chosen": "b", "rejected": "\n\nHuman: a\n\nAssistant: c"}, "rankings", ["hh-rlhf"]),
+        ({"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": "b", "rejected": "c"}, "rankings", ["preference"]),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, "rankings", ["preference"]),
+        ({}, None, []),
+        (["prompt"], None, []),
+        (None, "prompts", []),
+    ],
+)
+def test_a_row_is_recognised(row: Any, kind: Kind | None, expected: list[str]) -> None:
+    assert names(row, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "expected"),
+    [
+        (
+            {"question": "a", "answer": "b", "split": None},
+            "demonstrations",
+            "no known format has these columns (found question, answer; empty: split; "
+            "nearest is orca, which lacks response)",
+        ),
+        (
+            {"prompt": "a", "answer": "b"},
+            "demonstrations",
+            "no known format has these columns (found prompt, answer; "
+            "nearest is prompt-completion, which lacks completion)",
+        ),
+        (
+            {"prompt": "a", "completion": None},
+            "demonstrations",
+            "the row holds prompts, not demonstrations "
+            "(format prompt; they are for lora-rlhf ppo --prompts; empty: completion)",
+        ),
+        (
+            {"chosen": "a b", "rejected": "a c", "id": 1},
+            "demonstrations",
+            "the row holds rankings, not demonstrations (format preference; they are for lora-rlhf reward --rankings)",
+        ),
+        (
+            {"instruction": "a", "output": "b"},
+            "rankings",
+            "the row holds demonstrations, not rankings (format alpaca; they are for lora-rlhf sft --demonstrations)",
+        ),
+        (
+            {"text": "a"},
+            "prompts",
+            "the row holds texts, not prompts (format text; they are for lora-rlhf ppo --pretraining-text)",
+        ),
+        ({"x": 1}, None, "no known format has these columns (found x)"),
+        ({}, "texts", "no known format has these columns (found none)"),
+        ({"prompt": None}, None, "no known format has these columns (found none; empty: prompt)"),
+        ([1], "texts", "the row is not an object with columns (got list)"),
+    ],
+)
+def test_what_is_not_recognised_says_what_was_found_and_what_is_nearest(
+    row: Any, kind: Kind | None, expected: str
+) -> None:
+    assert recognise(row, kind) == ()
+    assert str(unrecognised(row, kind)) == expected
+
+
+def test_a_message_does_not_grow_with_the_row() -> None:
+    fault = unrecognised({f"{'x' * 500}{column}": 1 for column in range(1000)}, "texts")
+    assert len(str(fault)) < 700
+    assert "and 988 more" in str(fault)
+
+
+def test_the_reason_does_not_depend_on_the_row() -> None:
+    reasons = {
+        unrecognised({f"a{column}": 1}, kind).reason for column in range(5) for kind in ("texts", "rankings", None)
+    }
+    assert reasons == {"no known format has these columns"}
+
+
+def test_a_format_is_found_by_name() -> None:
+    assert format_named("hh-rlhf").name == "hh-rlhf"
+    with pytest.raises(
+        UserError, match=r"--format alpacca: there is no such format; did you mean alpaca\? known: prompt-c"
+    ):
+        format_named("alpacca")
+    with pytest.raises(UserError, match=r"no such format; known: prompt-completion, "):
+        format_named("?")
+
+
+def test_a_format_that_is_named_still_has_to_fit() -> None:
+    hh = format_named("hh-rlhf")
+    assert hh.fits({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "x": 1})
+    assert not hh.fits({"chosen": "a", "rejected": "b"})
+    assert not hh.fits({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": None})
+    assert not format_named("oasst").fits({"message_tree_id": "x"})
+
+
+def test_the_known_columns_are_those_of_the_formats() -> None:
+    assert {"prompt", "human_ref_A", "fine-grained_score"} & KNOWN_COLUMNS == {"prompt", "human_ref_A"}
+    assert {"worker", "labeler", "message_tree_id", "overall_preference", "input"} < KNOWN_COLUMNS
+    # a cell of these is parsed: none of them ever holds plain text
+    assert LIST_COLUMNS < KNOWN_COLUMNS
+    assert not LIST_COLUMNS & {"prompt", "completion", "chosen", "rejected", "response", "output", "text", "context"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# prompts
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi"},
+        {"prompt": [USER]},
+        {"messages": [USER]},
+        {"messages": [USER, ANSWER]},
+        {"conversations": [{"from": "human", "value": "Hi"}]},
+        {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+        # the responses are bad; the prompt is none the worse for it
+        {"prompt": "Hi", "responses": ["only one"], "ranks": []},
+        {"prompt": "Hi", "completion": ""},
+        {"prompt": "Hi", "response": 3},
+        {"prompt": "Hi", "chosen": "same", "rejected": "same"},
+        {"prompt": "Hi", "chosen": [USER], "rejected": 3},
+        {"instruction": "Hi", "output": 7},
+        {"question": "Hi", "chosen": "same", "rejected": "same"},
+        {"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": "?"},
+        {"prompt": "Hi", "completion": "b", "label": False},
+        {"prompt": "Hi", "answers": []},
+    ],
+)
+def test_prompts_are_found_in_any_row(row: dict) -> None:
+    (format,) = recognise(row, "prompts")
+    merged = format.merge([row]) if format.merge else row
+    assert prompts_of(format, merged) == [Prompt((Message("user", "Hi"),))]
+
+
+def test_a_text_holds_no_prompt() -> None:
+    with pytest.raises(BadRow, match="the row holds texts, not prompts"):
+        prompts_of(format_named("text"), {"text": "a"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# whatever the values are
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3) | st.just("\ud800")
+WORDS = st.sampled_from(["a", "b", "\n\nHuman: a\n\nAssistant: b", "<extra_id_1>User\na", '[{"role": 1', "5", "N/A"])
+FIELDS = st.sampled_from(
+    "role content from value type text response annotations overall_score fine-grained_score answer rank post article "
+    "replies deleted message_id Rating".split()
+)
+ROLES = st.sampled_from(["user", "assistant", "system", "human", "gpt", "prompter"])
+MESSAGES = st.fixed_dictionaries({"role": ROLES, "content": WORDS | SCALARS})
+TREES = st.recursive(
+    st.fixed_dictionaries({"role": ROLES, "text": WORDS | SCALARS, "rank": SCALARS}),
+    lambda node: st.fixed_dictionaries({"role": ROLES, "text": WORDS, "replies": st.lists(node, max_size=3) | SCALARS}),
+    max_leaves=4,
+)
+VALUES = st.recursive(
+    SCALARS | WORDS | MESSAGES | st.lists(MESSAGES, max_size=3) | TREES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_value_makes_a_reader_fail(format, data: st.DataObject) -> None:
+    """Records or BadRow, nothing else, from every reader, for any JSON in the columns that it uses."""
+    rows = []
+    for _ in range(data.draw(st.integers(1, 3 if format.merge else 1))):
+        row = {column: data.draw(VALUES.filter(lambda value: value is not None)) for column in format.required}
+        if format.name == "oasst":  # is recognised by its tree
+            row["prompt"] = data.draw(TREES | st.dictionaries(FIELDS, VALUES, max_size=4))
+        row |= {column: data.draw(VALUES) for column in format.optional[:5] if data.draw(st.booleans())}
+        recognise(row, None)
+        rows.append(row)
+    for kind, reader in format.readers.items():
+        try:
+            if format.group:
+                hash(format.group(rows[0]))
+            records = reader(format.merge(rows) if format.merge else rows[0])
+        except BadRow:
+            continue
+        expected = {"demonstrations": Demonstration, "rankings": Ranking, "prompts": Prompt, "texts": Text}[kind]
+        assert records and all(isinstance(record, expected) for record in records)
