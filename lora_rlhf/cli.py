@@ -1,28 +1,26 @@
-"""The command line: a command, its configuration from flags and file, one call. Heavy imports wait until that call."""
+"""The command line: a command, its configuration from words, flags and file, one call."""
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
+import json
 import logging
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from lora_rlhf import __version__
-from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.commands import COMMANDS
 from lora_rlhf.errors import UserError
-from lora_rlhf.recipe import RecipeConfig, run_recipe
 from lora_rlhf.settings import check, read_yaml
-from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
-from lora_rlhf.tinyworld.gold import score, score_request
-from lora_rlhf.tinyworld.requests import find
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro_batch_size (results do not depend on it) or --generation_batch_size, or give "
@@ -33,103 +31,13 @@ OUT_OF_MEMORY = (
 # With small tensors, sleeping at once halves the speed, and spinning on slows everything down on a busy machine.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
 
+# What people type who know the commands of other projects.
+OTHER_NAMES = {"train": "sft, reward or ppo", "rm": "reward", "generate": "sample", "eval": "evaluate"}
+
+# Fields that take the words before the first flag, and how help and messages call these.
+WORDS = {"file": "FILE", "files": "FILE..."}
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """How good a response to a prompt of the tiny world is, by the hidden gold score."""
-
-    prompt: str
-    """A prompt of the tiny world, for example: Where does the fox live?"""
-    response: str
-    """Any answer to it."""
-
-    def faults(self) -> list[str]:
-        """Everything wrong with these values."""
-        known = find(self.prompt) is not None
-        return (
-            []
-            if known
-            else [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
-        )
-
-
-def _sft(config: SFTConfig) -> None:
-    from lora_rlhf.stages import sft
-
-    sft.train(config)
-
-
-def _sample(config: SampleConfig) -> None:
-    from lora_rlhf.stages import sample
-
-    sample.sample(config)
-
-
-def _reward(config: RewardConfig) -> None:
-    from lora_rlhf.stages import reward
-
-    reward.train(config)
-
-
-def _ppo(config: PPOConfig) -> None:
-    from lora_rlhf.stages import ppo
-
-    ppo.train(config)
-
-
-def _evaluate(config: EvaluateConfig) -> None:
-    from lora_rlhf.evaluate.report import evaluate, table
-
-    print(table(evaluate(config, gold=score)))
-
-
-def _run(config: RecipeConfig) -> None:
-    run_recipe(config.config, config.overrides)
-
-
-def _make(config: TinyworldConfig) -> None:
-    for name, count in make(config).items():
-        print(f"{config.files[name]}: {count} rows")
-
-
-def _label(config: LabelConfig) -> None:
-    measured = label(config)
-    print(f"rankings: {config.to}")
-    if measured is not None and measured.rate is not None:
-        print(f"labelers agree on {100 * measured.rate:.1f} % of {measured.num_pairs} pairs: {config.agreement_to}")
-
-
-def _score(config: ScoreConfig) -> None:
-    request = find(config.prompt)
-    assert request is not None  # else the configuration was at fault
-    gold = score_request(request, config.response)
-    for name, quality in vars(gold).items():
-        print(f"{name:<10} {quality:.2f}")
-    print(f"{'total':<10} {gold.total:.2f}")
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a command does in a few words, what it is configured by and what it calls."""
-
-    summary: str
-    kind: type[Any]
-    call: Callable[[Any], None]
-
-
-COMMANDS = {
-    "sft": Command("stage 1: supervised fine-tuning on demonstrations", SFTConfig, _sft),
-    "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
-    "reward": Command("stage 2: reward model on rankings or pairs", RewardConfig, _reward),
-    "ppo": Command("stage 3: PPO against the reward model", PPOConfig, _ppo),
-    "evaluate": Command("compare the stages of a run on held-out prompts", EvaluateConfig, _evaluate),
-    "run": Command("all stages of a recipe; goes on where it stopped", RecipeConfig, _run),
-    "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
-    "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _label),
-    "tinyworld score": Command("how good a response is by the hidden gold score", ScoreConfig, _score),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("lora_rlhf").setLevel(logging.INFO)
     try:
         _dispatch([argument for argument in given if argument != "--debug"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader, `head` or a pager, has seen enough; Python would complain once more when it closes the stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         if debug:
             raise
@@ -183,13 +95,22 @@ def _dispatch(given: list[str]) -> None:
             check(config)
             command.call(config)
             return
-    wanted = " ".join(itertools.takewhile(lambda argument: not argument.startswith("-"), given))
-    listed = [name for name in COMMANDS if not wanted or name.split()[0] == wanted]
+    wanted = list(itertools.takewhile(lambda argument: not argument.startswith("-"), given))[:2]
+    listed = [name for name in COMMANDS if not wanted or wanted == name.split()[:1]]
     if not listed or (not wanted and given and given[0] not in ("-h", "--help")):
-        raise UserError(
-            f"unknown command {wanted or given[0]!r}{_nearest(wanted, COMMANDS)} (`lora-rlhf --help` lists them)"
-        )
+        raise UserError(f"unknown command {_meant(wanted or given[:1])} (`lora-rlhf --help` lists them)")
     print(_overview(listed))
+
+
+def _meant(words: list[str]) -> str:
+    """The command that is not there, as far as it is one, and the one that was probably meant."""
+    rooms = {name.split()[0] for name in COMMANDS if " " in name}
+    unknown = " ".join(words if words[0] in rooms else words[:1])
+    names = {name.split()[-1]: name for name in COMMANDS} | {name: name for name in COMMANDS} | OTHER_NAMES
+    for candidate in (" ".join(words), words[0]):
+        if close := difflib.get_close_matches(candidate, names, n=1, cutoff=0.7):
+            return f"{unknown!r}; did you mean {names[close[0]]}?"
+    return repr(unknown)
 
 
 def _overview(names: Iterable[str]) -> str:
@@ -210,6 +131,10 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     parser = _Parser(prog=f"lora-rlhf {name}", description=kind.__doc__, allow_abbrev=False)
     parser.add_class_arguments(kind, as_group=False)
     parser.hints = typing.get_type_hints(kind)
+    for action in parser._actions:
+        if typing.get_origin(parser.hints.get(action.dest)) is tuple:
+            action.metavar = WORDS.get(action.dest, f"{action.dest.upper()}...")
+    parser.usage = " ".join(["%(prog)s", *(word for field, word in WORDS.items() if field in parser.hints), "[flags]"])
     if "config" not in parser.hints:
         parser.add_argument(
             "--config", action="config", help="YAML file with these flags; those given here override it."
@@ -217,23 +142,52 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     parser.given = _normalize(arguments, parser.hints)
     if parser.file is not None:
         read_yaml(parser.file)  # says which file and line is at fault, which the parser does not
+    for field, word in WORDS.items():
+        if sum(argument.startswith(f"--{field}=") for argument in parser.given) > 1:
+            raise UserError(f"{name}: {word} is given twice, before the first flag and as --{field}")
     values = parser.parse_args(parser.given)
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
 def _normalize(arguments: Sequence[str], hints: dict[str, Any]) -> list[str]:
-    """Known flags with underscores for dashes, and `--flag` alone as `--flag=true` where it is a yes or no."""
-    normal: list[str] = []
-    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+    """The arguments as the parser takes them: `--flag=value` with underscores, a file of flags before the others.
+
+    Words before the first flag are the value of `file` or `files`. A yes-or-no flag alone is true, and a flag that
+    takes a list may be followed by several words. What is not known here is left for the parser to refuse.
+    """
+    groups: list[list[str]] = [[]]  # the words before the first flag, then each flag with the words after it
+    for argument in arguments:
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or (name not in hints and name != "print_config"):
-            normal.append(argument)
-        elif hints.get(name) is bool and not equals and (following is None or following.startswith("--")):
-            normal.append(f"--{name}=true")
+        if flag.startswith("--") and (name in hints or name in ("config", "print_config")):
+            groups.append([f"--{name}", value] if equals else [f"--{name}"])
+        elif flag.startswith("--") or argument == "-h":
+            groups.append([argument])
         else:
-            normal.append(f"--{name}{equals}{value}")
-    return normal
+            groups[-1].append(argument)
+    if groups[0]:
+        groups[0][:0] = [f"--{field}" for field in WORDS if field in hints]
+    groups.sort(key=lambda group: group[:1] != ["--config"])  # so that the flags override it wherever they stand
+    return [argument for group in groups for argument in _joined(group, hints)]
+
+
+def _joined(group: list[str], hints: dict[str, Any]) -> list[str]:
+    """A flag and its value as one argument, and whatever else stands there behind it."""
+    name, *words = group or [""]
+    hint = hints.get(name.removeprefix("--"), str if name == "--config" else None)
+    if typing.get_origin(hint) is tuple and words:
+        return [f"{name}={_list(words, is_text=typing.get_args(hint)[0] is str)}"]
+    if hint is bool and not words:
+        return [f"{name}=true"]
+    return group if hint is None or not words else [f"{name}={words[0]}", *words[1:]]
+
+
+def _list(words: list[str], is_text: bool) -> str:
+    """Several words as the YAML list that the parser reads; one word that is such a list stays as it is."""
+    with contextlib.suppress(yaml.YAMLError):
+        if len(words) == 1 and isinstance(yaml.safe_load(words[0]), list):
+            return words[0]
+    return f"[{', '.join(json.dumps(word) if is_text else word for word in words)}]"
 
 
 class _Parser(ArgumentParser):
@@ -263,7 +217,7 @@ class _Parser(ArgumentParser):
         if found := re.match(r"Option '(.+)' is not accepted", message):
             return f"{self.file}: unknown key {self._unknown(found[1])}"
         if found := re.match(r"the following arguments are required: (.+)", message):
-            names = " and ".join(f"--{name}" for name in found[1].split(", "))
+            names = " and ".join(WORDS.get(name, f"--{name}") for name in found[1].split(", "))
             return f"{command}: {names} must be given{'' if 'config' in self.hints else ', here or in a --config file'}"
         if found := re.match(r'Parser key "(\w+)":.*?(?:Got|Given) value: (.*)', message, re.DOTALL):
             is_flag = any(argument.partition("=")[0] == f"--{found[1]}" for argument in self.given)
@@ -291,7 +245,7 @@ def _spell(hint: Any) -> str:
     if origin is types.UnionType:
         return f"{_spell(arguments[0])}, or null"
     if origin is tuple:
-        return "a list such as [0.0, 1.0]"
+        return "one or more words" if arguments[0] is str else "one or more numbers"
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text")
 
 

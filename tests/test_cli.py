@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from lora_rlhf import cli
-from lora_rlhf.cli import COMMANDS, Command, main, parse
+from lora_rlhf.cli import main, parse
+from lora_rlhf.commands import COMMANDS, Command
 from lora_rlhf.config import PPOConfig, SFTConfig
 from lora_rlhf.errors import UserError
+from lora_rlhf.inspection.config import CheckConfig, InspectConfig
 
 Capture = pytest.CaptureFixture[str]
 SFT = ["--run", "runs/x", "--model", "tinyworld", "--demonstrations", "d.jsonl"]
@@ -56,6 +58,76 @@ def test_flags_are_not_abbreviated(capsys: Capture) -> None:
 
 def test_unknown_command_names_the_nearest(capsys: Capture) -> None:
     assert "unknown command 'rewards'; did you mean reward?" in fails(capsys, "rewards", "--run", "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "unknown", "meant"),
+    [
+        (["trian"], "trian", "sft, reward or ppo"),
+        (["data", "chek", "d.jsonl"], "data chek", "data check"),
+        (["check", "d.jsonl"], "check", "data check"),
+        (["inspct", "d.jsonl"], "inspct", "inspect"),
+        (["tinywrld", "make"], "tinywrld", "tinyworld make"),
+    ],
+)
+def test_misspelled_commands(words: list[str], unknown: str, meant: str, capsys: Capture) -> None:
+    assert f"unknown command {unknown!r}; did you mean {meant}?" in fails(capsys, *words)
+
+
+def test_a_command_that_is_like_no_other(capsys: Capture) -> None:
+    message = fails(capsys, "zzz", "x")
+    assert "unknown command 'zzz' (" in message and "did you mean" not in message
+
+
+def test_words_before_the_first_flag_are_the_files() -> None:
+    config = parse("data check", ["a.jsonl", "owner/name:split", "--held-out", "b.jsonl", "c.jsonl", "--json"])
+    assert config == CheckConfig(files=("a.jsonl", "owner/name:split"), held_out=("b.jsonl", "c.jsonl"), json=True)
+    assert parse("inspect", ["a.jsonl", "--stage", "ppo"]) == InspectConfig(file="a.jsonl", stage="ppo")
+
+
+@pytest.mark.parametrize("name", ["1.5", "null", "true", "a: b", "[ab]*.jsonl", "a, b", 'quote"d', "2024-01-01", "é"])
+def test_any_name_of_a_file_stays_text(name: str) -> None:
+    assert parse("data check", [name, "--held-out", name]) == CheckConfig(files=(name,), held_out=(name,))
+    assert parse("data check", [name, "b", f"--held-out={name}"]) == CheckConfig(files=(name, "b"), held_out=(name,))
+    assert parse("inspect", [name, "--stage", "sft"]) == InspectConfig(file=name, stage="sft")
+
+
+def test_lists_may_be_written_as_yaml() -> None:
+    config = parse("data check", ["--files", "[a.jsonl, b.jsonl]", '--held-out=["c d"]'])
+    assert config == CheckConfig(files=("a.jsonl", "b.jsonl"), held_out=("c d",))
+
+
+def test_lists_of_numbers() -> None:
+    flags = ["--run", "r", "--prompts", "p"]
+    for given in (["--temperatures", "0", "0.5"], ["--temperatures", "[0, 0.5]"], ["--temperatures=0", "0.5"]):
+        assert parse("evaluate", [*given, *flags]).temperatures == (0.0, 0.5)
+    with pytest.raises(UserError, match="temperatures is 'warm', expected one or more numbers"):
+        parse("evaluate", [*flags, "--temperatures", "0.5", "warm"])
+
+
+def test_files_from_a_file_of_flags(tmp_path: Path) -> None:
+    path = tmp_path / "check.yaml"
+    path.write_text("files: [a.jsonl]\nheld_out: [b.jsonl]\n")
+    assert parse("data check", ["--config", str(path)]) == CheckConfig(files=("a.jsonl",), held_out=("b.jsonl",))
+    assert parse("data check", ["c.jsonl", "--config", str(path)]).files == ("c.jsonl",)
+
+
+def test_words_that_are_no_file(capsys: Capture) -> None:
+    assert "data check: FILE... must be given" in fails(capsys, "data", "check", "--json")
+    assert "inspect: FILE and --stage must be given" in fails(capsys, "inspect")
+    assert "inspect: unknown argument b.jsonl" in fails(capsys, "inspect", "a.jsonl", "b.jsonl", "--stage", "sft")
+    assert "sft: unknown argument d.jsonl" in fails(capsys, "sft", "d.jsonl", *SFT)
+    assert "data check: unknown argument b.jsonl" in fails(capsys, "data", "check", "a", "--token-rows", "9", "b.jsonl")
+    assert "FILE is given twice" in fails(capsys, "inspect", "a.jsonl", "--file", "b.jsonl", "--stage", "sft")
+    assert "FILE... is given twice" in fails(capsys, "data", "check", "a.jsonl", "--files=b.jsonl")
+
+
+def test_help_shows_where_files_stand(capsys: Capture) -> None:
+    for command, usage in (("inspect", "inspect FILE [flags]"), ("data check", "data check FILE... [flags]")):
+        for flag in ("-h", "--help"):
+            with pytest.raises(SystemExit):
+                main([*command.split(), flag])
+            assert f"usage: lora-rlhf {usage}" in capsys.readouterr().out
 
 
 def test_missing_flags_are_all_named(capsys: Capture) -> None:
@@ -130,9 +202,10 @@ def test_printed_defaults_are_a_file_to_fill_in(capsys: Capture, tmp_path: Path)
 def test_flags_override_the_file_wherever_they_stand(tmp_path: Path) -> None:
     path = tmp_path / "sft.yaml"
     path.write_text("run: r\nmodel: m\ndemonstrations: d\nepochs: 7\nseed: 5\n")
-    for arguments in (["--config", str(path), "--epochs", "1"], [f"--config={path}", "--epochs", "1"]):
-        config = parse("sft", arguments)
-        assert (config.epochs, config.seed, config.run) == (1, 5, "r")
+    config, epochs = ["--config", str(path)], ["--epochs", "1"]
+    for arguments in ([*config, *epochs], [f"--config={path}", *epochs], [*epochs, *config]):
+        parsed = parse("sft", arguments)
+        assert (parsed.epochs, parsed.seed, parsed.run) == (1, 5, "r")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +281,12 @@ def test_help_and_faults_import_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
     assert "epochs is 0" in done.stderr
     assert time.monotonic() - started < 1.5
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
+    command = [sys.executable, "-m", "lora_rlhf.cli", "--help"]
+    done = subprocess.run(["bash", "-c", '"$@" | true; echo "${PIPESTATUS[0]}"', "bash", *command], capture_output=True)
+    assert (done.stdout, done.stderr) == (b"0\n", b"")
 
 
 def test_scripts_are_the_same_commands() -> None:

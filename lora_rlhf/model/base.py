@@ -30,6 +30,10 @@ from lora_rlhf.model.heads import check_logits
 QUANTIZATIONS = ("nf4", "int8", "none")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 TINYWORLD = "tinyworld"
+WAYS_OUT = (
+    "Check the spelling and the network; a gated model needs `hf auth login`; a local model needs the path of its "
+    "folder; one with its own code needs trust_remote_code."
+)
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,28 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     name = _resolve_name(spec.name)
     config = _load_config(name, spec)
     source_hash = _hash_files([_config_file(name), *_weight_files(name, spec)])
-    tokenizer = _load_tokenizer(name, spec)
+    tokenizer = load_tokenizer(spec.name, spec.trust_remote_code)
     model = _load_model(name, spec, config, where)
     _check_usable(model, tokenizer, spec)
     return Base(model, tokenizer, spec, source_hash, where)
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model, without the model. `name` is as in `BaseSpec`; errors are those of `load_base`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_resolve_name(name), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"base model {name!r}: its tokenizer does not load. {WAYS_OUT} ({_first_line(error)})"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"base model {name!r}: its tokenizer has no end-of-sequence token, so no response could ever end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    # said already, as far as the tokenizer knows: what is over the limits is truncated, refused or counted here
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def digest(model: PreTrainedModel) -> str:
@@ -121,8 +143,7 @@ def _load_config(name: str, spec: BaseSpec) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise UserError(
             f"base model {spec.name!r}: neither an existing folder nor a model that could be fetched from the hub. "
-            "Check the spelling and the network; a gated model needs `hf auth login`; a local model needs the path of "
-            f"its folder; one with its own code needs trust_remote_code. ({_first_line(error)})"
+            f"{WAYS_OUT} ({_first_line(error)})"
         ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
@@ -134,19 +155,6 @@ def _load_config(name: str, spec: BaseSpec) -> PreTrainedConfig:
         if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
             setattr(config, key, 0.0)
     return config
-
-
-def _load_tokenizer(name: str, spec: BaseSpec) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"base model {spec.name!r}: its tokenizer does not load ({_first_line(error)})") from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"base model {spec.name!r}: its tokenizer has no end-of-sequence token, so no response could ever end; "
-            "set eos_token in its tokenizer_config.json"
-        )
-    return tokenizer
 
 
 def _load_model(name: str, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:

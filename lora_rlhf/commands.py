@@ -1,0 +1,124 @@
+"""The commands: what each is configured by and what it calls. Heavy imports wait until that call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.inspection.config import CheckConfig, InspectConfig
+from lora_rlhf.recipe import RecipeConfig, run_recipe
+from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
+from lora_rlhf.tinyworld.gold import score, score_request
+from lora_rlhf.tinyworld.requests import find
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How good a response to a prompt of the tiny world is, by the hidden gold score."""
+
+    prompt: str
+    """A prompt of the tiny world, for example: Where does the fox live?"""
+    response: str
+    """Any answer to it."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        known = find(self.prompt) is not None
+        return (
+            []
+            if known
+            else [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
+        )
+
+
+def _check(config: CheckConfig) -> None:
+    from lora_rlhf.inspection.check import run_check
+
+    run_check(config)
+
+
+def _inspect(config: InspectConfig) -> None:
+    from lora_rlhf.inspection.inspect import inspect
+
+    inspect(config)
+
+
+def _sft(config: SFTConfig) -> None:
+    from lora_rlhf.stages import sft
+
+    sft.train(config)
+
+
+def _sample(config: SampleConfig) -> None:
+    from lora_rlhf.stages import sample
+
+    sample.sample(config)
+
+
+def _reward(config: RewardConfig) -> None:
+    from lora_rlhf.stages import reward
+
+    reward.train(config)
+
+
+def _ppo(config: PPOConfig) -> None:
+    from lora_rlhf.stages import ppo
+
+    ppo.train(config)
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from lora_rlhf.evaluate.report import evaluate, table
+
+    print(table(evaluate(config, gold=score)))
+
+
+def _run(config: RecipeConfig) -> None:
+    run_recipe(config.config, config.overrides)
+
+
+def _make(config: TinyworldConfig) -> None:
+    for name, count in make(config).items():
+        print(f"{config.files[name]}: {count} rows")
+
+
+def _label(config: LabelConfig) -> None:
+    measured = label(config)
+    print(f"rankings: {config.to}")
+    if measured is not None and measured.rate is not None:
+        print(f"labelers agree on {100 * measured.rate:.1f} % of {measured.num_pairs} pairs: {config.agreement_to}")
+
+
+def _score(config: ScoreConfig) -> None:
+    request = find(config.prompt)
+    assert request is not None  # else the configuration was at fault
+    gold = score_request(request, config.response)
+    for name, quality in vars(gold).items():
+        print(f"{name:<10} {quality:.2f}")
+    print(f"{'total':<10} {gold.total:.2f}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does in a few words, what it is configured by and what it calls."""
+
+    summary: str
+    kind: type[Any]
+    call: Callable[[Any], None]
+
+
+COMMANDS = {
+    "data check": Command(
+        "what is in data files: formats, refusals, duplicates, leakage, lengths", CheckConfig, _check
+    ),
+    "inspect": Command("the exact tokens that a trainer sees of a file, marked by role", InspectConfig, _inspect),
+    "sft": Command("stage 1: supervised fine-tuning on demonstrations", SFTConfig, _sft),
+    "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
+    "reward": Command("stage 2: reward model on rankings or pairs", RewardConfig, _reward),
+    "ppo": Command("stage 3: PPO against the reward model", PPOConfig, _ppo),
+    "evaluate": Command("compare the stages of a run on held-out prompts", EvaluateConfig, _evaluate),
+    "run": Command("all stages of a recipe; goes on where it stopped", RecipeConfig, _run),
+    "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
+    "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _label),
+    "tinyworld score": Command("how good a response is by the hidden gold score", ScoreConfig, _score),
+}

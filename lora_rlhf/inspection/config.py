@@ -1,0 +1,96 @@
+"""What a person can choose when looking at data: `data check` and `inspect`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_rlhf.settings import at_least, share
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """What is in data files, before anything is trained on them."""
+
+    files: tuple[str, ...]
+    """Files, folders, globs or hub datasets ("owner/name:split"); several kinds at once are fine."""
+    held_out: tuple[str, ...] = ()
+    """Data that no stage may train on: prompts that it shares with FILE... are reported as leakage."""
+    kind: Literal["auto", "demonstrations", "rankings", "prompts", "texts"] = "auto"
+    """What the rows are read as; auto: what their columns say."""
+    format: str | None = None
+    """How the rows are written, by its name in docs/data.md; found from the rows unless given."""
+    model: str | None = None
+    """Model whose tokenizer counts tokens: a hub name, a local folder, or tinyworld; none: lengths in characters."""
+    trust_remote_code: bool = False
+    """Run the tokenizer's own code from the hub. Only for authors that you trust."""
+    max_prompt_tokens: int = 256
+    """Limit that prompts are compared with."""
+    max_response_tokens: int = 256
+    """Limit that responses are compared with."""
+    validation_fraction: float = 0.05
+    """Share of prompts that a stage keeps aside, by hash of the prompt."""
+    token_rows: int = 5000
+    """Rows of each file whose tokens are counted, drawn evenly; with fewer than all, figures are estimates."""
+    json: bool = False
+    """Print the report as JSON."""
+    plot: str | None = None
+    """PNG to write: lengths against the limits, responses per prompt, rows used and refused."""
+    refused: str | None = None
+    """JSONL file to write: place and reason of every refused row."""
+    strict: bool = False
+    """Exit with an error when any row is refused."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        return [
+            *([] if self.files else ["no file given: lora-rlhf data check FILE..."]),
+            *at_least(self, 1, "max_prompt_tokens", "max_response_tokens", "token_rows"),
+            *share(self, "validation_fraction"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """The exact tokens that a trainer sees, and what each of them counts for."""
+
+    file: str
+    """File, folder or hub dataset ("owner/name:split")."""
+    stage: Literal["sft", "reward", "ppo"]
+    """Whose batch to show."""
+    model: str = "tinyworld"
+    """Model whose tokenizer and chat template are used: a hub name, a local folder, or tinyworld."""
+    run: str | None = None
+    """Run folder: its base instead of --model; for ppo, responses are sampled from its latest stage."""
+    trust_remote_code: bool = False
+    """Run the tokenizer's own code from the hub. Only for authors that you trust."""
+    rows: int = 2
+    """Rows of the file in the batch."""
+    start: int = 0
+    """How many usable rows to skip first."""
+    format: str | None = None
+    """How the rows are written, by its name in docs/data.md; found from the rows unless given."""
+    max_prompt_tokens: int = 256
+    """Longer prompts lose their beginning, at a message boundary where possible."""
+    max_response_tokens: int = 256
+    """Limit of responses."""
+    long_responses: Literal["refuse", "cut"] = "refuse"
+    """What happens to a response over the limit."""
+    every_turn: bool = False
+    """For sft: every answer of a conversation, not its last alone."""
+    packing: bool = False
+    """For sft: lay the rows end to end instead of padding them."""
+    seed: int = 0
+    """Seed of sampled responses."""
+    html: str | None = None
+    """HTML page to write as well."""
+    color: Literal["auto", "always", "never"] = "auto"
+    """Colour in the terminal; auto: where it is one and NO_COLOR is not set."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        return [
+            *([] if self.file else ["no file given: lora-rlhf inspect FILE --stage sft"]),
+            *at_least(self, 1, "rows", "max_prompt_tokens", "max_response_tokens"),
+            *at_least(self, 0, "start"),
+            *(["every_turn is for sft alone"] if self.every_turn and self.stage != "sft" else []),
+            *(["packing is for sft alone"] if self.packing and self.stage != "sft" else []),
+        ]

@@ -1,0 +1,188 @@
+"""`lora-rlhf inspect`: reads a few rows, makes the batch that a stage would make of them, and shows it."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+
+from lora_rlhf.config import PPOConfig
+from lora_rlhf.data.encode import (
+    EncodedExample,
+    EncodedPrompt,
+    EncodedRanking,
+    Limits,
+    encode_demonstration,
+    encode_prompt,
+    encode_ranking,
+)
+from lora_rlhf.data.labels import distinct_responses
+from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking
+from lora_rlhf.data.sources import Source, every_turn
+from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
+from lora_rlhf.errors import UserError
+from lora_rlhf.inspection.batches import Batch, Origin, ppo_lines, reward_lines, sft_lines
+from lora_rlhf.inspection.config import InspectConfig
+from lora_rlhf.inspection.paint import page, terminal
+from lora_rlhf.model.base import load_tokenizer
+from lora_rlhf.model.generate import GeneratedResponse
+from lora_rlhf.model.open import open_base
+from lora_rlhf.run import find_stage, has_stage, write_text
+from lora_rlhf.settings import check
+from lora_rlhf.stages.rollout import act
+from lora_rlhf.stages.session import bring, report_refusals, require_context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Record = TypeVar("Record", Demonstration, Ranking, Prompt)
+Encoded = TypeVar("Encoded")
+
+
+@dataclass(frozen=True)
+class Taken(Generic[Encoded]):
+    """The rows that were asked for, encoded, and where each of them stands."""
+
+    encoded: list[Encoded]
+    origins: list[Origin]
+
+
+def inspect(config: InspectConfig) -> None:
+    """Prints the batch, and writes it as a page where asked. UserError if there are no such rows."""
+    check(config)
+    tokenizer, heading = _tokenizer(config)
+    batch = BATCHES[config.stage](config, tokenizer)
+    heading = [f"{config.stage} batch of {config.file}", *heading]
+    if config.html is not None:
+        try:
+            write_text(Path(config.html), page(batch, heading))
+        except OSError as error:
+            raise UserError(f"{config.html}: cannot be written ({error.strerror}); choose another --html") from error
+    painted = terminal(batch, heading, _in_color(config))
+    # an output that is not UTF-8 shows what it can
+    encoding = sys.stdout.encoding or "utf-8"
+    print(painted.encode(encoding, "backslashreplace").decode(encoding))
+    if config.html is not None:
+        print(f"page: {config.html}")
+
+
+def _in_color(config: InspectConfig) -> bool:
+    if config.color != "auto":
+        return config.color == "always"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _tokenizer(config: InspectConfig) -> tuple["PreTrainedTokenizerBase", list[str]]:
+    """The tokenizer, with the template that will be used, and what there is to say of both."""
+    if config.run is None:
+        tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+        own = tokenizer.chat_template is not None
+        told = "the tokenizer's own" if own else "the default of this package, since the tokenizer has none"
+        name = config.model
+    else:
+        base = find_stage(f"{config.run}/sft", "sft").manifest["base"]
+        name, told = base["name"], f"as in {config.run}"
+        tokenizer = load_tokenizer(name, base["trust_remote_code"])
+        tokenizer.chat_template = base["chat_template"]
+    ensure_template(tokenizer)
+    padding, stops = pad_id(tokenizer), stop_ids(tokenizer)
+    same = ", which also ends responses: the mask tells them apart" if padding in stops else ""
+    ends = " or ".join(f"{stop} {tokenizer.decode([stop])}" for stop in stops)
+    return tokenizer, [
+        f"tokenizer: {name}; chat template: {told}",
+        f"a response ends at {ends}; padding is {padding} {tokenizer.decode([padding])}{same}",
+    ]
+
+
+def _sft(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    limits = _limits(config)
+
+    def encode(row: Demonstration, refused: RefusedRows) -> EncodedExample | None:
+        return encode_demonstration(tokenizer, row, limits, refused)
+
+    source: Source[Demonstration] = Source(config.file, "demonstrations", config.format)
+    taken = _take(config, every_turn(source) if config.every_turn else source, source, encode)
+    return sft_lines(tokenizer, taken.encoded, taken.origins, config.packing)
+
+
+def _reward(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    limits = _limits(config)
+
+    def encode(row: Ranking, refused: RefusedRows) -> EncodedRanking | None:
+        distinct = distinct_responses(row, refused)
+        return None if distinct is None else encode_ranking(tokenizer, distinct, limits, refused)
+
+    source: Source[Ranking] = Source(config.file, "rankings", config.format)
+    taken = _take(config, source, source, encode)
+    return reward_lines(tokenizer, taken.encoded, taken.origins)
+
+
+def _ppo(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    def encode(row: Prompt, refused: RefusedRows) -> EncodedPrompt | None:
+        ids = encode_prompt(tokenizer, row, config.max_prompt_tokens, refused)
+        return None if ids is None else EncodedPrompt(ids, row)
+
+    source: Source[Prompt] = Source(config.file, "prompts", config.format)
+    taken = _take(config, source, source, encode)
+    responses = None if config.run is None else _sampled(config, config.run, taken.encoded)
+    return ppo_lines(tokenizer, taken.encoded, taken.origins, responses)
+
+
+BATCHES = {"sft": _sft, "reward": _reward, "ppo": _ppo}
+
+
+def _limits(config: InspectConfig) -> Limits:
+    return Limits(config.max_prompt_tokens, config.max_response_tokens, config.long_responses)
+
+
+def _take(
+    config: InspectConfig,
+    records: Iterable[Record],
+    source: Source[Record],
+    encode: Callable[[Record, RefusedRows], Encoded | None],
+) -> Taken[Encoded]:
+    """The rows that were asked for. UserError if there is none; what was refused on the way is reported."""
+    taken: Taken[Encoded] = Taken([], [])
+    refused = RefusedRows()
+    usable = 0
+    for record in records:
+        truncated = refused.truncated_prompts
+        encoded = encode(record, refused)
+        usable += encoded is not None
+        if encoded is None or usable <= config.start:
+            continue
+        notes = []
+        if refused.truncated_prompts > truncated:
+            notes.append(f"the prompt lost its beginning: max_prompt_tokens is {config.max_prompt_tokens}")
+        place = record.origin if isinstance(record, Prompt) else record.prompt.origin
+        taken.encoded.append(encoded)
+        taken.origins.append(Origin(place, tuple(notes)))
+        if len(taken.encoded) == config.rows:
+            break
+    refused.extend(source.refused)
+    if not taken.encoded:
+        raise UserError(
+            f"{config.file}: start is {config.start}, but {usable} of its rows can be used\n{refused.summary()}".strip()
+        )
+    report_refusals(config.file, refused)
+    return taken
+
+
+def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> list[GeneratedResponse]:
+    """A response of the run's policy to each prompt, of its SFT model while there is no policy, at temperature 1."""
+    sft = find_stage(f"{run}/sft", "sft")
+    settings = PPOConfig(
+        run=run,
+        prompts=config.file,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_response_tokens=config.max_response_tokens,
+    )
+    model = open_base(sft.manifest["base"], settings.device)
+    require_context(model, settings)
+    role = "policy" if has_stage(run, "ppo") else "sft"
+    bring(model, role, find_stage(f"{run}/ppo", "ppo") if role == "policy" else sft)
+    return act(settings, model, prompts, torch.Generator().manual_seed(config.seed), role)

@@ -1,0 +1,195 @@
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.inspection.check import check_data, run_check
+from lora_rlhf.inspection.config import CheckConfig
+
+DEMONSTRATIONS = [{"prompt": f"Question {n}?", "completion": f"Answer {n} is this."} for n in range(40)]
+RANKINGS = [
+    {"prompt": f"Task {n}", "responses": ["long words", "short", "mid one"], "ranks": [1, 2, 2], "labeler": "ann"}
+    for n in range(30)
+]
+PROMPTS = [{"prompt": f"Ask {n}"} for n in range(20)]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def checked(*files: str, **settings: Any) -> dict[str, Any]:
+    return check_data(CheckConfig(files=files, **settings))
+
+
+def test_files_of_several_kinds_at_once(tmp_path: Path) -> None:
+    names = [
+        write(tmp_path / "demonstrations.jsonl", DEMONSTRATIONS),
+        write(tmp_path / "rankings.jsonl", RANKINGS),
+        write(tmp_path / "prompts.jsonl", PROMPTS),
+        write(tmp_path / "texts.jsonl", [{"text": "Some plain words."}]),
+    ]
+    report = checked(*names)
+    assert report["ok"]
+    assert [file["kinds"] for file in report["files"]] == [
+        {"demonstrations": 40},
+        {"rankings": 30},
+        {"prompts": 20},
+        {"texts": 1},
+    ]
+    assert report["files"][1]["rankings"]["pairs"] == 60
+    assert report["files"][1]["rankings"]["longer_wins"]["rate"] == 1
+    assert report["files"][0]["split"]["train"] + report["files"][0]["split"]["validation"] == 40
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_every_row_is_counted_and_every_refusal_is_written(tmp_path: Path) -> None:
+    bad = [{"prompt": f"p{n}", "completion": ""} for n in range(50)]
+    name = write(tmp_path / "mixed.jsonl", [*DEMONSTRATIONS, *bad, "not json", {"prompt": 3, "completion": "x"}])
+    target = tmp_path / "refused.jsonl"
+    report = checked(name, refused=str(target))
+    file = report["files"][0]
+    assert file["rows"] == {"read": 92, "used": 40, "refused": 52}
+    assert [reason["count"] for reason in file["refused"]] == [50, 1, 1]
+    assert file["refused"][0]["examples"][0]["place"] == f"{name}:41"
+    written = [json.loads(line) for line in target.read_text().splitlines()]
+    assert sorted(row["place"] for row in written) == [f"{name}:{number}" for number in range(41, 93)]
+    assert {row["reason"] for row in written} == {reason["reason"] for reason in file["refused"]}
+    assert report["ok"]
+
+
+def test_strict_faults_any_refusal(tmp_path: Path) -> None:
+    name = write(tmp_path / "mixed.jsonl", [*DEMONSTRATIONS, "not json"])
+    report = checked(name, strict=True)
+    assert not report["ok"]
+    assert report["faults"] == [f"{name}: 1 of 41 rows are refused (--strict)"]
+    assert checked(write(tmp_path / "good.jsonl", DEMONSTRATIONS), strict=True)["ok"]
+
+
+def test_damaged_file_is_reported_beside_the_others(tmp_path: Path) -> None:
+    packed = gzip.compress("".join(json.dumps(row) + "\n" for row in RANKINGS * 200).encode())
+    broken = tmp_path / "broken.jsonl.gz"
+    broken.write_bytes(packed[: len(packed) // 2])
+    good = write(tmp_path / "good.jsonl", DEMONSTRATIONS)
+    report = checked(str(broken), good)
+    assert not report["ok"]
+    assert len(report["faults"]) == 1
+    assert report["faults"][0].startswith(f"{broken}:")
+    rows = report["files"][0]["rows"]
+    assert 0 < rows["used"] < 6000
+    assert rows["refused"] == 1
+    assert report["files"][1]["rows"]["used"] == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [("", "no rows; the file is empty"), ('{"prompt": ""}\n{"prompt": ""}\n', "none of its 2 rows can be used")],
+)
+def test_file_without_a_usable_row(tmp_path: Path, content: str, fault: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    assert checked(str(path))["faults"] == [f"{path}: {fault}"]
+
+
+def test_missing_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.jsonl", DEMONSTRATIONS)
+    report = checked(str(tmp_path / "gone.jsonl"), good, held_out=(str(tmp_path / "away.jsonl"),))
+    assert "no such file" in report["files"][0]["error"]
+    assert report["files"][1]["rows"]["used"] == 40
+    assert len(report["faults"]) == 2
+    assert report["leakage"] == []
+
+
+def test_leakage_and_overlap(tmp_path: Path) -> None:
+    demonstrations = write(tmp_path / "demonstrations.jsonl", DEMONSTRATIONS)
+    prompts = write(tmp_path / "prompts.jsonl", [*PROMPTS, {"prompt": "QUESTION 3?"}])
+    held_out = write(tmp_path / "held_out.jsonl", [DEMONSTRATIONS[3], DEMONSTRATIONS[5], {"prompt": "New"}])
+    report = checked(demonstrations, prompts, held_out=(held_out,))
+    assert [(row["file"], row["prompts"], row["exact"]) for row in report["leakage"]] == [
+        (demonstrations, 3, 2),
+        (prompts, 3, 1),
+    ]
+    assert [(row["file"], row["other"], row["exact"]) for row in report["overlap"]] == [(demonstrations, prompts, 1)]
+    assert report["advice"][0]["file"] == held_out
+
+
+def test_folder_with_files_that_are_no_data(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", DEMONSTRATIONS)
+    write(tmp_path / "b.jsonl", DEMONSTRATIONS[:5])
+    (tmp_path / "README.md").write_text("About the data.")
+    file = checked(str(tmp_path))["files"][0]
+    assert (file["files"], file["skipped"]) == (2, [str(tmp_path / "README.md")])
+    assert file["duplicates"]["repeated_rows"] == 5
+
+
+def test_kind_and_format_that_are_asked_for(tmp_path: Path) -> None:
+    name = write(tmp_path / "rankings.jsonl", RANKINGS)
+    assert checked(name, kind="prompts")["files"][0]["kinds"] == {"prompts": 30}
+    assert "rankin" in checked(name, format="rankin")["files"][0]["error"]
+
+
+def test_tokens_are_counted_with_a_model(tmp_path: Path) -> None:
+    name = write(tmp_path / "demonstrations.jsonl", DEMONSTRATIONS)
+    tokens = checked(name, model="tinyworld", max_response_tokens=2, token_rows=16)["files"][0]["tokens"]
+    assert not tokens["exact"]
+    assert 8 <= tokens["rows"] <= 16
+    assert tokens["limits"]["max_response_tokens"]["over"] == tokens["limits"]["max_response_tokens"]["lost"] == 1
+
+
+def test_nothing_from_the_data_controls_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trick = "\x1b[2J\u202egnp"
+    rows = [*DEMONSTRATIONS, {"messages": [{"role": trick, "content": "x"}]}, {trick: 1}, {"prompt": "q", trick: "x"}]
+    name = write(tmp_path / "odd\x1b[31m.jsonl", [*rows, {"prompt": "q", "completion": "a", trick: "x"}])
+    run_check(CheckConfig(files=(name,)))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    assert r"\x1b[2J\u202e" in printed
+    assert r"odd\x1b[31m.jsonl" in printed
+
+
+def test_command_prints_json_and_then_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = write(tmp_path / "bad\x1b.jsonl", ["{}"])
+    with pytest.raises(UserError, match="none of its 1 rows") as error:
+        run_check(CheckConfig(files=(name,), json=True))
+    assert "\x1b" not in str(error.value)
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert report["files"][0]["rows"] == {"read": 1, "used": 0, "refused": 1}
+
+
+@pytest.mark.parametrize("flag", ["plot", "refused"])
+def test_folders_to_write_in_are_there_before_reading(tmp_path: Path, flag: str) -> None:
+    with pytest.raises(UserError, match=f"--{flag} .*no folder"):
+        checked(str(tmp_path / "gone.jsonl"), **{flag: str(tmp_path / "none" / "file")})
+
+
+def test_plot_of_all_kinds(tmp_path: Path) -> None:
+    names = [
+        write(tmp_path / "a$x_1$.jsonl", [*RANKINGS, "not json"]),
+        write(tmp_path / "b.jsonl", [{"text": "words"}]),
+        str(tmp_path / "gone.jsonl"),
+    ]
+    target = tmp_path / "check.png"
+    with pytest.raises(UserError, match="no such file"):
+        run_check(CheckConfig(files=tuple(names), plot=str(target)))
+    assert target.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_plain_check_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
+    name = write(tmp_path / "rankings.jsonl", RANKINGS)
+    code = (
+        "import sys; from lora_rlhf.inspection.config import CheckConfig\n"
+        "from lora_rlhf.inspection.check import run_check\n"
+        f"run_check(CheckConfig(files=({name!r},)))\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'datasets', 'pyarrow'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,180 @@
+import pytest
+
+from lora_rlhf.data.labels import fingerprint
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text
+from lora_rlhf.inspection.figures import FileFigures, RankingFigures, Signs
+
+
+def figures_of(*rankings: Ranking, most: int = 1000) -> RankingFigures:
+    figures = RankingFigures(most)
+    for ranking in rankings:
+        responses = [fingerprint(response) for response in ranking.responses]
+        figures.add(ranking, fingerprint(ranking.prompt.key), responses)
+    return figures
+
+
+def rank(prompt: str, responses: str, ranks: tuple[int, ...], labeler: str | None = None) -> Ranking:
+    return Ranking(Prompt.of(prompt), tuple(responses.split()), ranks, labeler)
+
+
+def test_pairs_ties_and_sizes() -> None:
+    summary = figures_of(
+        rank("p", "a b", (1, 2)), rank("q", "a b c d", (1, 2, 2, 3)), rank("r", "a b c", (1, 1, 1))
+    ).summary()
+    assert summary["count"] == 3
+    assert summary["responses"] == {"2": 1, "3": 1, "4": 1}
+    assert summary["pairs"] == 1 + 5
+    assert summary["ties"] == 1 + 3
+    assert summary["all_tied"] == 1
+    assert summary["labelers"] == 0
+    assert summary["agreement"] is None
+
+
+def test_longer_wins_counts_pairs_and_equal_lengths_as_half() -> None:
+    summary = figures_of(
+        rank("p", "aa b", (1, 2)),  # the longer wins
+        rank("q", "aa b", (2, 1)),  # the shorter
+        rank("r", "a b", (1, 2)),  # as long
+        rank("s", "aaa bb c", (1, 2, 2)),  # the longer, twice
+    ).summary()
+    assert summary["longer_wins"]["rate"] == pytest.approx(3.5 / 5)
+
+
+def test_interval_of_independent_pairs_is_wilsons() -> None:
+    rankings = [rank(f"p{n}", "aa b", (1, 2) if n < 60 else (2, 1)) for n in range(100)]
+    longer = figures_of(*rankings).summary()["longer_wins"]
+    assert longer["rate"] == 0.6
+    assert longer["low"] == pytest.approx(0.502, abs=5e-3)
+    assert longer["high"] == pytest.approx(0.691, abs=5e-3)
+
+
+def test_pairs_of_one_ranking_are_not_independent() -> None:
+    up, down = "aaaa aaa aa a", "a aa aaa aaaa"
+    rankings = [rank(f"p{n}", up if n < 60 else down, (1, 2, 3, 4)) for n in range(100)]
+    longer = figures_of(*rankings).summary()["longer_wins"]
+    assert longer["rate"] == 0.6
+    assert longer["low"] == pytest.approx(0.502, abs=5e-3)  # as wide as of 100 pairs, though there are 600
+
+
+def test_interval_is_honest_where_the_longer_always_wins() -> None:
+    longer = figures_of(*(rank(f"p{n}", "aa b", (1, 2)) for n in range(10))).summary()["longer_wins"]
+    assert longer["rate"] == longer["high"] == 1
+    assert longer["low"] == pytest.approx(0.722, abs=5e-3)
+
+
+def test_no_pair_no_interval() -> None:
+    assert figures_of(rank("p", "a b", (1, 1))).summary()["longer_wins"] is None
+
+
+def test_agreement_of_labelers_on_one_prompt() -> None:
+    summary = figures_of(
+        rank("P ", "a b c", (1, 2, 3), "ann"),
+        rank("p", "c b a", (2, 3, 1), "bob"),  # a before c before b: alike on a-b and a-c, not on b-c
+        rank("p", "a b", (2, 1), "ann"),  # ann again: compared with bob alone
+        rank("q", "a b", (2, 1), "bob"),
+    ).summary()
+    assert summary["labelers"] == 2
+    assert summary["agreement"] == {"rate": pytest.approx(2 / 4), "pairs": 4}
+
+
+def test_agreement_of_nameless_labelers() -> None:
+    summary = figures_of(rank("p", "a b", (1, 2)), rank("p", "b a", (1, 2)), rank("p", "b a", (2, 1))).summary()
+    assert summary["agreement"] == {"rate": pytest.approx(1 / 3), "pairs": 3}
+
+
+def test_rankings_of_a_prompt_are_forgotten_together() -> None:
+    rankings = [rank(f"p{n}", "a b", ranks) for ranks in ((1, 2), (2, 1)) for n in range(500)]
+    figures = figures_of(*rankings, most=400)
+    assert len(figures._responses) == len(figures._ranks) == 2 * len(figures._prompts) <= 400
+    agreed = figures.summary()["agreement"]
+    assert agreed["rate"] == 0
+    assert agreed["pairs"] == len(figures._prompts) / 2 > 25
+
+
+def test_huge_ranks_keep_their_order() -> None:
+    big = 10**30
+    summary = figures_of(rank("p", "a b c", (big, 7, big + 1)), rank("p", "a b c", (2, 1, 3))).summary()
+    assert summary["agreement"] == {"rate": 1.0, "pairs": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("<|im_start|>user\nHello", True),
+        ("[INST] Hello [/INST]", True),
+        ("Hello\n\n### Response:", True),
+        ("Hello\n\nAssistant: Hi", True),
+        ("My Assistant: a short play", False),
+        ("List [1] and <b>bold</b>, # Title, 1 < 2", False),
+    ],
+)
+def test_markup(text: str, found: bool) -> None:
+    assert Signs.of(Prompt.of(text), (), None).markup is found
+    assert Signs.of(Demonstration(Prompt.of("q"), text), (), None).markup is found
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("She has 3 apples.\n#### 1,234", True),
+        ("So x = -4.5.", True),
+        ("It costs $18", True),
+        (r"The answer is \boxed{\frac{1}{2}}.", True),
+        ("42", True),
+        ("The year 1969 was eventful.", False),
+        ("See version v2", False),
+    ],
+)
+def test_answers_that_end_in_a_number(answer: str, found: bool) -> None:
+    assert Signs.of(Demonstration(Prompt.of("q"), answer), (), None).ends_in_number is found
+    assert Signs.of(rank_two(answer, "no idea"), (), None).ends_in_number is found
+    assert Signs.of(rank_two("no idea", answer), (), None).ends_in_number is False
+
+
+def rank_two(best: str, worst: str) -> Ranking:
+    return Ranking(Prompt.of("q"), (worst, best), (2, 1))
+
+
+def test_columns_that_hold_something() -> None:
+    prompt = Prompt((Message("user", "q"),), meta={"id": 0, "system": "", "notes": None, "source": "web", "tags": []})
+    figures = FileFigures(None, sampled=10, validation_fraction=0.0)
+    figures.add(prompt)
+    figures.add(Prompt.of("another"))
+    assert figures.summary(256, 256)["signs"]["columns"] == {"id": 0.5, "source": 0.5}
+
+
+def test_summary_of_mixed_records() -> None:
+    figures = FileFigures(None, sampled=100, validation_fraction=0.5)
+    asked = Prompt(
+        (Message("system", "s" * 5), Message("user", "abc"), Message("assistant", "d"), Message("user", "e"))
+    )
+    figures.add(Demonstration(Prompt.of("four"), "x" * 7))
+    figures.add(Demonstration(asked, "y"))
+    figures.add(rank("four", "aa b", (1, 2)))
+    figures.add(Prompt.of("lone"))
+    figures.add(Text("t" * 9))
+    summary = figures.summary(10, 10)
+    assert summary["kinds"] == {"demonstrations": 2, "rankings": 1, "prompts": 1, "texts": 1}
+    assert summary["turns"] == {"mean": 1.25, "max": 2, "with_system": 0.25}
+    assert summary["characters"]["prompt"]["count"] == 4
+    assert summary["characters"]["prompt"]["max"] == 10
+    assert summary["characters"]["response"]["mean"] == pytest.approx((7 + 1 + 2 + 1 + 9) / 5)
+    assert summary["tokens"] is None
+    assert summary["duplicates"]["rows"] == 5
+    assert summary["duplicates"]["repeated_prompts"] == 1
+    assert summary["signs"]["rows"] == 5
+
+
+@pytest.mark.parametrize("record", [Prompt.of("q"), Text("t")])
+def test_prompts_and_texts_are_not_split(record: Prompt | Text) -> None:
+    figures = FileFigures(None, sampled=100, validation_fraction=0.5)
+    figures.add(record)
+    assert figures.summary(10, 10)["split"] is None
+
+
+def test_other_labels_of_the_same_responses_are_no_copies() -> None:
+    figures = FileFigures(None, sampled=100, validation_fraction=0.0)
+    for ranks, labeler in [((1, 2), "ann"), ((1, 2), "bob"), ((2, 1), "ann"), ((1, 2), "ann")]:
+        figures.add(rank("p", "a b", ranks, labeler))
+    duplicates = figures.summary(10, 10)["duplicates"]
+    assert (duplicates["repeated_rows"], duplicates["repeated_prompts"]) == (1, 3)
