@@ -9,15 +9,13 @@ width is computed all the same.
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 
 import torch
+from provenance import provenance
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import lora_rlhf
@@ -102,12 +100,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     lines = (folder / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines][1:]  # without the iteration that warms up
     return {
-        "command": f"python benchmarks/gpu_iteration.py --shape {args.shape}",
-        "hardware": torch.cuda.get_device_name(0)
-        if torch.cuda.is_available()
-        else f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        **provenance(f"python benchmarks/gpu_iteration.py --shape {args.shape}"),
+        **({"hardware": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}),
         "torch": torch.__version__,
-        "commit": _commit(),
         "shape": args.shape,
         "batch_size": args.batch_size,
         "micro_batch_size": args.micro_batch_size,
@@ -153,11 +148,6 @@ def _make_data(folder: Path, prompt_words: int, count: int) -> None:
         for _ in range(8)
     ]
     write_jsonl(folder / "rankings.jsonl", rankings)
-
-
-def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return answer.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ and without a KL price over the same number of iterations. Finished steps are ke
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance
 
 from lora_rlhf.algo.statistics import win_rate
 from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig
@@ -41,9 +40,7 @@ def main() -> None:
     parser.add_argument("--skip-controls", action="store_true")
     args = parser.parse_args()
     results: dict[str, Any] = {
-        "command": f"python benchmarks/quality.py --seeds {' '.join(map(str, args.seeds))}",
-        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "commit": _commit(),
+        **provenance(f"python benchmarks/quality.py --seeds {' '.join(map(str, args.seeds))}"),
         "seeds": {},
     }
     for seed in args.seeds:
@@ -90,7 +87,7 @@ def gold_accuracy(run: Path) -> float:
     config = read_recipe(RECIPE, {"run": str(run)})["reward"]
     assert isinstance(config, RewardConfig)
     rankings = read_rankings(config.rankings)[0]
-    held_out = [r for r in rankings if split_of(r.prompt.key, config.validation_fraction) == "validation"]
+    held_out = [r for r in rankings if split_of(r.prompt.opening, config.validation_fraction) == "validation"]
     outcomes = [outcome for ranking in held_out for outcome in _gold_outcomes(ranking)]
     return sum(outcomes) / len(outcomes)
 
@@ -166,11 +163,6 @@ def _control(name: str, config: PPOConfig, judged: EvaluateConfig, runs: Path) -
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return answer.stdout.strip()
 
 
 if __name__ == "__main__":
