@@ -4,12 +4,12 @@
 
 Writes chosen/rejected rows of 1 KiB each into a temporary folder, then runs, each in a process of its own and in turn:
 the check, the check with token counts, and datasets.load_dataset("json") with an empty cache. Seconds include starting
-Python. Memory is the largest resident set of the process, files mapped into it included.
+Python. Memory is the most that the process and its children held at once, what they share counted once (PSS).
 """
 
 import argparse
+import contextlib
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from provenance import provenance
 
 from lora_rlhf.run import write_json
 
 ROW_BYTES = 1024
 WORDS = 20000  # of the vocabulary
+INTERVAL = 0.1  # seconds between two looks at the memory
 LOAD = """
 import sys
 from datasets import load_dataset
@@ -67,7 +69,7 @@ def main() -> None:
         result[name] = {
             "seconds": round(seconds, 1),
             "mb_per_s": round(megabytes / seconds, 1),
-            "peak_rss_mb": round(max(run["peak_rss_mb"] for run in runs)),
+            "peak_mb": round(max(run["peak_mb"] for run in runs)),
             "all_seconds": [round(run["seconds"], 1) for run in runs],
         }
     args.to.parent.mkdir(parents=True, exist_ok=True)
@@ -90,18 +92,29 @@ def rows(count: int) -> Iterator[str]:
 
 
 def measure(command: list[str], expected: int) -> dict[str, float]:
-    """Seconds and peak memory of one process. RuntimeError if it did not read every row."""
+    """Seconds and peak memory of one program. RuntimeError if it did not read every row."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    told = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, held(psutil.Process(process.pid)))
+        time.sleep(INTERVAL)
     seconds = time.monotonic() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.stdout is not None
+    told = process.stdout.read()  # short enough for the pipe to hold it until now
     read = json.loads(told)["files"][0]["rows"]["read"] if "check" in command else int(told)
     if process.returncode or read != expected:
         raise RuntimeError(f"{command} ended with {process.returncode} and read {read} of {expected} rows")
-    return {"seconds": seconds, "peak_rss_mb": usage.ru_maxrss * 1024 / 1e6}
+    return {"seconds": seconds, "peak_mb": peak / 1e6}
+
+
+def held(process: psutil.Process) -> int:
+    """Bytes of a process and its children."""
+    total = 0
+    with contextlib.suppress(psutil.Error):  # one may end while it is looked at
+        for one in (process, *process.children(recursive=True)):
+            total += one.memory_full_info().pss
+    return total
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_rlhf.data.formats import KNOWN_COLUMNS
 from lora_rlhf.data.hub import hub_rows, saved_rows
@@ -24,6 +24,8 @@ TABLE_SUFFIXES = {".csv", ".tsv"}
 # A list of rows begins with an object, and an object with a name; a text that begins with "[1]" or "{x" does not.
 JSON_LIST = re.compile(r"\[\s*[{\]\"]")
 JSON_OBJECT = re.compile(r"\{\s*[\"}]")
+
+Container = Literal["jsonl", "json", "csv", "parquet", "text"]
 
 # How other files begin, and the way out.
 FOREIGN = (
@@ -60,30 +62,43 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     for a row that is not one; a Damaged, last, where the rest of the file cannot be read. Plain text comes in rows
     {"text": ...} of whole lines, at most 1 MiB each.
 
+    Raises UserError as `container_of`.
+    """
+    container = container_of(path)
+    if container == "parquet":
+        return parquet_rows(path)
+    if container == "csv":
+        return csv_rows(path)
+    if container == "text":
+        return _rows(path, _text_rows)
+    return _rows(path, json_lines if container == "jsonl" else json_documents)
+
+
+def container_of(path: Path) -> Container:
+    """Which container a file is, gzipped or not.
+
     Raises UserError for a file that is not there, that may not be read, or whose kind is not read here.
     """
     try:
         with open(path, "rb") as raw:
-            start = raw.read(len(PARQUET))
-        head = start if start == PARQUET else _head(path)
+            if raw.read(len(PARQUET)) == PARQUET:
+                return "parquet"
+        head = _head(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if start == PARQUET:
-        return parquet_rows(path)
     _require_text(path, head)
-    text = head.decode("utf-8-sig", errors="replace")  # what was read may end within a character
-    return _rows_of_text(path, text.lstrip())
+    # what was read may end within a character
+    return _container_of_text(plain_suffix(path), head.decode("utf-8-sig", errors="replace").lstrip())
 
 
-def _rows_of_text(path: Path, head: str) -> Iterator[tuple[str, Any]]:
-    suffix = plain_suffix(path)
+def _container_of_text(suffix: str, head: str) -> Container:
     if head.startswith("[") and (JSON_LIST.match(head) or suffix in JSON_SUFFIXES):
-        return _rows(path, json_documents)
+        return "json"
     if head.startswith("{") and (JSON_OBJECT.match(head) or suffix in JSON_SUFFIXES):
-        return _rows(path, json_documents if spans_lines(head) else json_lines)
+        return "json" if spans_lines(head) else "jsonl"
     if suffix in TABLE_SUFFIXES or _is_table(head):
-        return csv_rows(path)
-    return _rows(path, json_lines if suffix in JSON_SUFFIXES else _text_rows)
+        return "csv"
+    return "jsonl" if suffix in JSON_SUFFIXES else "text"
 
 
 def _rows(path: Path, read: Callable[[Path, ByteStream], Iterator[tuple[str, Any]]]) -> Iterator[tuple[str, Any]]:

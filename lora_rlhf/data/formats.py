@@ -233,6 +233,7 @@ def _nearest(filled: frozenset[str], kind: Kind | None) -> Format | None:
 
 
 def _listed(names: Sequence[Any]) -> str:
-    shown = [str(name)[:SHOWN_CHARACTERS] for name in names[:SHOWN_COLUMNS]]
+    # as in a message of Python: a name must not reach a terminal as control characters
+    shown = [repr(str(name)[:SHOWN_CHARACTERS])[1:-1] for name in names[:SHOWN_COLUMNS]]
     more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
     return ", ".join(shown) + more if shown else "none"

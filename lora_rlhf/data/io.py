@@ -17,12 +17,17 @@ BUFFER = 2**18
 UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file that breaks off or is damaged raises
 
 
-class ByteStream(Protocol):
+class LineStream(Protocol):
+    """A binary file of which only lines are read."""
+
+    def readline(self, size: int | None = -1, /) -> bytes: ...
+
+
+class ByteStream(LineStream, Protocol):
     """A binary file as this room reads it."""
 
     def read(self, size: int = -1, /) -> bytes: ...
     def read1(self, size: int = -1, /) -> bytes: ...
-    def readline(self, size: int | None = -1, /) -> bytes: ...
     def close(self) -> None: ...
 
 

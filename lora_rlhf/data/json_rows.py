@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.data.io import UNREADABLE, ByteStream, unreadable
+from lora_rlhf.data.io import UNREADABLE, ByteStream, LineStream, unreadable
 from lora_rlhf.data.refusals import BadRow, Damaged
 
 MAX_DEPTH = 200  # far beyond any data set; deeper rows would exhaust the stack of whatever walks them later
@@ -72,9 +72,12 @@ def decode_json(data: bytes | str) -> Any:
     return _checked(value, text)
 
 
-def json_lines(path: Path, stream: ByteStream) -> Iterator[tuple[str, Any]]:
-    """Yields ("path:line", row) for each line of JSONL that is not blank; see `containers.file_rows`."""
-    place, number = str(path), 0  # a Path costs more to write than a row to decode
+def json_lines(path: Path, stream: LineStream, before: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yields ("path:line", row) for each line of JSONL that is not blank; see `containers.file_rows`.
+
+    before: the number of lines that stand before those of the stream.
+    """
+    place, number = str(path), before  # a Path costs more to write than a row to decode
     try:
         while line := stream.readline(MAX_ELEMENT + 1):
             number += 1

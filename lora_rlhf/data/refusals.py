@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from lora_rlhf.errors import UserError
 
 EXAMPLES = 20  # places kept per reason: enough to find the fault, and the memory does not grow with the file
-MOST_REASONS = 100  # reasons are few by design; should details slip into them, memory stays flat all the same
+MOST_REASONS = 200  # reasons are few by design; should details slip into them, memory stays flat all the same
 OTHER = "other reasons"
 
 

@@ -170,13 +170,22 @@ def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
     if isinstance(record, Text):
         return {"text": record.text}
     prompt = record if isinstance(record, Prompt) else record.prompt
-    is_plain = len(prompt.messages) == 1
     turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    row: dict[str, Any] = {**prompt.meta, "prompt": prompt.messages[0].content if is_plain else turns}
+    is_plain = len(turns) == 1 and not _reads_as_messages(turns[0]["content"])
+    row: dict[str, Any] = {**prompt.meta, "prompt": turns[0]["content"] if is_plain else turns}
     if isinstance(record, Demonstration):
-        row["completion"] = record.response
+        row["completion"] = _written(record.response)
     elif isinstance(record, Ranking):
-        row |= {"responses": list(record.responses), "ranks": list(record.ranks)}
+        row |= {"responses": [_written(response) for response in record.responses], "ranks": list(record.ranks)}
         if record.labeler is not None:
             row["labeler"] = record.labeler
     return row
+
+
+def _written(response: str) -> Any:
+    return [{"role": "assistant", "content": response}] if _reads_as_messages(response) else response
+
+
+def _reads_as_messages(text: str) -> bool:
+    """Whether a reader would take the text for a dialogue or for messages that a table holds as text."""
+    return text.startswith("[{") or text.lstrip().startswith("Human:")

@@ -30,7 +30,8 @@ class Source(Generic[Record]):
     """The records of a file, folder, glob or hub dataset, read anew by each iteration, one row in memory at a time.
 
     While and after iterating, `read`, `used` and `refused` count rows (used + refused = read, always), `records` what
-    was made of them, and `formats` how the used rows were written.
+    was made of them, and `formats` how the used rows were written; `depends_on_order` says whether other rows had a
+    part in how one was read.
 
     name: see `locate`. kind: what the rows are read as; None: each as its format's main kind. format: a name of
     docs/data.md, instead of what the rows look like. strict: the first row that cannot be used is a UserError.
@@ -59,6 +60,7 @@ class Source(Generic[Record]):
 
     def _reset(self) -> None:
         self.read = self.used = self.records = 0
+        self.depends_on_order = False
         self.refused = RefusedRows(self.strict)
         self.formats: Counter[str] = Counter()
         self._settled: set[Format] = set()  # formats that rows without doubt were read as
@@ -79,9 +81,12 @@ class Source(Generic[Record]):
         if not self.tolerant and not self.records:
             self._raise_unusable()
 
+    def _rows(self) -> Iterator[tuple[str, Any]]:
+        return source_rows(self.name)
+
     def _recognised(self) -> Iterator[tuple[Format, Located]]:
         """Rows with their format; those without are refused."""
-        for origin, row in source_rows(self.name):
+        for origin, row in self._rows():
             self.read += 1
             try:
                 if isinstance(row, Damaged) and not self.tolerant:
@@ -106,6 +111,7 @@ class Source(Generic[Record]):
         if len(found) == 1 or (self.kind == "prompts" and _same_prompts(found, row)):
             self._settled.add(found[0])
             return found[0]
+        self.depends_on_order = True
         if known := [format for format in found if format in self._settled]:
             return known[0]  # a row that fits several is read as the rows before it were
         if self._settled:
@@ -124,6 +130,7 @@ class Source(Generic[Record]):
                 waiting = []
             current = key
             if current:
+                self.depends_on_order = True
                 waiting.append(located)
             else:
                 yield format, [located]

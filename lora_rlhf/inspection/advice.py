@@ -12,6 +12,7 @@ LONGER_WINS = 0.6  # "the longer one" is right on 55.7, 59.6 and 63.1 % of three
 CUT = 0.01  # share of rows that a limit, a refusal or a copy may cost without a word; our choice, as the next two are
 NARROW = 0.3  # share of rows whose prompts begin alike, or continue one another
 CHECKABLE = 0.5  # share of rows whose answers code could check
+EMPTY = 0.5  # share of rows in which a known column is empty
 TIED = 0.1  # share of rankings that are tied throughout
 
 ANSWERS = "answer answers solution solutions final_answer ground_truth gold gold_answer reference_answer target".split()
@@ -30,7 +31,7 @@ def advice(report: Report) -> list[dict[str, str]]:
     found = list(_leakage(report))
     for file in report["files"]:
         if file["error"] is None and file["records"]:
-            for rules in (_refusals, _template, _limits, _rankings, _repeats, _split, _columns):
+            for rules in (_refusals, _template, _limits, _rankings, _repeats, _split, _empty, _columns):
                 found += [{"file": file["file"], "text": sentence} for sentence in rules(file)]
     return found
 
@@ -166,6 +167,17 @@ def _split(file: Report) -> Iterator[str]:
             f"{split['begin_alike']:,} of {split['validation']:,} validation prompts begin like a different training "
             "prompt, so validation figures will look better than on new prompts."
         )
+
+
+def _empty(file: Report) -> Iterator[str]:
+    """A column that is there but never filled, where the rows are then less than they could be."""
+    signs = file["signs"]
+    for name, missing in signs["empty"].items():
+        if missing >= EMPTY and set(file["kinds"]) <= {"prompts", "texts"}:
+            yield (
+                f"column {name!r} is there but empty in {share(missing, signs['exact'])} of rows, so they are read as "
+                f"{' and '.join(file['kinds'])}."
+            )
 
 
 def _columns(file: Report) -> Iterator[str]:

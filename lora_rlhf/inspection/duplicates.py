@@ -41,6 +41,15 @@ class Tally:
             if len(self._new) >= WAITING:
                 self._settle()
 
+    def merge(self, other: "Tally") -> None:
+        """Adds what another tally counted."""
+        self._settle()
+        other._settle()
+        threshold = min(self._threshold, other._threshold)
+        mine, theirs = self.below(threshold), other.below(threshold)
+        self._threshold = threshold
+        self._combine(*(np.concatenate(parts) for parts in zip(mine, theirs, strict=True)))
+
     @property
     def threshold(self) -> int:
         """Hashes below it are kept; 2**64 as long as that is all."""
@@ -67,10 +76,14 @@ class Tally:
         if not self._new:
             return
         new, times = np.unique(np.frombuffer(self._new, np.uint64), return_counts=True)
-        values = np.concatenate([self._values, new])
         self._new = array("Q")
+        self._combine(np.concatenate([self._values, new]), np.concatenate([self._counts, times.astype(np.uint64)]))
+
+    def _combine(self, values: Hashes, counts: Hashes) -> None:
+        if not len(values):
+            return
         order = np.argsort(values, kind="stable")  # a merge: both parts are sorted
-        values, counts = values[order], np.concatenate([self._counts, times.astype(np.uint64)])[order]
+        values, counts = values[order], counts[order]
         first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
         self._values, self._counts = values[first], np.add.reduceat(counts, first)
         while len(self._values) > self.most:
@@ -115,6 +128,13 @@ class Prints:
                 if beginning is not None:
                     self.validation_beginnings.add(beginning)
         return key
+
+    def merge(self, other: "Prints") -> None:
+        """Adds what another part of the file left."""
+        self.rows += other.rows
+        self.validation_rows += other.validation_rows
+        for name in ("keys", "whole", "starts", "beginnings", "validation_beginnings"):
+            getattr(self, name).merge(getattr(other, name))
 
     def add_text(self, text: int) -> None:
         """Remembers a text without a prompt, by its hash."""

@@ -43,6 +43,13 @@ class Lengths:
             value = (value >> shift) << shift
         self._buckets[value] += 1
 
+    def merge(self, other: "Lengths") -> None:
+        """Adds what another distribution counted."""
+        self.count += other.count
+        self.total += other.total
+        self.longest = max(self.longest, other.longest)
+        self._buckets.update(other._buckets)
+
     def quantile(self, share: float) -> int:
         """The smallest length that at least this share of all does not exceed."""
         needed, reached = math.ceil(share * self.count), 0
@@ -87,6 +94,16 @@ class EvenSample(Generic[Item]):
         """Takes an item that is wanted; others, drawn by their number, may have to go for it."""
         self._items.append((number * SPREAD % (1 << 64), item, weight))
         self._weight += weight
+        self._thin()
+
+    def merge(self, other: "EvenSample[Item]") -> None:
+        """Adds another sample of the same stream; no item's number may be in both."""
+        self.threshold = min(self.threshold, other.threshold)
+        self._items = [kept for kept in self._items + other._items if kept[0] < self.threshold]
+        self._weight = sum(kept[2] for kept in self._items)
+        self._thin()
+
+    def _thin(self) -> None:
         while len(self._items) > self.most or (self._weight > self.most_weight and len(self._items) > 1):
             self.threshold //= 2
             self._items = [kept for kept in self._items if kept[0] < self.threshold]

@@ -15,6 +15,7 @@ PLACES = 3  # of refused rows per reason
 DETAIL = 64  # characters of what is quoted from the data
 COLUMNS = 8  # names of unused columns that are listed
 JOINED = "\x00%"  # a percent sign that stays with its number when lines are wrapped
+CONTAINERS = {"jsonl": "JSONL", "json": "JSON", "csv": "CSV", "parquet": "Parquet", "text": "plain text"}
 LENGTHS = ("p50", "p90", "p95", "p99", "max")
 
 
@@ -25,7 +26,8 @@ def text(report: dict[str, Any]) -> str:
     names = _short_names(report)
     if shared := list(_shared(report, names)):
         blocks.append("\n".join(["Prompts in several files", *shared]))
-    blocks.append("\n".join(_advice(report["advice"], names)))
+    if report["advice"] or report["ok"]:
+        blocks.append("\n".join(_advice(report["advice"], names)))
     if not any(file["error"] is None and file["tokens"] for file in report["files"]):
         blocks.append("With --model NAME, lengths are also counted in tokens and compared with the limits.")
     return "\n\n".join(blocks)
@@ -61,7 +63,8 @@ def _file(file: dict[str, Any]) -> Iterator[str]:
 def _title(file: dict[str, Any]) -> str:
     kinds = " and ".join(file.get("kinds", {}))
     formats = ", ".join(file.get("formats", {}))
-    return printable(file["file"]) + (f": {kinds}, format {formats}" if kinds else "")
+    held = " and ".join(CONTAINERS[name] for name in file.get("containers", {}))
+    return printable(file["file"]) + (f": {kinds}, format {formats}{f' in {held}' if held else ''}" if kinds else "")
 
 
 def _entry(label: str, value: str) -> list[str]:

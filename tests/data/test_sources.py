@@ -1,5 +1,6 @@
 """A name to records: every usable one, every refusal with its place, and a question where the rows leave a doubt."""
 
+import csv
 import gzip
 import json
 import random
@@ -479,6 +480,65 @@ def test_a_folder_and_a_pattern_are_one_source(tmp_path: Path) -> None:
     assert [refusal.origin for refusal in source.refused] == [f"{tmp_path}/a.csv:3"]
     records, _ = read(tmp_path / "*.jsonl", "demonstrations")
     assert [record.prompt.origin for record in records] == [f"{tmp_path}/b.jsonl:1"]
+
+
+def test_cells_hold_what_json_could_hold(tmp_path: Path) -> None:
+    """Python's literals are read, but none that could not be written again; what JSONL refuses is refused here too."""
+    cells = [
+        "{1, 2}",
+        "[(1, inf), 1e999]",
+        "[(1, 2.5), 1e999]",
+        "{1: 'x'}",
+        '[{"a": 1, "a": 2}]',
+        "[" * 300 + "]" * 300,
+    ]
+    path = tmp_path / "x.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "completion", "info"], *(["a", "b", cell] for cell in cells)])
+    records, source = read(path, "demonstrations")
+    assert [record.prompt.meta["info"] for record in records] == [
+        *("{1, 2}", "[(1, inf), 1e999]", [[1, 2.5], None], {"1": "x"})
+    ]
+    assert [(refusal.origin, refusal.reason) for refusal in source.refused] == [
+        (f"{path}:6", "a column stands twice in the row"),
+        (f"{path}:7", "the row is nested too deeply"),
+    ]
+
+
+def test_a_number_too_large_for_a_float_is_none(tmp_path: Path) -> None:
+    largest = int(sys.float_info.max)
+    rows = [
+        {**PAIR, "n": largest},
+        {**PAIR, "n": -largest},
+        {**PAIR, "n": largest * 10},
+        {**PAIR, "n": [-largest * 10]},
+    ]
+    records, _ = read(jsonl(tmp_path / "rows.jsonl", rows), "demonstrations")
+    assert [record.prompt.meta["n"] for record in records] == [largest, -largest, None, [None]]
+
+
+def test_tables_whose_header_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"prompt,completion,caf\xe9\na,b,c\n")
+    pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"], "cafe": ["c"]}), tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes().replace(b"cafe", b"caf\xe9"))
+    for name in ("x.csv", "x.parquet"):
+        _, source = read(tmp_path / name, "demonstrations", tolerant=True)
+        assert source.read == 1 and source.refused.count == 1
+
+
+def test_damage_to_a_packed_table_is_placed_behind_its_last_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(gzip.compress(b"prompt,completion\n" + b"a,b\n" * 50_000)[:-20])
+    _, source = read(path, "demonstrations", tolerant=True)
+    assert source.used > 30_000
+    assert [refusal.origin for refusal in source.refused] == [f"{path}:{source.used + 2}"]
+
+
+def test_old_line_ends_are_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"prompt,completion\ra,b\rc,d\r")
+    assert [record.response for record in read(tmp_path / "x.csv", "demonstrations")[0]] == ["b", "d"]
+    (tmp_path / "x.txt").write_bytes(b"Well,\rthis is, after all, a text.\n")
+    assert read(tmp_path / "x.txt", "texts")[0] == [Text("Well,\rthis is, after all, a text.\n")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ HEALTHY: dict[str, Any] = {
     },
     "duplicates": {"rows": 10_000, "repeated_rows": 50, "begin_alike": 900, "continued": 500, "estimated": False},
     "split": {"fraction": 0.05, "train": 9_500, "validation": 500, "begin_alike": 20},
-    "signs": {"exact": True, "markup": 0.0, "ends_in_number": 0.1, "columns": {"id": 1.0, "source": 0.7}},
+    "signs": {"exact": True, "markup": 0.0, "ends_in_number": 0.1, "columns": {"id": 1.0, "source": 0.7}, "empty": {}},
 }
 
 

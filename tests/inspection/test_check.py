@@ -193,3 +193,9 @@ def test_plain_check_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_column_that_is_there_but_empty_is_named(tmp_path: Path) -> None:
+    name = write(tmp_path / "rows.jsonl", [{"prompt": f"Ask {n}", "completion": None} for n in range(9)])
+    (piece,) = checked(name)["advice"]
+    assert piece["text"] == "column 'completion' is there but empty in 100.0 % of rows, so they are read as prompts."

@@ -2,7 +2,8 @@ import pytest
 
 from lora_rlhf.data.labels import fingerprint
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text
-from lora_rlhf.inspection.figures import FileFigures, RankingFigures, Signs
+from lora_rlhf.inspection.figures import FileFigures, Signs, Unused
+from lora_rlhf.inspection.rankings import RankingFigures
 
 
 def figures_of(*rankings: Ranking, most: int = 1000) -> RankingFigures:
@@ -109,8 +110,8 @@ def test_huge_ranks_keep_their_order() -> None:
     ],
 )
 def test_markup(text: str, found: bool) -> None:
-    assert Signs.of(Prompt.of(text), (), None).markup is found
-    assert Signs.of(Demonstration(Prompt.of("q"), text), (), None).markup is found
+    assert Signs.of(Prompt.of(text), Unused(), None).markup is found
+    assert Signs.of(Demonstration(Prompt.of("q"), text), Unused(), None).markup is found
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,9 @@ def test_markup(text: str, found: bool) -> None:
     ],
 )
 def test_answers_that_end_in_a_number(answer: str, found: bool) -> None:
-    assert Signs.of(Demonstration(Prompt.of("q"), answer), (), None).ends_in_number is found
-    assert Signs.of(rank_two(answer, "no idea"), (), None).ends_in_number is found
-    assert Signs.of(rank_two("no idea", answer), (), None).ends_in_number is False
+    assert Signs.of(Demonstration(Prompt.of("q"), answer), Unused(), None).ends_in_number is found
+    assert Signs.of(rank_two(answer, "no idea"), Unused(), None).ends_in_number is found
+    assert Signs.of(rank_two("no idea", answer), Unused(), None).ends_in_number is False
 
 
 def rank_two(best: str, worst: str) -> Ranking:
@@ -137,14 +138,16 @@ def rank_two(best: str, worst: str) -> Ranking:
 
 def test_columns_that_hold_something() -> None:
     prompt = Prompt((Message("user", "q"),), meta={"id": 0, "system": "", "notes": None, "source": "web", "tags": []})
-    figures = FileFigures(None, sampled=10, validation_fraction=0.0)
+    figures = FileFigures(sampled=10, validation_fraction=0.0)
     figures.add(prompt)
     figures.add(Prompt.of("another"))
-    assert figures.summary(256, 256)["signs"]["columns"] == {"id": 0.5, "source": 0.5}
+    signs = figures.summary(None, 256, 256)["signs"]
+    assert signs["columns"] == {"id": 0.5, "source": 0.5}
+    assert signs["empty"] == {"system": 0.5}
 
 
 def test_summary_of_mixed_records() -> None:
-    figures = FileFigures(None, sampled=100, validation_fraction=0.5)
+    figures = FileFigures(sampled=100, validation_fraction=0.5)
     asked = Prompt(
         (Message("system", "s" * 5), Message("user", "abc"), Message("assistant", "d"), Message("user", "e"))
     )
@@ -153,7 +156,7 @@ def test_summary_of_mixed_records() -> None:
     figures.add(rank("four", "aa b", (1, 2)))
     figures.add(Prompt.of("lone"))
     figures.add(Text("t" * 9))
-    summary = figures.summary(10, 10)
+    summary = figures.summary(None, 10, 10)
     assert summary["kinds"] == {"demonstrations": 2, "rankings": 1, "prompts": 1, "texts": 1}
     assert summary["turns"] == {"mean": 1.25, "max": 2, "with_system": 0.25}
     assert summary["characters"]["prompt"]["count"] == 4
@@ -167,14 +170,14 @@ def test_summary_of_mixed_records() -> None:
 
 @pytest.mark.parametrize("record", [Prompt.of("q"), Text("t")])
 def test_prompts_and_texts_are_not_split(record: Prompt | Text) -> None:
-    figures = FileFigures(None, sampled=100, validation_fraction=0.5)
+    figures = FileFigures(sampled=100, validation_fraction=0.5)
     figures.add(record)
-    assert figures.summary(10, 10)["split"] is None
+    assert figures.summary(None, 10, 10)["split"] is None
 
 
 def test_other_labels_of_the_same_responses_are_no_copies() -> None:
-    figures = FileFigures(None, sampled=100, validation_fraction=0.0)
+    figures = FileFigures(sampled=100, validation_fraction=0.0)
     for ranks, labeler in [((1, 2), "ann"), ((1, 2), "bob"), ((2, 1), "ann"), ((1, 2), "ann")]:
         figures.add(rank("p", "a b", ranks, labeler))
-    duplicates = figures.summary(10, 10)["duplicates"]
+    duplicates = figures.summary(None, 10, 10)["duplicates"]
     assert (duplicates["repeated_rows"], duplicates["repeated_prompts"]) == (1, 3)

@@ -95,7 +95,8 @@ def test_tokens_stand_beside_their_limits(report: dict[str, Any]) -> None:
 
 def test_file_with_an_error(report: dict[str, Any]) -> None:
     gone = {"file": "gone.jsonl", "error": "first\nsecond\x1b"}
-    lines = lines_of({"files": [gone], "held_out": [], "leakage": [], "overlap": [], "advice": []})
+    lines = lines_of({"files": [gone], "held_out": [], "leakage": [], "overlap": [], "advice": [], "ok": False})
+    assert "Nothing to mend." not in lines
     place = lines.index("gone.jsonl")
     assert lines[place + 1 : place + 3] == ["error first", r"second\x1b"]
 

@@ -1,0 +1,158 @@
+"""One file, read into its figures: in this process, or a large one in parts by several, with the same result."""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from lora_rlhf.data.formats import Kind
+from lora_rlhf.data.locate import Files, Hub, Saved
+from lora_rlhf.data.parts import Part, divide, part_rows
+from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows
+from lora_rlhf.data.sources import Source
+from lora_rlhf.errors import UserError
+from lora_rlhf.inspection.figures import FileFigures
+from lora_rlhf.inspection.render import printable
+
+LARGE = 2**25  # bytes of a file that is worth starting processes for
+MOST_PROCESSES = 4
+PARTS = 4  # of each process, so that there is progress to show
+
+
+class Log(RefusedRows):
+    """Refusals of one file; each is also written to a stream, as JSON lines, where there is one."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        super().__init__()
+        self.stream = stream
+        self.damage: list[str] = []
+
+    def add(self, origin: str, fault: BadRow) -> None:
+        super().add(origin, fault)
+        if isinstance(fault, Damaged):
+            self.damage.append(f"{origin}: {fault}")
+        if self.stream is not None:
+            row = {"place": origin, "reason": fault.reason, "detail": fault.detail}
+            self.stream.write(json.dumps(row) + "\n")
+
+
+@dataclass
+class Reading:
+    """What one pass over a file, or over a part of it, found; rows as `Source` counts them."""
+
+    figures: FileFigures
+    refused: Log
+    read: int = 0
+    used: int = 0
+    records: int = 0
+    formats: Counter[str] | None = None
+
+    def merge(self, other: "Reading") -> None:
+        """Adds what the next part holds."""
+        self.figures.merge(other.figures)
+        self.refused.extend(other.refused)
+        self.refused.damage += other.refused.damage
+        self.read, self.used = self.read + other.read, self.used + other.used
+        self.records += other.records
+        self.formats = (self.formats or Counter()) + (other.formats or Counter())
+
+
+def read_file(
+    located: Files | Hub | Saved,
+    name: str,
+    kind: Kind | None,
+    format: str | None,
+    figures: FileFigures,
+    stream: IO[str] | None,
+) -> Reading:
+    """Reads every row once. UserError where a file cannot be opened, or its rows fit several formats.
+
+    figures: empty ones; stream: where each refusal is written, or None.
+    """
+    if stream is None and (parts := _parts(located)):
+        examine = partial(_read_part, name=name, kind=kind, format=format, figures=figures)
+        if (reading := _read_parts(parts, examine, printable(name))) is not None:
+            return reading
+    source = _Logged(name, kind, format, Log(stream))
+    return _counted(
+        source, tqdm(source, desc=printable(name), unit=" rows", delay=1, leave=False, disable=None), figures
+    )
+
+
+def _parts(located: Files | Hub | Saved) -> list[Part]:
+    """The parts of a file that several processes may read; none for a small one, or where there is one process."""
+    processes = _processes()
+    if processes < 2 or not isinstance(located, Files) or len(located.paths) > 1:
+        return []
+    (path,) = located.paths
+    return divide(path, PARTS * processes) if path.stat().st_size >= LARGE else []
+
+
+def _processes() -> int:
+    if not hasattr(os, "fork"):
+        return 1
+    return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+
+
+def _read_parts(parts: list[Part], examine: "partial[Reading | None]", name: str) -> Reading | None:
+    """All parts together, in the file's order; None where only one pass over the whole can tell, or a process died."""
+    whole: Reading | None = None
+    with ProcessPoolExecutor(_processes(), get_context("fork"), initializer=_ignore_interrupts) as pool:
+        try:
+            for reading in tqdm(pool.map(examine, parts), name, len(parts), delay=1, leave=False, disable=None):
+                if reading is None:
+                    pool.shutdown(cancel_futures=True)
+                    return None
+                if whole is None:
+                    whole = reading
+                else:
+                    whole.merge(reading)
+        except BrokenProcessPool:
+            return None
+    return whole
+
+
+def _read_part(part: Part, name: str, kind: Kind | None, format: str | None, figures: FileFigures) -> Reading | None:
+    """None where another part's rows decide how these are read."""
+    source = _Logged(name, kind, format, Log(), part)
+    figures.number = part.before  # every record of the file has one of its own
+    try:
+        reading = _counted(source, source, figures)
+    except UserError:
+        return None
+    return None if source.depends_on_order else reading
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches every process; one message is enough
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _counted(source: "_Logged", records: Any, figures: FileFigures) -> Reading:
+    for record in records:
+        figures.add(record)
+    return Reading(figures, source.log, source.read, source.used, source.records, source.formats)
+
+
+class _Logged(Source[Any]):
+    """A source that goes on where a file breaks off, refuses into a log of ours, and may read one part alone."""
+
+    def __init__(self, name: str, kind: Kind | None, format: str | None, log: Log, part: Part | None = None) -> None:
+        self.log, self.part = log, part
+        super().__init__(name, kind, format, tolerant=True)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.refused = self.log
+
+    def _rows(self) -> Iterator[tuple[str, Any]]:
+        return super()._rows() if self.part is None else part_rows(self.part)
