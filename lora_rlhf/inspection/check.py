@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from lora_rlhf.inspection.advice import advice
 from lora_rlhf.inspection.config import CheckConfig
 from lora_rlhf.inspection.duplicates import Prints, shared
 from lora_rlhf.inspection.figures import FileFigures
-from lora_rlhf.inspection.reading import Reading, read_file
+from lora_rlhf.inspection.reading import Reading, processes_for, read_file
 from lora_rlhf.inspection.render import printable, text
 
 if TYPE_CHECKING:
@@ -50,13 +51,19 @@ def check_data(config: CheckConfig) -> dict[str, Any]:
     a model without a usable tokenizer, and for a file that cannot be written.
     """
     _require_folders(config)
-    tokenizer = _tokenizer(config)
-    with tempfile.TemporaryFile("w+", encoding="ascii") as refused:
-        kind = None if config.kind == "auto" else config.kind
-        files = [_Examined(config, name, kind, config.format, refused) for name in config.files]
-        held_out = [_Examined(config, name, "prompts", None, refused) for name in config.held_out]
+    kind = None if config.kind == "auto" else config.kind
+    with (
+        processes_for((*config.files, *config.held_out)) as pool,
+        tempfile.TemporaryFile("w+", encoding="ascii") as refused,
+    ):
+        # its library takes as much memory as reading a large file does, so it waits until that is done
+        tokenizer = _tokenizer(config) if pool is None else None
+        files = [_Examined(config, name, kind, config.format, refused, pool) for name in config.files]
+        held_out = [_Examined(config, name, "prompts", None, refused, pool) for name in config.held_out]
         if config.refused is not None:
             write_jsonl(config.refused, _rows_of(refused))
+    if pool is not None:
+        tokenizer = _tokenizer(config)
     report: dict[str, Any] = {
         "files": [file.report(tokenizer) for file in files],
         "held_out": [file.report(None) for file in held_out],
@@ -72,7 +79,15 @@ def check_data(config: CheckConfig) -> dict[str, Any]:
 class _Examined:
     """One file, read: its part of the report, and the hashes that it is compared with others by."""
 
-    def __init__(self, config: CheckConfig, name: str, kind: Kind | None, format: str | None, refused: IO[str]) -> None:
+    def __init__(
+        self,
+        config: CheckConfig,
+        name: str,
+        kind: Kind | None,
+        format: str | None,
+        refused: IO[str],
+        pool: ProcessPoolExecutor | None,
+    ) -> None:
         self.config, self.name = config, name
         self.error: str | None = None
         self.reading: Reading | None = None
@@ -80,7 +95,7 @@ class _Examined:
         stream = None if config.refused is None else refused
         try:
             self.located = locate(name)
-            self.reading = read_file(self.located, name, kind, format, figures, stream)
+            self.reading = read_file(name, kind, format, figures, stream, pool)
         except UserError as error:
             self.error = str(error)
 

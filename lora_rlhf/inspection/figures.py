@@ -1,5 +1,6 @@
 """What the records of one file are: kinds, turns, lengths, and signs of trouble in the text."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,6 +95,10 @@ class FileFigures:
             self._take(record)
         self.number += 1
 
+    def share(self, parts: int) -> "FileFigures":
+        """Empty ones for one of several parts of the file: each samples its share of the rows."""
+        return FileFigures(math.ceil(self.sample.most / parts), self.prints.validation_fraction)
+
     def merge(self, other: "FileFigures") -> None:
         """Adds what another part of the file holds."""
         self.kinds.update(other.kinds)
@@ -102,6 +107,7 @@ class FileFigures:
         for mine, theirs in zip(self._distributions(), other._distributions(), strict=True):
             mine.merge(theirs)
         self.with_system += other.with_system
+        self.sample.most += other.sample.most
         self.sample.merge(other.sample)
 
     def _distributions(self) -> list[Lengths]:

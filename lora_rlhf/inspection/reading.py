@@ -4,18 +4,19 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
 from lora_rlhf.data.formats import Kind
-from lora_rlhf.data.locate import Files, Hub, Saved
 from lora_rlhf.data.parts import Part, divide, part_rows
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows
 from lora_rlhf.data.sources import Source
@@ -66,35 +67,45 @@ class Reading:
         self.formats = (self.formats or Counter()) + (other.formats or Counter())
 
 
+@contextmanager
+def processes_for(names: Iterable[str]) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes to read the large ones of these files with; None where there is none, or one processor only.
+
+    They are started at once: one that is forked later would hold copies of all that was loaded since.
+    """
+    count = _processes()
+    if count < 2 or not any(map(_is_large, names)):
+        yield None
+        return
+    with ProcessPoolExecutor(count, get_context("fork"), initializer=_ignore_interrupts) as pool:
+        pool.submit(int).result()
+        yield pool
+
+
 def read_file(
-    located: Files | Hub | Saved,
     name: str,
     kind: Kind | None,
     format: str | None,
     figures: FileFigures,
     stream: IO[str] | None,
+    pool: ProcessPoolExecutor | None,
 ) -> Reading:
     """Reads every row once. UserError where a file cannot be opened, or its rows fit several formats.
 
-    figures: empty ones; stream: where each refusal is written, or None.
+    figures: empty ones; stream: where each refusal is written, or None; pool: of `processes_for`.
     """
-    if stream is None and (parts := _parts(located)):
-        examine = partial(_read_part, name=name, kind=kind, format=format, figures=figures)
-        if (reading := _read_parts(parts, examine, printable(name))) is not None:
+    if pool is not None and stream is None and _is_large(name):
+        parts = divide(Path(name), PARTS * _processes())
+        examine = partial(_read_part, name=name, kind=kind, format=format, figures=figures.share(len(parts) or 1))
+        if (reading := _read_parts(pool, parts, examine)) is not None:
             return reading
     source = _Logged(name, kind, format, Log(stream))
-    return _counted(
-        source, tqdm(source, desc=printable(name), unit=" rows", delay=1, leave=False, disable=None), figures
-    )
+    watched = tqdm(source, desc=printable(name), unit=" rows", delay=1, leave=False, disable=None)
+    return _counted(source, watched, figures)
 
 
-def _parts(located: Files | Hub | Saved) -> list[Part]:
-    """The parts of a file that several processes may read; none for a small one, or where there is one process."""
-    processes = _processes()
-    if processes < 2 or not isinstance(located, Files) or len(located.paths) > 1:
-        return []
-    (path,) = located.paths
-    return divide(path, PARTS * processes) if path.stat().st_size >= LARGE else []
+def _is_large(name: str) -> bool:
+    return Path(name).is_file() and Path(name).stat().st_size >= LARGE
 
 
 def _processes() -> int:
@@ -103,21 +114,21 @@ def _processes() -> int:
     return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
 
 
-def _read_parts(parts: list[Part], examine: "partial[Reading | None]", name: str) -> Reading | None:
+def _read_parts(pool: ProcessPoolExecutor, parts: list[Part], examine: "partial[Reading | None]") -> Reading | None:
     """All parts together, in the file's order; None where only one pass over the whole can tell, or a process died."""
     whole: Reading | None = None
-    with ProcessPoolExecutor(_processes(), get_context("fork"), initializer=_ignore_interrupts) as pool:
-        try:
-            for reading in tqdm(pool.map(examine, parts), name, len(parts), delay=1, leave=False, disable=None):
+    try:
+        # closing cancels the parts that have not begun
+        with closing(pool.map(examine, parts)) as readings:  # type: ignore[type-var]  # it is a generator
+            for reading in tqdm(readings, "reading", len(parts), unit=" parts", delay=1, leave=False, disable=None):
                 if reading is None:
-                    pool.shutdown(cancel_futures=True)
                     return None
                 if whole is None:
                     whole = reading
                 else:
                     whole.merge(reading)
-        except BrokenProcessPool:
-            return None
+    except BrokenProcessPool:
+        return None
     return whole
 
 

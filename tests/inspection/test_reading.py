@@ -40,8 +40,8 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     used: list[int] = []
     read_parts = reading._read_parts
 
-    def watched(parts: Any, *others: Any) -> Any:
-        found = read_parts(parts, *others)
+    def watched(pool: Any, parts: Any, examine: Any) -> Any:
+        found = read_parts(pool, parts, examine)
         used.append(0 if found is None else len(parts))
         return found
 
