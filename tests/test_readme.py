@@ -13,7 +13,9 @@ from lora_rlhf.cli import COMMANDS, parse
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
-COMMAND_LINES = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("lora-rlhf ")]
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+LINES = [line for page in PAGES.values() for line in page.splitlines()]
+COMMAND_LINES = [line.split("#")[0].strip() for line in LINES if line.startswith("lora-rlhf ")]
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
@@ -27,7 +29,11 @@ def test_command_parses(line: str) -> None:
 
 def test_flags_in_the_text_exist() -> None:
     known = {field.name for command in COMMANDS.values() for field in dataclasses.fields(command.kind)}
-    flags = {flag.replace("-", "_") for flag in re.findall(r"`--([a-z_-]+)", README)}
+    plain = [re.sub(r"```.*?```", "", page, flags=re.DOTALL) for page in PAGES.values()]
+    spans = [span for page in plain for span in re.findall(r"`([^`]+)`", page)]
+    ours = [span for span in spans if not span.startswith(("python ", "hf "))]
+    flags = {flag.replace("-", "_") for span in ours for flag in re.findall(r"--([a-z_-]+)", span)}
+    assert len(flags) > 20
     assert flags - known <= {"help", "config", "print_config"}
 
 
@@ -36,11 +42,18 @@ def test_the_quickstarts_cost_is_the_committed_one() -> None:
     assert f"{cost['wall_seconds'] / 60:.1f} minutes and {cost['peak_rss_gib']:.1f} GiB" in README
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    local = [target for target in targets if not target.startswith("http")]
+def test_the_speed_of_the_data_check_is_the_committed_one() -> None:
+    check = json.loads((RESULTS.parent / "data_check.json").read_text())["check"]
+    told = f"{check['mb_per_s']:.0f} MB of JSONL a second in {check['peak_mb']} MB of memory"
+    assert told in " ".join(README.split())
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    local = [target for target in re.findall(r"\]\(([^)#]+)\)", PAGES[name]) if not target.startswith("http")]
     assert local
-    assert [target for target in local if not (ROOT / target).exists()] == []
+    assert [target for target in local if not (folder / target).exists()] == []
 
 
 def test_figures_are_those_of_the_committed_results() -> None:

@@ -60,6 +60,13 @@ def test_key_ignores_case_space_and_unicode_form_but_not_roles() -> None:
     assert Prompt.of("x").key == Prompt((Message("user", "x"),), meta={"a": 1}, origin="f:1").key
 
 
+def test_a_conversation_and_its_continuations_open_alike() -> None:
+    system, ask, answer = Message("system", "S"), Message("user", "A"), Message("assistant", "b")
+    assert Prompt((ask,)).opening == Prompt((ask,)).key == "user: a"
+    assert Prompt((ask, answer, Message("user", "c"))).opening == "user: a"
+    assert Prompt((system, ask, answer, Message("user", "c"))).opening == "system: s user: a"
+
+
 def test_records_are_hashable_in_spite_of_meta() -> None:
     assert len({Prompt((Message("user", "x"),), meta={"a": [1]}), Prompt.of("y")}) == 2
 

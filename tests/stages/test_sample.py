@@ -90,3 +90,22 @@ def test_mistakes_are_named_before_anything_is_loaded(config: Config, tmp_path: 
         sample(config(prompts=write_rows(tmp_path / "empty.jsonl", [])))
     with pytest.raises(UserError, match=r"max_prompt_tokens 300 .* 306 tokens, but the context .* is 256"):
         sample(config(max_prompt_tokens=300))
+
+
+def test_prompts_that_come_again_are_left_out_as_asked(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = DEMONSTRATIONS[:2]
+    turns = [
+        {"role": "user", "content": first["prompt"]},
+        {"role": "assistant", "content": first["completion"]},
+        {"role": "user", "content": second["prompt"]},
+    ]
+    prompts = [first["prompt"], second["prompt"], first["prompt"].upper(), turns]
+    path = write_rows(tmp_path / "repeated.jsonl", [{"prompt": prompt} for prompt in prompts])
+    for deduplicate, count in (("none", 4), ("exact", 3), ("prefix", 2)):
+        settings = config(prompts=path, deduplicate=deduplicate)
+        sample(settings)
+        assert len(rows(settings)) == count
+    assert "1 refused: the same prompt as an earlier one" in caplog.text
+    assert "1 refused: continues an earlier prompt, or is continued by it" in caplog.text

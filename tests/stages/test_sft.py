@@ -162,6 +162,53 @@ def test_what_only_saves_memory_changes_no_result(config: Config, tmp_path: Path
         assert (value - state[name]).abs().median() < 1e-6, name
 
 
+def test_packing_gives_the_gradient_of_the_padded_batch(config: Config, tmp_path: Path) -> None:
+    rows = [
+        {**row, "completion": row["completion"] * (1 + number % 3)} for number, row in enumerate(DEMONSTRATIONS[:8])
+    ]
+    usual = {"demonstrations": write_rows(tmp_path / "uneven.jsonl", rows), "validation_fraction": 0.0}
+    seen: list[dict[str, Any]] = []
+    figures = []
+    for name, packing in (("padded", False), ("packed", True)):
+        model = open_model(Path(config().model))
+        watch(model, lambda given: seen.append(given))
+        sft.train(config(run=str(tmp_path / name), packing=packing, **usual), model)
+        figures.append(rows_of(tmp_path / name, "sft")[0])
+    padded, packed = seen
+    assert packed["input_ids"].shape[0] == 1
+    assert packed["input_ids"].shape[1] == int(padded["attention_mask"].sum()) < padded["input_ids"].numel()
+    assert figures[0]["sft/loss"] == pytest.approx(figures[1]["sft/loss"], rel=1e-5)
+    assert figures[0]["sft/grad_norm"] == pytest.approx(figures[1]["sft/grad_norm"], rel=1e-4)
+
+
+def test_every_answer_of_a_conversation_is_learned_where_asked(config: Config, tmp_path: Path) -> None:
+    turns = [
+        message
+        for row in DEMONSTRATIONS[:3]
+        for message in ({"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]})
+    ]
+    path = write_rows(tmp_path / "talk.jsonl", [{"messages": turns}] * 4)
+    for every_turn, count in ((False, 4), (True, 12)):
+        settings = config(demonstrations=path, every_turn=every_turn, validation_fraction=0.0, overwrite=True)
+        sft.train(settings)
+        assert results(settings.run, "sft")["demonstrations"] == count
+
+
+def test_long_responses_are_refused_or_cut_or_stop_the_stage(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{**row, "completion": row["completion"] * (20 if n < 2 else 1)} for n, row in enumerate(DEMONSTRATIONS)]
+    usual = {"demonstrations": write_rows(tmp_path / "long.jsonl", rows), "validation_fraction": 0.0, "overwrite": True}
+    sft.train(config(**usual))
+    assert results(config().run, "sft")["demonstrations"] == len(rows) - 2
+    assert "2 refused: the response has more than max_response_tokens=24 tokens" in caplog.text
+    sft.train(config(**usual, long_responses="cut"))
+    assert results(config().run, "sft")["demonstrations"] == len(rows)
+    assert "2 responses cut at the limit" in caplog.text
+    with pytest.raises(UserError, match=r"long\.jsonl:1: the response has more than .*--strict"):
+        sft.train(config(**usual, strict=True))
+
+
 # Which epoch is kept
 
 
