@@ -37,6 +37,24 @@ def test_tally_counts_every_hash_across_settlements() -> None:
     assert tally.scale == 1
 
 
+@pytest.mark.parametrize(("first", "second"), [(1000, 10), (10, 1000), (1000, 900)])
+def test_merged_tallies_are_the_tally_of_all(first: int, second: int) -> None:
+    spread = 0x9E3779B97F4A7C15  # an odd number: every multiple of it, modulo 2**64, is another
+    values = [number * spread % (1 << 64) for number in range(first)]
+    others = [number * spread % (1 << 64) for number in range(first // 2, first // 2 + second)]
+    one, other, whole = Tally(most=300), Tally(most=300), Tally(most=300)
+    for value in values:
+        one.add(value)
+        whole.add(value)
+    for value in others:
+        other.add(value)
+        whole.add(value)
+    assert one.threshold != other.threshold or first + second > 1500
+    one.merge(other)
+    assert one.threshold == whole.threshold
+    assert [part.tolist() for part in one.table()] == [part.tolist() for part in whole.table()]
+
+
 def test_full_tally_keeps_a_consistent_sample() -> None:
     hashes = [fingerprint(str(number)) for number in range(5000)]
     tally = Tally(most=300)

@@ -79,6 +79,21 @@ def test_sample_is_even_over_the_stream_and_over_its_period() -> None:
     assert 0.1 < sum(item % 4 == 0 for item in items) / len(items) < 0.4
 
 
+def test_merged_samples_are_even() -> None:
+    whole: EvenSample[int] = EvenSample(100)
+    part: EvenSample[int] = EvenSample(100)
+    for number in range(5000):
+        sample = part if number < 4000 else whole
+        if sample.wants(number):
+            sample.add(number, number, 1)
+    assert part.threshold < whole.threshold
+    whole.merge(part)
+    items = whole.items()
+    assert 50 <= len(items) <= 100
+    assert 4 <= sum(item >= 4000 for item in items) <= 26
+    assert not whole.is_whole
+
+
 def test_a_sample_of_large_items_stays_small() -> None:
     sample: EvenSample[int] = EvenSample(100, most_weight=1000)
     for number in range(1000):

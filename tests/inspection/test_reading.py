@@ -21,14 +21,15 @@ def rows(count: int) -> list[str]:
     for number in range(count):
         text = " ".join(rng.choices(WORDS, k=rng.randint(3, 60)))
         answers = [" ".join(rng.choices(WORDS, k=rng.randint(1, 30))) for _ in range(rng.randint(2, 5))]
-        row: dict[str, Any] = {"prompt": text, "responses": answers, "labeler": rng.choice("abc"), "extra": number}
+        row: dict[str, Any] = {"prompt": text, "responses": answers, "labeler": f"at {number // 100}", "extra": number}
         row["ranks"] = [rng.randint(1, 3) for _ in answers]
         made.append(row)
         if number % 7 == 0:
             made.append({**row, "labeler": rng.choice("abc"), "ranks": row["ranks"][::-1]})
         if number % 11 == 0:
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answers[0]}]
-            made.append({"prompt": [*turns, {"role": "user", "content": "And?"}], "chosen": "yes", "rejected": text})
+            asked = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "And?"}]
+            made.append({"prompt": asked, "chosen": "yes", "rejected": text})
         if number % 50 == 0:
             made += [{"prompt": ""}, "", [1]]
     return ["" if row == "" else json.dumps(row) for row in made] + ["{broken"]
@@ -66,6 +67,8 @@ def test_parts_give_the_report_of_the_whole(
     assert in_parts == [8, 8]
     assert alone["files"][0]["refused"][0]["examples"][2]["place"].startswith(f"{path}:")
     assert alone["files"][0]["rankings"]["agreement"] is not None
+    assert alone["files"][0]["rankings"]["labelers"] > 6
+    assert 0 < alone["files"][0]["turns"]["with_system"] < 1
     assert together == alone
 
 

@@ -16,6 +16,7 @@ from stage_helpers import (
     RANKINGS,
     Models,
     gradients,
+    manifest,
     open_model,
     random_rankings,
     results,
@@ -26,13 +27,13 @@ from stage_helpers import (
 from torch import Tensor
 from torch.nn import functional
 
-from lora_rlhf.config import RewardConfig
+from lora_rlhf.config import RewardConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedRanking
-from lora_rlhf.data.schema import Prompt
+from lora_rlhf.data.schema import Prompt, split_of
 from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages import reward
+from lora_rlhf.stages import reward, sft
 from lora_rlhf.stages.reward_report import held_out_report
 from lora_rlhf.stages.session import adamw, role_parameters
 
@@ -370,3 +371,35 @@ def test_demonstrations_are_read_before_anything_is_trained(
     config: Callable[..., RewardConfig], tmp_path: Path
 ) -> None:
     assert_refused(config(demonstrations=str(tmp_path / "gone.jsonl")), "gone.jsonl: no such file")
+
+
+def test_conversations_that_continue_one_another_are_held_out_together(
+    config: Callable[..., RewardConfig], tmp_path: Path
+) -> None:
+    rows = []
+    for row in RANKINGS:
+        turns = [{"role": "user", "content": row["prompt"]}]
+        for reply in ("Hm", "Oh"):
+            rows.append({**row, "prompt": turns})
+            turns = [*turns, {"role": "assistant", "content": reply}, {"role": "user", "content": "And then?"}]
+    settings = config(rankings=write_rows(tmp_path / "talks.jsonl", rows), max_prompt_tokens=64)
+    reward.train(settings)
+    opened = [split_of(Prompt.of(row["prompt"]).key, 0.2) == "validation" for row in RANKINGS]
+    found = results(settings.run, "reward")
+    assert (found["held_out_prompts"], found["prompts"]) == (2 * sum(opened), 2 * (len(opened) - sum(opened)))
+    assert sum(opened) > 2
+
+
+def test_demonstrations_are_read_as_the_sft_stage_read_them(
+    config: Callable[..., RewardConfig], tiny_model: Models, tmp_path: Path
+) -> None:
+    """Rows that fit two formats: the SFT stage was told which, and the reward stage is not asked again."""
+    rows = [{**row, "response": "no"} for row in DEMONSTRATIONS]
+    path = write_rows(tmp_path / "both.jsonl", rows)
+    common = {"run": str(tmp_path / "run"), "model": str(tiny_model("llama")), "lora_rank": 4, **LIMITS}
+    with pytest.raises(UserError, match="--format prompt-response"):
+        sft.train(SFTConfig(demonstrations=path, **common))
+    sft.train(SFTConfig(demonstrations=path, format="prompt-completion", validation_fraction=0.0, epochs=1, **common))
+    settings = config(sft=str(tmp_path / "run" / "sft"))
+    reward.train(settings)
+    assert manifest(settings.run, "reward")["status"] == "finished"

@@ -194,6 +194,17 @@ def test_every_answer_of_a_conversation_is_learned_where_asked(config: Config, t
         assert results(settings.run, "sft")["demonstrations"] == count
 
 
+def test_conversations_that_continue_one_another_are_held_out_together(config: Config, tmp_path: Path) -> None:
+    rows = []
+    for row in DEMONSTRATIONS:
+        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+        rows += [{"messages": turns}, {"messages": [*turns, {"role": "user", "content": "And?"}, turns[1]]}]
+    settings = config(demonstrations=write_rows(tmp_path / "talks.jsonl", rows))
+    sft.train(settings)
+    held_out = sum(map(is_held_out, DEMONSTRATIONS))
+    assert results(settings.run, "sft")["validation"] == 2 * held_out > 4
+
+
 def test_long_responses_are_refused_or_cut_or_stop_the_stage(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
