@@ -34,7 +34,8 @@ from lora_rlhf.model.open import open_base
 from lora_rlhf.run import find_stage, has_stage, write_text
 from lora_rlhf.settings import check
 from lora_rlhf.stages.rollout import act
-from lora_rlhf.stages.session import bring, report_refusals, require_context
+from lora_rlhf.stages.rows import report_refusals
+from lora_rlhf.stages.session import bring, require_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -27,6 +27,7 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
 from lora_rlhf.settings import check
 from lora_rlhf.stages.rollout import Judge, RewardFunction, Rollout, act, collect
+from lora_rlhf.stages.rows import read_prompts_for, report_refusals
 from lora_rlhf.stages.session import (
     FLOOR,
     batches,
@@ -34,8 +35,6 @@ from lora_rlhf.stages.session import (
     log,
     open_parent_base,
     pick_fixed,
-    read_prompts_for,
-    report_refusals,
     require_context,
     same_state,
     seed_everything,

@@ -28,21 +28,18 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, CONFIG, Parent, StageFolder, find_stage
 from lora_rlhf.settings import check, read_yaml
 from lora_rlhf.stages.reward_report import held_out_report
+from lora_rlhf.stages.rows import Split, limits_of, report_refusals, watched
 from lora_rlhf.stages.session import (
     FLOOR,
-    Split,
     adamw,
     batches,
     bring,
-    limits_of,
     log,
     open_parent_base,
-    report_refusals,
     require_context,
     role_parameters,
     seed_everything,
     set_learning_rate,
-    watched,
 )
 
 SMALLEST_SCALE = 0.05  # a sd below this is noise: dividing by it would make a loud reward of it
@@ -117,9 +114,12 @@ def _encode(
             continue
         counter.add(distinct)
         row = encode_ranking(model.tokenizer, distinct, limits, refused)
-        if row is not None and _num_pairs(row):
+        if row is None:
+            continue
+        if _num_pairs(row):
             split.add(ranking.prompt.opening, row)
-        tied += row is not None and not _num_pairs(row)  # nothing to learn from, and nothing to be measured on
+        else:
+            tied += 1  # nothing to learn from, and nothing to be measured on
     for other in (rankings.refused, repeated):
         refused.extend(other)
     report_refusals(config.rankings, refused)

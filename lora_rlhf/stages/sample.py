@@ -18,7 +18,8 @@ from lora_rlhf.model.generate import generate
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import Parent, find_stage
 from lora_rlhf.settings import check
-from lora_rlhf.stages.session import bring, log, open_parent_base, read_prompts_for, require_context, seed_everything
+from lora_rlhf.stages.rows import read_prompts_for
+from lora_rlhf.stages.session import bring, log, open_parent_base, require_context, seed_everything
 
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself
 

@@ -34,16 +34,8 @@ from lora_rlhf.model.packing import require_no_leak
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, StageFolder, find_stage, has_stage
 from lora_rlhf.settings import check
-from lora_rlhf.stages.session import (
-    FLOOR,
-    Split,
-    bring,
-    limits_of,
-    report_refusals,
-    require_context,
-    seed_everything,
-    watched,
-)
+from lora_rlhf.stages.rows import Split, limits_of, report_refusals, watched
+from lora_rlhf.stages.session import FLOOR, bring, require_context, seed_everything
 
 JUDGE = "judge"  # the role of the reward model of an earlier round; `reward` is for the one that this run will train
 SELECTION_PROMPTS = 64  # validation prompts that the reward model judges an epoch by

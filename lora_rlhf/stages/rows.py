@@ -1,0 +1,84 @@
+"""From a data file to what a stage reads many times: encoded, split, on disk, and every row accounted for."""
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from tqdm import tqdm
+
+from lora_rlhf.config import PPOConfig, SampleConfig, StageConfig
+from lora_rlhf.data.duplicates import without_repeats
+from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
+from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.data.schema import Prompt, split_of, split_position
+from lora_rlhf.data.sources import Source
+from lora_rlhf.data.spool import Spool, spool_prompts
+from lora_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("lora_rlhf")
+
+Encoded = TypeVar("Encoded")
+Row = TypeVar("Row")
+
+
+def limits_of(config: StageConfig) -> Limits:
+    """The length limits of a stage."""
+    return Limits(config.max_prompt_tokens, config.max_response_tokens, config.long_responses)
+
+
+@dataclass
+class Split(Generic[Encoded]):
+    """Encoded rows to train on and rows held out, by hash of their prompts' openings: no prompt is on both sides."""
+
+    fraction: float
+    train: Spool[Encoded]
+    validation: Spool[Encoded]
+    nearest: float = 1.0  # position of the prompt that would be held out first
+
+    def add(self, opening: str, item: Encoded) -> None:
+        """Puts one row on its side."""
+        self.nearest = min(self.nearest, split_position(opening))
+        (self.validation if split_of(opening, self.fraction) == "validation" else self.train).append(item)
+
+    def require_both(self, path: str) -> None:
+        """UserError when nothing is held out though something should be: nobody could tell how training went."""
+        if self.fraction and not self.validation:
+            enough = min(0.99, math.ceil(100 * self.nearest + 1) / 100)
+            raise UserError(
+                f"{path}: validation_fraction {self.fraction:g} holds out none of its {len(self.train)} rows; "
+                f"--validation_fraction {enough:g} would, and 0 trains on all of them unmeasured"
+            )
+
+
+def read_prompts_for(
+    config: SampleConfig | PPOConfig, source: Source[Prompt], tokenizer: "PreTrainedTokenizerBase"
+) -> Spool[EncodedPrompt]:
+    """The source's distinct prompts, encoded. UserError if none is left."""
+    encoded, refused, repeated = spool_prompts(), RefusedRows(config.strict), RefusedRows()
+    for prompt in without_repeats(watched(source), config.deduplicate, repeated):
+        ids = encode_prompt(tokenizer, prompt, config.max_prompt_tokens, refused)
+        if ids is not None:
+            encoded.append(EncodedPrompt(ids, prompt))
+    for other in (source.refused, repeated):
+        refused.extend(other)
+    if not encoded:
+        raise UserError(f"{config.prompts}: none of its {source.read} prompts is left\n{refused.summary()}")
+    report_refusals(config.prompts, refused)
+    return encoded
+
+
+def watched(rows: Iterable[Row]) -> Iterable[Row]:
+    """The same rows, with a progress bar where reading them takes more than a moment."""
+    bar: Iterable[Row] = tqdm(rows, desc="read", unit="row", delay=3)
+    return bar
+
+
+def report_refusals(path: str, refused: RefusedRows) -> None:
+    """Says what of a file could not be used; nothing is dropped in silence."""
+    if summary := refused.summary():
+        log.warning("%s:\n%s", path, summary)
