@@ -17,9 +17,9 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from lora_rlhf import __version__
+from lora_rlhf import __version__, workers
 from lora_rlhf.commands import COMMANDS
-from lora_rlhf.errors import UserError
+from lora_rlhf.errors import Stopped, UserError
 from lora_rlhf.settings import check, read_yaml
 
 OUT_OF_MEMORY = (
@@ -27,9 +27,16 @@ OUT_OF_MEMORY = (
     "--gradient_checkpointing true"
 )
 
-# How threads wait for one another, for the OpenMP that PyTorch loads later: spinning for microseconds, then sleeping.
-# With small tensors, sleeping at once halves the speed, and spinning on slows everything down on a busy machine.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
+# For what is loaded later, unless it is set already.
+ENVIRONMENT = {
+    # How OpenMP's threads wait for one another: spinning for microseconds, then sleeping. With small tensors, sleeping
+    # at once halves the speed, and spinning on slows everything down on a busy machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "30000",
+    # Batches of ever other lengths would break the GPU's memory into pieces that no longer hold the longest one.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+QUIET = {"TQDM_DISABLE": "1"}  # for all but the first of several processes
 
 # What people type who know the commands of other projects.
 OTHER_NAMES = {"train": "sft, reward or ppo", "rm": "reward", "generate": "sample", "eval": "evaluate"}
@@ -43,14 +50,15 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0, 1 (out of memory, or a file that cannot be written), 2 (a mistake of the user's) or 130 (Ctrl-C).
+    0, 1 (out of memory, a file that cannot be written, a guard), 2 (a mistake of the user's), 130 (Ctrl-C) or 143
+    (SIGTERM).
     """
-    for name, value in WAITING.items():
+    for name, value in (ENVIRONMENT if workers.is_main() else ENVIRONMENT | QUIET).items():
         os.environ.setdefault(name, value)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("lora_rlhf").setLevel(logging.INFO)
+    logging.getLogger("lora_rlhf").setLevel(logging.INFO if workers.is_main() else logging.ERROR)
     try:
         _dispatch([argument for argument in given if argument != "--debug"])
         sys.stdout.flush()
@@ -62,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        if debug:
+            raise
+        if workers.is_main():
+            print(f"\n{stop}", file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         if debug:
             raise

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
 from lora_rlhf.recipe import RecipeConfig, run_recipe
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
@@ -29,6 +30,13 @@ class ScoreConfig:
             if known
             else [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
         )
+
+
+def _doctor(config: DoctorConfig) -> None:
+    from lora_rlhf.doctor.report import examine
+
+    if not examine(config):
+        raise SystemExit(1)
 
 
 def _check(config: CheckConfig) -> None:
@@ -108,6 +116,7 @@ class Command:
 
 
 COMMANDS = {
+    "doctor": Command("what this machine can run, and what to mend", DoctorConfig, _doctor),
     "data check": Command(
         "what is in data files: formats, refusals, duplicates, leakage, lengths", CheckConfig, _check
     ),

@@ -4,48 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_rlhf.settings import at_least, multiple, positive, share
+from lora_rlhf.stage_config import StageConfig, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """What every stage needs to know."""
-
-    run: str
-    """Run folder; the stage writes to a folder of its own inside."""
-    seed: int = 0
-    """Seed of everything random in this stage."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    overwrite: bool = False
-    """Replace a stage that is already there."""
-    micro_batch_size: int = 8
-    """Responses in one forward pass. Lower it when memory does not suffice; results do not depend on it."""
-    generation_batch_size: int = 32
-    """Responses generated at a time; decoding needs less memory per response than training."""
-    max_prompt_tokens: int = 256
-    """Longer prompts lose their beginning, at a message boundary where possible."""
-    max_response_tokens: int = 256
-    """Responses are generated up to this length; longer ones in data are dealt with by long_responses."""
-    long_responses: Literal["refuse", "cut"] = "refuse"
-    """A response in data over max_response_tokens: refuse it, or cut it there (without an end); both are counted."""
-    format: str | None = None
-    """How this stage's data file is written, by its name in docs/data.md; found from the rows unless given."""
-    strict: bool = False
-    """Stop at the first row that cannot be used, instead of leaving it out and counting it."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
-
-    def faults(self) -> list[str]:
-        """Everything wrong with these values, each with the flag, the value and what would be right."""
-        return [
-            *at_least(self, 1, "micro_batch_size", "generation_batch_size", "max_prompt_tokens"),
-            *at_least(self, 1, "max_response_tokens"),
-            *([] if self.run else ["run is empty; name a folder, for example runs/first"]),
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTConfig(StageConfig):
+class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on demonstrations (InstructGPT, section 3.5). This stage fixes the base of the run."""
 
     model: str
@@ -69,7 +32,7 @@ class SFTConfig(StageConfig):
     epochs: int = 2
     """Passes over the demonstrations."""
     batch_size: int = 32
-    """Demonstrations in one optimizer step; a multiple of micro_batch_size."""
+    """Demonstrations in one optimizer step."""
     learning_rate: float = 2e-4
     """Peak; cosine to a tenth of it."""
     validation_fraction: float = 0.05
@@ -86,7 +49,6 @@ class SFTConfig(StageConfig):
             *super().faults(),
             *at_least(self, 1, "lora_rank", "epochs", "batch_size"),
             *positive(self, "lora_alpha", "learning_rate"),
-            *multiple(self, "batch_size", "micro_batch_size"),
             *share(self, "lora_dropout", "validation_fraction"),
         ]
 
@@ -121,7 +83,7 @@ class SampleConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(StageConfig):
+class RewardConfig(TrainingConfig):
     """Reward model on K-wise rankings (InstructGPT, section 3.5, eq. 1)."""
 
     rankings: str
@@ -146,20 +108,18 @@ class RewardConfig(StageConfig):
     """Share of prompts kept aside to measure the reward model on."""
     scale: float | None = None
     """Divide scores by this instead of by their standard deviation on the demonstrations (for controls)."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
 
     def faults(self) -> list[str]:
         return [
             *super().faults(),
             *at_least(self, 1, "epochs", "batch_size"),
-            *positive(self, "learning_rate", "max_grad_norm", "scale"),
+            *positive(self, "learning_rate", "scale"),
             *share(self, "validation_fraction"),
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(StageConfig):
+class PPOConfig(TrainingConfig):
     """Proximal policy optimization against the reward model (InstructGPT, section 3.5, eq. 2)."""
 
     prompts: str
@@ -179,7 +139,7 @@ class PPOConfig(StageConfig):
     batch_size: int = 64
     """Responses sampled per iteration; a multiple of minibatch_size and of samples_per_prompt."""
     minibatch_size: int = 32
-    """Responses in one optimizer step; a multiple of micro_batch_size."""
+    """Responses in one optimizer step."""
     num_epochs: int = 2
     """Passes over an iteration's responses."""
     samples_per_prompt: int = 1
@@ -204,10 +164,14 @@ class PPOConfig(StageConfig):
     """AdamW, after warm-up constant."""
     warmup_iterations: int = 10
     """Learning rates rise linearly from a tenth over these (InstructGPT: 10)."""
-    max_grad_norm: float = 1.0
-    """Gradients of policy and of value are each clipped to this norm."""
     stop_at_approx_kl: float | None = 0.2
     """End an iteration's updates early when the policy has moved this far, in nats per token, since its rollout."""
+    max_kl: float | None = 100.0
+    """An iteration with a KL above this, in nats per response, is not learned from; three in a row end the run."""
+    max_ratio: float | None = 10.0
+    """A minibatch with a mean probability ratio above this ends its iteration unlearned; three in a row end the run."""
+    save_every: int = 10
+    """Iterations from one checkpoint to the next."""
     kl_coef: float = 0.05
     """Price of one nat of KL, in units of the score; the start value of adaptive control."""
     kl_target: float | None = None
@@ -244,9 +208,8 @@ class PPOConfig(StageConfig):
             *at_least(self, 1, "ptx_batch_size", "ptx_shuffle_blocks", "sample_every"),
             *at_least(self, 2, "ptx_block_tokens"),
             *positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
-            *positive(self, "value_learning_rate", "max_grad_norm", "kl_target", "kl_horizon", "score_clip"),
+            *positive(self, "value_learning_rate", "kl_target", "kl_horizon", "score_clip", "max_kl", "max_ratio"),
             *multiple(self, "batch_size", "minibatch_size"),
-            *multiple(self, "minibatch_size", "micro_batch_size"),
             *multiple(self, "batch_size", "samples_per_prompt"),
             *share(self, "gamma", "lam", upper=1.0),
             *self._inconsistencies(),

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig, StageConfig
+from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.data.locate import locate
+from lora_rlhf.disk import write_json, write_text
 from lora_rlhf.errors import UserError
-from lora_rlhf.run import find_stage, has_stage, write_json, write_text
+from lora_rlhf.run import find_stage, has_stage
 from lora_rlhf.settings import check, from_dict, read_yaml, to_yaml
+from lora_rlhf.stage_config import HARMLESS, StageConfig
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
 from lora_rlhf.tinyworld.gold import score
 
@@ -46,10 +48,8 @@ TITLES = {
 COMMON = (
     *("run", "seed", "device", "model", "quantization", "compute_dtype", "trust_remote_code", "gradient_checkpointing"),
     *("micro_batch_size", "generation_batch_size", "max_prompt_tokens", "max_response_tokens"),
-    *("long_responses", "strict"),
+    *("long_responses", "strict", "save_every", "keep_checkpoints", "report_to", "allow_changes", "resume"),
 )
-# A step that finished with other values of these is the same step.
-HARMLESS = ("device", "overwrite", "gradient_checkpointing", "micro_batch_size", "generation_batch_size", "strict")
 INPUTS = ("demonstrations", "prompts", "selection_prompts", "candidates", "rankings", "agreement", "pretraining_text")
 RECIPE, REPORT = "recipe.yaml", "report.json"
 
@@ -66,6 +66,10 @@ class RecipeConfig:
     """Seed, in place of the recipe's."""
     device: str | None = None
     """Device, in place of the recipe's."""
+    report_to: tuple[str, ...] | None = None
+    """Trackers, in place of the recipe's: tensorboard, wandb, trackio."""
+    allow_changes: bool = False
+    """Go on with an unfinished stage though the recipe has changed since it began; the changes are recorded."""
 
     def faults(self) -> list[str]:
         """Nothing can be wrong with these by themselves; the recipe is checked as a whole when it is read."""
@@ -74,7 +78,7 @@ class RecipeConfig:
     @property
     def overrides(self) -> dict[str, Any]:
         """What was asked for in place of the recipe's own values."""
-        return {key: value for key, value in vars(self).items() if key != "config" and value is not None}
+        return {key: value for key, value in vars(self).items() if key != "config" and value not in (None, False)}
 
 
 def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -246,7 +250,8 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[s
     from lora_rlhf.evaluate.report import evaluate
     from lora_rlhf.stages import ppo, reward, sample, sft
 
-    left_over = has_stage(config.run, name) or name == "evaluate"  # made before its parent was made anew
+    # made before its parent was made anew
+    left_over = has_stage(config.run, name) or name == "evaluate" or any(path.exists() for path in _outputs(config))
     config = dataclasses.replace(config, overwrite=left_over)
     match config:
         case SFTConfig():

@@ -5,50 +5,34 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.config import StageConfig
+from lora_rlhf import workers
 from lora_rlhf.data.locate import Files, Hub, locate
+from lora_rlhf.disk import append_row, remove_temporary, sync, write_json, write_text
 from lora_rlhf.errors import UserError
+from lora_rlhf.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, read_manifest
+from lora_rlhf.resume import Lock, require_same_origin, require_same_settings
 from lora_rlhf.settings import to_yaml
+from lora_rlhf.stage_config import TrainingConfig
 
 log = logging.getLogger("lora_rlhf")
 
-MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 VALUE_ADAPTER = "value_adapter"
-RUNNING, FINISHED = "running", "finished"
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically; NaN and infinity become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def data_hash(name: str) -> str | None:
@@ -87,16 +71,13 @@ def find_stage(folder: str | Path, stage: str) -> Parent:
     """A finished stage. UserError when there is none, saying which command makes it."""
     folder = Path(folder)
     make = f"run `lora-rlhf {stage} --run {folder.parent}` first, or name another folder with --{stage}"
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no {stage} stage there; {make}") from None
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder / MANIFEST}: cannot be read ({error})") from error
-    if manifest.get("stage") != stage:
-        raise UserError(f"{folder}: holds a {manifest.get('stage')!r} stage, expected {stage!r}; {make}")
-    if manifest.get("status") != FINISHED:
-        raise UserError(f"{folder}: its {stage} stage did not finish (status {manifest.get('status')!r}); {make}")
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder}: no {stage} stage there; {make}")
+    manifest = read_manifest(folder)
+    if manifest["stage"] != stage:
+        raise UserError(f"{folder}: holds a {manifest['stage']!r} stage, expected {stage!r}; {make}")
+    if manifest["status"] != FINISHED:
+        raise UserError(f"{folder}: its {stage} stage did not finish (status {manifest['status']!r}); {make}")
     return Parent(folder, manifest)
 
 
@@ -110,37 +91,60 @@ def has_stage(run: str | Path, stage: str) -> bool:
 
 
 class StageFolder:
-    """The folder of one stage while it runs. `finish` marks it complete; until then it is not a parent for anything."""
+    """The folder of one stage while it runs. `finish` marks it complete; until then it is not a parent for anything.
 
-    def __init__(self, config: StageConfig, stage: str) -> None:
+    Of several processes the main one alone writes; the others may call everything here all the same.
+    """
+
+    def __init__(self, config: TrainingConfig, stage: str) -> None:
         self.path = Path(config.run) / stage
         self.stage = stage
+        self.resumes = False
         self._config = config
+        self._lock = Lock(Path(config.run) / f".{stage}.lock")
         self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._changes: dict[str, Any] = {}
         self._manifest: dict[str, Any] = {}
 
     @classmethod
-    def check_free(cls, config: StageConfig, stage: str) -> "StageFolder":
-        """UserError when the stage is there already, finished, and was not asked to be replaced."""
+    @contextlib.contextmanager
+    def open(cls, config: TrainingConfig, stage: str) -> Iterator["StageFolder"]:
+        """The folder, which no other process may write to inside the block once `begin` was called.
+
+        UserError, before any long work: a finished stage that was not asked to be replaced, an unfinished one of other
+        settings, nothing to resume where resuming was asked for, another process that is at work there.
+        """
         folder = cls(config, stage)
-        if has_stage(config.run, stage) and not config.overwrite:
-            raise UserError(f"{folder.path}: this stage is finished already; use --overwrite, or another --run")
-        return folder
+        folder.resumes, folder._changes = workers.from_main(folder._look)
+        try:
+            yield folder
+        finally:
+            folder._lock.drop()
+
+    def _look(self) -> tuple[bool, dict[str, Any]]:
+        """Whether there is a run to go on with, and what has changed in its settings since it began."""
+        config = self._config
+        self._lock.require_free()
+        manifest = read_manifest(self.path) if (self.path / MANIFEST).is_file() and not config.overwrite else None
+        if manifest is not None and manifest["status"] == FINISHED:
+            raise UserError(f"{self.path}: this stage is finished already; use --overwrite, or another --run")
+        begun = manifest is not None and any((self.path / CHECKPOINTS).glob("step-*"))
+        if not begun:
+            if config.resume:
+                what = "no checkpoint was written yet" if manifest else "no unfinished run is there"
+                raise UserError(f"{self.path}: nothing to resume: {what}; leave --resume out to begin")
+            return False, {}
+        return True, require_same_settings(config, self.path / CONFIG, config.allow_changes)
 
     def begin(self, base: Mapping[str, Any], parents: Mapping[str, Parent], data: Mapping[str, str | None]) -> None:
-        """Makes the folder afresh, with its configuration and a manifest of status "running".
+        """Makes the folder afresh, or goes on with the run in it; manifest and configuration say which.
 
-        UserError where it cannot be made, or where a folder of that name holds something else than a stage.
+        UserError where it cannot be made, where a folder of that name holds something else than a stage, and where the
+        unfinished run there began from another base, other parents or, unless changes are allowed, other data.
         """
-        if self.path.exists() and any(self.path.iterdir()) and not (self.path / MANIFEST).is_file():
-            raise UserError(f"{self.path}: holds files that are not a stage's; choose another --run, or move them away")
-        try:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be made ({error.strerror}); choose another --run") from error
         self._manifest = {
+            "format": FORMAT,
             "stage": self.stage,
             "status": RUNNING,
             "id": hashlib.sha256(f"{self.path.absolute()}{time.time_ns()}{os.getpid()}".encode()).hexdigest()[:16],
@@ -148,11 +152,71 @@ class StageFolder:
             "parents": {role: parent.lineage() for role, parent in parents.items()},
             "data": {name: {"path": path, "sha256": data_hash(path)} for name, path in data.items() if path},
             "seed": self._config.seed,
+            "processes": workers.count(),
             "versions": {"python": platform.python_version(), **_versions()},
             "git_commit": _git_commit(),
         }
+        self._manifest |= workers.from_main(self._go_on if self.resumes else self._make)
+
+    def _make(self) -> dict[str, Any]:
+        if self.path.exists() and any(self.path.iterdir()) and not (self.path / MANIFEST).is_file():
+            raise UserError(f"{self.path}: holds files that are not a stage's; choose another --run, or move them away")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.take()
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made ({error.strerror}); choose another --run") from error
         write_text(self.path / CONFIG, to_yaml(self._config))
         write_json(self.path / MANIFEST, self._manifest)
+        return {}
+
+    def _go_on(self) -> dict[str, Any]:
+        self._lock.take()
+        remove_temporary(self.path)
+        before = read_manifest(self.path)
+        changed = require_same_origin(self.path, before, self._manifest, self._config.allow_changes)
+        here = {key: self._manifest[key] for key in ("versions", "git_commit", "processes")}
+        resumed = [*before.get("resumed", []), {**here, "changes": self._changes, "changed_data": changed}]
+        kept = {"id": before["id"], "resumed": resumed}
+        write_text(self.path / CONFIG, to_yaml(self._config))
+        write_json(self.path / MANIFEST, self._manifest | kept)
+        return kept
+
+    @property
+    def identity(self) -> str:
+        """The run's own name, which it keeps when it is resumed."""
+        return str(self._manifest["id"])
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage has taken, over all processes that went on with it."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def position(self) -> dict[str, Any]:
+        """How far the files that grow are written, safely on disk: what a checkpoint keeps to `rewind` to."""
+        sizes = {}
+        for name in (METRICS, SAMPLES):
+            if (path := self.path / name).exists():
+                sync(path)
+                sizes[name] = path.stat().st_size
+        return {"sizes": sizes, "seconds": self.seconds}
+
+    def rewind(self, position: Mapping[str, Any]) -> None:
+        """Drops the rows that were written after a checkpoint: they are about to be written again."""
+        self._seconds_before = position["seconds"]
+        if not workers.is_main():
+            return
+        for name in (METRICS, SAMPLES):
+            if (path := self.path / name).exists():
+                os.truncate(path, min(position["sizes"].get(name, 0), path.stat().st_size))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl so far."""
+        path = self.path / METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one row to metrics.jsonl."""
@@ -165,32 +229,20 @@ class StageFolder:
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file into the folder."""
-        write_json(self.path / name, value)
+        if workers.is_main():
+            write_json(self.path / name, value)
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Marks the stage complete and returns its manifest. Call once everything else is on disk."""
-        self._manifest |= {
-            "status": FINISHED,
-            "seconds": round(time.monotonic() - self._started, 2),
-            "results": dict(results),
-        }
-        write_json(self.path / MANIFEST, self._manifest)
+        self._manifest |= {"status": FINISHED, "seconds": round(self.seconds, 2), "results": dict(results)}
+        workers.from_main(lambda: self.write(MANIFEST, self._manifest))
+        self._lock.drop()
         log.info("%s: finished in %.0f s", self.path, self._manifest["seconds"])
         return self._manifest
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+        if workers.is_main():
+            append_row(self.path / name, row)
 
 
 def _versions() -> dict[str, str]:

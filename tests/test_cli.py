@@ -145,9 +145,10 @@ def test_missing_parent_run(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_batch_size_that_does_not_divide(capsys: Capture) -> None:
-    message = fails(capsys, "sft", *SFT, "--batch-size", "50", "--micro-batch-size", "8", "--epochs", "0")
-    assert "batch_size is 50, must be a multiple of micro_batch_size 8: try 48 or 56" in message
-    assert "epochs is 0" in message, "all faults at once"
+    ppo = ("ppo", "--run", "r", "--prompts", "p", "--iterations", "0")
+    message = fails(capsys, *ppo, "--batch-size", "50", "--minibatch-size", "8")
+    assert "batch_size is 50, must be a multiple of minibatch_size 8: try 48 or 56" in message
+    assert "iterations is 0" in message, "all faults at once"
 
 
 def test_empty_file(capsys: Capture, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_batch_size_that_does_not_divide_names_both_and_what_would() -> None:
 
 @given(value=st.integers(1, 500), unit=st.integers(1, 64))
 def test_sizes_that_are_proposed_divide(value: int, unit: int) -> None:
-    config = SFTConfig(run="r", model="m", demonstrations="d", batch_size=value, micro_batch_size=unit)
+    config = PPOConfig(run="r", prompts="p", batch_size=value, minibatch_size=unit)
     faults = config.faults()
     assert bool(faults) == (value % unit != 0)
     for fault in faults:

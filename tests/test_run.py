@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf import run
+from lora_rlhf import disk
 from lora_rlhf.config import PPOConfig, SFTConfig
+from lora_rlhf.disk import write_json, write_text
 from lora_rlhf.errors import UserError
-from lora_rlhf.run import StageFolder, data_hash, find_stage, has_stage, write_json, write_text
+from lora_rlhf.run import StageFolder, data_hash, find_stage, has_stage
 from lora_rlhf.settings import from_dict, read_yaml
+
+BASE = {
+    **{"name": "tiny", "quantization": "nf4", "compute_dtype": "auto", "trust_remote_code": False},
+    **{"source_hash": "abc", "chat_template": None},
+}
 
 
 def config_in(folder: Path, overwrite: bool = False) -> PPOConfig:
@@ -22,7 +28,7 @@ def begun(folder: Path, stage: str = "ppo") -> StageFolder:
     if not Path(config.prompts).exists():
         Path(config.prompts).write_text('{"prompt": "Hello"}\n')
     started = StageFolder(config, stage)
-    started.begin({"name": "tiny"}, {}, {"prompts": config.prompts, "pretraining_text": None})
+    started.begin(BASE, {}, {"prompts": config.prompts, "pretraining_text": None})
     return started
 
 
@@ -31,12 +37,12 @@ def test_manifest_records_what_the_stage_was_made_of(tmp_path: Path) -> None:
     begun(tmp_path, "sft").finish({})
     parent = find_stage(tmp_path / "sft", "sft")
     folder = StageFolder(config_in(tmp_path), "ppo")
-    folder.begin({"name": "tiny", "source_hash": "abc"}, {"sft": parent}, {"prompts": str(tmp_path / "prompts.jsonl")})
+    folder.begin(BASE, {"sft": parent}, {"prompts": str(tmp_path / "prompts.jsonl")})
     folder.finish({"kl": 1.5})
 
     manifest = json.loads((tmp_path / "ppo" / "manifest.json").read_text())
     assert manifest["status"] == "finished" and manifest["stage"] == "ppo" and manifest["seed"] == 3
-    assert manifest["base"] == {"name": "tiny", "source_hash": "abc"}
+    assert manifest["base"] == BASE and manifest["format"] == 1
     assert manifest["parents"] == {
         "sft": {"folder": str(tmp_path / "sft"), "stage": "sft", "id": parent.manifest["id"]}
     }
@@ -74,7 +80,7 @@ def test_an_unfinished_stage_is_no_parent(tmp_path: Path) -> None:
 def test_a_missing_or_other_stage_is_no_parent(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no sft stage there; run `lora-rlhf sft --run {tmp_path}` first"):
         find_stage(tmp_path / "sft", "sft")
-    begun(tmp_path, "reward").finish({})
+    begun(tmp_path, "reward").finish({"offset": 0.0})
     with pytest.raises(UserError, match="holds a 'reward' stage, expected 'sft'"):
         find_stage(tmp_path / "reward", "sft")
 
@@ -82,20 +88,25 @@ def test_a_missing_or_other_stage_is_no_parent(tmp_path: Path) -> None:
 def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
     begun(tmp_path, "sft").finish({})
     (tmp_path / "sft" / "manifest.json").write_text('{"stage": ')
-    with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be used"):
         find_stage(tmp_path / "sft", "sft")
 
 
+def opened(config: PPOConfig) -> None:
+    with StageFolder.open(config, "ppo") as folder:
+        assert not folder.resumes
+
+
 def test_a_finished_stage_is_replaced_only_when_asked(tmp_path: Path) -> None:
-    StageFolder.check_free(config_in(tmp_path), "ppo")
+    opened(config_in(tmp_path))
     begun(tmp_path)
-    StageFolder.check_free(config_in(tmp_path), "ppo")  # unfinished: nothing is lost
+    opened(config_in(tmp_path))  # unfinished, without a checkpoint: nothing is lost
     begun(tmp_path).finish({})
     with pytest.raises(UserError, match="--overwrite"):
-        StageFolder.check_free(config_in(tmp_path), "ppo")
+        opened(config_in(tmp_path))
     (tmp_path / "ppo" / "old.txt").write_text("")
-    folder = StageFolder.check_free(config_in(tmp_path, overwrite=True), "ppo")
-    folder.begin({}, {}, {})
+    with StageFolder.open(config_in(tmp_path, overwrite=True), "ppo") as folder:
+        folder.begin(BASE, {}, {})
     assert not (tmp_path / "ppo" / "old.txt").exists()
 
 
@@ -106,7 +117,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     def fail(descriptor: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(run.os, "fsync", fail)
+    monkeypatch.setattr(disk.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_text(path, "new, and longer")
     assert path.read_text() == "old"
@@ -115,9 +126,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = tmp_path / "report.json", []
-    monkeypatch.setattr(run.os, "fsync", lambda descriptor: seen.append(path.exists()))
+    monkeypatch.setattr(disk.os, "fsync", lambda descriptor: seen.append(path.exists()))
     write_text(path, "text")
-    assert seen == [False] and path.read_text() == "text"
+    assert seen == [False, True] and path.read_text() == "text"
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
@@ -130,7 +141,7 @@ def test_a_folder_with_other_files_is_never_cleared(tmp_path: Path) -> None:
     (tmp_path / "sft" / "notes.txt").write_text("mine")
     config = SFTConfig(run=str(tmp_path), model="m", demonstrations="d", overwrite=True)
     with pytest.raises(UserError, match="not a stage's"):
-        StageFolder.check_free(config, "sft").begin({}, {}, {})
+        StageFolder(config, "sft").begin(BASE, {}, {})
     assert (tmp_path / "sft" / "notes.txt").read_text() == "mine"
 
 
@@ -142,7 +153,7 @@ def test_a_file_is_never_written_in_place(tmp_path: Path, monkeypatch: pytest.Mo
     def stopped(_source: object, _target: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.os, "replace", stopped)
+    monkeypatch.setattr(disk.os, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "new")
     assert path.read_text() == "old"

@@ -2,8 +2,6 @@
 
 import gzip
 import io
-import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lora_rlhf.data.refusals import Damaged
+from lora_rlhf.disk import json_line, new_file
 
 GZIP = b"\x1f\x8b"
 BUFFER = 2**18
@@ -54,34 +53,13 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     The file appears whole or not at all: temporary name, fsync, rename. NaN and infinity are refused (not JSON).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
-    try:
-        with open(temporary, "wb") as raw:
-            # mtime 0: the same rows give the same bytes, so a data hash in a manifest means something
-            packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-            for row in rows:
-                packed.write(_line(row))
-                count += 1
-            if packed is not raw:
-                packed.close()
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    path, count = Path(path), 0
+    with new_file(path) as raw:
+        # mtime 0: the same rows give the same bytes, so a data hash in a manifest means something
+        packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+        for row in rows:
+            packed.write(json_line(row))
+            count += 1
+        if packed is not raw:
+            packed.close()
     return count
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except UnicodeEncodeError:  # half a character (a model can sample one) has no UTF-8, but it has an escape
-        text = json.dumps(row, allow_nan=False).encode("ascii")
-    return text + b"\n"

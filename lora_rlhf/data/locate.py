@@ -62,9 +62,17 @@ def locate(name: str) -> Files | Hub | Saved:
     """What a name stands for: a file, a folder, a pattern ("data/train-*.parquet"), or a dataset of the hub.
 
     The hub's are "owner/name", "owner/name:split" and "owner/name:config:split", split "train" unless given. What
-    exists on disk wins. Raises UserError for what is not there, a folder without data or of several
-    splits, and a pattern without a match.
+    exists on disk wins. Raises UserError for what is not there or cannot be looked at, a folder without data or of
+    several splits, and a pattern without a match.
     """
+    try:
+        return _locate(name)
+    except (OSError, RuntimeError) as error:  # the second is pathlib's: ~somebody without a home
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{name}: cannot be looked at ({why}); give a file, a folder, or a hub dataset") from error
+
+
+def _locate(name: str) -> Files | Hub | Saved:
     path = Path(name).expanduser()
     if not name.strip():
         raise UserError("an empty name stands for no data; give a file, a folder, or a hub dataset as owner/name")

@@ -25,9 +25,16 @@ class Spool(Sequence[T]):
     file stands in `folder`, else where temporary files do (TMPDIR; where that is memory, as /tmp may be, name a disk).
     """
 
-    def __init__(self, dump: Callable[[T], Any], load: Callable[[Any], T], folder: Path | None = None):
-        """`dump` turns an item into JSON values, `load` turns them back."""
-        self._dump, self._load = dump, load
+    def __init__(
+        self,
+        dump: Callable[[T], Any],
+        load: Callable[[Any], T],
+        folder: Path | None = None,
+        length: Callable[[T], int] = lambda item: 0,
+    ):
+        """`dump` turns an item into JSON values, `load` turns them back; `length` is what `longest` goes by."""
+        self._dump, self._load, self._length = dump, load, length
+        self._longest = (0, -1)  # a place and its length
         self._folder = Path(tempfile.gettempdir()) if folder is None else folder
         self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115  (lives as long as we do)
         weakref.finalize(self, self._file.close)
@@ -36,6 +43,8 @@ class Spool(Sequence[T]):
 
     def append(self, item: T) -> None:
         """Adds one item. Raises OSError, naming the folder, if the disk is full."""
+        if (length := self._length(item)) > self._longest[1]:
+            self._longest = len(self), length
         line = json.dumps(self._dump(item), separators=(",", ":")).encode("ascii") + b"\n"
         self._pending += line
         self._ends.append(self._ends[-1] + len(line))
@@ -46,6 +55,11 @@ class Spool(Sequence[T]):
         """Adds items one by one, so that they may come from a stream."""
         for item in items:
             self.append(item)
+
+    @property
+    def longest(self) -> T:
+        """The first of the longest items. IndexError when there is none."""
+        return self[self._longest[0]]
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -71,7 +85,12 @@ class Spool(Sequence[T]):
 
 def spool_examples(folder: Path | None = None) -> Spool[EncodedExample]:
     """An empty spool of encoded demonstrations."""
-    return Spool(lambda example: [example.prompt_ids, example.response_ids], lambda row: EncodedExample(*row), folder)
+    return Spool(
+        lambda example: [example.prompt_ids, example.response_ids],
+        lambda row: EncodedExample(*row),
+        folder,
+        lambda example: len(example.prompt_ids) + len(example.response_ids),
+    )
 
 
 def spool_rankings(folder: Path | None = None) -> Spool[EncodedRanking]:
@@ -80,12 +99,13 @@ def spool_rankings(folder: Path | None = None) -> Spool[EncodedRanking]:
         lambda ranking: [ranking.prompt_ids, ranking.response_ids, ranking.ranks],
         lambda row: EncodedRanking(*row),
         folder,
+        lambda ranking: len(ranking.prompt_ids) + max(map(len, ranking.response_ids)),
     )
 
 
 def spool_prompts(folder: Path | None = None) -> Spool[EncodedPrompt]:
     """An empty spool of encoded prompts; the record's messages, meta and origin are kept with the ids."""
-    return Spool(_dump_prompt, _load_prompt, folder)
+    return Spool(_dump_prompt, _load_prompt, folder, lambda encoded: len(encoded.prompt_ids))
 
 
 def _dump_prompt(encoded: EncodedPrompt) -> list[Any]:

@@ -17,6 +17,7 @@ from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import read_prompts
+from lora_rlhf.disk import write_json, write_text
 from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.generation import Answer, policy_kl, respond
 from lora_rlhf.evaluate.judges import Gold, Judge, choose_judge, make_judge, prompt_text
@@ -26,7 +27,7 @@ from lora_rlhf.evaluate.plots import plot_report, read_metrics
 from lora_rlhf.evaluate.render import markdown, table
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import METRICS, write_json, write_text
+from lora_rlhf.run import METRICS
 from lora_rlhf.settings import check
 
 __all__ = ["evaluate", "table"]

@@ -24,6 +24,7 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
+from lora_rlhf.disk import write_text
 from lora_rlhf.errors import UserError
 from lora_rlhf.inspection.batches import Batch, Origin, ppo_lines, reward_lines, sft_lines
 from lora_rlhf.inspection.config import InspectConfig
@@ -31,11 +32,11 @@ from lora_rlhf.inspection.paint import page, terminal
 from lora_rlhf.model.base import load_tokenizer
 from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.open import open_base
-from lora_rlhf.run import find_stage, has_stage, write_text
+from lora_rlhf.run import find_stage, has_stage
 from lora_rlhf.settings import check
 from lora_rlhf.stages.rollout import act
 from lora_rlhf.stages.rows import report_refusals
-from lora_rlhf.stages.session import bring, require_context
+from lora_rlhf.stages.session import bring, generation_pieces, require_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -186,4 +187,4 @@ def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> l
     require_context(model, settings)
     role = "policy" if has_stage(run, "ppo") else "sft"
     bring(model, role, find_stage(f"{run}/ppo", "ppo") if role == "policy" else sft)
-    return act(settings, model, prompts, torch.Generator().manual_seed(config.seed), role)
+    return act(settings, model, prompts, torch.Generator().manual_seed(config.seed), generation_pieces(settings), role)

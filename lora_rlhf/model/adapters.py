@@ -1,26 +1,27 @@
 """What one LoRA adapter is: its settings, its parameters, and the standard PEFT folder that it is kept in."""
 
-import json
 import os
-import shutil
-import tempfile
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lora_rlhf.disk import new_folder
 from lora_rlhf.errors import UserError
+from lora_rlhf.model.adapter_folder import CONFIG, WAY_OUT, WEIGHTS, layer_of, read_config, read_weights, target_of
 from lora_rlhf.model.heads import SCORE
+from lora_rlhf.untrusted import shown
 
 ALL_LINEAR = "all-linear"
 SAFE_INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}  # both: B = 0, the base left alone
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -97,52 +98,71 @@ def without_dropout(config: LoraConfig) -> LoraConfig:
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """A PEFT folder's configuration and tensors. UserError for one that is not plain LoRA in safetensors."""
+    """A PEFT folder's configuration and tensors. UserError for one that is not plain LoRA in safetensors.
+
+    The folder may be anybody's: nothing in it is run, followed or looked up, and no more is allocated than the file
+    holds. Links are followed, as the hub's cache is made of them; what they lead to is read and checked all the same.
+    """
     for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"adapter {folder}: no {name} there; give a folder that save_role or PEFT wrote")
-    try:
-        fields = json.loads((folder / CONFIG).read_text())
-        state = load_file(folder / WEIGHTS)
-        if fields.get("peft_type") != "LORA":
-            raise UserError(f"adapter {folder}: peft_type is {fields.get('peft_type')!r}, only LORA can be used")
-        config = LoraConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"adapter {folder} cannot be read: {error}") from error
-    if config.use_dora or config.bias != "none":
-        raise UserError(f"adapter {folder}: DoRA and trained biases are not supported, only plain LoRA")
-    if config.init_lora_weights not in (True, False, *SAFE_INITS.values()):
-        raise UserError(
-            f"adapter {folder}: made with init {config.init_lora_weights!r}, which belongs to a rewritten base"
+        if not os.path.isfile(folder / name):  # unlike Path.is_file, no error for a folder that is closed to us
+            raise UserError(f"adapter {folder}: no {name} there; {WAY_OUT}")
+    config = read_config(folder)
+    return config, read_weights(folder, config)
+
+
+def require_fit(causal: PreTrainedModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
+    """ValueError unless the tensors are those, in name and size, of the layers that PEFT would adapt on this base.
+
+    To be asked before PEFT makes an adapter: what it allocates is then no larger than what was read.
+    """
+    sizes = dict(_layers(causal))
+    targeted = {path for path in sizes if target_of(path, config.target_modules) is not None}
+    layers = {layer for layer in map(layer_of, state) if layer is not None}
+    if targeted != layers:
+        missing, unknown = sorted(targeted - layers), sorted(layers - targeted)
+        raise ValueError(
+            f"tensors of {len(missing)} layers are missing {shown(missing[:2])}, of {len(unknown)} layers unknown "
+            f"{shown(unknown[:2])}"
         )
-    config.init_lora_weights = True  # all of it is overwritten by the tensors read here
-    return config, state
+    for layer in sorted(layers):
+        size = sizes[layer]
+        if size is None:
+            raise ValueError(f"{layer} is not a linear layer")
+        for part, expected in (("A", (config.r, size[0])), ("B", (size[1], config.r))):
+            found = tuple(state[f"base_model.model.{layer}.lora_{part}.weight"].shape)
+            if found != expected:
+                raise ValueError(f"lora_{part} of {layer} is {found}, expected {expected}")
+
+
+def _layers(causal: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """The path of every module that an adapter could name, with (in, out) of a linear one; without adapters' own."""
+    inside = ""
+    for path, module in causal.named_modules():
+        if not path or path == SCORE or path.startswith(f"{SCORE}.") or (inside and path.startswith(inside)):
+            continue
+        layer = module
+        if isinstance(module, BaseTunerLayer):
+            inside, layer = f"{path}.", module.get_base_layer()
+        if isinstance(layer, nn.Linear):
+            yield path, (layer.in_features, layer.out_features)
+        else:
+            yield path, (layer.weight.shape[0], layer.weight.shape[1]) if isinstance(layer, Conv1D) else None
 
 
 def write_adapter(folder: Path, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write a PEFT folder under a temporary name, sync it and rename it; an older folder of that name goes away."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        new, old = temporary / "new", temporary / "old"
-        new.mkdir()
-        save_file(state, new / WEIGHTS, metadata={"format": "pt"})
+    """Write a PEFT folder whole or not at all; an older folder of that name goes away. OSError where it cannot be."""
+    with new_folder(folder) as temporary:
+        save_tensors(temporary / WEIGHTS, state)
         config.inference_mode = True  # PEFT's mark of a finished adapter: it loads frozen
-        config.save_pretrained(str(new))
-        for path in (new / WEIGHTS, new / CONFIG, new):
-            _sync(path)
-        if folder.exists():  # a folder that is not empty cannot be renamed over
-            folder.rename(old)
-        new.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary)
+        config.save_pretrained(str(temporary))
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file. OSError, as other writes have it, when the disk is full."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error

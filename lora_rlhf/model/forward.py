@@ -119,6 +119,18 @@ def text_logprobs(model: SharedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return logprobs
 
 
+def counted_logprobs(model: SharedModel, ids: Tensor, counted: Tensor, **batch: Tensor) -> Tensor:
+    """Log-probability of the counted tokens of a batch given all before them: ids, counted (B, T) -> (N,), float32.
+
+    `batch` is what the model reads: `input_ids` with an `attention_mask`, or packed with `position_ids`, (B, T) each.
+    """
+    if "position_ids" not in batch:
+        batch["position_ids"] = position_ids(batch["attention_mask"].bool())
+    hidden = model.backbone(**batch, use_cache=False).last_hidden_state[:, :-1]
+    mask = counted[:, 1:]
+    return _chunked(model, hidden[mask], ids[:, 1:][mask], 1.0)[0]
+
+
 def position_ids(mask: Tensor) -> Tensor:
     """0, 1, 2, ... over the True cells of each row: padding moves nobody's position."""
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
@@ -146,14 +158,14 @@ def _masked_logprobs(
     model: SharedModel, hidden: Tensor, ids: Tensor, mask: Tensor, width: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of the True cells, put back in place among zeros: (B, width) each."""
-    flat_logprobs, flat_entropy = chunked_logprobs(
-        hidden[mask],
-        lambda states: lm_logits(model.causal, states),
-        ids[mask],
-        temperature,
-        max(1, CHUNK_LOGITS // model.config.vocab_size),
-    )
+    flat_logprobs, flat_entropy = _chunked(model, hidden[mask], ids[mask], temperature)
     return _spread(flat_logprobs, mask, width), _spread(flat_entropy, mask, width)
+
+
+def _chunked(model: SharedModel, hidden: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """hidden (N, H), ids (N,) -> log-probabilities and entropies (N,), with few logits in memory at a time."""
+    chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    return chunked_logprobs(hidden, lambda states: lm_logits(model.causal, states), ids, temperature, chunk)
 
 
 def _spread(cells: Tensor, mask: Tensor, width: int) -> Tensor:

@@ -38,10 +38,46 @@ def generate(
 ) -> list[list[GeneratedResponse]]:
     """`num_samples` responses of each prompt, in the prompts' order, from the role that the caller has entered.
 
-    Each token is drawn from softmax(logits / temperature) in float32, over the whole vocabulary; temperature 0 takes
-    the most probable one. At most `batch_size` responses run at a time. The same generator state gives the same
-    responses; how long one response gets does not change what is drawn for another.
+    The same generator state gives the same responses, up to rounding, whatever `batch_size` is: see `generate_seeded`.
     """
+    seeds = draw_seeds(generator, len(prompt_ids), num_samples)
+    return generate_seeded(
+        model,
+        prompt_ids,
+        seeds,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        stop_ids=stop_ids,
+        batch_size=batch_size,
+    )
+
+
+def draw_seeds(generator: torch.Generator, num_prompts: int, num_samples: int) -> list[list[int]]:
+    """A seed for each response to be sampled."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples {num_samples} must be at least 1")
+    seeds: list[list[int]] = torch.randint(2**62, (num_prompts, num_samples), generator=generator).tolist()
+    return seeds
+
+
+@torch.no_grad()
+def generate_seeded(
+    model: SharedModel,
+    prompt_ids: list[list[int]],
+    seeds: list[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    stop_ids: list[int],
+    batch_size: int,
+) -> list[list[GeneratedResponse]]:
+    """A response of each prompt for each of its seeds, in order; as many seeds for one prompt as for another.
+
+    Each token is drawn from softmax(logits / temperature) in float32, over the whole vocabulary; temperature 0 takes
+    the most probable one. At most `batch_size` responses run at a time. A response hangs on its prompt and its seed
+    alone, not on the others beside it, nor on how many run at a time or in which process.
+    """
+    num_samples = len(seeds[0]) if seeds else 1
     _check(model, prompt_ids, max_new_tokens, temperature, num_samples, batch_size)
     results: list[list[GeneratedResponse]] = [[] for _ in prompt_ids]
     # Longest first: batches of like lengths pad little, and memory that does not suffice shows at once.
@@ -53,7 +89,8 @@ def generate(
             chosen = order[first : first + step]
             for samples in rounds:
                 prompts = [prompt_ids[i] for i in chosen]
-                responses = _run_batch(model, prompts, samples, max_new_tokens, temperature, stop_ids, generator)
+                own = [seeds[i][len(results[i]) : len(results[i]) + samples] for i in chosen]
+                responses = _run_batch(model, prompts, own, max_new_tokens, temperature, stop_ids)
                 for place, i in enumerate(chosen):
                     results[i] += responses[place * samples : (place + 1) * samples]
     return results
@@ -75,19 +112,17 @@ class _Rows:
 def _run_batch(
     model: SharedModel,
     prompts: list[list[int]],
-    samples: int,
+    seeds: list[list[int]],
     max_new_tokens: int,
     temperature: float,
     stop_ids: list[int],
-    generator: torch.Generator,
 ) -> list[GeneratedResponse]:
     """Each prompt is read once; then one token a step for every response that still runs."""
     device = model.device
     ids, mask = _pad_left(prompts, device)
+    samples = len(seeds[0])
     total = len(prompts) * samples
-    # All drawn now, one column a response, so that no response's randomness hangs on another's length.
-    uniforms = torch.rand((max_new_tokens, total), generator=generator, device=generator.device, dtype=torch.float64)
-    uniforms = uniforms.to(device)
+    uniforms = torch.stack([_uniforms(seed, max_new_tokens) for own in seeds for seed in own], dim=1).to(device)
     tokens = torch.zeros((total, max_new_tokens), dtype=torch.long, device=device)
     lengths = torch.full((total,), max_new_tokens, device=device)
     finished = torch.zeros(total, dtype=torch.bool, device=device)
@@ -130,6 +165,11 @@ def _next_logits(model: SharedModel, ids: Tensor, mask: Tensor, positions: Tenso
         input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
     ).last_hidden_state
     return lm_logits(model.causal, hidden[:, -1]).float()
+
+
+def _uniforms(seed: int, count: int) -> Tensor:
+    """A response's own randomness, one number a token: (count,) float64, on the CPU."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:

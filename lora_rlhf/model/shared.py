@@ -118,6 +118,7 @@ class SharedModel:
         self._check_new(role)
         config, state = adapters.read_adapter(Path(folder))
         try:
+            adapters.require_fit(self.causal, config, state)
             self._inject(role, config, any(adapters.is_head(name) for name in state))
             self.load_adapter_state(role, state)
         except ValueError as error:  # PEFT's, for layers that the base lacks, or ours

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tqdm import tqdm
 
-from lora_rlhf.config import PPOConfig, SampleConfig, StageConfig
+from lora_rlhf.config import PPOConfig, SampleConfig
 from lora_rlhf.data.duplicates import without_repeats
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
 from lora_rlhf.data.refusals import RefusedRows
@@ -16,6 +16,7 @@ from lora_rlhf.data.schema import Prompt, split_of, split_position
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool, spool_prompts
 from lora_rlhf.errors import UserError
+from lora_rlhf.stage_config import StageConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

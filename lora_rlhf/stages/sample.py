@@ -1,56 +1,89 @@
 """Between stages 1 and 2: K distinct responses of each prompt, ready to be ranked (InstructGPT, section 3.2)."""
 
-import random
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from lora_rlhf import workers
 from lora_rlhf.config import SampleConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Prompt, row_of
 from lora_rlhf.data.sources import Source
+from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.template import decode_response, stop_ids
-from lora_rlhf.errors import UserError
-from lora_rlhf.model.generate import generate
+from lora_rlhf.disk import append_row
+from lora_rlhf.errors import Stopped, UserError
+from lora_rlhf.model.generate import GeneratedResponse, draw_seeds, generate_seeded
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import Parent, find_stage
+from lora_rlhf.run import Parent, data_hash, find_stage
 from lora_rlhf.settings import check
+from lora_rlhf.stage_config import HARMLESS
+from lora_rlhf.stages.fitting import Pieces
+from lora_rlhf.stages.interrupt import graceful
+from lora_rlhf.stages.loop import GO_ON
 from lora_rlhf.stages.rows import read_prompts_for
-from lora_rlhf.stages.session import bring, log, open_parent_base, require_context, seed_everything
+from lora_rlhf.stages.session import (
+    bring,
+    generation_pieces,
+    log,
+    open_parent_base,
+    require_context,
+    seed_everything,
+)
 
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself
 
 
 def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedModel:
-    """Writes K distinct responses per prompt, K drawn evenly from min_responses to max_responses."""
+    """Writes K distinct responses per prompt, K drawn evenly from min_responses to max_responses.
+
+    What was sampled stands in a file beside `to` until all is: an attempt that ended goes on there.
+    """
     check(config)
+    _require_free(config)
     sft = find_stage(f"{config.run}/sft", "sft")
+    stage = find_stage(f"{config.run}/ppo", "ppo") if config.role == "policy" else sft
     prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
     next(iter(prompts))  # a file that cannot be used is said before the model is loaded
     model = open_parent_base(config, sft, model)
     require_context(model, config)
-    _bring_role(config, model, sft)
-    _make_folder(config.to)
+    if config.role != "base":
+        bring(model, config.role, stage)
+    workers.from_main(lambda: _make_folder(config.to))
     encoded = read_prompts_for(config, prompts, model.tokenizer)
 
     rng = seed_everything(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    rows: list[dict[str, Any]] = []
-    size = max(1, config.generation_batch_size // (config.max_responses + SPARE))
-    for start in tqdm(range(0, len(encoded), size), desc="sample", unit="batch"):
-        batch = [encoded[place] for place in range(start, min(start + size, len(encoded)))]
-        rows += _sample_batch(config, model, batch, generator, rng)
+    draws = config.max_responses + SPARE
+    seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(encoded), draws)
+    most = [rng.randint(config.min_responses, config.max_responses) for _ in seeds]
+    attempt = _Attempt(config, stage)
+    found = workers.from_main(attempt.begin)
+    _sample_rest(config, model, encoded, seeds, most, attempt, found)
+    rows = [row for row in found if row is not None]
     if not rows:
         raise UserError(
             f"no prompt gave {config.min_responses} distinct responses; lower --min-responses or raise --temperature"
         )
     if fewer := len(encoded) - len(rows):
         log.warning("%d of %d prompts gave fewer than %d distinct responses", fewer, len(encoded), config.min_responses)
-    write_jsonl(config.to, rows)
+    workers.from_main(lambda: attempt.finish(rows))
+    log.info("%s: %d prompts with %d to %d responses each", config.to, len(rows), *_span(rows))
     return model
+
+
+def _require_free(config: SampleConfig) -> None:
+    """UserError when the file to write is there already: people may have ranked what it holds."""
+    to, prompts = Path(config.to), Path(config.prompts)
+    if to.exists() and prompts.exists() and to.samefile(prompts):
+        raise UserError(f"--to is {config.to!r}, the file that the prompts are read from; choose another name")
+    if to.exists() and not config.overwrite:
+        raise UserError(f"{config.to} is there already; use --overwrite to replace it, or choose another --to")
 
 
 def _make_folder(to: str) -> None:
@@ -61,36 +94,95 @@ def _make_folder(to: str) -> None:
         raise UserError(f"{to}: its folder cannot be made ({error.strerror}); choose another --to") from error
 
 
-def _bring_role(config: SampleConfig, model: SharedModel, sft: Parent) -> None:
-    if config.role == "sft":
-        bring(model, "sft", sft)
-    elif config.role == "policy":
-        bring(model, "policy", find_stage(f"{config.run}/ppo", "ppo"))
+class _Attempt:
+    """What was sampled so far: a line for each prompt, in order, behind one that says of what."""
+
+    def __init__(self, config: SampleConfig, stage: Parent) -> None:
+        self._to = Path(config.to)
+        self._path = self._to.with_name(f".{self._to.name}.partial")
+        settings = {key: value for key, value in vars(config).items() if key not in HARMLESS}
+        self._of = {**settings, "stage": stage.manifest["id"], "prompts_hash": data_hash(config.prompts)}
+
+    def begin(self) -> list[dict[str, Any] | None]:
+        """The rows of an attempt of the same settings that ended before its end; else none, and the file is new."""
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        if not whole or whole[0] != json.loads(json.dumps(self._of)):
+            self._path.write_bytes(b"")
+            append_row(self._path, self._of)
+            return []
+        os.truncate(self._path, sum(len(line) for line in lines if line.endswith(b"\n")))
+        log.info("going on after %d prompts, which %s holds", len(whole) - 1, self._path)
+        return [line["row"] for line in whole[1:]]
+
+    def add(self, rows: Sequence[dict[str, Any] | None]) -> None:
+        for row in rows:
+            append_row(self._path, {"row": row})
+
+    def finish(self, rows: Sequence[dict[str, Any]]) -> None:
+        write_jsonl(self._to, rows)
+        self._path.unlink()
 
 
-def _sample_batch(
+def _sample_rest(
     config: SampleConfig,
     model: SharedModel,
-    prompts: list[EncodedPrompt],
-    generator: torch.Generator,
-    rng: random.Random,
-) -> list[dict[str, Any]]:
-    draws = config.max_responses + SPARE
-    with model.role(config.role):
-        groups = generate(
-            model,
-            [prompt.prompt_ids for prompt in prompts],
-            max_new_tokens=config.max_response_tokens,
-            temperature=config.temperature,
-            stop_ids=stop_ids(model.tokenizer),
-            generator=generator,
-            num_samples=draws,
-            batch_size=config.generation_batch_size,
-        )
-    rows = []
-    for prompt, group in zip(prompts, groups, strict=True):
-        texts = dict.fromkeys(decode_response(model.tokenizer, response.ids).strip() for response in group)
-        distinct = list(texts)[: rng.randint(config.min_responses, config.max_responses)]
-        if len(distinct) >= config.min_responses:
-            rows.append({**row_of(prompt.prompt), "responses": distinct})
-    return rows
+    encoded: Spool[EncodedPrompt],
+    seeds: list[list[int]],
+    most: list[int],
+    attempt: _Attempt,
+    found: list[dict[str, Any] | None],
+) -> None:
+    """Appends to `found` the row of every prompt that has none yet: None where there are too few distinct responses."""
+    pieces = generation_pieces(config)
+    step = max(1, pieces.size // len(seeds[0])) * workers.count()
+    with graceful() as request, tqdm(total=len(encoded), initial=len(found), desc="sample", unit="prompt") as bar:
+        while (first := len(found)) < len(encoded):
+            places = range(first, min(first + step, len(encoded)))
+            own = workers.share(places)
+            prompts = [encoded[place] for place in own]
+            groups = _generate(config, model, prompts, [seeds[place] for place in own], pieces)
+            rows = [
+                _row(config, model, prompt, group, most[place])
+                for prompt, group, place in zip(prompts, groups, own, strict=True)
+            ]
+            together = workers.gather(rows)
+            if workers.is_main():
+                attempt.add(together)
+            found += together
+            bar.update(len(together))
+            if request.made and len(found) < len(encoded):
+                raise Stopped(
+                    f"stopped after {len(found)} of {len(encoded)} prompts; they are kept. {GO_ON}", request.status
+                )
+
+
+def _generate(
+    config: SampleConfig, model: SharedModel, prompts: list[EncodedPrompt], seeds: list[list[int]], pieces: Pieces
+) -> list[list[GeneratedResponse]]:
+    def run(size: int) -> list[list[GeneratedResponse]]:
+        with model.role(config.role):
+            return generate_seeded(
+                model,
+                [prompt.prompt_ids for prompt in prompts],
+                seeds,
+                max_new_tokens=config.max_response_tokens,
+                temperature=config.temperature,
+                stop_ids=stop_ids(model.tokenizer),
+                batch_size=size,
+            )
+
+    return pieces.run(run, "sampling")
+
+
+def _row(
+    config: SampleConfig, model: SharedModel, prompt: EncodedPrompt, group: list[GeneratedResponse], most: int
+) -> dict[str, Any] | None:
+    texts = dict.fromkeys(decode_response(model.tokenizer, response.ids).strip() for response in group)
+    distinct = list(texts)[:most]
+    return {**row_of(prompt.prompt), "responses": distinct} if len(distinct) >= config.min_responses else None
+
+
+def _span(rows: list[dict[str, Any]]) -> tuple[int, int]:
+    counts = [len(row["responses"]) for row in rows]
+    return min(counts), max(counts)

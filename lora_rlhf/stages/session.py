@@ -1,29 +1,31 @@
 """What every stage does before its first step: open the base, bring in its parents' adapters, check that they fit."""
 
 import logging
+import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_rlhf.config import StageConfig
+from lora_rlhf import workers
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import Parent
+from lora_rlhf.stage_config import StageConfig
+from lora_rlhf.stages.fitting import Pieces
 
 log = logging.getLogger("lora_rlhf")
 
-EPS = 1e-5  # AdamW's: with PyTorch's 1e-8 the first PPO updates are several times larger (arXiv 2403.17031)
 FLOOR = 0.1  # every schedule ends, and PPO's warm-up begins, at a tenth of the peak (InstructGPT, appendix C)
 
 
 def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | None) -> SharedModel:
     """The base that the parent was trained on: the one in memory, or loaded as the parent's manifest says."""
     if model is None:
-        return open_base(parent.manifest["base"], config.device, config.gradient_checkpointing)
+        return open_base(parent.manifest["base"], workers.device(config.device), config.gradient_checkpointing)
     here, then = describe_base(model), parent.manifest["base"]
     for key in ("source_hash", "quantization", "compute_dtype"):
         if here[key] != then[key]:
@@ -74,22 +76,35 @@ def batches(count: int, size: int, rng: random.Random) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
-    """AdamW as all of RLHF uses it here: no weight decay, since an adapter's zero is not a better model."""
-    return torch.optim.AdamW(list(parameters), lr=learning_rate, eps=EPS, weight_decay=0.0)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def role_parameters(model: SharedModel, role: str) -> list[nn.Parameter]:
-    """The parameters that a role trains."""
-    return [parameter for _, parameter in model.named_parameters_of(role)]
-
-
 def pick_fixed(prompts: Sequence[object], count: int) -> list[int]:
     """Indices of the prompts whose responses are recorded over time: spread evenly over the data."""
     step = max(1, len(prompts) // count)
     return list(range(0, len(prompts), step))[:count]
+
+
+def training_pieces(config: StageConfig) -> Pieces:
+    """How many responses go through the model at a time in training and scoring."""
+    return Pieces(
+        "micro_batch_size",
+        config.micro_batch_size,
+        "give --gradient_checkpointing, or lower --max_prompt_tokens or --max_response_tokens",
+    )
+
+
+def generation_pieces(config: StageConfig) -> Pieces:
+    """How many responses are generated at a time."""
+    return Pieces(
+        "generation_batch_size",
+        config.generation_batch_size,
+        "lower --max_prompt_tokens or --max_response_tokens, or take a smaller base",
+    )
+
+
+def cosine(step: int, steps: int) -> float:
+    """Share of the peak learning rate in step `step` of `steps`, from 0: a half cosine down to FLOOR."""
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def epochs_of_batches(count: int, size: int, epochs: int, rng: random.Random) -> list[list[int]]:
+    """The batches of all epochs, in order: the same for the same seed, so that a step's number says what it reads."""
+    return [batch for _ in range(epochs) for batch in batches(count, size, rng)]

@@ -84,6 +84,8 @@ def test_folders_of_the_library_datasets(tmp_path: Path) -> None:
         ("empty", r"no data in this folder \(it is empty\).*\.parquet"),
         ("pictures", r"no data in this folder \(it holds LICENSE, a\.png\)"),
         ("pipe", "pipe or device"),
+        ("~no-such-person/rows.jsonl", "cannot be looked at.*home directory"),
+        ("x" * 300, "cannot be looked at.*too long"),
     ],
 )
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:

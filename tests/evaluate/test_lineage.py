@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.lineage import find_stages, open_model
@@ -48,6 +49,99 @@ def test_a_stage_made_anew_since_the_policy_is_refused(make_run: Callable[..., P
 def test_a_run_that_was_moved_still_works(make_run: Callable[..., Path], tmp_path: Path) -> None:
     moved = shutil.move(make_run(), tmp_path / "moved")
     assert find_stages(str(moved)).sft.folder == tmp_path / "moved/sft"
+
+
+def record(run: Path, stage: str, folder: str) -> None:
+    """Rewrites where the policy's manifest has a parent."""
+    parents = json.loads((run / "ppo/manifest.json").read_text())["parents"]
+    edit(run / "ppo/manifest.json", parents=parents | {stage: parents[stage] | {"folder": folder}})
+
+
+def elsewhere(run: Path, stage: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Moves a parent out of the folder that holds the run, as if it had always been there."""
+    other = tmp_path_factory.mktemp("elsewhere") / "other"
+    shutil.move(run / stage, other)
+    record(run, stage, str(other))
+    return other
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_manifest_leads_nowhere_outside_unless_it_is_named(
+    make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, stage: str
+) -> None:
+    run = make_run()
+    other = elsewhere(run, stage, tmp_path_factory)
+    with pytest.raises(
+        UserError, match=rf"recorded at '{other}', which is not followed outside {run.parent};.*--{stage}"
+    ):
+        find_stages(str(run))
+    found = find_stages(str(run), **{stage: str(other)})
+    assert getattr(found, stage).folder == other
+    shutil.copytree(other, run / stage)
+    assert getattr(find_stages(str(run)), stage).folder == run / stage
+
+
+def test_a_stage_that_is_named_must_be_the_policys_too(make_run: Callable[..., Path]) -> None:
+    run, other = make_run(), make_run("other")
+    with pytest.raises(UserError, match=r"other/sft: this sft stage .* was made after the policy"):
+        find_stages(str(run), sft=str(other / "sft"))
+    early = make_run("early", policy=None, reward=False)
+    assert find_stages(str(early), reward=str(other / "reward")).reward is not None
+
+
+def test_dots_and_links_do_not_lead_outside(
+    make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    run = make_run()
+    other = elsewhere(run, "sft", tmp_path_factory)
+    (tmp_path / "link").symlink_to(other)
+    (run / "inside").symlink_to(other)
+    for folder in (str(tmp_path / "link"), "inside", f"{run}/../../{other.parent.name}/other", "../run/sft"):
+        record(run, "sft", folder)
+        with pytest.raises(UserError, match="is not followed outside"):
+            find_stages(str(run))
+
+
+def test_parents_are_found_as_old_and_new_manifests_record_them(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    (run / "sft").rename(run / "mine")
+    record(run, "sft", "mine")  # relative to the run
+    assert find_stages(str(run)).sft.folder == run / "mine"
+    record(run, "sft", f"../{run.name}/mine")
+    with pytest.raises(UserError, match="is not followed outside"):
+        find_stages(str(run))
+    record(run, "sft", "mine")
+    monkeypatch.chdir(tmp_path)
+    assert find_stages("run").sft.folder == Path("run/mine")
+    record(run, "sft", "run/mine")  # relative to the working folder
+    assert find_stages("run").sft.folder == Path("run/mine")
+    assert find_stages("./run/../run").sft.folder == Path("run/mine")
+
+
+def test_a_run_that_is_a_link_stands_in_both_places(
+    make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    first = make_run("first", policy=None, reward=False)
+    run = make_run("second", sft=str(first / "sft"))
+    far = tmp_path_factory.mktemp("far")
+    (far / "linked").symlink_to(run)  # the run leads to where its parent is
+    assert find_stages(str(far / "linked")).sft.folder == first / "sft"
+    shutil.move(run, far / "moved")
+    (tmp_path / "second").symlink_to(far / "moved")  # it is named where its parent is
+    assert find_stages(str(tmp_path / "second")).sft.folder == first / "sft"
+
+
+@pytest.mark.parametrize(("key", "value"), [("reference", "policy"), ("reference", [1]), ("kl_target", "high")])
+def test_a_policys_configuration_is_checked_where_it_is_used(
+    make_run: Callable[..., Path], key: str, value: Any
+) -> None:
+    run = make_run()
+    place = run / "ppo/config.yaml"
+    place.write_text(yaml.safe_dump(yaml.safe_load(place.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=rf"{place}: '{key}' is .*, expected"):
+        find_stages(str(run)).ppo_config  # noqa: B018
 
 
 def test_another_base_is_refused_with_what_differs(

@@ -67,7 +67,7 @@ def test_the_distribution_drawn_from_is_the_one_scored(
 
     monkeypatch.setattr("lora_rlhf.model.generate._draw", spy)
     with model.role("policy"), torch.no_grad():
-        groups = sample(model, prompts, temperature=temperature, stop_ids=[319], batch_size=4)
+        groups = sample(model, prompts, temperature=temperature, stop_ids=[], batch_size=4)
         batch = sequences(prompts, [group[0].ids for group in groups])
         scored = response_logprobs(model, batch, temperature)[0]
     order = sorted(range(4), key=lambda i: -len(prompts[i]))

@@ -356,7 +356,6 @@ def assert_refused(settings: PPOConfig, *parts: str) -> None:
     ("changes", "parts"),
     [
         ({"batch_size": 12}, ("batch_size is 12", "minibatch_size 8", "8 or 16")),
-        ({"minibatch_size": 12, "batch_size": 12}, ("minibatch_size is 12", "micro_batch_size 8")),
         ({"samples_per_prompt": 3}, ("batch_size is 8", "samples_per_prompt 3", "6 or 9")),
         ({"advantage": "rloo"}, ("rloo", "samples_per_prompt must be at least 2")),
         ({"reward_model_weight": 0.0}, ("no reward_function",)),

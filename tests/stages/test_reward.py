@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import random
 from collections.abc import Callable
@@ -34,8 +35,9 @@ from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import reward, sft
+from lora_rlhf.stages.fitting import Pieces
+from lora_rlhf.stages.learning import RoleOptimizer
 from lora_rlhf.stages.reward_report import held_out_report
-from lora_rlhf.stages.session import adamw, role_parameters
 
 Make = Callable[..., SharedModel]
 UPDATE = RewardConfig(run="unused", rankings="unused", max_grad_norm=1e9)  # for single updates: never clipped
@@ -71,11 +73,15 @@ def listwise(scores: Tensor, ranks: list[int]) -> Tensor:
 # Learning
 
 
+def optimizer_of(model: SharedModel, rate: float, size: int = 8) -> RoleOptimizer:
+    return RoleOptimizer(model, "reward", rate, UPDATE.max_grad_norm, Pieces("micro_batch_size", size, "advice"))
+
+
 def test_one_batch_is_learnt_by_heart(shared_model: Make) -> None:
     """99 % of the pairs of a batch of K = 4 to 9 random responses in random order."""
     model = shared_model()
     rankings = [ranking for size in (4, 6, 9) for ranking in random_rankings(2, size, seed=size)]
-    optimizer = adamw(role_parameters(model, "reward"), 1e-2)
+    optimizer = optimizer_of(model, 1e-2)
     first = reward.update(model, rankings, optimizer, UPDATE)
     assert first["reward/accuracy"] < 0.8
     for _ in range(40):
@@ -97,14 +103,12 @@ def test_loss_and_gradient_are_those_of_the_paper(shared_model: Make, loss: str,
         for ranking, own in zip(random_rankings(2, 4, seed=1), ranks, strict=True)
     ]
     before = model.adapter_state("reward")
-    metrics = reward.update(
-        model, rankings, adamw(role_parameters(model, "reward"), 1e-3), dataclasses.replace(UPDATE, loss=loss)
-    )
+    metrics = reward.update(model, rankings, optimizer_of(model, 1e-3), dataclasses.replace(UPDATE, loss=loss))
     found = gradients(model, "reward")
     assert not same(before, model.adapter_state("reward"))
 
     model.load_adapter_state("reward", before)
-    for parameter in role_parameters(model, "reward"):
+    for _, parameter in model.named_parameters_of("reward"):
         parameter.grad = None
     formula = pairwise if loss == "pairwise" else listwise
     with model.role("reward", training=True):
@@ -128,9 +132,8 @@ def test_micro_batches_add_up_to_the_whole(shared_model: Make) -> None:
     model = shared_model()
     rankings = [*random_rankings(3, 2, seed=3), *random_rankings(2, 5, seed=4)]
     before, found = model.adapter_state("reward"), []
-    for size in (2, 7, 100):
-        settings = dataclasses.replace(UPDATE, micro_batch_size=size)
-        metrics = reward.update(model, rankings, adamw(role_parameters(model, "reward"), 1e-3), settings)
+    for size in (2, 7, 100):  # with 2, no ranking of 5 fits, and each is read twice
+        metrics = reward.update(model, rankings, optimizer_of(model, 1e-3, size), UPDATE)
         found.append((metrics, gradients(model, "reward")))
         model.load_adapter_state("reward", before)
     metrics, whole = found[-1]
@@ -144,9 +147,7 @@ def test_micro_batches_add_up_to_the_whole(shared_model: Make) -> None:
 def test_a_ranking_in_which_all_are_tied_teaches_nothing(shared_model: Make) -> None:
     model = shared_model()
     (ranking,) = random_rankings(1, 3, seed=5)
-    metrics = reward.update(
-        model, [dataclasses.replace(ranking, ranks=[1, 1, 1])], adamw(role_parameters(model, "reward"), 1e-3), UPDATE
-    )
+    metrics = reward.update(model, [dataclasses.replace(ranking, ranks=[1, 1, 1])], optimizer_of(model, 1e-3), UPDATE)
     assert metrics["reward/loss"] == 0.0
     assert all(float(gradient.abs().max()) == 0.0 for gradient in gradients(model, "reward").values())
 
@@ -339,8 +340,9 @@ def test_a_ranking_with_one_response_is_refused_alone(config: Callable[..., Rewa
 
 def test_a_parent_that_is_not_there_or_not_finished(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
     assert_refused(config(sft=str(tmp_path / "nowhere")), "nowhere: no sft stage there", "lora-rlhf sft")
+    made = json.loads((Path(config().sft) / "manifest.json").read_text())
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "manifest.json").write_text('{"stage": "sft", "status": "running"}')
+    (tmp_path / "half" / "manifest.json").write_text(json.dumps({**made, "status": "running"}))
     assert_refused(config(sft=str(tmp_path / "half")), "did not finish", "'running'")
 
 

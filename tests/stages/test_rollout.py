@@ -19,6 +19,7 @@ from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.rollout import Judge, Rollout, act, collect, in_micro_batches
+from lora_rlhf.stages.session import generation_pieces, training_pieces
 
 Make = Callable[..., SharedModel]
 CONFIG = PPOConfig(
@@ -45,7 +46,7 @@ def judge(**changes: Any) -> Judge:
 
 
 def responses(model: SharedModel, config: PPOConfig = CONFIG, seed: int = 0) -> list[GeneratedResponse]:
-    return act(config, model, prompts(model), torch.Generator().manual_seed(seed))
+    return act(config, model, prompts(model), torch.Generator().manual_seed(seed), generation_pieces(config))
 
 
 def some_that_end(model: SharedModel) -> list[GeneratedResponse]:
@@ -85,7 +86,7 @@ def test_responses_stand_side_by_side_and_say_whether_they_ended(model: SharedMo
 
 
 def test_log_probabilities_values_and_scores(model: SharedModel) -> None:
-    batch = collect(CONFIG, model, judge(), prompts(model), some_that_end(model))
+    batch = collect(CONFIG, model, judge(), prompts(model), some_that_end(model), training_pieces(CONFIG))
     assert batch.finished.tolist() == [i % 3 == 0 or r.finished for i, r in enumerate(responses(model))]
     assert batch.mask.sum(dim=1).tolist() == [len(r.ids) for r in some_that_end(model)]
     for name, role in (("old_logprobs", "policy"), ("ref_logprobs", "reference")):
@@ -110,27 +111,25 @@ def test_log_probabilities_values_and_scores(model: SharedModel) -> None:
 
 
 def test_before_the_first_update_policy_and_reference_agree_exactly(model: SharedModel) -> None:
-    batch = collect(CONFIG, model, judge(), prompts(model), responses(model))
+    batch = collect(CONFIG, model, judge(), prompts(model), responses(model), training_pieces(CONFIG))
     assert torch.equal(batch.old_logprobs, batch.ref_logprobs)
     model.alias("reference", "base")
-    other = collect(CONFIG, model, judge(), prompts(model), responses(model))
+    other = collect(CONFIG, model, judge(), prompts(model), responses(model), training_pieces(CONFIG))
     assert torch.equal(other.old_logprobs, batch.old_logprobs)
     assert (other.ref_logprobs - batch.ref_logprobs).abs().max() > 0.01
 
 
 def test_micro_batches_change_nothing(model: SharedModel) -> None:
     one, other = (
-        collect(
-            dataclasses.replace(CONFIG, micro_batch_size=size), model, judge(), prompts(model), some_that_end(model)
-        )
-        for size in (1, 100)
+        collect(CONFIG, model, judge(), prompts(model), some_that_end(model), training_pieces(config))
+        for config in (dataclasses.replace(CONFIG, micro_batch_size=size) for size in (1, 100))
     )
     for name in ("scores", "old_logprobs", "ref_logprobs", "values", "entropy"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-4)
 
 
 def test_rows_come_back_in_their_order(model: SharedModel) -> None:
-    sequences = collect(CONFIG, model, judge(), prompts(model), some_that_end(model)).sequences
+    sequences = collect(CONFIG, model, judge(), prompts(model), some_that_end(model), training_pieces(CONFIG)).sequences
     for size in (1, 3, 8):
         first = in_micro_batches(lambda part: part.response_ids[:, 0], sequences, size)
         assert first.tolist() == sequences.response_ids[:, 0].tolist()
@@ -142,7 +141,10 @@ def test_a_critic_free_rollout_has_no_values(tiny_model: Models) -> None:
         model.add_role(role, LoraSettings(rank=2), head=role == "reward")
     model.alias("reference", "sft")
     config = dataclasses.replace(CONFIG, advantage="rloo")
-    assert collect(config, model, judge(), prompts(model), responses(model, config)).values is None
+    assert (
+        collect(config, model, judge(), prompts(model), responses(model, config), training_pieces(config)).values
+        is None
+    )
 
 
 # What a response is worth
@@ -150,7 +152,9 @@ def test_a_critic_free_rollout_has_no_values(tiny_model: Models) -> None:
 
 def test_rewards_can_be_weighed_and_clipped(model: SharedModel) -> None:
     def scores(**changes: Any) -> Tensor:
-        return collect(CONFIG, model, judge(**changes), prompts(model), responses(model)).scores
+        return collect(
+            CONFIG, model, judge(**changes), prompts(model), responses(model), training_pieces(CONFIG)
+        ).scores
 
     by_model = scores()
     by_function = scores(model_weight=0.0, function=stage_rewards.ascii_share)
@@ -177,7 +181,7 @@ def test_a_function_is_given_each_response_with_its_prompt(model: SharedModel) -
     eos = model.tokenizer.eos_token_id
     texts = [f"The {word}" for word in "a b c d e f g h".split()]
     given = [GeneratedResponse([*model.tokenizer(text)["input_ids"], eos], True) for text in texts]
-    collect(CONFIG, model, judge(function=watch), prompts(model), given)
+    collect(CONFIG, model, judge(function=watch), prompts(model), given, training_pieces(CONFIG))
     asked = [prompt.prompt.messages[-1].content for prompt in prompts(model)]
     assert seen == [([text for text in asked for _ in range(2)], texts)]
 
@@ -197,4 +201,4 @@ def test_a_function_is_given_each_response_with_its_prompt(model: SharedModel) -
 def test_what_is_no_list_of_numbers_is_one_clear_message(model: SharedModel, name: str, message: str) -> None:
     broken = judge(function=getattr(stage_rewards, name))
     with pytest.raises(UserError, match=message):
-        collect(CONFIG, model, broken, prompts(model), responses(model))
+        collect(CONFIG, model, broken, prompts(model), responses(model), training_pieces(CONFIG))

@@ -104,7 +104,7 @@ def test_prompts_that_come_again_are_left_out_as_asked(
     prompts = [first["prompt"], second["prompt"], first["prompt"].upper(), turns]
     path = write_rows(tmp_path / "repeated.jsonl", [{"prompt": prompt} for prompt in prompts])
     for deduplicate, count in (("none", 4), ("exact", 3), ("prefix", 2)):
-        settings = config(prompts=path, deduplicate=deduplicate)
+        settings = config(prompts=path, deduplicate=deduplicate, overwrite=True)
         sample(settings)
         assert len(rows(settings)) == count
     assert "1 refused: the same prompt as an earlier one" in caplog.text

@@ -19,7 +19,8 @@ from lora_rlhf.data.schema import Prompt, Text
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.rollout import Judge, Rollout, act, collect
-from lora_rlhf.stages.update import Learner, Targets, targets
+from lora_rlhf.stages.session import generation_pieces, training_pieces
+from lora_rlhf.stages.update import Learner, Learning, Targets, targets
 
 Make = Callable[..., SharedModel]
 CONFIG = PPOConfig(
@@ -47,9 +48,9 @@ def model(shared_model: Make) -> SharedModel:
 def rollout_of(model: SharedModel, config: PPOConfig = CONFIG) -> Rollout:
     """Eight responses of unlike lengths, policy and reference already apart."""
     prompts, _ = encode_prompts(model.tokenizer, [Prompt.of(row["prompt"]) for row in DEMONSTRATIONS[:4]], 64)
-    responses = act(config, model, prompts, torch.Generator().manual_seed(0))
+    responses = act(config, model, prompts, torch.Generator().manual_seed(0), generation_pieces(config))
     uneven = [dataclasses.replace(r, ids=r.ids[: 2 + i % 5]) for i, r in enumerate(responses)]
-    return collect(config, model, Judge(1.0, OFFSET, None, 1.0, None), prompts, uneven)
+    return collect(config, model, Judge(1.0, OFFSET, None, 1.0, None), prompts, uneven, training_pieces(config))
 
 
 def rows(values: Tensor, mask: Tensor) -> list[list[float]]:
@@ -125,14 +126,18 @@ def random_goal(batch: Rollout) -> Targets:
     return Targets(torch.where(batch.mask, advantages, 0.0), torch.where(batch.mask, returns, 0.0))
 
 
+def begun(config: PPOConfig, batch: Rollout) -> Learning:
+    return Learning.begin(config, len(batch.sequences), torch.Generator().manual_seed(0))
+
+
 def learn(
     model: SharedModel, batch: Rollout, text: TextStream | None = None, **changes: Any
 ) -> tuple[dict[str, float], dict[str, dict[str, Tensor]]]:
     """One update; metrics, and the gradients that it used. The adapters are put back."""
     config = dataclasses.replace(CONFIG, **changes)
     before = {role: model.adapter_state(role) for role in ("policy", "value")}
-    learner = Learner(config, model, text)
-    metrics = learner.learn(batch, random_goal(batch), torch.Generator().manual_seed(0))
+    learner = Learner(config, model, text, training_pieces(config))
+    metrics = learner.learn(batch, random_goal(batch), begun(config, batch))
     found = {role: gradients(model, role) for role in learner.optimizers}
     for role, state in before.items():
         assert same(state, model.adapter_state(role)) == (role not in learner.optimizers)
@@ -239,9 +244,9 @@ def test_a_policy_beyond_the_clip_is_held_back(model: SharedModel) -> None:
     """Old log-probabilities far below today's, and every advantage positive: no token earns anything by rising on."""
     batch = rollout_of(model)
     moved = dataclasses.replace(batch, old_logprobs=torch.where(batch.mask, batch.old_logprobs - 1.0, 0.0))
-    learner = Learner(CONFIG, model, None)
+    learner = Learner(CONFIG, model, None, training_pieces(CONFIG))
     ones = torch.where(batch.mask, 1.0, 0.0)
-    metrics = learner.learn(moved, Targets(ones, ones), torch.Generator().manual_seed(0))
+    metrics = learner.learn(moved, Targets(ones, ones), begun(CONFIG, moved))
     assert metrics["ppo/clip_fraction"] == 1.0
     assert metrics["ppo/policy_loss"] == pytest.approx(-1.2)
     assert metrics["ppo/grad_norm"] == 0.0
@@ -269,14 +274,15 @@ def test_an_iteration_ends_early_when_the_policy_has_moved_too_far(
         CONFIG, num_epochs=2, minibatch_size=2, micro_batch_size=2, stop_at_approx_kl=limit, policy_learning_rate=1e-2
     )
     batch = rollout_of(model)
-    metrics = Learner(config, model, None).learn(batch, random_goal(batch), torch.Generator().manual_seed(0))
+    metrics = Learner(config, model, None, training_pieces(config)).learn(
+        batch, random_goal(batch), begun(config, batch)
+    )
     assert metrics["ppo/updates"] == updates
 
 
-def test_every_response_is_in_one_minibatch_of_an_epoch(model: SharedModel) -> None:
+def test_every_response_is_in_one_minibatch_of_an_epoch() -> None:
     config = dataclasses.replace(CONFIG, num_epochs=3, minibatch_size=4)
-    learner = Learner(config, model, None)
-    found = list(learner._minibatches(8, torch.Generator().manual_seed(0)))
+    found = Learning.begin(config, 8, torch.Generator().manual_seed(0)).order
     assert [len(rows) for rows in found] == [4] * 6
     for epoch in range(3):
         assert sorted(found[2 * epoch] + found[2 * epoch + 1]) == list(range(8))
@@ -285,13 +291,13 @@ def test_every_response_is_in_one_minibatch_of_an_epoch(model: SharedModel) -> N
 
 def test_policy_and_value_learn_at_their_own_rates(model: SharedModel) -> None:
     config = dataclasses.replace(CONFIG, policy_learning_rate=3e-3, value_learning_rate=5e-4)
-    learner = Learner(config, model, None)
+    learner = Learner(config, model, None, training_pieces(config))
     learner.set_share_of_peak(0.1)
     batch, before = (
         rollout_of(model),
         {role: model.adapter_state(role) for role in ("policy", "value", "reward", "sft")},
     )
-    learner.learn(batch, random_goal(batch), torch.Generator().manual_seed(0))
+    learner.learn(batch, random_goal(batch), begun(config, batch))
     moved = {
         role: max(float((state[name] - value).abs().max()) for name, value in model.adapter_state(role).items())
         for role, state in before.items()
@@ -305,8 +311,8 @@ def test_policy_and_value_learn_at_their_own_rates(model: SharedModel) -> None:
 def test_a_critic_free_learner_trains_the_policy_alone(model: SharedModel) -> None:
     config = dataclasses.replace(CONFIG, advantage="grpo")
     batch, before = rollout_of(model, config), model.adapter_state("value")
-    learner = Learner(config, model, None)
+    learner = Learner(config, model, None, training_pieces(config))
     assert list(learner.optimizers) == ["policy"]
-    metrics = learner.learn(batch, targets(config, batch, 0.1), torch.Generator().manual_seed(0))
+    metrics = learner.learn(batch, targets(config, batch, 0.1), begun(config, batch))
     assert not any("value" in key or "variance" in key for key in metrics)
     assert same(before, model.adapter_state("value"))

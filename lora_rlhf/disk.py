@@ -1,0 +1,129 @@
+"""Files and folders that are written whole or not at all: a temporary name, fsync, rename."""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+TEMPORARY = ".tmp"  # how the names end that a killed process may leave; they begin with a dot
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which gets its name at the end of the block. OSError names it.
+
+    An older file of that name stays until the new one is on disk, and after an error.
+    """
+    temporary = _temporary(path)
+    try:
+        with _naming(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file."""
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON; NaN and infinity become null."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds one line of JSON, in one write. A kill leaves it whole, absent, or cut off at the end of the file."""
+    with _naming(path), open(path, "ab", buffering=0) as file:
+        file.write(json_line(finite(row)))
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """One row of JSONL, its line break included. NaN and infinity are a ValueError."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # half a character (a model can sample one) has no UTF-8, but it has an escape
+        text = json.dumps(row, allow_nan=False).encode()
+    return text + b"\n"
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name, which gets its own at the end of the block; after an error it is gone.
+
+    An older folder of that name is replaced.
+    """
+    temporary = _temporary(folder)
+    try:
+        with _naming(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            for path in (*temporary.rglob("*"), temporary):
+                sync(path)
+            if folder.exists():  # a folder that is not empty cannot be renamed over
+                old = _temporary(folder)
+                folder.rename(old)
+                temporary.rename(folder)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(folder)
+            sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes what processes left that were killed while they wrote into this folder."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with null for every number that JSON cannot write."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of a write name what was to be written: Python's own name the temporary file, or nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}, while writing", str(path)) from error

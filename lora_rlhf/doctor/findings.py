@@ -1,0 +1,82 @@
+"""What a finding is, and how findings are shown: aligned lines for people, or JSON."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lora_rlhf.disk import finite
+
+GIB = 2**30
+
+Status = Literal["ok", "note", "problem"]
+
+STATUS_WIDTH = len("problem") + 1
+CHECK_WIDTH = 16
+COLORS: dict[Status, int] = {"ok": 32, "note": 33, "problem": 31}  # the terminal's own green, yellow and red
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    ok: works. note: works, with something to know. problem: something needed does not work.
+    `values` are the figures behind the words, for --json; sizes are in GiB. `command` is what mends it.
+    """
+
+    check: str
+    status: Status
+    found: str
+    advice: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+
+def gib(size: float) -> float:
+    """Bytes in GiB, rounded as they are shown."""
+    return round(size / GIB, 1)
+
+
+def line(finding: Finding, color: bool, width: int) -> str:
+    """The finding as lines for a terminal that is `width` columns wide; what to do stands below what was found.
+
+    A command stays on one line, however long, so that it can be copied.
+    """
+    indent = " " * (STATUS_WIDTH + CHECK_WIDTH)
+    rows = _wrapped(finding.found, width - len(indent))
+    if finding.advice:
+        first, *more = _wrapped(finding.advice, width - len(indent) - 3)
+        rows += [f"-> {first}", *(f"   {row}" for row in more)]
+    if finding.command:
+        rows.append(f"-> {finding.command}")
+    status = f"{finding.status:<{STATUS_WIDTH}}"
+    if color:
+        status = f"\x1b[{COLORS[finding.status]}m{status}\x1b[0m"
+    return "\n".join([f"{status}{finding.check:<{CHECK_WIDTH}}{rows[0]}", *(indent + row for row in rows[1:])])
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """The last line: whether everything needed works."""
+    problems, notes = (sum(finding.status == status for finding in findings) for status in ("problem", "note"))
+    counted = [
+        f"{count} {word}{'s' * (count > 1)}" for count, word in ((problems, "problem"), (notes, "note")) if count
+    ]
+    told = f" ({' and '.join(counted)})" if counted else ""
+    return ("not everything that is needed works" if problems else "everything that is needed works") + told
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """All findings, and under "ok" whether none is a problem."""
+    told = {"ok": works(findings), "findings": [asdict(finding) for finding in findings]}
+    return json.dumps(finite(told), indent=2, allow_nan=False)
+
+
+def works(findings: Sequence[Finding]) -> bool:
+    """Whether everything that is needed works."""
+    return all(finding.status != "problem" for finding in findings)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    # names and paths stay whole
+    return textwrap.wrap(text, max(width, 30), break_long_words=False, break_on_hyphens=False) or [""]

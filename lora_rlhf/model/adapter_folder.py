@@ -1,0 +1,177 @@
+"""An adapter folder that anybody may have written: its two files, read as data alone and refused unless plain LoRA."""
+
+import math
+import re
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import peft
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.heads import SCORE
+from lora_rlhf.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WAY_OUT = "give a folder that save_role or PEFT wrote"
+HEAD = f"base_model.model.{SCORE}.weight"
+LAYER = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
+DTYPES = ("F32", "F16", "BF16")
+MOST_CONFIG_BYTES = 4 * 2**20
+MOST_HEADER_BYTES = 16 * 2**20  # a header has about 130 bytes per tensor
+MOST_WEIGHT_BYTES = 8 * 2**30
+LONGEST_NAME = 512
+MOST_ALPHA = 1e6  # of more, updates would not be finite
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
+
+
+def _is_heads(value: Any) -> bool:
+    """Whether this names score heads alone. For a sequence classifier PEFT writes both names, whichever it has."""
+    return value is None or (isinstance(value, list) and all(one in (SCORE, "classifier") for one in value))
+
+
+def _is_of_transformers(value: Any) -> bool:
+    """Null, or what PEFT writes for an adapter without a task type: a class that its AutoPeftModel would import."""
+    if not isinstance(value, dict):
+        return value is None
+    library = str(value.get("parent_library")).split(".")[0]
+    return value.keys() <= {"base_model_class", "parent_library"} and library == "transformers"
+
+
+# What plain LoRA may choose. These fields become the configuration; nothing else does.
+CHOSEN: dict[str, Kind] = {
+    "r": ("a whole number of at least 1", lambda value: is_number(value) and isinstance(value, int) and value >= 1),
+    "lora_alpha": (f"a number above 0, up to {MOST_ALPHA:g}", lambda v: is_number(v) and 0 < v <= MOST_ALPHA),
+    "target_modules": ("a list of layer names (a pattern is not run: list what it stands for)", _is_names),
+    "lora_dropout": ("a share in [0, 1)", lambda value: is_number(value) and 0 <= value < 1),
+    "use_rslora": YES_OR_NO,
+    "fan_in_fan_out": YES_OR_NO,
+}
+REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")  # the rest has PEFT's default where it is not given
+# What PEFT notes down of where an adapter comes from, and the head that is known by its tensor. Checked and dropped.
+NOTES = ("base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode")
+NOTED: dict[str, Kind] = {
+    "peft_type": ("LORA", lambda value: value == "LORA"),
+    "modules_to_save": ("null or the score head", _is_heads),
+    "init_lora_weights": ("one that leaves the base as it was", lambda v: isinstance(v, bool) or v == "gaussian"),
+    "auto_mapping": ("null or a class of transformers", _is_of_transformers),
+    **dict.fromkeys(NOTES, ("a text, true, false or null", lambda v: v is None or isinstance(v, str | bool))),
+}
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """The configuration, made of the allowed fields alone: PEFT reads neither the file nor anything that it names.
+
+    UserError, with the field, for anything that plain LoRA leaves at PEFT's default.
+    """
+    found = read_object(folder / CONFIG, WAY_OUT, MOST_CONFIG_BYTES)
+    known = CHOSEN | NOTED
+    try:
+        require(found, {name: kind for name, kind in known.items() if name in found or name in REQUIRED})
+        defaults = LoraConfig().to_dict()
+        for name in sorted(found.keys() - known.keys()):
+            _require_default(name, found[name], defaults)
+    except ValueError as error:
+        raise UserError(f"adapter {folder}: {CONFIG}: {error}; only plain LoRA can be used here") from error
+    return LoraConfig(**{name: found[name] for name in CHOSEN if name in found})
+
+
+def read_weights(folder: Path, config: LoraConfig) -> dict[str, Tensor]:
+    """The tensors, mapped from the file: A (r, in) and B (out, r) of each layer, and the score head (1, H) if any.
+
+    The header is compared with the configuration before anything of the size that it claims is touched.
+
+    UserError: no safetensors file, one without exactly these tensors, and weights that are not finite 16 or 32 bit
+    floats.
+    """
+    path = folder / WEIGHTS
+    try:
+        _require_sizes(path)
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            _require_plain_lora(shapes, {part.get_dtype() for part in slices.values()}, config)
+            state = {name: file.get_tensor(name) for name in sorted(shapes)}
+        for name, tensor in state.items():
+            low, high = tensor.aminmax()  # unlike isfinite, needs no memory
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"{shown(name)} holds NaN or infinity: its training diverged")
+    except SafetensorError as error:  # its messages quote the file
+        raise UserError(f"adapter {folder}: {WEIGHTS} cannot be read: {shown(str(error))}; {WAY_OUT}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"adapter {folder}: {WEIGHTS} cannot be used: {error}; {WAY_OUT}") from error
+    return state
+
+
+def layer_of(name: str) -> str | None:
+    """The path, inside the causal model, of the layer that a tensor belongs to; None for the score head's."""
+    found = LAYER.fullmatch(name)
+    return None if found is None else found["layer"]
+
+
+def target_of(layer: str, targets: Collection[str]) -> str | None:
+    """The target that names a layer, as PEFT matches lists of names: all of its path, or the last parts of it."""
+    while layer not in targets:
+        _, dot, layer = layer.partition(".")
+        if not dot:
+            return None
+    return layer
+
+
+def _require_default(name: str, value: Any, defaults: dict[str, Any]) -> None:
+    """ValueError for a field that may change something. Each version of PEFT writes all of its own, mostly null."""
+    if value is None or value is False or (name in defaults and value == defaults[name]):
+        return
+    if name in {field.name for field in fields(LoraConfig)}:
+        raise ValueError(f"{name} is {shown(value)}; plain LoRA has {shown(defaults.get(name))}")
+    raise ValueError(
+        f"{shown(name)} is {shown(value)}, and PEFT {peft.__version__} has no such field; if a newer PEFT wrote it, "
+        "and it changes nothing, remove it from the file"
+    )
+
+
+def _require_sizes(path: Path) -> None:
+    """ValueError for a file, or a header, of a size that no adapter has, before either is read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if size < 8 or header > size - 8:
+        raise ValueError(f"a header of {header:,} bytes in a file of {size:,}: cut off, or not safetensors")
+    for what, found, most in (("file", size, MOST_WEIGHT_BYTES), ("header", header, MOST_HEADER_BYTES)):
+        if found > most:
+            raise ValueError(f"its {what} has {found:,} bytes; the most is {most:,}")
+
+
+def _require_plain_lora(shapes: dict[str, tuple[int, ...]], dtypes: set[str], config: LoraConfig) -> None:
+    """ValueError unless there is an A and a B of rank r for every layer, and the layers are those that are targeted."""
+    if wrong := dtypes - set(DTYPES):
+        raise ValueError(f"tensors are {', '.join(sorted(wrong))}; adapters are {', '.join(DTYPES)}")
+    layers: dict[str, set[str]] = {}
+    for name, shape in shapes.items():
+        found = LAYER.fullmatch(name) if len(name) <= LONGEST_NAME else None
+        if found is None and name != HEAD:
+            raise ValueError(f"{shown(name)} is unknown: neither LoRA's A or B of a layer nor the score head")
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"{shown(name)} has the shape {shown(shape)}, expected two sizes above 0")
+        if found is None:
+            continue
+        layers.setdefault(found["layer"], set()).add(found["part"])
+        if shape[0 if found["part"] == "A" else 1] != config.r:
+            raise ValueError(f"{shown(name)} has the shape {shown(shape)}, but r is {config.r} in {CONFIG}")
+    if not layers:
+        raise ValueError("holds no LoRA tensors")
+    if half := [layer for layer, parts in layers.items() if len(parts) < 2]:
+        raise ValueError(f"{shown(half[0])} has an A or a B, not both: tensors are missing")
+    used = {layer: target_of(layer, config.target_modules) for layer in layers}
+    if beside := [layer for layer, target in used.items() if target is None]:
+        raise ValueError(f"{shown(beside[0])} is not among the target_modules of {CONFIG}")
+    if idle := sorted(config.target_modules - set(used.values())):
+        raise ValueError(f"{CONFIG} targets {len(idle)} modules without tensors here, the first {shown(idle[0])}")

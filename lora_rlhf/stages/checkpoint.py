@@ -1,0 +1,152 @@
+"""A stage's checkpoints: written whole, told from damaged ones by their hashes, the newest few and the best kept."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lora_rlhf import workers
+from lora_rlhf.disk import finite, new_folder, write_text
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.adapters import save_tensors
+from lora_rlhf.run import CHECKPOINTS, StageFolder
+
+log = logging.getLogger("lora_rlhf")
+
+RECORD, TENSORS = "checkpoint.json", "state.safetensors"
+RNG = "rng."  # how the tensors of PyTorch's own generators begin
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a stage was in the middle of: JSON values, tensors on the CPU, and a PEFT folder for each trained role."""
+
+    folder: Path
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class Checkpoints:
+    """The folder `checkpoints` of a stage: `step-N`, and `step-N+M` in the middle of what follows step N."""
+
+    def __init__(self, folder: StageFolder, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._path = folder.path / CHECKPOINTS
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        write_adapters: Callable[[Path], None],
+        part: int = 0,
+        score: float | None = None,
+    ) -> None:
+        """Writes one checkpoint and drops those that are not to be kept. Of several processes the main one does.
+
+        `score`: the higher the better, for the best to be kept. PyTorch's own generators are saved with it. OSError
+        when the disk is full; what was there before is untouched then.
+        """
+        if not workers.is_main():
+            return
+        target = self._path / (f"step-{step:08d}" + (f"+{part}" if part else ""))
+        record = {"step": step, "score": score, "position": self._folder.position(), "state": dict(state)}
+        with new_folder(target) as temporary:
+            write_adapters(temporary)
+            save_tensors(temporary / TENSORS, {**tensors, **_generators()})
+            files = {str(path.relative_to(temporary)): _hash(path) for path in sorted(_files(temporary))}
+            text = json.dumps(finite({**record, "files": files}))
+            write_text(temporary / RECORD, json.dumps({"hash": _hash_text(text), "record": text}))
+        self._prune()
+
+    def resume(self) -> Checkpoint:
+        """The newest checkpoint that is whole, with the growing files and PyTorch's generators put back to it.
+
+        A damaged one is said, passed over for the one before, and removed. UserError when none is whole.
+        """
+        damaged = []
+        for path in reversed(self._all()):
+            try:
+                record = _read(path)
+                tensors = load_file(path / TENSORS)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                log.warning("%s is damaged (%s): taking the one before", path, error)
+                damaged.append(path)
+                continue
+            for useless in damaged if workers.is_main() else ():
+                shutil.rmtree(useless)
+            self._folder.rewind(record["position"])
+            _restore_generators(tensors)
+            log.info("going on from %s", path)
+            return Checkpoint(path, record["state"], tensors)
+        raise UserError(f"{self._path}: none of the checkpoints there is whole; --overwrite begins again")
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self._path.glob("step-*") if path.is_dir())
+
+    def _prune(self) -> None:
+        paths = self._all()
+        scores = {path: score for path in paths if (score := _score(path)) is not None}
+        best = {max(scores, key=lambda path: scores[path])} if scores else set()
+        for path in paths[: -self._keep]:
+            if path not in best:
+                shutil.rmtree(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint's record, when it and all files that it lists are what was written."""
+    outer = json.loads((path / RECORD).read_text())
+    if _hash_text(outer["record"]) != outer["hash"]:
+        raise ValueError(f"{RECORD} is not what was written")
+    record: dict[str, Any] = json.loads(outer["record"])
+    for name, expected in record["files"].items():
+        if _hash(path / name) != expected:
+            raise ValueError(f"{name} is not what was written")
+    return record
+
+
+def _score(path: Path) -> float | None:
+    try:
+        score: float | None = json.loads(json.loads((path / RECORD).read_text())["record"])["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _hash(path: Path) -> str:
+    total = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _hash_text(text: str) -> str:
+    return xxhash.xxh3_128(text.encode()).hexdigest()
+
+
+def _generators() -> dict[str, Tensor]:
+    """The states of PyTorch's generators: the CPU's, and each GPU's that is in use."""
+    states = {f"{RNG}cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[f"{RNG}cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_generators(tensors: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(tensors[f"{RNG}cpu"])
+    if torch.cuda.is_available() and f"{RNG}cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"{RNG}cuda"])

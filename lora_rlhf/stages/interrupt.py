@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM: the step that runs is finished and saved; a second Ctrl-C stops at once."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from lora_rlhf import workers
+
+
+@dataclass
+class Request:
+    """Whether somebody asked this process to stop, and by which signal."""
+
+    signal: int | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether any process of this run was asked to stop: they all stop after the same step."""
+        return workers.any_of(self.signal is not None)
+
+    @property
+    def status(self) -> int:
+        """The exit status that a shell expects: 128 and the signal's number."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+
+@contextmanager
+def graceful() -> Iterator[Request]:
+    """Inside the block a first Ctrl-C or SIGTERM is only noted; a second Ctrl-C raises KeyboardInterrupt."""
+    request = Request()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may handle signals
+        return
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and request.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if request.signal is None and workers.is_main():
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            print(f"\nfinishing this step and saving{again}", file=sys.stderr, flush=True)
+        request.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

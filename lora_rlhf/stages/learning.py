@@ -1,0 +1,107 @@
+"""One role's optimizer step: micro-batches that fit, gradients of all processes summed, checked, clipped, applied."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lora_rlhf import workers
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.stages.fitting import Pieces
+
+EPS = 1e-5  # AdamW's: with PyTorch's 1e-8 the first PPO updates are several times larger (arXiv 2403.17031)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+Accumulate = Callable[[int], dict[str, float]]
+
+
+class NotFinite(Exception):
+    """A loss, gradient, score or log-probability is not a number, or infinite; nothing was applied."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+class RoleOptimizer:
+    """AdamW for one role, without weight decay, since an adapter's zero is not a better model."""
+
+    def __init__(
+        self,
+        model: SharedModel,
+        role: str,
+        learning_rate: float,
+        max_grad_norm: float,
+        pieces: Pieces,
+        eps: float = EPS,
+    ) -> None:
+        self.role = role
+        self._model, self._pieces, self._max_grad_norm = model, pieces, max_grad_norm
+        self._named = model.named_parameters_of(role)
+        self._parameters = [parameter for _, parameter in self._named]
+        self._adamw = torch.optim.AdamW(self._parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
+        for parameter in self._parameters:  # now rather than in the first step, which then needs no new memory
+            zeros = {name: torch.zeros_like(parameter) for name in MOMENTS[1:]}
+            self._adamw.state[parameter] = {MOMENTS[0]: torch.tensor(0.0), **zeros}
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """From the next step on."""
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+
+    def step(
+        self, accumulate: Accumulate, inspect: Callable[[dict[str, float]], None] | None = None
+    ) -> dict[str, float]:
+        """One step; returns the summed metrics, and `grad_norm`, the gradient's norm before it was clipped.
+
+        `accumulate(size)` goes forward and backward over this process's rows in micro-batches of at most `size` and
+        returns metrics that add up over rows. It may be called again, with a smaller size, when memory runs out.
+        NotFinite, before anything is applied, for a metric or gradient that is not finite; so may `inspect`, which is
+        shown the metrics, raise to prevent the step.
+        """
+        totals, norm = self._gradient(accumulate)
+        for name, value in {**totals, "gradient": norm}.items():
+            if not math.isfinite(value):
+                raise NotFinite(name)
+        if inspect is not None:
+            inspect(totals)
+        self._adamw.step()
+        return {**totals, "grad_norm": norm}
+
+    def rehearse(self, accumulate: Accumulate) -> None:
+        """The whole step at its largest, without a trace: it fails here rather than in the middle of the night."""
+        before, moments = self._model.adapter_state(self.role), self.state()
+        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self._gradient(accumulate)
+            self._adamw.step()
+        self._model.load_adapter_state(self.role, before)
+        self.load(moments)
+        self._adamw.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """AdamW's moments, copied to the CPU, under the role's and the parameters' names."""
+        return {
+            f"{self.role}.{moment}.{name}": self._adamw.state[parameter][moment].detach().to("cpu", copy=True)
+            for name, parameter in self._named
+            for moment in MOMENTS
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Puts the moments back, bit for bit. KeyError for one that is missing, RuntimeError for another shape."""
+        for name, parameter in self._named:
+            for moment in MOMENTS:
+                self._adamw.state[parameter][moment].copy_(state[f"{self.role}.{moment}.{name}"])
+
+    def _gradient(self, accumulate: Accumulate) -> tuple[dict[str, float], float]:
+        def begin_anew(size: int) -> dict[str, float]:
+            self._adamw.zero_grad()
+            return accumulate(size)
+
+        with self._model.role(self.role, training=True):
+            totals = self._pieces.run(begin_anew, f"the update of {self.role}")
+        workers.sum_gradients(self._parameters)
+        self._model.check_gradients(self.role)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        return workers.sum_all(totals), float(norm)

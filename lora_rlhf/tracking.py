@@ -1,0 +1,139 @@
+"""Metrics to TensorBoard, Weights & Biases and Trackio while a stage runs, by Accelerate's trackers."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+log = logging.getLogger("lora_rlhf")
+
+NAMES = ("tensorboard", "wandb", "trackio")  # each is also the name of the package that it needs
+FOLDER = "tracking"  # inside the folder of the stage
+PROJECT = "lora-rlhf"  # what runs are filed under, unless WANDB_PROJECT says otherwise
+# How long Weights & Biases may go on sending at the end of a stage. Its own default is without end, also where the
+# network is gone; what was not sent stays on disk, for `wandb sync`.
+FINISH_SECONDS = "60"
+
+
+def faults(names: Sequence[str]) -> list[str]:
+    """Everything wrong with the trackers that were asked for, each with the way out; imports none of them."""
+    unknown = [f"tracker {name!r} is unknown; choose from {', '.join(NAMES)}" for name in names if name not in NAMES]
+    missing = [name for name in NAMES if name in names and not _is_installed(name)]
+    return [*unknown, *(f"tracker {name!r} is not installed: pip install {name}" for name in missing)]
+
+
+class Trackers:
+    """The trackers of one stage; without names it does nothing. Of several processes, only the main one gives names.
+
+    A tracker that fails, for want of a network or of room on the disk, is off from then on, with one warning: no error
+    of a tracker stops a stage.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, run: str, config: Mapping[str, Any], identity: str) -> None:
+        """Starts the trackers. Files go into `folder`/tracking; Trackio keeps one database for all runs (TRACKIO_DIR).
+
+        `run` is the title to show. `config` is shown beside the metrics: plain JSON values, no secrets. `identity` is
+        the same when a stage is resumed, so that Weights & Biases and Trackio continue theirs, and else another.
+        """
+        self._folder = folder / FOLDER
+        self._config = dict(config)
+        self._running: dict[str, GeneralTracker] = {}
+        self._waiting = "tensorboard" in names
+        if "wandb" in names:
+            with self._or_off("wandb"):
+                self._running["wandb"] = self._wandb(run, identity)
+        if "trackio" in names:
+            with self._or_off("trackio"):
+                self._running["trackio"] = self._trackio(run, identity)
+
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Records the metrics of a step; those that are None, NaN or infinite are left out."""
+        values = {name: float(v) for name, v in metrics.items() if v is not None and math.isfinite(v)}
+        if self._waiting:
+            self._waiting = False
+            with self._or_off("tensorboard"):
+                self._running["tensorboard"] = self._tensorboard(step)
+        for name, tracker in list(self._running.items()):
+            with self._or_off(name):
+                tracker.log(values, step=step)
+
+    def close(self) -> None:
+        """Writes and sends what is left. Closed trackers record nothing more."""
+        self._waiting = False
+        for name, tracker in list(self._running.items()):
+            with self._or_off(name):
+                tracker.finish()
+        self._running.clear()
+
+    def _tensorboard(self, step: int) -> "GeneralTracker":
+        """Begins with the first step that is logged: of a resumed run, what was logged from there on is hidden."""
+        from accelerate.tracking import TensorBoardTracker
+        from torch.utils.tensorboard.summary import hparams
+
+        tracker = TensorBoardTracker("tensorboard", self._folder, purge_step=step)
+        _start(tracker)
+        # into the file of the metrics; Accelerate's own way shows the configuration as a second run
+        for summary in hparams({name: _scalar(value) for name, value in self._config.items()}, {}):
+            tracker.tracker.file_writer.add_summary(summary)
+        return tracker
+
+    def _wandb(self, run: str, identity: str) -> "GeneralTracker":
+        from accelerate.tracking import WandBTracker
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", FINISH_SECONDS)
+        tracker = WandBTracker(
+            os.environ.get("WANDB_PROJECT", PROJECT),
+            name=run,
+            id=identity,
+            resume="allow",
+            reinit="finish_previous",  # else a stage that comes after one whose tracker failed would be added to that
+            dir=str(self._folder),
+            config=self._config,
+            allow_val_change=True,
+        )
+        _start(tracker)
+        return tracker
+
+    def _trackio(self, run: str, identity: str) -> "GeneralTracker":
+        from accelerate.tracking import TrackioTracker
+
+        # it knows a run by its name alone
+        tracker = TrackioTracker(PROJECT, name=f"{run} {identity[:8]}", resume="allow", config=self._config)
+        _start(tracker)
+        return tracker
+
+    @contextlib.contextmanager
+    def _or_off(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of three libraries, their networks and their files: anything
+            self._running.pop(name, None)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning("%s is off from now on (%s); metrics.jsonl has every figure", name, reason)
+
+
+def _start(tracker: "GeneralTracker") -> None:
+    from accelerate import PartialState
+
+    PartialState()  # without it Accelerate's trackers refuse to log; where it exists already, nothing happens
+    tracker.start()
+
+
+def _is_installed(name: str) -> bool:
+    """Whether the package can be imported. A folder of that name, such as the logs of wandb, is none."""
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None
+
+
+def _scalar(value: Any) -> bool | int | float | str:
+    """A value as TensorBoard's table of configurations can hold it."""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)

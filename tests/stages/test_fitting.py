@@ -1,0 +1,176 @@
+"""Memory that runs out, in every kind of work: the run goes on in smaller pieces, to the same results."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stage_helpers import LIMITS, Models, rows_of
+from torch import Tensor
+
+from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.errors import Stopped
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.stages import ppo, ppo_loop, reward, reward_scores, rollout, sft, update
+from lora_rlhf.stages.fitting import Pieces, is_out_of_memory
+
+
+def pieces(size: int = 8) -> Pieces:
+    return Pieces("micro_batch_size", size, "buy memory")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
+def test_what_does_not_fit_is_tried_in_halves(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    tried, held = [], pieces()
+
+    def work(size: int) -> str:
+        tried.append(size)
+        if size > 2:
+            raise error
+        return "done"
+
+    assert is_out_of_memory(error)
+    with caplog.at_level(logging.WARNING):
+        assert held.run(work, "the update") == "done"
+    assert tried == [8, 4, 2] and held.size == 2
+    assert "out of memory in the update: going on with micro_batch_size 4 (same results)" in caplog.text
+
+
+def test_one_that_does_not_fit_ends_the_run_with_the_flag_to_change() -> None:
+    def work(size: int) -> None:
+        raise torch.OutOfMemoryError(f"size {size}")
+
+    with pytest.raises(Stopped, match="out of memory in scoring with micro_batch_size 1: buy memory\nsize 1") as caught:
+        pieces().run(work, "scoring")
+    assert caught.value.status == 1
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    def work(size: int) -> None:
+        raise RuntimeError("expected scalar type Float but found Half")
+
+    with pytest.raises(RuntimeError, match="expected scalar"):
+        pieces().run(work, "scoring")
+
+
+# In whole stages
+
+
+@pytest.fixture
+def train(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Callable[[str, str], SharedModel]:
+    """train(stage, run) -> the model after a short run of that stage."""
+
+    def make(stage: str, run: str) -> SharedModel:
+        usual: dict[str, Any] = {"run": str(tmp_path / run), **LIMITS, "micro_batch_size": 8}
+        if stage == "sft":
+            sources = {"model": str(tiny_model("llama")), "demonstrations": str(data / "demonstrations.jsonl")}
+            return sft.train(SFTConfig(**usual, **sources, epochs=1, batch_size=8, validation_fraction=0.1))
+        usual |= {"sft": str(parents / "sft")}
+        if stage == "reward":
+            return reward.train(RewardConfig(**usual, rankings=str(data / "rankings.jsonl")))
+        settings = {"iterations": 3, "batch_size": 8, "minibatch_size": 8, "num_epochs": 1, "generation_batch_size": 8}
+        text = {"pretraining_text": str(data / "text.jsonl"), "ptx_block_tokens": 16}
+        sources = {"reward": str(parents / "reward"), "prompts": str(data / "prompts.jsonl")}
+        return ppo.train(PPOConfig(**(usual | settings | text | sources)))
+
+    return make
+
+
+def fails_above(function: Callable[..., Any], rows: Callable[..., int], limit: int, after: int) -> Callable[..., Any]:
+    """`function`, which runs out of memory with more than `limit` rows, once it was called `after` times."""
+    calls = []
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        result = function(*args, **kwargs)
+        if len(calls) > after and rows(*args, **kwargs) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return result
+
+    return wrapped
+
+
+def batch_rows(_model: SharedModel, batch: Any, *_: Any) -> int:
+    return len(batch)
+
+
+# (stage, role, module, function, how many rows it is given, what the log says ran out)
+PLACES = [
+    ("ppo", rollout, "generate_seeded", lambda model, prompts, seeds, batch_size, **_: batch_size, "sampling"),
+    ("ppo", rollout, "response_scores", batch_rows, "scoring"),
+    ("ppo", rollout, "response_values", batch_rows, "scoring"),
+    ("ppo", update, "response_logprobs", batch_rows, "the update of policy"),
+    ("ppo", update, "text_logprobs", batch_rows, "the update of policy"),
+    ("ppo", update, "response_values", batch_rows, "the update of value"),
+    ("reward", reward, "response_scores", batch_rows, "the update of reward"),
+    ("reward", reward_scores, "response_scores", batch_rows, "scoring"),
+    ("sft", sft, "counted_logprobs", lambda model, labels, *_, **__: len(labels), "the update of sft"),
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "module", "name", "rows", "what"), PLACES, ids=[f"{place[4]}: {place[2]}" for place in PLACES]
+)
+@pytest.mark.parametrize("after", [0, 2], ids=["at once", "later"])
+def test_a_run_that_ran_out_of_memory_has_the_same_result(
+    train: Callable[[str, str], SharedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    stage: str,
+    module: Any,
+    name: str,
+    rows: Callable[..., int],
+    what: str,
+    after: int,
+) -> None:
+    """Equal but for the order of summation: within 1e-5 of the largest weight, and the same tokens sampled."""
+    whole = train(stage, "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fails_above(getattr(module, name), rows, 3, after))
+        halved = train(stage, "halved")
+    assert f"out of memory in {what}: going on with" in caplog.text
+    for role in {"sft": ["sft"], "reward": ["reward"], "ppo": ["policy", "value"]}[stage]:
+        expected, found = whole.adapter_state(role), halved.adapter_state(role)
+        largest = max(float(value.abs().max()) for value in expected.values())
+        for key, value in expected.items():
+            assert float((value - found[key]).abs().max()) <= 1e-5 * max(1.0, largest), key
+    if stage == "ppo":
+        lengths = [[row["rollout/length"] for row in rows_of(tmp_path / run, "ppo")] for run in ("whole", "halved")]
+        assert lengths[0] == lengths[1]
+
+
+def test_a_run_that_cannot_fit_fails_before_its_first_step(
+    train: Callable[[str, str], SharedModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The rehearsal has the longest prompt, the longest response and a full micro-batch."""
+    seen: list[tuple[int, int]] = []
+
+    def too_large(_model: SharedModel, batch: Any, *_: Any) -> Tensor:
+        seen.append((len(batch), int(batch.response_mask.sum(dim=1).max())))
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr(update, "response_logprobs", too_large)
+    with pytest.raises(Stopped, match=r"out of memory in the update of policy with micro_batch_size 1: .*--gradient_"):
+        train("ppo", "run")
+    assert seen == [(8, 24), (4, 24), (2, 24), (1, 24)]
+    assert not (tmp_path / "run" / "ppo" / "metrics.jsonl").exists()
+
+
+def test_the_rehearsal_leaves_no_trace(
+    train: Callable[[str, str], SharedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train("ppo", "with").adapter_state("policy")
+    monkeypatch.setattr(ppo_loop, "rehearse", lambda *_: None)
+    found = train("ppo", "without").adapter_state("policy")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
