@@ -19,8 +19,6 @@ class SFTConfig(TrainingConfig):
     """How the frozen base is held: 4-bit NormalFloat with double quantization, 8-bit, or as it is stored."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on a CPU, bfloat16 on a GPU that has it."""
-    trust_remote_code: bool = False
-    """Run the model's own code from the hub. Only for authors that you trust."""
     lora_rank: int = 16
     """Rank of every adapter of the run."""
     lora_alpha: float = 32.0
@@ -236,6 +234,10 @@ class EvaluateConfig(StageConfig):
     """File or hub dataset of held-out prompts."""
     selection_prompts: str | None = None
     """Other prompts, on which each stage's best temperature is chosen; none: no such comparison."""
+    sft: str | None = None
+    """Folder of the SFT stage that the policy was trained from, where it is outside the folder around the run."""
+    reward: str | None = None
+    """Folder of the reward stage that the policy was trained from, where it is outside the folder around the run."""
     temperatures: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)
     """Temperatures that the best one is chosen from; 0 is greedy."""
     judge: Literal["auto", "gold", "reward"] = "auto"

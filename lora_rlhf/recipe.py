@@ -148,6 +148,10 @@ def read_recipe(
             check(configs[name])
         except UserError as error:
             faults.append(str(error))
+    evaluation, policy = configs.get("evaluate"), configs.get("ppo")
+    if isinstance(evaluation, EvaluateConfig) and isinstance(policy, PPOConfig):  # what was named once is named
+        sft, reward = evaluation.sft or policy.sft, evaluation.reward or policy.reward
+        configs["evaluate"] = dataclasses.replace(evaluation, sft=sft, reward=reward)
     if len(configs) == sum(name in values for name in KINDS):  # else who writes what is not known
         faults += _missing_inputs(configs, place)
     if faults:
@@ -231,7 +235,8 @@ def _open_base(configs: Mapping[str, Section], finished: list[str]) -> "SharedMo
     sft = configs.get("sft")
     if not isinstance(sft, SFTConfig) or "sft" in finished:
         parent = find_stage(Path(stages[0].run) / "sft", "sft")
-        return open_base(parent.manifest["base"], stages[0].device, checkpointing)
+        trusted = any(stage.trust_remote_code for stage in stages)
+        return open_base(parent.manifest["base"], stages[0].device, checkpointing, trusted)
     spec = BaseSpec(sft.model, sft.quantization, sft.compute_dtype, sft.trust_remote_code)
     model = SharedModel(load_base(spec, sft.device))
     if checkpointing:

@@ -83,8 +83,9 @@ def require_same_origin(place: Path, then: Mapping[str, Any], now: Mapping[str, 
 
     `then` and `now` are manifests. Another base or parent is always a UserError, other data unless it is allowed.
     """
-    for kind in ("base", "parents"):
-        if then[kind] != now[kind]:
+    ids = [{role: parent["id"] for role, parent in manifest["parents"].items()} for manifest in (then, now)]
+    for kind, differs in (("base", then["base"] != now["base"]), ("parents", ids[0] != ids[1])):  # folders may move
+        if differs:
             changed = {key: {"before": then[kind].get(key), "now": now[kind].get(key)} for key in now[kind]}
             differing = {key: pair for key, pair in changed.items() if pair["before"] != pair["now"]}
             raise UserError(

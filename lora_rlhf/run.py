@@ -62,16 +62,18 @@ class Parent:
     def adapter(self) -> Path:
         return self.folder / ADAPTER
 
-    def lineage(self) -> dict[str, Any]:
-        """What a child records of it."""
-        return {"folder": str(self.folder), "stage": self.manifest["stage"], "id": self.manifest["id"]}
+    def lineage(self, run: str) -> dict[str, Any]:
+        """What a child in that run records of it: inside the run, a folder that is right wherever the run is moved."""
+        folder, root = self.folder.resolve(), Path(run).resolve()
+        where = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+        return {"folder": where, "stage": self.manifest["stage"], "id": self.manifest["id"]}
 
 
 def find_stage(folder: str | Path, stage: str) -> Parent:
     """A finished stage. UserError when there is none, saying which command makes it."""
     folder = Path(folder)
     make = f"run `lora-rlhf {stage} --run {folder.parent}` first, or name another folder with --{stage}"
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):  # unlike Path.is_file, no error for a folder that is closed to us
         raise UserError(f"{folder}: no {stage} stage there; {make}")
     manifest = read_manifest(folder)
     if manifest["stage"] != stage:
@@ -82,12 +84,12 @@ def find_stage(folder: str | Path, stage: str) -> Parent:
 
 
 def has_stage(run: str | Path, stage: str) -> bool:
-    """Whether a run holds that stage, finished."""
-    try:
-        find_stage(Path(run) / stage, stage)
-    except UserError:
+    """Whether a run holds that stage, finished. UserError for a manifest that is there and cannot be used."""
+    folder = Path(run) / stage
+    if not os.path.isfile(folder / MANIFEST):
         return False
-    return True
+    manifest = read_manifest(folder)
+    return manifest["stage"] == stage and manifest["status"] == FINISHED
 
 
 class StageFolder:
@@ -149,7 +151,7 @@ class StageFolder:
             "status": RUNNING,
             "id": hashlib.sha256(f"{self.path.absolute()}{time.time_ns()}{os.getpid()}".encode()).hexdigest()[:16],
             "base": dict(base),
-            "parents": {role: parent.lineage() for role, parent in parents.items()},
+            "parents": {role: parent.lineage(self._config.run) for role, parent in parents.items()},
             "data": {name: {"path": path, "sha256": data_hash(path)} for name, path in data.items() if path},
             "seed": self._config.seed,
             "processes": workers.count(),

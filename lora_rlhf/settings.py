@@ -51,10 +51,10 @@ def to_yaml(config: Any) -> str:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. UserError names the file, and the line of a syntax error."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two are for dates, bytes and depth
         raise UserError(f"{path}: not YAML ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")

@@ -33,6 +33,8 @@ class StageConfig:
     """How this stage's data file is written, by its name in docs/data.md; found from the rows unless given."""
     strict: bool = False
     """Stop at the first row that cannot be used, instead of leaving it out and counting it."""
+    trust_remote_code: bool = False
+    """Run the base's own code. Only for authors that you trust; each stage asks, as a run may come from anybody."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
 
@@ -76,5 +78,6 @@ class TrainingConfig(StageConfig):
 # Settings that change how a stage runs, not what comes out of it: a run may go on with others.
 HARMLESS = (
     *("device", "overwrite", "resume", "allow_changes", "save_every", "keep_checkpoints", "report_to", "strict"),
+    "trust_remote_code",
     *("micro_batch_size", "generation_batch_size", "gradient_checkpointing"),
 )

@@ -43,9 +43,7 @@ def test_manifest_records_what_the_stage_was_made_of(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "ppo" / "manifest.json").read_text())
     assert manifest["status"] == "finished" and manifest["stage"] == "ppo" and manifest["seed"] == 3
     assert manifest["base"] == BASE and manifest["format"] == 1
-    assert manifest["parents"] == {
-        "sft": {"folder": str(tmp_path / "sft"), "stage": "sft", "id": parent.manifest["id"]}
-    }
+    assert manifest["parents"] == {"sft": {"folder": "sft", "stage": "sft", "id": parent.manifest["id"]}}
     assert manifest["data"]["prompts"]["sha256"] == hashlib.sha256(b'{"prompt": "Hello"}\n').hexdigest()
     assert manifest["results"] == {"kl": 1.5}
     assert manifest["versions"]["torch"] and manifest["seconds"] >= 0

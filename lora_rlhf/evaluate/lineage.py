@@ -66,10 +66,12 @@ def find_stages(run: str, sft: str | None = None, reward: str | None = None) -> 
     return RunStages(start, judge, ppo)
 
 
-def open_model(stages: RunStages, device: str, model: SharedModel | None) -> SharedModel:
+def open_model(
+    stages: RunStages, device: str, model: SharedModel | None, trust_remote_code: bool = False
+) -> SharedModel:
     """The base with the adapters of every writer; what a given model holds already is used as it is."""
     if model is None:
-        model = open_base(stages.sft.manifest["base"], device)
+        model = open_base(stages.sft.manifest["base"], device, trust_remote_code=trust_remote_code)
     elif model.base.source_hash != stages.sft.manifest["base"]["source_hash"]:
         raise UserError(f"{stages.sft.folder} was trained on another base than {model.base.spec.name!r} as loaded")
     for role, stage in (("sft", stages.sft), ("reward", stages.reward), ("policy", stages.ppo)):

@@ -82,11 +82,11 @@ def evaluate(config: EvaluateConfig, model: SharedModel | None = None, gold: Gol
     """
     check(config)
     _require_free(config)
-    stages = find_stages(config.run)
+    stages = find_stages(config.run, config.sft, config.reward)
     prompts = _read(config, config.prompts, "--prompts")
     others = _read_others(config, prompts)
     judge_name = choose_judge(config, stages, gold, [*prompts, *others])
-    model = open_model(stages, config.device, model)
+    model = open_model(stages, config.device, model, config.trust_remote_code)
     encoded, counts = _encode(config, model, prompts)
     selection = _encode(config, model, others)[0] if others else []
     rounds = len(stages.writers) * (2 + len(config.temperatures) if selection else 1)

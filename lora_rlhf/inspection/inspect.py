@@ -31,7 +31,7 @@ from lora_rlhf.inspection.config import InspectConfig
 from lora_rlhf.inspection.paint import page, terminal
 from lora_rlhf.model.base import load_tokenizer
 from lora_rlhf.model.generate import GeneratedResponse
-from lora_rlhf.model.open import open_base
+from lora_rlhf.model.open import open_base, require_trust
 from lora_rlhf.run import find_stage, has_stage
 from lora_rlhf.settings import check
 from lora_rlhf.stages.rollout import act
@@ -87,6 +87,7 @@ def _tokenizer(config: InspectConfig) -> tuple["PreTrainedTokenizerBase", list[s
         name = config.model
     else:
         base = find_stage(f"{config.run}/sft", "sft").manifest["base"]
+        require_trust(base, config.trust_remote_code)
         name, told = base["name"], f"as in {config.run}"
         tokenizer = load_tokenizer(name, base["trust_remote_code"])
         tokenizer.chat_template = base["chat_template"]
@@ -183,7 +184,7 @@ def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> l
         max_prompt_tokens=config.max_prompt_tokens,
         max_response_tokens=config.max_response_tokens,
     )
-    model = open_base(sft.manifest["base"], settings.device)
+    model = open_base(sft.manifest["base"], settings.device, trust_remote_code=config.trust_remote_code)
     require_context(model, settings)
     role = "policy" if has_stage(run, "ppo") else "sft"
     bring(model, role, find_stage(f"{run}/ppo", "ppo") if role == "policy" else sft)

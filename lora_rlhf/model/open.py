@@ -16,11 +16,24 @@ def describe_base(model: SharedModel) -> dict[str, Any]:
     return {**spec, "source_hash": base.source_hash, "chat_template": model.tokenizer.chat_template}
 
 
-def open_base(record: dict[str, Any], device: str, gradient_checkpointing: bool = False) -> SharedModel:
+def require_trust(record: dict[str, Any], trust_remote_code: bool) -> None:
+    """UserError when a manifest wants the base's own code run and the person at this machine has not said so."""
+    if record["trust_remote_code"] and not trust_remote_code:
+        raise UserError(
+            f"base model {record['name']!r}: the run was made with this model's own code, which would run here; give "
+            "--trust_remote_code if you trust its authors and whom you have the run from"
+        )
+
+
+def open_base(
+    record: dict[str, Any], device: str, gradient_checkpointing: bool = False, trust_remote_code: bool = False
+) -> SharedModel:
     """Loads the base that a manifest describes.
 
-    UserError when its files are not those that the run was made on, with both hashes.
+    UserError when its files are not those that the run was made on, with both hashes; and, before anything is loaded,
+    when it comes with code that the user has not allowed to run.
     """
+    require_trust(record, trust_remote_code)
     model = SharedModel(load_base(BaseSpec(**{name: record[name] for name in RECORDED}), device))
     if model.base.source_hash != record["source_hash"]:
         raise UserError(

@@ -20,7 +20,7 @@ from lora_rlhf.errors import UserError
 from lora_rlhf.model.forward import response_scores
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import ADAPTER, CONFIG, Parent, StageFolder, find_stage
+from lora_rlhf.run import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_stage
 from lora_rlhf.settings import check, read_yaml
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import NotFinite, RoleOptimizer
@@ -91,7 +91,13 @@ def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
     """What the scores are centred on: a file of its own, or what the SFT stage read, as it read it."""
     if config.demonstrations is not None:
         return Source(config.demonstrations, "demonstrations")
-    name = sft.manifest["data"]["demonstrations"]["path"]
+    record = sft.manifest["data"].get("demonstrations", {"path": "", "sha256": None})
+    name = record["path"]
+    if data_hash(name) != record["sha256"]:  # a manifest may be anybody's: it opens nothing that its writer never saw
+        raise UserError(
+            f"{sft.folder}: {name!r} is not the file of demonstrations that this stage was trained on, or has changed "
+            "since; name one with --demonstrations"
+        )
     return Source(name, "demonstrations", read_yaml(sft.folder / CONFIG).get("format"))
 
 

@@ -25,7 +25,8 @@ FLOOR = 0.1  # every schedule ends, and PPO's warm-up begins, at a tenth of the 
 def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | None) -> SharedModel:
     """The base that the parent was trained on: the one in memory, or loaded as the parent's manifest says."""
     if model is None:
-        return open_base(parent.manifest["base"], workers.device(config.device), config.gradient_checkpointing)
+        device, checkpointing = workers.device(config.device), config.gradient_checkpointing
+        return open_base(parent.manifest["base"], device, checkpointing, config.trust_remote_code)
     here, then = describe_base(model), parent.manifest["base"]
     for key in ("source_hash", "quantization", "compute_dtype"):
         if here[key] != then[key]:
