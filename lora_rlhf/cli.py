@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("lora_rlhf").setLevel(logging.INFO if workers.is_main() else logging.ERROR)
     try:
         _dispatch([argument for argument in given if argument != "--debug"])
+        workers.leave()
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader, `head` or a pager, has seen enough; Python would complain once more when it closes the stream

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lora_rlhf import workers
 from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
@@ -78,7 +79,7 @@ def _ppo(config: PPOConfig) -> None:
 def _evaluate(config: EvaluateConfig) -> None:
     from lora_rlhf.evaluate.report import evaluate, table
 
-    print(table(evaluate(config, gold=score)))
+    workers.from_main(lambda: print(table(evaluate(config, gold=score))))
 
 
 def _run(config: RecipeConfig) -> None:

@@ -1,6 +1,7 @@
 """A recipe: every stage of a run from one YAML file, on one base in memory; what finished before is not done again."""
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lora_rlhf import workers
 from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.data.locate import locate
 from lora_rlhf.disk import write_json, write_text
@@ -92,11 +94,7 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
     """
     configs = read_recipe(source, overrides)
     run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
-    finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), configs))
-    _require_same_settings(run, configs, finished)
-    run.mkdir(parents=True, exist_ok=True)
-    resolved = {name: _plain(config) for name, config in configs.items()}
-    write_text(run / RECIPE, yaml.safe_dump(resolved, sort_keys=False))
+    finished = workers.from_main(lambda: _begin(run, configs))
 
     model, digest = None, ""
     report: dict[str, Any] = {}
@@ -104,23 +102,38 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
     for number, (name, config) in enumerate(configs.items(), start=1):
         header = f"[{number}/{len(configs)}] {TITLES[name]}"
         if name in finished:
-            print(f"{header}: finished before, skipped", flush=True)
+            _say(f"{header}: finished before, skipped")
             continue
-        print(header, flush=True)
+        _say(header)
         started = time.monotonic()
         if isinstance(config, StageConfig) and model is None:
             model = _open_base(configs, finished)
             digest = model.base_digest()
         report |= _run_step(name, config, model)
         seconds[name] = round(time.monotonic() - started, 2)
-        print(f"{header}: {seconds[name]:.1f} s", flush=True)
+        _say(f"{header}: {seconds[name]:.1f} s")
     if model is not None and model.base_digest() != digest:
         raise RuntimeError("the base model was written to during this run: its adapters can not be trusted")
-    if report:
+    if report and workers.is_main():
         report |= {"base_unchanged": True, "seconds": report["seconds"] | seconds}
         write_json(run / REPORT, report)
         _print_report(report, run / REPORT)
     return report
+
+
+def _begin(run: Path, configs: Mapping[str, Section]) -> list[str]:
+    """The steps that finished before. Writes down what the recipe is now."""
+    finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), configs))
+    _require_same_settings(run, configs, finished)
+    run.mkdir(parents=True, exist_ok=True)
+    resolved = {name: _plain(config) for name, config in configs.items()}
+    write_text(run / RECIPE, yaml.safe_dump(resolved, sort_keys=False))
+    return finished
+
+
+def _say(text: str) -> None:
+    if workers.is_main():
+        print(text, flush=True)
 
 
 def read_recipe(
@@ -236,9 +249,9 @@ def _open_base(configs: Mapping[str, Section], finished: list[str]) -> "SharedMo
     if not isinstance(sft, SFTConfig) or "sft" in finished:
         parent = find_stage(Path(stages[0].run) / "sft", "sft")
         trusted = any(stage.trust_remote_code for stage in stages)
-        return open_base(parent.manifest["base"], stages[0].device, checkpointing, trusted)
+        return open_base(parent.manifest["base"], workers.device(stages[0].device), checkpointing, trusted)
     spec = BaseSpec(sft.model, sft.quantization, sft.compute_dtype, sft.trust_remote_code)
-    model = SharedModel(load_base(spec, sft.device))
+    model = SharedModel(load_base(spec, workers.device(sft.device)))
     if checkpointing:
         model.enable_gradient_checkpointing()
     return model
@@ -247,10 +260,10 @@ def _open_base(configs: Mapping[str, Section], finished: list[str]) -> "SharedMo
 def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[str, Any]:
     """Runs one step. Returns the evaluation's report, empty for other steps."""
     if isinstance(config, TinyworldConfig):
-        make(config)
+        workers.from_main(functools.partial(make, config))
         return {}
     if isinstance(config, LabelConfig):
-        label(config)
+        workers.from_main(functools.partial(label, config))
         return {}
     from lora_rlhf.evaluate.report import evaluate
     from lora_rlhf.stages import ppo, reward, sample, sft
@@ -268,7 +281,7 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[s
         case PPOConfig():
             ppo.train(config, model)
         case EvaluateConfig():
-            return evaluate(config, model, gold=score)
+            return workers.from_main(lambda: evaluate(config, model, gold=score))
     return {}
 
 

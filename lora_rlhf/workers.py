@@ -7,6 +7,7 @@ step. Alone, each of these functions is free of cost.
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_rlhf.errors import UserError
@@ -109,6 +110,14 @@ def from_main(work: Callable[[], Item]) -> Item:
     return found
 
 
+def leave() -> None:
+    """Ends the connection, once all processes have come so far: one that left earlier would tear the others down."""
+    if _group.cache_info().currsize:
+        _group().barrier()
+        _group().destroy_process_group()
+        _group.cache_clear()
+
+
 def _all(value: Item) -> list[Item]:
     found: list[Any] = [None] * count()
     _group().all_gather_object(found, value)
@@ -121,5 +130,6 @@ def _group() -> Any:
     import torch.distributed
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available())
+    # One may wait long for another, which writes an evaluation, say; what died is seen without any limit.
+    PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     return torch.distributed
