@@ -13,6 +13,7 @@ from lora_rlhf.data.containers import container_of
 from lora_rlhf.data.formats import Kind
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.locate import Files, Hub, Saved, locate
+from lora_rlhf.data.outputs import require_output
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.errors import UserError
 from lora_rlhf.inspection.advice import advice
@@ -50,7 +51,8 @@ def check_data(config: CheckConfig) -> dict[str, Any]:
     faults: why `ok` is False. A file that cannot be read is reported and does not stop the others. Raises UserError for
     a model without a usable tokenizer, and for a file that cannot be written.
     """
-    _require_folders(config)
+    for flag, path in (("--refused", config.refused), ("--plot", config.plot)):
+        require_output(flag, path, (*config.files, *config.held_out))
     kind = None if config.kind == "auto" else config.kind
     with (
         processes_for((*config.files, *config.held_out)) as pool,
@@ -175,10 +177,3 @@ def _tokenizer(config: CheckConfig) -> "PreTrainedTokenizerBase | None":
     from lora_rlhf.model.base import load_tokenizer
 
     return load_tokenizer(config.model, config.trust_remote_code)
-
-
-def _require_folders(config: CheckConfig) -> None:
-    """Before hours of reading: what is to be written has a folder."""
-    for flag, path in (("--refused", config.refused), ("--plot", config.plot)):
-        if path is not None and not Path(path).parent.is_dir():
-            raise UserError(f"{flag} {path}: there is no folder {Path(path).parent}")

@@ -41,10 +41,12 @@ class CheckConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
+        is_png = self.plot is None or self.plot.lower().endswith(".png")
         return [
             *([] if self.files else ["no file given: lora-rlhf data check FILE..."]),
             *at_least(self, 1, "max_prompt_tokens", "max_response_tokens", "token_rows"),
             *share(self, "validation_fraction"),
+            *([] if is_png else [f"plot is {self.plot!r}: the picture is a PNG, so its name must end in .png"]),
         ]
 
 

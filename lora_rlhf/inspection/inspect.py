@@ -20,6 +20,7 @@ from lora_rlhf.data.encode import (
     encode_ranking,
 )
 from lora_rlhf.data.labels import distinct_responses
+from lora_rlhf.data.outputs import require_output
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking
 from lora_rlhf.data.sources import Source, every_turn
@@ -56,6 +57,7 @@ class Taken(Generic[Encoded]):
 def inspect(config: InspectConfig) -> None:
     """Prints the batch, and writes it as a page where asked. UserError if there are no such rows."""
     check(config)
+    require_output("--html", config.html, [config.file])
     tokenizer, heading = _tokenizer(config)
     batch = BATCHES[config.stage](config, tokenizer)
     heading = [f"{config.stage} batch of {config.file}", *heading]

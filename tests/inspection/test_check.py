@@ -166,8 +166,27 @@ def test_command_prints_json_and_then_fails(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("flag", ["plot", "refused"])
 def test_folders_to_write_in_are_there_before_reading(tmp_path: Path, flag: str) -> None:
-    with pytest.raises(UserError, match=f"--{flag} .*no folder"):
+    with pytest.raises(UserError, match=f"--{flag} .*no such folder"):
         checked(str(tmp_path / "gone.jsonl"), **{flag: str(tmp_path / "none" / "file")})
+
+
+@pytest.mark.parametrize("flag", ["plot", "refused"])
+@pytest.mark.parametrize("role", ["files", "held_out"])
+def test_no_input_is_written_over(tmp_path: Path, flag: str, role: str) -> None:
+    name = write(tmp_path / "rows.jsonl", DEMONSTRATIONS)
+    other = write(tmp_path / "other.jsonl", PROMPTS)
+    before = Path(name).read_bytes()
+    inputs = {"files": (other,), role: (name,)}
+    with pytest.raises(UserError, match=f"--{flag} .*would destroy it"):
+        run_check(CheckConfig(**inputs, **{flag: name}))
+    assert Path(name).read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "fits"), [("x.png", True), ("x.PNG", True), ("x.pdf", False), ("png", False)])
+def test_a_plot_is_a_png(name: str, fits: bool) -> None:
+    faults = CheckConfig(files=("a.jsonl",), plot=name).faults()
+    assert bool(faults) is not fits
+    assert all(name in fault and ".png" in fault for fault in faults)
 
 
 def test_plot_of_all_kinds(tmp_path: Path) -> None:

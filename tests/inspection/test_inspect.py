@@ -206,8 +206,17 @@ def test_command_writes_a_page(data: Path, capsys: Capture) -> None:
     path = data.parent / "batch.html"
     assert f"page: {path}" in run(capsys, data, "--stage", "ppo", "--html", path)
     assert "sampling begins after the last token" in path.read_text()
-    assert main(["inspect", str(data), "--stage", "ppo", "--html", str(data / "x.html")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_page_is_written_neither_over_the_data_nor_into_a_folder_that_is_not_there(
+    data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_rlhf.inspection.inspect.load_tokenizer", lambda *_: pytest.fail("it went on"))
+    before = data.read_bytes()
+    assert main(["inspect", str(data), "--stage", "sft", "--html", str(data)]) == 2
+    assert "would destroy it" in capsys.readouterr().err and data.read_bytes() == before
+    assert main(["inspect", str(data), "--stage", "sft", "--html", str(data.parent / "none/x.html")]) == 2
+    assert "no such folder" in capsys.readouterr().err and not (data.parent / "none").exists()
 
 
 def test_no_such_rows(data: Path, capsys: Capture) -> None:

@@ -1,0 +1,40 @@
+"""Where a command may write: into a folder that is there, and never over what it reads."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lora_rlhf.data.locate import Files, Saved, locate
+from lora_rlhf.errors import UserError
+
+
+def require_output(flag: str, path: str | None, inputs: Iterable[str]) -> None:
+    """UserError, before anything is read, where a file to write has no folder, is no file, or is an input.
+
+    flag: what gave the path, for the message; a path of None is nothing to write. inputs: names as `locate` takes them,
+    compared as files: another spelling of one, a symbolic link and a hard link to it are the same.
+    """
+    if path is None:
+        return
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise UserError(f"{flag} {path}: no such folder: {target.parent}; make it first, or correct the path")
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "no regular file"
+        raise UserError(f"{flag} {path}: this is {kind}; name a file to write")
+    for name in inputs:
+        if _holds(name, target):
+            read = "an input" if name == path else f"read as {name}"
+            raise UserError(f"{flag} {path}: this file is {read}, and writing would destroy it; name another file")
+
+
+def _holds(name: str, target: Path) -> bool:
+    """Whether the file is among those that a name stands for; a name that stands for nothing is reported later."""
+    try:
+        source = locate(name)
+    except UserError:
+        return False
+    if isinstance(source, Saved):
+        return target.resolve().is_relative_to(source.path.resolve())
+    if not isinstance(source, Files) or not target.exists():
+        return False
+    return any(path.exists() and target.samefile(path) for path in source.paths)
