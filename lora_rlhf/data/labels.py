@@ -63,20 +63,20 @@ def agreement(rankings: Iterable[Ranking]) -> Agreement:
 
 
 def distinct_responses(ranking: Ranking, refused: RefusedRows) -> Ranking | None:
-    """The ranking with every response once, at the best of its ranks; None when one response is all that is left.
+    """The ranking with every response once; None when one response is all that is left.
 
-    Responses are the same if their texts are, white space at the ends aside. Both kinds of loss are counted.
+    Responses are the same if their texts are, white space at the ends aside; a ranking gives them the same rank. Both
+    kinds of loss are counted.
     """
-    best: dict[str, tuple[str, int]] = {}
+    first: dict[str, tuple[str, int]] = {}
     for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
-        known = best.get(response.strip())
-        if known is not None:
+        if response.strip() in first:
             refused.add(ranking.prompt.origin, BadRow("duplicate response in a ranking", repr(response[:40])))
-        best[response.strip()] = (response, rank) if known is None else (known[0], min(known[1], rank))
-    if len(best) == len(ranking.responses):
+        first.setdefault(response.strip(), (response, rank))
+    if len(first) == len(ranking.responses):
         return ranking
-    if len(best) < 2:
+    if len(first) < 2:
         refused.add(ranking.prompt.origin, BadRow("all responses of the ranking are the same"))
         return None
-    responses, ranks = zip(*best.values(), strict=True)
+    responses, ranks = zip(*first.values(), strict=True)
     return Ranking(ranking.prompt, responses, ranks, ranking.labeler)

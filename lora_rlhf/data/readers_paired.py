@@ -26,7 +26,7 @@ ASSISTANT_MARK = "\n\nAssistant:"
 
 
 def _pair(prompt: Prompt, chosen: str, rejected: str, ranks: tuple[int, int], labeler: Any = None) -> list[Ranking]:
-    if chosen == rejected:
+    if chosen.strip() == rejected.strip():
         raise BadRow("chosen and rejected are the same")
     return [Ranking(prompt, (chosen, rejected), ranks, labeler)]
 

@@ -107,7 +107,8 @@ class Demonstration:
 class Ranking:
     """K >= 2 responses of one prompt; `ranks[i]` is the place of `responses[i]`, 1 = best, ties share a rank.
 
-    A chosen/rejected pair is K = 2 with ranks (1, 2). An empty response is allowed: it is a thing to rank last.
+    A chosen/rejected pair is K = 2 with ranks (1, 2). No response is empty, and the same text (white space at its ends
+    aside) has the same rank wherever it stands.
     """
 
     prompt: Prompt
@@ -128,6 +129,17 @@ class Ranking:
         object.__setattr__(self, "ranks", tuple([_whole_rank(rank) for rank in self.ranks]))
         if self.labeler is not None:
             require_text(self.labeler, "the labeler")
+        self._require_sense()
+
+    def _require_sense(self) -> None:
+        texts = [response.strip() for response in self.responses]
+        if "" in texts:
+            raise BadRow("a response of the ranking is empty", f"response {texts.index('') + 1} of {len(texts)}")
+        if len(set(texts)) < len(texts):
+            first: dict[str, int] = {}
+            for text, rank in zip(texts, self.ranks, strict=True):
+                if first.setdefault(text, rank) != rank:
+                    raise BadRow("the same response has different ranks", f"{first[text]} and {rank}: {text[:40]!r}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,9 @@ def _whole_rank(rank: Any) -> int:
     if isinstance(rank, float) and rank.is_integer():
         rank = int(rank)
     if type(rank) is not int or rank < 1:  # a bool is no rank
-        raise BadRow("a rank is not a whole number from 1 upwards", f"got {rank!r}"[:44])
+        # a number that JSON does not have (NaN) was read as None
+        got = "null or NaN" if rank is None else repr(rank)[:40]
+        raise BadRow("a rank is not a whole number from 1 upwards", f"got {got}")
     return rank
 
 

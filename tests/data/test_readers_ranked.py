@@ -32,8 +32,8 @@ def test_the_highest_score_has_rank_1(scores: tuple, ranks: list[int]) -> None:
 
 
 def test_rankings_in_our_own_columns() -> None:
-    row = {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["a", [ANSWER], ANSWER], "ranks": [2, 1.0, 2]}
-    assert ranking(row) == Ranking(HI, ("a", "Hello", "Hello"), (2, 1, 2))
+    row = {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["a", [ANSWER], ANSWER], "ranks": [2, 1.0, 1]}
+    assert ranking(row) == Ranking(HI, ("a", "Hello", "Hello"), (2, 1, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

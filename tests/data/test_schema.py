@@ -32,7 +32,12 @@ PROMPT = Prompt.of("What is it?")
         (lambda: Ranking(PROMPT, ("a", "b"), (1, float("nan"))), "whole number"),
         (lambda: Ranking(PROMPT, ("a", "b"), (1, float("inf"))), "whole number"),
         (lambda: Ranking(PROMPT, ("a", "b"), (1, True)), "whole number"),
-        (lambda: Ranking(PROMPT, ("a", "b"), ("1", "2")), "whole number"),
+        (lambda: Ranking(PROMPT, ("a", "b"), ("1", "2")), r"whole number .*\(got '1'\)"),
+        (lambda: Ranking(PROMPT, ("a", "b"), (1, None)), r"whole number .*\(got null or NaN\)"),
+        (lambda: Ranking(PROMPT, ("a", ""), (1, 2)), r"a response of the ranking is empty \(response 2 of 2\)"),
+        (lambda: Ranking(PROMPT, (" \n", "a"), (1, 1)), r"a response of the ranking is empty \(response 1 of 2\)"),
+        (lambda: Ranking(PROMPT, ("x", "x"), (1, 2)), r"the same response has different ranks \(1 and 2: 'x'\)"),
+        (lambda: Ranking(PROMPT, ("a", "x", " x"), (1, 2, 3)), r"different ranks \(2 and 3: 'x'\)"),
         (lambda: Text(""), "empty"),
     ],
 )
@@ -41,11 +46,11 @@ def test_bad_records_are_refused_with_a_reason(make, reason: str) -> None:
         make()
 
 
-def test_ranks_become_whole_and_ties_and_empty_responses_are_allowed() -> None:
-    ranking = Ranking(PROMPT, ["a", "", "c"], [1.0, 2, 2])
+def test_ranks_become_whole_and_ties_and_repeated_responses_of_one_rank_are_allowed() -> None:
+    ranking = Ranking(PROMPT, ["a", "c ", "c"], [1.0, 2, 2])
     assert ranking.ranks == (1, 2, 2)
     assert all(type(rank) is int for rank in ranking.ranks)
-    assert ranking.responses == ("a", "", "c")
+    assert ranking.responses == ("a", "c ", "c")
 
 
 def test_key_ignores_case_space_and_unicode_form_but_not_roles() -> None:

@@ -229,7 +229,7 @@ def test_no_such_rows(data: Path, capsys: Capture) -> None:
 
 def test_equal_responses_of_a_ranking_are_one(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "r.jsonl"
-    row = {"prompt": "Hi", "responses": ["Yes.", "No.", "Yes. "], "ranks": [1, 2, 3]}
+    row = {"prompt": "Hi", "responses": ["Yes.", "No.", "Yes. "], "ranks": [1, 2, 1]}
     path.write_text(json.dumps(row) + "\n")
     out = run(capsys, path, "--stage", "reward")
     assert "response 2 of 2, rank 2" in out and "of 3" not in out
