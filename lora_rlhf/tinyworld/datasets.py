@@ -165,8 +165,10 @@ def _read_candidates(path: str) -> list[tuple[Prompt, list[str]]]:
         responses = meta.pop("responses", None)
         if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
             raise UserError(f"{prompt.origin}: no list of responses; write this file with `lora-rlhf sample`")
+        # a sampled response may be empty; that one, and the same one twice, cannot be ranked
+        responses = list({response.strip(): response for response in responses if response.strip()}.values())
         if len(responses) < 2:
-            raise UserError(f"{prompt.origin}: a ranking needs at least 2 responses, got {len(responses)}")
+            raise UserError(f"{prompt.origin}: a ranking needs at least 2 different responses, got {len(responses)}")
         if find(prompt.messages[-1].content) is None:
             raise UserError(
                 f"{prompt.origin}: {prompt.messages[-1].content!r} is not a prompt of the tiny world; its labelers can "

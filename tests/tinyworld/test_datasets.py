@@ -107,6 +107,14 @@ def test_rankings_hold_every_response_and_read_back(tmp_path: Path) -> None:
     assert sum(nonsense) / len(nonsense) > 3.5  # worthless answers come last more often than not
 
 
+def test_empty_and_repeated_candidates_are_not_ranked(tmp_path: Path) -> None:
+    row = {"prompt": "Where does the fox live?", "responses": ["In the den.", "", " \n", "In the den. ", "In a tree."]}
+    to = tmp_path / "rankings.jsonl"
+    label(LabelConfig(candidates=write_candidates(tmp_path / "candidates.jsonl", [row]), to=str(to)))
+    (ranking,) = read_rankings(str(to))[0]
+    assert [response.strip() for response in ranking.responses] == ["In the den.", "In a tree."]
+
+
 def test_labels_depend_on_the_seed_alone(tmp_path: Path) -> None:
     runs = [labelled(tmp_path, name, seed=seed) for name, seed in (("one", 0), ("again", 0), ("other", 1))]
     for settings in runs:
@@ -146,7 +154,14 @@ def test_the_agreement_file_has_several_people_for_each_prompt(tmp_path: Path) -
     ("row", "message"),
     [
         ({"prompt": "Where does the fox live?"}, "no list of responses"),
-        ({"prompt": "Where does the fox live?", "responses": ["In the meadow."]}, "at least 2 responses, got 1"),
+        (
+            {"prompt": "Where does the fox live?", "responses": ["In the meadow."]},
+            "at least 2 different responses, got 1",
+        ),
+        (
+            {"prompt": "Where does the fox live?", "responses": ["A.", " ", "A. "]},
+            "at least 2 different responses, got 1",
+        ),
         ({"prompt": "Where does the fox live?", "responses": ["In the meadow.", 7]}, "no list of responses"),
         ({"prompt": "What is love?", "responses": ["This.", "That."]}, "'What is love?' is not a prompt of the tiny"),
     ],
