@@ -58,9 +58,9 @@ def source_rows(name: str) -> Iterator[tuple[str, Any]]:
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields (origin, row) for every row of a file, in flat memory.
 
-    origin: "path:line", the line on which the row begins, or "path row N" for Parquet. row: usually a dict; a BadRow
-    for a row that is not one; a Damaged, last, where the rest of the file cannot be read. Plain text comes in rows
-    {"text": ...} of whole lines, at most 1 MiB each.
+    origin: "path:line", the line on which the row begins; "path row N" for Parquet; "path:line row N" for JSON that is
+    not one row a line. row: usually a dict; a BadRow for a row that is not one; a Damaged, last, where the rest of the
+    file cannot be read. Plain text comes in rows {"text": ...} of whole lines, at most 1 MiB each.
 
     Raises UserError as `container_of`.
     """

@@ -2,74 +2,23 @@
 
 import codecs
 import json
-import math
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lora_rlhf.data.io import UNREADABLE, ByteStream, LineStream, unreadable
+from lora_rlhf.data.json_values import DECODER, NOT_UTF8, as_bad_row, checked, decode_json, incomplete, message
 from lora_rlhf.data.refusals import BadRow, Damaged
 
-MAX_DEPTH = 200  # far beyond any data set; deeper rows would exhaust the stack of whatever walks them later
 MAX_ELEMENT = 256 * 2**20  # bytes of a line, characters of an element: what has no end must not fill the memory
 WINDOW = 2**20
 LOOKAHEAD = 16  # a value that ends nearer to the window's end may go on: "12" of "123", "1" of "1e+5"
-LARGEST = int(sys.float_info.max)  # a whole number beyond it overflows wherever a float is made of it
-NOT_UTF8 = "the row is not UTF-8 text"
-NOT_JSON = "the line is not JSON"
 BREAKS_OFF = "the JSON text breaks off"
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 _SCALAR = re.compile(r"[-+.\w]+")
-_CUT_TOKEN = re.compile(r"\s*[-+.\w\\]{0,16}\s*")  # what a window's end may leave of a number, a word or an escape
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise BadRow("a column stands twice in the row", repr(next(name for name in row if names.count(name) > 1)))
-    if not (names_joined := "".join(row)).isascii():
-        try:
-            names_joined.encode()
-        except UnicodeEncodeError:  # an escape alone can bring it in; values are checked where they become text
-            raise BadRow("a column's name holds half a character") from None
-    return row
-
-
-def _float(text: str) -> float | None:
-    value = float(text)
-    return value if math.isfinite(value) else None
-
-
-def _int(text: str) -> int | None:
-    value = int(text)
-    return value if -LARGEST <= value <= LARGEST else None
-
-
-# NaN and what overflows become None: they are no JSON, and every reader already refuses a number that is missing
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=lambda _: None
-)
-
-
-def decode_json(data: bytes | str) -> Any:
-    """The value of a JSON text, or a BadRow that says why it has none. NaN, infinity and overflow become None."""
-    try:
-        text = data if isinstance(data, str) else data.decode()
-        value, end = _DECODER.raw_decode(text)
-        if end != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
-    except UnicodeDecodeError as error:
-        return BadRow(NOT_UTF8, f"byte {error.start + 1}")
-    except json.JSONDecodeError as error:
-        return BadRow(NOT_JSON, f"{error.msg} at column {error.pos + 1}")
-    except (BadRow, RecursionError, ValueError) as error:
-        return _fault(error)
-    return _checked(value, text)
 
 
 def json_lines(path: Path, stream: LineStream, before: int = 0) -> Iterator[tuple[str, Any]]:
@@ -95,41 +44,42 @@ def json_lines(path: Path, stream: LineStream, before: int = 0) -> Iterator[tupl
 def json_documents(
     path: Path, stream: ByteStream, window: int = WINDOW, limit: int = MAX_ELEMENT
 ) -> Iterator[tuple[str, Any]]:
-    """Yields ("path:line", row) for each element of a JSON list, or for each of several values that follow one another.
+    """Yields ("path:line row N", row) for each element of a JSON list, or for each of several values in a row.
 
-    window: bytes held at a time, more only while one element is longer; limit: the most characters of one element.
+    N counts from 1; a list may stand on one line. window: bytes held at a time, more only while one element is longer;
+    limit: the most characters of one element.
     """
-    place, text = str(path), _Window(stream, window, limit)
+    place, text, number = str(path), _Window(stream, window, limit), 0
     try:
         in_list = text.mark() == "["
         if in_list:
             text.position += 1
-        first = True
         while (mark := text.mark()) and not (in_list and mark == "]"):
-            if in_list and not first:
+            if in_list and number:
                 if mark != ",":
-                    raise Damaged("a comma is missing in the JSON list", f"found {mark!r}")
+                    raise Damaged("a comma is missing in the JSON list", f"found {mark!r} at {text.place()}")
                 text.position += 1
                 text.mark()
-            first = False
-            yield f"{place}:{text.line()}", text.value()
+            line, value = text.line(), text.value()
+            number += 1
+            yield f"{place}:{line} row {number}", value
         if in_list:
             if not mark:
-                raise Damaged(BREAKS_OFF, "the list has no end")
+                raise Damaged(BREAKS_OFF, f"the list has no end at {text.place()}")
             text.position += 1
             if mark := text.mark():
-                raise Damaged("text follows the end of the JSON list", f"found {mark!r}")
+                raise Damaged("text follows the end of the JSON list", f"found {mark!r} at {text.place()}")
     except Damaged as fault:
-        yield f"{place}:{text.line()}", fault
+        yield f"{place}:{text.line()} row {number + 1}", fault
     except UNREADABLE as error:
-        yield f"{place}:{text.line()}", unreadable(error)
+        yield f"{place}:{text.line()} row {number + 1}", unreadable(error)
 
 
 def spans_lines(head: str) -> bool:
     """Whether a text that begins with "{" holds objects over many lines, or several in a line, and not one a line."""
     line, newline, _ = head.lstrip().partition("\n")
     try:
-        _, end = _DECODER.raw_decode(line)
+        _, end = DECODER.raw_decode(line)
         return line[end:].lstrip().startswith("{")
     except json.JSONDecodeError as error:
         # a line that is cut short within a string is no object over many lines: those break between the tokens
@@ -141,17 +91,12 @@ def spans_lines(head: str) -> bool:
 def _goes_on(head: str) -> bool:
     """Whether nothing is wrong with the first value of a text, as far as the text reaches."""
     try:
-        _DECODER.raw_decode(head)
+        DECODER.raw_decode(head)
     except json.JSONDecodeError as error:
-        return _incomplete(error, head)
+        return incomplete(error, head)
     except (BadRow, RecursionError, ValueError):
         pass
     return True
-
-
-def _incomplete(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether a text cannot be decoded for no other reason than that it ends too early."""
-    return error.msg.startswith("Unterminated") or bool(_CUT_TOKEN.fullmatch(text, error.pos))
 
 
 class _Window:
@@ -167,15 +112,25 @@ class _Window:
         self._at_end = False
         self._is_utf8 = True
         self._lines = 1
+        self._line_starts = 0  # where the line of what was counted begins; negative once that is dropped
         self._counted = 0
         self._text = ""
         self.position = 0
 
     def line(self) -> int:
         """The line of the position."""
-        self._lines += self._text.count("\n", self._counted, self.position)
+        if breaks := self._text.count("\n", self._counted, self.position):
+            self._lines += breaks
+            self._line_starts = self._text.rindex("\n", self._counted, self.position) + 1
         self._counted = self.position
         return self._lines
+
+    def place(self, index: int | None = None) -> str:
+        """Line and column of a character of the window that is not before the position; of the position itself."""
+        line, index = self.line(), self.position if index is None else index
+        breaks = self._text.count("\n", self.position, index)
+        starts = self._text.rindex("\n", self.position, index) + 1 if breaks else self._line_starts
+        return f"line {line + breaks}, column {index - starts + 1}"
 
     def mark(self) -> str:
         """Moves to the next character that is no white space and returns it; "" at the end of the text."""
@@ -190,14 +145,14 @@ class _Window:
         while True:
             text, start = self._text, self.position
             try:
-                value, end = _DECODER.raw_decode(text, start)
+                value, end = DECODER.raw_decode(text, start)
             except json.JSONDecodeError as error:
-                if self._at_end or not _incomplete(error, text):
-                    reason = BREAKS_OFF if self._at_end and _incomplete(error, text) else "the JSON text is broken"
-                    raise Damaged(reason, error.msg) from None
+                if self._at_end or not incomplete(error, text):
+                    reason = BREAKS_OFF if self._at_end and incomplete(error, text) else "the JSON text is broken"
+                    raise Damaged(reason, f"{message(error)} at {self.place(error.pos)}") from None
                 end = len(text)
             except (BadRow, RecursionError, ValueError) as error:
-                value, end = _fault(error), _end_of_value(text, start)
+                value, end = as_bad_row(error), _end_of_value(text, start)
             if self._at_end or end + LOOKAHEAD <= len(text):
                 self.position = end
                 return value if isinstance(value, BadRow) else self._checked(value, text[start:end])
@@ -209,7 +164,7 @@ class _Window:
                 text.encode()
             except UnicodeEncodeError:
                 return BadRow(NOT_UTF8)
-        return _checked(value, text)
+        return checked(value, text)
 
     def _grow(self) -> None:
         """Drops what was read and takes in more: twice what is left, so that a long element costs its length twice."""
@@ -224,6 +179,7 @@ class _Window:
             new.encode()
         except UnicodeEncodeError:
             self._is_utf8 = False
+        self._line_starts -= self.position
         self._text, self.position, self._counted = rest + new, 0, 0
 
     def _read(self, size: int) -> bytes:
@@ -257,35 +213,3 @@ def _end_of_value(text: str, start: int) -> int:
         if depth == 0:
             return found.end()
     return len(text)
-
-
-def _fault(error: Exception) -> BadRow:
-    if isinstance(error, BadRow):
-        return error
-    if isinstance(error, RecursionError):
-        return BadRow("the row is nested too deeply", f"more than {MAX_DEPTH} levels")
-    return BadRow("a number has thousands of digits")
-
-
-def _checked(value: Any, text: str) -> Any:
-    """The value that stands as this text, or a BadRow if it is nested too deeply for whoever walks it."""
-    # most rows hold nothing but text, and looking for one bracket is far cheaper than counting them
-    nested = "[" in text or text.find("{", 1) > 0
-    if nested and text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
-        return _fault(RecursionError())
-    return value
-
-
-def _depth_exceeds(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most):
-        level = [inner for item in level for inner in _inside(item) if isinstance(inner, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lora_rlhf.data.formats import LIST_COLUMNS
 from lora_rlhf.data.io import UNREADABLE, open_bytes, unreadable
-from lora_rlhf.data.json_rows import MAX_ELEMENT, NOT_JSON, NOT_UTF8, decode_json
+from lora_rlhf.data.json_rows import MAX_ELEMENT
+from lora_rlhf.data.json_values import NOT_JSON, NOT_UTF8, decode_json
 from lora_rlhf.data.refusals import BadRow, Damaged
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """A report of `data check` as text for a terminal: a block per file, what files share, and what to mend."""
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ PLACES = 3  # of refused rows per reason
 DETAIL = 64  # characters of what is quoted from the data
 COLUMNS = 8  # names of unused columns that are listed
 JOINED = "\x00%"  # a percent sign that stays with its number when lines are wrapped
+LINE = re.compile(r":(\d+)(?: row (\d+))?")  # what is left of a place without the file's name
 CONTAINERS = {"jsonl": "JSONL", "json": "JSON", "csv": "CSV", "parquet": "Parquet", "text": "plain text"}
 LENGTHS = ("p50", "p90", "p95", "p99", "max")
 
@@ -97,8 +99,9 @@ def _rows(file: dict[str, Any]) -> Iterator[str]:
 
 
 def _place(name: str, example: dict[str, str]) -> str:
-    place = example["place"].removeprefix(name)
-    place = f"line {place[1:]}" if place.startswith(":") and place[1:].isdigit() else place.strip()
+    place = example["place"].removeprefix(name).strip()
+    if found := LINE.fullmatch(place):
+        place = f"line {found[1]}" + (f", row {found[2]}" if found[2] else "")
     return printable(place) + (f" ({short(example['detail'])})" if example["detail"] else "")
 
 

@@ -34,14 +34,16 @@ WINDOWS = st.integers(1, 70)
 def documents(text: str | bytes, window: int = 2**20, limit: int = 2**28) -> list[tuple[int, Any]]:
     """(line, row) of each value of a JSON document that is read through a small window."""
     data = text.encode() if isinstance(text, str) else text
-    found = json_documents(Path("x.json"), io.BytesIO(data), window, limit)
-    return [(int(origin.removeprefix("x.json:")), row) for origin, row in found]
+    found = list(json_documents(Path("x.json"), io.BytesIO(data), window, limit))
+    lines = [origin.removeprefix("x.json:").split(" row ") for origin, _ in found]
+    assert [int(number) for _, number in lines] == list(range(1, len(found) + 1))
+    return [(int(line), row) for (line, _), (_, row) in zip(lines, found, strict=True)]
 
 
 def rows_of(path: Path, data: bytes | str) -> dict[int, Any]:
     """The rows of a file with this content, by line."""
     path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return {int(origin.removeprefix(f"{path}:")): row for origin, row in file_rows(path)}
+    return {int(origin.removeprefix(f"{path}:").partition(" row ")[0]): row for origin, row in file_rows(path)}
 
 
 def fault(row: Any) -> str:
@@ -105,29 +107,37 @@ def test_what_is_no_json_is_damaged_and_what_is_json_is_not(text: str, window: i
     assert broken or refused or found == expected
 
 
-def test_elements_are_named_by_the_line_they_begin_on(tmp_path: Path) -> None:
+def test_elements_are_named_by_their_number_and_the_line_they_begin_on(tmp_path: Path) -> None:
     text = '\n[\n  {"a": [1, "]"]},\n  {\n    "b": 1\n  }, 3\n,\n\n4]\n'
     assert rows_of(tmp_path / "rows.json", text) == {3: {"a": [1, "]"]}, 4: {"b": 1}, 6: 3, 9: 4}
     for window in range(1, 40):
         assert [line for line, _ in documents(text, window)] == [3, 4, 6, 9]
     assert rows_of(tmp_path / "rows.json", "[]") == {}
+    (tmp_path / "rows.json").write_text('[{"a": 1}, {"b": 2}, {"c": 3}]')
+    assert [origin for origin, _ in file_rows(tmp_path / "rows.json")] == [
+        f"{tmp_path}/rows.json:1 row {number}" for number in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
-        ('[{"a": 1},\n{"a": ', 2, "breaks off"),
-        ('[{"a": 1}\n{"a": 2}]', 2, "comma is missing"),
+        ('[{"a": 1},\n{"a": ', 2, "breaks off (Expecting value at line 2, column 7)"),
+        ('[{"a": 1},\n{"a": "xyz', 2, "breaks off (Unterminated string starting at line 2, column 7)"),
+        ('[{"a": 1}\n{"a": 2}]', 2, "a comma is missing in the JSON list (found '{' at line 2, column 1)"),
         ('[{"a": 1},\n', 2, "breaks off"),
-        ('[{"a": 1}\n\n', 3, "the list has no end"),
-        ('[{"a": 1},\n]', 2, "broken"),
-        ('[{"a": 1},\n{oops}, {"a": 2}, {"a": 3}]', 2, "broken"),
-        ('[{"a": 1}]\n[{"a": 2}]', 2, "follows the end"),
+        ('[{"a": 1}\n\n', 3, "the list has no end at line 3, column 1"),
+        ('[{"a": 1},\n]', 2, "broken (Expecting value at line 2, column 1)"),
+        ('[{"a": 1},\n{oops}, {"a": 2}, {"a": 3}]', 2, "in double quotes at line 2, column 2)"),
+        ('[{"a": 1}]\n[{"a": 2}]', 2, "follows the end of the JSON list (found '[' at line 2, column 1)"),
         ('[{"a": 1},\n{"a": "' + "x" * 200 + '"}]', 2, "longer than"),
+        ('[{"a": 1}, ' + " " * 50 + '{"b"; 2}]', 1, "Expecting ':' delimiter at line 1, column 66)"),
+        ('[{"a": 1},\n{"b": 2,\n\n "c"; 3}]', 2, "Expecting ':' delimiter at line 4, column 5)"),
     ],
 )
-def test_a_list_that_breaks_gives_what_stands_before(text: str, line: int, reason: str) -> None:
-    (first, row), (place, damage) = documents(text, window=16, limit=100)
+@pytest.mark.parametrize("window", [1, 7, 16, 1000])
+def test_a_list_that_breaks_gives_what_stands_before(text: str, line: int, reason: str, window: int) -> None:
+    (first, row), (place, damage) = documents(text, window, limit=100)
     assert (first, row, place) == (1, {"a": 1}, line)
     assert isinstance(damage, Damaged) and reason in fault(damage)
 
@@ -177,8 +187,14 @@ def test_broken_lines_are_named_by_their_line(tmp_path: Path, packed: bool) -> N
     assert (rows[1], rows[6], rows[9]) == ({"a": 1}, {"a": 2}, {"a": None, "b": [None, None, 0.5]})
     assert (rows[12], rows[15]) == ({"a": "\ud800"}, "text")
     reasons = {3: "not JSON", 4: "not UTF-8", 5: "nested", 8: "stands twice", 10: "thousands of digits"}
+    assert fault(rows[3]).endswith("in double quotes at column 2)")
     for line, reason in (reasons | {11: "half a character", 13: "nested", 14: "not JSON"}).items():
         assert reason in fault(rows[line])
+
+
+def test_a_text_without_end_is_named_by_the_column_where_it_starts(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "rows.jsonl", '{"a": 1}\n{"a": "two}\n')
+    assert fault(rows[2]) == "the line is not JSON (Unterminated string starting at column 7)"
 
 
 def test_nesting_is_allowed_up_to_its_limit(tmp_path: Path) -> None:

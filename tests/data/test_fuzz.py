@@ -249,7 +249,7 @@ def check_file(
     assert num_rows is None or source.read == num_rows
     num_lines = source.read if path.read_bytes()[:4] == b"PAR1" else lines_of(path)
     for refusal in source.refused:
-        place = re.fullmatch(r"(.*?)(?::| row )(\d+)", refusal.origin)
+        place = re.fullmatch(r"(.*?)(?::| row )(\d+)(?: row \d+)?", refusal.origin)
         assert place and place[1] == str(path) and refusal.reason
         assert 1 <= int(place[2]) <= num_lines
     reasons.update(source.refused.reasons)

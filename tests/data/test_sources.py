@@ -151,13 +151,14 @@ def damaged(path: Path, how: str) -> str:
 def test_damage_is_an_error_with_its_place_unless_tolerated(tmp_path: Path, how: str) -> None:
     path = tmp_path / "rows"
     reason = damaged(path, how)
-    with pytest.raises(UserError, match=rf"rows:\d+: {reason}"):
+    with pytest.raises(UserError, match=rf"rows:\d+( row 3)?: {reason}"):
         read_demonstrations(str(path))
     records, source = read(path, "demonstrations", tolerant=True)
     assert source.used == len(records) and source.read == source.used + 1
     # some rows are behind the place where a packed file breaks
     assert len(records) in {"list": [2], "cut": range(500, 1500), "checksum": range(1900, 2001)}[how]
-    assert [(refusal.origin, refusal.reason) for refusal in source.refused] == [(f"{path}:{source.read}", reason)]
+    place = f"{path}:3 row 3" if how == "list" else f"{path}:{source.read}"
+    assert [(refusal.origin, refusal.reason) for refusal in source.refused] == [(place, reason)]
 
 
 def test_a_hub_dataset_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,8 +180,8 @@ def test_behind_a_damaged_file_the_others_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[" + GOOD)
     (tmp_path / "b.jsonl").write_text(GOOD)
     records, source = read(tmp_path, "demonstrations", tolerant=True)
-    assert [record.prompt.origin for record in records] == [f"{tmp_path}/a.json:1", f"{tmp_path}/b.jsonl:1"]
-    assert [refusal.origin for refusal in source.refused] == [f"{tmp_path}/a.json:2"]
+    assert [record.prompt.origin for record in records] == [f"{tmp_path}/a.json:1 row 1", f"{tmp_path}/b.jsonl:1"]
+    assert [refusal.origin for refusal in source.refused] == [f"{tmp_path}/a.json:2 row 2"]
 
 
 @pytest.mark.parametrize("text", ["", "\n  \n", "[]"])
@@ -439,7 +440,14 @@ CONTAINERS = {
     "x.tsv": 'prompt\tcompletion\na\tb\n"c\nd"\té\n',
     "crlf.csv": '\ufeffprompt;completion\r\na;b\r\n"c\nd";é\r\n',
 }
-LINES = {"x.jsonl": [1, 2], "x.json": [1, 2], "pretty.json": [1, 5], "x.csv": [2, 3], "x.tsv": [2, 3]}
+PLACES = {
+    "x.jsonl": ["1", "2"],
+    "x.json": ["1 row 1", "2 row 2"],
+    "pretty.json": ["1 row 1", "5 row 2"],
+    "x.csv": ["2", "3"],
+    "x.tsv": ["2", "3"],
+    "crlf.csv": ["2", "3"],
+}
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -450,7 +458,7 @@ def test_a_format_is_read_from_any_container(tmp_path: Path, name: str, packed: 
     path.write_bytes(gzip.compress(data) if packed else data)
     records, _ = read(path, "demonstrations")
     assert records == [Demonstration(Prompt.of("a"), "b"), Demonstration(Prompt.of("c\nd"), "é")]
-    assert [record.prompt.origin for record in records] == [f"{path}:{line}" for line in LINES.get(name, [2, 3])]
+    assert [record.prompt.origin for record in records] == [f"{path}:{place}" for place in PLACES[name]]
 
 
 def test_a_format_is_read_from_tables_and_saved_datasets(tmp_path: Path) -> None:

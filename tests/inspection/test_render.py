@@ -101,6 +101,13 @@ def test_file_with_an_error(report: dict[str, Any]) -> None:
     assert lines[place + 1 : place + 3] == ["error first", r"second\x1b"]
 
 
+def test_rows_of_a_list_are_named_by_line_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}]')
+    lines = lines_of(check_data(CheckConfig(files=(str(path),))))
+    assert lines[lines.index("refused 1: the response is empty") + 1] == "line 1, row 2"
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
