@@ -10,6 +10,16 @@ MOST_REASONS = 200  # reasons are few by design; should details slip into them, 
 OTHER = "other reasons"
 
 
+def counted(number: int, what: str) -> str:
+    """A number with its noun: "1 row", "2 rows"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def none_of(number: int, what: str) -> str:
+    """The subject of a sentence that denies them all: "none of its 2 rows", "not even its only row"."""
+    return f"not even its only {what}" if number == 1 else f"none of its {counted(number, what)}"
+
+
 class BadRow(UserError):
     """One row can not be used. `reason` is the same for all rows with the same fault; `detail` is this row's own."""
 
@@ -42,6 +52,13 @@ class Reason:
 
     count: int = 0
     examples: list[Refusal] = field(default_factory=list)
+
+    def told(self, most: int) -> tuple[str, list[str]]:
+        """The detail that the first rows share, in brackets, and their places; else "" and places with details."""
+        shown = self.examples[:most]
+        if len({row.detail for row in shown}) == 1:
+            return f" ({shown[0].detail})" if shown[0].detail else "", [row.origin for row in shown]
+        return "", [f"{row.origin} ({row.detail})" if row.detail else row.origin for row in shown]
 
 
 class RefusedRows:
@@ -95,12 +112,12 @@ class RefusedRows:
         """One line per reason with its count and its first places; empty when there is nothing to say."""
         lines = []
         for reason, group in self.by_reason().items():
-            places = [f"{row.origin} {row.detail}".strip() for row in group.examples[:examples]]
+            detail, places = group.told(examples)
             shown = "; ".join(place for place in places if place)
             more = ", ..." if group.count > examples else ""
-            lines.append(f"{group.count} refused: {reason}" + (f" [{shown}{more}]" if shown else ""))
+            lines.append(f"{group.count:,} refused: {reason}{detail}" + (f" [{shown}{more}]" if shown else ""))
         if self.truncated_prompts:
-            lines.append(f"{self.truncated_prompts} prompts truncated from the left")
+            lines.append(f"{counted(self.truncated_prompts, 'prompt')} truncated from the left")
         if self.cut_responses:
-            lines.append(f"{self.cut_responses} responses cut at the limit")
+            lines.append(f"{counted(self.cut_responses, 'response')} cut at the limit")
         return "\n".join(lines)

@@ -179,6 +179,15 @@ def split_position(opening: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
+def fraction_between(nearest: float, farthest: float) -> float | None:
+    """The smallest fraction, in hundredths, that holds out the prompt at `nearest` and not the one at `farthest`.
+
+    Both are of `split_position`. None where there is none: there is one prompt only, or they lie too close together.
+    """
+    enough = next((hundredths / 100 for hundredths in range(1, 100) if hundredths / 100 > nearest), None)
+    return enough if enough is not None and enough <= farthest else None
+
+
 def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
     """The JSON row that the readers turn back into the same record; `meta` is written beside the known columns."""
     if isinstance(record, Text):

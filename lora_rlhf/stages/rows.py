@@ -1,7 +1,6 @@
 """From a data file to what a stage reads many times: encoded, split, on disk, and every row accounted for."""
 
 import logging
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -11,8 +10,8 @@ from tqdm import tqdm
 from lora_rlhf.config import PPOConfig, SampleConfig
 from lora_rlhf.data.duplicates import without_repeats
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
-from lora_rlhf.data.refusals import RefusedRows
-from lora_rlhf.data.schema import Prompt, split_of, split_position
+from lora_rlhf.data.refusals import RefusedRows, counted, none_of
+from lora_rlhf.data.schema import Prompt, fraction_between, split_of, split_position
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool, spool_prompts
 from lora_rlhf.errors import UserError
@@ -40,19 +39,27 @@ class Split(Generic[Encoded]):
     train: Spool[Encoded]
     validation: Spool[Encoded]
     nearest: float = 1.0  # position of the prompt that would be held out first
+    farthest: float = 0.0  # and of the one that would be last
 
     def add(self, opening: str, item: Encoded) -> None:
         """Puts one row on its side."""
-        self.nearest = min(self.nearest, split_position(opening))
+        position = split_position(opening)
+        self.nearest, self.farthest = min(self.nearest, position), max(self.farthest, position)
         (self.validation if split_of(opening, self.fraction) == "validation" else self.train).append(item)
 
     def require_both(self, path: str) -> None:
         """UserError when nothing is held out though something should be: nobody could tell how training went."""
         if self.fraction and not self.validation:
-            enough = min(0.99, math.ceil(100 * self.nearest + 1) / 100)
+            rows = counted(len(self.train), "row")
+            enough = fraction_between(self.nearest, self.farthest)
+            if enough is None:
+                raise UserError(
+                    f"{path}: {rows}, too few to hold some out and train on the others; --validation_fraction 0 trains "
+                    "on all there is, unmeasured"
+                )
             raise UserError(
-                f"{path}: validation_fraction {self.fraction:g} holds out none of its {len(self.train)} rows; "
-                f"--validation_fraction {enough:g} would, and 0 trains on all of them unmeasured"
+                f"{path}: validation_fraction {self.fraction:g} holds out none of its {rows}; "
+                f"--validation_fraction {enough:g} would, and 0 trains on all of them, unmeasured"
             )
 
 
@@ -68,7 +75,7 @@ def read_prompts_for(
     for other in (source.refused, repeated):
         refused.extend(other)
     if not encoded:
-        raise UserError(f"{config.prompts}: none of its {source.read} prompts is left\n{refused.summary()}")
+        raise UserError(f"{config.prompts}: {none_of(source.read, 'prompt')} is left\n{refused.summary()}")
     report_refusals(config.prompts, refused)
     return encoded
 

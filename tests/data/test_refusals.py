@@ -1,6 +1,6 @@
 """Refusals are counted and grouped, the most frequent reason first, with their first places."""
 
-from lora_rlhf.data.refusals import BadRow, RefusedRows
+from lora_rlhf.data.refusals import BadRow, RefusedRows, none_of
 from lora_rlhf.errors import UserError
 
 
@@ -11,9 +11,25 @@ def test_summary_groups_by_reason() -> None:
         refused.add(f"a.jsonl:{line}", BadRow("too short"))
     assert refused.count == len(refused) == 5
     assert refused.summary(examples=2) == (
-        "4 refused: too short [a.jsonl:3; a.jsonl:5, ...]\n1 refused: not JSON [a.jsonl:2 column 4]"
+        "4 refused: too short [a.jsonl:3; a.jsonl:5, ...]\n1 refused: not JSON (column 4) [a.jsonl:2]"
     )
     assert next(str(row) for row in refused) == "a.jsonl:2: not JSON (column 4)"
+
+
+def test_a_detail_that_all_share_is_said_once() -> None:
+    refused = RefusedRows()
+    for line in (1, 2):
+        refused.add(f"a.jsonl:{line}", BadRow("no ranks", "add them"))
+    assert refused.summary() == "2 refused: no ranks (add them) [a.jsonl:1; a.jsonl:2]"
+    refused.add("a.jsonl:3", BadRow("no ranks"))
+    assert refused.summary() == "3 refused: no ranks [a.jsonl:1 (add them); a.jsonl:2 (add them); a.jsonl:3]"
+
+
+def test_one_is_one() -> None:
+    refused = RefusedRows()
+    refused.truncated_prompts = refused.cut_responses = 1
+    assert refused.summary() == "1 prompt truncated from the left\n1 response cut at the limit"
+    assert (none_of(1, "row"), none_of(1200, "row")) == ("not even its only row", "none of its 1,200 rows")
 
 
 def test_extend_adds_refusals_and_truncations() -> None:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, split_of
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, fraction_between, split_of
 from lora_rlhf.errors import UserError
 
 PROMPT = Prompt.of("What is it?")
@@ -93,6 +93,14 @@ def test_split_is_the_hash_of_the_key_and_nothing_else() -> None:
         "validation",
         "train",
     ]
+
+
+@pytest.mark.parametrize(
+    ("nearest", "farthest", "expected"),
+    [(0.281, 0.9, 0.29), (0.29, 0.9, 0.3), (0.29, 0.3, 0.3), (0.281, 0.2899, None), (0.5, 0.5, None), (0.99, 1, None)],
+)
+def test_the_fraction_that_divides_two_prompts(nearest: float, farthest: float, expected: float | None) -> None:
+    assert fraction_between(nearest, farthest) == expected
 
 
 def test_splits_nest_and_reach_both_ends() -> None:
