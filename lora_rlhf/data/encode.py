@@ -197,5 +197,5 @@ def _encode_all(
         if item is not None:
             encoded.append(item)
     if count and not encoded:
-        raise UserError(f"none of the {count} rows fits this tokenizer and these limits:\n{refused.summary()}")
+        raise UserError(f"no row of {count} fits this tokenizer and these limits:\n{refused.summary()}")
     return encoded, refused

@@ -26,6 +26,7 @@ COMMANDS: Mapping[Kind, str] = {
 }
 
 BARE = ("prompt", "text")  # formats of one column, which rows of many other formats have too
+UNKNOWN = "no known format has these columns: rename them as docs/data.md shows, or give --format"
 SHOWN_COLUMNS = 12  # of a row in a message, each cut to
 SHOWN_CHARACTERS = 40
 
@@ -55,10 +56,13 @@ class Format:
         """All columns that the readers use: what else a row holds is kept in its prompt's meta."""
         return frozenset(self.required + self.optional)
 
+    def lacks(self, row: Row) -> list[str]:
+        """The required columns that are not there, or empty."""
+        return [column for column in self.required if row.get(column) is None]
+
     def fits(self, row: Row) -> bool:
         """Whether the row has the required columns, filled, and values of the right form."""
-        filled = all(row.get(column) is not None for column in self.required)
-        return filled and (self.matches is None or self.matches(row))
+        return not self.lacks(row) and (self.matches is None or self.matches(row))
 
 
 # fmt: off
@@ -201,12 +205,14 @@ def prompts_of(format: Format, row: Row) -> Sequence[Prompt]:
 
 
 def unrecognised(row: Any, kind: Kind | None) -> BadRow:
-    """Why `recognise` found nothing: the row is another kind's, or no known format's; then which is nearest."""
+    """Why `recognise` found nothing: a needed column is empty, or the row is another kind's, or no known format's."""
     if not isinstance(row, dict):
         return BadRow("the row is not an object with columns", f"got {type(row).__name__}")
     filled = [name for name, value in row.items() if value is not None]
     empty = [name for name, value in row.items() if value is None]
     lost = f"; empty: {_listed(empty)}" if empty else ""
+    if kind is not None and (unfilled := _unfilled(row, kind)):
+        return BadRow("a needed column is empty", ", ".join(unfilled))
     # a prompt or a text beside columns that nobody knows is rather a row whose other columns are named differently
     others = [format for format in recognise(row, None) if len(filled) == 1 or format.name not in BARE]
     if kind is not None and others:
@@ -214,15 +220,31 @@ def unrecognised(row: Any, kind: Kind | None) -> BadRow:
         return BadRow(fault.reason, fault.detail + lost)
     detail = f"found {_listed(filled)}{lost}"
     if nearest := _nearest(frozenset(filled), kind):
-        lacking = [column for column in nearest.required if column not in filled]
-        need = f"lacks {', '.join(lacking)}" if lacking else "needs values of another form"
-        detail += f"; nearest is {nearest.name}, which {need}"
-    return BadRow("no known format has these columns", detail)
+        if nearest.name == "ranking" and nearest.lacks(row) == ["ranks"]:
+            return BadRow("responses without ranks: add ranks to each row, 1 for the best")
+        detail += f"; nearest is {nearest.name}, which {_need(nearest, row)}"
+    return BadRow(UNKNOWN, detail)
+
+
+def other_format(format: Format, row: Row) -> BadRow:
+    """Why a row is not of the format that was asked for."""
+    return BadRow(f"the row is not of format {format.name}", f"it {_need(format, row)}; found {_listed(list(row))}")
+
+
+def _need(format: Format, row: Row) -> str:
+    lacking = format.lacks(row)
+    return f"lacks {', '.join(lacking)}" if lacking else "needs values of another form"
+
+
+def _unfilled(row: Row, kind: Kind) -> list[str]:
+    """The columns that are there and empty, and without which the row is nothing of that kind."""
+    lacking = [f.lacks(row) for f in FORMATS if kind in f.readers and all(name in row for name in f.required)]
+    return min(lacking, key=len, default=[])
 
 
 def _other_kind(format: Format, wanted: Kind) -> BadRow:
     held = next(iter(format.readers))
-    return BadRow(f"the row holds {held}, not {wanted}", f"format {format.name}; they are for {COMMANDS[held]}")
+    return BadRow(f"the row holds {held}, not {wanted}; {held} are for {COMMANDS[held]}", f"format {format.name}")
 
 
 def _nearest(filled: frozenset[str], kind: Kind | None) -> Format | None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 from lora_rlhf.data.containers import source_rows
-from lora_rlhf.data.formats import Format, Kind, format_named, prompts_of, recognise, unrecognised
-from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows
+from lora_rlhf.data.formats import Format, Kind, format_named, other_format, prompts_of, recognise, unrecognised
+from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, place
 from lora_rlhf.errors import UserError
 
@@ -30,8 +30,8 @@ class Source(Generic[Record]):
     """The records of a file, folder, glob or hub dataset, read anew by each iteration, one row in memory at a time.
 
     While and after iterating, `read`, `used` and `refused` count rows (used + refused = read, always), `records` what
-    was made of them, and `formats` how the used rows were written; `depends_on_order` says whether other rows had a
-    part in how one was read.
+    was made of them, and `formats` how the used rows were written; `recognised` names the formats of all rows, refused
+    ones too; `depends_on_order` says whether other rows had a part in how one was read.
 
     name: see `locate`. kind: what the rows are read as; None: each as its format's main kind. format: a name of
     docs/data.md, instead of what the rows look like. strict: the first row that cannot be used is a UserError.
@@ -63,6 +63,7 @@ class Source(Generic[Record]):
         self.depends_on_order = False
         self.refused = RefusedRows(self.strict)
         self.formats: Counter[str] = Counter()
+        self.recognised: set[str] = set()
         self._settled: set[Format] = set()  # formats that rows without doubt were read as
 
     def __iter__(self) -> Iterator[Record]:
@@ -95,7 +96,9 @@ class Source(Generic[Record]):
                     raise row
                 if not isinstance(row, dict):
                     raise BadRow("the row is not an object with columns", f"got {type(row).__name__}")
-                yield self._choose(origin, row), (origin, row)
+                format = self._choose(origin, row)
+                self.recognised.add(format.name)
+                yield format, (origin, row)
             except BadRow as fault:
                 self.refused.add(origin, fault)
 
@@ -104,7 +107,7 @@ class Source(Generic[Record]):
         if self._format is not None:
             # named by the user: also where another format fits the row more closely
             if self._format not in found and not self._format.fits(row):
-                raise BadRow(f"the row is not of format {self._format.name}", f"found {_short(', '.join(row))}")
+                raise other_format(self._format, row)
             return self._format
         if not found:
             raise unrecognised(row, self.kind)
@@ -155,7 +158,7 @@ class Source(Generic[Record]):
     def _raise_unusable(self) -> None:
         if not self.read:
             raise UserError(f"{self.name}: no rows; the file is empty")
-        raise UserError(f"{self.name}: none of its {self.read} rows can be used:\n{self.refused.summary()}")
+        raise UserError(f"{self.name}: {none_of(self.read, 'row')} can be used:\n{self.refused.summary()}")
 
 
 def _same_prompts(formats: Iterable[Format], row: dict[str, Any]) -> bool:

@@ -81,7 +81,7 @@ def test_the_system_message_stays_before_a_shortened_message(make_tokenizer) -> 
 
 
 def test_a_limit_below_the_template_is_refused(make_tokenizer) -> None:
-    with pytest.raises(UserError, match=r"(?s)none of the 1 rows.*no room for the prompt.*raise max_prompt_tokens"):
+    with pytest.raises(UserError, match=r"(?s)no row of 1 fits.*no room for the prompt.*raise max_prompt_tokens"):
         encode_prompts(make_tokenizer("chatml"), [WORDS], 3)
 
 
@@ -94,7 +94,7 @@ def test_a_response_over_the_limit_is_refused_and_at_the_limit_kept_whole(tokeni
     examples, refused = encode_demonstrations(tokenizer, demonstrations, Limits(100, length - 1))
     assert [example.response_ids for example in examples] == [render_response(tokenizer, prompt, "Here.")]
     assert refused.summary() == (
-        f"1 refused: the response has more than max_response_tokens={length - 1} tokens [demos.jsonl:4 has {length}]"
+        f"1 refused: the response has more than max_response_tokens={length - 1} tokens (has {length}) [demos.jsonl:4]"
     )
 
 
@@ -127,7 +127,7 @@ def test_a_prompt_that_the_template_refuses_is_counted_once(make_tokenizer) -> N
 
 
 def test_nothing_left_and_no_eos_are_errors_but_no_rows_are_not(make_tokenizer, tokenizer) -> None:
-    with pytest.raises(UserError, match=r"(?s)none of the 1 rows fits.*max_response_tokens=2"):
+    with pytest.raises(UserError, match=r"(?s)no row of 1 fits.*max_response_tokens=2"):
         encode_demonstrations(tokenizer, [Demonstration(WORDS, "A long answer.")], Limits(100, 2))
     with pytest.raises(UserError, match="has no EOS token"):
         encode_prompts(make_tokenizer("no_eos"), [WORDS], 100)
@@ -183,7 +183,7 @@ def test_any_iterable_will_do_and_is_read_a_row_at_a_time(tokenizer, monkeypatch
         "read North.",
         "encode",
     ]
-    with pytest.raises(UserError, match="none of the 3 rows fits"):
+    with pytest.raises(UserError, match="no row of 3 fits"):
         encode_prompts(tokenizer, (Prompt((QUESTION,)) for _ in range(3)), 2)
 
 

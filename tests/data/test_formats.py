@@ -13,6 +13,7 @@ from lora_rlhf.data.formats import (
     FORMATS,
     KNOWN_COLUMNS,
     LIST_COLUMNS,
+    UNKNOWN,
     Kind,
     format_named,
     prompts_of,
@@ -150,39 +151,54 @@ def test_a_row_is_recognised(row: Any, kind: Kind | None, expected: list[str]) -
         (
             {"question": "a", "answer": "b", "split": None},
             "demonstrations",
-            "no known format has these columns (found question, answer; empty: split; "
-            "nearest is orca, which lacks response)",
+            f"{UNKNOWN} (found question, answer; empty: split; nearest is orca, which lacks response)",
         ),
         (
             {"prompt": "a", "answer": "b"},
             "demonstrations",
-            "no known format has these columns (found prompt, answer; "
-            "nearest is prompt-completion, which lacks completion)",
+            f"{UNKNOWN} (found prompt, answer; nearest is prompt-completion, which lacks completion)",
         ),
         (
             {"prompt": "a", "completion": None},
             "demonstrations",
-            "the row holds prompts, not demonstrations "
-            "(format prompt; they are for lora-rlhf ppo --prompts; empty: completion)",
+            "a needed column is empty (completion)",
+        ),
+        (
+            {"chosen": "a", "rejected": None, "prompt": "x"},
+            "rankings",
+            "a needed column is empty (rejected)",
+        ),
+        (
+            {"prompt": "a", "note": None},
+            "demonstrations",
+            "the row holds prompts, not demonstrations; prompts are for lora-rlhf ppo --prompts (format prompt; "
+            "empty: note)",
+        ),
+        (
+            {"prompt": "a", "responses": ["b", "c"]},
+            "rankings",
+            "responses without ranks: add ranks to each row, 1 for the best",
         ),
         (
             {"chosen": "a b", "rejected": "a c", "id": 1},
             "demonstrations",
-            "the row holds rankings, not demonstrations (format preference; they are for lora-rlhf reward --rankings)",
+            "the row holds rankings, not demonstrations; rankings are for lora-rlhf reward --rankings "
+            "(format preference)",
         ),
         (
             {"instruction": "a", "output": "b"},
             "rankings",
-            "the row holds demonstrations, not rankings (format alpaca; they are for lora-rlhf sft --demonstrations)",
+            "the row holds demonstrations, not rankings; demonstrations are for lora-rlhf sft --demonstrations "
+            "(format alpaca)",
         ),
         (
             {"text": "a"},
             "prompts",
-            "the row holds texts, not prompts (format text; they are for lora-rlhf ppo --pretraining-text)",
+            "the row holds texts, not prompts; texts are for lora-rlhf ppo --pretraining-text (format text)",
         ),
-        ({"x": 1}, None, "no known format has these columns (found x)"),
-        ({}, "texts", "no known format has these columns (found none)"),
-        ({"prompt": None}, None, "no known format has these columns (found none; empty: prompt)"),
+        ({"x": 1}, None, f"{UNKNOWN} (found x)"),
+        ({}, "texts", f"{UNKNOWN} (found none)"),
+        ({"prompt": None}, None, f"{UNKNOWN} (found none; empty: prompt)"),
         ([1], "texts", "the row is not an object with columns (got list)"),
     ],
 )
@@ -203,7 +219,7 @@ def test_the_reason_does_not_depend_on_the_row() -> None:
     reasons = {
         unrecognised({f"a{column}": 1}, kind).reason for column in range(5) for kind in ("texts", "rankings", None)
     }
-    assert reasons == {"no known format has these columns"}
+    assert reasons == {UNKNOWN}
 
 
 def test_a_format_is_found_by_name() -> None:

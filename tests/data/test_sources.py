@@ -65,7 +65,7 @@ def test_every_row_is_used_or_refused_with_its_place(tmp_path: Path) -> None:
     assert (source.read, source.used, source.records, source.refused.count) == (6, 2, 2, 4)
     assert source.formats == {"prompt-completion": 2}
     assert {refusal.origin: refusal.reason for refusal in source.refused} == {
-        f"{path}:2": "the row holds prompts, not demonstrations",
+        f"{path}:2": "the row holds prompts, not demonstrations; prompts are for lora-rlhf ppo --prompts",
         f"{path}:4": "the line is not JSON",
         f"{path}:5": "the row is not an object with columns",
         f"{path}:7": "the prompt is empty",
@@ -105,7 +105,7 @@ def test_strict_stops_at_the_first_bad_row(tmp_path: Path, packed: bool) -> None
     text = (GOOD + '\n{"prompt": "a"}\n' + GOOD).encode()
     path = tmp_path / "rows.jsonl"
     path.write_bytes(gzip.compress(text) if packed else text)
-    with pytest.raises(UserError, match=r"rows\.jsonl:3: the row holds prompts, not demonstrations .*--strict"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: the row holds prompts, not demonstrations.*--strict"):
         read_demonstrations(str(path), strict=True)
     assert len(read_demonstrations(str(path))[0]) == 2
 
@@ -200,14 +200,14 @@ def test_a_file_without_a_usable_row_is_an_error_with_the_first_reasons(tmp_path
         read_demonstrations(str(path))
     message = str(caught.value)
     assert "none of its 5 rows can be used" in message and "5 refused: no known format" in message
-    assert f"{path}:1 found question, answer; nearest is orca, which lacks response" in message
+    assert "(found question, answer; nearest is orca, which lacks response)" in message
     assert f"{path}:3" in message and f"{path}:4" not in message
     assert read(path, "demonstrations", tolerant=True)[1].refused.count == 5
 
 
 def test_a_column_that_is_there_but_empty_is_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": None, "split": "train"}])
-    with pytest.raises(UserError, match="empty: completion; nearest is prompt-completion, which lacks completion"):
+    with pytest.raises(UserError, match=r"a needed column is empty \(completion\)"):
         read_demonstrations(str(path))
 
 
@@ -224,7 +224,7 @@ def test_data_of_another_kind_name_the_command_that_takes_them(
     tmp_path: Path, row: dict, kind: Kind, held: str, command: str
 ) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(UserError, match=f"the row holds {held}, not {kind} .*{command}"):
+    with pytest.raises(UserError, match=f"the row holds {held}, not {kind}; .*{command}"):
         list(Source(str(path), kind))
 
 
@@ -311,7 +311,10 @@ def test_a_format_can_be_named_also_where_another_fits_better(tmp_path: Path) ->
     records, source = read(path, "demonstrations", format="prompt-completion")
     assert records == [Demonstration(Prompt((Message("user", "a"),), {"label": False}), "b")]
     (refusal,) = source.refused
-    assert refusal.reason == "the row is not of format prompt-completion" and "question, response" in refusal.detail
+    assert (
+        refusal.reason == "the row is not of format prompt-completion"
+        and refusal.detail == "it lacks prompt, completion; found question, response"
+    )
 
 
 def test_a_format_of_another_kind_or_of_no_known_name_is_an_error() -> None:

@@ -156,7 +156,7 @@ def test_nothing_from_the_data_controls_the_terminal(tmp_path: Path, capsys: pyt
 
 def test_command_prints_json_and_then_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = write(tmp_path / "bad\x1b.jsonl", ["{}"])
-    with pytest.raises(UserError, match="none of its 1 rows") as error:
+    with pytest.raises(UserError, match="not even its only row can be used") as error:
         run_check(CheckConfig(files=(name,), json=True))
     assert "\x1b" not in str(error.value)
     report = json.loads(capsys.readouterr().out)
