@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from lora_rlhf.data.refusals import counted
+
 Report = dict[str, Any]
 
 FEW_PAIRS = 2000  # below it, reward models were close to chance (Gao et al., arXiv 2210.10760)
@@ -46,12 +48,12 @@ def share(value: float, exact: bool = True) -> str:
 def _leakage(report: Report) -> Iterator[dict[str, str]]:
     for row in report["leakage"]:
         if row["exact"] or row["near"] > CUT * row["prompts"]:
-            also = f", and {row['near']:,} more begin like one there or continue one" if row["near"] else ""
+            also = f", and {row['near']:,} more nearly (begun alike, or continued)" if row["near"] else ""
             yield {
                 "file": row["held_out"],
-                "text": f"{row['exact']:,} of its {row['prompts']:,} prompts ({share(row['exact'] / row['prompts'])}) "
-                f"stand in {row['file']} too{also}. Figures on held-out data would flatter the model: take these "
-                "prompts out of one of the two.",
+                "text": f"{row['file']} holds {row['exact']:,} of its {counted(row['prompts'], 'prompt')} "
+                f"({share(row['exact'] / row['prompts'])}) too{also}. Figures on held-out data would flatter the "
+                "model: take these prompts out of one of the two.",
             }
 
 
@@ -104,13 +106,13 @@ def _rankings(file: Report) -> Iterator[str]:
         return
     if rankings["all_tied"] >= TIED * rankings["count"]:
         yield (
-            f"{rankings['all_tied']:,} of {rankings['count']:,} rankings "
-            f"({share(rankings['all_tied'] / rankings['count'])}) are tied throughout and teach nothing."
+            f"a tie throughout, which teaches nothing: {rankings['all_tied']:,} of "
+            f"{counted(rankings['count'], 'ranking')} ({share(rankings['all_tied'] / rankings['count'])})."
         )
     if rankings["pairs"] < FEW_PAIRS:
         yield (
-            f"{rankings['pairs']:,} pairs to learn from. Below about {FEW_PAIRS:,}, reward models were close to chance "
-            "(arXiv 2210.10760): collect more, or consider DPO, which needs no reward model."
+            f"{counted(rankings['pairs'], 'pair')} to learn from. Below about {FEW_PAIRS:,}, reward models were close "
+            "to chance (arXiv 2210.10760): collect more, or consider DPO, which needs no reward model."
         )
     longer = rankings["longer_wins"]
     if longer is not None and longer["rate"] > LONGER_WINS and longer["low"] > 0.5:
@@ -122,50 +124,60 @@ def _rankings(file: Report) -> Iterator[str]:
     agreed = rankings["agreement"]
     if agreed is not None and agreed["rate"] < LOW_AGREEMENT and agreed["pairs"] >= ENOUGH_COMPARED:
         yield (
-            f"labelers agree on only {share(agreed['rate'])} of {agreed['pairs']:,} pairs (InstructGPT's: 72.6 %), and "
-            "a reward model can hardly agree with them more often. Clearer instructions help, or several labels a pair."
+            f"labelers agree on only {share(agreed['rate'])} of {counted(agreed['pairs'], 'pair')} (InstructGPT's: "
+            "72.6 %), and a reward model can hardly agree with them more often. Clearer instructions help, or several "
+            "labels a pair."
         )
     if rankings["labelers"] == 1:
         yield (
-            f"1 labeler ranked all {rankings['count']:,} prompts, so how far people agree cannot be known: let a "
+            f"1 labeler made all rankings ({rankings['count']:,}), so how far people agree cannot be known: let a "
             "second one rank some of the same."
         )
 
 
 def _repeats(file: Report) -> Iterator[str]:
-    counted = file["duplicates"]
-    rows, exact = counted["rows"], not counted["estimated"]
-    if counted["repeated_rows"] > CUT * rows:
+    seen = file["duplicates"]
+    rows, exact = seen["rows"], not seen["estimated"]
+    if seen["repeated_rows"] > CUT * rows:
         yield (
-            f"{share(counted['repeated_rows'] / rows, exact)} of rows ({counted['repeated_rows']:,}) are exact copies "
-            "of an earlier one: they count twice in training. Leave them out unless that is meant."
+            f"{share(seen['repeated_rows'] / rows, exact)} of rows only repeat an earlier one exactly: of "
+            f"{rows:,} rows, {'' if exact else 'about '}{rows - seen['repeated_rows']:,} are different. Training "
+            "counts a row as often as it stands there: leave the repeats out unless that is meant."
         )
     for name, what in [
         ("begin_alike", "begin like a different prompt (128 characters)"),
         ("continued", "are continued by another"),
     ]:
-        if counted[name] >= NARROW * rows:
+        if seen[name] >= NARROW * rows:
             yield (
-                f"{share(counted[name] / rows, exact)} of prompts ({counted[name]:,}) {what}: the data are narrower "
+                f"{share(seen[name] / rows, exact)} of prompts ({seen[name]:,}) {what}: the data are narrower "
                 f"than their {rows:,} rows suggest; sample and ppo leave such prompts out with --deduplicate prefix."
             )
 
 
 def _split(file: Report) -> Iterator[str]:
-    split = file["split"]
-    if split is None:
-        return
-    rows = split["train"] + split["validation"]
-    for side, change in (("validation", "larger"), ("train", "smaller")):
-        if not split[side]:
-            yield (
-                f"at --validation-fraction {split['fraction']:g} none of the {rows:,} rows falls to {side}: choose a "
-                f"{change} one."
-            )
+    for stage in file["stages"]:
+        if stage["error"] is None and stage["split"] is not None:
+            yield from _sides(stage["stage"], stage["split"])
+
+
+def _sides(stage: str, split: dict[str, Any]) -> Iterator[str]:
+    fraction, rows = split["fraction"], split["train"] + split["validation"]
+    if rows and fraction and not (split["train"] and split["validation"]):
+        missing = "validation" if split["train"] else "training"
+        if split["enough"] is None:
+            way_out = "there are too few to divide: --validation-fraction 0 trains on all of them, unmeasured"
+        else:
+            way_out = f"--validation-fraction {split['enough']:g} gives some, and 0 trains on all of them, unmeasured"
+        yield (
+            f"{stage} would stop: of {counted(rows, 'row')}, --validation-fraction {fraction:g} leaves none for "
+            f"{missing}; {way_out}."
+        )
     if split["begin_alike"] > NARROW * split["validation"]:
         yield (
-            f"{split['begin_alike']:,} of {split['validation']:,} validation prompts begin like a different training "
-            "prompt, so validation figures will look better than on new prompts."
+            f"for {stage}, a different training prompt begins like {split['begin_alike']:,} of "
+            f"{counted(split['validation'], 'validation prompt')}, so validation figures will look better than on new "
+            "prompts."
         )
 
 
@@ -193,6 +205,8 @@ def _columns(file: Report) -> Iterator[str]:
             f"{told}, which code can check: such a reward (ppo --reward-function) needs no labels and is harder to "
             "fool."
         )
+    if "responses" in columns and list(file["kinds"]) == ["prompts"]:
+        yield "there are responses without ranks: add ranks to each row, 1 for the best, and the rows are rankings."
     for name in columns:
         if name.lower() in MEANINGFUL and columns[name] > CUT:
             yield (

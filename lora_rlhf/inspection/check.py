@@ -14,7 +14,7 @@ from lora_rlhf.data.formats import Kind
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.locate import Files, Hub, Saved, locate
 from lora_rlhf.data.outputs import require_output
-from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.data.refusals import RefusedRows, counted, none_of
 from lora_rlhf.errors import UserError
 from lora_rlhf.inspection.advice import advice
 from lora_rlhf.inspection.config import CheckConfig
@@ -22,6 +22,7 @@ from lora_rlhf.inspection.duplicates import Prints, shared
 from lora_rlhf.inspection.figures import FileFigures
 from lora_rlhf.inspection.reading import Reading, processes_for, read_file
 from lora_rlhf.inspection.render import printable, text
+from lora_rlhf.inspection.usage import STAGES, fractions, is_read_as, kinds_of, usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,21 +94,40 @@ class _Examined:
         self.config, self.name = config, name
         self.error: str | None = None
         self.reading: Reading | None = None
-        figures = FileFigures(config.token_rows, config.validation_fraction)
+        self.stages: list[dict[str, Any]] = []
+        figures = FileFigures(config.token_rows, fractions(config.validation_fraction))
         stream = None if config.refused is None else refused
         try:
             self.located = locate(name)
             self.reading = read_file(name, kind, format, figures, stream, pool)
         except UserError as error:
             self.error = str(error)
+            return
+        if kind is None:
+            self.stages = [self._usage(one, self.reading, format, pool) for one in kinds_of(self.reading)]
+        else:
+            self.stages = [usage(kind, self.reading)]
+
+    def _usage(
+        self, kind: Kind, reading: Reading, format: str | None, pool: ProcessPoolExecutor | None
+    ) -> dict[str, Any]:
+        """What the kind's stage would use. A file of several kinds is read once more, as the stage reads it."""
+        if not is_read_as(kind, reading):
+            figures = FileFigures(1, reading.figures.fractions)
+            try:
+                reading = read_file(self.name, kind, format, figures, None, pool)
+            except UserError as error:
+                return {"stage": STAGES[kind], "kind": kind, "error": str(error)}
+        return usage(kind, reading)
 
     @property
     def prints(self) -> Prints | None:
         return None if self.reading is None else self.reading.figures.prints
 
     def report(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-        """`file`; `error`, or None when it could be opened; then `files` and `skipped` (of a folder), `rows` {read,
-        used, refused}, `records`, `formats`, `refused` [{reason, count, examples}], and what `FileFigures` counts."""
+        """`file`; `error`, or None when it could be opened; then `files` and `skipped` (of a folder), `rows` (see
+        `Reading`), `records`, `formats`, `refused` [{reason, count, examples}], `stages` (see `usage`), and what
+        `FileFigures` counts."""
         if self.reading is None:
             return {"file": self.name, "error": self.error}
         reading, located = self.reading, self.located
@@ -118,10 +138,11 @@ class _Examined:
             "files": len(located.paths) if isinstance(located, Files) else 1,
             "skipped": [str(path) for path in located.skipped] if isinstance(located, Files) else [],
             "containers": _containers(located),
-            "rows": {"read": reading.read, "used": reading.used, "refused": reading.refused.count},
+            "rows": reading.rows,
             "records": reading.records,
-            "formats": dict(reading.formats or {}),
+            "formats": dict(reading.formats),
             "refused": _reasons(reading.refused),
+            "stages": self.stages,
             **reading.figures.summary(tokenizer, *limits),
         }
 
@@ -129,14 +150,16 @@ class _Examined:
         """Why a stage could not use the file as it is."""
         if self.reading is None:
             return [self.error or ""]
-        read, refused = self.reading.read, self.reading.refused
-        if not read:
+        rows, refused = self.reading.rows, self.reading.refused
+        if not self.reading.read:
             return [f"{self.name}: no rows; the file is empty"]
-        if not self.reading.used:
-            return [f"{self.name}: none of its {read:,} rows can be used"]
         if refused.damage:
-            return refused.damage
-        return [f"{self.name}: {refused.count:,} of {read:,} rows are refused (--strict)"] if strict and refused else []
+            return [f"{fault}; the rows behind it are missing, nobody can say how many" for fault in refused.damage]
+        if not any(stage["error"] is None and stage["used"] for stage in self.stages):
+            return [f"{self.name}: {none_of(rows['read'], 'row')} can be used"]
+        if strict and rows["refused"]:
+            return [f"{self.name}: {rows['refused']:,} of {counted(rows['read'], 'row')} refused (--strict)"]
+        return []
 
 
 def _rows_of(stream: IO[str]) -> Iterator[Mapping[str, Any]]:

@@ -26,8 +26,8 @@ class CheckConfig:
     """Limit that prompts are compared with."""
     max_response_tokens: int = 256
     """Limit that responses are compared with."""
-    validation_fraction: float = 0.05
-    """Share of prompts that a stage keeps aside, by hash of the prompt."""
+    validation_fraction: float | None = None
+    """Share of prompts that a stage keeps aside, by hash of the prompt; each stage's own default unless given."""
     token_rows: int = 5000
     """Rows of each file whose tokens are counted, drawn evenly; with fewer than all, figures are estimates."""
     json: bool = False
@@ -45,7 +45,7 @@ class CheckConfig:
         return [
             *([] if self.files else ["no file given: lora-rlhf data check FILE..."]),
             *at_least(self, 1, "max_prompt_tokens", "max_response_tokens", "token_rows"),
-            *share(self, "validation_fraction"),
+            *([] if self.validation_fraction is None else share(self, "validation_fraction")),
             *([] if is_png else [f"plot is {self.plot!r}: the picture is a PNG, so its name must end in .png"]),
         ]
 

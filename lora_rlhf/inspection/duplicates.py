@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lora_rlhf.data.duplicates import BEGINNING
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.schema import Message, Prompt, normalized, split_of
+from lora_rlhf.data.schema import Message, Prompt, fraction_between, normalized, split_position
 
 Hashes = NDArray[np.uint64]
 
@@ -92,21 +92,19 @@ class Tally:
 
 
 class Prints:
-    """What is remembered of a file's rows: hashes of prompts, of whole rows, of how prompts begin.
+    """What is remembered of a file's rows: hashes of prompts, of whole rows, of how prompts begin, and their split."""
 
-    validation_fraction: the share that a stage would keep aside; 0: the file is not split.
-    """
-
-    def __init__(self, validation_fraction: float = 0.0, most: int = MOST) -> None:
-        self.validation_fraction = validation_fraction
-        self.rows = self.validation_rows = 0
+    def __init__(self, most: int = MOST) -> None:
+        self.rows = self.train_rows = self.validation_rows = 0
+        self.nearest, self.farthest = 1.0, 0.0  # of `split_position`
         self.keys, self.whole, self.starts = Tally(most), Tally(most), Tally(most)
         self.beginnings, self.validation_beginnings = Tally(most), Tally(most)
 
-    def add(self, prompt: Prompt, others: Sequence[int] = ()) -> int:
+    def add(self, prompt: Prompt, others: Sequence[int] = (), fraction: float | None = None) -> int:
         """Remembers a row; `others` are hashes of what it holds beside its prompt, in order.
 
-        Returns the hash of the prompt, which stands for `prompt.key`.
+        fraction: the share that the row's stage keeps aside; None: it is on neither side. Returns the hash of the
+        prompt, which stands for `prompt.key`.
         """
         spoken = [normalized((message,)) for message in prompt.messages]
         key_text = " ".join(spoken)
@@ -121,18 +119,22 @@ class Prints:
         if len(spoken) > 1:
             for start in _starts(prompt.messages, spoken):
                 self.starts.add(start)
-        if self.validation_fraction:
-            opening = key_text if len(spoken) == 1 else _opening(prompt.messages, spoken)
-            if split_of(opening, self.validation_fraction) == "validation":
-                self.validation_rows += 1
-                if beginning is not None:
-                    self.validation_beginnings.add(beginning)
+        if fraction is not None:
+            position = split_position(key_text if len(spoken) == 1 else _opening(prompt.messages, spoken))
+            self.nearest, self.farthest = min(self.nearest, position), max(self.farthest, position)
+            is_held_out = position < fraction
+            self.validation_rows += is_held_out
+            self.train_rows += not is_held_out
+            if is_held_out and beginning is not None:
+                self.validation_beginnings.add(beginning)
         return key
 
     def merge(self, other: "Prints") -> None:
         """Adds what another part of the file left."""
         self.rows += other.rows
+        self.train_rows += other.train_rows
         self.validation_rows += other.validation_rows
+        self.nearest, self.farthest = min(self.nearest, other.nearest), max(self.farthest, other.farthest)
         for name in ("keys", "whole", "starts", "beginnings", "validation_beginnings"):
             getattr(self, name).merge(getattr(other, name))
 
@@ -171,7 +173,10 @@ class Prints:
         }
 
     def split(self) -> dict[str, Any]:
-        """Rows of either side, and the validation rows whose prompt begins like a different one in training."""
+        """Rows of either side, the validation rows whose prompt begins like a different one in training, and `enough`.
+
+        enough: the smallest fraction that leaves rows on both sides, in hundredths; None where none does.
+        """
         values, times = self.validation_beginnings.table()
         groups, _, inside = _groups(values, times)
         threshold = min(self.beginnings.threshold, self.validation_beginnings.threshold)
@@ -180,10 +185,10 @@ class Prints:
         both = total[np.searchsorted(everywhere, groups)] > inside  # the same prompt is on one side only
         near = round(int(inside[both].sum()) * 2**64 / threshold)
         return {
-            "fraction": self.validation_fraction,
-            "train": self.rows - self.validation_rows,
+            "train": self.train_rows,
             "validation": self.validation_rows,
             "begin_alike": near,
+            "enough": fraction_between(self.nearest, self.farthest),
         }
 
 

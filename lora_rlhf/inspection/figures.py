@@ -28,7 +28,9 @@ MARKUP = re.compile(
     r"|<start_of_turn>|<end_of_turn>|<<SYS>>|</s>|\[/?INST\]|### (?:Instruction|Response|Human|Assistant):"
     r"|\n\n(?:Human|Assistant):"
 )
-NUMBER_AT_END = re.compile(r"(?:^|[\s=$:({*])-?\d[\d,]*(?:\.\d+)?[\s%.)}$*\]]*\Z|\\boxed\{[^\n]*\}[\s.$)]*\Z")
+NUMBER_AT_END = re.compile(r"(?:^|[\s=$:({*])(-?\d[\d,]*(?:\.\d+)?)[\s%.)}$*\]]*\Z")
+BOXED_AT_END = re.compile(r"\\boxed\{[^\n]*\}[\s.$)]*\Z")
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 END = 60  # characters in which a last number is looked for
 
 
@@ -46,10 +48,14 @@ class Unused(NamedTuple):
 
 @dataclass(frozen=True)
 class Signs:
-    """What is looked for in a sample of the rows, because it takes longer."""
+    """What is looked for in a sample of the rows, because it takes longer.
+
+    is_boxed: the best answer ends in \\boxed{...}, as mathematics sets mark results; result: else a last number.
+    """
 
     markup: bool
-    ends_in_number: bool
+    is_boxed: bool
+    result: float | None
     columns: tuple[str, ...]
     empty: tuple[str, ...]
     tokens: Tokens | None
@@ -58,23 +64,46 @@ class Signs:
     def of(cls, record: Record, unused: "Unused", tokenizer: "PreTrainedTokenizerBase | None") -> "Signs":
         tokens = None if tokenizer is None else count_tokens(tokenizer, record)
         if isinstance(record, Text):
-            return cls(False, False, (), (), tokens)
+            return cls(False, False, None, (), (), tokens)
         prompt = record if isinstance(record, Prompt) else record.prompt
         responses = responses_of(record)
         texts = [*(message.content for message in prompt.messages), *responses]
-        best = responses[record.ranks.index(min(record.ranks))] if isinstance(record, Ranking) else "".join(responses)
-        return cls(any(map(MARKUP.search, texts)), NUMBER_AT_END.search(best[-END:]) is not None, *unused, tokens)
+        best = record.ranks.index(min(record.ranks)) if isinstance(record, Ranking) else 0
+        is_boxed = bool(responses) and BOXED_AT_END.search(responses[best][-END:]) is not None
+        result = _result(prompt, responses, best) if responses and not is_boxed else None
+        return cls(any(map(MARKUP.search, texts)), is_boxed, result, *unused, tokens)
+
+
+def _result(prompt: Prompt, responses: Sequence[str], best: int) -> float | None:
+    """The number that the best response ends in, unless the prompt names it too, or it only numbers the responses."""
+    ends = [_last_number(response) for response in responses]
+    numbers = [_number(found) for found in NUMBER.findall(prompt.messages[-1].content)]
+    number_of = {tuple(float(first + place) for place in range(len(ends))) for first in (0, 1)}
+    if ends[best] in numbers or (len(ends) > 1 and tuple(ends) in number_of):
+        return None
+    return ends[best]
+
+
+def _last_number(text: str) -> float | None:
+    found = NUMBER_AT_END.search(text[-END:])
+    return _number(found[1]) if found else None
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))
 
 
 class FileFigures:
     """Everything that is counted over one file's records, in memory that does not grow with them.
 
-    sampled: rows whose tokens and signs are looked at. number: of the next record, among all of the file.
+    sampled: rows whose tokens and signs are looked at. fractions: by kind, the share of prompts that the kind's stage
+    holds out; other kinds are not split. number: of the next record, among all of the file.
     """
 
-    def __init__(self, sampled: int, validation_fraction: float) -> None:
+    def __init__(self, sampled: int, fractions: Mapping[str, float]) -> None:
+        self.fractions = fractions
         self.kinds: Counter[str] = Counter()
-        self.prints = Prints(validation_fraction)
+        self.prints = Prints()
         self.rankings = RankingFigures()
         self.turns, self.prompt_lengths, self.response_lengths = Lengths(), Lengths(), Lengths()
         self.with_system = self.number = 0
@@ -82,13 +111,14 @@ class FileFigures:
 
     def add(self, record: Record) -> None:
         """Counts one record."""
-        self.kinds[KINDS[type(record)]] += 1
+        kind = KINDS[type(record)]
+        self.kinds[kind] += 1
         responses = responses_of(record)
         hashes = [fingerprint(response) for response in responses]
         if isinstance(record, Text):
             self.prints.add_text(hashes[0])
         else:
-            self._add_prompted(record, hashes)
+            self._add_prompted(record, hashes, self.fractions.get(kind))
         for response in responses:
             self.response_lengths.add(len(response))
         if self.sample.wants(self.number):
@@ -97,7 +127,7 @@ class FileFigures:
 
     def share(self, parts: int) -> "FileFigures":
         """Empty ones for one of several parts of the file: each samples its share of the rows."""
-        return FileFigures(math.ceil(self.sample.most / parts), self.prints.validation_fraction)
+        return FileFigures(math.ceil(self.sample.most / parts), self.fractions)
 
     def merge(self, other: "FileFigures") -> None:
         """Adds what another part of the file holds."""
@@ -124,9 +154,15 @@ class FileFigures:
         characters = sum(len(message.content) for message in prompt.messages) + sum(map(len, responses_of(record)))
         self.sample.add(self.number, (record, unused), characters)
 
-    def _add_prompted(self, record: Prompt | Demonstration | Ranking, responses: Sequence[int]) -> None:
-        prompt = record if isinstance(record, Prompt) else record.prompt
-        key = self.prints.add(prompt, [*responses, *label_of(record)] if isinstance(record, Ranking) else responses)
+    def _add_prompted(
+        self, record: Prompt | Demonstration | Ranking, responses: Sequence[int], fraction: float | None
+    ) -> None:
+        prompt, others = record if isinstance(record, Prompt) else record.prompt, responses
+        if isinstance(record, Ranking):
+            others = [*responses, *label_of(record)]
+            if len(set(record.ranks)) == 1:
+                fraction = None  # the reward stage leaves it out
+        key = self.prints.add(prompt, others, fraction)
         roles = [message.role for message in prompt.messages]
         self.turns.add(roles.count("user"))
         self.with_system += "system" in roles
@@ -144,7 +180,6 @@ class FileFigures:
         if tokenizer is not None and signs:
             counted = [sign.tokens for sign in signs if sign.tokens is not None]
             tokens = token_figures(counted, self.sample.is_whole, max_prompt_tokens, max_response_tokens)
-        splits = self.prints.validation_fraction > 0 and bool(self.kinds["demonstrations"] or self.kinds["rankings"])
         return {
             "kinds": dict(self.kinds),
             "turns": self._turns(),
@@ -152,7 +187,6 @@ class FileFigures:
             "characters": {"prompt": self.prompt_lengths.summary(), "response": self.response_lengths.summary()},
             "tokens": tokens,
             "duplicates": self.prints.duplicates(),
-            "split": self.prints.split() if splits else None,
             "signs": _shares(signs, self.sample.is_whole),
         }
 
@@ -170,11 +204,14 @@ def _shares(signs: Iterable[Signs], is_whole: bool) -> dict[str, Any]:
     count = len(signs) or 1
     columns = Counter(name for sign in signs for name in sign.columns)
     empty = Counter(name for sign in signs for name in sign.empty)
+    results = [sign.result for sign in signs if sign.result is not None]
+    # numbers that only rise from row to row number the rows
+    checkable = len(results) if results != sorted(results) or len(set(results)) == 1 else 0
     return {
         "rows": len(signs),
         "exact": is_whole,
         "markup": sum(sign.markup for sign in signs) / count,
-        "ends_in_number": sum(sign.ends_in_number for sign in signs) / count,
+        "ends_in_number": (checkable + sum(sign.is_boxed for sign in signs)) / count,
         "columns": {str(name): filled / count for name, filled in columns.most_common()},
         "empty": {name: missing / count for name, missing in empty.most_common()},
     }

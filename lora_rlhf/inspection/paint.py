@@ -6,6 +6,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from lora_rlhf.data.refusals import counted
 from lora_rlhf.inspection.batches import Batch, Cell, Line, Role
 
 BETWEEN = "\u00b7"  # a dot between tokens where there is no colour
@@ -126,7 +127,7 @@ def _heading(batch: Batch, heading: Sequence[str]) -> list[str]:
 
 def _counts(batch: Batch, line: Line) -> str:
     response = line.count("response", "end")
-    parts = [f"prompt {line.count('prompt')} tokens"]
+    parts = [f"prompt {counted(line.count('prompt'), 'token')}"]
     if response:
         parts.append(f"response {response} ({line.counted} {COUNTED[batch.stage]})")
     positions = [cell.position for cell in line.cells if cell.position is not None]

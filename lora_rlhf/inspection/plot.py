@@ -1,12 +1,14 @@
 """The picture of a report: lengths against the limits, responses per prompt, rows used and refused."""
 
+import itertools
+import math
 import os
 from pathlib import Path, PurePath
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from lora_rlhf.inspection.render import short
 
@@ -14,23 +16,28 @@ INK, FIRST, SECOND, MUTED = "#222222", "#1f6f8b", "#d1703c", "#8a8a8a"
 MOST_FILES = 40  # a taller picture could not be opened
 REASON = 34  # characters of a reason beside its bar
 REASONS = 5
+EMPTY = ("no row is used", "no rankings", "no rows")  # what a panel without a figure says
+LEGEND_POINTS = 34  # height of two lines of legend
+FEWEST_MARKS, MOST_MARKS = 3, 6  # of a logarithmic axis
 
 
 def plot_report(report: dict[str, Any], path: Path) -> None:
     """Writes a PNG with a row of panels for each of FILE... that could be read, at most 40."""
     files = [file for file in report["files"] if file["error"] is None][:MOST_FILES]
-    figure = Figure(figsize=(13, 2.9 * max(1, len(files))), layout="constrained")
+    figure = Figure(figsize=(13, 3.1 * max(1, len(files))), layout="constrained")
     rows = figure.subplots(max(1, len(files)), 3, squeeze=False, width_ratios=(5, 3, 3))
     for file, (lengths, responses, used) in zip(files, rows, strict=False):
-        lengths.set_title(short(PurePath(file["file"]).name, 60), loc="left", fontsize=10, color=INK, parse_math=False)
+        name = short(PurePath(file["file"]).name, 60)
+        lengths.set_title(name, loc="left", pad=LEGEND_POINTS, fontsize=10, color=INK, parse_math=False)
         _plot_lengths(lengths, file)
         _plot_responses(responses, file)
         _plot_rows(used, file)
-    for axis in rows.flatten():
+    for axis, empty in zip(rows.flatten(), itertools.cycle(EMPTY), strict=False):
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8, colors=INK)
         if not axis.has_data():
             axis.set_axis_off()
+            axis.text(0.5, 0.5, empty, ha="center", fontsize=8, color=MUTED, transform=axis.transAxes)
     _save(figure, path)
 
 
@@ -38,25 +45,39 @@ def _plot_lengths(axis: Axes, file: dict[str, Any]) -> None:
     """Prompts and responses by length, on a logarithmic scale; in tokens where they were counted."""
     unit = "characters" if file["tokens"] is None else "tokens"
     figures = file[unit]
-    for what, color, style in (("prompt", FIRST, ":"), ("response", SECOND, "--")):
-        if not figures[what]["count"]:
-            continue
+    shown = [(what, color) for what, color in (("prompt", FIRST), ("response", SECOND)) if figures[what]["count"]]
+    for what, color in shown:
         bars = figures[what]["bars"]
         shares = [count / figures[what]["count"] for _, _, count in bars]
         edges = [bars[0][0], *(end for _, end, _ in bars)]
+        name = "text" if list(file["kinds"]) == ["texts"] else what
         axis.stairs(shares, edges, fill=True, color=color, alpha=0.35)
-        axis.stairs(shares, edges, color=color, label=f"{what}, median {figures[what]['p50']:,}")
+        axis.stairs(shares, edges, color=color, label=f"{name}, median {figures[what]['p50']:,}")
+    if not shown:
+        return
+    for place, (what, color) in enumerate(shown):
         limit = {} if file["tokens"] is None else file["tokens"]["limits"].get(f"max_{what}_tokens", {})
         if limit:
-            axis.axvline(limit["limit"], color=color, linewidth=1.5, linestyle=style)
-    if axis.has_data():
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        limits = " (limits: prompt dotted, response dashed)" if file["tokens"] else ""
-        axis.set_xlabel(unit + limits, fontsize=8, color=MUTED)
-        axis.set_ylabel("share", fontsize=8, color=MUTED)
-        axis.legend(frameon=False, fontsize=8, loc="upper left")
+            # dashes of one fall into the gaps of the other, so that equal limits are both seen
+            label = f"{what} limit {limit['limit']:,}"
+            axis.axvline(limit["limit"], color=color, linewidth=1.5, linestyle=(6 * place, (6, 6)), label=label)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(round_numbers(*axis.get_xlim())))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel(unit, fontsize=8, color=MUTED)
+    axis.set_ylabel("share", fontsize=8, color=MUTED)
+    # between the title and the bars
+    axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+
+
+def round_numbers(low: float, high: float) -> list[int]:
+    """Whole numbers for the marks of a logarithmic axis: 1, 2, 5, 10, ... within it; all numbers where few are."""
+    marks = [step * 10**power for power in range(19) for step in (1, 2, 5) if low <= step * 10**power <= high]
+    if len(marks) >= FEWEST_MARKS:
+        return marks
+    first, last = math.ceil(low), math.floor(high)
+    return list(range(first, last + 1, max(1, math.ceil((last - first) / (MOST_MARKS - 1)))))
 
 
 def _plot_responses(axis: Axes, file: dict[str, Any]) -> None:

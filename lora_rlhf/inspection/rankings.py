@@ -25,6 +25,7 @@ class RankingFigures:
     def __init__(self, most: int = MOST) -> None:
         self.most = most  # responses whose hashes are kept
         self.count = self.all_tied = self.pairs = self.ties = 0
+        self.equal = 0  # pairs that are no ties, of responses of one length
         self.sizes: Counter[int] = Counter()
         self.labelers: set[str] = set()
         # of longer winners w and pairs p of each ranking: the sums of w, w * w, w * p, p * p
@@ -35,13 +36,14 @@ class RankingFigures:
 
     def add(self, ranking: Ranking, key: int, responses: Sequence[int]) -> None:
         """Counts one ranking, with the hashes of its prompt and of its responses."""
-        pairs, longer = _longer_wins(ranking)
+        pairs, longer, equal = _longer_wins(ranking)
         size = len(ranking.responses)
         self.count += 1
         self.sizes[size] += 1
         self.pairs += pairs
         self.ties += size * (size - 1) // 2 - pairs
         self.all_tied += not pairs
+        self.equal += equal
         moments = self._moments
         moments[0] += longer
         moments[1] += longer * longer
@@ -54,7 +56,7 @@ class RankingFigures:
 
     def merge(self, other: "RankingFigures") -> None:
         """Adds what another part of the file holds."""
-        for name in ("count", "all_tied", "pairs", "ties"):
+        for name in ("count", "all_tied", "pairs", "ties", "equal"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sizes.update(other.sizes)
         self.labelers |= other.labelers
@@ -106,7 +108,7 @@ class RankingFigures:
         }
 
     def _longer_wins_interval(self) -> dict[str, float] | None:
-        """How often the longer response wins, equal lengths as half, with a 95 % interval.
+        """How often the longer response wins, with a 95 % interval; the pairs of `equal` length count half.
 
         Rankings count as independent, not pairs: the pairs of one ranking share its responses. Wilson's interval for
         as many trials as have the ratio estimate's variance.
@@ -118,7 +120,7 @@ class RankingFigures:
         spread = max(0.0, wins_squared - 2 * rate * wins_pairs + rate * rate * pairs_squared)
         variance = spread * self.count / max(1, self.count - 1) / self.pairs**2
         trials = rate * (1 - rate) / variance if variance > 0 else float(self.count - self.all_tied)
-        return {"rate": rate, **_wilson(rate, min(trials, float(self.pairs)))}
+        return {"rate": rate, **_wilson(rate, min(trials, float(self.pairs))), "equal": self.equal}
 
     def _repeated(self) -> Iterator[Ranking]:
         """Rankings of prompts that were ranked more than once, with hashes in the place of texts."""
@@ -139,15 +141,16 @@ class RankingFigures:
             yield Ranking(Prompt.of(str(prompt)), texts, tuple(self._ranks[start:end]), labeler)
 
 
-def _longer_wins(ranking: Ranking) -> tuple[int, float]:
-    """(pairs that are not ties, those of them that the longer response wins, equal lengths as half)."""
-    pairs, wins = 0, 0.0
+def _longer_wins(ranking: Ranking) -> tuple[int, float, int]:
+    """(pairs that are not ties, those of them that the longer response wins, equal lengths as half, equal lengths)."""
+    pairs, wins, equal = 0, 0.0, 0
     lengths = map(len, ranking.responses)
     for (rank, length), (other_rank, other_length) in combinations(zip(ranking.ranks, lengths, strict=True), 2):
         if rank != other_rank:
             pairs += 1
+            equal += length == other_length
             wins += 0.5 if length == other_length else (rank < other_rank) == (length > other_length)
-    return pairs, wins
+    return pairs, wins, equal
 
 
 def label_of(ranking: Ranking) -> list[int]:

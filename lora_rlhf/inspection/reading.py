@@ -31,7 +31,10 @@ PARTS = 4  # of each process, so that there is progress to show
 
 
 class Log(RefusedRows):
-    """Refusals of one file; each is also written to a stream, as JSON lines, where there is one."""
+    """Refusals of one file; each is also written to a stream, as JSON lines, where there is one.
+
+    Where the file breaks off is no refusal of a row: that is kept apart, in `damage`.
+    """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         super().__init__()
@@ -39,9 +42,10 @@ class Log(RefusedRows):
         self.damage: list[str] = []
 
     def add(self, origin: str, fault: BadRow) -> None:
-        super().add(origin, fault)
         if isinstance(fault, Damaged):
             self.damage.append(f"{origin}: {fault}")
+        else:
+            super().add(origin, fault)
         if self.stream is not None:
             row = {"place": origin, "reason": fault.reason, "detail": fault.detail}
             self.stream.write(json.dumps(row) + "\n")
@@ -49,14 +53,26 @@ class Log(RefusedRows):
 
 @dataclass
 class Reading:
-    """What one pass over a file, or over a part of it, found; rows as `Source` counts them."""
+    """What one pass over a file, or over a part of it, found; rows and formats as `Source` counts them."""
 
     figures: FileFigures
     refused: Log
-    read: int = 0
-    used: int = 0
-    records: int = 0
-    formats: Counter[str] | None = None
+    read: int
+    used: int
+    records: int
+    formats: Counter[str]
+    recognised: set[str]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows read, used and refused, and `breaks`: how often a file broke off, with an unknown number of rows."""
+        breaks = len(self.refused.damage)
+        return {
+            "read": self.read - breaks,  # the place of a break was counted as a row
+            "used": self.used,
+            "refused": self.refused.count,
+            "breaks": breaks,
+        }
 
     def merge(self, other: "Reading") -> None:
         """Adds what the next part holds."""
@@ -65,7 +81,8 @@ class Reading:
         self.refused.damage += other.refused.damage
         self.read, self.used = self.read + other.read, self.used + other.used
         self.records += other.records
-        self.formats = (self.formats or Counter()) + (other.formats or Counter())
+        self.formats += other.formats
+        self.recognised |= other.recognised
 
 
 @contextmanager
@@ -160,7 +177,7 @@ def _ignore_interrupts() -> None:
 def _counted(source: "_Logged", records: Any, figures: FileFigures) -> Reading:
     for record in records:
         figures.add(record)
-    return Reading(figures, source.log, source.read, source.used, source.records, source.formats)
+    return Reading(figures, source.log, source.read, source.used, source.records, source.formats, source.recognised)
 
 
 class _Logged(Source[Any]):

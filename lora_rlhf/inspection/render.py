@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from lora_rlhf.data.refusals import counted
 from lora_rlhf.inspection.advice import share
 
 WIDTH = 100
@@ -53,11 +54,12 @@ def _file(file: dict[str, Any]) -> Iterator[str]:
             yield from _entry("" if number else "error", printable(line))
         return
     yield from _rows(file)
+    for stage in file["stages"]:
+        yield from _entry(f"for {stage['stage']}", _stage(stage, file["rows"]))
     if file["records"]:
         yield from _entry("prompts", _prompts(file))
         yield from _entry("rankings", _rankings(file["rankings"]))
         yield from _entry("repeated", _repeated(file["duplicates"]))
-        yield from _entry("split", _split(file["split"]))
         yield from _entry("not used", _unused(file["signs"]))
         yield from _lengths(file)
 
@@ -84,25 +86,35 @@ def _wrap(value: str, first: str, others: str) -> list[str]:
 def _rows(file: dict[str, Any]) -> Iterator[str]:
     rows = file["rows"]
     made = f", {file['records']:,} records" if file["records"] != rows["used"] else ""
-    yield from _entry("rows", f"{rows['read']:,} read, {rows['used']:,} used, {rows['refused']:,} refused{made}")
+    rest = "; then it breaks off, and how many rows are missing is not known" if rows["breaks"] else ""
+    yield from _entry("rows", f"{rows['read']:,} read, {rows['used']:,} used, {rows['refused']:,} refused{made}{rest}")
     if file["skipped"]:
         names = ", ".join(printable(name) for name in file["skipped"][:PLACES])
         more = ", ..." if len(file["skipped"]) > PLACES else ""
-        yield from _entry("", f"{len(file['skipped'])} files are no data: {names}{more}")
+        yield from _entry("", f"no data: {counted(len(file['skipped']), 'file')} ({names}{more})")
     for number, reason in enumerate(file["refused"][:REASONS]):
         yield from _entry("" if number else "refused", f"{reason['count']:,}: {short(reason['reason'], WIDTH)}")
-        shown = [_place(file["file"], example) for example in reason["examples"][:PLACES]]
-        more = ", ..." if reason["count"] > PLACES else ""
-        yield from _entry("", "   " + "; ".join(shown) + more)
+        yield from _entry("", "   " + _places(file["file"], reason))
     if len(file["refused"]) > REASONS:
-        yield from _entry("", f"and {len(file['refused']) - REASONS} more reasons")
+        yield from _entry("", f"and {counted(len(file['refused']) - REASONS, 'more reason')}")
 
 
-def _place(name: str, example: dict[str, str]) -> str:
-    place = example["place"].removeprefix(name).strip()
+def _places(name: str, reason: dict[str, Any]) -> str:
+    """The first places, with what is wrong at each; once where that is the same."""
+    shown = reason["examples"][:PLACES]
+    details = [f" ({short(example['detail'])})" if example["detail"] else "" for example in shown]
+    at = [_place(name, example["place"]) for example in shown]
+    more = ", ..." if reason["count"] > PLACES else ""
+    if len(set(details)) == 1:
+        return "; ".join(at) + more + details[0]
+    return "; ".join(place + detail for place, detail in zip(at, details, strict=True)) + more
+
+
+def _place(name: str, place: str) -> str:
+    place = place.removeprefix(name).strip()
     if found := LINE.fullmatch(place):
         place = f"line {found[1]}" + (f", row {found[2]}" if found[2] else "")
-    return printable(place) + (f" ({short(example['detail'])})" if example["detail"] else "")
+    return printable(place)
 
 
 def _prompts(file: dict[str, Any]) -> str:
@@ -120,36 +132,58 @@ def _rankings(rankings: dict[str, Any] | None) -> str:
         return ""
     sizes = rankings["responses"]
     span = next(iter(sizes)) if len(sizes) == 1 else f"{min(map(int, sizes))} to {max(map(int, sizes))}"
-    pairs, ties = rankings["pairs"], rankings["ties"]
-    parts = [f"{rankings['count']:,} of {span} responses: {pairs:,} pairs, {f'{ties:,}' if ties else 'no'} ties"]
+    pairs, ties = counted(rankings["pairs"], "pair"), rankings["ties"]
+    parts = [f"{rankings['count']:,} of {span} responses: {pairs}, {counted(ties, 'tie') if ties else 'no ties'}"]
     if longer := rankings["longer_wins"]:
         low, high = (f"{100 * longer[end]:.1f}" for end in ("low", "high"))
-        parts.append(f"the longer response wins {share(longer['rate'])} ({low} to {high})")
+        half = (
+            f"; as long as the other in {counted(longer['equal'], 'pair')}, which count half" if longer["equal"] else ""
+        )
+        parts.append(f"the longer response wins {share(longer['rate'])} ({low} to {high}{half})")
     if rankings["labelers"]:
-        parts.append(f"{rankings['labelers']:,} labelers")
+        parts.append(counted(rankings["labelers"], "labeler"))
     if agreed := rankings["agreement"]:
         # without names, a copied row cannot be told from a second labeler who agrees
         who = "labelers" if rankings["labelers"] else "repeated rankings"
-        parts.append(f"{who} agree on {share(agreed['rate'])} of {agreed['pairs']:,} pairs")
+        parts.append(f"{who} agree on {share(agreed['rate'])} of {counted(agreed['pairs'], 'pair')}")
     return "; ".join(parts)
 
 
-def _repeated(counted: dict[str, Any]) -> str:
+def _repeated(seen: dict[str, Any]) -> str:
     named = {
-        "repeated_rows": "rows copy an earlier one",
-        "repeated_prompts": "rows repeat a prompt",
-        "begin_alike": "prompts begin like a different one",
-        "continued": "prompts are continued by another",
+        "repeated_rows": "rows that copy an earlier one",
+        "repeated_prompts": "rows that repeat a prompt",
+        "begin_alike": "prompts that begin like a different one",
+        "continued": "prompts that another continues",
     }
-    parts = [f"{counted[name]:,} {what}" for name, what in named.items() if counted[name]]
-    return ("about " if counted["estimated"] else "") + "; ".join(parts) if parts else "nothing"
+    about = "about " if seen["estimated"] else ""
+    return "; ".join(f"{what}: {about}{seen[name]:,}" for name, what in named.items() if seen[name]) or "nothing"
 
 
-def _split(split: dict[str, Any] | None) -> str:
-    if split is None:
-        return ""
-    near = f"; {split['begin_alike']:,} of these begin like a training prompt" if split["begin_alike"] else ""
-    return f"{split['train']:,} train, {split['validation']:,} validation at fraction {split['fraction']:g}{near}"
+def _stage(stage: dict[str, Any], rows: dict[str, int]) -> str:
+    """What one stage uses of the file; why it refuses rows, where these are not the file's refused ones."""
+    if stage["error"] is not None:
+        return printable(stage["error"].splitlines()[0])
+    of = f"{stage['used']:,} of " if stage["refused"] else ""
+    parts = [f"{of}{counted(stage['used'] + stage['refused'], 'row')}{_parts(stage) if stage['used'] else ''}"]
+    if stage["refused"] != rows["refused"]:
+        parts += [
+            f"{count:,} refused: {short(reason.partition(';')[0], WIDTH)}" for reason, count in stage["reasons"].items()
+        ]
+    return "; ".join(parts)
+
+
+def _parts(stage: dict[str, Any]) -> str:
+    if stage["kind"] == "texts":
+        return " of pretraining text"
+    if stage["kind"] == "prompts":
+        return f": {counted(stage['different'], 'different prompt')}"
+    made = f", {stage['records']:,} {stage['kind']}" if stage["records"] != stage["used"] else ""
+    tied = f", {stage['tied']:,} tied throughout and left out" if stage["tied"] else ""
+    split = stage["split"]
+    near = f", {split['begin_alike']:,} of these begin like a training prompt" if split["begin_alike"] else ""
+    sides = f"{split['train']:,} train, {split['validation']:,} validation at fraction {split['fraction']:g}"
+    return f"{made}: {sides}{near}{tied}"
 
 
 def _unused(signs: dict[str, Any]) -> str:
@@ -198,14 +232,16 @@ def _shared(report: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
     if report["leakage"] and not leaks:
         yield "  no held-out prompt stands in another file"
     for row in leaks:
-        near = f"; {row['near']:,} more begin like one there or continue one" if row["near"] else ""
-        held_out = f"{row['exact']:,} of {row['prompts']:,} held-out prompts of {names[row['held_out']]}"
-        yield from _wrap(f"{held_out} stand in {names[row['file']]}{near}", "  ", "    ")
+        held_out = f"{row['exact']:,} of {counted(row['prompts'], 'held-out prompt')} of {names[row['held_out']]}"
+        yield from _wrap(f"{names[row['file']]} holds {held_out}{_near(row)}", "  ", "    ")
     for row in report["overlap"]:
         if row["exact"] or row["near"]:
-            near = f", {row['near']:,} more nearly" if row["near"] else ""
-            told = f"{row['exact']:,} prompts of {names[row['file']]} stand in {names[row['other']]}{near}"
+            told = f"{names[row['other']]} holds {counted(row['exact'], 'prompt')} of {names[row['file']]}{_near(row)}"
             yield from _wrap(told, "  ", "    ")
+
+
+def _near(row: dict[str, Any]) -> str:
+    return f", and {row['near']:,} more nearly (begun alike, or continued)" if row["near"] else ""
 
 
 def _advice(pieces: Sequence[dict[str, str]], names: dict[str, str]) -> Iterator[str]:

@@ -30,7 +30,14 @@ HEALTHY: dict[str, Any] = {
         "refused": {},
     },
     "duplicates": {"rows": 10_000, "repeated_rows": 50, "begin_alike": 900, "continued": 500, "estimated": False},
-    "split": {"fraction": 0.05, "train": 9_500, "validation": 500, "begin_alike": 20},
+    "kinds": {"rankings": 10_000},
+    "stages": [
+        {
+            "stage": "reward",
+            "error": None,
+            "split": {"fraction": 0.1, "train": 9_000, "validation": 1_000, "begin_alike": 20, "enough": 0.01},
+        }
+    ],
     "signs": {"exact": True, "markup": 0.0, "ends_in_number": 0.1, "columns": {"id": 1.0, "source": 0.7}, "empty": {}},
 }
 
@@ -44,10 +51,10 @@ def altered(path: str, value: Any) -> dict[str, Any]:
     """HEALTHY with one value changed; `path` is its keys with dots between them."""
     file = copy.deepcopy(HEALTHY)
     *parents, last = path.split(".")
-    place = file
+    place: Any = file
     for name in parents:
-        place = place[name]
-    place[last] = value
+        place = place[int(name) if isinstance(place, list) else name]
+    place[int(last) if isinstance(place, list) else last] = value
     return file
 
 
@@ -55,7 +62,7 @@ def test_silence_where_all_is_well() -> None:
     assert said() == []
 
 
-@pytest.mark.parametrize("path", ["rankings", "tokens", "split", "rankings.longer_wins", "rankings.agreement"])
+@pytest.mark.parametrize("path", ["rankings", "tokens", "stages.0.split", "rankings.longer_wins", "rankings.agreement"])
 def test_figures_that_are_not_there_are_no_fault(path: str) -> None:
     assert said(altered(path, None)) == []
 
@@ -77,27 +84,36 @@ def test_figures_that_are_not_there_are_no_fault(path: str) -> None:
             {"limit": 64, "over": 0.2, "lost": 0.35, "keeps_95": 300, "keeps_99": 512},
             ["20.0 %", "--max-response-tokens 64", "35.0 % of rows", "512 keeps 99 %", "--long-responses cut"],
         ),
-        ("rankings.all_tied", 2_000, ["2,000 of 10,000 rankings (20.0 %)"]),
+        ("rankings.all_tied", 2_000, ["2,000 of 10,000 rankings (20.0 %)", "tie throughout"]),
         ("rankings.pairs", 1_611, ["1,611 pairs", "2,000", "2210.10760", "DPO"]),
         ("rankings.longer_wins", {"rate": 0.71, "low": 0.69, "high": 0.73}, ["71.0 %", "69.0 %", "73.0 %", "longer"]),
         ("rankings.agreement", {"rate": 0.6, "pairs": 400}, ["60.0 % of 400 pairs", "72.6 %"]),
         ("rankings.labelers", 1, ["1 labeler"]),
-        ("duplicates.repeated_rows", 700, ["7.0 % of rows (700)", "copies"]),
+        (
+            "duplicates.repeated_rows",
+            700,
+            ["7.0 % of rows only repeat an earlier one exactly", "of 10,000 rows, 9,300 are different"],
+        ),
         ("duplicates.begin_alike", 4_000, ["40.0 % of prompts (4,000)", "128 characters"]),
         ("duplicates.continued", 4_000, ["40.0 % of prompts (4,000)", "continued"]),
         (
-            "split",
-            {"fraction": 0.05, "train": 12, "validation": 0, "begin_alike": 0},
-            ["0.05 none of the 12 rows falls to validation", "larger"],
+            "stages.0.split",
+            {"fraction": 0.1, "train": 12, "validation": 0, "begin_alike": 0, "enough": 0.23},
+            ["reward would stop: of 12 rows", "-fraction 0.1 leaves none for validation", "-fraction 0.23 gives some"],
         ),
         (
-            "split",
-            {"fraction": 0.9, "train": 0, "validation": 3, "begin_alike": 0},
-            ["0.9 none of the 3 rows falls to train", "smaller"],
+            "stages.0.split",
+            {"fraction": 0.9, "train": 0, "validation": 3, "begin_alike": 0, "enough": 0.23},
+            ["of 3 rows", "-fraction 0.9 leaves none for training", "-fraction 0.23 gives some"],
         ),
         (
-            "split",
-            {"fraction": 0.05, "train": 950, "validation": 50, "begin_alike": 40},
+            "stages.0.split",
+            {"fraction": 0.1, "train": 1, "validation": 0, "begin_alike": 0, "enough": None},
+            ["of 1 row,", "too few to divide: --validation-fraction 0 trains"],
+        ),
+        (
+            "stages.0.split",
+            {"fraction": 0.05, "train": 950, "validation": 50, "begin_alike": 40, "enough": 0.01},
             ["40 of 50 validation prompts"],
         ),
         ("signs.ends_in_number", 0.92, ["92.0 % of answers end in a number", "--reward-function"]),
@@ -121,6 +137,8 @@ def test_each_fault_is_named_with_its_figure(path: str, value: Any, fragments: l
         ("rankings.longer_wins", {"rate": 0.7, "low": 0.45, "high": 0.9}),  # so too
         ("rankings.pairs", 2_000),
         ("signs.columns", {"answer": 0.2}),
+        ("stages.0.split", {"fraction": 0.0, "train": 12, "validation": 0, "begin_alike": 0, "enough": 0.23}),
+        ("stages.0", {"stage": "reward", "error": "its rows fit several formats"}),
     ],
 )
 def test_weak_evidence_is_no_advice(path: str, value: Any) -> None:
@@ -133,11 +151,18 @@ def test_estimates_say_about() -> None:
     assert said(file)[0].startswith("about 25.0 %")
 
 
+def test_responses_without_ranks_name_the_way_to_rankings() -> None:
+    file = altered("signs.columns", {"responses": 1.0}) | {"kinds": {"prompts": 10_000}}
+    (sentence,) = said(file)
+    assert "add ranks to each row" in sentence
+    assert said(altered("signs.columns", {"responses": 1.0})) == []
+
+
 def test_leakage() -> None:
     row = {"file": "train.jsonl", "held_out": "test.jsonl", "prompts": 200, "exact": 5, "near": 0}
     report = {"files": [HEALTHY], "leakage": [row]}
     assert advice(report)[0]["file"] == "test.jsonl"
-    assert "5 of its 200 prompts (2.5 %) stand in train.jsonl" in advice(report)[0]["text"]
+    assert "train.jsonl holds 5 of its 200 prompts (2.5 %) too" in advice(report)[0]["text"]
 
 
 @pytest.mark.parametrize(("exact", "near", "count"), [(0, 0, 0), (0, 2, 0), (0, 3, 1), (1, 0, 1)])

@@ -1,5 +1,7 @@
 import gzip
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from lora_rlhf.config import RewardConfig, SFTConfig
 from lora_rlhf.errors import UserError
 from lora_rlhf.inspection.check import check_data, run_check
 from lora_rlhf.inspection.config import CheckConfig
+from lora_rlhf.inspection.render import text
 
 DEMONSTRATIONS = [{"prompt": f"Question {n}?", "completion": f"Answer {n} is this."} for n in range(40)]
 RANKINGS = [
@@ -45,7 +49,11 @@ def test_files_of_several_kinds_at_once(tmp_path: Path) -> None:
     ]
     assert report["files"][1]["rankings"]["pairs"] == 60
     assert report["files"][1]["rankings"]["longer_wins"]["rate"] == 1
-    assert report["files"][0]["split"]["train"] + report["files"][0]["split"]["validation"] == 40
+    (sft,), (reward,), (ppo,), (texts,) = (file["stages"] for file in report["files"])
+    assert (sft["stage"], sft["used"], sft["refused"]) == ("sft", 40, 0)
+    assert (reward["stage"], reward["used"], reward["tied"]) == ("reward", 30, 0)
+    assert (ppo["stage"], ppo["different"], ppo["split"]) == ("ppo", 20, None)
+    assert (texts["stage"], texts["used"], texts["split"]) == ("ppo", 1, None)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -55,7 +63,7 @@ def test_every_row_is_counted_and_every_refusal_is_written(tmp_path: Path) -> No
     target = tmp_path / "refused.jsonl"
     report = checked(name, refused=str(target))
     file = report["files"][0]
-    assert file["rows"] == {"read": 92, "used": 40, "refused": 52}
+    assert file["rows"] == {"read": 92, "used": 40, "refused": 52, "breaks": 0}
     assert [reason["count"] for reason in file["refused"]] == [50, 1, 1]
     assert file["refused"][0]["examples"][0]["place"] == f"{name}:41"
     written = [json.loads(line) for line in target.read_text().splitlines()]
@@ -68,7 +76,7 @@ def test_strict_faults_any_refusal(tmp_path: Path) -> None:
     name = write(tmp_path / "mixed.jsonl", [*DEMONSTRATIONS, "not json"])
     report = checked(name, strict=True)
     assert not report["ok"]
-    assert report["faults"] == [f"{name}: 1 of 41 rows are refused (--strict)"]
+    assert report["faults"] == [f"{name}: 1 of 41 rows refused (--strict)"]
     assert checked(write(tmp_path / "good.jsonl", DEMONSTRATIONS), strict=True)["ok"]
 
 
@@ -80,10 +88,11 @@ def test_damaged_file_is_reported_beside_the_others(tmp_path: Path) -> None:
     report = checked(str(broken), good)
     assert not report["ok"]
     assert len(report["faults"]) == 1
-    assert report["faults"][0].startswith(f"{broken}:")
+    assert report["faults"][0].startswith(f"{broken}:") and "nobody can say how many" in report["faults"][0]
     rows = report["files"][0]["rows"]
     assert 0 < rows["used"] < 6000
-    assert rows["refused"] == 1
+    assert rows == {"read": rows["used"], "used": rows["used"], "refused": 0, "breaks": 1}
+    assert report["files"][0]["refused"] == []
     assert report["files"][1]["rows"]["used"] == 40
 
 
@@ -161,7 +170,81 @@ def test_command_prints_json_and_then_fails(tmp_path: Path, capsys: pytest.Captu
     assert "\x1b" not in str(error.value)
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
-    assert report["files"][0]["rows"] == {"read": 1, "used": 0, "refused": 1}
+    assert report["files"][0]["rows"] == {"read": 1, "used": 0, "refused": 1, "breaks": 0}
+
+
+def split_as_hashed(rows: list[dict[str, Any]], fraction: float) -> tuple[int, int]:
+    """(train, validation) by the hash of the one message's key."""
+    keys = [f"user: {row['prompt'].lower()}" for row in rows]
+    held_out = sum(int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64 < fraction for key in keys)
+    return len(rows) - held_out, held_out
+
+
+PAIRS = [{"prompt": f"Task {n}", "chosen": "long words", "rejected": "short"} for n in range(90)]
+MANY = [{"prompt": f"Question {n}?", "completion": f"Answer {n} is this."} for n in range(60)]
+
+
+def test_a_file_of_several_kinds_tells_what_each_stage_uses_and_why_it_refuses_the_others(tmp_path: Path) -> None:
+    name = write(tmp_path / "mixed.jsonl", [*MANY, "not json", *PAIRS])
+    file = checked(name)["files"][0]
+    assert file["rows"] == {"read": 151, "used": 150, "refused": 1, "breaks": 0}
+    sft, reward = file["stages"]
+    assert (sft["stage"], sft["used"], sft["refused"]) == ("sft", 60, 91)
+    assert (reward["stage"], reward["used"], reward["refused"]) == ("reward", 90, 61)
+    assert list(sft["reasons"].values()) == [90, 1]
+    assert next(iter(sft["reasons"])).startswith("the row holds rankings, not demonstrations")
+    for stage, rows, fraction in ((sft, MANY, 0.05), (reward, PAIRS, 0.1)):
+        split = stage["split"]
+        assert (split["train"], split["validation"]) == split_as_hashed(rows, fraction)
+        assert split["fraction"] == fraction and split["validation"] > 0
+    printed = " ".join(text(checked(name)).split())
+    assert f"for sft 60 of 151 rows: {60 - sft['split']['validation']} train" in printed
+    assert "at fraction 0.1; 60 refused: the row holds demonstrations, not rankings" in printed
+
+
+def test_stages_split_as_a_training_would(tmp_path: Path) -> None:
+    names = write(tmp_path / "d.jsonl", MANY), write(tmp_path / "r.jsonl", PAIRS)
+    own = SFTConfig.validation_fraction, RewardConfig.validation_fraction
+    for given, fractions in ((None, own), (0.3, (0.3, 0.3))):
+        report = checked(*names, validation_fraction=given)
+        for file, rows, fraction in zip(report["files"], (MANY, PAIRS), fractions, strict=True):
+            (stage,) = file["stages"]
+            assert stage["split"]["fraction"] == fraction
+            assert (stage["split"]["train"], stage["split"]["validation"]) == split_as_hashed(rows, fraction)
+    assert CheckConfig(files=names).faults() == []
+    assert "validation_fraction is 20" in CheckConfig(files=names, validation_fraction=20).faults()[0]
+
+
+def test_rankings_that_are_tied_throughout_are_on_neither_side(tmp_path: Path) -> None:
+    tied = [{"prompt": f"Tied {n}", "responses": ["a", "b"], "ranks": [1, 1]} for n in range(7)]
+    (stage,) = checked(write(tmp_path / "r.jsonl", [*RANKINGS, *tied]))["files"][0]["stages"]
+    assert (stage["used"], stage["tied"]) == (37, 7)
+    assert stage["split"]["train"] + stage["split"]["validation"] == 30
+
+
+def test_rows_that_are_no_rankings_alone_may_be_demonstrations(tmp_path: Path) -> None:
+    rows = [{"prompt": f"P {n}", "completion": "x", "label": n % 4 == 0} for n in range(40)]
+    report = checked(write(tmp_path / "kto.jsonl", rows))
+    sft, reward = report["files"][0]["stages"]
+    assert (sft["used"], sft["refused"], sft["reasons"]) == (10, 30, {"the completion is labelled as bad": 30})
+    assert (reward["used"], reward["refused"]) == (0, 40)
+    assert report["ok"], "one stage can use it"
+
+
+def test_prompts_count_once_for_ppo(tmp_path: Path) -> None:
+    name = write(tmp_path / "prompts.jsonl", [*PROMPTS, *PROMPTS[:5]])
+    assert "for ppo 25 rows: 20 different prompts" in " ".join(text(checked(name)).split())
+
+
+def test_one_is_one(tmp_path: Path) -> None:
+    ranking = {"prompt": "Task", "responses": ["aa", "b", "c"], "ranks": [1, 2, 2], "labeler": "ann"}
+    pair = {"prompt": "Task", "responses": ["aa", "b"], "ranks": [1, 2]}
+    names = [write(tmp_path / "three.jsonl", [ranking]), write(tmp_path / "pair.jsonl", [pair] * 2)]
+    printed = " ".join(text(checked(*names, held_out=(names[1],))).split())
+    for said in ("2 pairs, 1 tie;", "; 1 labeler", "for reward 1 row:", "holds 1 of 1 held-out prompt of"):
+        assert said in printed, printed
+    assert "pair.jsonl holds 1 prompt of three.jsonl" in printed
+    assert re.search(r"(?<![.\d])1 (pairs|ties|rows|prompts|labelers|held-out prompts)\b", printed) is None
 
 
 @pytest.mark.parametrize("flag", ["plot", "refused"])

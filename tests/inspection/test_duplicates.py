@@ -1,8 +1,10 @@
+import math
+
 import pytest
 
 from lora_rlhf.data import duplicates as exactly
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.schema import Message, Prompt, split_of
+from lora_rlhf.data.schema import Message, Prompt, split_of, split_position
 from lora_rlhf.inspection.duplicates import WAITING, Prints, Tally, shared
 
 LONG = (
@@ -134,29 +136,50 @@ def test_continued_conversations() -> None:
 
 def test_split_counts_as_the_stages_do() -> None:
     prompts = [talk(f"Question {number}?", "Yes.", "Why?", system="Be brief.") for number in range(200)]
-    prints = Prints(validation_fraction=0.2)
+    prints = Prints()
     for prompt in prompts:
-        prints.add(prompt)
+        prints.add(prompt, fraction=0.2)
+        prints.add(talk("On neither side."))
     expected = sum(split_of(prompt.opening, 0.2) == "validation" for prompt in prompts)
     assert 20 < expected < 60
-    assert prints.split() == {"fraction": 0.2, "train": 200 - expected, "validation": expected, "begin_alike": 0}
+    first = min(split_position(prompt.opening) for prompt in prompts)
+    assert prints.split() == {
+        "train": 200 - expected,
+        "validation": expected,
+        "begin_alike": 0,
+        "enough": pytest.approx(math.floor(100 * first) / 100 + 0.01),
+    }
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_single_prompt_cannot_be_divided(halves: bool) -> None:
+    prints, other = Prints(), Prints()
+    for part in (prints, other if halves else prints):
+        part.add(talk("Alone?"), fraction=0.05)
+    prints.merge(other)
+    assert prints.split()["enough"] is None
+    assert (prints.split()["train"], prints.split()["validation"]) == (2, 0)
+    other.add(talk("D?"), fraction=0.05)
+    prints.merge(other)
+    assert 0.26 < split_position("user: d?") < 0.27 < split_position("user: alone?")
+    assert prints.split()["enough"] == 0.27
 
 
 def test_split_finds_validation_prompts_that_begin_like_training_prompts() -> None:
-    prints = Prints(validation_fraction=0.5)
+    prints = Prints()
     alike = [talk(f"{LONG}{number}") for number in range(40)]
     for prompt in [*alike, *(talk(f"{number} {LONG}") for number in range(40))]:
-        prints.add(prompt)
+        prints.add(prompt, fraction=0.5)
     expected = sum(split_of(prompt.opening, 0.5) == "validation" for prompt in alike)
     assert 0 < expected < 40
     assert prints.split()["begin_alike"] == expected
 
 
 def test_copies_on_one_side_are_not_across_the_split() -> None:
-    prints = Prints(validation_fraction=0.5)
+    prints = Prints()
     for number in range(40):
-        prints.add(talk(f"{number} {LONG}"))
-        prints.add(talk(f"{number} {LONG}"))
+        prints.add(talk(f"{number} {LONG}"), fraction=0.5)
+        prints.add(talk(f"{number} {LONG}"), fraction=0.5)
     assert prints.split()["begin_alike"] == 0
 
 

@@ -39,6 +39,7 @@ def test_longer_wins_counts_pairs_and_equal_lengths_as_half() -> None:
         rank("s", "aaa bb c", (1, 2, 2)),  # the longer, twice
     ).summary()
     assert summary["longer_wins"]["rate"] == pytest.approx(3.5 / 5)
+    assert summary["longer_wins"]["equal"] == 1
 
 
 def test_interval_of_independent_pairs_is_wilsons() -> None:
@@ -127,9 +128,42 @@ def test_markup(text: str, found: bool) -> None:
     ],
 )
 def test_answers_that_end_in_a_number(answer: str, found: bool) -> None:
-    assert Signs.of(Demonstration(Prompt.of("q"), answer), Unused(), None).ends_in_number is found
-    assert Signs.of(rank_two(answer, "no idea"), Unused(), None).ends_in_number is found
-    assert Signs.of(rank_two("no idea", answer), Unused(), None).ends_in_number is False
+    assert numbered([Demonstration(Prompt.of("q"), answer)]) == found
+    assert numbered([rank_two(answer, "no idea")]) == found
+    assert numbered([rank_two("no idea", answer)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "answers"),
+    [
+        ("Where does owl number {} live?", [[f"In house {n}."] for n in (3, 1, 2)]),  # the question names it
+        ("Tell me.", [[f"Story {n}"] for n in range(7)]),  # it numbers the rows
+        ("Tell me.", [["Yes 0.", "No 1.", "So 2."]] * 9),  # it numbers the responses
+        ("Tell me.", [["Yes (1)", "No (2)"]] * 9),
+    ],
+)
+def test_a_number_that_only_counts_is_no_result(asked: str, answers: list[list[str]]) -> None:
+    records: list[Demonstration | Ranking] = []
+    for number, responses in zip((3, 1, 2, 4, 5, 6, 7, 8, 9), answers, strict=False):
+        prompt = Prompt.of(asked.format(number))
+        if len(responses) == 1:
+            records.append(Demonstration(prompt, responses[0]))
+        else:
+            records.append(Ranking(prompt, tuple(responses), tuple(range(1, len(responses) + 1))))
+    assert numbered(records) == 0
+
+
+def test_results_of_several_rows_count() -> None:
+    sums = [("3 + 4?", "It is 7."), ("2 * 9?", "18"), ("1 + 1?", r"\boxed{2}"), ("Why?", "So."), ("5 + 5?", "10")]
+    assert numbered([Demonstration(Prompt.of(asked), answer) for asked, answer in sums]) == 0.8
+    assert numbered([rank_two("7", "8"), rank_two("7", "6")]) == 1
+
+
+def numbered(records: list[Demonstration | Ranking]) -> float:
+    figures = FileFigures(sampled=100, fractions={})
+    for record in records:
+        figures.add(record)
+    return figures.summary(None, 10, 10)["signs"]["ends_in_number"]
 
 
 def rank_two(best: str, worst: str) -> Ranking:
@@ -138,7 +172,7 @@ def rank_two(best: str, worst: str) -> Ranking:
 
 def test_columns_that_hold_something() -> None:
     prompt = Prompt((Message("user", "q"),), meta={"id": 0, "system": "", "notes": None, "source": "web", "tags": []})
-    figures = FileFigures(sampled=10, validation_fraction=0.0)
+    figures = FileFigures(sampled=10, fractions={})
     figures.add(prompt)
     figures.add(Prompt.of("another"))
     signs = figures.summary(None, 256, 256)["signs"]
@@ -147,7 +181,7 @@ def test_columns_that_hold_something() -> None:
 
 
 def test_summary_of_mixed_records() -> None:
-    figures = FileFigures(sampled=100, validation_fraction=0.5)
+    figures = FileFigures(sampled=100, fractions={"demonstrations": 0.5})
     asked = Prompt(
         (Message("system", "s" * 5), Message("user", "abc"), Message("assistant", "d"), Message("user", "e"))
     )
@@ -168,15 +202,20 @@ def test_summary_of_mixed_records() -> None:
     assert summary["signs"]["rows"] == 5
 
 
-@pytest.mark.parametrize("record", [Prompt.of("q"), Text("t")])
-def test_prompts_and_texts_are_not_split(record: Prompt | Text) -> None:
-    figures = FileFigures(sampled=100, validation_fraction=0.5)
-    figures.add(record)
-    assert figures.summary(None, 10, 10)["split"] is None
+def test_each_kind_is_split_by_its_own_fraction_and_what_no_stage_trains_on_is_not() -> None:
+    figures = FileFigures(sampled=100, fractions={"demonstrations": 0.0, "rankings": 1.0})
+    for number in range(7):
+        figures.add(Demonstration(Prompt.of(f"d{number}"), "a"))
+    for number in range(5):
+        figures.add(rank(f"r{number}", "a b", (1, 2)))
+    for record in (rank("tied", "a b", (1, 1)), Prompt.of("q"), Text("t")):
+        figures.add(record)
+    split = figures.prints.split()
+    assert (split["train"], split["validation"]) == (7, 5)
 
 
 def test_other_labels_of_the_same_responses_are_no_copies() -> None:
-    figures = FileFigures(sampled=100, validation_fraction=0.0)
+    figures = FileFigures(sampled=100, fractions={})
     for ranks, labeler in [((1, 2), "ann"), ((1, 2), "bob"), ((2, 1), "ann"), ((1, 2), "ann")]:
         figures.add(rank("p", "a b", ranks, labeler))
     duplicates = figures.summary(None, 10, 10)["duplicates"]

@@ -89,9 +89,29 @@ def test_rows_that_belong_together_are_read_by_one_process(tmp_path: Path, in_pa
     ]
     path.write_text("\n".join(map(json.dumps, made)))
     report = report_of(path)
-    assert in_parts == [0, 0]
-    assert report["files"][0]["rows"] == {"read": 200, "used": 200, "refused": 0}
+    assert in_parts == [0, 0, 0]  # as it looks, as demonstrations, and held out
+    assert report["files"][0]["rows"] == {"read": 200, "used": 200, "refused": 0, "breaks": 0}
+    assert [stage["used"] for stage in report["files"][0]["stages"]] == [200, 200]
+    assert [stage["records"] for stage in report["files"][0]["stages"]] == [100, 100]
     assert report["files"][0]["rankings"]["count"] == 100
+
+
+def test_what_a_later_part_holds_is_known_to_the_stages(tmp_path: Path, in_parts: list[int]) -> None:
+    path = tmp_path / "rows.jsonl"
+    plain = [{"prompt": f"p{number}", "completion": "yes"} for number in range(100)]
+    # with one reply each: no ranking, and a demonstration
+    reply = {"text": "yes", "role": "assistant"}
+    trees = [
+        {"message_tree_id": f"t{number}", "prompt": {"text": f"t{number}", "role": "prompter", "replies": [reply]}}
+        for number in range(100)
+    ]
+    path.write_text("\n".join(map(json.dumps, [*plain, *trees])))
+    file = report_of(path)["files"][0]
+    assert in_parts == [8, 8, 8, 8]
+    assert file["rows"]["used"] == 100
+    sft, reward = file["stages"]
+    assert (sft["used"], sft["refused"]) == (200, 0)
+    assert (reward["used"], reward["refused"]) == (0, 200)
 
 
 def test_a_process_that_dies_does_not_lose_the_file(

@@ -37,15 +37,15 @@ def test_figures_stand_in_the_text(report: dict[str, Any]) -> None:
     lines = lines_of(report)
     assert "rows 1,202 read, 1,200 used, 2 refused" in lines
     assert "refused 2: the line is not JSON" in lines
-    assert any(line.startswith("line 1201 (") for line in lines)
+    assert "line 1201; line 1202 (Expecting value at column 1)" in lines
     assert "prompts 1,100 different; single turn" in lines
     assert "rankings 1,200 of 2 to 3 responses: 2,300 pairs, 1,100 ties; the longer response wins" in " ".join(lines)
     assert "repeated rankings agree on 0.0 % of 100 pairs" in " ".join(lines)
-    assert "repeated 100 rows repeat a prompt" in lines
+    assert "repeated rows that repeat a prompt: 100" in lines
     assert "not used columns id" in lines
     assert "response characters 1 2 2 2 2" in lines
-    assert "1 of 2 held-out prompts of held_out.jsonl stand in rankings.jsonl" in lines
-    assert "59 prompts of rankings.jsonl stand in demonstrations.jsonl" in lines
+    assert "rankings.jsonl holds 1 of 2 held-out prompts of held_out.jsonl" in lines
+    assert "demonstrations.jsonl holds 59 prompts of rankings.jsonl" in lines
 
 
 def test_no_line_is_too_wide_and_no_figure_is_torn(report: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def test_estimates_are_marked(report: dict[str, Any]) -> None:
     report["files"][0]["duplicates"]["estimated"] = True
     lines = lines_of(report)
     assert "prompts about 1,100 different; single turn" in lines
-    assert "repeated about 100 rows repeat a prompt" in lines
+    assert "repeated rows that repeat a prompt: about 100" in lines
 
 
 def test_tokens_stand_beside_their_limits(report: dict[str, Any]) -> None:

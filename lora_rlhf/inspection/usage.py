@@ -1,0 +1,55 @@
+"""How many rows of a file each stage would use, and how many of them it would hold out."""
+
+from typing import Any
+
+from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.data.formats import Kind, format_named
+from lora_rlhf.inspection.reading import Reading
+
+STAGES: dict[Kind, str] = {"demonstrations": "sft", "rankings": "reward", "prompts": "ppo", "texts": "ppo"}
+OWN_FRACTIONS = {"demonstrations": SFTConfig.validation_fraction, "rankings": RewardConfig.validation_fraction}
+REASONS = 3  # of rows that one stage refuses
+
+
+def fractions(given: float | None) -> dict[str, float]:
+    """The share of prompts that is held out, by kind: the one that was asked for, else that of the kind's stage."""
+    return OWN_FRACTIONS if given is None else dict.fromkeys(OWN_FRACTIONS, given)
+
+
+def kinds_of(reading: Reading) -> list[Kind]:
+    """The kinds that a stage could read a file as, which was read as what its columns say.
+
+    Any file serves as prompts too; that is a kind of its own only where rows hold nothing else.
+    """
+    readable = {kind for name in reading.recognised for kind in format_named(name).readers if kind != "prompts"}
+    return [kind for kind in STAGES if kind in readable or kind in reading.figures.kinds]
+
+
+def is_read_as(kind: Kind, reading: Reading) -> bool:
+    """Whether the kind's stage would use the very rows of a file that was read as what its columns say."""
+    formats = map(format_named, reading.recognised)
+    as_other = any(kind in format.readers and next(iter(format.readers)) != kind for format in formats)
+    return not as_other and set(reading.figures.kinds) <= {kind}
+
+
+def usage(kind: Kind, reading: Reading) -> dict[str, Any]:
+    """What the kind's stage would do with the rows, before any limit of tokens; `reading` is of the file as that kind.
+
+    stage; kind; error: why it could not be read so, or None; used, refused: rows; reasons: of those refused, {reason:
+    rows}; records: what is made of the used rows; tied: rankings that the reward stage leaves out; different: prompts,
+    each once; split: None, or `fraction`, and the rows of either side as of `Prints.split`.
+    """
+    prints, rows = reading.figures.prints, reading.rows
+    fraction = reading.figures.fractions.get(kind)
+    return {
+        "stage": STAGES[kind],
+        "kind": kind,
+        "error": None,
+        "used": rows["used"],
+        "refused": rows["refused"],
+        "reasons": {reason: group.count for reason, group in list(reading.refused.by_reason().items())[:REASONS]},
+        "records": reading.records,
+        "tied": reading.figures.rankings.all_tied,
+        "different": prints.num_distinct,
+        "split": None if fraction is None else {"fraction": fraction, **prints.split()},
+    }
