@@ -24,7 +24,7 @@ class Interval(NamedTuple):
     rate: float
     low: float
     high: float
-    n: int
+    n: float
 
 
 class MeanInterval(NamedTuple):
@@ -56,8 +56,11 @@ class Reliability(NamedTuple):
     ece: float
 
 
-def wilson(successes: float, n: int) -> Interval:
-    """Wilson's score interval of a rate (Wilson 1927): honest near 0 and 1 too. `successes` may count ties as half."""
+def wilson(successes: float, n: float) -> Interval:
+    """Wilson's score interval of a rate (Wilson 1927): honest near 0 and 1 too. `successes` may count ties as half.
+
+    n need not be whole: trials that hang together count as fewer.
+    """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials: there must be a trial, and at most one success each")
     rate, z2 = successes / n, Z_95**2
@@ -65,6 +68,41 @@ def wilson(successes: float, n: int) -> Interval:
     margin = Z_95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))
     # At a rate of 0 or 1 the near end is that rate exactly, which rounding would miss.
     return Interval(rate, max(0.0, min(rate, centre - margin)), min(1.0, max(rate, centre + margin)), n)
+
+
+def clopper_pearson(successes: int, n: int) -> Interval:
+    """The exact interval of a rate (Clopper and Pearson 1934): it holds with at least 95 %, however few trials."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials: there must be a trial, and at most one success each")
+    return Interval(successes / n, _exact_low(successes, n), 1.0 - _exact_low(n - successes, n), n)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """The exact two-sided p-value of wins and losses that are equally likely (the sign test, McNemar's exact test)."""
+    n = wins + losses
+    return min(1.0, 2.0 * _at_least(max(wins, losses), n, 0.5)) if n else 1.0
+
+
+def _exact_low(successes: int, n: int) -> float:
+    """The rate at which as many successes or more come in 2.5 % of cases; 0 where there is none."""
+    low, high = 0.0, successes / n
+    for _ in range(60):  # halves the interval to what a float can tell apart
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_least(successes, n, middle) < 0.025 else (low, middle)
+    return low
+
+
+def _at_least(successes: int, n: int, rate: float) -> float:
+    """The probability of as many successes or more in n trials."""
+    if successes == 0 or rate >= 1.0:
+        return 1.0
+    if rate <= 0.0:
+        return 0.0
+    yes, no, ways = math.log(rate), math.log1p(-rate), math.lgamma(n + 1)
+    terms = (
+        ways - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * yes + (n - k) * no for k in range(successes, n + 1)
+    )
+    return math.fsum(map(math.exp, terms))
 
 
 def win_rate(outcomes: Numbers) -> Interval:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lora_rlhf.data.refusals import counted
 from lora_rlhf.evaluate.metrics import percent
 
 JUDGES = {"gold": "gold score", "reward_score": "reward model's score"}
@@ -24,7 +25,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"# Evaluation of {report['config']['run']}",
         f"**{report['verdict']}**",
         f"{counts['used']} held-out prompts from `{report['config']['prompts']}`, one response of each stage to each, "
-        f"judged by the {name}. Intervals are 95 %; ties count half.",
+        f"judged by the {name}. Intervals are 95 %; ties count half; p is of the exact sign test over the prompts that "
+        "are not tied.",
         "![scores, KL, length and losses over training; win rates](report.png)",
         "## Stages\n\n" + _stages(report),
         "## Win rates\n\n" + _win_rates(report),
@@ -69,14 +71,19 @@ def _stages(report: dict[str, Any]) -> str:
 
 
 def _win_rates(report: dict[str, Any]) -> str:
-    header = ["win rate", "at temperature 1"]
+    header = ["win rate", "at temperature 1", "won / tied / lost", "p"]
     best = report.get("win_rate_best_temperature")
     if best:
-        header.append("each at its best")
+        header += ["each at its best", "won / tied / lost", "p"]
     rows = []
     for pair, rate in report["win_rate"].items():
-        rows.append([pair.replace("_", " "), percent(rate), *([percent(best[pair])] if best else [])])
+        rows.append([pair.replace("_", " "), *_win_rate(rate), *(_win_rate(best[pair]) if best else [])])
     return grid(header, rows)
+
+
+def _win_rate(rate: dict[str, Any]) -> list[str]:
+    p = "< 0.001" if rate["p"] < 0.001 else f"{rate['p']:.3f}"
+    return [percent(rate), f"{rate['wins']} / {rate['ties']} / {rate['losses']}", p]
 
 
 def _facts(report: dict[str, Any]) -> list[str]:
@@ -89,8 +96,9 @@ def _facts(report: dict[str, Any]) -> list[str]:
         )
     reward = report.get("reward", {})
     if "accuracy" in reward:
-        accuracy = percent(reward["accuracy"])
-        fact = f"reward model on held-out rankings: right on {accuracy} of pairs, ECE {reward['ece']:.3f}"
+        accuracy, prompts = reward["accuracy"], reward.get("held_out_prompts")
+        pairs = counted(accuracy["n"], "pair") + (f" of {counted(prompts, 'prompt')}" if prompts else "")
+        fact = f"reward model on held-out rankings: right on {percent(accuracy)} of {pairs}, ECE {reward['ece']:.3f}"
         if reward.get("label_agreement") is not None:
             fact += f"; labelers agree on {100 * reward['label_agreement']:.1f} %"
         facts.append(fact)

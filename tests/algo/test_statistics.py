@@ -7,7 +7,15 @@ import statistics
 import pytest
 import torch
 
-from lora_rlhf.algo.statistics import mean_interval, pearson, reliability, wilson, win_rate
+from lora_rlhf.algo.statistics import (
+    clopper_pearson,
+    mean_interval,
+    pearson,
+    reliability,
+    sign_test,
+    wilson,
+    win_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +40,48 @@ def test_wilson_solves_its_defining_equation_and_mirrors() -> None:
     assert found.low < found.rate < found.high
     other = wilson(4.5, 12)
     assert (1 - other.high, 1 - other.low) == pytest.approx((found.low, found.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (81, 263, 0.2527, 0.3676),  # Newcombe 1998, Table I, method 5
+        (15, 148, 0.0578, 0.1617),
+        (0, 20, 0.0000, 0.1684),
+        (1, 29, 0.0009, 0.1776),
+    ],
+)
+def test_clopper_pearson_gives_newcombes_published_intervals(successes: int, n: int, low: float, high: float) -> None:
+    assert clopper_pearson(successes, n) == pytest.approx((successes / n, low, high, n), abs=5e-5)
+    assert clopper_pearson(n - successes, n) == pytest.approx((1 - successes / n, 1 - high, 1 - low, n), abs=5e-5)
+
+
+@pytest.mark.parametrize("n", [1, 4, 29])
+def test_an_exact_interval_without_a_failure_ends_where_2_5_percent_have_none(n: int) -> None:
+    assert clopper_pearson(n, n) == pytest.approx((1.0, 0.025 ** (1 / n), 1.0, n), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [(0, 4, 1 / 8), (5, 0, 1 / 16), (6, 0, 1 / 32), (3, 3, 1.0), (0, 0, 1.0), (1, 7, 2 * 9 / 256), (2, 1, 1.0)],
+)
+def test_sign_test_counts_the_orders_of_a_fair_coin(wins: int, losses: int, p: float) -> None:
+    assert sign_test(wins, losses) == pytest.approx(p, abs=1e-12)
+    assert sign_test(wins, losses) == sign_test(losses, wins)
+
+
+def test_the_sign_test_and_the_exact_interval_agree() -> None:
+    for n in range(1, 40):
+        for wins in range(n + 1):
+            low, high = clopper_pearson(wins, n)[1:3]
+            assert (sign_test(wins, n - wins) < 0.05) == (low > 0.5 or high < 0.5)
+
+
+def test_exact_figures_of_many_trials_are_near_those_of_the_normal_distribution() -> None:
+    error = 1.96 * math.sqrt(0.6 * 0.4 / 20_000)
+    assert clopper_pearson(12_000, 20_000)[1:3] == pytest.approx((0.6 - error, 0.6 + error), abs=1e-4)
+    z = 200 / math.sqrt(20_000)  # with the correction for continuity, one less
+    assert sign_test(10_100, 9_900) == pytest.approx(math.erfc((z - 1 / math.sqrt(20_000)) / math.sqrt(2)), rel=1e-3)
 
 
 def test_an_interval_holds_its_rate() -> None:
@@ -112,6 +162,8 @@ def test_pearson_against_the_standard_library() -> None:
 def test_misuse_is_an_error() -> None:
     with pytest.raises(ValueError, match="3 successes in 2 trials"):
         wilson(3, 2)
+    with pytest.raises(ValueError, match="3 successes in 2 trials"):
+        clopper_pearson(3, 2)
     with pytest.raises(ValueError, match=r"got 0\.7"):
         win_rate([1.0, 0.7])
     with pytest.raises(ValueError, match="at least one number"):

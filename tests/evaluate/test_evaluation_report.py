@@ -73,7 +73,9 @@ def test_a_better_policy_wins_and_all_is_written(make_run: Run, settings: Settin
     for part in (report["verdict"], "policy vs sft", "T 3", "open QA", "73.0 %", "evaluation_samples.jsonl"):
         assert part in page
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert report["verdict"] in table(report) and "71.0 % (66.0 to 76.0)" in table(report)
+    assert report["verdict"] in table(report) and "71.0 % (66.0 to 76.0) of 300 pairs" in table(report)
+    wins = report["win_rate"]["policy_vs_sft"]
+    assert f"{wins['wins']} / {wins['ties']} / {wins['losses']}" in table(report)
 
 
 def test_a_sign_flip_of_the_judge_turns_the_result_round(make_run: Run, settings: Settings) -> None:

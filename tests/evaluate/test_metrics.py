@@ -31,6 +31,11 @@ def test_win_rates_name_the_winner_first_and_mirror() -> None:
         "sft_vs_base": (4 + 0.5 * 4) / 8,
     }
     assert all(rate["low"] <= rate["rate"] <= rate["high"] and rate["n"] == 8 for rate in found.values())
+    assert [(rate["wins"], rate["ties"], rate["losses"]) for rate in found.values()] == [
+        (6, 0, 2),
+        (6, 0, 2),
+        (4, 4, 0),
+    ]
     swapped = win_rates({"sft": scores["policy"], "policy": scores["sft"]})
     assert swapped.keys() == {"policy_vs_sft"} and swapped["policy_vs_sft"]["rate"] == 2 / 8
 
@@ -60,8 +65,40 @@ def test_by_group_puts_the_largest_first() -> None:
     assert found == {"list": {"n": 2, "sft": 4.0, "policy": 3.5}, "chat": {"n": 1, "sft": 1.0, "policy": 0.0}}
 
 
+def test_few_untied_prompts_show_nothing() -> None:
+    """4 losses and no win among 29 prompts are no rarer than 1 in 8: 2 * (1/2) ** 4."""
+    rate = win_rates({"sft": [1.0] * 29, "policy": [1.0] * 25 + [0.0] * 4})["policy_vs_sft"]
+    assert (rate["wins"], rate["ties"], rate["losses"], rate["n"]) == (0, 25, 4, 29)
+    assert rate["p"] == pytest.approx(0.125)
+    assert rate["rate"] == pytest.approx(12.5 / 29)
+    # at the upper end a share of 1 - 0.025 ** (1/4) of the untied prompts would be wins
+    assert rate["high"] == pytest.approx((12.5 + 4 * (1 - 0.025**0.25)) / 29, abs=1e-9)
+    assert rate["low"] < 0.40, "how many prompts are tied is a matter of chance, too"
+    sentence = verdict({"policy_vs_sft": rate}, None)
+    assert "no gain is shown" in sentence and "worse" not in sentence
+    assert "(0 won, 25 tied, 4 lost)" in sentence
+
+
+@pytest.mark.parametrize(
+    ("wins", "ties", "losses", "said"),
+    [
+        (0, 23, 6, "it has become worse"),  # p = 2 / 64
+        (0, 24, 5, "no gain is shown"),  # p = 2 / 32
+        (6, 23, 0, "Whether that is more than sharpening"),
+        (5, 0, 0, "no gain is shown"),
+        (8, 400, 1, "Whether that is more than sharpening"),  # p = 20 / 512
+        (7, 400, 1, "no gain is shown"),  # p = 18 / 256
+        (0, 10, 0, "no gain is shown"),
+    ],
+)
+def test_conclusions_agree_with_the_sign_test(wins: int, ties: int, losses: int, said: str) -> None:
+    policy = [1.0] * wins + [0.5] * ties + [0.0] * losses
+    assert said in verdict(win_rates({"sft": [0.5] * len(policy), "policy": policy}), None)
+
+
 def rates(low: float, high: float) -> dict[str, Any]:
-    return {"policy_vs_sft": {"rate": (low + high) / 2, "low": low, "high": high, "n": 300}}
+    counts = {"wins": 150, "ties": 50, "losses": 100, "p": 0.1}
+    return {"policy_vs_sft": {"rate": (low + high) / 2, "low": low, "high": high, "n": 300, **counts}}
 
 
 BETTER, EVEN, WORSE = rates(0.55, 0.67), rates(0.45, 0.56), rates(0.3, 0.42)
@@ -86,4 +123,4 @@ def test_verdict(sampled: dict[str, Any], best: dict[str, Any] | None, said: str
     sentence = verdict(sampled, best)
     assert said in sentence and unsaid not in sentence
     if sampled == BETTER:
-        assert "61.0 % (55.0 to 67.0)" in sentence
+        assert "61.0 % (55.0 to 67.0) of prompts (150 won, 50 tied, 100 lost)" in sentence
