@@ -45,19 +45,20 @@ def held_out_report(rankings: Sequence[EncodedRanking], scores: list[Tensor]) ->
 
 
 def _per_prompt_interval(leads: list[Tensor]) -> dict[str, float]:
-    """Share of right pairs with a 95 % interval from the spread between prompts (a ratio estimate)."""
+    """Share of right pairs with a 95 % interval: Wilson's, for as many trials as have the spread between prompts.
+
+    The variance is that of a ratio estimate. Where no prompt differs from another (all pairs right, say), prompts are
+    the trials: the pairs of one prompt may all be right or wrong together.
+    """
     right = torch.tensor([float((lead > 0).sum()) for lead in leads], dtype=torch.float64)
     pairs = torch.tensor([float(len(lead)) for lead in leads], dtype=torch.float64)
-    rate = float(right.sum() / pairs.sum())
-    if len(leads) < 2:
-        return wilson(float(right.sum()), int(pairs.sum()))._asdict()
-    error = float((right - rate * pairs).std() * len(leads) ** 0.5 / pairs.sum())
-    return {
-        "rate": rate,
-        "low": max(0.0, rate - 1.96 * error),
-        "high": min(1.0, rate + 1.96 * error),
-        "n": int(pairs.sum()),
-    }
+    rate, count = float(right.sum() / pairs.sum()), int(pairs.sum())
+    spread = float(((right - rate * pairs) ** 2).sum())
+    trials = float(len(leads))
+    if spread > 0 and len(leads) > 1:
+        variance = spread * len(leads) / (len(leads) - 1) / count**2
+        trials = min(max(1.0, rate * (1 - rate) / variance), float(count))
+    return wilson(rate * trials, trials)._asdict() | {"rate": rate, "n": count}
 
 
 def _by_margin(leads: Tensor) -> list[dict[str, float]]:
