@@ -5,6 +5,7 @@ from typing import Any
 
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.evaluate.metrics import percent
+from lora_rlhf.evaluate.seen import warning
 
 JUDGES = {"gold": "gold score", "reward_score": "reward model's score"}
 
@@ -87,7 +88,7 @@ def _win_rate(rate: dict[str, Any]) -> list[str]:
 
 
 def _facts(report: dict[str, Any]) -> list[str]:
-    facts = []
+    facts = [f"WARNING: {told}"] if (told := warning(report["training_data"])) else []
     if "kl" in report:
         kl = report["kl"]
         facts.append(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lora_rlhf.config import EvaluateConfig
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.io import write_jsonl
+from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.disk import write_json, write_text
@@ -25,6 +26,7 @@ from lora_rlhf.evaluate.lineage import RunStages, find_stages, open_model
 from lora_rlhf.evaluate.metrics import by_group, distinct, eos_rate, mean_length, mean_scores, verdict, win_rates
 from lora_rlhf.evaluate.plots import plot_report, read_metrics
 from lora_rlhf.evaluate.render import markdown, table
+from lora_rlhf.evaluate.seen import find_seen, warning
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import METRICS
@@ -86,6 +88,9 @@ def evaluate(config: EvaluateConfig, model: SharedModel | None = None, gold: Gol
     prompts = _read(config, config.prompts, "--prompts")
     others = _read_others(config, prompts)
     judge_name = choose_judge(config, stages, gold, [*prompts, *others])
+    seen = find_seen(stages, config.prompts, prompts)
+    if told := warning(seen):
+        log.warning("%s: %s", config.prompts, told)
     model = open_model(stages, config.device, model, config.trust_remote_code)
     encoded, counts = _encode(config, model, prompts)
     selection = _encode(config, model, others)[0] if others else []
@@ -102,6 +107,7 @@ def evaluate(config: EvaluateConfig, model: SharedModel | None = None, gold: Gol
         "stages": list(stages.writers),
         "judge": judge_name,
         "prompts": {**counts, "selection": len(selection)},
+        "training_data": seen,
         **_compare(judge_name, sampled, sweep, best),
         **_use_cases(encoded, sampled),
     }
@@ -130,9 +136,11 @@ def _read(config: EvaluateConfig, path: str, flag: str) -> list[Prompt]:
     for prompt in prompts:
         first.setdefault(prompt.key, prompt)
     if again := len(prompts) - len(first):
-        log.warning("%s: %d prompts came before in it and are left out", path, again)
+        log.warning("%s: %s left out that came before in it", path, counted(again, "prompt"))
     if len(first) < FEWEST:
-        raise UserError(f"{path}: {len(first)} distinct prompt, {flag} needs at least {FEWEST} for an interval")
+        raise UserError(
+            f"{path}: {counted(len(first), 'distinct prompt')}, {flag} needs at least {FEWEST} for an interval"
+        )
     return list(first.values())
 
 
@@ -146,8 +154,8 @@ def _read_others(config: EvaluateConfig, prompts: Sequence[Prompt]) -> list[Prom
     reported = {prompt.key for prompt in prompts}
     if shared := sum(prompt.key in reported for prompt in others):
         raise UserError(
-            f"{config.selection_prompts}: {shared} of its prompts are in {config.prompts} too; a temperature chosen on "
-            "the prompts that it is reported on would look better than it is. Give other prompts"
+            f"{config.selection_prompts}: {config.prompts} holds {counted(shared, 'prompt')} of it too; a temperature "
+            "chosen on the prompts that it is reported on would look better than it is. Give other prompts"
         )
     return others
 
@@ -159,7 +167,10 @@ def _encode(
     if summary := refused.summary():
         log.warning("%s", summary)
     if len(encoded) < FEWEST:
-        raise UserError(f"only {len(encoded)} prompt fits max_prompt_tokens {config.max_prompt_tokens}: raise it")
+        raise UserError(
+            f"{counted(len(encoded), 'prompt')} left at max_prompt_tokens {config.max_prompt_tokens}, {FEWEST} are "
+            "needed: raise it"
+        )
     return encoded, {"used": len(encoded), "refused": refused.count, "truncated": refused.truncated_prompts}
 
 

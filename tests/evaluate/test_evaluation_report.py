@@ -119,6 +119,26 @@ def test_a_model_in_memory_gives_the_same_as_one_from_disk(
     assert trained.base_digest() == digest and trained.active_role is None
 
 
+def test_prompts_that_were_trained_on_are_counted_and_said(
+    make_run: Run, settings: Settings, write_prompts: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run()
+    assert evaluate(settings(run), gold=letter_share)["training_data"]["seen"] == 0
+    assert "training data" not in caplog.text and "WARNING" not in (run / "report.md").read_text()
+    path = run / "sft" / "manifest.json"
+    trained_on = write_prompts("d.jsonl", [*OTHERS, *(question.upper() for question in QUESTIONS[:5])])
+    data = {"demonstrations": {"path": trained_on, "sha256": "unknown"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+    report = evaluate(settings(run, overwrite=True), gold=letter_share)
+    assert report["training_data"] == {
+        "prompts": 24,
+        "seen": 5,
+        "stages": [{"stage": "sft", "path": trained_on, "seen": 5, "compared": "all"}],
+    }
+    said = "5 of 24 prompts also in training data (sft 5)"
+    assert said in caplog.text and said in table(report) and said in (run / "report.md").read_text()
+
+
 def test_prompts_that_come_twice_count_once(make_run: Run, settings: Settings, write_prompts: Write) -> None:
     prompts = write_prompts("twice.jsonl", [*QUESTIONS[:3], QUESTIONS[0].upper(), QUESTIONS[1]])
     run = make_run(policy=None)
@@ -134,7 +154,10 @@ def test_mistakes_are_named_before_anything_is_loaded(
     others = write_prompts("others.jsonl", [*OTHERS, QUESTIONS[5].lower()])
     mistakes = [
         ({"prompts": write_prompts("one.jsonl", QUESTIONS[:1])}, r"one\.jsonl: 1 distinct prompt, --prompts needs"),
-        ({"selection_prompts": others}, r"others\.jsonl: 1 of its prompts are in .*Give other prompts"),
+        (
+            {"selection_prompts": others},
+            r"others\.jsonl: .*prompts\.jsonl holds 1 prompt of it too.*Give other prompts",
+        ),
         ({"selection_prompts": others, "temperatures": ()}, "temperatures is empty"),
         ({"temperatures": (-1.0,)}, "temperatures below 0"),
         ({"judge": "gold"}, "--judge gold"),

@@ -1,0 +1,78 @@
+"""Which of the prompts that a run is evaluated on stand in the data that its stages were trained on."""
+
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from lora_rlhf.data.locate import Hub, locate
+from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.schema import Prompt
+from lora_rlhf.data.sources import Source
+from lora_rlhf.errors import UserError
+from lora_rlhf.evaluate.lineage import RunStages
+from lora_rlhf.run import CONFIG, Parent, data_hash
+from lora_rlhf.settings import read_yaml
+
+TRAINED_ON = {"sft": "demonstrations", "reward": "rankings", "ppo": "prompts"}
+MOST_SECONDS = 30.0  # of reading, for all stages together
+
+
+def find_seen(stages: RunStages, path: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """{prompts, seen, stages: [{stage, path, seen, compared}]}: how many of the prompts each stage's data hold.
+
+    path: the file that the prompts came from. compared: "all" of the data; "part", when reading took too long; "none",
+    when the data are on the hub, or no longer where the manifest says and not this very file (by its sha256). Prompts
+    are the same when their keys are; memory is that of the evaluation's prompts. Prompts that a stage held out for
+    validation count too: its best epoch may have been chosen on them.
+    """
+    keys, seen = {prompt.key for prompt in prompts}, set()
+    deadline = time.monotonic() + MOST_SECONDS
+    rows = []
+    for name, parent in (("sft", stages.sft), ("reward", stages.reward), ("ppo", stages.ppo)):
+        record = {} if parent is None else parent.manifest.get("data", {}).get(TRAINED_ON[name])
+        if parent is None or not record:
+            continue
+        found, compared = _find_in(parent, record["path"], keys, deadline)
+        if compared == "none" and _is_same(record, path):
+            found, compared = keys, "all"
+        seen |= found
+        rows.append({"stage": name, "path": record["path"], "seen": len(found), "compared": compared})
+    return {"prompts": len(keys), "seen": len(seen), "stages": rows}
+
+
+def warning(found: dict[str, Any]) -> str:
+    """One line on what was found; empty when no prompt was seen in training, as far as all data could tell."""
+    parts = []
+    if found["seen"]:
+        where = ", ".join(f"{row['stage']} {row['seen']}" for row in found["stages"] if row["seen"])
+        parts.append(
+            f"{found['seen']} of {counted(found['prompts'], 'prompt')} also in training data ({where}): figures on "
+            "these flatter the stages"
+        )
+    if unknown := [f"{row['stage']} ({row['path']})" for row in found["stages"] if row["compared"] != "all"]:
+        parts.append(f"prompts not compared with all training data of {', '.join(unknown)}")
+    return "; ".join(parts)
+
+
+def _find_in(parent: Parent, path: str, keys: Collection[str], deadline: float) -> tuple[set[str], str]:
+    found: set[str] = set()
+    try:
+        if isinstance(locate(path), Hub):
+            return found, "none"
+        format = read_yaml(parent.folder / CONFIG).get("format")
+        source: Source[Prompt] = Source(path, "prompts", format, tolerant=True)
+        for prompt in source:
+            if prompt.key in keys:
+                found.add(prompt.key)
+            if len(found) == len(keys):
+                break
+            if time.monotonic() > deadline:
+                return found, "part"
+    except UserError:
+        return found, "none"
+    return found, "all"
+
+
+def _is_same(record: dict[str, Any], path: str) -> bool:
+    """Whether the data of a stage are the evaluation's own file or dataset, wherever either is now."""
+    return record["path"] == path or (record["sha256"] is not None and record["sha256"] == data_hash(path))
