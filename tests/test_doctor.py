@@ -18,6 +18,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
+from lora_rlhf import network as hub
 from lora_rlhf.cli import main
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, report, storage
 from lora_rlhf.doctor.findings import GIB, Finding, as_json, line, summary
@@ -462,27 +463,27 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], str]]:
 
 @pytest.mark.parametrize(("status", "works"), [(200, True), (401, True), (404, True), (502, False), (504, False)])
 def test_a_hub_that_answers(server: Callable[[int], str], status: int, works: bool) -> None:
-    fault = network.ask_hub(server(status))()
+    fault = network.ask(server(status))()
     assert (fault is None) == works
     assert works or str(status) in str(fault)
 
 
 def test_a_hub_that_does_not_answer(server: Callable[[int], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
-        assert network.ask_hub(address)()
+        assert network.ask(address)()
         assert time.monotonic() - started < 2
     with monkeypatch.context() as patched:
-        patched.setattr(network, "_fault", lambda address: time.sleep(3))  # as long as it takes to look up a name
+        patched.setattr(hub, "_probe", lambda address: time.sleep(3))  # as long as it takes to look up a name
         started = time.monotonic()
-        assert network.ask_hub(address)() == "no answer within 0.3 s"
+        assert network.ask(address)() == "no answer within 0.3 s"
         assert time.monotonic() - started < 2
-    assert "refused" in str(network.ask_hub(address)())
-    assert network.ask_hub("nonsense")() is not None
+    assert "refused" in str(network.ask(address)())
+    assert network.ask("nonsense")() is not None
     monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
-    assert "proxy" in str(network.ask_hub(server(200))())
+    assert "proxy" in str(network.ask(server(200))())
 
 
 def test_what_is_told_of_the_hub() -> None:
@@ -498,11 +499,11 @@ def test_what_is_told_of_the_hub() -> None:
 def test_offline_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
-    assert network.offline() is None
+    assert hub.offline() is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    assert network.offline() is None
+    assert hub.offline() is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert network.offline() == "HF_HUB_OFFLINE"
+    assert hub.offline() == "HF_HUB_OFFLINE"
 
 
 def test_a_finding_is_aligned_and_its_commands_stay_whole() -> None:

@@ -15,7 +15,7 @@ MAX_LINES = 300
 ROOMS = {"algo", "data", "model", "stages", "evaluate", "inspection", "tinyworld", "doctor"}
 # Strictly downward: what each room may import of this package besides itself. All but algo may raise errors.UserError.
 # What stands below all rooms, and may be imported from any but algo.
-GROUND = {"errors", "disk", "untrusted", "workers"}
+GROUND = {"errors", "disk", "network", "untrusted", "workers"}
 SHELF = {"config", "stage_config", "settings", "run", "manifest"}  # what is chosen, and where results go
 MAY_IMPORT = {
     "algo": set(),
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "tracking": set(),
     "errors": set(),
     "disk": set(),
+    "network": set(),
     "untrusted": {"errors"},
     "workers": {"errors"},
     "__init__": set(),

@@ -1,10 +1,5 @@
 """Rows of a dataset on the hub, streamed, or of a folder that the library datasets saved."""
 
-import os
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +8,7 @@ from lora_rlhf.data.locate import Hub
 from lora_rlhf.data.refusals import Damaged
 from lora_rlhf.data.tables import plain_row
 from lora_rlhf.errors import UserError
-
-PROBE_SECONDS = 4.0
-YES = {"1", "ON", "YES", "TRUE"}
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-PROXY_FAULTS = {502, 503, 504}  # a proxy's own answer when it reaches nothing
+from lora_rlhf.network import hub_fault, offline
 
 
 def hub_rows(hub: Hub) -> Iterator[tuple[str, Any]]:
@@ -26,8 +17,8 @@ def hub_rows(hub: Hub) -> Iterator[tuple[str, Any]]:
     Raises UserError if the hub cannot be reached (within seconds), or has no such dataset, config or split. A
     connection that breaks later gives a Damaged as the last row. A dataset's own code is never run.
     """
-    offline = any(os.environ.get(name, "").upper() in YES for name in OFFLINE_VARIABLES)
-    if not offline:
+    setting = offline()
+    if setting is None:
         _require_endpoint(hub.name)
     from datasets import load_dataset
 
@@ -35,7 +26,7 @@ def hub_rows(hub: Hub) -> Iterator[tuple[str, Any]]:
     try:
         dataset = load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
     except Exception as error:  # the library raises a dozen unrelated types for "not there" and "no access"
-        where = "in the cache (HF_HUB_OFFLINE is set)" if offline else "on the hub"
+        where = f"in the cache ({setting} is set)" if setting else "on the hub"
         raise UserError(
             f"{named}: no such file here, and it cannot be loaded as a dataset {where}: {error}\n"
             "A hub dataset is owner/name, owner/name:split or owner/name:config:split."
@@ -76,39 +67,10 @@ def numbered_rows(dataset: Iterable[dict[str, Any]], name: str) -> Iterator[tupl
 
 def _require_endpoint(name: str) -> None:
     # load_dataset would try for half a minute before it says so, and then name another fault
-    proxies = urllib.request.getproxies()
-    if "all" in proxies or any(proxy.startswith("socks") for proxy in proxies.values()):
-        return  # proxies that the probe cannot use, and the library can
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    fault: list[str] = ["no answer within some seconds"]
-    # in a thread, because looking up a host's name has no timeout of its own
-    probe = threading.Thread(target=_probe, args=(endpoint, fault), daemon=True)
-    probe.start()
-    probe.join(PROBE_SECONDS)
-    if fault:
+    if fault := hub_fault():
         raise UserError(
-            f"{name}: no such file or folder here, and the hub cannot be reached ({endpoint}: {fault[0]}). Without a "
+            f"{name}: no such file or folder here, and the hub cannot be reached ({fault}). Without a "
             f"network: on another machine run `hf download --repo-type dataset {name} --local-dir data/"
             f"{name.split('/')[1]}`, copy that folder here and give it, or a pattern such as 'FOLDER/**/*train*'. "
             "If the dataset is in the cache already, set HF_HUB_OFFLINE=1."
         )
-
-
-def _probe(endpoint: str, fault: list[str]) -> None:
-    """Empties `fault` if the endpoint answers anything, else puts the reason there. Proxies are the environment's."""
-    try:
-        request = urllib.request.Request(endpoint, method="HEAD")
-        urllib.request.build_opener().open(request, timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        if error.code in PROXY_FAULTS:
-            fault[0] = str(error)
-            return
-    except urllib.error.URLError as error:
-        # certificates are the library's to judge: it may know others than Python does
-        if not isinstance(error.reason, ssl.SSLError):
-            fault[0] = str(error.reason)
-            return
-    except (OSError, ValueError) as error:
-        fault[0] = str(error)
-        return
-    fault.clear()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, storage
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.doctor.findings import Finding, as_json, line, summary, works
+from lora_rlhf.network import endpoint, offline
 
 WIDEST = 120
 
@@ -30,8 +31,8 @@ def examine(config: DoctorConfig) -> bool:
 
 def look(run: str) -> Iterator[Finding]:
     """Every finding, in the order in which they are shown; the slow ones last."""
-    setting = network.offline()
-    answer = network.ask_hub(network.endpoint()) if setting is None else None
+    setting = offline()
+    answer = network.ask(endpoint()) if setting is None else None
     yield machine.judge_system(platform.system(), platform.release(), platform.python_version())
     cores = machine.cores()
     yield machine.judge_cores(cores)
@@ -40,7 +41,7 @@ def look(run: str) -> Iterator[Finding]:
     found = libraries.libraries(libraries.tested_versions())
     yield from libraries.judge_libraries(found, libraries.this_python())
     yield from _devices(cores.usable)
-    yield network.judge_hub(network.endpoint(), setting, answer() if answer else None)
+    yield network.judge_hub(endpoint(), setting, answer() if answer else None)
 
 
 def _storage(run: str) -> Iterator[Finding]:

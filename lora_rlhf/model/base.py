@@ -3,11 +3,8 @@
 import contextlib
 import hashlib
 import inspect
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +18,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from lora_rlhf.errors import UserError
+from lora_rlhf.model.files import Files, config_file, find_files, hash_files, no_retry_lines, weight_files
 from lora_rlhf.model.heads import check_logits
 
 QUANTIZATIONS = ("nf4", "int8", "none")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
-TINYWORLD = "tinyworld"
 WAYS_OUT = (
     "Check the spelling and the network; a gated model needs `hf auth login`; a local model needs the path of its "
     "folder; one with its own code needs trust_remote_code."
@@ -75,19 +71,28 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     that do not fill the model, a tokenizer without an end-of-sequence token, and a model that cannot be used here.
     """
     where = _resolve_device(device)
-    name = _resolve_name(spec.name)
-    config = _load_config(name, spec)
-    source_hash = _hash_files([_config_file(name), *_weight_files(name, spec)])
-    tokenizer = load_tokenizer(spec.name, spec.trust_remote_code)
-    model = _load_model(name, spec, config, where)
+    files = find_files(spec.name)
+    with no_retry_lines():
+        config = _load_config(files, spec)
+        source_hash = hash_files([config_file(files), *weight_files(files, spec.name)])
+        tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
+        model = _load_model(files, spec, config, where)
     _check_usable(model, tokenizer, spec)
     return Base(model, tokenizer, spec, source_hash, where)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model, without the model. `name` is as in `BaseSpec`; errors are those of `load_base`."""
+    files = find_files(name)
+    with no_retry_lines():
+        return _load_tokenizer(files, name, trust_remote_code)
+
+
+def _load_tokenizer(files: Files, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_resolve_name(name), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            files.name, trust_remote_code=trust_remote_code, local_files_only=files.only_local
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"base model {name!r}: its tokenizer does not load. {WAYS_OUT} ({_first_line(error)})"
@@ -125,21 +130,11 @@ def _resolve_device(device: str) -> torch.device:
     return where
 
 
-def _resolve_name(name: str) -> str:
-    """A hub name as it is, or the path of a folder that holds a model."""
-    if name == TINYWORLD:
-        name = str(files("lora_rlhf") / "tinyworld" / "base")
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        return name
-    if not (folder / "config.json").is_file():
-        raise UserError(f"base model {name!r}: no config.json there; give a folder written by save_pretrained")
-    return str(folder)
-
-
-def _load_config(name: str, spec: BaseSpec) -> PreTrainedConfig:
+def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=spec.trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            files.name, trust_remote_code=spec.trust_remote_code, local_files_only=files.only_local
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"base model {spec.name!r}: neither an existing folder nor a model that could be fetched from the hub. "
@@ -157,7 +152,7 @@ def _load_config(name: str, spec: BaseSpec) -> PreTrainedConfig:
     return config
 
 
-def _load_model(name: str, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
+def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
     dtype = _compute_dtype(spec.compute_dtype, device)
     quantization: dict[str, Any] = {}
     if spec.quantization == "nf4":
@@ -172,7 +167,8 @@ def _load_model(name: str, spec: BaseSpec, config: PreTrainedConfig, device: tor
     try:
         with _no_progress_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
-                name,
+                files.name,
+                local_files_only=files.only_local,
                 config=config,
                 dtype=dtype,
                 device_map={"": device},
@@ -215,44 +211,6 @@ def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def _config_file(name: str) -> Path:
-    return Path(cached_file(name, "config.json"))
-
-
-def _weight_files(name: str, spec: BaseSpec) -> list[Path]:
-    """The safetensors files that transformers loads: one file, or the shards that the index lists."""
-
-    def find(filename: str) -> str | None:
-        try:
-            return cached_file(
-                name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
-            )
-        except OSError:
-            return None
-
-    if single := find("model.safetensors"):
-        return [Path(single)]
-    if index := find("model.safetensors.index.json"):
-        shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-        found = [(shard, find(shard)) for shard in shards]
-        for shard, path in found:
-            if path is None:
-                raise UserError(f"base model {spec.name!r}: shard {shard} is listed in {index} and is not there")
-        return [Path(path) for _, path in found if path is not None]
-    raise UserError(
-        f"base model {spec.name!r}: no safetensors weights. Pickled weights (.bin, .pt) can run code and are refused; "
-        "convert them with save_pretrained"
-    )
-
-
-def _hash_files(paths: list[Path]) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ import datasets
 import huggingface_hub
 import pytest
 
+from lora_rlhf import network
 from lora_rlhf.data import hub
 from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.hub import hub_rows, numbered_rows, saved_rows
@@ -30,7 +31,7 @@ PROXY_VARIABLES = [
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*hub.OFFLINE_VARIABLES, *PROXY_VARIABLES):
+    for name in (*network.OFFLINE_VARIABLES, *PROXY_VARIABLES):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -72,7 +73,7 @@ def test_without_a_network_the_way_out_is_named_at_once(monkeypatch: pytest.Monk
 
 
 def test_a_hub_that_does_not_answer_is_waited_for_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(network, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(UserError, match="cannot be reached"):

@@ -1,0 +1,112 @@
+"""The files of a base model: a folder, the hub or its cache, told within seconds; its weights, and their hash."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import is_offline_mode
+from transformers.utils import cached_file
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.network import hub_fault
+
+TINYWORLD = "tinyworld"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class Files(NamedTuple):
+    """Where a model's files are: `name` is a folder or a hub name; `only_local`: the cache has to do."""
+
+    name: str
+    only_local: bool
+
+
+def find_files(name: str) -> Files:
+    """A folder that holds a model, or a hub name; UserError within seconds when neither can be had."""
+    folder = Path(str(resources.files("lora_rlhf") / "tinyworld" / "base") if name == TINYWORLD else name).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"base model {name!r}: no config.json there; give a folder written by save_pretrained")
+        return Files(str(folder), False)
+    if HUB_NAME.fullmatch(name) is None:
+        return Files(name, False)  # which no library will find, and each says so at once
+    # the library would try each file for half a minute before it looks into its cache
+    fault = None if is_offline_mode() else hub_fault()
+    if fault is not None and not _is_cached(name):
+        raise UserError(
+            f"base model {name!r}: no such folder here, not in the cache of models, and the hub cannot be reached "
+            f"({fault}). Without a network: on another machine run `hf download {name} --local-dir models/"
+            f"{name.rsplit('/', maxsplit=1)[-1]}`, copy that folder here and give its path."
+        )
+    return Files(name, fault is not None)
+
+
+def _is_cached(name: str) -> bool:
+    try:
+        return cached_file(name, "config.json", local_files_only=True) is not None
+    except OSError:
+        return False
+
+
+def config_file(files: Files) -> Path:
+    """The path of config.json."""
+    return Path(cached_file(files.name, "config.json", local_files_only=files.only_local))
+
+
+def weight_files(files: Files, name: str) -> list[Path]:
+    """The safetensors files that transformers loads: one file, or the shards that the index lists."""
+
+    def find(filename: str) -> str | None:
+        try:
+            return cached_file(
+                files.name,
+                filename,
+                local_files_only=files.only_local,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_gated_repo=False,
+            )
+        except OSError:
+            return None
+
+    if single := find("model.safetensors"):
+        return [Path(single)]
+    if index := find("model.safetensors.index.json"):
+        shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+        found = [(shard, find(shard)) for shard in shards]
+        for shard, path in found:
+            if path is None:
+                raise UserError(f"base model {name!r}: shard {shard} is listed in {index} and is not there")
+        return [Path(path) for _, path in found if path is not None]
+    if not Path(files.name).exists() and (files.only_local or is_offline_mode()):
+        raise UserError(f"base model {name!r}: its weights are not in the cache, and the hub cannot be reached")
+    raise UserError(
+        f"base model {name!r}: no safetensors weights. Pickled weights (.bin, .pt) can run code and are refused; "
+        "convert them with save_pretrained"
+    )
+
+
+def hash_files(paths: list[Path]) -> str:
+    """sha256 over the hashes of files, in order."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def no_retry_lines() -> Iterator[None]:
+    """Each failed try of a download would be two lines on the terminal; what comes of it is said once, in the end."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
