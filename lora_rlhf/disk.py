@@ -46,8 +46,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Adds one line of JSON, in one write. A kill leaves it whole, absent, or cut off at the end of the file."""
+    line = json_line(finite(row))
     with _naming(path), open(path, "ab", buffering=0) as file:
-        file.write(json_line(finite(row)))
+        while line:  # a disk that gets full takes a part and says no error before the next write
+            line = line[file.write(line) :]
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
@@ -68,7 +70,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
     temporary = _temporary(folder)
     try:
         with _naming(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             yield temporary
             for path in (*temporary.rglob("*"), temporary):
@@ -85,6 +86,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder. A kill leaves it whole, gone, or under a temporary name."""
+    temporary = _temporary(folder)
+    folder.rename(temporary)
+    shutil.rmtree(temporary)
+
+
 def remove_temporary(folder: Path) -> None:
     """Removes what processes left that were killed while they wrote into this folder."""
     for path in folder.rglob(f".*{TEMPORARY}"):
@@ -95,12 +103,13 @@ def remove_temporary(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Waits until a file, or a folder's list of names, is on disk. OSError names it."""
+    with _naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def finite(value: Any) -> Any:
@@ -126,4 +135,4 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, f"{error.strerror}, while writing", str(path)) from error
+        raise OSError(error.errno, f"{os.strerror(error.errno)}, while writing", str(path)) from error

@@ -1,5 +1,6 @@
 """Whether a run may go on: one process at a time, of the same settings, parents and data as it began with."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -39,9 +40,9 @@ class Lock:
             ) from None
         except OSError as error:  # some network folders have no locks
             log.warning("%s: cannot be locked (%s): do not start a second process on it", self._path, error.strerror)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without a name in it
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         self._file = file
 
     def drop(self) -> None:

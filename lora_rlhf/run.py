@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 from lora_rlhf import workers
 from lora_rlhf.data.locate import Files, Hub, locate
-from lora_rlhf.disk import append_row, remove_temporary, sync, write_json, write_text
+from lora_rlhf.disk import TEMPORARY, append_row, new_folder, remove_temporary, sync, write_json, write_text
 from lora_rlhf.errors import UserError
 from lora_rlhf.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, read_manifest
 from lora_rlhf.resume import Lock, require_same_origin, require_same_settings
@@ -149,7 +150,7 @@ class StageFolder:
             "format": FORMAT,
             "stage": self.stage,
             "status": RUNNING,
-            "id": hashlib.sha256(f"{self.path.absolute()}{time.time_ns()}{os.getpid()}".encode()).hexdigest()[:16],
+            "id": secrets.token_hex(8),
             "base": dict(base),
             "parents": {role: parent.lineage(self._config.run) for role, parent in parents.items()},
             "data": {name: {"path": path, "sha256": data_hash(path)} for name, path in data.items() if path},
@@ -166,13 +167,15 @@ class StageFolder:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.take()
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir()
+            for path in self.path.parent.glob(f".{self.stage}.*{TEMPORARY}"):  # of processes that were killed here
+                shutil.rmtree(path)
+            with new_folder(self.path) as folder:  # with its manifest from the start, else it looks like anybody's
+                write_text(folder / CONFIG, to_yaml(self._config))
+                write_json(folder / MANIFEST, self._manifest)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be made ({error.strerror}); choose another --run") from error
-        write_text(self.path / CONFIG, to_yaml(self._config))
-        write_json(self.path / MANIFEST, self._manifest)
+            raise UserError(
+                f"{self.path}: cannot be made ({os.strerror(error.errno or 0)}); choose another --run"
+            ) from error
         return {}
 
     def _go_on(self) -> dict[str, Any]:

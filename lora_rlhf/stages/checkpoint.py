@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lora_rlhf import workers
-from lora_rlhf.disk import finite, new_folder, write_text
+from lora_rlhf.disk import finite, new_folder, remove_folder, write_text
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import save_tensors
 from lora_rlhf.run import CHECKPOINTS, StageFolder
@@ -60,6 +59,7 @@ class Checkpoints:
             return
         target = self._path / (f"step-{step:08d}" + (f"+{part}" if part else ""))
         record = {"step": step, "score": score, "position": self._folder.position(), "state": dict(state)}
+        self._path.mkdir(exist_ok=True)  # not the stage's own folder: where that was deleted, the run ends
         with new_folder(target) as temporary:
             write_adapters(temporary)
             save_tensors(temporary / TENSORS, {**tensors, **_generators()})
@@ -83,7 +83,7 @@ class Checkpoints:
                 damaged.append(path)
                 continue
             for useless in damaged if workers.is_main() else ():
-                shutil.rmtree(useless)
+                remove_folder(useless)
             self._folder.rewind(record["position"])
             _restore_generators(tensors)
             log.info("going on from %s", path)
@@ -99,7 +99,7 @@ class Checkpoints:
         best = {max(scores, key=lambda path: scores[path])} if scores else set()
         for path in paths[: -self._keep]:
             if path not in best:
-                shutil.rmtree(path)
+                remove_folder(path)
 
 
 def _read(path: Path) -> dict[str, Any]:
