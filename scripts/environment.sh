@@ -1,4 +1,5 @@
-# Sourced by the scripts beside it: puts this project into .venv, as pinned in constraints.txt, and goes to its root.
+#!/usr/bin/env bash
+# Puts this project into .venv, as pinned in constraints.txt; the scripts beside it source this, and go to its root.
 
 # The first Python here that is new enough and can make virtual environments.
 find_python() {
@@ -30,3 +31,8 @@ ensure_environment() {
   .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".${extra:+[$extra]}"
   echo "$wanted $extra" >.venv/installed
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  set -euo pipefail
+  ensure_environment "$@"
+fi

@@ -69,6 +69,11 @@ def _parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
                 f"{reward.folder} and {sft.folder} stand on different bases: {key} is "
                 f"{reward.manifest['base'].get(key)!r} and {value!r}; train both on one base"
             )
+    if (parent := reward.manifest["parents"].get("sft")) and parent["id"] != sft.manifest["id"]:
+        log.warning(
+            "%s was trained from another SFT model than %s: train it again, unless that is meant",
+            *(reward.folder, sft.folder),
+        )
     return sft, reward
 
 

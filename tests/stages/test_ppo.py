@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,19 @@ def test_parents_on_different_bases(config: Config, parents: Path, tmp_path: Pat
     made["base"]["quantization"] = "int8"
     (other / "manifest.json").write_text(json.dumps(made))
     assert_refused(config(reward=str(other)), "quantization", "'int8'", "'nf4'", str(other), "one base")
+
+
+def test_a_reward_model_of_another_sft_model_is_said(
+    config: Config, parents: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(parents / "sft", other)
+    made = manifest(parents, "sft") | {"id": "0123456789abcdef"}
+    (other / "manifest.json").write_text(json.dumps(made))
+    ppo.train(config(iterations=1))
+    assert "another SFT model" not in caplog.text
+    ppo.train(config("again", sft=str(other), iterations=1))
+    assert f"{parents / 'reward'} was trained from another SFT model than {other}" in caplog.text
 
 
 def test_another_base_than_the_parents(config: Config, tiny_model: Models) -> None:
