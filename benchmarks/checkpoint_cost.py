@@ -28,7 +28,7 @@ from torch import Tensor
 from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.disk import write_json
 from lora_rlhf.model.adapters import write_adapter
-from lora_rlhf.recipe import run_recipe
+from lora_rlhf.recipe_run import run_recipe
 from lora_rlhf.run import StageFolder
 from lora_rlhf.settings import read_yaml
 from lora_rlhf.stages.checkpoint import Checkpoints

@@ -20,7 +20,8 @@ from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig
 from lora_rlhf.data.schema import Ranking, split_of
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.evaluate.report import evaluate
-from lora_rlhf.recipe import read_recipe, run_recipe
+from lora_rlhf.recipe import read_recipe
+from lora_rlhf.recipe_run import run_recipe
 from lora_rlhf.run import find_stage, has_stage, write_json
 from lora_rlhf.stages import ppo, reward
 from lora_rlhf.tinyworld.datasets import LabelConfig, label

@@ -8,7 +8,8 @@ from lora_rlhf import workers
 from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
-from lora_rlhf.recipe import RecipeConfig, run_recipe
+from lora_rlhf.recipe import RecipeConfig
+from lora_rlhf.recipe_run import run_recipe
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
 from lora_rlhf.tinyworld.gold import score, score_request
 from lora_rlhf.tinyworld.requests import find

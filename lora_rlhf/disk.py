@@ -93,9 +93,9 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def remove_temporary(folder: Path) -> None:
-    """Removes what processes left that were killed while they wrote into this folder."""
-    for path in folder.rglob(f".*{TEMPORARY}"):
+def remove_temporary(folder: Path, names: str) -> None:
+    """Removes what killed processes left of what they wrote in this folder under the names that fit a pattern."""
+    for path in folder.glob(f".{names}{TEMPORARY}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

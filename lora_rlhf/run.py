@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import secrets
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 
 from lora_rlhf import workers
 from lora_rlhf.data.locate import Files, Hub, locate
-from lora_rlhf.disk import TEMPORARY, append_row, new_folder, remove_temporary, sync, write_json, write_text
+from lora_rlhf.disk import append_row, new_folder, remove_temporary, sync, write_json, write_text
 from lora_rlhf.errors import UserError
 from lora_rlhf.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, read_manifest
 from lora_rlhf.resume import Lock, require_same_origin, require_same_settings
@@ -167,8 +166,7 @@ class StageFolder:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.take()
-            for path in self.path.parent.glob(f".{self.stage}.*{TEMPORARY}"):  # of processes that were killed here
-                shutil.rmtree(path)
+            remove_temporary(self.path.parent, f"{self.stage}.*")
             with new_folder(self.path) as folder:  # with its manifest from the start, else it looks like anybody's
                 write_text(folder / CONFIG, to_yaml(self._config))
                 write_json(folder / MANIFEST, self._manifest)
@@ -180,7 +178,9 @@ class StageFolder:
 
     def _go_on(self) -> dict[str, Any]:
         self._lock.take()
-        remove_temporary(self.path)
+        remove_temporary(self.path.parent, f"{self.stage}.*")
+        for folder in (self.path, self.path / CHECKPOINTS):
+            remove_temporary(folder, "*")
         before = read_manifest(self.path)
         changed = require_same_origin(self.path, before, self._manifest, self._config.allow_changes)
         here = {key: self._manifest[key] for key in ("versions", "git_commit", "processes")}

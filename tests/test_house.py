@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "resume": {"errors", "settings", "stage_config"},
     "run": {*GROUND, *SHELF, "resume", "data"},
     "recipe": {*GROUND, *SHELF, *ROOMS},
-    "commands": {*GROUND, *SHELF, "recipe", *ROOMS},
+    "recipe_run": {*GROUND, *SHELF, *ROOMS, "recipe", "resume"},
+    "commands": {*GROUND, *SHELF, "recipe", "recipe_run", *ROOMS},
     "cli": {*GROUND, "settings", "commands"},
 }
 # Libraries that only some rooms may import.

@@ -1,7 +1,9 @@
 """Recipes: all faults before anything starts, one base for every stage, and going on where an attempt stopped."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from lora_rlhf.cli import main
 from lora_rlhf.config import PPOConfig, SFTConfig
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.recipe import read_recipe, run_recipe
+from lora_rlhf.recipe import read_recipe
+from lora_rlhf.recipe_run import run_recipe
+from lora_rlhf.resume import Lock
 from lora_rlhf.settings import read_yaml
 from lora_rlhf.stages import sft
+from lora_rlhf.stages.loop import TrainingLoop
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
@@ -150,6 +155,55 @@ def test_all_stages_from_one_command_and_again_from_where_it_stopped(
     message = capsys.readouterr().err
     assert "sft: learning_rate is 0.5 now and was 0.002 when this step finished" in message
     assert "micro_batch_size" not in message
+
+
+def test_one_recipe_at_a_time_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    command = write(small_recipe(run), tmp_path / "recipe.yaml")
+    run.mkdir()
+    lock = Lock(run / ".recipe.lock")
+    lock.take()
+    assert main(command) == 2
+    assert f"{run}: another process is at work there (process {os.getpid()}" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == [".recipe.lock"]
+
+
+def test_what_a_killed_recipe_left_half_is_removed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "data").mkdir(parents=True)
+    left = [run / ".recipe.yaml.0123abcd.tmp", run / "data" / ".rankings.jsonl.0123abcd.tmp"]
+    for path in left:
+        path.write_text("half")
+    run_recipe(
+        {"run": str(run), "tinyworld": SMALL["tinyworld"] | {"to": f"{run}/data"}, "sft": small_recipe(run)["sft"]}
+    )
+    assert not any(path.exists() for path in left)
+
+
+def test_ctrl_c_after_the_last_step_of_a_stage_stops_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    recipe = {
+        key: value for key, value in small_recipe(run).items() if key not in ("label", "reward", "ppo", "evaluate")
+    }
+    command = write(recipe, tmp_path / "recipe.yaml")
+    boundary = TrainingLoop.boundary
+
+    def late(self: TrainingLoop, step: int, of: int, *args: Any, **kwargs: Any) -> None:
+        boundary(self, step, of, *args, **kwargs)
+        if step == of:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "boundary", late)
+        assert main(command) == 130
+    said = capsys.readouterr()
+    assert "stopped after supervised fine-tuning, which is finished. Give the same command again to go on" in said.err
+    assert not (run / "data" / "candidates.jsonl").exists()
+    assert main(command) == 0
+    assert "supervised fine-tuning: finished before, skipped" in capsys.readouterr().out
+    assert (run / "data" / "candidates.jsonl").exists()
 
 
 def test_a_stage_that_writes_to_the_base_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from lora_rlhf import workers
+from lora_rlhf.errors import Stopped
 
 
 @dataclass
@@ -28,10 +29,20 @@ class Request:
         return 128 + (self.signal or signal.SIGTERM)
 
 
+_latest = Request()
+
+
+def stop_if_asked(done: str) -> None:
+    """Stopped when a signal came so late in the last block that what ran there was finished first."""
+    if _latest.made:
+        raise Stopped(f"stopped after {done}, which is finished. Give the same command again to go on", _latest.status)
+
+
 @contextmanager
 def graceful() -> Iterator[Request]:
     """Inside the block a first Ctrl-C or SIGTERM is only noted; a second Ctrl-C raises KeyboardInterrupt."""
-    request = Request()
+    global _latest
+    _latest = request = Request()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may handle signals
         return

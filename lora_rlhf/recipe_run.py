@@ -1,0 +1,183 @@
+"""Run a recipe: its stages one after the other on one base in memory; what finished before is not done again."""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lora_rlhf import workers
+from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.disk import remove_temporary, write_json, write_text
+from lora_rlhf.errors import UserError
+from lora_rlhf.recipe import Section, outputs, read_recipe
+from lora_rlhf.resume import Lock
+from lora_rlhf.run import find_stage, has_stage
+from lora_rlhf.settings import read_yaml, to_yaml
+from lora_rlhf.stage_config import HARMLESS, StageConfig
+from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
+from lora_rlhf.tinyworld.gold import score
+
+if TYPE_CHECKING:  # torch and transformers: seconds that a faulty recipe need not wait
+    from lora_rlhf.model.shared import SharedModel
+
+TITLES = {
+    "tinyworld": "data of the tiny world",
+    "sft": "supervised fine-tuning",
+    "sample": "responses to be ranked",
+    "label": "rankings by simulated labelers",
+    "reward": "reward model",
+    "ppo": "PPO",
+    "evaluate": "evaluation",
+}
+RECIPE, REPORT = "recipe.yaml", "report.json"
+
+
+def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Runs every step of a recipe that has not finished before; returns the evaluation's report, empty without one.
+
+    `overrides` stand in place of keys at the top of the recipe.
+
+    Raises:
+        UserError: before anything starts, with every fault of every section; where another process runs one there.
+        RuntimeError: the base was written to.
+    """
+    configs = read_recipe(source, overrides)
+    run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
+    lock = Lock(run / ".recipe.lock")
+    try:
+        finished = workers.from_main(lambda: _begin(run, configs, lock))
+        return _run_steps(configs, finished, run / REPORT)
+    finally:
+        lock.drop()
+
+
+def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path) -> dict[str, Any]:
+    model, digest = None, ""
+    report: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for number, (name, config) in enumerate(configs.items(), start=1):
+        header = f"[{number}/{len(configs)}] {TITLES[name]}"
+        if name in finished:
+            _say(f"{header}: finished before, skipped")
+            continue
+        _say(header)
+        started = time.monotonic()
+        if isinstance(config, StageConfig) and model is None:
+            model = _open_base(configs, finished)
+            digest = model.base_digest()
+        report |= _run_step(name, config, model)
+        seconds[name] = round(time.monotonic() - started, 2)
+        _say(f"{header}: {seconds[name]:.1f} s")
+        if isinstance(config, StageConfig):
+            from lora_rlhf.stages.interrupt import stop_if_asked
+
+            stop_if_asked(TITLES[name])
+    if model is not None and model.base_digest() != digest:
+        raise RuntimeError("the base model was written to during this run: its adapters can not be trusted")
+    if report and workers.is_main():
+        report |= {"base_unchanged": True, "seconds": report["seconds"] | seconds}
+        write_json(place, report)
+        _print_report(report, place)
+    return report
+
+
+def _begin(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
+    """The steps that finished before. Takes the lock, and writes down what the recipe is now."""
+    finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), configs))
+    _require_same_settings(run, configs, finished)
+    run.mkdir(parents=True, exist_ok=True)
+    lock.take()
+    for folder in {run, *(path.parent for config in configs.values() for path in outputs(config))}:
+        remove_temporary(folder, "*")
+    resolved = {name: _plain(config) for name, config in configs.items()}
+    write_text(run / RECIPE, yaml.safe_dump(resolved, sort_keys=False))
+    return finished
+
+
+def _say(text: str) -> None:
+    if workers.is_main():
+        print(text, flush=True)
+
+
+def _is_finished(name: str, config: Section) -> bool:
+    """Whether an earlier attempt left this step complete. An evaluation is always made anew."""
+    if files := outputs(config):
+        return all(path.is_file() for path in files)
+    return isinstance(config, StageConfig) and name != "evaluate" and has_stage(config.run, name)
+
+
+def _require_same_settings(run: Path, configs: Mapping[str, Section], finished: list[str]) -> None:
+    """UserError when a finished step was made with other settings than the recipe has now."""
+    before = read_yaml(run / RECIPE) if (run / RECIPE).is_file() else {}
+    faults = [
+        f"{name}: {key} is {value!r} now and was {before[name][key]!r} when this step finished"
+        for name in finished
+        for key, value in _plain(configs[name]).items()
+        if key not in HARMLESS and key in before.get(name, {}) and before[name][key] != value
+    ]
+    if faults:
+        raise UserError("\n".join([*faults, f"choose another --run, or delete {run} to begin again"]))
+
+
+def _plain(config: Section) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    return values
+
+
+def _open_base(configs: Mapping[str, Section], finished: list[str]) -> "SharedModel":
+    """The base that every stage of this process shares."""
+    from lora_rlhf.model.base import BaseSpec, load_base
+    from lora_rlhf.model.open import open_base
+    from lora_rlhf.model.shared import SharedModel
+
+    stages = [config for config in configs.values() if isinstance(config, StageConfig)]
+    checkpointing = any(stage.gradient_checkpointing for stage in stages)
+    sft = configs.get("sft")
+    if not isinstance(sft, SFTConfig) or "sft" in finished:
+        parent = find_stage(Path(stages[0].run) / "sft", "sft")
+        trusted = any(stage.trust_remote_code for stage in stages)
+        return open_base(parent.manifest["base"], workers.device(stages[0].device), checkpointing, trusted)
+    spec = BaseSpec(sft.model, sft.quantization, sft.compute_dtype, sft.trust_remote_code)
+    model = SharedModel(load_base(spec, workers.device(sft.device)))
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[str, Any]:
+    """Runs one step. Returns the evaluation's report, empty for other steps."""
+    if isinstance(config, TinyworldConfig):
+        workers.from_main(functools.partial(make, config))
+        return {}
+    if isinstance(config, LabelConfig):
+        workers.from_main(functools.partial(label, config))
+        return {}
+    from lora_rlhf.evaluate.report import evaluate
+    from lora_rlhf.stages import ppo, reward, sample, sft
+
+    # made before its parent was made anew
+    left_over = has_stage(config.run, name) or name == "evaluate" or any(path.exists() for path in outputs(config))
+    config = dataclasses.replace(config, overwrite=left_over)
+    match config:
+        case SFTConfig():
+            sft.train(config, model)
+        case SampleConfig():
+            sample.sample(config, model)
+        case RewardConfig():
+            reward.train(config, model)
+        case PPOConfig():
+            ppo.train(config, model)
+        case EvaluateConfig():
+            return workers.from_main(lambda: evaluate(config, model, gold=score))
+    return {}
+
+
+def _print_report(report: dict[str, Any], place: Path) -> None:
+    from lora_rlhf.evaluate.report import table
+
+    print(f"\n{table(report)}\n\nThe base is unchanged. Every figure: {place}")
