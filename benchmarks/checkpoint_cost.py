@@ -129,6 +129,7 @@ def size_of(stage: Path) -> int:
 def save_large(run: Path, saves: int) -> dict[str, Any]:
     """Seconds to save policy and value of an 8B model's shapes, and to write as many bytes as plainly as can be."""
     folder = StageFolder(PPOConfig(run=str(run), prompts="none"), "ppo")
+    folder.path.mkdir(parents=True)
     adapters = {role: adapter() for role in ("policy", "value")}
     on_device = {
         f"{role}.{moment}.{name}": torch.randn_like(value)
