@@ -409,6 +409,7 @@ def test_reward_scores_are_the_same_after_a_reload(shared_model: Make, tmp_path:
 
 def test_saving_again_replaces_the_folder(shared_model: Make, tmp_path: Path) -> None:
     model = shared_model()
+    (tmp_path / "a").mkdir()
     model.save_role("policy", tmp_path / "a" / "adapter")
     train_step(model, "policy")
     model.save_role("policy", tmp_path / "a" / "adapter")
