@@ -77,7 +77,7 @@ class TrainingConfig(StageConfig):
 
 # Settings that change how a stage runs, not what comes out of it: a run may go on with others.
 HARMLESS = (
-    *("device", "overwrite", "resume", "allow_changes", "save_every", "keep_checkpoints", "report_to", "strict"),
+    *("run", "device", "overwrite", "resume", "allow_changes", "save_every", "keep_checkpoints", "report_to", "strict"),
     "trust_remote_code",
     *("micro_batch_size", "generation_batch_size", "gradient_checkpointing"),
 )

@@ -149,6 +149,16 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint_bit_for_bit(
     assert_same(contents(settings.run, stage), expected)
 
 
+def test_a_run_that_was_moved_goes_on(config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config("reward")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        interrupt_at(patch, 3)
+        TRAIN["reward"](settings)
+    Path(settings.run).rename(tmp_path / "moved")
+    TRAIN["reward"](dataclasses.replace(settings, run=str(tmp_path / "moved")))
+    assert len(manifest(tmp_path / "moved", "reward")["resumed"]) == 1
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "record", "adapter"])
 def test_a_damaged_checkpoint_is_passed_over(
     config: Make,
