@@ -1,0 +1,42 @@
+"""What every generation engine shares: what a response is, and how its tokens are drawn."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GeneratedResponse:
+    """One sampled response. `ids` ends with the stop token where `finished`; else the token limit cut it."""
+
+    ids: list[int]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How responses are drawn: up to `max_new_tokens` from softmax(logits / temperature), or to one of `stop_ids`."""
+
+    max_new_tokens: int
+    temperature: float
+    stop_ids: list[int]
+
+
+def uniforms(seed: int, count: int) -> Tensor:
+    """A response's own randomness, one number a token: (count,) float64, on the CPU."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    """One token a row, by inverting the cumulative distribution at a uniform number: (n, V), (n,) -> (n,).
+
+    One random number a row instead of one a token of the vocabulary. Summed in float64: over 100,000 tokens float32
+    would lose the rare ones. Temperature 0 takes the most probable token.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    # right=True steps over tokens of probability 0, whose cumulative value is that of the token before.
+    target = uniforms.unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)

@@ -1,0 +1,151 @@
+"""Which engine generates: what a model's config allows, whether it computes the same, and which is faster here."""
+
+import logging
+import statistics
+import time
+from typing import Literal
+
+import torch
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.base import load_config
+from lora_rlhf.model.decode_step import Slots, Step
+from lora_rlhf.model.drawing import Drawing
+from lora_rlhf.model.generate import Engine, generate_seeded
+from lora_rlhf.model.shared import BASE, SharedModel
+
+log = logging.getLogger("lora_rlhf")
+
+Rollout = Literal["auto", "plain", "static"]
+
+PROBED = 24  # tokens a response that both engines draw to be timed
+# The static engine is taken unless the plain one is this much faster: the timing sees no slot that is refilled.
+MARGIN = 1.05
+PROBE = (13, 7, 2)  # lengths of the texts that are read with a static cache and without one
+# How far log-probabilities may be apart, in nats. Rounding makes less than 1e-4 in float32; a row that sees its
+# neighbour's tokens, or not all of its own, is off by 1 and more.
+EXACT = 1e-3
+LIKELY = 10  # next tokens of each text that are compared: rounding in 16 bits moves the rare ones far
+ROUNDED = 0.5  # in 16 bits, and in int8, which rounds like them
+
+
+def static_fault(config: PreTrainedConfig, context: int) -> str | None:
+    """Why a model of this text config cannot generate `context` tokens from a static cache; None where it can."""
+    if getattr(config, "alibi", False):
+        return "its positions are distances between tokens (ALiBi), which no mask tells it"
+    if config._attn_implementation not in ("sdpa", "eager", None):
+        return f"its attention, {config._attn_implementation}, takes no mask for each row"
+    for layer in DynamicCache(config=config).layers:
+        window = layer.sliding_window if type(layer) is DynamicSlidingWindowLayer else context
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return "not all of its layers are attention with a cache of their own"
+        if window < context:
+            return f"its layers see {window} tokens back, fewer than the {context} of prompt and response"
+    return None
+
+
+def require_static(name: str, trust_remote_code: bool, context: int) -> None:
+    """UserError where the config of a base model, whose weights need not be there, rules the static engine out."""
+    _require(static_fault(load_config(name, trust_remote_code).get_text_config(), context), name)
+
+
+def _require(fault: str | None, name: str) -> None:
+    if fault is not None:
+        raise UserError(f"rollout is 'static', but base model {name!r} cannot: {fault}; use --rollout auto or plain")
+
+
+def pick_engine(
+    rollout: Rollout,
+    model: SharedModel,
+    prompts: list[list[int]],
+    *,
+    context: int,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+) -> Engine:
+    """The engine for rollouts of the active role; "auto" times both on these prompts, and says what it picked and why.
+
+    `context` is the most that a prompt and its response may have together. UserError for "static" where the model
+    cannot, by its config or by what it computes.
+    """
+    if rollout == "plain":
+        return "plain"
+    fault = static_fault(model.config, context) or _disagreement(model)
+    if rollout == "static":
+        _require(fault, model.base.spec.name)
+        return "static"
+    if fault is not None:
+        log.info("rollout: plain, since %s", fault)
+        return "plain"
+    new = min(PROBED, max_new_tokens)
+    plain, static = (
+        tokens_per_second(model, engine, prompts, new, temperature, batch_size) for engine in ("plain", "static")
+    )
+    picked: Engine = "static" if static * MARGIN >= plain else "plain"
+    log.info("rollout: %s, of plain %.0f and static %.0f tokens/s in a first try", picked, plain, static)
+    return picked
+
+
+def tokens_per_second(
+    model: SharedModel, engine: Engine, prompts: list[list[int]], new: int, temperature: float, batch_size: int
+) -> float:
+    """How fast an engine draws for the first `batch_size` of some prompts, with responses of `new` tokens.
+
+    The upper quartile of its steps: slower ones read prompts, captured a CUDA graph, or were held up by others.
+    """
+    chosen = [prompts[place % len(prompts)] for place in range(batch_size)]
+    rates, last = [], time.monotonic()
+
+    def drawn(tokens: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        rates.append(tokens / max(now - last, 1e-9))
+        last = now
+
+    generate_seeded(
+        model,
+        chosen,
+        [[place] for place in range(batch_size)],
+        max_new_tokens=new,
+        temperature=temperature,
+        stop_ids=[],
+        batch_size=batch_size,
+        engine=engine,
+        drawn=drawn,
+    )
+    return statistics.quantiles(rates, n=4)[2] if len(rates) > 1 else rates[0]
+
+
+def _disagreement(model: SharedModel) -> str | None:
+    """What is wrong with the model's log-probabilities from a static cache; None where they are as without a cache."""
+    with model.role(BASE):
+        gap = _largest_gap(model)
+    rounded = model.causal.dtype != torch.float32 or model.base.spec.quantization == "int8"
+    if gap <= (ROUNDED if rounded else EXACT):
+        return None
+    return f"it computes something else from a static cache: a log-probability is off by {gap:.2g}"
+
+
+@torch.no_grad()
+def _largest_gap(model: SharedModel) -> float:
+    """In nats, over the likely next tokens of a few texts of unlike lengths, whose last token alone is not cached."""
+    generator, device = torch.Generator().manual_seed(0), model.device
+    width, lengths = max(PROBE), torch.tensor(PROBE, device=device)
+    ids = torch.randint(model.config.vocab_size, (len(PROBE), width), generator=generator).to(device)
+    read = DynamicCache(config=model.config)
+    positions = torch.arange(width, device=device).expand_as(ids)
+    model.backbone(input_ids=ids, position_ids=positions, past_key_values=read, use_cache=True)
+    places = torch.arange(len(PROBE), device=device)
+    slots = Slots(len(PROBE), len(read.layers), width, 1, device)
+    slots.cache.place(read, places, places)
+    last = ids.gather(1, lengths[:, None] - 1)[:, 0]
+    none = torch.zeros((len(PROBE), 1), dtype=torch.float64, device=device)
+    slots.begin(places, last, lengths - 1, none, torch.ones_like(last, dtype=torch.bool))
+    found = Step(model, slots, Drawing(1, 1.0, []), graphs=False).logits(len(PROBE), width).log_softmax(-1)
+    texts = [row[:length] for row, length in zip(ids, PROBE, strict=True)]
+    whole = torch.stack([model.causal(input_ids=text[None], use_cache=False).logits[0, -1] for text in texts])
+    expected, likely = whole.float().log_softmax(-1).topk(LIKELY)
+    return float((found.gather(1, likely) - expected).abs().nan_to_num(nan=torch.inf).max())

@@ -1,0 +1,91 @@
+"""A key-value cache of fixed slots, written in place: each row has its own length, and nothing is moved to grow."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+
+
+@dataclass
+class View:
+    """The part of a cache that a forward pass works on: its first `rows` slots and first `columns` columns.
+
+    `position` (slots,) says which column each row's token is written to. The layers see changes at once.
+    """
+
+    slots: int
+    width: int
+    position: Tensor
+    rows: int
+    columns: int
+
+
+class SlotCache(Cache):
+    """Room for `slots` sequences of up to `width` tokens. A token of position p stands in column p of its row.
+
+    A forward pass reads one token of each row in view, writes it to its column and attends to the columns in view.
+    What stands beyond a row's position is left from others and must be masked; it is finite.
+    """
+
+    def __init__(self, num_layers: int, width: int, position: Tensor) -> None:
+        slots = len(position)
+        self.view = View(slots, width, position, slots, width)
+        super().__init__(layers=[_SlotLayer(self.view) for _ in range(num_layers)])
+
+    def look_at(self, rows: int, columns: int) -> None:
+        """What the next forward passes work on."""
+        self.view.rows, self.view.columns = rows, columns
+
+    def place(self, read: DynamicCache, rows: Tensor, slots: Tensor) -> None:
+        """Put rows (n,) of prompts that were read, padded on the right, at the beginning of slots (n,)."""
+        for layer, source in zip(self.layers, read.layers, strict=True):
+            layer.lazy_initialization(source.keys, source.values)
+            length = source.keys.shape[2]
+            layer.keys[slots, :, :length] = source.keys[rows]
+            layer.values[slots, :, :length] = source.values[rows]
+
+    def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
+        """Copy the first columns of some slots (n,) to others (n,)."""
+        for layer in self.layers:
+            layer.keys[targets, :, :columns] = layer.keys[sources, :, :columns]
+            layer.values[targets, :, :columns] = layer.values[sources, :, :columns]
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, (slots, heads, width, size of a head) each."""
+
+    is_sliding = False
+    is_initialized: bool
+
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        self._view = view  # and not the cache, which holds this layer: a cycle would keep the memory when it is gone
+        self._number = torch.arange(view.slots, device=view.position.device)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make room, in the shape and precision of the states; zeros, since what is masked must still be finite."""
+        if self.is_initialized:
+            return
+        slots, width = self._view.slots, self._view.width
+        self.keys = key_states.new_zeros(slots, key_states.shape[1], width, key_states.shape[3])
+        self.values = value_states.new_zeros(slots, value_states.shape[1], width, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: object, **_kw: object) -> tuple[Tensor, Tensor]:
+        """Write (rows, heads, 1, size) and give back what the rows may attend to, (rows, heads, columns, size)."""
+        rows, columns = self._view.rows, self._view.columns
+        number, position = self._number[:rows], self._view.position[:rows]
+        self.keys[number, :, position] = key_states[:, :, 0]
+        self.values[number, :, position] = value_states[:, :, 0]
+        return self.keys[:rows, :, :columns], self.values[:rows, :, :columns]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._view.columns, 0
+
+    def get_seq_length(self) -> int:
+        return self._view.columns - 1
+
+    def get_max_length(self) -> int:
+        return self._view.width

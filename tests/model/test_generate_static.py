@@ -1,0 +1,283 @@
+"""The static engine: the same responses as from the plain one, from slots that are refilled and never reallocated."""
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from model_helpers import sequences
+from torch import Tensor
+from transformers import DynamicCache
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model import decode_static, decode_step
+from lora_rlhf.model.decode_step import Slots, Step
+from lora_rlhf.model.drawing import Drawing, draw
+from lora_rlhf.model.forward import response_logprobs
+from lora_rlhf.model.generate import Engine, GeneratedResponse, generate
+from lora_rlhf.model.shared import SharedModel
+
+Make = Callable[..., SharedModel]
+NEW = 8
+SEED = 3
+LENGTHS = (3, 8, 1, 5, 7, 2, 6, 4, 8, 1, 3)  # with NEW tokens they fit the sliding windows of 16
+
+
+def prompts_of(lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(5, 300, (length,), generator=generator).tolist() for length in lengths]
+
+
+def sample(
+    model: SharedModel, prompts: list[list[int]], engine: Engine = "static", **changes: Any
+) -> list[list[GeneratedResponse]]:
+    settings = {"max_new_tokens": NEW, "temperature": 1.0, "stop_ids": list(range(40)), "batch_size": 4}
+    generator = torch.Generator().manual_seed(SEED)
+    return generate(model, prompts, generator=generator, engine=engine, **(settings | changes))
+
+
+def greedy_alone(model: SharedModel, prompt: list[int], stops: list[int]) -> list[int]:
+    """The whole forward again for each token: no cache, no padding."""
+    tokens = list(prompt)
+    for _ in range(NEW):
+        with torch.no_grad():
+            tokens.append(int(model.causal(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        if tokens[-1] in stops:
+            break
+    return tokens[len(prompt) :]
+
+
+def require_same(
+    model: SharedModel,
+    prompts: list[list[int]],
+    found: list[list[GeneratedResponse]],
+    expected: list[list[GeneratedResponse]],
+    temperature: float = 1.0,
+) -> None:
+    """The same responses; where one parts, its random number lay on the border of two tokens, within rounding."""
+    seeds = torch.randint(2**62, (len(prompts), len(found[0])), generator=torch.Generator().manual_seed(SEED))
+    parted = 0
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert len(one) == len(other) == len(found[0])
+        for sample, (a, b) in enumerate(zip(one, other, strict=True)):
+            if a == b:
+                continue
+            step = next(step for step, (x, y) in enumerate(zip(a.ids, b.ids, strict=False)) if x != y)
+            ids = torch.tensor([prompts[place] + a.ids[:step]])
+            with torch.no_grad():
+                logits = model.causal(ids, use_cache=False).logits[0, -1].double()
+            below = (logits / temperature).softmax(-1).cumsum(-1)[min(a.ids[step], b.ids[step])]
+            generator = torch.Generator().manual_seed(int(seeds[place, sample]))
+            number = torch.rand(step + 1, generator=generator, dtype=torch.float64)[-1]
+            assert abs(float(below - number)) < 1e-5
+            parted += 1
+    assert parted <= 1
+
+
+class Replayed(Step):
+    """As on a GPU: all slots in each step, looked at every few steps, sizes that come again from what was captured."""
+
+    captured: ClassVar[list[tuple[int, int]]] = []
+
+    def __init__(self, *args: Any, graphs: bool) -> None:
+        super().__init__(*args, graphs=graphs)
+        self.graphs = True
+
+    def _capture(self, rows: int, columns: int) -> Any:
+        self.captured.append((rows, columns))
+        return SimpleNamespace(replay=lambda: self._run(rows, columns))
+
+
+@pytest.fixture(params=["eager", "replayed"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Eagerly, and with the bookkeeping that goes with CUDA graphs."""
+    monkeypatch.setattr(Replayed, "captured", [])
+    if request.param == "replayed":
+        monkeypatch.setattr(decode_static, "Step", Replayed)
+    return request.param
+
+
+def test_greedy_equals_the_plain_loop(shared_model: Make, architecture: str) -> None:
+    """Rows that stop at different steps, and slots that are taken by shorter prompts than they held before."""
+    model, prompts = shared_model(architecture), prompts_of()
+    with model.role("policy"):
+        free = [greedy_alone(model, prompt, []) for prompt in prompts]
+        stops = [free[0][0], free[1][3], free[4][5]]
+        expected = [greedy_alone(model, prompt, stops) for prompt in prompts]
+        found = sample(model, prompts, temperature=0.0, stop_ids=stops, batch_size=3)
+    assert {len(response) for response in expected} >= {1, NEW}
+    assert [group[0].ids for group in found] == expected
+    assert [group[0].finished for group in found] == [response[-1] in stops for response in expected]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_samples_equal_the_plain_engine_s(shared_model: Make, name: str) -> None:
+    model, prompts = shared_model(name), prompts_of()
+    with model.role("policy"):
+        for changes in ({}, {"batch_size": 64}, {"num_samples": 3, "batch_size": 5}, {"temperature": 0.7}):
+            expected = sample(model, prompts, engine="plain", **changes)
+            require_same(model, prompts, sample(model, prompts, **changes), expected, changes.get("temperature", 1.0))
+
+
+def test_slots_and_neighbours_do_not_matter(shared_model: Make, way: str) -> None:
+    model, prompts = shared_model("qwen2"), prompts_of()
+    with model.role("policy"):
+        expected = sample(model, prompts, engine="plain", num_samples=3)
+        for size in (1, 7, 100):
+            require_same(model, prompts, sample(model, prompts, num_samples=3, batch_size=size), expected)
+        everything = sample(model, prompts, stop_ids=list(range(320)), num_samples=2)
+        one = sample(model, prompts, max_new_tokens=1, stop_ids=[])
+    assert all(len(response.ids) == 1 and response.finished for group in everything for response in group)
+    assert [[(len(r.ids), r.finished) for r in group] for group in one] == [[(1, False)]] * len(prompts)
+
+
+def test_the_distribution_drawn_from_is_the_one_scored(
+    shared_model: Make, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log-probs of the sampled tokens at generation equal those of the training forward, in refilled slots too."""
+    model, prompts, temperature = shared_model(architecture), prompts_of(), 0.7
+    seen: list[float] = []
+
+    def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+        drawn = draw(logits, temperature, uniforms)
+        seen.extend((logits / temperature).log_softmax(-1).gather(1, drawn[:, None])[:, 0].tolist())
+        return drawn
+
+    monkeypatch.setattr(decode_static, "draw", spy)
+    monkeypatch.setattr(decode_step, "draw", spy)
+    with model.role("policy"), torch.no_grad():
+        groups = sample(model, prompts, temperature=temperature, stop_ids=[])
+        scored = response_logprobs(model, sequences(prompts, [group[0].ids for group in groups]), temperature)[0]
+    assert len(seen) == len(prompts) * NEW
+    torch.testing.assert_close(torch.tensor(seen).sort()[0], scored.flatten().sort()[0], rtol=1e-4, atol=2e-5)
+
+
+def test_each_prompt_is_read_once_and_slots_are_refilled(shared_model: Make) -> None:
+    model, prompts = shared_model(), prompts_of()
+    shapes: list[torch.Size] = []
+    model.causal.get_input_embeddings().register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
+    with model.role("policy"):
+        groups = sample(model, prompts, num_samples=20, batch_size=8, stop_ids=list(range(60)))
+    tokens = sum(len(response.ids) for group in groups for response in group)
+    reads = [shape for shape in shapes if shape[1] > 1]
+    steps = [int(shape[0]) for shape in shapes if shape[1] == 1]
+    single = sum(len(prompt) == 1 for prompt in prompts)
+    assert sum(rows for rows, _ in reads) == len(prompts) - single
+    assert max(steps) <= 8
+    # every token but each response's first comes from a step of its row; a prompt of one token is read like a step
+    assert sum(steps) <= tokens - len(prompts) * 20 + single
+    with model.role("policy"):
+        shapes.clear()
+        sample(model, prompts, batch_size=64)
+    assert shapes[0] == (len(prompts), max(LENGTHS)), "prompts that start together are read together"
+    assert sum(steps) >= 0.8 * 8 * len(steps), "few slots are idle: a quarter is refilled at once"
+
+
+def test_the_cache_is_written_in_place_and_read_as_far_as_needed(
+    shared_model: Make, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    model, prompts = shared_model(), prompts_of((40, 9, 3, 2, 5))
+    addresses: set[int] = set()
+    sizes: list[tuple[int, int]] = []
+    monkeypatch.setattr(decode_static, "COLUMNS", 16)
+    monkeypatch.setattr(decode_static, "GRAPH_COLUMNS", 16)
+
+    def spy(step: Step, rows: int, columns: int) -> None:
+        addresses.add(step.slots.cache.layers[0].keys.data_ptr())
+        longest = (
+            int(step.slots.position[:rows][step.slots.running[:rows]].amax(dim=0))
+            if bool(step.slots.running[:rows].any())
+            else 0
+        )
+        assert columns > longest
+        sizes.append((rows, columns))
+        run(step, rows, columns)
+
+    run = Step._run
+    monkeypatch.setattr(Step, "_run", spy)
+    with model.role("policy"):
+        found = sample(model, prompts, batch_size=2, max_new_tokens=20, stop_ids=[])
+    assert all(len(response.ids) == 20 for group in found for response in group)
+    assert len(addresses) == 1
+    assert {columns for _, columns in sizes} == ({16, 32, 48, 64} if way == "eager" else {64})
+    if way == "replayed":
+        assert Replayed.captured == [(2, 64)]
+
+
+def test_a_step_that_cannot_be_captured_runs_eagerly(
+    shared_model: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a GPU every capture fails; what fails for want of memory is the caller's to mend."""
+    model, prompts = shared_model(), prompts_of()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(decode_static, "Step", lambda *args, graphs: Step(*args, graphs=True))
+    decode_step._say_eager.cache_clear()
+    with model.role("policy"):
+        require_same(model, prompts, sample(model, prompts), sample(model, prompts, engine="plain"))
+        sample(model, prompts)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "LlamaForCausalLM: its decoding step cannot be captured" in said[0]
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", full)
+    with model.role("policy"), pytest.raises(torch.OutOfMemoryError):
+        sample(model, prompts)
+
+
+def test_a_slot_that_holds_nothing_stays_where_it_is(shared_model: Make) -> None:
+    """On a GPU it computes on for as long as others run, and must not leave the cache."""
+    model = shared_model()
+    slots = Slots(2, 2, 16, NEW, model.device)
+    step = Step(model, slots, Drawing(NEW, 1.0, []), graphs=False)
+    with model.role("policy"), torch.no_grad():
+        read = DynamicCache(config=model.config)
+        model.backbone(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=read, use_cache=True)
+        both = torch.tensor([0, 1])
+        slots.cache.place(read, torch.tensor([0, 0]), both)
+        numbers = torch.rand(2, NEW, dtype=torch.float64)
+        slots.begin(both, torch.tensor([8, 8]), torch.tensor([3, 3]), numbers, torch.tensor([True, False]))
+        for _ in range(4):
+            step(2, 16)
+    assert (slots.position.tolist(), slots.count.tolist()) == ([7, 3], [5, 1])
+    assert slots.running.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_mode_is_left_as_found(shared_model: Make, training: bool) -> None:
+    model, prompts = shared_model(dropout=0.5), prompts_of()
+    model.enable_gradient_checkpointing()
+    with model.role("policy"):
+        expected = sample(model, prompts, engine="plain", temperature=0.0)
+    with model.role("policy", training=training):
+        assert sample(model, prompts, temperature=0.0) == expected
+        assert {module.training for module in model.causal.modules()} == {training}
+
+
+def test_what_cannot_be_generated_is_refused(shared_model: Make) -> None:
+    model = shared_model()
+    with model.role("policy"):
+        assert sample(model, []) == []
+        assert len(sample(model, [[5] * 248], stop_ids=[])[0][0].ids) == NEW
+        with pytest.raises(UserError, match="context of 256"):
+            sample(model, [[5] * 249])
+    with pytest.raises(RuntimeError, match="outside any role"):
+        sample(model, [[5]])
+
+
+def test_tokens_are_told_of_as_they_are_drawn(shared_model: Make, way: str) -> None:
+    model, prompts, told = shared_model(), prompts_of(), []
+    with model.role("policy"):
+        decode_static.generate_static(
+            model,
+            prompts,
+            [[0]] * len(prompts),
+            Drawing(NEW, 1.0, []),
+            len(prompts),
+            told.append,
+        )
+    steps = math.ceil((NEW - 1) / decode_static.LOOK_EVERY) * decode_static.LOOK_EVERY if way == "replayed" else NEW - 1
+    assert sum(told) == len(prompts) * (1 + steps)
