@@ -69,6 +69,8 @@ class SampleConfig(StageConfig):
     """Most responses; each prompt's K is drawn evenly between the two (InstructGPT: 4 to 9)."""
     temperature: float = 1.0
     """Sampling temperature."""
+    rollout: Literal["auto", "plain", "static"] = "auto"
+    """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
 
     def faults(self) -> list[str]:
         wrong = self.max_responses < self.min_responses
@@ -144,6 +146,10 @@ class PPOConfig(TrainingConfig):
     """Responses of one prompt; at least 2 for rloo and grpo."""
     temperature: float = 1.0
     """Temperature of rollouts and of every log-probability."""
+    decode_weights: Literal["auto", "merged", "adapter"] = "auto"
+    """Sample with base and adapter added up, in a copy beside the base, or apart; auto: the copy where it fits."""
+    rollout: Literal["auto", "plain", "static"] = "auto"
+    """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
     advantage: Literal["gae", "rloo", "grpo"] = "gae"
     """GAE with a value role, or a critic-free advantage over the responses of one prompt."""
     gamma: float = 1.0

@@ -29,6 +29,7 @@ KINDS: dict[str, type[Section]] = {
 COMMON = (
     *("run", "seed", "device", "model", "quantization", "compute_dtype", "trust_remote_code", "gradient_checkpointing"),
     *("micro_batch_size", "generation_batch_size", "max_prompt_tokens", "max_response_tokens"),
+    *("rollout", "decode_weights", "dequantize"),
     *("long_responses", "strict", "save_every", "keep_checkpoints", "report_to", "allow_changes", "resume"),
 )
 INPUTS = ("demonstrations", "prompts", "selection_prompts", "candidates", "rankings", "agreement", "pretraining_text")

@@ -37,6 +37,8 @@ class StageConfig:
     """Run the base's own code. Only for authors that you trust; each stage asks, as a run may come from anybody."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    """Keep the 4-bit base dequantised as well: more memory, less time. auto: on a CPU with memory to spare."""
 
     def faults(self) -> list[str]:
         """Everything wrong with these values, each with the flag, the value and what would be right."""
@@ -61,6 +63,8 @@ class TrainingConfig(StageConfig):
     """Newest checkpoints that are kept, beside the best."""
     max_grad_norm: float = 1.0
     """Gradients of each role are clipped to this norm."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW, or bitsandbytes' with moments in 8 bits, in memory that a GPU pages out to its host, or both."""
     report_to: tuple[str, ...] = ()
     """Where figures go beside metrics.jsonl: tensorboard, wandb, trackio."""
 
@@ -79,5 +83,5 @@ class TrainingConfig(StageConfig):
 HARMLESS = (
     *("run", "device", "overwrite", "resume", "allow_changes", "save_every", "keep_checkpoints", "report_to", "strict"),
     "trust_remote_code",
-    *("micro_batch_size", "generation_batch_size", "gradient_checkpointing"),
+    *("micro_batch_size", "generation_batch_size", "gradient_checkpointing", "dequantize", "rollout"),
 )

@@ -18,6 +18,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
+from lora_rlhf import host
 from lora_rlhf import network as hub
 from lora_rlhf.cli import main
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, report, storage
@@ -80,19 +81,19 @@ def test_memory_is_what_the_control_group_leaves(
     tmp_path: Path, files: dict[str, str], expected: tuple[int, int, bool]
 ) -> None:
     tree(tmp_path, {"proc/meminfo": MEMINFO, **files})
-    found = machine.memory(tmp_path / "proc", tmp_path / "cg")
+    found = host.memory(tmp_path / "proc", tmp_path / "cg")
     assert found is not None
     assert (found.total / GIB, found.available / GIB, found.limited) == expected
 
 
 def test_memory_that_the_system_does_not_tell(tmp_path: Path) -> None:
-    assert machine.memory(tmp_path, tmp_path) is None
+    assert host.memory(tmp_path, tmp_path) is None
     assert machine.judge_memory(None).status == "note"
 
 
 @pytest.mark.parametrize(("gib", "status"), [(1.4, "problem"), (2.9, "note"), (3.1, "ok")])
 def test_too_little_memory(gib: float, status: str) -> None:
-    finding = machine.judge_memory(machine.Memory(16 * GIB, int(gib * GIB), limited=True))
+    finding = machine.judge_memory(host.Memory(16 * GIB, int(gib * GIB), limited=True))
     assert finding.status == status and bool(finding.advice) == (status != "ok")
     assert finding.found == f"{gib} GiB of 16.0 GiB available (the limit of the control group)"
 

@@ -60,12 +60,20 @@ def recipe(data: Path, run: Path) -> dict[str, object]:
         "sample": {
             **{"prompts": demonstrations, "to": "{run}/candidates.jsonl", "min_responses": 2, "max_responses": 4},
             "temperature": 1.5,
+            "rollout": "plain",
         },
         "reward": {
             **{"rankings": str(rankings(data)), "batch_size": 5, "validation_fraction": 0.2},
         },
         "ppo": {
-            **{"prompts": demonstrations, "iterations": 3, "batch_size": 10, "minibatch_size": 5, "num_epochs": 1},
+            **{
+                "prompts": demonstrations,
+                "iterations": 3,
+                "batch_size": 10,
+                "minibatch_size": 5,
+                "num_epochs": 1,
+                "rollout": "plain",
+            },
             **{
                 "kl_target": 1.0,
                 "kl_horizon": 100.0,

@@ -4,10 +4,11 @@ Always in float32 or better: bfloat16 keeps three digits, and a policy ratio is 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
@@ -17,7 +18,8 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
 
 def token_entropy(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits) in nats: (..., V) -> (...). A logit of -inf is a token that cannot be drawn."""
-    return _entropy(_log_softmax(logits))
+    log_probs = _log_softmax(logits)
+    return _entropy(log_probs, log_probs.exp())
 
 
 def chunked_logprobs(
@@ -26,13 +28,15 @@ def chunked_logprobs(
     ids: Tensor,
     temperature: float = 1.0,
     chunk_tokens: int = 256,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs(head(hidden) / temperature, ids)` and the entropy, without ever holding the (N, V) logits.
 
-    hidden (N, H), ids (N,) -> logprobs (N,), entropy (N,); no gradient flows through the entropy. The result is exact.
-    At a vocabulary of 152k the logits of 1,000 tokens take 0.6 GB, and log-softmax and its gradient as much each. Here
-    `chunk_tokens` rows exist at a time, in the backward pass too: each chunk is checkpointed, so that its logits are
-    dropped after the forward and computed again when its gradient is due. `head` (H -> V) must be deterministic.
+    hidden (N, H), ids (N,) -> logprobs (N,), entropy (N,), zeros unless asked for; no gradient flows through the
+    entropy. The result is exact. At a vocabulary of 152k the logits of 1,000 tokens take 0.6 GB, and log-softmax and
+    its gradient as much each. Here `chunk_tokens` rows exist at a time, in the backward pass too: where a gradient will
+    be asked for, each chunk's is computed while its logits are there, up to the factor that comes later, and kept in
+    hidden's size. `head` (H -> V) must be frozen and treat each row by itself; ValueError when it has gradients.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -40,26 +44,78 @@ def chunked_logprobs(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     if hidden.ndim != 2 or ids.shape != hidden.shape[:1]:
         raise ValueError(f"expected hidden (N, H) and ids (N,), got {tuple(hidden.shape)} and {tuple(ids.shape)}")
+    if torch.is_grad_enabled() and head(hidden[:1].detach()).requires_grad:
+        raise ValueError("the head has trainable parameters, which would get no gradient")
+    how = (temperature, chunk_tokens, entropy)
+    if not (torch.is_grad_enabled() and hidden.requires_grad):
+        logprobs, entropies, _ = _in_chunks(hidden.detach(), head, ids, *how, gradient=False)
+        return logprobs, entropies
+    found: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, head, ids, how)
+    return found
 
-    def one_chunk(hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = _log_softmax(head(hidden), temperature)  # (chunk, V), the only wide tensors
-        return _select(log_probs, ids), _entropy(log_probs.detach())
 
-    pairs = zip(hidden.split(chunk_tokens), ids.split(chunk_tokens), strict=True)
-    chunks = [checkpoint(one_chunk, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
-    logprobs, entropies = zip(*chunks, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+class _ChunkedLogprobs(torch.autograd.Function):
+    """`chunked_logprobs` of hidden states that want a gradient, which is known but for a factor a row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Callable[[Tensor], Tensor], ids: Tensor, how: tuple[float, int, bool]
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, gradient = _in_chunks(hidden, head, ids, *how, gradient=True)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor, _entropy: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * factor.unsqueeze(1)).to(gradient.dtype), None, None, None
+
+
+def _in_chunks(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    temperature: float,
+    chunk_tokens: int,
+    entropy: bool,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities (N,), entropies (N,) and, if asked for, d logprob / d hidden (N, H)."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    logprobs = torch.empty(ids.shape, dtype=dtype, device=ids.device)
+    entropies = torch.zeros_like(logprobs)
+    gradients = torch.empty_like(hidden) if gradient else hidden
+    for start in range(0, len(ids), chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        states = hidden[rows].detach().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            logits = head(states)
+        log_probs = _log_softmax(logits.detach(), temperature)  # (chunk, V), as wide as nothing else may be for long
+        logprobs[rows] = _select(log_probs, ids[rows])
+        if not (entropy or gradient):
+            continue
+        probs = log_probs.exp()
+        if entropy:
+            entropies[rows] = _entropy(log_probs, probs)
+        if gradient:
+            del log_probs
+            of_logits = probs.neg_().scatter_add_(1, ids[rows].unsqueeze(1), torch.ones_like(probs[:, :1]))
+            of_logits = of_logits if temperature == 1 else of_logits.div_(temperature)
+            (gradients[rows],) = torch.autograd.grad(logits, states, of_logits.to(logits.dtype))
+    return logprobs, entropies, gradients
 
 
 def _log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()  # before dividing: bfloat16 would round again
-    return (wide / temperature).log_softmax(dim=-1)
+    return (wide if temperature == 1 else wide / temperature).log_softmax(dim=-1)
 
 
 def _select(log_probs: Tensor, ids: Tensor) -> Tensor:
     return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
-def _entropy(log_probs: Tensor) -> Tensor:
+def _entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
     # The clamp makes p log p = 0 at p = 0, where 0 * -inf would be nan.
-    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
+    return -torch.linalg.vecdot(probs, log_probs.clamp(min=torch.finfo(log_probs.dtype).min))

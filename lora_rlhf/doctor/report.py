@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from lora_rlhf import host
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, storage
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.doctor.findings import Finding, as_json, line, summary, works
@@ -36,7 +37,7 @@ def look(run: str) -> Iterator[Finding]:
     yield machine.judge_system(platform.system(), platform.release(), platform.python_version())
     cores = machine.cores()
     yield machine.judge_cores(cores)
-    yield machine.judge_memory(machine.memory())
+    yield machine.judge_memory(host.memory())
     yield from _storage(run)
     found = libraries.libraries(libraries.tested_versions())
     yield from libraries.judge_libraries(found, libraries.this_python())

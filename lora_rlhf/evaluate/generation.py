@@ -59,7 +59,9 @@ def policy_kl(
     logprobs = []
     for role in ("policy", reference):
         with model.role(role):
-            logprobs.append(in_micro_batches(lambda part: response_logprobs(model, part)[0], batch, size))
+            logprobs.append(
+                in_micro_batches(lambda part: response_logprobs(model, part, entropy=False)[0], batch, size)
+            )
     return PolicyKL(k1(*logprobs).sum(dim=1).tolist(), masked_mean(k3(*logprobs), batch.response_mask).item())
 
 

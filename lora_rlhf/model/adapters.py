@@ -91,6 +91,15 @@ def parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
     return found
 
 
+def complete(config: LoraConfig, head: bool, base_name: str) -> None:
+    """Says in the configuration what kind of adapter it is, and on which base."""
+    # The task type is what plain PEFT picks the class by, when somebody loads the folder elsewhere.
+    config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
+    config.modules_to_save = [SCORE] if head else None
+    config.inference_mode = False
+    config.base_model_name_or_path = base_name
+
+
 def without_dropout(config: LoraConfig) -> LoraConfig:
     """The configuration of a copy: dropout is for SFT alone, and would move PPO's first ratio off 1."""
     config.lora_dropout = 0.0

@@ -81,6 +81,13 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     return Base(model, tokenizer, spec, source_hash, where)
 
 
+def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a base model, without any weights. `name` is as in `BaseSpec`; errors are `load_base`'s."""
+    files = find_files(name)
+    with no_retry_lines():
+        return _load_config(files, BaseSpec(name, trust_remote_code=trust_remote_code))
+
+
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model, without the model. `name` is as in `BaseSpec`; errors are those of `load_base`."""
     files = find_files(name)

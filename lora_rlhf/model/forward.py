@@ -60,10 +60,11 @@ class Sequences:
 
     def trim(self) -> "Sequences":
         """Without the columns that are padding in every row."""
-        if not bool(self.prompt_mask[:, -1].all()):
+        lengths = [mask.sum(dim=1).max() for mask in (self.prompt_mask, self.response_mask)]
+        # read together: each reading waits for the GPU
+        padded, longest_prompt, longest_response = torch.stack([self.prompt_mask[:, -1].all(), *lengths]).tolist()
+        if not padded:
             raise ValueError("a prompt is empty, or not padded on the left")
-        longest_prompt = int(self.prompt_mask.sum(dim=1).max())
-        longest_response = int(self.response_mask.sum(dim=1).max())
         start = self.prompt_ids.shape[1] - longest_prompt
         return Sequences(
             self.prompt_ids[:, start:],
@@ -73,16 +74,18 @@ class Sequences:
         )
 
 
-def response_logprobs(model: SharedModel, batch: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def response_logprobs(
+    model: SharedModel, batch: Sequences, temperature: float = 1.0, entropy: bool = True
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each response token given all before it, and the entropy there: (B, R) each, float32.
 
-    0 where masked. Under the softmax of logits / temperature, the distribution that `generate` draws from. Gradients
-    flow through the log-probabilities only.
+    0 where masked, and for the entropy where it is not asked for. Under the softmax of logits / temperature, the
+    distribution that `generate` draws from. Gradients flow through the log-probabilities only.
     """
     short = batch.trim()
     hidden = _response_hidden(model, short)
     return _masked_logprobs(
-        model, hidden, short.response_ids, short.response_mask, batch.response_ids.shape[1], temperature
+        model, hidden, short.response_ids, short.response_mask, batch.response_ids.shape[1], temperature, entropy
     )
 
 
@@ -115,8 +118,8 @@ def in_micro_batches(function: Callable[[Sequences], Tensor], batch: Sequences, 
 def text_logprobs(model: SharedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Log-probability of each token of a text given those before it: ids, mask (B, T) -> (B, T-1), 0 where masked."""
     hidden = _hidden(model, ids, mask)[:, :-1]
-    logprobs, _ = _masked_logprobs(model, hidden, ids[:, 1:], mask[:, 1:] & mask[:, :-1], ids.shape[1] - 1, 1.0)
-    return logprobs
+    known = mask[:, 1:] & mask[:, :-1]
+    return _masked_logprobs(model, hidden, ids[:, 1:], known, ids.shape[1] - 1, 1.0, entropy=False)[0]
 
 
 def counted_logprobs(model: SharedModel, ids: Tensor, counted: Tensor, **batch: Tensor) -> Tensor:
@@ -128,7 +131,7 @@ def counted_logprobs(model: SharedModel, ids: Tensor, counted: Tensor, **batch: 
         batch["position_ids"] = position_ids(batch["attention_mask"].bool())
     hidden = model.backbone(**batch, use_cache=False).last_hidden_state[:, :-1]
     mask = counted[:, 1:]
-    return _chunked(model, hidden[mask], ids[:, 1:][mask], 1.0)[0]
+    return _chunked(model, hidden[mask], ids[:, 1:][mask], 1.0, entropy=False)[0]
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -155,17 +158,19 @@ def _response_hidden(model: SharedModel, batch: Sequences) -> Tensor:
 
 
 def _masked_logprobs(
-    model: SharedModel, hidden: Tensor, ids: Tensor, mask: Tensor, width: int, temperature: float
+    model: SharedModel, hidden: Tensor, ids: Tensor, mask: Tensor, width: int, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of the True cells, put back in place among zeros: (B, width) each."""
-    flat_logprobs, flat_entropy = _chunked(model, hidden[mask], ids[mask], temperature)
+    flat_logprobs, flat_entropy = _chunked(model, hidden[mask], ids[mask], temperature, entropy)
     return _spread(flat_logprobs, mask, width), _spread(flat_entropy, mask, width)
 
 
-def _chunked(model: SharedModel, hidden: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _chunked(
+    model: SharedModel, hidden: Tensor, ids: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
     """hidden (N, H), ids (N,) -> log-probabilities and entropies (N,), with few logits in memory at a time."""
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
-    return chunked_logprobs(hidden, lambda states: lm_logits(model.causal, states), ids, temperature, chunk)
+    return chunked_logprobs(hidden, lambda states: lm_logits(model.causal, states), ids, temperature, chunk, entropy)
 
 
 def _spread(cells: Tensor, mask: Tensor, width: int) -> Tensor:

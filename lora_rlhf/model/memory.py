@@ -3,6 +3,7 @@
 import gc
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Int8Params, Params4bit
@@ -14,8 +15,13 @@ GIB = 2**30
 
 def peak_rss_gib() -> float:
     """Largest resident size of this process so far, in GiB."""
+    status = Path("/proc/self/status")
+    # rather than ru_maxrss, which on Linux begins with the parent's peak
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # bytes there, KiB on Linux
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # bytes there, KiB elsewhere
 
 
 def peak_gpu_gib() -> float:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_rlhf.errors import UserError
-from lora_rlhf.model import adapters
+from lora_rlhf.model import adapters, lora_linear
 from lora_rlhf.model.adapters import LoraSettings, without_dropout
 from lora_rlhf.model.base import Base, digest
-from lora_rlhf.model.heads import SCORE, attach_score, init_score, score_of
+from lora_rlhf.model.heads import attach_score, init_score, score_of
 
 BASE = "base"
 
@@ -269,11 +269,7 @@ class SharedModel:
         return deepcopy(self.peft.peft_config[role])
 
     def _inject(self, role: str, config: LoraConfig, head: bool) -> None:
-        # The task type is what plain PEFT picks the class by, when somebody loads the folder elsewhere.
-        config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
-        config.modules_to_save = [SCORE] if head else None
-        config.inference_mode = False
-        config.base_model_name_or_path = self.causal.name_or_path
+        adapters.complete(config, head, self.causal.name_or_path)
         with warnings.catch_warnings():
             # PEFT asks transformers for a property that is being renamed.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -281,6 +277,7 @@ class SharedModel:
                 self.peft = PeftModel(self.causal, config, adapter_name=role)
             else:
                 self.peft.add_adapter(role, config)
+        lora_linear.install(self.peft)
         self._parameters[role] = adapters.parameters_of(self.peft, role)
         if layer := score_of(self.causal, role):
             init_score(layer)

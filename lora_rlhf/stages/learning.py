@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from lora_rlhf import workers
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.optimizers import OptimizerName, make_optimizer, moments, put_back
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.fitting import Pieces
 
 EPS = 1e-5  # AdamW's: with PyTorch's 1e-8 the first PPO updates are several times larger (arXiv 2403.17031)
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 Accumulate = Callable[[int], dict[str, float]]
 
@@ -25,7 +26,7 @@ class NotFinite(Exception):
 
 
 class RoleOptimizer:
-    """AdamW for one role, without weight decay, since an adapter's zero is not a better model."""
+    """AdamW for one role, in one of the forms that `OptimizerName` lists."""
 
     def __init__(
         self,
@@ -35,15 +36,13 @@ class RoleOptimizer:
         max_grad_norm: float,
         pieces: Pieces,
         eps: float = EPS,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         self.role = role
         self._model, self._pieces, self._max_grad_norm = model, pieces, max_grad_norm
         self._named = model.named_parameters_of(role)
         self._parameters = [parameter for _, parameter in self._named]
-        self._adamw = torch.optim.AdamW(self._parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
-        for parameter in self._parameters:  # now rather than in the first step, which then needs no new memory
-            zeros = {name: torch.zeros_like(parameter) for name in MOMENTS[1:]}
-            self._adamw.state[parameter] = {MOMENTS[0]: torch.tensor(0.0), **zeros}
+        self._adamw = make_optimizer(optimizer, self._parameters, learning_rate, eps)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """From the next step on."""
@@ -71,28 +70,30 @@ class RoleOptimizer:
 
     def rehearse(self, accumulate: Accumulate) -> None:
         """The whole step at its largest, without a trace: it fails here rather than in the middle of the night."""
-        before, moments = self._model.adapter_state(self.role), self.state()
+        before, state = self._model.adapter_state(self.role), self.state()
         devices = [self._model.device] if self._model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self._gradient(accumulate)
             self._adamw.step()
         self._model.load_adapter_state(self.role, before)
-        self.load(moments)
+        self.load(state)
         self._adamw.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """AdamW's moments, copied to the CPU, under the role's and the parameters' names."""
         return {
-            f"{self.role}.{moment}.{name}": self._adamw.state[parameter][moment].detach().to("cpu", copy=True)
+            f"{self.role}.{moment}.{name}": value
             for name, parameter in self._named
-            for moment in MOMENTS
+            for moment, value in moments(self._adamw, parameter).items()
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Puts the moments back, bit for bit. KeyError for one that is missing, RuntimeError for another shape."""
+        """Puts the moments back, bit for bit. UserError for another optimizer's, RuntimeError for another shape."""
         for name, parameter in self._named:
-            for moment in MOMENTS:
-                self._adamw.state[parameter][moment].copy_(state[f"{self.role}.{moment}.{name}"])
+            named = {moment: f"{self.role}.{moment}.{name}" for moment in self._adamw.state[parameter]}
+            if missing := sorted(set(named.values()) - state.keys()):
+                raise UserError(f"the checkpoint lacks {missing[0]}: give the --optimizer that the run began with")
+            put_back(self._adamw, parameter, {moment: state[key] for moment, key in named.items()})
 
     def _gradient(self, accumulate: Accumulate) -> tuple[dict[str, float], float]:
         def begin_anew(size: int) -> dict[str, float]:

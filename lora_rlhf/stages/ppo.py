@@ -14,10 +14,17 @@ from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
 from lora_rlhf.settings import check
+from lora_rlhf.stages.decoding import require_rollout
 from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.stages.rollout import Judge, RewardFunction
 from lora_rlhf.stages.rows import read_prompts_for, report_refusals
-from lora_rlhf.stages.session import bring, log, open_parent_base, require_context, seed_everything
+from lora_rlhf.stages.session import (
+    bring,
+    log,
+    open_parent_base,
+    require_context,
+    seed_everything,
+)
 
 
 def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
@@ -28,6 +35,7 @@ def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
         prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
         next(iter(prompts))  # a file that cannot be used is said before the model is loaded
         function = _load_function(config.reward_function)
+        require_rollout(config, sft)
         model = open_parent_base(config, sft, model)
         require_context(model, config)
         ensure_template(model.tokenizer)

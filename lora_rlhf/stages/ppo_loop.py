@@ -23,17 +23,18 @@ from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import StageFolder
+from lora_rlhf.stages.decoding import PLAIN, Decoding, asked_for, choose_engine, choose_merge
 from lora_rlhf.stages.learning import NotFinite
 from lora_rlhf.stages.loop import TrainingLoop
 from lora_rlhf.stages.rollout import Judge, Rollout, act, collect, describe
 from lora_rlhf.stages.session import (
-    FLOOR,
     batches,
     generation_pieces,
     pick_fixed,
     same_state,
     seed_everything,
     training_pieces,
+    warmup,
 )
 from lora_rlhf.stages.update import Learner, Learning, Targets, targets
 from lora_rlhf.stages.worst_case import rehearse
@@ -84,9 +85,8 @@ class PPOLoop:
         self.judge, self.prompts, self.text = judge, prompts, text
         self.pieces, self.sampled = training_pieces(config), generation_pieces(config)
         self.learner = Learner(config, model, text, self.pieces)
-        self.loop = TrainingLoop(
-            config, folder, model, list(self.learner.optimizers.values()), self._snapshot, "iteration"
-        )
+        optimizers = list(self.learner.optimizers.values())
+        self.loop = TrainingLoop(config, folder, model, optimizers, self._snapshot, "iteration")
         self.generator = torch.Generator().manual_seed(config.seed)
         self.controller: FixedKL | AdaptiveKL = FixedKL(config.kl_coef)
         if config.kl_target is not None:
@@ -94,6 +94,7 @@ class PPOLoop:
         self.done = 0  # iterations
         self.beyond = 0  # of the last ones, how many in a row went beyond a ceiling
         self.current = Iteration()
+        self.decoding = PLAIN  # until it is chosen
         self.seconds: dict[str, float] = defaultdict(float)
         self.latest: dict[str, float] = {}  # this iteration's seconds
         self.rows: list[dict[str, float]] = []
@@ -104,9 +105,12 @@ class PPOLoop:
         fixed = [self.prompts[index] for index in pick_fixed(self.prompts, FIXED_PROMPTS)]
         reference = None if config.reference == "base" else model.adapter_state("sft")
         with self.loop.running():
-            rehearse(config, model, self.learner, self.prompts.longest, self.sampled, self.pieces)
             if (found := self.loop.resume()) is not None:
                 self._restore(found.state, found.tensors)
+            rollout, merge = asked_for(config, found.state["decoding"] if found is not None else None)
+            engine = choose_engine(config, rollout, model, "policy", self.prompts, self.sampled)
+            rehearse(config, model, self.learner, self.prompts.longest, self.sampled, self.pieces, engine)
+            self.decoding = Decoding(engine, choose_merge(config, model) if merge is None else merge)
             drawn = self._draw_prompts()
             with tqdm(total=iterations, initial=self.done, desc="ppo", unit="iteration") as bar:
                 while self.done < iterations:
@@ -129,8 +133,8 @@ class PPOLoop:
         prompts = [self.prompts[place] for place in current.prompts]
         try:
             if current.responses is None:
-                with self._timed("rollout_s"):
-                    current.responses = act(config, model, prompts, self.generator, self.sampled)  # 1 act
+                with self._timed("rollout_s"):  # 1 act
+                    current.responses = act(config, model, prompts, self.generator, self.sampled, how=self.decoding)
                 self._between()
             if current.rollout is None:
                 with self._timed("score_s"):  # 2 judge
@@ -152,7 +156,7 @@ class PPOLoop:
         before = None
         with self._timed("update_s"):
             goal = targets(config, rollout, self.controller.coef)  # 3 rewards and advantages
-            self.learner.set_share_of_peak(_warmup(self.done, config.warmup_iterations))
+            self.learner.set_share_of_peak(warmup(self.done, config.warmup_iterations))
             if current.learning is None:
                 current.learning = Learning.begin(config, len(rollout.sequences), self.generator)
                 if self.done == 0:
@@ -216,8 +220,9 @@ class PPOLoop:
         self.loop.log(self.done + 1, {**metrics, **timed, "memory/peak_gib": peak_gpu_gib() or peak_rss_gib()})
         if self.done % self.config.sample_every == 0 or self.done == self.config.iterations - 1:
             generator = torch.Generator().manual_seed(self.config.seed)
-            answers = act(self.config, self.model, fixed, generator, self.sampled)[:: self.config.samples_per_prompt]
-            texts = [decode_response(self.model.tokenizer, answer.ids).strip() for answer in answers]
+            answers = act(self.config, self.model, fixed, generator, self.sampled, how=self.decoding)
+            firsts = answers[:: self.config.samples_per_prompt]
+            texts = [decode_response(self.model.tokenizer, answer.ids).strip() for answer in firsts]
             asked = [prompt.prompt.messages[-1].content for prompt in fixed]
             rows = [{"prompt": one, "response": other} for one, other in zip(asked, texts, strict=True)]
             self.folder.sample(self.done + 1, rows)
@@ -261,6 +266,7 @@ class PPOLoop:
             "text": None if self.text is None else self.text.state_dict(),
             "seconds": dict(self.seconds),
             "latest": self.latest,
+            "decoding": vars(self.decoding),
             "prompts": current.prompts,
             "responses": responses,
             "learning": current.learning and vars(current.learning),
@@ -291,8 +297,3 @@ class PPOLoop:
             torch.cuda.synchronize()
         self.latest[name] = time.monotonic() - started
         self.seconds[name] += self.latest[name]
-
-
-def _warmup(iteration: int, over: int) -> float:
-    """Share of the peak learning rate: linear from a tenth (InstructGPT, appendix C.4)."""
-    return 1.0 if over == 0 else min(1.0, FLOOR + (1 - FLOOR) * iteration / over)

@@ -165,7 +165,8 @@ def _optimize(
     order: list[list[int]],
     pieces: Pieces,
 ) -> None:
-    optimizer = RoleOptimizer(model, "reward", config.learning_rate, config.max_grad_norm, pieces)
+    rate, most = config.learning_rate, config.max_grad_norm
+    optimizer = RoleOptimizer(model, "reward", rate, most, pieces, optimizer=config.optimizer)
     done, steps = 0, len(order)
     loop = TrainingLoop(config, folder, model, [optimizer], lambda: ({"step": done}, {}), "step")
     with loop.running():

@@ -1,6 +1,7 @@
 """One PPO iteration's experience: sampled responses, their scores, and what policy, reference and value say of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,11 @@ from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import decode_response, pad_id, stop_ids
 from lora_rlhf.errors import UserError
+from lora_rlhf.model.decode_weights import merged
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, response_scores, response_values
 from lora_rlhf.model.generate import GeneratedResponse, draw_seeds, generate_seeded
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.stages.decoding import PLAIN, Decoding
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import NotFinite
 
@@ -108,13 +111,14 @@ def act(
     generator: torch.Generator,
     pieces: Pieces,
     role: str = "policy",
+    how: Decoding = PLAIN,
 ) -> list[GeneratedResponse]:
     """Samples `samples_per_prompt` responses of each prompt, side by side; each process samples for its share."""
     seeds = draw_seeds(generator, len(prompts), config.samples_per_prompt)
     own = workers.share(range(len(prompts)))
 
     def sample(size: int) -> list[list[GeneratedResponse]]:
-        with model.role(role):
+        with model.role(role), merged(model) if how.merge else nullcontext():
             return generate_seeded(
                 model,
                 [prompts[place].prompt_ids for place in own],
@@ -123,6 +127,7 @@ def act(
                 temperature=config.temperature,
                 stop_ids=stop_ids(model.tokenizer),
                 batch_size=size,
+                engine=how.engine,
             )
 
     return [response for group in workers.gather(pieces.run(sample, "sampling")) for response in group]
@@ -156,9 +161,12 @@ def collect(
     def logprobs(part: Sequences) -> Tensor:
         return torch.stack(response_logprobs(model, part, config.temperature), dim=-1)
 
+    def reference(part: Sequences) -> Tensor:
+        return response_logprobs(model, part, config.temperature, entropy=False)[0]
+
     found = {"score": judge.scores(model, own, texts, pieces)}
     with model.role("reference"):
-        found["reference log-probability"] = _in_pieces(logprobs, own, pieces)
+        found["reference log-probability"] = _in_pieces(reference, own, pieces)
     with model.role("policy"):
         found["log-probability"] = _in_pieces(logprobs, own, pieces)
     if config.advantage == "gae":
@@ -176,7 +184,7 @@ def collect(
         torch.tensor([response.finished for response in responses], device=model.device),
         whole["score"],
         logprob,
-        whole["reference log-probability"][..., 0].contiguous(),
+        whole["reference log-probability"],
         whole.get("value"),
         entropy,
         judge.offset,

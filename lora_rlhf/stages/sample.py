@@ -19,11 +19,12 @@ from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.template import decode_response, stop_ids
 from lora_rlhf.disk import append_row
 from lora_rlhf.errors import Stopped, UserError
-from lora_rlhf.model.generate import GeneratedResponse, draw_seeds, generate_seeded
+from lora_rlhf.model.generate import Engine, GeneratedResponse, draw_seeds, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import Parent, data_hash, find_stage
 from lora_rlhf.settings import check
 from lora_rlhf.stage_config import HARMLESS
+from lora_rlhf.stages.decoding import choose_engine, require_rollout
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.interrupt import graceful
 from lora_rlhf.stages.loop import GO_ON
@@ -37,6 +38,7 @@ from lora_rlhf.stages.session import (
     seed_everything,
 )
 
+PIECES = 4  # sampled in one go by an engine that refills its slots: fewer, and most would wait for the last response
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself
 
 
@@ -51,6 +53,7 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     stage = find_stage(f"{config.run}/ppo", "ppo") if config.role == "policy" else sft
     prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
     next(iter(prompts))  # a file that cannot be used is said before the model is loaded
+    require_rollout(config, sft)
     model = open_parent_base(config, sft, model)
     require_context(model, config)
     if config.role != "base":
@@ -63,8 +66,9 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(encoded), draws)
     most = [rng.randint(config.min_responses, config.max_responses) for _ in seeds]
     attempt = _Attempt(config, stage)
-    found = workers.from_main(attempt.begin)
-    _sample_rest(config, model, encoded, seeds, most, attempt, found)
+    found, attempt.engine = workers.from_main(attempt.begin)
+    if len(found) < len(encoded):
+        _sample_rest(config, model, encoded, seeds, most, attempt, found)
     rows = [row for row in found if row is not None]
     if not rows:
         raise UserError(
@@ -102,22 +106,26 @@ class _Attempt:
         self._path = self._to.with_name(f".{self._to.name}.partial")
         settings = {key: value for key, value in vars(config).items() if key not in HARMLESS}
         self._of = {**settings, "stage": stage.manifest["id"], "prompts_hash": data_hash(config.prompts)}
+        self.engine: Engine | None = None
 
-    def begin(self) -> list[dict[str, Any] | None]:
-        """The rows of an attempt of the same settings that ended before its end; else none, and the file is new."""
+    def begin(self) -> tuple[list[dict[str, Any] | None], Engine | None]:
+        """The rows of an attempt of the same settings that ended before its end, and the engine that they came from.
+
+        Else no rows, and the file is new.
+        """
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
         if not whole or whole[0] != json.loads(json.dumps(self._of)):
             self._path.write_bytes(b"")
             append_row(self._path, self._of)
-            return []
+            return [], None
         os.truncate(self._path, sum(len(line) for line in lines if line.endswith(b"\n")))
         log.info("going on after %d prompts, which %s holds", len(whole) - 1, self._path)
-        return [line["row"] for line in whole[1:]]
+        return [line["row"] for line in whole[1:]], whole[-1].get("engine")
 
     def add(self, rows: Sequence[dict[str, Any] | None]) -> None:
         for row in rows:
-            append_row(self._path, {"row": row})
+            append_row(self._path, {"row": row, "engine": self.engine})
 
     def finish(self, rows: Sequence[dict[str, Any]]) -> None:
         write_jsonl(self._to, rows)
@@ -135,13 +143,15 @@ def _sample_rest(
 ) -> None:
     """Appends to `found` the row of every prompt that has none yet: None where there are too few distinct responses."""
     pieces = generation_pieces(config)
-    step = max(1, pieces.size // len(seeds[0])) * workers.count()
+    rollout = config.rollout if config.rollout != "auto" else attempt.engine or "auto"
+    attempt.engine = engine = choose_engine(config, rollout, model, config.role, encoded, pieces)
+    step = max(1, pieces.size * (PIECES if engine == "static" else 1) // len(seeds[0])) * workers.count()
     with graceful() as request, tqdm(total=len(encoded), initial=len(found), desc="sample", unit="prompt") as bar:
         while (first := len(found)) < len(encoded):
             places = range(first, min(first + step, len(encoded)))
             own = workers.share(places)
             prompts = [encoded[place] for place in own]
-            groups = _generate(config, model, prompts, [seeds[place] for place in own], pieces)
+            groups = _generate(config, model, prompts, [seeds[place] for place in own], pieces, engine)
             rows = [
                 _row(config, model, prompt, group, most[place])
                 for prompt, group, place in zip(prompts, groups, own, strict=True)
@@ -158,7 +168,12 @@ def _sample_rest(
 
 
 def _generate(
-    config: SampleConfig, model: SharedModel, prompts: list[EncodedPrompt], seeds: list[list[int]], pieces: Pieces
+    config: SampleConfig,
+    model: SharedModel,
+    prompts: list[EncodedPrompt],
+    seeds: list[list[int]],
+    pieces: Pieces,
+    engine: Engine,
 ) -> list[list[GeneratedResponse]]:
     def run(size: int) -> list[list[GeneratedResponse]]:
         with model.role(config.role):
@@ -170,6 +185,7 @@ def _generate(
                 temperature=config.temperature,
                 stop_ids=stop_ids(model.tokenizer),
                 batch_size=size,
+                engine=engine,
             )
 
     return pieces.run(run, "sampling")

@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_rlhf import workers
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.run import Parent
@@ -26,7 +27,7 @@ def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | N
     """The base that the parent was trained on: the one in memory, or loaded as the parent's manifest says."""
     if model is None:
         device, checkpointing = workers.device(config.device), config.gradient_checkpointing
-        return open_base(parent.manifest["base"], device, checkpointing, config.trust_remote_code)
+        model = open_base(parent.manifest["base"], device, checkpointing, config.trust_remote_code)
     here, then = describe_base(model), parent.manifest["base"]
     for key in ("source_hash", "quantization", "compute_dtype"):
         if here[key] != then[key]:
@@ -34,6 +35,7 @@ def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | N
                 f"{parent.folder} was trained on a base with {key} {then[key]!r}; the one in memory, "
                 f"{model.base.spec.name!r}, has {here[key]!r}; run this stage by itself, or train all stages on one"
             )
+    keep_dense(model.causal, config.dequantize)
     return model
 
 
@@ -104,6 +106,11 @@ def generation_pieces(config: StageConfig) -> Pieces:
 def cosine(step: int, steps: int) -> float:
     """Share of the peak learning rate in step `step` of `steps`, from 0: a half cosine down to FLOOR."""
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def warmup(step: int, over: int) -> float:
+    """Share of the peak learning rate in step `step`: linear from FLOOR (InstructGPT, appendix C.4)."""
+    return 1.0 if over == 0 else min(1.0, FLOOR + (1 - FLOOR) * step / over)
 
 
 def epochs_of_batches(count: int, size: int, epochs: int, rng: random.Random) -> list[list[int]]:

@@ -22,6 +22,7 @@ from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
+from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.forward import Sequences, counted_logprobs, response_scores
 from lora_rlhf.model.generate import generate
 from lora_rlhf.model.open import describe_base
@@ -56,6 +57,7 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
         source: Source[Demonstration] = Source(config.demonstrations, "demonstrations", config.format, config.strict)
         next(iter(source))  # a file that cannot be used is said before the model is loaded
         model = model or _load(config)
+        keep_dense(model.causal, config.dequantize)
         require_context(model, config)
         ensure_template(model.tokenizer)
         if config.packing:
@@ -124,7 +126,9 @@ class _Training:
 
     def run(self) -> None:
         config, steps, pieces = self.config, len(self.order), training_pieces(self.config)
-        optimizer = RoleOptimizer(self.model, "sft", config.learning_rate, config.max_grad_norm, pieces, EPS)
+        optimizer = RoleOptimizer(
+            self.model, "sft", config.learning_rate, config.max_grad_norm, pieces, EPS, config.optimizer
+        )
         loop = TrainingLoop(config, self.folder, self.model, [optimizer], self._snapshot, "step")
         with loop.running():
             optimizer.rehearse(lambda size: self._accumulate([self.examples.longest] * size, size))

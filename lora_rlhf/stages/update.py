@@ -83,7 +83,8 @@ class Learner:
             rates["value"] = config.value_learning_rate
         self.peaks = rates
         self.optimizers = {
-            role: RoleOptimizer(model, role, rate, config.max_grad_norm, pieces) for role, rate in rates.items()
+            role: RoleOptimizer(model, role, rate, config.max_grad_norm, pieces, optimizer=config.optimizer)
+            for role, rate in rates.items()
         }
 
     def set_share_of_peak(self, share: float) -> None:
@@ -161,14 +162,14 @@ class Learner:
     ) -> tuple[dict[str, float], float]:
         """Metrics that add up, and the largest distance of a log-probability from the rollout's."""
         num_tokens = int(rollout.mask[minibatch].sum())
-        totals: dict[str, float] = {}
-        deviation = 0.0
+        totals: dict[str, Tensor] = {}  # read once at the end: each reading waits for the GPU
+        deviation = torch.zeros((), device=self.model.device)
         for rows in self._micro_batches(rollout, minibatch, size):
             mask, old = rollout.mask[rows], rollout.old_logprobs[rows]
             new, entropy = response_logprobs(self.model, rollout.sequences.index(rows), self.config.temperature)
             part = policy_loss(new, old, goal.advantages[rows], mask, self.config.clip_range, num_tokens)
             part.loss.backward()
-            deviation = max(deviation, float((new.detach() - old).abs().amax()))
+            deviation = torch.maximum(deviation, (new.detach() - old).abs().amax())
             _add(totals, "ppo/policy_loss", part.loss)
             _add(totals, "ppo/clip_fraction", part.clip_fraction)
             _add(totals, "ppo/approx_kl", part.approx_kl)
@@ -176,19 +177,19 @@ class Learner:
             _add(totals, "ppo/ratio", masked_mean((new.detach() - old).exp(), mask, num_tokens))
         if blocks is not None:
             totals["ppo/ptx_loss"] = self._pretraining_gradient(blocks, size)
-        return totals, deviation
+        return _read(totals), float(deviation)
 
-    def _pretraining_gradient(self, blocks: Tensor, size: int) -> float:
+    def _pretraining_gradient(self, blocks: Tensor, size: int) -> Tensor:
         """Adds ptx_coef times the language-modelling gradient to the policy's (PPO-ptx; InstructGPT, eq. 2)."""
         num_tokens = blocks.shape[0] * (blocks.shape[1] - 1)
         own = workers.share(range(len(blocks)))
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=blocks.device)
         for start in range(0, len(own), size):
             part = blocks[own[start : start + size]]
             logprobs = text_logprobs(self.model, part, torch.ones_like(part, dtype=torch.bool))
             loss = lm_loss(logprobs, torch.ones_like(logprobs, dtype=torch.bool), num_tokens)
             (self.config.ptx_coef * loss).backward()
-            total += float(loss.detach())
+            total += loss.detach()
         return total
 
     def _value_step(self, rollout: Rollout, goal: Targets, minibatch: list[int]) -> dict[str, float]:
@@ -200,7 +201,7 @@ class Learner:
     def _accumulate_value(self, rollout: Rollout, goal: Targets, minibatch: list[int], size: int) -> dict[str, float]:
         assert rollout.values is not None and goal.returns is not None
         num_tokens = int(rollout.mask[minibatch].sum())
-        totals: dict[str, float] = {}
+        totals: dict[str, Tensor] = {}
         for rows in self._micro_batches(rollout, minibatch, size):
             mask = rollout.mask[rows]
             values = response_values(self.model, rollout.sequences.index(rows)) - rollout.value_offset
@@ -209,8 +210,12 @@ class Learner:
             part.loss.backward()
             _add(totals, "ppo/value_loss", part.loss)
             _add(totals, "ppo/value_clip_fraction", part.clip_fraction)
-        return totals
+        return _read(totals)
 
 
-def _add(totals: dict[str, float], key: str, value: Tensor) -> None:
-    totals[key] = totals.get(key, 0.0) + float(value.detach())
+def _add(totals: dict[str, Tensor], key: str, value: Tensor) -> None:
+    totals[key] = totals.get(key, 0.0) + value.detach().double()
+
+
+def _read(totals: dict[str, Tensor]) -> dict[str, float]:
+    return dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True)) if totals else {}

@@ -6,7 +6,7 @@ from lora_rlhf import workers
 from lora_rlhf.config import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.model.forward import Sequences
-from lora_rlhf.model.generate import GeneratedResponse, generate_seeded
+from lora_rlhf.model.generate import Engine, GeneratedResponse, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.rollout import Rollout
@@ -20,6 +20,7 @@ def rehearse(
     longest: EncodedPrompt,
     sampled: Pieces,
     pieces: Pieces,
+    engine: Engine,
 ) -> None:
     """Samples and learns once with the longest prompt and responses as long as allowed, in pieces as large as allowed.
 
@@ -36,6 +37,7 @@ def rehearse(
                 temperature=config.temperature,
                 stop_ids=[],
                 batch_size=size,
+                engine=engine,
             )
 
     sampled.run(sample, "sampling")

@@ -1,6 +1,8 @@
 """Token log-probabilities: the right token, the right width, and never more logits than asked for."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -57,26 +59,42 @@ def test_tokens_that_cannot_be_drawn_leave_entropy_and_gradients_finite() -> Non
     assert logits.grad.isfinite().all()
 
 
+Head = Callable[[Tensor, Tensor], Tensor]
+
+
+def linear(hidden: Tensor, weight: Tensor) -> Tensor:
+    return hidden @ weight.T
+
+
+def biased_and_capped(hidden: Tensor, weight: Tensor) -> Tensor:
+    """As Gemma 2 caps its logits, with a bias as Phi has."""
+    return torch.tanh((hidden @ weight.T + weight[:, 0]) / 2.0) * 2.0
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk_tokens", [1, 4, N, 100])
-def test_chunked_equals_unchunked_in_value_and_gradient(chunk_tokens: int, temperature: float) -> None:
-    hidden, weight, upstream = random(N, H, seed=1), random(V, H, seed=2), random(N, seed=3).detach()
-    logits = hidden @ weight.T / temperature
-    expected = torch.autograd.grad(token_logprobs(logits, IDS) @ upstream, (hidden, weight))
+@pytest.mark.parametrize("head", [linear, biased_and_capped])
+def test_chunked_equals_unchunked_in_value_and_gradient(head: Head, chunk_tokens: int, temperature: float) -> None:
+    hidden, weight, upstream = random(N, H, seed=1), random(V, H, seed=2).detach(), random(N, seed=3).detach()
+    logits = head(hidden, weight) / temperature
+    (expected,) = torch.autograd.grad(token_logprobs(logits, IDS) @ upstream, hidden)
 
-    logprobs, entropy = chunked_logprobs(hidden, lambda h: h @ weight.T, IDS, temperature, chunk_tokens)
+    logprobs, entropy = chunked_logprobs(hidden, lambda h: head(h, weight), IDS, temperature, chunk_tokens)
     torch.testing.assert_close(logprobs, token_logprobs(logits, IDS), rtol=0, atol=1e-12)
     torch.testing.assert_close(entropy, token_entropy(logits), rtol=0, atol=1e-12)
     assert logprobs.requires_grad and not entropy.requires_grad
-    for gradient, reference_gradient in zip(
-        torch.autograd.grad(logprobs @ upstream, (hidden, weight)), expected, strict=True
-    ):
-        torch.testing.assert_close(gradient, reference_gradient, rtol=0, atol=1e-12)
+    (gradient,) = torch.autograd.grad(logprobs @ upstream, hidden)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+    with torch.no_grad():  # scoring gives the bits of training
+        again, alone = chunked_logprobs(hidden, lambda h: head(h, weight), IDS, temperature, chunk_tokens)
+    assert torch.equal(again, logprobs) and torch.equal(alone, entropy)
 
 
 def test_chunked_gradient_is_the_numerical_one_and_rows_are_independent() -> None:
     weight = random(V, H, seed=2).detach()
-    assert torch.autograd.gradcheck(lambda h: chunked_logprobs(h, lambda x: x @ weight.T, IDS, 0.8, 4)[0], random(N, H))
+    for head in (linear, biased_and_capped):
+        chunked = partial(chunked_logprobs, head=partial(head, weight=weight), ids=IDS, temperature=0.8, chunk_tokens=4)
+        assert torch.autograd.gradcheck(lambda h, c=chunked: c(h)[0], random(N, H))
     order = torch.arange(N).flip(0)
     hidden = random(N, H).detach()
     plain, permuted = (
@@ -88,13 +106,37 @@ def test_chunked_gradient_is_the_numerical_one_and_rows_are_independent() -> Non
 
 
 def test_chunked_works_without_gradients_and_without_tokens() -> None:
-    hidden, weight = random(N, H), random(V, H, seed=2)
+    hidden, weight = random(N, H), random(V, H, seed=2).detach()
     with torch.no_grad():
         logprobs, _ = chunked_logprobs(hidden, lambda h: h @ weight.T, IDS, chunk_tokens=4)
     assert not logprobs.requires_grad
     torch.testing.assert_close(logprobs, token_logprobs(hidden @ weight.T, IDS), rtol=0, atol=1e-12)
     for empty in chunked_logprobs(hidden[:0], lambda h: h @ weight.T, IDS[:0]):
         assert empty.shape == (0,)
+
+
+def test_the_head_is_computed_once_a_chunk_and_the_entropy_where_it_is_asked_for() -> None:
+    hidden, weight = random(N, H), random(V, H, seed=2).detach()
+    rows: list[int] = []
+
+    def head(states: Tensor) -> Tensor:
+        rows.append(len(states))
+        return states @ weight.T
+
+    logprobs, entropy = chunked_logprobs(hidden, head, IDS, chunk_tokens=4, entropy=False)
+    (gradient,) = torch.autograd.grad(logprobs.sum(), hidden)
+    assert rows == [1, 4, 4, 3]  # one row to see whether the head is frozen, and nothing again in the backward pass
+    assert entropy.tolist() == [0.0] * N
+    with_entropy, _ = chunked_logprobs(hidden, head, IDS, chunk_tokens=4)
+    assert torch.equal(with_entropy, logprobs)
+    assert torch.equal(torch.autograd.grad(with_entropy.sum(), hidden)[0], gradient)
+
+
+def test_a_head_that_would_get_no_gradient_is_an_error() -> None:
+    weight = random(V, H, seed=2)
+    for hidden in (random(N, H), random(N, H).detach()):
+        with pytest.raises(ValueError, match="trainable parameters"):
+            chunked_logprobs(hidden, lambda h: h @ weight.T, IDS)
 
 
 class WideRows(TorchDispatchMode):

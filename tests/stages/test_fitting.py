@@ -78,7 +78,14 @@ def train(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Call
         usual |= {"sft": str(parents / "sft")}
         if stage == "reward":
             return reward.train(RewardConfig(**usual, rankings=str(data / "rankings.jsonl")))
-        settings = {"iterations": 3, "batch_size": 8, "minibatch_size": 8, "num_epochs": 1, "generation_batch_size": 8}
+        settings = {
+            "iterations": 3,
+            "batch_size": 8,
+            "minibatch_size": 8,
+            "num_epochs": 1,
+            "generation_batch_size": 8,
+            "rollout": "plain",
+        }
         text = {"pretraining_text": str(data / "text.jsonl"), "ptx_block_tokens": 16}
         sources = {"reward": str(parents / "reward"), "prompts": str(data / "prompts.jsonl")}
         return ppo.train(PPOConfig(**(usual | settings | text | sources)))

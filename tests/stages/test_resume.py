@@ -16,8 +16,9 @@ from stage_helpers import LIMITS, Models, manifest, rows_of
 
 from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.errors import Stopped, UserError
+from lora_rlhf.model import decode_weights
 from lora_rlhf.run import StageFolder
-from lora_rlhf.stages import ppo, reward, sft
+from lora_rlhf.stages import ppo, reward, rollout, sft
 from lora_rlhf.stages.loop import TrainingLoop
 
 TRAIN: dict[str, Callable[[Any], Any]] = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
@@ -42,7 +43,12 @@ def config(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Mak
             usual |= {"rankings": str(data / "rankings.jsonl"), "batch_size": 5, "learning_rate": 2e-3}
             return RewardConfig(**(usual | changes))
         usual |= {
-            **{"reward": str(parents / "reward"), "prompts": str(data / "prompts.jsonl"), "iterations": 6},
+            **{
+                "reward": str(parents / "reward"),
+                "prompts": str(data / "prompts.jsonl"),
+                "iterations": 6,
+                "rollout": "static",
+            },
             **{"batch_size": 8, "minibatch_size": 4, "num_epochs": 2, "max_response_tokens": 8},
             **{"kl_target": 0.5, "kl_horizon": 32.0, "warmup_iterations": 3, "sample_every": 2},
             **{"pretraining_text": str(data / "text.jsonl"), "ptx_block_tokens": 16, "ptx_shuffle_blocks": 5},
@@ -299,3 +305,40 @@ def test_what_a_killed_process_was_writing_is_removed(config: Make, monkeypatch:
     (Path(settings.run) / "reward" / ".manifest.json.abcd.tmp").write_text("{")
     reward.train(settings)
     assert not list((Path(settings.run) / "reward").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_run_goes_on_decoding_as_it_began_whatever_memory_is_free_by_then(
+    config: Make, undisturbed: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, merges: bool
+) -> None:
+    free = {True: 2**40, False: 0}
+    used: list[str] = []
+    monkeypatch.setattr(rollout, "merged", lambda model: used.append("merged") or decode_weights.merged(model))
+    monkeypatch.setattr(decode_weights, "free_bytes", lambda _device: free[merges])
+    expected, settings = undisturbed("ppo"), config("ppo")
+    assert bool(used) is merges
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(Stopped):
+            ppo.train(settings)
+    used.clear()
+    monkeypatch.setattr(decode_weights, "free_bytes", lambda _device: free[not merges])
+    ppo.train(settings)
+    assert bool(used) is merges
+    assert_same(contents(settings.run, "ppo"), expected)
+
+
+def test_a_run_with_moments_in_8_bits_goes_on_bit_for_bit_and_with_no_other_optimizer(
+    config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eight = {"optimizer": "adamw_8bit"}
+    ppo.train(config("ppo", "undisturbed", **eight))
+    settings = config("ppo", **eight)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 12)
+        with pytest.raises(Stopped):
+            ppo.train(settings)
+    with pytest.raises(UserError, match="give the --optimizer that the run began with"):
+        ppo.train(dataclasses.replace(settings, optimizer="adamw", allow_changes=True))
+    ppo.train(dataclasses.replace(settings, allow_changes=True))
+    assert_same(contents(settings.run, "ppo"), contents(Path(settings.run).parent / "undisturbed", "ppo"))

@@ -1,0 +1,56 @@
+"""Optimizers of adapters: PyTorch's AdamW, and bitsandbytes' with moments in 8 bits or in paged memory."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from bitsandbytes.optim import AdamW8bit, PagedAdamW, PagedAdamW8bit
+from torch import Tensor, nn
+
+from lora_rlhf.errors import UserError
+
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+
+
+def make_optimizer(
+    name: OptimizerName, parameters: list[nn.Parameter], learning_rate: float, eps: float
+) -> torch.optim.Optimizer:
+    """Without weight decay, since an adapter's zero is not a better model; its moments are there from the start.
+
+    UserError for a paged one without a GPU: there is nothing to page out of.
+    """
+    if name == "adamw":
+        adamw = torch.optim.AdamW(parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
+        for parameter in parameters:  # now rather than in the first step, which then needs no new memory
+            zeros = {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+            adamw.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+        return adamw
+    if name != "adamw_8bit" and parameters[0].device.type != "cuda":
+        raise UserError(
+            f"optimizer is {name}, but memory is paged between a GPU and its host, and this runs on "
+            f"{parameters[0].device.type}; take adamw or adamw_8bit"
+        )
+    kind = {"adamw_8bit": AdamW8bit, "paged_adamw": PagedAdamW, "paged_adamw_8bit": PagedAdamW8bit}[name]
+    optimizer: Any = kind(parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
+    optimizer.check_overrides()
+    optimizer.initialized = True
+    for place, parameter in enumerate(parameters):  # as its first step would
+        optimizer.init_state(optimizer.param_groups[0], parameter, 0, place)
+    made: torch.optim.Optimizer = optimizer
+    return made
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What the optimizer remembers of a parameter, copied to the CPU."""
+    state = optimizer.state[parameter]
+    return {name: torch.as_tensor(value).detach().to("cpu", copy=True) for name, value in state.items()}
+
+
+def put_back(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: Mapping[str, Tensor]) -> None:
+    """What `moments` gave, bit for bit. KeyError for one that is missing, RuntimeError for another shape."""
+    state = optimizer.state[parameter]
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            value.copy_(saved[name])
+        else:  # bitsandbytes counts steps in a plain number
+            state[name] = int(saved[name])

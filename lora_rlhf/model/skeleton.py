@@ -1,0 +1,247 @@
+"""A model without weights: built from its config alone, on tensors that have shapes and dtypes but no bytes."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model import lora_linear
+from lora_rlhf.model.adapters import LoraSettings, linear_names
+from lora_rlhf.model.heads import lm_logits
+
+ROLE = "role"  # the one adapter of a skeleton: the others cost their parameters and nothing in a pass
+BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale in NF4, and scales that share one in turn
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer: (out, in) of its weight, and whether it is quantized and carries an adapter."""
+
+    out_features: int
+    in_features: int
+    quantized: bool
+    adapted: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a model is made of, counted on the model itself. `kept` and `buffers` are bytes."""
+
+    family: str
+    parameters: int
+    linears: tuple[Linear, ...]
+    kept: int
+    buffers: int
+    hidden_size: int
+    vocab_size: int
+    layers: int
+    context: int | None
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model with `layers` layers and one adapter on fake tensors. Whatever runs on it runs inside `mode`."""
+
+    mode: FakeTensorMode
+    causal: PreTrainedModel
+    adapter: tuple[nn.Parameter, ...]
+    score: nn.Linear
+
+    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """The backbone's hidden states: ids (B, T) -> (B, T, H)."""
+        output = self.causal.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., H) -> (..., V)."""
+        return lm_logits(self.causal, hidden)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache of keys and values."""
+        return DynamicCache(config=self.causal.config.get_text_config())
+
+    def train(self, checkpointing: bool) -> None:
+        """Gradients for the adapter and the head; with activations kept, or computed again in the backward pass."""
+        if checkpointing:
+            self.causal.activation_checkpointing_enable({"use_reentrant": False})
+            self.causal.disable_input_require_grads()
+        else:
+            self.causal.activation_checkpointing_disable()
+        self.causal.train()
+        self._require_gradients(True)
+
+    def eval(self) -> None:
+        """No gradients."""
+        self.causal.eval()
+        self._require_gradients(False)
+
+    def _require_gradients(self, required: bool) -> None:
+        for parameter in (*self.adapter, self.score.weight):
+            parameter.requires_grad_(required)
+            parameter.grad = torch.zeros_like(parameter) if required else None
+
+
+def config_of(family: str, numbers: Mapping[str, object]) -> PreTrainedConfig:
+    """A configuration of one of transformers' model types, from plain numbers."""
+    return CONFIG_MAPPING[family](**numbers)
+
+
+def count(config: PreTrainedConfig, quantization: str, dtype: torch.dtype) -> Counts:
+    """Builds the whole model on PyTorch's meta device and counts it. UserError for one that cannot be built."""
+    causal = _on_meta(config, dtype)
+    kept_names = get_keys_to_not_convert(causal) if quantization == "nf4" else None
+    head = causal.get_output_embeddings()
+    linears, in_linears = [], set()
+    for path, module in causal.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+        quantized = kept_names is not None and should_convert_module(path, kept_names)
+        linears.append(Linear(rows, columns, quantized, module is not head))
+        if quantized:
+            in_linears.add(id(module.weight))
+    text = config.get_text_config()
+    parameters = list(causal.parameters())
+    return Counts(
+        type(causal).__name__,
+        sum(parameter.numel() for parameter in parameters),
+        tuple(linears),
+        sum(p.numel() * p.element_size() for p in parameters if id(p) not in in_linears),
+        sum(buffer.numel() * buffer.element_size() for buffer in causal.buffers()),
+        causal.get_input_embeddings().embedding_dim,
+        text.vocab_size,
+        text.num_hidden_layers,
+        getattr(text, "max_position_embeddings", None),
+    )
+
+
+def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora: LoraSettings, layers: int) -> Skeleton:
+    """The first `layers` layers as the stages would hold them, with an adapter of these settings."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None) is not None:
+        kinds = text.layer_types
+        text.layer_types = [kinds[place % len(kinds)] for place in range(layers)]  # a model may have fewer than asked
+    causal = _on_meta(short, dtype)
+    names = linear_names(causal)
+    with torch.device("meta"):
+        if quantization == "nf4":
+            _replace(causal, dtype)
+        with warnings.catch_warnings():
+            # PEFT asks transformers for a property that is being renamed.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            peft_model = PeftModel(causal, lora.to_peft(names), adapter_name=ROLE)
+        score = nn.Linear(causal.get_input_embeddings().embedding_dim, 1, bias=False, dtype=torch.float32)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        fake = _fake_maker(dtype)
+        for module in (*causal.modules(), score):
+            _replace_tensors(module, fake)
+    causal.requires_grad_(False)
+    lora_linear.install(peft_model)
+    adapter = tuple(p for name, p in peft_model.named_parameters() if f".lora_A.{ROLE}." in name or ".lora_B." in name)
+    return Skeleton(mode, causal, adapter, score)
+
+
+def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"a {config.model_type!r} config does not make a causal language model ({reason}); give a config.json of "
+            "a model that writes text"
+        ) from error
+
+
+def _replace(causal: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Linear layers by 4-bit ones, as transformers does before it loads their weights."""
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    replace_with_bnb_linear(causal, get_keys_to_not_convert(causal), settings)
+    causal.is_loaded_in_4bit = True  # what PEFT chooses its layers by
+
+
+def _fake_maker(dtype: torch.dtype) -> Callable[[nn.Module, str, Tensor], Tensor]:
+    """A fake for each tensor of the model; tied ones stay one."""
+    made: dict[int, Tensor] = {}
+
+    def fake(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            if isinstance(module, Linear4bit) and name == "weight":
+                made[id(tensor)] = _nf4_weight(module.out_features, module.in_features, dtype)
+            else:
+                kind = dtype if isinstance(module, Linear4bit) else tensor.dtype
+                empty = torch.empty(tensor.shape, dtype=kind)
+                made[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+        return made[id(tensor)]
+
+    return fake
+
+
+def _replace_tensors(module: nn.Module, fake: Callable[[nn.Module, str, Tensor], Tensor]) -> None:
+    for held in (module._parameters, module._buffers):
+        for name, tensor in held.items():
+            if tensor is not None:
+                held[name] = fake(module, name, tensor)  # type: ignore[assignment]
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _nf4_weight(rows: int, columns: int, dtype: torch.dtype) -> nn.Parameter:
+    """A weight as bitsandbytes holds it: two values a byte, a byte of scale for each block, scales of the scales."""
+    blocks = -(-rows * columns // BLOCK)
+    scales = QuantState(
+        absmax=torch.empty(-(-blocks // NESTED_BLOCK)),
+        code=torch.empty(256),
+        blocksize=NESTED_BLOCK,
+        dtype=torch.float32,
+    )
+    state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8),
+        shape=torch.Size((rows, columns)),
+        code=torch.empty(16),
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=dtype,
+        offset=torch.empty(()),
+        state2=scales,
+    )
+    weight = nn.Parameter(torch.empty(((rows * columns + 1) // 2, 1), dtype=torch.uint8), requires_grad=False)
+    for name, value in {"quant_state": state, "compress_statistics": True, "quant_type": "nf4"}.items():
+        setattr(weight, name, value)
+    weight.bnb_quantized = True  # type: ignore[attr-defined]
+    return weight

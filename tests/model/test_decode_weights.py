@@ -1,0 +1,121 @@
+"""Decoding with merged weights: the adapter's distribution to rounding, the same samples, the base untouched."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from model_helpers import random_batch, random_lists
+from torch import nn
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model import decode_weights
+from lora_rlhf.model.decode_weights import choose_merged, merged
+from lora_rlhf.model.dense import keep_dense
+from lora_rlhf.model.forward import response_logprobs
+from lora_rlhf.model.generate import generate
+from lora_rlhf.model.lora_linear import wrapped_layers
+from lora_rlhf.model.shared import SharedModel
+from tests.conftest import randomize
+
+Make = Callable[..., SharedModel]
+UNMERGED = [("gpt2", "none"), ("llama", "int8")]  # Conv1D, 8 bits
+
+
+def logprobs(model: SharedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return response_logprobs(model, random_batch())[0]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_log_probabilities_are_the_adapter_s_within_1e_5(
+    shared_model: Make, architecture: str, quantization: str
+) -> None:
+    model = shared_model(architecture, quantization)
+    digest = model.base_digest()
+    for role in ("policy", "sft", "base"):
+        with model.role(role):
+            expected = logprobs(model)
+            with merged(model):
+                found = logprobs(model)
+            assert torch.equal(logprobs(model), expected)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert model.base_digest() == digest
+
+
+def test_each_layer_is_one_product_and_sees_the_adapter_s_latest_state(
+    shared_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shared_model()
+    keep_dense(model.causal, "always")
+    with model.role("policy"):
+        with merged(model):
+            before = logprobs(model)
+        randomize(model, "policy", seed=77)
+        expected = logprobs(model)
+        assert (expected - before).abs().max() > 1e-2
+        with merged(model):
+            calls: list[str] = []
+            for layer in wrapped_layers(model.peft):
+                for name, part in layer.named_modules():
+                    if isinstance(part, nn.Linear):
+                        monkeypatch.setattr(part, "forward", lambda *_, name=name: calls.append(name))
+            torch.testing.assert_close(logprobs(model), expected, rtol=0, atol=1e-5)
+            assert calls == []  # neither base nor A nor B were asked
+
+
+def test_samples_are_the_adapter_s(shared_model: Make) -> None:
+    model, (prompts, _) = shared_model(), random_lists()
+
+    def sample() -> list[list[int]]:
+        groups = generate(
+            model, prompts, max_new_tokens=12, temperature=1.0, stop_ids=[0], batch_size=3, num_samples=3,
+            generator=torch.Generator().manual_seed(5),
+        )  # fmt: skip
+        return [response.ids for group in groups for response in group]
+
+    with model.role("policy"):
+        expected = sample()
+        with merged(model):
+            assert sample() == expected
+    with model.role("sft"):
+        assert sample() != expected
+
+
+def test_an_error_leaves_the_model_as_it_was(shared_model: Make) -> None:
+    model = shared_model()
+    with model.role("policy"):
+        expected = logprobs(model)
+        with pytest.raises(ZeroDivisionError), merged(model):
+            raise ZeroDivisionError
+        assert torch.equal(logprobs(model), expected)
+
+
+def test_another_role_or_a_gradient_is_an_error(shared_model: Make) -> None:
+    model = shared_model()
+    with model.role("policy"), merged(model):
+        with model.role("sft"), pytest.raises(RuntimeError, match="for decoding alone"):
+            logprobs(model)
+        with pytest.raises(RuntimeError, match="for decoding alone"):
+            response_logprobs(model, random_batch())
+
+
+@pytest.mark.parametrize(("free", "fits"), [(4.01, True), (3.99, False)])
+def test_auto_takes_a_quarter_of_free_memory_at_most(
+    shared_model: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: float, fits: bool
+) -> None:
+    model = shared_model()
+    size = sum(4 * layer.in_features * layer.out_features for layer in wrapped_layers(model.peft))
+    monkeypatch.setattr(decode_weights, "free_bytes", lambda _device: int(free * size))
+    with caplog.at_level(logging.INFO, "lora_rlhf"):
+        assert choose_merged(model) is fits
+    assert ("merged weights" if fits else "the adapter") in caplog.text
+    assert choose_merged(model, "merged") and not choose_merged(model, "adapter")
+
+
+@pytest.mark.parametrize(("name", "quantization"), UNMERGED)
+def test_layers_that_cannot_be_added_up_are_decoded_apart(shared_model: Make, name: str, quantization: str) -> None:
+    model = shared_model(name, quantization)
+    assert not choose_merged(model) and not choose_merged(model, "adapter")
+    with pytest.raises(UserError, match=r"decode_weights is merged, but .* take --decode_weights adapter"):
+        choose_merged(model, "merged")
