@@ -8,6 +8,7 @@ from lora_rlhf import workers
 from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
+from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.recipe import RecipeConfig
 from lora_rlhf.recipe_run import run_recipe
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
@@ -39,6 +40,12 @@ def _doctor(config: DoctorConfig) -> None:
 
     if not examine(config):
         raise SystemExit(1)
+
+
+def _plan(config: PlanConfig) -> None:
+    from lora_rlhf.plan.report import plan
+
+    plan(config)
 
 
 def _check(config: CheckConfig) -> None:
@@ -119,6 +126,9 @@ class Command:
 
 COMMANDS = {
     "doctor": Command("what this machine can run, and what to mend", DoctorConfig, _doctor),
+    "plan": Command(
+        "memory and time of each stage from a model's config alone, and the flags to use", PlanConfig, _plan
+    ),
     "data check": Command(
         "what is in data files: formats, refusals, duplicates, leakage, lengths", CheckConfig, _check
     ),

@@ -1,0 +1,47 @@
+"""Common cards by memory: what a roofline needs of each, from their makers' data sheets."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.plan.config import PlanConfig
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Card:
+    """Memory in GiB, bandwidth in GB/s, dense 16-bit TFLOP/s with float32 sums."""
+
+    name: str
+    gib: float
+    bandwidth: float
+    tflops: float
+
+
+CARDS = (
+    Card("RTX 2060", 6, 336, 26),
+    Card("RTX 4060", 8, 272, 30),
+    Card("RTX 3060", 12, 360, 25),
+    Card("RTX 4060 Ti 16 GB", 16, 288, 44),
+    Card("RTX 3090", 24, 936, 71),
+    Card("RTX A6000", 48, 768, 155),
+)
+LARGEST = CARDS[-1]
+
+
+def card_of(config: PlanConfig) -> Card:
+    """The card that is asked for, or the GPU that is here; UserError where there is neither."""
+    gib = config.gpu_gib
+    if gib is None and torch.cuda.is_available():
+        gib = torch.cuda.get_device_properties(0).total_memory / GIB
+    if gib is None:
+        raise UserError("there is no GPU here to plan for: give a card's memory with --gpu_gib, for example 16")
+    nearest = min(CARDS, key=lambda card: abs(card.gib - gib))
+    return replace(
+        nearest,
+        gib=gib,
+        bandwidth=config.bandwidth or nearest.bandwidth,
+        tflops=config.tflops or nearest.tflops,
+    )

@@ -1,0 +1,87 @@
+"""A simple roofline: what a stage's passes take on a card of a given bandwidth and speed. Right within a factor of 2.
+
+Each pass takes the longest of its arithmetic, its traffic, and the launching of its kernels, which Python does one by
+one. Nothing here was fitted to a GPU; the shares below are what such code usually reaches.
+"""
+
+from dataclasses import dataclass
+
+from lora_rlhf.plan.cards import Card
+from lora_rlhf.plan.dryrun import Passes
+from lora_rlhf.plan.memory import MOMENTS, Counts, Setting, adapter, base_quantized
+
+ARITHMETIC, TRAFFIC = 0.45, 0.7  # shares of a card's FLOP/s and bandwidth that are reached
+LAUNCH = 8e-6  # seconds an operation, from Python to the card
+TOUCHES = 3  # times that a byte kept of an activation is moved while it is made
+UNPACK = 0.5 + 2 + 2  # bytes a weight: read in 4 bits, written and read again in 16
+UNCERTAINTY = 2.0  # a figure is meant from its half to its double
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """Seconds of one PPO iteration, by part."""
+
+    rollout: float
+    scoring: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        return self.rollout + self.scoring + self.update
+
+
+def forward(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
+    """A pass over `rows` prompts and responses, with the log-probabilities of the responses."""
+    tokens = rows * (passes.prompt + passes.response)
+    flops = 2 * _weights(counts) * tokens + 2 * counts.hidden_size * counts.vocab_size * rows * passes.response
+    kept = passes.training[False]["kept"].at(rows, counts.layers)
+    moved = UNPACK * _weights(counts) + TOUCHES * kept
+    launched = passes.operations * LAUNCH
+    return max(flops / (card.tflops * 1e12 * ARITHMETIC) + moved / (card.bandwidth * 1e9 * TRAFFIC), launched)
+
+
+def training(counts: Counts, passes: Passes, card: Card, rows: int, checkpointing: bool) -> float:
+    """Forward and backward: the base gets no gradients, so that a backward pass costs a forward one."""
+    return (3 if checkpointing else 2) * forward(counts, passes, card, rows)
+
+
+def decode_step(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
+    """One token for each row: every weight and the whole cache are read once."""
+    read = base_quantized(counts) + 2 * counts.hidden_size * counts.vocab_size
+    read += (
+        passes.decoding["cache"].at(rows, counts.layers)
+        * (passes.prompt + passes.response / 2)
+        / (passes.prompt + passes.response)
+    )
+    flops = 2 * (_weights(counts) + counts.hidden_size * counts.vocab_size) * rows
+    launched = passes.operations * LAUNCH
+    return max(read / (card.bandwidth * 1e9 * TRAFFIC), flops / (card.tflops * 1e12 * ARITHMETIC), launched)
+
+
+def iteration(counts: Counts, passes: Passes, card: Card, setting: Setting, epochs: int) -> Iteration:
+    """PPO's: every response sampled to its full length, scored by each role, learned from `epochs` times."""
+    rounds = -(-setting.batch // setting.generation_batch)
+    rollout = rounds * (
+        forward(counts, passes, card, min(setting.batch, setting.generation_batch))
+        + passes.response * decode_step(counts, passes, card, min(setting.batch, setting.generation_batch))
+    )
+    rows = min(setting.micro_batch, setting.minibatch)
+    passes_of = setting.batch / rows
+    one = forward(counts, passes, card, rows)
+    scored = 3 + setting.value_role  # reward, reference, policy, value
+    trained = 1 + setting.value_role
+    steps = epochs * setting.batch / setting.minibatch
+    moments = steps * 4 * MOMENTS * adapter(counts, setting.rank) / (card.bandwidth * 1e9 * TRAFFIC)
+    update = epochs * passes_of * training(counts, passes, card, rows, setting.checkpointing) + moments
+    return Iteration(rollout, scored * passes_of * one, trained * update)
+
+
+def step(counts: Counts, passes: Passes, card: Card, setting: Setting) -> float:
+    """An optimizer step of SFT or of the reward model on a minibatch."""
+    rows = min(setting.micro_batch, setting.minibatch)
+    return setting.minibatch / rows * training(counts, passes, card, rows, setting.checkpointing)
+
+
+def _weights(counts: Counts) -> float:
+    """Of the layers that every token goes through: all linear ones but the LM head."""
+    return float(sum(linear.out_features * linear.in_features for linear in counts.linears if linear.adapted))

@@ -1,0 +1,68 @@
+"""What is planned for: a model's counts and passes, from its config alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.adapters import LoraSettings
+from lora_rlhf.model.base import load_config
+from lora_rlhf.model.files import TINYWORLD
+from lora_rlhf.model.skeleton import Counts, build, config_of, count
+from lora_rlhf.plan.config import PlanConfig
+from lora_rlhf.plan.dryrun import Passes, run_dry
+from lora_rlhf.plan.memory import CPU, CUDA, Device
+from lora_rlhf.plan.shapes import SHAPES, known
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under a name, on a kind of device."""
+
+    name: str
+    counts: Counts
+    passes: Passes
+    device: Device
+
+
+def examine(config: PlanConfig) -> Subject:
+    """Counts a model and runs a few of its layers without bytes; takes seconds and no weights.
+
+    UserError for a config that cannot be had or built, lengths beyond the context, and layers that need weights to run.
+    """
+    assert config.model is not None
+    name, dtype = config.model, _dtype(config)
+    here = name == TINYWORLD or Path(name).expanduser().exists()
+    row = None if here else known(name)
+    found = load_config(name, config.trust_remote_code) if row is None else config_of(*SHAPES[row])
+    counts = count(found, config.quantization, dtype)
+    asked = config.max_prompt_tokens + config.max_response_tokens
+    if counts.context is not None and asked > counts.context:
+        raise UserError(
+            f"max_prompt_tokens {config.max_prompt_tokens} and max_response_tokens {config.max_response_tokens} make "
+            f"{asked} tokens, but the context of {name!r} is {counts.context}: lower one of them"
+        )
+    lora = LoraSettings(rank=config.lora_rank)
+    try:
+        passes = run_dry(
+            counts,
+            lambda layers: build(found, config.quantization, dtype, lora, layers),
+            config.max_prompt_tokens,
+            config.max_response_tokens,
+        )
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{counts.family} cannot be planned: its layers do not run without weights ({reason}). Begin its stages as "
+            "they are: each tries its longest case first, and halves what does not fit"
+        ) from error
+    return Subject(name, counts, passes, CPU if config.device == "cpu" else CUDA)
+
+
+def _dtype(config: PlanConfig) -> torch.dtype:
+    if config.compute_dtype == "auto":
+        return torch.float32 if config.device == "cpu" else torch.bfloat16
+    return DTYPES[config.compute_dtype]

@@ -1,0 +1,249 @@
+"""What the plan chooses, refuses and prints."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_rlhf.cli import COMMANDS, parse
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.skeleton import config_of, count
+from lora_rlhf.plan.cards import CARDS, Card, card_of
+from lora_rlhf.plan.choose import MARGIN, choose
+from lora_rlhf.plan.config import PlanConfig
+from lora_rlhf.plan.dryrun import Envelope, Head, Line, Plane
+from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, peak, stage_heights
+from lora_rlhf.plan.report import commands, plan, show_table
+from lora_rlhf.plan.shapes import SHAPES, known
+from lora_rlhf.plan.subject import Subject
+
+ASKED = PlanConfig(model="tinyworld", gpu_gib=6, max_prompt_tokens=24, max_response_tokens=8)
+# of the checkpoints that their makers published, as the hub tells them
+PUBLISHED = {
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+    "mistral-7b": 7_248_023_552,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
+    assert count(config_of(*SHAPES[name]), "nf4", torch.bfloat16).parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Qwen/Qwen2.5-1.5B-Instruct", "qwen2.5-1.5b"),
+        ("llama-3.1-8b", "llama-3.1-8b"),
+        ("google/gemma-2-9b-it", "gemma-2-9b"),
+    ],
+)
+def test_hub_names_of_known_shapes_need_no_network(name: str, key: str) -> None:
+    assert known(name) == key
+
+
+def test_other_names_are_not_known() -> None:
+    assert known("somebody/qwen2.5-1.5b-merged") is None
+
+
+def test_the_most_of_many_moments_is_another_with_more_rows() -> None:
+    """100 + 1 a row, 10 + 20 a row, and 5 + 3 a row: the first is the most with 2 and 3 rows, the second with 9."""
+    envelope = Envelope.through([102, 50, 11], [103, 70, 14])
+    assert [envelope.at(rows) for rows in (1, 2, 3, 9)] == [101, 102, 103, 190]
+
+
+def test_passes_of_unlike_operations_are_no_envelope() -> None:
+    with pytest.raises(ValueError, match="3 rows takes 1 operations, of 2 rows 2"):
+        Envelope.through([1, 2], [3])
+
+
+def test_a_plane_goes_on_in_layers() -> None:
+    def true(rows: int, layers: int) -> int:
+        return 5 + 7 * rows + 3 * rows * layers
+
+    few, more = (Envelope.through([true(2, layers)], [true(3, layers)]) for layers in (2, 4))
+    assert [Plane(few, more).at(1, 1), Plane(few, more).at(8, 28)] == [15, 733]
+
+
+def test_a_head_beyond_a_chunk_is_on_another_line() -> None:
+    head = Head(4, Line((1, 10.0), (2, 20.0)), Line((8, 100.0), (16, 116.0)))
+    assert [head.at(3), head.at(4), head.at(5), head.at(12)] == [30, 40, 94, 108]
+
+
+def card(gib: float) -> Card:
+    return Card("any", gib, 300, 30)
+
+
+def test_what_is_chosen_fits_with_a_margin(tinyworld: Subject) -> None:
+    for gib in (0.6, 0.7, 1, 4):
+        found = choose(tinyworld, ASKED, card(gib))
+        assert all(stage.top.total <= gib * GIB * (1 - MARGIN) for stage in found.stages.values())
+
+
+def test_a_larger_card_is_no_slower(tinyworld: Subject) -> None:
+    times = [choose(tinyworld, ASKED, card(gib)).stages["ppo"].seconds for gib in (0.58, 0.6, 0.7, 1, 4)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > times[-1]
+
+
+def test_what_is_given_stays(tinyworld: Subject) -> None:
+    asked = replace(ASKED, micro_batch_size=3, generation_batch_size=5, gradient_checkpointing=True, advantage="grpo")
+    found = choose(tinyworld, asked, card(6))
+    setting = found.stages["ppo"].setting
+    assert (setting.micro_batch, setting.generation_batch, setting.checkpointing) == (3, 5, True)
+    assert (found.advantage, setting.value_role) == ("grpo", False)
+
+
+def test_without_room_for_a_value_role_there_is_none(tinyworld: Subject) -> None:
+    """At a rank at which adapters are most of it, and a card between what PPO needs with four roles and with three."""
+    asked = replace(ASKED, lora_rank=256, micro_batch_size=1, generation_batch_size=1)
+    tops = []
+    for value_role in (True, False):
+        setting = Setting(1, 1, True, 256, value_role, asked.minibatch_size, asked.batch_size)
+        tops.append(peak(stage_heights("ppo", tinyworld.counts, tinyworld.passes, setting, CUDA)).total)
+    between = sum(tops) / 2 / GIB / (1 - MARGIN)
+    found = choose(tinyworld, asked, card(between))
+    assert found.advantage == "rloo"
+    assert "--advantage rloo --samples_per_prompt 4" in commands(found, asked)[2]
+
+
+def test_nothing_that_fits_is_refused_with_what_it_needs(tinyworld: Subject) -> None:
+    with pytest.raises(UserError, match=r"does not fit a card of 0.5 GiB.*needs 0\.\d GiB.*a card of 6 GiB would do"):
+        choose(tinyworld, ASKED, card(0.5))
+
+
+def test_a_batch_that_no_card_holds_is_refused_with_one_that_fits(tinyworld: Subject) -> None:
+    asked = replace(ASKED, micro_batch_size=10**6, minibatch_size=10**6, batch_size=10**6)
+    with pytest.raises(
+        UserError, match=r"micro_batch_size 1000000 needs .* more than any card .*What fits: --micro_batch_size"
+    ):
+        choose(tinyworld, asked, card(24))
+
+
+def test_command_lines_parse_to_what_was_planned(tinyworld: Subject) -> None:
+    asked = replace(ASKED, lora_rank=8, gradient_checkpointing=True)
+    found = choose(tinyworld, asked, card(6))
+    for line, stage in zip(commands(found, asked), ("sft", "reward", "ppo"), strict=True):
+        name, *words = shlex.split(line)[1:]
+        assert name == stage
+        config = parse(name, words)
+        assert config.faults() == []
+        assert config.micro_batch_size == found.stages[stage].setting.micro_batch
+        assert (config.gradient_checkpointing, config.max_prompt_tokens, config.max_response_tokens) == (True, 24, 8)
+    assert parse("sft", shlex.split(commands(found, asked)[0])[2:]).lora_rank == 8
+    assert parse("ppo", shlex.split(commands(found, asked)[2])[2:]).generation_batch_size == 64
+
+
+def test_each_role_costs_its_adapter_gradients_and_moments(tinyworld: Subject) -> None:
+    """A value role: an adapter, its gradient and two moments, float32; and nothing of the base."""
+    tops = {}
+    for value_role in (True, False):
+        heights = stage_heights("ppo", tinyworld.counts, tinyworld.passes, Setting(8, 8, False, 16, value_role), CUDA)
+        tops[value_role] = next(height for height in heights if height.name == "scoring").total
+    lora = 16 * sum(one.in_features + one.out_features for one in tinyworld.counts.linears if one.adapted)
+    assert tops[True] - tops[False] == pytest.approx(4 * 4 * (lora + tinyworld.counts.hidden_size))
+
+
+def test_checkpointing_keeps_less(tinyworld: Subject) -> None:
+    tops = []
+    for checkpointing in (False, True):
+        heights = stage_heights("sft", tinyworld.counts, tinyworld.passes, Setting(32, 1, checkpointing, 16, True), CPU)
+        tops.append(peak(heights).total)
+    assert tops[1] < 0.8 * tops[0]
+
+
+def test_a_card_has_to_be_named_where_none_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--gpu_gib"):
+        card_of(PlanConfig(model="tinyworld"))
+
+
+def test_a_cards_speed_can_be_given() -> None:
+    found = card_of(PlanConfig(model="tinyworld", gpu_gib=16, bandwidth=1000, tflops=100))
+    assert (found.gib, found.bandwidth, found.tflops) == (16, 1000, 100)
+
+
+def write_config(folder: Path, **values: object) -> str:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    return str(folder)
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "odd", model_type="nobodys")
+    with pytest.raises(UserError, match=r"odd.*nobodys"):
+        plan(replace(ASKED, model=folder))
+
+
+def test_what_writes_no_text_is_refused(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "vision", model_type="vit", hidden_size=64)
+    with pytest.raises(UserError, match="'vit' config does not make a causal language model"):
+        plan(replace(ASKED, model=folder))
+
+
+def test_lengths_beyond_the_context_are_refused() -> None:
+    with pytest.raises(UserError, match=r"max_prompt_tokens 100000 .* but the context of 'tinyworld' is"):
+        plan(replace(ASKED, max_prompt_tokens=100_000))
+
+
+def test_a_folder_with_a_config_alone_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    folder = write_config(tmp_path / "bare", model_type="llama", **sizes)
+    plan(replace(ASKED, model=folder, json=True))
+    found = json.loads(capsys.readouterr().out)
+    assert found["family"] == "LlamaForCausalLM"
+    for stage in found["stages"].values():
+        assert sum(stage["parts"].values()) == pytest.approx(stage["peak_bytes"], abs=20)
+        assert max(stage["heights"].values()) == stage["peak_bytes"]
+    assert sorted(path.name for path in Path(folder).iterdir()) == ["config.json"]
+
+
+def test_a_person_is_shown_parts_seconds_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    plan(ASKED)
+    shown = capsys.readouterr().out
+    for part in ("base, quantized", "adapters", "optimizer", "cuda context", "in all", "about", "lora-rlhf ppo --run"):
+        assert part in shown
+
+
+def test_a_model_or_a_table_is_asked_for() -> None:
+    assert PlanConfig().faults() == ["give --model, or --table for popular ones"]
+    assert PlanConfig(model="x", table=True).faults() == ["give --model or --table, not both"]
+    assert PlanConfig(model="x", micro_batch_size=0).faults() == ["micro_batch_size is 0, must be at least 1"]
+
+
+def test_the_table_marks_what_does_not_fit() -> None:
+    cell = {"micro_batch": 4, "generation_batch": 64, "checkpointing": True, "value_role": False, "seconds": 90}
+    cells = {f"{card.gib:g}": None if card.gib < 24 else cell for card in CARDS}
+    shown = show_table(ASKED, [{"model": "m", "cards": cells}])
+    assert shown.splitlines()[-1] == "| m | - | - | - | - | 4cr, 64, 90 s | 4cr, 64, 90 s |"
+
+
+def test_the_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert COMMANDS["plan"].kind is PlanConfig
+    config = parse("plan", ["--model", "tinyworld", "--gpu-gib", "16", "--table", "false"])
+    assert config.gpu_gib == 16
