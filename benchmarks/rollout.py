@@ -1,9 +1,9 @@
 """Rollout speed of both engines and of transformers' `generate`, in alternation, beside what the memory bus allows.
 
-    python benchmarks/rollout.py --shape small --to benchmarks/results/rollout.json          # two CPU cores
+    python benchmarks/rollout.py --to benchmarks/results/rollout_llama-4x256.json               # two CPU cores
     python benchmarks/rollout.py --shape tinyworld --to benchmarks/results/rollout_tinyworld.json
     python benchmarks/rollout.py --shape qwen2.5-1.5b --to benchmarks/results/rollout_1.5b.json   # a GPU
-    python benchmarks/rollout.py --shape llama-8b --to benchmarks/results/rollout_8b.json
+    python benchmarks/rollout.py --shape llama-3-8b --to benchmarks/results/rollout_8b.json
 
 Weights are random but for the tiny world's: no response of theirs ends before the token limit. Every ratio is the
 median over rounds, in each of which everything ran once.
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gpu_iteration import SHAPES as QWEN
-from gpu_iteration import TINYWORLD
 from provenance import provenance
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen2Config, Qwen2ForCausalLM
+from shapes import SHAPES
+from shapes import make_model as make_random
+from transformers import PreTrainedConfig
 
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.model.adapters import LoraSettings
@@ -49,25 +49,17 @@ class Case:
     new_tokens: int
 
 
-SMALL = LlamaConfig(
-    hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-    vocab_size=2048, max_position_embeddings=512, tie_word_embeddings=True,
-)  # fmt: skip
-LLAMA_8B = LlamaConfig(
-    hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-    vocab_size=128_256, max_position_embeddings=8192, tie_word_embeddings=False,
-)  # fmt: skip
 CASES = {
-    "small": Case(SMALL, 32, 32, 32, 48),
+    "llama-4x256": Case(SHAPES["llama-4x256"], 32, 32, 32, 48),
     "tinyworld": Case(None, 416, 416, 128, 64),
-    "qwen2.5-1.5b": Case(QWEN["qwen2.5-1.5b"], 64, 64, 256, 256),
-    "llama-8b": Case(LLAMA_8B, 64, 64, 256, 256),
+    "qwen2.5-1.5b": Case(SHAPES["qwen2.5-1.5b"], 64, 64, 256, 256),
+    "llama-3-8b": Case(SHAPES["llama-3-8b"], 64, 64, 256, 256),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=CASES, default="small")
+    parser.add_argument("--shape", choices=CASES, default="llama-4x256")
     parser.add_argument("--batch-size", type=int, help="slots, or rows of a batch; the shape's own unless given")
     parser.add_argument("--responses", type=int, help="responses in a rollout; the shape's own unless given")
     parser.add_argument("--rounds", type=int, default=7)
@@ -95,20 +87,9 @@ def main() -> None:
 
 def make_model(case: Case, folder: Path, quantization: str, device: str) -> SharedModel:
     """The base, with a `policy` adapter of rank 16 that changes something."""
-    name = "tinyworld"
     if case.config is not None:
-        name = str(folder)
-        torch.manual_seed(0)
-        tokenizer, config = AutoTokenizer.from_pretrained(TINYWORLD), case.config
-        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-        kind = Qwen2ForCausalLM if isinstance(config, Qwen2Config) else LlamaForCausalLM
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            kind(config).save_pretrained(folder)
-        finally:
-            torch.set_default_dtype(default)
-        tokenizer.save_pretrained(folder)
+        make_random(case.config, folder)
+    name = "tinyworld" if case.config is None else str(folder)
     model = SharedModel(load_base(BaseSpec(name, quantization), device))
     model.add_role("policy", LoraSettings(rank=16, alpha=32))
     for parameter_name, parameter in model.named_parameters_of("policy"):
