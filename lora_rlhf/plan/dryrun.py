@@ -102,6 +102,7 @@ class Passes:
     scoring: Plane
     decoding: dict[str, Plane]
     logprobs: Head
+    logprobs_alone: Head  # without the entropy, as SFT has no use for it
     logprobs_scoring: Head
     values: Line
     scores: Line
@@ -127,6 +128,7 @@ def run_dry(counts: Counts, build: Callable[[int], Skeleton], prompt: int, respo
         planes(partial(_scoring, length=length))["forward"],
         decoding,
         _logprobs(some, counts, prompt, response, training=True),
+        _logprobs(some, counts, prompt, response, training=True, entropy=False),
         _logprobs(some, counts, prompt, response, training=False),
         Line.through(lambda rows: _scalar_head(some, counts, rows, prompt, response), 1, 2),
         Line.through(lambda rows: _scalar_head(some, counts, rows, prompt, 1), 1, 2),
@@ -183,18 +185,27 @@ def _decoding(skeleton: Skeleton, rows: int, prompt: int, response: int) -> dict
         return {"prefill": prefill, "cache": [held], "step": step, "operations": [meter.operations - done]}
 
 
-def _logprobs(skeleton: Skeleton, counts: Counts, prompt: int, response: int, training: bool) -> Head:
+def _logprobs(
+    skeleton: Skeleton, counts: Counts, prompt: int, response: int, training: bool, entropy: bool = True
+) -> Head:
     chunk = max(1, CHUNK_LOGITS // counts.vocab_size)
 
     def measure(rows: int) -> float:
-        return _logprob_head(skeleton, counts, rows, prompt, response, chunk, training)
+        return _logprob_head(skeleton, counts, rows, prompt, response, chunk, training, entropy)
 
     several = -(-2 * chunk // response)  # rows that make two chunks
     return Head(chunk // response, Line.through(measure, 1, 2), Line.through(measure, several, 2 * several))
 
 
 def _logprob_head(
-    skeleton: Skeleton, counts: Counts, rows: int, prompt: int, response: int, chunk: int, training: bool
+    skeleton: Skeleton,
+    counts: Counts,
+    rows: int,
+    prompt: int,
+    response: int,
+    chunk: int,
+    training: bool,
+    entropy: bool,
 ) -> float:
     """From hidden states to log-probabilities in chunks and, in training, back to the hidden states' gradient."""
     with skeleton.mode, torch.set_grad_enabled(training):
@@ -202,7 +213,7 @@ def _logprob_head(
             hidden = _hidden_states(skeleton, counts, rows, prompt + response)
             places = torch.zeros((2, rows * response), dtype=torch.long)
             flat = hidden[:, prompt - 1 : -1][places[0], places[1]]
-            logprobs, _ = chunked_logprobs(flat, skeleton.logits, places[0], 1.0, chunk)
+            logprobs, _ = chunked_logprobs(flat, skeleton.logits, places[0], 1.0, chunk, entropy)
             del flat, hidden
             if training:
                 logprobs.sum().backward()

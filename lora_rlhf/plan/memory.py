@@ -164,7 +164,7 @@ def rollout_data(passes: Passes, responses: int) -> float:
 def _sft(counts: Counts, passes: Passes, setting: Setting, device: Device) -> Iterator[Named]:
     own = adapter(counts, setting.rank)
     always = _always(counts, own, own, device)
-    yield from _learning(always, counts, passes, setting, device, [("sft", own, "log-probs", passes.logprobs)])
+    yield from _learning(always, counts, passes, setting, device, [("sft", own, "log-probs", passes.logprobs_alone)])
 
 
 def _reward(counts: Counts, passes: Passes, setting: Setting, device: Device) -> Iterator[Named]:
