@@ -1,13 +1,12 @@
 """The plain engine: one batch after the other, over a cache that grows by a token a step. Every model can do this."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lora_rlhf.model.drawing import Drawing, GeneratedResponse, draw, uniforms
+from lora_rlhf.model.drawing import Cast, Drawing, GeneratedResponse, draw, uniforms
 from lora_rlhf.model.forward import position_ids
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
@@ -20,6 +19,7 @@ def generate_plain(
     prompts: list[list[int]],
     seeds: list[list[int]],
     drawing: Drawing,
+    cast: Cast,
     batch_size: int,
     drawn: Callable[[int], None],
 ) -> list[list[GeneratedResponse]]:
@@ -37,81 +37,96 @@ def generate_plain(
         chosen = order[first : first + step]
         for samples in rounds:
             own = [seeds[i][len(results[i]) : len(results[i]) + samples] for i in chosen]
-            responses = _run_batch(model, [prompts[i] for i in chosen], own, drawing, drawn)
+            places = [cast.places[i] for i in chosen]
+            batch = Batch(model, [prompts[i] for i in chosen], own, drawing, Cast(places, cast.mixture))
+            while not batch.done:
+                drawn(batch.step())
+            responses = batch.responses()
             for place, i in enumerate(chosen):
                 results[i] += responses[place * samples : (place + 1) * samples]
     return results
 
 
-@dataclass
-class _Rows:
-    """The responses still in the batch, and which of all they are."""
+class Batch:
+    """Responses that are drawn together: each prompt is read once, then each step gives a token to all that still run.
 
-    place: Tensor  # (n,) row in the results
-    running: Tensor  # (n,) bool
-    mask: Tensor  # (n, tokens so far)
-    position: Tensor  # (n, 1) of the last token
+    tokens (N, limit) and length (N,): what each of the N responses has so far; a length is the limit while one runs.
+    """
 
-    def keep(self, rows: Tensor) -> "_Rows":
-        return _Rows(self.place[rows], self.running[rows], self.mask[rows], self.position[rows])
+    def __init__(
+        self, model: SharedModel, prompts: list[list[int]], seeds: list[list[int]], drawing: Drawing, cast: Cast
+    ) -> None:
+        self.model, self.drawing, self.cast, self.samples = model, drawing, cast, len(seeds[0])
+        total, limit, device = len(prompts) * self.samples, drawing.max_new_tokens, model.device
+        self.tokens = torch.zeros((total, limit), dtype=torch.long, device=device)
+        self.length = torch.full((total,), limit, device=device)
+        self.finished = torch.zeros(total, dtype=torch.bool, device=device)
+        self.steps = 0  # made so far
+        self.num_running = total
+        self._uniforms = torch.stack([uniforms(seed, limit) for own in seeds for seed in own], dim=1).to(device)
+        self._stops = torch.tensor(drawing.stop_ids, device=device)
+        self._cache = DynamicCache(config=model.config)
+        # The rows that are still in the cache: which response each is, whether it runs, and its role.
+        self._place = torch.arange(total, device=device)
+        self._running = torch.ones(total, dtype=torch.bool, device=device)
+        self._role = torch.tensor(cast.places, device=device).repeat_interleave(self.samples)
+        # What each sees and where its tokens stand (n, T); before the first step these are of the prompts.
+        self._ids, self._mask = _pad_left(prompts, device)
+        self._position = position_ids(self._mask)
 
+    @property
+    def done(self) -> bool:
+        """Whether every response has ended."""
+        return self.num_running == 0 or self.steps == self.drawing.max_new_tokens
 
-def _run_batch(
-    model: SharedModel,
-    prompts: list[list[int]],
-    seeds: list[list[int]],
-    drawing: Drawing,
-    drawn: Callable[[int], None],
-) -> list[GeneratedResponse]:
-    """Each prompt is read once; then one token a step for every response that still runs."""
-    device, limit = model.device, drawing.max_new_tokens
-    ids, mask = _pad_left(prompts, device)
-    samples = len(seeds[0])
-    total = len(prompts) * samples
-    numbers = torch.stack([uniforms(seed, limit) for own in seeds for seed in own], dim=1).to(device)
-    tokens = torch.zeros((total, limit), dtype=torch.long, device=device)
-    lengths = torch.full((total,), limit, device=device)
-    finished = torch.zeros(total, dtype=torch.bool, device=device)
-    stops = torch.tensor(drawing.stop_ids, device=device)
+    def step(self) -> int:
+        """Draw a token for every row, and return how many rows there were."""
+        logits = self._go_on() if self.steps else self._read()
+        latest = draw(logits, self.drawing.temperature, self._uniforms[self.steps, self._place])
+        self.tokens[self._place, self.steps] = latest
+        self.steps += 1
+        stopped = self._running & torch.isin(latest, self._stops)
+        self.length[self._place[stopped]] = self.steps
+        self.finished[self._place[stopped]] = True
+        self._running &= ~stopped
+        self.num_running = int(self._running.sum())
+        return len(latest)
 
-    cache = DynamicCache(config=model.config)
-    positions = position_ids(mask)
-    logits = _next_logits(model, ids, mask, positions, cache).repeat_interleave(samples, dim=0)
-    cache.batch_repeat_interleave(samples)
-    rows = _Rows(
-        torch.arange(total, device=device),
-        torch.ones(total, dtype=torch.bool, device=device),
-        mask.repeat_interleave(samples, dim=0),
-        positions[:, -1:].repeat_interleave(samples, dim=0),
-    )
-    for step in range(limit):
-        latest = draw(logits, drawing.temperature, numbers[step, rows.place])
-        tokens[rows.place, step] = latest
-        stopped = rows.running & torch.isin(latest, stops)
-        lengths[rows.place[stopped]] = step + 1
-        finished[rows.place[stopped]] = True
-        rows.running &= ~stopped
-        num_running = int(rows.running.sum())
-        drawn(len(latest))
-        if num_running == 0 or step == limit - 1:
-            break
-        if num_running <= COMPACT_AT * len(latest):
-            kept = rows.running.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
-            rows, latest = rows.keep(kept), latest[kept]
-        rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(latest), 1)], dim=1)
-        rows.position = rows.position + 1
-        logits = _next_logits(model, latest.unsqueeze(1), rows.mask, rows.position, cache)
-    texts = zip(tokens.tolist(), lengths.tolist(), finished.tolist(), strict=True)
-    return [GeneratedResponse(row[:length], done) for row, length, done in texts]
+    def responses(self) -> list[GeneratedResponse]:
+        """What was drawn, sample by sample of each prompt in turn."""
+        parts = zip(self.tokens.tolist(), self.length.tolist(), self.finished.tolist(), strict=True)
+        return [GeneratedResponse(row[:length], done) for row, length, done in parts]
 
+    def _read(self) -> Tensor:
+        """Logits (N, V) of every response's first token."""
+        logits = self._logits(self._ids, self._role[:: self.samples]).repeat_interleave(self.samples, dim=0)
+        self._cache.batch_repeat_interleave(self.samples)
+        self._mask = self._mask.repeat_interleave(self.samples, dim=0)
+        self._position = self._position[:, -1:].repeat_interleave(self.samples, dim=0)
+        return logits
 
-def _next_logits(model: SharedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """Read ids (n, T) into the cache; float32 logits (n, V) of the token after the last one only."""
-    hidden = model.backbone(
-        input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    return lm_logits(model.causal, hidden[:, -1]).float()
+    def _go_on(self) -> Tensor:
+        """Logits (n, V) of the next token of the rows, after dropping the finished ones if they are many."""
+        if self.num_running <= COMPACT_AT * len(self._place):
+            kept = self._running.nonzero().squeeze(1)
+            self._cache.batch_select_indices(kept)
+            self._place, self._running, self._role = self._place[kept], self._running[kept], self._role[kept]
+            self._mask, self._position = self._mask[kept], self._position[kept]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._place), 1)], dim=1)
+        self._position = self._position + 1
+        return self._logits(self.tokens[self._place, self.steps - 1].unsqueeze(1), self._role)
+
+    def _logits(self, ids: Tensor, role: Tensor) -> Tensor:
+        """Read ids (n, T) into the cache; float32 logits (n, V) of the token after the last one only."""
+        self.cast.assign(role)
+        hidden = self.model.backbone(
+            input_ids=ids,
+            attention_mask=self._mask.long(),
+            position_ids=self._position,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return lm_logits(self.model.causal, hidden[:, -1]).float()
 
 
 def _pad_left(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lora_rlhf.model.decode_step import Slots, Step
-from lora_rlhf.model.drawing import Drawing, GeneratedResponse, draw, uniforms
+from lora_rlhf.model.drawing import Cast, Drawing, GeneratedResponse, draw, uniforms
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
 
@@ -28,6 +28,7 @@ def generate_static(
     prompts: list[list[int]],
     seeds: list[list[int]],
     drawing: Drawing,
+    cast: Cast,
     batch_size: int,
     drawn: Callable[[int], None],
 ) -> list[list[GeneratedResponse]]:
@@ -36,7 +37,7 @@ def generate_static(
     Each prompt is read once, whatever its samples. `drawn` is told every few steps how many tokens they gave. For
     models that `engines.static_fault` finds nothing wrong with.
     """
-    return _Run(model, prompts, seeds, drawing, batch_size, drawn).run() if prompts else []
+    return _Run(model, prompts, seeds, drawing, cast, batch_size, drawn).run() if prompts else []
 
 
 @dataclass
@@ -58,11 +59,12 @@ class _Run:
         prompts: list[list[int]],
         seeds: list[list[int]],
         drawing: Drawing,
+        cast: Cast,
         batch_size: int,
         drawn: Callable[[int], None],
     ) -> None:
         self.model, self.prompts, self.seeds, self.drawing, self.tell = model, prompts, seeds, drawing, drawn
-        self.samples = len(seeds[0])
+        self.cast, self.samples = cast, len(seeds[0])
         # Longest first: prompts of like lengths pad little, and memory that does not suffice shows at once.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
         self.read: _Read | None = None
@@ -75,7 +77,7 @@ class _Run:
         self.held: list[tuple[int, int] | None] = [None] * count  # (prompt, sample)
         self.ahead = [0] * count  # an upper bound of each slot's position, known without waiting for the GPU
         self.untold = 0  # tokens
-        self.step = Step(model, self.slots, drawing, graphs=model.device.type == "cuda")
+        self.step = Step(model, self.slots, drawing, cast, graphs=model.device.type == "cuda")
 
     def run(self) -> list[list[GeneratedResponse]]:
         while True:
@@ -109,6 +111,7 @@ class _Run:
         count = min(math.ceil(responses / self.samples), max(1, READ_TOKENS // longest), len(self.waiting))
         chosen = [self.waiting.popleft() for _ in range(count)]
         device, cache = self.model.device, DynamicCache(config=self.model.config)
+        self.cast.assign(torch.tensor([self.cast.places[i] for i in chosen], device=device))
         padded = [self.prompts[i] + [0] * (longest - len(self.prompts[i])) for i in chosen]
         hidden = self.model.backbone(
             input_ids=torch.tensor(padded, device=device),
@@ -128,9 +131,10 @@ class _Run:
         responses = [(read.prompts[row], sample) for row, sample in taken]
         lengths = [len(self.prompts[prompt]) for prompt, _ in responses]
         numbers = torch.stack([uniforms(self.seeds[prompt][sample], limit) for prompt, sample in responses]).to(device)
+        roles = torch.tensor([self.cast.places[prompt] for prompt, _ in responses], device=device)
         token = draw(read.logits[rows], self.drawing.temperature, numbers[:, 0])
         more = ~self.step.stops(token) if limit > 1 else torch.zeros_like(token, dtype=torch.bool)
-        self.slots.begin(slots, token, torch.tensor(lengths, device=device), numbers, more)
+        self.slots.begin(slots, roles, token, torch.tensor(lengths, device=device), numbers, more)
         self.slots.cache.place(read.cache, rows, slots)
         for slot, response, length in zip(free, responses, lengths, strict=True):
             self.held[slot], self.ahead[slot] = response, length

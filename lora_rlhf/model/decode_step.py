@@ -6,7 +6,7 @@ import logging
 import torch
 from torch import Tensor
 
-from lora_rlhf.model.drawing import Drawing, draw
+from lora_rlhf.model.drawing import Cast, Drawing, draw
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.kv_cache import SlotCache
 from lora_rlhf.model.shared import SharedModel
@@ -17,12 +17,14 @@ log = logging.getLogger("lora_rlhf")
 class Slots:
     """What is under way: in each slot a response, its cache, and the tokens drawn so far. All written in place.
 
-    token, position (S,): the token to read next and where it stands. count (S,): tokens drawn. running (S,): False
-    once a stop token or the limit was reached, and in slots that hold nothing: these compute on, but their position and
-    count stay. uniforms, drawn (S, limit + 1): each response's randomness and tokens, with a column to spare for them.
+    role (S,): the place of the response's role, see `Cast`. token, position (S,): the token to read next and where it
+    stands. count (S,): tokens drawn. running (S,): False once a stop token or the limit was reached, and in slots that
+    hold nothing: these compute on, but their position and count stay. uniforms, drawn (S, limit + 1): each response's
+    randomness and tokens, with a column to spare for them.
     """
 
     def __init__(self, slots: int, num_layers: int, width: int, limit: int, device: torch.device) -> None:
+        self.role = torch.zeros(slots, dtype=torch.long, device=device)
         self.token = torch.zeros(slots, dtype=torch.long, device=device)
         self.position = torch.zeros(slots, dtype=torch.long, device=device)
         self.count = torch.zeros(slots, dtype=torch.long, device=device)
@@ -31,8 +33,9 @@ class Slots:
         self.drawn = torch.zeros((slots, limit + 1), dtype=torch.long, device=device)
         self.cache = SlotCache(num_layers, width, self.position)
 
-    def begin(self, slots: Tensor, token: Tensor, length: Tensor, uniforms: Tensor, more: Tensor) -> None:
-        """Start responses in slots (n,): first tokens, prompt lengths and whether `more` is to come (n,); uniforms."""
+    def begin(self, slots: Tensor, role: Tensor, token: Tensor, length: Tensor, uniforms: Tensor, more: Tensor) -> None:
+        """Start responses in slots (n,): roles, first tokens, prompt lengths, if `more` is to come (n,); uniforms."""
+        self.role[slots] = role
         self.token[slots], self.position[slots], self.running[slots] = token, length, more
         self.count[slots] = 1
         self.uniforms[slots, :-1] = uniforms
@@ -40,7 +43,7 @@ class Slots:
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
         """Copy some slots (n,) with the first columns of their cache to others (n,); the sources run no more."""
-        for state in (self.token, self.position, self.count, self.running, self.uniforms, self.drawn):
+        for state in (self.role, self.token, self.position, self.count, self.running, self.uniforms, self.drawn):
             state[targets] = state[sources]
         self.running[sources] = False
         self.cache.move(sources, targets, columns)
@@ -54,8 +57,8 @@ class Step:
     stale; weights that change in place would not. Where capture fails, all goes on eagerly.
     """
 
-    def __init__(self, model: SharedModel, slots: Slots, drawing: Drawing, graphs: bool) -> None:
-        self.model, self.slots, self.drawing, self.graphs = model, slots, drawing, graphs
+    def __init__(self, model: SharedModel, slots: Slots, drawing: Drawing, cast: Cast, graphs: bool) -> None:
+        self.model, self.slots, self.drawing, self.cast, self.graphs = model, slots, drawing, cast, graphs
         self._column = torch.arange(slots.cache.view.width, device=model.device)
         self._stops = torch.tensor(drawing.stop_ids, dtype=torch.long, device=model.device)
         self._additive = model.config._attn_implementation == "eager"  # which adds its mask to the scores
@@ -103,6 +106,7 @@ class Step:
         slots = self.slots
         position = slots.position[:rows]
         slots.cache.look_at(rows, columns)
+        self.cast.assign(slots.role[:rows])  # a graph holds this too, and reads the roles where they stand
         hidden = self.model.backbone(
             input_ids=slots.token[:rows, None],
             attention_mask=self._mask(position, columns),

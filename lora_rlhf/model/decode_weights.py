@@ -35,6 +35,8 @@ def merged(model: SharedModel) -> Iterator[None]:
     Their memory is given back at its end, for the update; a CUDA graph that was recorded inside is void then.
     RuntimeError for a forward pass of another role, or with gradients.
     """
+    if model.active_role is None:
+        raise RuntimeError("merged weights are those of one role: enter its block first")
     layers = _layers(model)
     try:
         for layer in layers:

@@ -1,9 +1,11 @@
-"""What every generation engine shares: what a response is, and how its tokens are drawn."""
+"""What every generation engine shares: what a response is, which role gives it, and how its tokens are drawn."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lora_rlhf.model.mixed import Mixture
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,19 @@ class Drawing:
     max_new_tokens: int
     temperature: float
     stop_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Which role answers each prompt: its place in the mixture that is active; None where a single role is."""
+
+    places: list[int]
+    mixture: Mixture | None = None
+
+    def assign(self, places: Tensor) -> None:
+        """To be called before each forward pass, with the place of each row's role: (B,)."""
+        if self.mixture is not None:
+            self.mixture.assign(places)
 
 
 def uniforms(seed: int, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import load_config
 from lora_rlhf.model.decode_step import Slots, Step
-from lora_rlhf.model.drawing import Drawing
+from lora_rlhf.model.drawing import Cast, Drawing
 from lora_rlhf.model.generate import Engine, generate_seeded
 from lora_rlhf.model.shared import BASE, SharedModel
 
@@ -143,8 +143,10 @@ def _largest_gap(model: SharedModel) -> float:
     slots.cache.place(read, places, places)
     last = ids.gather(1, lengths[:, None] - 1)[:, 0]
     none = torch.zeros((len(PROBE), 1), dtype=torch.float64, device=device)
-    slots.begin(places, last, lengths - 1, none, torch.ones_like(last, dtype=torch.bool))
-    found = Step(model, slots, Drawing(1, 1.0, []), graphs=False).logits(len(PROBE), width).log_softmax(-1)
+    more = torch.ones_like(last, dtype=torch.bool)
+    slots.begin(places, torch.zeros_like(last), last, lengths - 1, none, more)
+    step = Step(model, slots, Drawing(1, 1.0, []), Cast([0] * len(PROBE)), graphs=False)
+    found = step.logits(len(PROBE), width).log_softmax(-1)
     texts = [row[:length] for row, length in zip(ids, PROBE, strict=True)]
     whole = torch.stack([model.causal(input_ids=text[None], use_cache=False).logits[0, -1] for text in texts])
     expected, likely = whole.float().log_softmax(-1).topk(LIKELY)

@@ -3,14 +3,14 @@
 Each runs the backbone once and applies a head to the positions that need one; (B, T, V) logits never exist.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lora_rlhf.algo.logprobs import chunked_logprobs
+from lora_rlhf.algo.logprobs import chunked_logprobs, token_logprobs
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
 
@@ -87,6 +87,34 @@ def response_logprobs(
     return _masked_logprobs(
         model, hidden, short.response_ids, short.response_mask, batch.response_ids.shape[1], temperature, entropy
     )
+
+
+@torch.no_grad()
+def logprobs_of_roles(model: SharedModel, roles: Sequence[str], batch: Sequences, temperature: float = 1.0) -> Tensor:
+    """The log-probabilities that each role gives to the same responses, in one pass: (roles, B, R), as above."""
+    count, size = len(roles), len(batch)
+    with model.mixture(roles) as mixture:
+        mixture.assign(torch.arange(count, device=model.device).repeat_interleave(size))
+        repeated = batch.index(list(range(size)) * count)
+        return response_logprobs(model, repeated, temperature, entropy=False)[0].view(count, size, -1)
+
+
+@torch.no_grad()
+def best_and_logprobs(model: SharedModel, batch: Sequences) -> tuple[Tensor, Tensor]:
+    """In each response token's place the most probable id, and the token's own log-probability: (B, R) float64 each.
+
+    0 where masked. From one pass, for whoever asks whether a text is what the model itself would say.
+    """
+    short = batch.trim()
+    hidden, ids = _response_hidden(model, short)[short.response_mask], short.response_ids[short.response_mask]
+    chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    best, own = [], []
+    for start in range(0, len(ids), chunk):
+        logits = lm_logits(model.causal, hidden[start : start + chunk])
+        best.append(logits.argmax(dim=-1).double())
+        own.append(token_logprobs(logits, ids[start : start + chunk]).double())
+    width = batch.response_ids.shape[1]
+    return _spread(torch.cat(best), short.response_mask, width), _spread(torch.cat(own), short.response_mask, width)
 
 
 def response_values(model: SharedModel, batch: Sequences) -> Tensor:

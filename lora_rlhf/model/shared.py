@@ -1,7 +1,6 @@
 """One base, many roles: the only module that knows that roles are adapters, and the only one that switches them."""
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_rlhf.errors import UserError
-from lora_rlhf.model import adapters, lora_linear
+from lora_rlhf.model import adapters
 from lora_rlhf.model.adapters import LoraSettings, without_dropout
 from lora_rlhf.model.base import Base, digest
-from lora_rlhf.model.heads import attach_score, init_score, score_of
+from lora_rlhf.model.heads import attach_score, score_of
+from lora_rlhf.model.mixed import Mixture
 
 BASE = "base"
 
@@ -24,6 +24,7 @@ BASE = "base"
 class _State(NamedTuple):
     role: str | None
     training: bool
+    mixture: Mixture | None = None
 
 
 _IDLE = _State(None, False)
@@ -32,9 +33,9 @@ _IDLE = _State(None, False)
 class SharedModel:
     """The base with its adapters and heads. Everything but `role`s in training is frozen, always.
 
-    A forward pass runs inside a `role` block. Blocks may nest. A backward pass must find the model in the state
-    (role and training) in which its forward ran: PEFT would otherwise give zero or wrong gradients without an error,
-    so it raises here. Not thread-safe: one role is active at a time.
+    A forward pass runs inside a `role` or `mixture` block. Blocks may nest. A backward pass must find the model in the
+    state (role and training) in which its forward ran: PEFT would otherwise give zero or wrong gradients without an
+    error, so it raises here. Not thread-safe: one block is active at a time.
     """
 
     def __init__(self, base: Base) -> None:
@@ -147,17 +148,7 @@ class SharedModel:
 
     def load_adapter_state(self, role: str, state: dict[str, Tensor]) -> None:
         """Put a state back, bit for bit. ValueError for a tensor that is missing, unknown or of another shape."""
-        parameters = self._trainable_of(role)
-        missing, unknown = parameters.keys() - state.keys(), state.keys() - parameters.keys()
-        if missing or unknown:
-            raise ValueError(
-                f"{len(missing)} tensors missing {sorted(missing)[:2]}, {len(unknown)} unknown {sorted(unknown)[:2]}"
-            )
-        for name, parameter in parameters.items():
-            if state[name].shape != parameter.shape:
-                raise ValueError(f"{name} is {tuple(state[name].shape)}, expected {tuple(parameter.shape)}")
-        for name, parameter in parameters.items():
-            parameter.data.copy_(state[name])
+        adapters.put_state(self._trainable_of(role), state)
 
     # Switching
 
@@ -170,16 +161,21 @@ class SharedModel:
         self._adapter_of(role)
         if training:
             self._trainable_of(role)
-        before = self._state
-        try:
-            self._switch(_State(role, training))
+        with self._as(_State(role, training)):
             yield self
-        finally:
-            self._switch(before)
+
+    def mixture(self, roles: Sequence[str]) -> Mixture:
+        """Several roles at once: `with model.mixture(roles) as mixture`, and each row of a batch computes as its own.
+
+        Without gradients; else such a block is as one of `role`. A mixture holds the roles as they are when it is made,
+        and may be entered again and again. ValueError for a role that does not exist.
+        """
+        own = [self._adapter_of(role) for role in roles]
+        return Mixture(roles, own, self.peft, lambda mixture: self._as(_State(None, False, mixture)))
 
     @property
     def active_role(self) -> str | None:
-        """The role of the innermost block; None outside any."""
+        """The role of the innermost block; None outside any, and in a mixture."""
         return self._state.role
 
     def enable_gradient_checkpointing(self) -> None:
@@ -194,18 +190,31 @@ class SharedModel:
         if without:
             raise RuntimeError(f"{len(without)} parameters of role {role!r} got no gradient, first {without[0]}")
 
+    @contextmanager
+    def _as(self, state: _State) -> Iterator[None]:
+        before = self._state
+        try:
+            self._switch(state)
+            yield
+        finally:
+            self._switch(before)
+
     def _switch(self, state: _State) -> None:
         old, self._state = self._state, state
         if old == state and self.causal.training == state.training:
             return
+        if old.mixture is not None:
+            old.mixture.give_back()
         if old.training and old.role is not None:
             self._set_trainable(old.role, False)
-        if state.role is not None:
-            self._enable(self._adapter_of(state.role))
+        if state != _IDLE:
+            self._enable(self._adapter_of(state.role or BASE))
         if state.training and state.role is not None:
             self._set_trainable(state.role, True)
         if self.causal.training != state.training:
             (self.peft or self.causal).train(state.training)
+        if state.mixture is not None:
+            state.mixture.take_over(self.backbone)
 
     def _enable(self, adapter: str | None) -> None:
         """Let PEFT apply this adapter, or none. Walks all layers, so it does nothing where nothing changes."""
@@ -224,7 +233,7 @@ class SharedModel:
             parameter.requires_grad_(trainable)
 
     def _before_forward(self, _module: nn.Module, _inputs: object) -> None:
-        if self._state.role is None:
+        if self._state == _IDLE:
             raise RuntimeError("a forward pass outside any role: use `with model.role(...)`")
 
     def _after_forward(self, _module: nn.Module, _inputs: object, output: object) -> None:
@@ -259,7 +268,7 @@ class SharedModel:
 
     def _check_new(self, role: str) -> None:
         if self._state != _IDLE:
-            raise RuntimeError(f"roles cannot be added inside the block of role {self._state.role!r}")
+            raise RuntimeError(f"roles cannot be added inside the block of {self._state}")
         if role in (BASE, "reference") or role in self.roles or not role or "." in role:
             raise ValueError(f"role {role!r} is reserved, taken or not a name; there are: {', '.join(self.roles)}")
 
@@ -269,18 +278,8 @@ class SharedModel:
         return deepcopy(self.peft.peft_config[role])
 
     def _inject(self, role: str, config: LoraConfig, head: bool) -> None:
-        adapters.complete(config, head, self.causal.name_or_path)
-        with warnings.catch_warnings():
-            # PEFT asks transformers for a property that is being renamed.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            if self.peft is None:
-                self.peft = PeftModel(self.causal, config, adapter_name=role)
-            else:
-                self.peft.add_adapter(role, config)
-        lora_linear.install(self.peft)
+        self.peft = adapters.add(self.causal, self.peft, role, config, head)
         self._parameters[role] = adapters.parameters_of(self.peft, role)
-        if layer := score_of(self.causal, role):
-            init_score(layer)
         self._freeze()
 
     def _freeze(self) -> None:

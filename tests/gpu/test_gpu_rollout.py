@@ -9,7 +9,7 @@ from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.decode_step import Step
 from lora_rlhf.model.engines import pick_engine, tokens_per_second
-from lora_rlhf.model.generate import GeneratedResponse, generate
+from lora_rlhf.model.generate import GeneratedResponse, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -106,6 +106,23 @@ def test_sampling_from_replayed_steps_equals_the_plain_engine_s() -> None:
         )
     same = sum(a == b for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
     assert same >= 155  # of 160
+
+
+def test_mixed_roles_from_replayed_steps_say_what_each_says_alone() -> None:
+    """In float32, as above: slots are refilled by other roles while the graphs stay."""
+    model = make("none", "float32")
+    prompts = prompts_of(model, 48)
+    roles = [("base", "sft", "policy")[place % 3] for place in range(len(prompts))]
+    seeds = [[place, place + 100] for place in range(len(prompts))]
+    settings: dict[str, Any] = {"max_new_tokens": NEW, "temperature": 1.0, "stop_ids": list(range(100))}
+    mixed = generate_mixed(model, roles, prompts, seeds, batch_size=16, engine="static", **settings)
+    alone = {}
+    for role in set(roles):
+        with model.role(role):
+            alone[role] = generate_seeded(model, prompts, seeds, batch_size=16, **settings)
+    same = [alone[role][place] == mixed[place] for place, role in enumerate(roles)]
+    assert sum(same) >= 46  # of 48
+    assert alone["sft"] != alone["policy"] != alone["base"]
 
 
 def test_memory_is_given_back_and_the_replayed_step_is_faster() -> None:

@@ -100,6 +100,22 @@ def test_another_role_or_a_gradient_is_an_error(shared_model: Make) -> None:
             response_logprobs(model, random_batch())
 
 
+def test_a_mixture_of_roles_has_no_merged_weights(shared_model: Make) -> None:
+    model, places, roles = shared_model(), torch.tensor([0, 1]), ("sft", "base")
+    ids = torch.tensor([[7, 8, 9]]).expand(2, -1)
+    with model.mixture(roles) as mixture:
+        mixture.assign(places)
+        expected = model.causal(ids, use_cache=False).logits
+        with pytest.raises(RuntimeError, match="those of one role"), merged(model):
+            pass
+    with model.role("policy"), merged(model):
+        merged_policy = logprobs(model)
+        with mixture:
+            mixture.assign(places)
+            assert torch.equal(model.causal(ids, use_cache=False).logits, expected)
+        assert torch.equal(logprobs(model), merged_policy), "and they come back"
+
+
 @pytest.mark.parametrize(("free", "fits"), [(4.01, True), (3.99, False)])
 def test_auto_takes_a_quarter_of_free_memory_at_most(
     shared_model: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: float, fits: bool

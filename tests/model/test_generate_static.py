@@ -14,9 +14,9 @@ from transformers import DynamicCache
 from lora_rlhf.errors import UserError
 from lora_rlhf.model import decode_static, decode_step
 from lora_rlhf.model.decode_step import Slots, Step
-from lora_rlhf.model.drawing import Drawing, draw
+from lora_rlhf.model.drawing import Cast, Drawing, draw
 from lora_rlhf.model.forward import response_logprobs
-from lora_rlhf.model.generate import Engine, GeneratedResponse, generate
+from lora_rlhf.model.generate import Engine, GeneratedResponse, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 
 Make = Callable[..., SharedModel]
@@ -133,6 +133,22 @@ def test_slots_and_neighbours_do_not_matter(shared_model: Make, way: str) -> Non
     assert [[(len(r.ids), r.finished) for r in group] for group in one] == [[(1, False)]] * len(prompts)
 
 
+def test_slots_carry_their_role(shared_model: Make, way: str) -> None:
+    """Through refills and moves; the same seeds for every role, so that a wrong role shows."""
+    model, prompts = shared_model("mistral"), prompts_of()
+    roles = [("base", "policy", "sft")[place % 3] for place in range(len(prompts))]
+    seeds = [[place, place + 100] for place in range(len(prompts))]
+    settings: dict[str, Any] = {"max_new_tokens": NEW, "temperature": 1.0, "stop_ids": list(range(40)), "batch_size": 5}
+    found = generate_mixed(model, roles, prompts, seeds, **settings, engine="static")
+    for role in set(roles):
+        with model.role(role):
+            alone = generate_seeded(model, prompts, seeds, **settings)
+        assert [group for group, one in zip(found, roles, strict=True) if one == role] == [
+            group for group, one in zip(alone, roles, strict=True) if one == role
+        ]
+    assert found != alone
+
+
 def test_the_distribution_drawn_from_is_the_one_scored(
     shared_model: Make, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,14 +248,15 @@ def test_a_slot_that_holds_nothing_stays_where_it_is(shared_model: Make) -> None
     """On a GPU it computes on for as long as others run, and must not leave the cache."""
     model = shared_model()
     slots = Slots(2, 2, 16, NEW, model.device)
-    step = Step(model, slots, Drawing(NEW, 1.0, []), graphs=False)
+    step = Step(model, slots, Drawing(NEW, 1.0, []), Cast([0, 0]), graphs=False)
     with model.role("policy"), torch.no_grad():
         read = DynamicCache(config=model.config)
         model.backbone(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=read, use_cache=True)
         both = torch.tensor([0, 1])
         slots.cache.place(read, torch.tensor([0, 0]), both)
         numbers = torch.rand(2, NEW, dtype=torch.float64)
-        slots.begin(both, torch.tensor([8, 8]), torch.tensor([3, 3]), numbers, torch.tensor([True, False]))
+        roles, more = torch.tensor([0, 0]), torch.tensor([True, False])
+        slots.begin(both, roles, torch.tensor([8, 8]), torch.tensor([3, 3]), numbers, more)
         for _ in range(4):
             step(2, 16)
     assert (slots.position.tolist(), slots.count.tolist()) == ([7, 3], [5, 1])
@@ -276,6 +293,7 @@ def test_tokens_are_told_of_as_they_are_drawn(shared_model: Make, way: str) -> N
             prompts,
             [[0]] * len(prompts),
             Drawing(NEW, 1.0, []),
+            Cast([0] * len(prompts)),
             len(prompts),
             told.append,
         )
