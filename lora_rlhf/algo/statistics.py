@@ -4,7 +4,8 @@ Every function takes a tensor or any sequence of numbers, computes in float64 on
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ Numbers = Tensor | Sequence[float]
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 NUM_RESAMPLES = 4000
 RESAMPLING_SEED = 0  # fixed: the same outcomes always give the same interval
+MOST_COUNTS = 2**22  # counts of resamples that are held at a time: 32 MiB
 NUM_BINS = 10
 
 
@@ -98,18 +100,14 @@ def _at_least(successes: int, n: int, rate: float) -> float:
         return 1.0
     if rate <= 0.0:
         return 0.0
-    yes, no, ways = math.log(rate), math.log1p(-rate), math.lgamma(n + 1)
-    terms = (
-        ways - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * yes + (n - k) * no for k in range(successes, n + 1)
-    )
-    return math.fsum(map(math.exp, terms))
+    return _incomplete_beta(rate, 1 - rate, successes, n - successes + 1)
 
 
 def win_rate(outcomes: Numbers) -> Interval:
     """The mean of paired outcomes (n,): 1 a win, 0.5 a tie, 0 a loss.
 
-    The interval is the percentile bootstrap over the outcomes (Efron 1979), which gives ties their smaller variance;
-    Wilson's where all outcomes are equal, as resampling them would claim certainty.
+    The interval is the bootstrap over the outcomes (Efron 1979), which gives ties their smaller variance; Wilson's
+    where all outcomes are equal, as resampling them would claim certainty.
     """
     outcomes = _floats(outcomes)
     if wrong := sorted(set(outcomes.tolist()) - {0.0, 0.5, 1.0}):
@@ -117,19 +115,121 @@ def win_rate(outcomes: Numbers) -> Interval:
     n = len(outcomes)
     if outcomes.min() == outcomes.max():
         return wilson(outcomes.sum().item(), n)
+    wins, ties = (int((outcomes == outcome).sum()) for outcome in (1.0, 0.5))
+    # A resample of three values is three counts, which are drawn at once: no need to draw every outcome.
     generator = torch.Generator().manual_seed(RESAMPLING_SEED)
-    draws = (torch.randint(n, (n,), generator=generator) for _ in range(NUM_RESAMPLES))
-    rates = torch.stack([outcomes[draw].mean() for draw in draws])
-    low, high = rates.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(outcomes.mean().item(), low, high, n)
+    won = _binomial(torch.full((NUM_RESAMPLES,), float(n)), wins / n, generator)
+    tied = _binomial(n - won, ties / (n - wins), generator)
+    return Interval(outcomes.mean().item(), *percentile_interval((won + tied / 2).double() / n, n), n)
+
+
+def _binomial(trials: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Successes in each number of trials."""
+    return torch.binomial(trials, torch.full_like(trials, rate), generator=generator)
 
 
 def mean_interval(values: Numbers) -> MeanInterval:
-    """The mean of values (n,) and 1.96 standard errors to either side; one value alone has no interval (NaN)."""
+    """The mean of values (n,) with Student's t interval; one value alone has none (NaN)."""
     values = _floats(values)
     mean, n = values.mean().item(), len(values)
-    margin = Z_95 * values.std(correction=1).item() / math.sqrt(n) if n > 1 else math.nan
+    margin = t_quantile(n - 1) * values.std(correction=1).item() / math.sqrt(n) if n > 1 else math.nan
     return MeanInterval(mean, mean - margin, mean + margin, n)
+
+
+def bootstrap_mean(values: Numbers) -> MeanInterval:
+    """The mean of values (n,) with its bootstrap interval, for values that are far from normal."""
+    return bootstrap_ratio(values, [1.0] * len(values))
+
+
+def bootstrap_ratio(numerators: Numbers, denominators: Numbers) -> MeanInterval:
+    """sum(numerators) / sum(denominators), (n,) each, with its bootstrap interval over the n pairs.
+
+    A mean per token is one: a response brings its sum and its tokens, and responses are what was drawn independently.
+    ValueError for a denominator that is negative, or for denominators that are all 0.
+    """
+    above, below = _floats(numerators), _floats(denominators)
+    n = len(above)
+    if len(below) != n or bool((below < 0).any()) or not bool(below.any()):
+        raise ValueError(f"{n} numerators over {len(below)} denominators, which must be 0 or more and not all 0")
+    value = (above.sum() / below.sum()).item()
+    if n == 1:
+        return MeanInterval(value, math.nan, math.nan, n)
+    return MeanInterval(
+        value, *percentile_interval(bootstrap(n, lambda counts: counts @ above / (counts @ below)), n), n
+    )
+
+
+def bootstrap(n: int, statistic: Callable[[Tensor], Tensor], resamples: int = NUM_RESAMPLES) -> Tensor:
+    """`statistic` of resamples of n cases (Efron 1979): (resamples, ...), the same for the same n every time.
+
+    `statistic` is given counts (b, n), how often each case was drawn in each of b resamples, and returns (b, ...).
+    """
+    return torch.cat([statistic(counts) for counts in _resamples(n, resamples)])
+
+
+def percentile_interval(resampled: Tensor, n: int) -> tuple[float, float]:
+    """The ends of the 95 % interval of a statistic (resamples,) over n cases; NaNs (an empty resample) are left out.
+
+    The percentiles are moved out to what Student's t would need for so few cases: the plain ones are too narrow by
+    sqrt((n - 1) / n) and a normal quantile ("expanded percentile", Hesterberg 2015, section 5.3).
+    """
+    tail = 0.5 * math.erfc(math.sqrt(n / (n - 1)) * t_quantile(n - 1) / math.sqrt(2)) if n > 1 else 0.0
+    low, high = resampled.double().nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _resamples(n: int, resamples: int) -> Iterator[Tensor]:
+    """Counts (b, n) of cases drawn with replacement, a part of the resamples at a time."""
+    if n * resamples <= MOST_COUNTS:
+        yield _counts(n, resamples, RESAMPLING_SEED)
+        return
+    rows = max(1, MOST_COUNTS // n)
+    for number, start in enumerate(range(0, resamples, rows)):
+        yield _counts.__wrapped__(n, min(rows, resamples - start), RESAMPLING_SEED + number)
+
+
+@lru_cache(maxsize=2)  # a report resamples the same prompts for figure after figure
+def _counts(n: int, resamples: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(n, (resamples, n), generator=generator)
+    return torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(1, 1, dtype=torch.float64).expand(resamples, n)
+    )
+
+
+@lru_cache(maxsize=64)
+def t_quantile(freedom: float) -> float:
+    """The 97.5 % point of Student's t with so many degrees of freedom, above 0."""
+    low, high = Z_95, 13.0  # 12.7 with one degree
+    for _ in range(60):  # halves the interval to what a float can tell apart
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_test(middle, freedom) > 0.05 else (low, middle)
+    return high
+
+
+def t_test(t: float, freedom: float) -> float:
+    """The two-sided p-value of Student's t: I_x(freedom / 2, 1 / 2) at x = freedom / (freedom + t^2)."""
+    if t == 0 or math.isinf(t):
+        return float(t == 0)
+    return _incomplete_beta(freedom / (freedom + t * t), t * t / (freedom + t * t), freedom / 2, 0.5)
+
+
+def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function at 0 < x < 1, by its continued fraction (DLMF 8.17.22); rest: 1 - x."""
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
+        return 1.0 - _incomplete_beta(rest, x, b, a)
+    ways = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    fraction, above, below = 1.0, 1.0, 0.0
+    for step in range(1, 10_000):  # Lentz's way, from the outside in
+        m = step // 2
+        term = m * (b - m) if step % 2 == 0 else -(a + m) * (a + b + m)
+        term *= x / ((a + step - 1) * (a + step))
+        below = 1.0 / (1.0 + term * below)
+        above = 1.0 + term / above
+        fraction *= above * below
+        if abs(above * below - 1.0) < 1e-15:
+            break
+    return math.exp(a * math.log(x) + b * math.log(rest) + ways) / a / fraction
 
 
 def reliability(probabilities: Numbers, correct: Numbers) -> Reliability:
