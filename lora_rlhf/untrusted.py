@@ -6,7 +6,7 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lora_rlhf.errors import UserError
 
@@ -36,16 +36,22 @@ def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES) -> dict[
             raw = b"" if size > most_bytes else file.read(most_bytes + 1)  # some files grow, or hide their size
         if max(size, len(raw)) > most_bytes:
             raise ValueError(f"{max(size, len(raw)):,} bytes, more than the {most_bytes:,} that such a file can have")
+        return object_of(raw)
+    except OSError as error:
+        raise UserError(f"{path} cannot be used: {error.strerror or error}; {way_out}") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be used: {error}; {way_out}") from error
+
+
+def object_of(raw: bytes) -> dict[str, Any]:
+    """The object that JSON in UTF-8 spells, within the bounds of `read_object`. ValueError where it is none."""
+    try:
         value = json.loads(raw.decode(), object_pairs_hook=_once_each, parse_int=_integer, parse_constant=_no_number)
         if not isinstance(value, dict):
             raise ValueError(f"holds {shown(value)}, expected an object in braces")
         _require_plain(value)
     except RecursionError:
-        raise UserError(f"{path} cannot be used: nested too deep; {way_out}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be used: {error.strerror or error}; {way_out}") from error
-    except ValueError as error:
-        raise UserError(f"{path} cannot be used: {error}; {way_out}") from error
+        raise ValueError("nested too deep") from None
     return value
 
 
@@ -58,7 +64,7 @@ def require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str = "
             raise ValueError(f"{shown(where + name)} is {shown(values[name])}, expected {expected}")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value is a number; to Python, true and false are numbers too."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

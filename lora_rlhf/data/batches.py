@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lora_rlhf.data.encode import EncodedExample, EncodedRanking
+from lora_rlhf.data.answers import Answer
+from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
@@ -72,3 +73,11 @@ def ranking_batch(rankings: Sequence[EncodedRanking], pad_id: int) -> tuple[Tens
     prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.response_ids]
     responses = [response for ranking in rankings for response in ranking.response_ids]
     return *pad_left(prompts, pad_id), *pad_right(responses, pad_id)
+
+
+def answer_batch(
+    prompts: Sequence[EncodedPrompt], answers: Sequence[Answer], pad_id: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(prompt_ids, prompt_mask, response_ids, response_mask): a row for each prompt and its answer."""
+    left = pad_left([prompt.prompt_ids for prompt in prompts], pad_id)
+    return *left, *pad_right([answer.ids for answer in answers], pad_id)

@@ -121,6 +121,14 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     return _render(tokenizer, prompt.messages, add_generation_prompt=True)
 
 
+def render_verbatim(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+    """`render_prompt` for text that may well quote a chat template: a judge's question about any two answers.
+
+    Raises BadRow if the template refuses the conversation.
+    """
+    return _render(tokenizer, prompt.messages, add_generation_prompt=True)
+
+
 def render_response(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str) -> list[int]:
     """The ids that the assistant's turn adds after `render_prompt`, ending in the only stop token among them."""
     return render_response_after(tokenizer, prompt, render_prompt(tokenizer, prompt), response)

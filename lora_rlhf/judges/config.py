@@ -1,0 +1,86 @@
+"""What a person can choose of a judge; part of the configuration of every command that has one."""
+
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from lora_rlhf.settings import at_least, positive
+
+NEEDS = {"human": ("judge_file",), "local": ("judge_model",), "endpoint": ("judge_model", "judge_url")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Who decides which of two responses is better."""
+
+    judge: Literal["auto", "gold", "reward", "human", "local", "endpoint"] = "auto"
+    """Who compares: the tiny world's gold score, the run's reward model, people's rankings, a local chat model, or one
+    behind an OpenAI chat API; auto: gold where it applies, else reward."""
+    judge_file: str | None = None
+    """For human: file of rankings that people made, as the reward stage reads them."""
+    judge_model: str | None = None
+    """For local: folder or hub name of a chat model; for endpoint: the model's name there."""
+    judge_url: str | None = None
+    """For endpoint: address of the API up to and including /v1."""
+    judge_key_variable: str = "OPENAI_API_KEY"
+    """For endpoint: environment variable that holds the key; no key is sent where it is not set."""
+    judge_price_in: float | None = None
+    """For endpoint: price of a million prompt tokens."""
+    judge_price_out: float | None = None
+    """For endpoint: price of a million tokens that the judge writes."""
+    judge_concurrency: int = 8
+    """For endpoint: calls at a time."""
+    judge_retries: int = 5
+    """For endpoint: further tries of a call that failed or whose answer cannot be read."""
+    judge_timeout: float = 120.0
+    """For endpoint: seconds that one call may take."""
+    judge_max_tokens: int = 512
+    """For local and endpoint: most tokens that the judge may write on one pair; a judge that reasons needs more."""
+    judge_batch_size: int = 8
+    """For local: questions answered at a time."""
+    judge_instructions: str | None = None
+    """For local and endpoint: text file with the criteria to judge by, in place of the built-in ones."""
+    judge_cache: str | None = None
+    """For local and endpoint: file that keeps verdicts, so that none is asked for twice; none: judgements.jsonl beside
+    the run's folder."""
+
+    def judge_faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        missing = [name for name in NEEDS.get(self.judge, ()) if not getattr(self, name)]
+        return [
+            *(f"--judge {self.judge} needs --{name}" for name in missing),
+            *self._url_faults(),
+            *at_least(self, 1, "judge_concurrency", "judge_max_tokens", "judge_batch_size"),
+            *at_least(self, 0, "judge_retries"),
+            *positive(self, "judge_timeout"),
+            *(f"{name} is {getattr(self, name)}, must be at least 0" for name in PRICES if _below_0(self, name)),
+            *(["give both judge_price_in and judge_price_out, or neither"] if self._has_one_price() else []),
+        ]
+
+    def _has_one_price(self) -> bool:
+        return (self.judge_price_in is None) != (self.judge_price_out is None)
+
+    def _url_faults(self) -> list[str]:
+        if not self.judge_url:
+            return []
+        try:
+            parts = urlsplit(self.judge_url)
+            host = parts.hostname
+            _ = parts.port
+        except ValueError:
+            parts, host = urlsplit(""), None
+        if parts.username or parts.password or parts.query:  # the address itself is not repeated: it holds a secret
+            return [
+                "judge_url holds a user, password or query: give the key in the environment, see judge_key_variable"
+            ]
+        if parts.scheme not in ("http", "https") or not host:
+            return [f"judge_url is {self.judge_url!r}, expected an address such as http://127.0.0.1:8000/v1"]
+        return []
+
+
+PRICES = ("judge_price_in", "judge_price_out")
+
+
+def _below_0(config: JudgeConfig, name: str) -> bool:
+    value = getattr(config, name)
+    return value is not None and not 0 <= value < float("inf")

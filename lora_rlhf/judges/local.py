@@ -1,0 +1,76 @@
+"""A judge that is a chat model in a folder or from the hub, loaded when it is first asked and freed by `close`."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.schema import Prompt
+from lora_rlhf.data.template import decode_response, render_verbatim, stop_ids
+from lora_rlhf.judges.config import JudgeConfig
+from lora_rlhf.judges.pairwise import Reply
+from lora_rlhf.judges.question import read_verdict
+from lora_rlhf.model.chat import ChatModel, hash_model
+from lora_rlhf.untrusted import shown
+
+
+class LocalModel:
+    """Asks a model on this machine, greedily. It is loaded only when there is a question that no cache answers."""
+
+    def __init__(self, config: JudgeConfig, device: str, trust_remote_code: bool) -> None:
+        """device and trust_remote_code are as in `StageConfig`."""
+        assert config.judge_model is not None
+        self._config = config
+        self._name = config.judge_model
+        self._device = device
+        self._trust = trust_remote_code
+        self._model: ChatModel | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self._name, "weights": self._weights, "max_tokens": self._config.judge_max_tokens}
+
+    def price(self, tokens_in: int, tokens_out: int) -> float | None:
+        """It costs nothing but time."""
+        return None
+
+    def ask(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
+        """See `pairwise.Asker`. A question that is too long for the model's context is a failure."""
+        if self._model is None:
+            self._model = ChatModel(self._name, self._device, self._trust)
+        model, limit = self._model, self._config.judge_max_tokens
+        tokenizer, prompts, numbers = model.tokenizer, [], []
+        for number, question in enumerate(questions):
+            try:
+                ids = render_verbatim(tokenizer, Prompt.of(question))
+            except BadRow as fault:
+                done(number, Reply(None, "its chat template refuses the question", str(fault), calls=0))
+                continue
+            if model.context is not None and len(ids) + limit > model.context:
+                detail = f"{len(ids)} tokens and {limit} to write, context {model.context}"
+                done(number, Reply(None, "longer than its context", detail, calls=0))
+                continue
+            prompts.append(ids)
+            numbers.append(number)
+        stops = stop_ids(tokenizer)
+
+        def written(place: int, ids: list[int]) -> None:
+            text = decode_response(tokenizer, ids)
+            finished = len(ids) < limit or ids[-1] in stops
+            verdict = read_verdict(text) if finished else None
+            fault = "no verdict in its last line" if finished else "cut off by --judge_max_tokens"
+            used = len(prompts[place]), len(ids)
+            if verdict is None:
+                done(numbers[place], Reply(None, fault, shown(text[-200:]), 1, *used))
+            else:
+                done(numbers[place], Reply(verdict, "", "", 1, *used))
+
+        model.write(prompts, limit, stops, self._config.judge_batch_size, written)
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._model.free()
+            self._model = None
+
+    @cached_property
+    def _weights(self) -> str:
+        return hash_model(self._name)

@@ -1,0 +1,104 @@
+"""Judges that score one response at a time: an exact gold score that training never saw, or the run's reward model."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lora_rlhf.data.answers import Answer
+from lora_rlhf.data.batches import answer_batch
+from lora_rlhf.data.encode import EncodedPrompt
+from lora_rlhf.data.schema import Prompt
+from lora_rlhf.data.template import pad_id
+from lora_rlhf.judges.records import Verdicts
+from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
+from lora_rlhf.model.shared import SharedModel
+
+SAME_SCORE = 1e-9  # sums of the same weights in another order differ by less, scores that mean something by far more
+
+Gold = Callable[[str, str], float]
+Scorer = Callable[[list[EncodedPrompt], list[Answer]], list[float]]
+
+
+class ScoreJudge:
+    """Scores responses, higher is better. `name` is "gold" or "reward".
+
+    The same response to the same prompt is scored once and keeps its score, whoever wrote it: a score that varied with
+    its batch in the last digit would make a win of a tie.
+    """
+
+    def __init__(self, name: str, scorer: Scorer, about: dict[str, Any] | None = None) -> None:
+        self.name = name
+        self._scorer = scorer
+        self._about = about or {}
+        self._known: dict[tuple[str, tuple[int, ...], str], float] = {}
+
+    def scores(self, prompts: Sequence[EncodedPrompt], answers: Sequence[Answer]) -> list[float]:
+        """One score for each prompt and its answer. ValueError for a score that is not a finite number."""
+        keys = [(p.prompt.key, tuple(a.ids), a.text) for p, a in zip(prompts, answers, strict=True)]
+        new = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())
+        if new:
+            scores = self._scorer([prompts[i] for i in new], [answers[i] for i in new])
+            for i, score in zip(new, scores, strict=True):
+                if not math.isfinite(score):
+                    raise ValueError(f"the {self.name} score of {answers[i].text!r} is {score}: it cannot be compared")
+                self._known[keys[i]] = score
+        return [self._known[key] for key in keys]
+
+    def compare(self, prompts: Sequence[EncodedPrompt], one: Sequence[Answer], other: Sequence[Answer]) -> Verdicts:
+        """The higher score wins."""
+        return Verdicts([*outcomes(self.scores(prompts, one), self.scores(prompts, other))])
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, **self._about, "scored": len(self._known)}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def gold_judge(gold: Gold) -> ScoreJudge:
+    """An exact score of (prompt, response), which raises KeyError for a prompt that it does not know."""
+
+    def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
+        pairs = zip(prompts, answers, strict=True)
+        return [float(gold(prompt_text(prompt.prompt), answer.text)) for prompt, answer in pairs]
+
+    return ScoreJudge("gold", score)
+
+
+def reward_judge(model: SharedModel, offset: float, micro_batch_size: int, stage: str) -> ScoreJudge:
+    """The score that PPO was given: the head's output less the offset that centres the demonstrations.
+
+    model: has the role "reward". stage: the id of the reward stage, for the report.
+    """
+
+    @torch.no_grad()
+    def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
+        batch = Sequences(*answer_batch(prompts, answers, pad_id(model.tokenizer))).to(model.device)
+        with model.role("reward"):
+            raw = in_micro_batches(lambda part: response_scores(model, part), batch, micro_batch_size)
+        return (raw - offset).tolist()
+
+    return ScoreJudge("reward", score, {"stage": stage, "offset": offset})
+
+
+def outcomes(scores: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Per prompt: 1 where `scores` is higher, 0 where `other` is, 0.5 where they are the same."""
+    gaps = [a - b for a, b in zip(scores, other, strict=True)]
+    return [0.5 if abs(gap) <= SAME_SCORE else float(gap > 0) for gap in gaps]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """What a gold score is given of a prompt: the user's last message."""
+    return prompt.messages[-1].content
+
+
+def first_unknown(gold: Gold, prompts: Sequence[Prompt]) -> Prompt | None:
+    """The first prompt for which the gold score raises KeyError, its way of saying that it does not apply."""
+    for prompt in prompts:
+        try:
+            gold(prompt_text(prompt), "")
+        except KeyError:
+            return prompt
+    return None

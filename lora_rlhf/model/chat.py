@@ -1,0 +1,106 @@
+"""A whole chat model beside the shared base, for greedy answers: a judge, held as it is stored or in 16 bit."""
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.base import first_line, load_tokenizer, quiet_loading, resolve_device
+from lora_rlhf.model.files import config_file, find_files, hash_files, no_retry_lines, weight_files
+
+
+def hash_model(name: str) -> str:
+    """sha256 over the config and weights of a model, which is not loaded. `name` and errors are `load_base`'s."""
+    files = find_files(name)
+    with no_retry_lines():
+        try:
+            return hash_files([config_file(files), *weight_files(files, name)])
+        except OSError as error:
+            raise UserError(
+                f"model {name!r}: neither an existing folder nor a model that could be fetched ({first_line(error)})"
+            ) from error
+
+
+class ChatModel:
+    """A model with its tokenizer, in memory until `free`."""
+
+    def __init__(self, name: str, device: str, trust_remote_code: bool = False) -> None:
+        """name: a folder or a hub name. UserError for one that cannot be loaded or lacks weights.
+
+        Quantized weights stay as they are stored. Those in float32 are held in 16 bit on a GPU.
+        """
+        self._device = resolve_device(device)
+        self.tokenizer = load_tokenizer(name, trust_remote_code)
+        files = find_files(name)
+        where: dict[str, Any] = {"local_files_only": files.only_local, "trust_remote_code": trust_remote_code}
+        try:
+            with no_retry_lines(), quiet_loading():
+                config = AutoConfig.from_pretrained(files.name, **where)
+                wide = self._device.type == "cuda" and config.dtype in (None, torch.float32)
+                self._model, report = AutoModelForCausalLM.from_pretrained(
+                    files.name,
+                    config=config,
+                    dtype=_half(self._device) if wide else "auto",
+                    device_map={"": self._device},
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **where,
+                )
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            raise UserError(f"model {name!r} does not load ({first_line(error)})") from error
+        if report["missing_keys"]:
+            raise UserError(f"model {name!r}: its files lack {len(report['missing_keys'])} tensors that it needs")
+        self._model.requires_grad_(False).eval()
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model can take in and write together, if it says so."""
+        found = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    @torch.no_grad()
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        stop_ids: list[int],
+        batch_size: int,
+        written: Callable[[int, list[int]], None],
+    ) -> None:
+        """The most probable continuation of each prompt; `written` is told of each, its stop token included.
+
+        Prompts of similar length run together, the longest first.
+        """
+        stored = self._model.generation_config.eos_token_id
+        stops = {*stop_ids, *([stored] if isinstance(stored, int) else stored or ())}
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stops), pad_token_id=stop_ids[0]
+        )
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            width = len(prompts[rows[0]])
+            ids = torch.tensor([[stop_ids[0]] * (width - len(prompts[i])) + prompts[i] for i in rows])
+            mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
+            found = self._model.generate(
+                ids.to(self._device), attention_mask=mask.to(self._device), generation_config=settings
+            )
+            for i, new in zip(rows, found[:, width:].tolist(), strict=True):
+                end = next((place + 1 for place, token in enumerate(new) if token in stops), len(new))
+                written(i, new[:end])
+
+    def free(self) -> None:
+        """Gives the memory back; nothing else may be called afterwards."""
+        del self._model
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _half(device: torch.device) -> torch.dtype:
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

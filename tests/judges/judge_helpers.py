@@ -1,0 +1,20 @@
+"""Prompts and answers for the tests of judges."""
+
+from lora_rlhf.data.answers import Answer
+from lora_rlhf.data.encode import EncodedPrompt
+from lora_rlhf.data.schema import Prompt
+
+QUESTIONS = [f"What does the sailor number {number} count?" for number in range(12)]
+
+
+def asked(*texts: str) -> list[EncodedPrompt]:
+    """Prompts as they reach a judge; no judge but the reward model looks at the ids."""
+    return [EncodedPrompt([1], Prompt.of(text)) for text in texts]
+
+
+def answer(text: str) -> Answer:
+    return Answer([5, 0], text, True)
+
+
+def answers(*texts: str) -> list[Answer]:
+    return [answer(text) for text in texts]
