@@ -1,0 +1,235 @@
+"""Probes and multiple-choice questions as records and as JSONL files, and the world that may judge answers to them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lora_rlhf.data.containers import file_rows
+from lora_rlhf.data.io import write_jsonl
+from lora_rlhf.data.readers import to_prompt
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.schema import Prompt, require_text, row_of
+from lora_rlhf.errors import UserError
+from lora_rlhf.probes.checks import PAIRED, fault
+
+BINS = (
+    "instruction_miss",
+    "reward_polish",
+    "refusal_overreach",
+    "hallucinated_certainty",
+    "length_inflation",
+    "inconsistency",
+    "sycophancy",
+)
+Record = TypeVar("Record")
+ENGLISH = Path(__file__).parent / "english.jsonl"  # the general set that this package brings
+HEADER = {"name", "version"}  # the columns of a first row that is no probe
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt that shows one failure, and the check that an answer must pass.
+
+    `check` is {"kind": a name of `checks.KINDS`, and that kind's fields}. Two probes with the same `pair` are one case:
+    it fails where one of their checks does. BadRow for a bin or a check that there is not.
+    """
+
+    prompt: Prompt
+    bin: str
+    check: Mapping[str, Any]
+    pair: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.bin not in BINS:
+            raise BadRow("a probe's bin is not one of " + ", ".join(BINS), f"got {self.bin!r}")
+        if wrong := fault(self.check):
+            raise BadRow("a probe's check cannot be made", wrong)
+        if self.pair is not None:
+            require_text(self.pair, "a probe's pair")
+        elif self.check["kind"] in PAIRED:
+            raise BadRow(f"a check {self.check['kind']!r} compares two probes and needs a pair")
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The JSON row that is read back as this probe."""
+        pair = {} if self.pair is None else {"pair": self.pair}
+        return {"prompt": row_of(self.prompt)["prompt"], "bin": self.bin, "check": dict(self.check), **pair}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What counts once in a bin: the place of a probe in its set, or those of the two probes of a pair."""
+
+    bin: str
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """A frozen set of probes. BadRow for a pair that is not two probes of one bin."""
+
+    name: str
+    version: str
+    probes: tuple[Probe, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probes", tuple(self.probes))
+        for case in self.cases:
+            members = [self.probes[place] for place in case.places]
+            pair = members[0].pair
+            if pair is not None and len(members) != 2:
+                raise BadRow(f"a pair is two probes, {pair!r} has {len(members)}")
+            if any(member.bin != case.bin for member in members):
+                raise BadRow(f"the probes of pair {pair!r} are in different bins")
+
+    @cached_property
+    def cases(self) -> tuple[Case, ...]:
+        """In the order of their first probe."""
+        places: dict[Any, list[int]] = {}
+        for place, probe in enumerate(self.probes):
+            places.setdefault(place if probe.pair is None else probe.pair, []).append(place)
+        return tuple(Case(self.probes[found[0]].bin, tuple(found)) for found in places.values())
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 of what the probes say, in their order; neither the file's spelling nor its name counts."""
+        return _content_hash({**probe.row, "prompt": _turns(probe.prompt)} for probe in self.probes)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A multiple-choice question: `options` are answers as the assistant would give them, `answer` the right one's."""
+
+    prompt: Prompt
+    options: tuple[str, ...]
+    answer: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, list | tuple):
+            raise BadRow("options is not a list", f"got {type(self.options).__name__}")
+        object.__setattr__(self, "options", tuple(require_text(option, "an option") for option in self.options))
+        if len(self.options) < 2 or "" in (option.strip() for option in self.options):
+            raise BadRow("a choice needs at least 2 options, none of them empty")
+        if len(set(self.options)) < len(self.options):
+            raise BadRow("an option stands twice")
+        if type(self.answer) is not int or not 0 <= self.answer < len(self.options):
+            raise BadRow(f"answer is not the place of an option (0 to {len(self.options) - 1})", f"got {self.answer!r}")
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The JSON row that is read back as this question."""
+        return {"prompt": row_of(self.prompt)["prompt"], "options": list(self.options), "answer": self.answer}
+
+
+@dataclass(frozen=True)
+class ChoiceSet:
+    """A frozen set of multiple-choice questions."""
+
+    name: str
+    version: str
+    choices: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
+
+    @cached_property
+    def content_hash(self) -> str:
+        """As of a ProbeSet."""
+        return _content_hash({**choice.row, "prompt": _turns(choice.prompt)} for choice in self.choices)
+
+
+@dataclass(frozen=True)
+class World:
+    """A world in which the quality of every answer is known exactly.
+
+    gold(prompt, response) is its score; qualities(prompt, response) is {asked, true, constraint, point, civil}, each
+    from 0 to 1. Both raise KeyError for a prompt that the world does not know. text() are held-out documents of the
+    kind that its base was pretrained on.
+    """
+
+    name: str
+    gold: Callable[[str, str], float]
+    qualities: Callable[[str, str], Mapping[str, float]]
+    probes: Callable[[], ProbeSet]
+    choices: Callable[[], ChoiceSet]
+    text: Callable[[], Sequence[str]]
+
+
+def read_probes(path: str | Path) -> ProbeSet:
+    """The probes of a JSONL file (JSON and gzip work too): rows of prompt, bin, check and perhaps pair.
+
+    A first row of name and version names the set, else its file does. UserError names the row that is at fault.
+    """
+    name, version, rows = _read(path, "probes", ("prompt", "bin", "check"), ("pair",))
+
+    def probe(row: dict[str, Any]) -> Probe:
+        return Probe(to_prompt(row["prompt"]), row["bin"], row["check"], row.get("pair"))
+
+    probes = tuple(_made(origin, lambda row=row: probe(row)) for origin, row in rows)  # type: ignore[misc]
+    return _made(str(path), lambda: ProbeSet(name, version, probes))
+
+
+def read_choices(path: str | Path) -> ChoiceSet:
+    """The questions of a JSONL file: rows of prompt, options and answer (the place of the right one, from 0)."""
+    name, version, rows = _read(path, "choices", ("prompt", "options", "answer"), ())
+
+    def choice(row: dict[str, Any]) -> Choice:
+        return Choice(to_prompt(row["prompt"]), row["options"], row["answer"])
+
+    return ChoiceSet(name, version, tuple(_made(origin, lambda row=row: choice(row)) for origin, row in rows))  # type: ignore[misc]
+
+
+def write_probes(path: str | Path, probes: ProbeSet) -> None:
+    """Writes a file that `read_probes` reads back as the same set."""
+    write_jsonl(path, [{"name": probes.name, "version": probes.version}, *(probe.row for probe in probes.probes)])
+
+
+def write_choices(path: str | Path, choices: ChoiceSet) -> None:
+    """Writes a file that `read_choices` reads back as the same set."""
+    write_jsonl(path, [{"name": choices.name, "version": choices.version}, *(row.row for row in choices.choices)])
+
+
+def _read(
+    path: str | Path, what: str, needed: tuple[str, ...], also: tuple[str, ...]
+) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
+    """(name, version, [(origin, row)]) of a file whose rows have the needed columns and perhaps others of `also`."""
+    path, columns = Path(path), ", ".join(needed + also)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected {what} as JSONL with the columns {columns}")
+    name, version, rows = path.name.split(".")[0], "1", []
+    for place, (origin, row) in enumerate(file_rows(path)):
+        if isinstance(row, BadRow):
+            raise UserError(f"{origin}: {row}")
+        if not isinstance(row, dict):
+            raise UserError(f"{origin}: the row is not an object with columns, got {type(row).__name__}")
+        if place == 0 and set(row) == HEADER:
+            name, version = str(row["name"]), str(row["version"])
+            continue
+        if missing := [column for column in needed if column not in row]:
+            raise UserError(f"{origin}: no column {', '.join(missing)}; {what} have {columns}")
+        if unknown := sorted(set(row) - {*needed, *also}):
+            raise UserError(f"{origin}: unknown column {', '.join(unknown)}; {what} have {columns}")
+        rows.append((origin, row))
+    if not rows:
+        raise UserError(f"{path}: no {what} in this file")
+    return name, version, rows
+
+
+def _made(origin: str, make: Callable[[], Record]) -> Record:
+    try:
+        return make()
+    except BadRow as wrong:
+        raise UserError(f"{origin}: {wrong}") from None
+
+
+def _turns(prompt: Prompt) -> list[list[str]]:
+    return [[message.role, message.content] for message in prompt.messages]
+
+
+def _content_hash(rows: Iterator[dict[str, Any]]) -> str:
+    text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=True, separators=(",", ":")) for row in rows)
+    return hashlib.sha256(text.encode()).hexdigest()

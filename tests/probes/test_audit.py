@@ -1,0 +1,178 @@
+"""The audit's flags on texts made by hand: each fault raises its own, and what is no fault raises none."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from lora_rlhf.probes.audit import THRESHOLDS, Side, audit, by_kl, graded
+from lora_rlhf.probes.measures import Graded
+
+N = 60
+WORDS = [f"word{number}" for number in range(400)]
+PROMPTS = [f"Question {number}?" for number in range(N)]
+
+
+def texts(seed: int, count: int = 12) -> list[str]:
+    """Answers of so many words, all different."""
+    rng = random.Random(seed)
+    return [f"{' '.join(rng.sample(WORDS, count))}." for _ in range(N)]
+
+
+def side(responses: Sequence[str], quality: float = 0.5, failed: int = 0, **more: Any) -> Side:
+    rng = random.Random(len(responses[0]))
+    flags = [place < failed for place in range(30)]
+    values = {"quality": [quality + rng.gauss(0, 0.1) for _ in range(N)], "failed": {"sycophancy": flags}, **more}
+    return Side(responses, **values)
+
+
+def outcomes(one: Side, other: Side) -> list[float | None]:
+    assert one.quality is not None and other.quality is not None
+    return [float(a > b) for a, b in zip(one.quality, other.quality, strict=True)]
+
+
+BASELINE = side(texts(1), quality=0.5)
+LONGER = [f"{one} {other}" for one, other in zip(texts(2), texts(3), strict=True)]
+FAULTS: dict[str, tuple[str | None, Side]] = {
+    "nothing": (None, side(texts(2))),
+    "long": ("length_inflation", side(LONGER, 0.4)),
+    "long and better": (None, side(LONGER, 0.9)),
+    "short": (None, side(texts(2, 6))),
+    "repeats": ("repetition", side([f"{text} {text}" for text in texts(2)], 0.4)),
+    "agrees": ("sycophancy", side(texts(2), failed=15)),
+    "agrees once": (None, side(texts(2), failed=1)),
+    "one answer": ("collapse", side([texts(2)[0]] * N, 0.1)),
+    "one opening": ("collapse", side([f"It is my great pleasure {text}" for text in texts(2, 7)])),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_raises_its_own_flag_and_no_other(name: str) -> None:
+    expected, candidate = FAULTS[name]
+    found = audit(PROMPTS, candidate, BASELINE, outcomes=outcomes(candidate, BASELINE))
+    assert [flag for flag, row in found["flags"].items() if row["raised"]] == ([expected] if expected else [])
+    for flag, row in found["flags"].items():
+        assert row["threshold"] == THRESHOLDS[flag] and row["low"] <= row["value"] <= row["high"]
+        assert row["why"].endswith(".") and row["n"] in (N, 30)
+    assert set(found["left_out"]) == {"inconsistency", "reward_length_bias", "reward_parts_from_quality"}
+
+
+def test_a_flag_says_by_how_much() -> None:
+    found = audit(PROMPTS, FAULTS["long"][1], BASELINE)["flags"]
+    assert found["length_inflation"]["value"] == pytest.approx(25 / 13 - 1, abs=1e-9)
+    found = audit(PROMPTS, FAULTS["repeats"][1], BASELINE)["flags"]
+    assert found["repetition"]["value"] == pytest.approx(0.5) and found["length_inflation"]["value"] == 0
+    assert audit(PROMPTS, FAULTS["agrees"][1], BASELINE)["flags"]["sycophancy"]["value"] == pytest.approx(0.5)
+    assert audit(PROMPTS, FAULTS["one answer"][1], BASELINE)["flags"]["collapse"]["value"] == 1.0
+
+
+def test_without_a_judge_length_alone_decides() -> None:
+    candidate = FAULTS["long and better"][1]
+    row = audit(PROMPTS, candidate, BASELINE)["flags"]["length_inflation"]
+    assert row["raised"] and "no judge said whether they say more" in row["why"]
+
+
+def test_few_prompts_raise_no_flag() -> None:
+    one, other = (Side(side_.responses[:1], failed={"sycophancy": [True]}) for side_ in (FAULTS["long"][1], BASELINE))
+    flags = audit(PROMPTS[:1], one, other)["flags"]
+    assert not any(row["raised"] for row in flags.values())
+    assert flags["length_inflation"]["low"] is None
+
+
+def rewarded(reward: Callable[[str, float], float], responses: list[str], quality: list[float]) -> Side:
+    return Side(responses, quality, [reward(*row) for row in zip(responses, quality, strict=True)])
+
+
+def mixed(seed: int) -> tuple[list[str], list[float]]:
+    rng = random.Random(seed)
+    return [" ".join(rng.sample(WORDS, rng.randint(4, 40))) for _ in range(N)], [rng.random() for _ in range(N)]
+
+
+@pytest.mark.parametrize(
+    ("reward", "raised"),
+    [
+        (lambda text, quality: quality**3, False),
+        (lambda text, quality: quality + 0.05 * len(text.split()), True),
+        (lambda text, quality: quality - 0.05 * len(text.split()), False),
+    ],
+)
+def test_a_reward_that_pays_for_length_beyond_quality_is_flagged(
+    reward: Callable[[str, float], float], raised: bool
+) -> None:
+    sides = [rewarded(reward, *mixed(seed)) for seed in range(3)]
+    found = audit(PROMPTS, sides[0], sides[1], sides[2:])["flags"]["reward_length_bias"]
+    assert found["raised"] is raised and found["n"] == N
+
+
+def test_labelled_rankings_are_used_where_there_are_some() -> None:
+    one, other = (rewarded(lambda text, quality: len(text), *mixed(seed)) for seed in range(2))
+    rng = random.Random(0)
+    fair = [[rng.random() for _ in range(4)] for _ in range(50)]
+    labelled = [Graded(row, [rng.randint(1, 50) for _ in row], [*row[:2], 0.1, 0.2]) for row in fair]
+    found = audit(PROMPTS, one, other, labelled=labelled)["flags"]["reward_length_bias"]
+    assert not found["raised"] and found["n"] == 50
+    assert audit(PROMPTS, one, other)["flags"]["reward_length_bias"]["raised"]
+
+
+def test_the_same_answer_of_two_systems_is_one_answer() -> None:
+    one, other = Side(["a b", "c"], [1.0, 2.0], [3.0, 4.0]), Side(["a b", "d e f"], [1.0, 0.0], [3.0, 5.0])
+    assert graded([one, other]) == [Graded([3.0], [2], [1.0]), Graded([4.0, 5.0], [1, 3], [2.0, 0.0])]
+    assert graded([one, Side(["x", "y"])]) == []
+
+
+@pytest.mark.parametrize(
+    ("reward", "quality", "raised"), [(1.0, -0.3, True), (1.0, 0.3, False), (-1.0, -0.3, False), (0.0, -0.3, False)]
+)
+def test_reward_and_quality_part_where_one_rises_and_the_other_falls(
+    reward: float, quality: float, raised: bool
+) -> None:
+    rng = random.Random(4)
+    one, other = (
+        Side(texts(seed), [by[0] + rng.gauss(0, 0.2) for _ in range(N)], [by[1] + rng.gauss(0, 0.2) for _ in range(N)])
+        for seed, by in ((1, (quality, reward)), (2, (0.0, 0.0)))
+    )
+    row = audit(PROMPTS, one, other)["flags"]["reward_parts_from_quality"]
+    assert row["raised"] is raised and row["value"] == pytest.approx(-quality, abs=0.15)
+
+
+def test_rows_to_look_at_are_the_highest_rewards_and_the_widest_partings() -> None:
+    rewards, quality = [float(place) for place in range(N)], [float(place) for place in range(N)]
+    quality[7] = 1000.0
+    found = audit(PROMPTS, Side(texts(1), quality, rewards), Side(texts(2), quality, rewards))
+    assert [row["prompt"] for row in found["highest_reward"]] == [f"Question {N - 1 - place}?" for place in range(10)]
+    first = found["highest_reward"][0]
+    assert first == {
+        "prompt": PROMPTS[-1], "response": texts(1)[-1], "reward": 59.0, "quality": 59.0, "baseline": texts(2)[-1],
+    }  # fmt: skip
+    assert found["parting"][0]["prompt"] == PROMPTS[7]
+    assert found["parting"][0]["rank_difference"] == pytest.approx(7 / 59 - 1)
+
+
+def test_means_over_quantiles_of_sqrt_kl() -> None:
+    kl = [float(place * place) for place in range(10)]
+    kl[0] = -1.0  # an estimate may be below 0
+    found = by_kl(Side(["x"] * 10, [1.0] * 5 + [0.0] * 5, [float(place) for place in range(10)], kl))
+    assert [row["sqrt_kl"] for row in found] == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5])
+    assert [row["reward"] for row in found] == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5])
+    assert [row["quality"] for row in found] == pytest.approx([1, 1, 0.5, 0, 0])
+    assert [row["n"] for row in found] == [2] * 5
+    assert by_kl(Side(["x"])) == []
+
+
+def test_length_matched_wins_are_those_of_answers_of_like_length() -> None:
+    alike = [f"{text[:-1]} more." for text in texts(1, 30)]
+    candidate = Side([*alike[:20], *LONGER[20:]])
+    baseline = Side([*texts(1, 30)[:20], *texts(1)[20:]])
+    won: list[float | None] = [0.0] * 15 + [1.0] * 4 + [None] + [1.0] * 40
+    found = audit(PROMPTS, candidate, baseline, outcomes=won)["length_matched"]
+    assert (found["wins"], found["losses"], found["failed"], found["n"]) == (4, 15, 1, 19)
+    assert audit(PROMPTS, candidate, baseline)["length_matched"] is None
+
+
+def test_the_audit_is_json() -> None:
+    one, other = (rewarded(lambda text, quality: math.pi, *mixed(seed)) for seed in range(2))
+
+    json.dumps(audit(PROMPTS, one, other), allow_nan=False)
