@@ -52,14 +52,14 @@ COMMANDS = {
     "--rollout plain --device cpu",
 }
 VARYING = ("seconds", "time/", "memory/", "peak_")  # how the keys begin of what no two runs share
-gate: Path | None = None  # while there is a file of this name, `judge` waits from its second call on
+gate: Path | None = None  # while there is a file of this name, `judge` waits in the second iteration
 judged: list[int] = []
 
 
 def judge(_prompts: list[str], responses: list[str]) -> list[float]:
     """A verifiable reward; it holds its process in the middle of PPO's second iteration for as long as is asked."""
     judged.append(1)
-    if gate is not None and len(judged) > 1:
+    if gate is not None and len(judged) > 2:  # the first iteration has its fixed prompts judged too
         gate.with_suffix(".reached").touch()
         while gate.exists():
             time.sleep(0.01)

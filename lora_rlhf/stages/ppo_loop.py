@@ -27,6 +27,7 @@ from lora_rlhf.stages.decoding import PLAIN, Decoding, asked_for, choose_engine,
 from lora_rlhf.stages.learning import NotFinite
 from lora_rlhf.stages.loop import TrainingLoop
 from lora_rlhf.stages.rollout import Judge, Rollout, act, collect, describe
+from lora_rlhf.stages.samples import FIXED, of_policy
 from lora_rlhf.stages.session import (
     batches,
     generation_pieces,
@@ -39,7 +40,6 @@ from lora_rlhf.stages.session import (
 from lora_rlhf.stages.update import Learner, Learning, Targets, targets
 from lora_rlhf.stages.worst_case import rehearse
 
-FIXED_PROMPTS = 8  # whose responses are recorded over time
 # Largest difference of log-probabilities that is still "the same policy" before the first update. On a CPU only the
 # order of summation differs; on a GPU passes with and without gradients run different 4-bit kernels in 16 bits.
 TOLERANCE = {"cpu": 1e-4, "cuda": 0.25}
@@ -102,7 +102,7 @@ class PPOLoop:
     def run(self) -> dict[str, Any]:
         """All iterations that are left; returns what the manifest says of them."""
         config, model, iterations = self.config, self.model, self.config.iterations
-        fixed = [self.prompts[index] for index in pick_fixed(self.prompts, FIXED_PROMPTS)]
+        fixed = [self.prompts[index] for index in pick_fixed(self.prompts, FIXED)]
         reference = None if config.reference == "base" else model.adapter_state("sft")
         with self.loop.running():
             if (found := self.loop.resume()) is not None:
@@ -217,15 +217,14 @@ class PPOLoop:
         timed = {f"time/{name}": value for name, value in self.latest.items()}
         timed["time/tokens_per_s"] = metrics["rollout/length"] * self.config.batch_size / sum(self.latest.values())
         self.rows.append(metrics)
-        self.loop.log(self.done + 1, {**metrics, **timed, "memory/peak_gib": peak_gpu_gib() or peak_rss_gib()})
+        rows: list[dict[str, Any]] = []
         if self.done % self.config.sample_every == 0 or self.done == self.config.iterations - 1:
-            generator = torch.Generator().manual_seed(self.config.seed)
-            answers = act(self.config, self.model, fixed, generator, self.sampled, how=self.decoding)
-            firsts = answers[:: self.config.samples_per_prompt]
-            texts = [decode_response(self.model.tokenizer, answer.ids).strip() for answer in firsts]
-            asked = [prompt.prompt.messages[-1].content for prompt in fixed]
-            rows = [{"prompt": one, "response": other} for one, other in zip(asked, texts, strict=True)]
-            self.folder.sample(self.done + 1, rows)
+            figures, rows = of_policy(
+                self.config, self.model, self.judge, fixed, self.sampled, self.pieces, self.decoding
+            )
+            timed |= figures
+        self.loop.log(self.done + 1, {**metrics, **timed, "memory/peak_gib": peak_gpu_gib() or peak_rss_gib()})
+        self.folder.sample(self.done + 1, rows)
 
     def _results(self) -> dict[str, Any]:
         tail = self.rows[-TAIL:]

@@ -28,12 +28,14 @@ from lora_rlhf.stages.loop import TrainingLoop
 from lora_rlhf.stages.reward_report import held_out_report
 from lora_rlhf.stages.reward_scores import calibrate, ranking_sequences, require_same_after_reload, score_rankings
 from lora_rlhf.stages.rows import Split, limits_of, report_refusals, watched
+from lora_rlhf.stages.samples import RANKINGS, TIMES, of_reward
 from lora_rlhf.stages.session import (
     bring,
     cosine,
     epochs_of_batches,
     log,
     open_parent_base,
+    pick_fixed,
     require_context,
     seed_everything,
     training_pieces,
@@ -68,7 +70,8 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         folder.begin(describe_base(model), {"sft": sft}, data)
         pieces = training_pieces(config)
         order = epochs_of_batches(len(training), config.batch_size, config.epochs, rng)
-        _optimize(config, model, training, folder, order, pieces)
+        fixed = [validation[place] for place in pick_fixed(validation, RANKINGS)]
+        _optimize(config, model, training, fixed, folder, order, pieces)
         offset, sd = calibrate(config, model, examples, pieces)
         workers.from_main(lambda: model.save_role("reward", folder.path / ADAPTER))
         scores = score_rankings(model, validation, pieces, offset)
@@ -161,6 +164,7 @@ def _optimize(
     config: RewardConfig,
     model: SharedModel,
     training: Spool[EncodedRanking],
+    fixed: list[EncodedRanking],
     folder: StageFolder,
     order: list[list[int]],
     pieces: Pieces,
@@ -185,6 +189,8 @@ def _optimize(
                     advice = f"Lower --learning_rate ({config.learning_rate:g}) and go on with --allow_changes"
                     raise loop.broken(done + 1, error, [_shown(model, row) for row in batch], advice) from error
                 done += 1
+                if fixed and done % max(1, steps // TIMES) == 0:
+                    metrics |= of_reward(model, fixed, pieces)
                 loop.log(done, metrics)
                 bar.update()
                 bar.set_postfix(loss=f"{metrics['reward/loss']:.3f}", accuracy=f"{metrics['reward/accuracy']:.2f}")

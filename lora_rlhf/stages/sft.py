@@ -34,11 +34,13 @@ from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import NotFinite, RoleOptimizer
 from lora_rlhf.stages.loop import TrainingLoop
 from lora_rlhf.stages.rows import Split, limits_of, report_refusals, watched
+from lora_rlhf.stages.samples import FIXED, of_sft
 from lora_rlhf.stages.session import (
     bring,
     cosine,
     epochs_of_batches,
     generation_pieces,
+    pick_fixed,
     require_context,
     seed_everything,
     training_pieces,
@@ -140,7 +142,7 @@ class _Training:
                     self._take_step(optimizer, loop)
                     bar.update()
                     bar.set_postfix(loss=f"{self.loss:.3f}")
-                    if self.step % (steps // config.epochs) == 0 and self.validation:
+                    if self.step % (steps // config.epochs) == 0:
                         self._end_epoch(loop, pieces)
                     loop.boundary(self.step, steps)
 
@@ -168,7 +170,16 @@ class _Training:
         return {"loss": total}
 
     def _end_epoch(self, loop: TrainingLoop, pieces: Pieces) -> None:
-        """Measures the epoch on the validation examples, and keeps its adapter if it is the best so far."""
+        """Records answers to fixed prompts, and measures the epoch where something is held out."""
+        held = self.validation or self.examples
+        shown = [held[place] for place in pick_fixed(held, FIXED)]
+        figures, rows = of_sft(self.config, self.model, shown, generation_pieces(self.config))
+        loop.log(self.step, figures)
+        self.folder.sample(self.step, rows)
+        if self.validation:
+            self._compare_epoch(loop, pieces)
+
+    def _compare_epoch(self, loop: TrainingLoop, pieces: Pieces) -> None:
         loss = pieces.run(lambda size: _validation_loss(self.config, self.model, self.validation, size), "validation")
         figures = {"epoch": len(self.epochs) + 1, "loss": loss}
         if self.selector is not None:

@@ -53,12 +53,13 @@ def poisoned(function: Callable[..., Any], after: int, value: float) -> Callable
     return wrapped
 
 
-# (stage, module, function, calls that are good, what the message names); the rehearsal is the first call of an update
+# (stage, module, function, calls that are good, what the message names); the rehearsal is the first call of an update,
+# and the first iteration has its fixed prompts judged too
 PLACES = [
     ("sft", sft, "counted_logprobs", 3, "step 3: loss is not finite"),
     ("reward", reward, "response_scores", 9, "step 3: loss is not finite"),
-    ("ppo", rollout, "response_scores", 2, "iteration 3: score is not finite"),
-    ("ppo", rollout, "response_values", 2, "iteration 3: value is not finite"),
+    ("ppo", rollout, "response_scores", 3, "iteration 3: score is not finite"),
+    ("ppo", rollout, "response_values", 3, "iteration 3: value is not finite"),
     ("ppo", update, "response_logprobs", 9, "iteration 3: ppo/"),
     ("ppo", update, "response_values", 9, "iteration 3: ppo/"),
 ]

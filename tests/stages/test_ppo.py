@@ -3,7 +3,9 @@
 import gc
 import json
 import shutil
+import statistics
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ def test_policy_and_value_begin_as_exact_copies(
     observers.append(lambda _asked, _answered: seen.append({role: model.adapter_state(role) for role in roles}))
     settings = config(reward_function="stage_rewards:watched")
     ppo.train(settings, model)
-    start, second = seen
+    start, second = seen[0], seen[2]  # between them the samples, which are judged too
     assert same(start["sft"], read_adapter(parents / "sft" / "adapter")[1])
     assert same(start["reward"], read_adapter(parents / "reward" / "adapter")[1])
     assert same(start["policy"], start["sft"])
@@ -269,8 +271,8 @@ def test_learning_rates_warm_up(config: Config) -> None:
 
 
 def test_metrics_and_samples(config: Config) -> None:
-    settings = config(iterations=5, sample_every=2)
-    ppo.train(settings)
+    settings = config(iterations=5, sample_every=2, missing_eos_score=None)
+    model = ppo.train(settings)
     rows = rows_of(settings.run, "ppo")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     parts = {
@@ -293,6 +295,22 @@ def test_metrics_and_samples(config: Config) -> None:
     for step in (3, 5):
         assert [row["prompt"] for row in samples if row["step"] == step] == asked
     assert {row["step"] for row in samples} == {1, 3, 5}
+    for row in rows:
+        quick = {name: value for name, value in row.items() if name.startswith("samples/")}
+        assert bool(quick) is (row["step"] in (1, 3, 5))
+        mine = [one for one in samples if one["step"] == row["step"]]
+        if mine:
+            answers = [one["response"] for one in mine]
+            pairs = [pair for text in answers for pair in pairwise(text.split())]
+            assert quick["samples/length"] == pytest.approx(statistics.fmean(one["tokens"] for one in mine))
+            assert quick["samples/kl"] == pytest.approx(statistics.fmean(one["kl"] for one in mine), abs=1e-6)
+            assert quick["samples/distinct_2"] == pytest.approx(len(set(pairs)) / len(pairs))
+            assert 0 <= quick["samples/eos_rate"] <= 1 and quick["samples/entropy"] > 0
+            assert quick["samples/score"] == pytest.approx(statistics.fmean(one["score"] for one in mine), abs=1e-6)
+            assert all(
+                len(model.tokenizer.encode(one["response"].replace("\ufffd", ""))) <= one["tokens"] for one in mine
+            )
+    assert abs(rows[0]["samples/kl"]) > 1e-4, "after the first update"
 
 
 def storage_bytes(model: SharedModel) -> int:

@@ -240,6 +240,12 @@ def test_what_is_ranked_first_scores_highest_on_prompts_held_out(
     assert {"step", "reward/loss", "reward/accuracy", "reward/margin"} <= steps[0].keys()
     assert steps[-1]["reward/loss"] < 0.5 * steps[0]["reward/loss"]
     assert len(steps) == 6 * math.ceil(found["prompts"] / 8)
+    quick = [row for row in steps if "samples/accuracy" in row]
+    assert len(quick) == len(steps) // (len(steps) // 8)
+    last = quick[-1]
+    assert last["step"] == len(steps), "here the held-out rankings are few, and all of them are scored over time"
+    assert last["samples/accuracy"] == pytest.approx(found["accuracy"]["rate"])
+    assert last["samples/length_correlation"] == pytest.approx(found["length_correlation"], abs=1e-3)
 
 
 def test_shuffled_labels_stay_at_chance_on_prompts_held_out(

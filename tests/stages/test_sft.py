@@ -25,7 +25,7 @@ from torch.nn import functional
 from lora_rlhf.config import RewardConfig, SFTConfig
 from lora_rlhf.data.encode import Limits, encode_demonstrations
 from lora_rlhf.data.schema import Demonstration, Prompt, split_of
-from lora_rlhf.data.template import stop_ids
+from lora_rlhf.data.template import render_prompt, stop_ids
 from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import LoraSettings, read_adapter
 from lora_rlhf.model.shared import SharedModel
@@ -251,6 +251,28 @@ def test_the_best_epoch_is_kept_not_the_last(config: Config, tmp_path: Path) -> 
     held_out = [row for row in rows if is_held_out(row)]
     assert found["validation"] == len(held_out)
     assert mean_loss(model, held_out) == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_the_same_few_prompts_are_answered_after_each_epoch(config: Config) -> None:
+    settings = config(epochs=3, learning_rate=1e-2)
+    model = sft.train(settings)
+    samples = rows_of(settings.run, "sft", "samples.jsonl")
+    steps = sorted({row["step"] for row in samples})
+    asked = [[row["prompt"] for row in samples if row["step"] == step] for step in steps]
+    assert len(steps) == 3 and asked[0] == asked[1] == asked[2] and 0 < len(asked[0]) <= 8
+    metrics = {row["step"]: row for row in rows_of(settings.run, "sft") if "samples/length" in row}
+    assert sorted(metrics) == steps
+    for step in steps:
+        own = [row for row in samples if row["step"] == step]
+        assert metrics[step]["samples/length"] == pytest.approx(sum(row["tokens"] for row in own) / len(own))
+        assert all(row["tokens"] <= settings.max_response_tokens for row in own)
+    texts = [[row["response"] for row in samples if row["step"] == step] for step in steps]
+    assert texts[0] != texts[-1], "the model has changed"
+    assert all(prompt in {model.tokenizer.decode(ids) for ids in _prompts(model)} for prompt in asked[0])
+
+
+def _prompts(model: SharedModel) -> list[list[int]]:
+    return [render_prompt(model.tokenizer, Prompt.of(row["prompt"])) for row in DEMONSTRATIONS]
 
 
 def test_without_validation_the_last_epoch_is_kept(config: Config) -> None:
