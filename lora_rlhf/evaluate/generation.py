@@ -1,72 +1,51 @@
-"""What is compared: responses of one role to held-out prompts, and how far the policy's are from the reference."""
+"""What is compared: one response of every system to every prompt, all from one base in the same batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from lora_rlhf.algo.kl import k1, k3
-from lora_rlhf.algo.masking import masked_mean
-from lora_rlhf.config import EvaluateConfig
-from lora_rlhf.data.batches import pad_left, pad_right
+from lora_rlhf.data.answers import Answer
+from lora_rlhf.data.batches import answer_batch
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import decode_response, pad_id, stop_ids
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
-from lora_rlhf.model.generate import generate
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.model.forward import Sequences
+from lora_rlhf.model.generate import draw_seeds, generate_mixed
 from lora_rlhf.model.shared import SharedModel
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One response: its ids with the stop token where it `finished`, and its text without."""
-
-    ids: list[int]
-    text: str
-    finished: bool
-
-
-class PolicyKL(NamedTuple):
-    """`per_response`: k1 summed over each response, in nats. `k3_per_token`: mean over all tokens, in nats."""
-
-    per_response: list[float]
-    k3_per_token: float
-
-
 def respond(
-    config: EvaluateConfig, model: SharedModel, role: str, prompts: Sequence[EncodedPrompt], temperature: float
-) -> list[Answer]:
-    """One response of `role` to each prompt, from the configured seed: equal roles give equal responses."""
-    with model.role(role):
-        groups = generate(
+    config: EvaluateConfig,
+    model: SharedModel,
+    roles: Sequence[str],
+    prompts: Sequence[EncodedPrompt],
+    temperatures: Sequence[float],
+) -> list[list[Answer]]:
+    """One response of each role to each prompt, at the role's temperature: a list a role, in the prompts' order.
+
+    Seeds come from the configuration and are the same for every role: equal roles give equal responses. Roles of one
+    temperature share their batches; those of one role stand together, for they are of like length.
+    """
+    seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(prompts), 1)
+    found: list[list[Answer]] = [[] for _ in roles]
+    for temperature in dict.fromkeys(temperatures):
+        places = [place for place, own in enumerate(temperatures) if own == temperature]
+        groups = generate_mixed(
             model,
-            [prompt.prompt_ids for prompt in prompts],
+            [roles[place] for place in places for _ in prompts],
+            [prompt.prompt_ids for prompt in prompts] * len(places),
+            seeds * len(places),
             max_new_tokens=config.max_response_tokens,
             temperature=temperature,
             stop_ids=stop_ids(model.tokenizer),
-            generator=torch.Generator().manual_seed(config.seed),
             batch_size=config.generation_batch_size,
         )
-    return [Answer(r.ids, decode_response(model.tokenizer, r.ids).strip(), r.finished) for (r,) in groups]
-
-
-@torch.no_grad()
-def policy_kl(
-    model: SharedModel, reference: str, prompts: Sequence[EncodedPrompt], answers: Sequence[Answer], size: int
-) -> PolicyKL:
-    """KL of the policy from the `reference` role over the policy's own responses, sampled at temperature 1."""
-    batch = sequences_of(model, prompts, answers)
-    logprobs = []
-    for role in ("policy", reference):
-        with model.role(role):
-            logprobs.append(
-                in_micro_batches(lambda part: response_logprobs(model, part, entropy=False)[0], batch, size)
-            )
-    return PolicyKL(k1(*logprobs).sum(dim=1).tolist(), masked_mean(k3(*logprobs), batch.response_mask).item())
+        answers = [Answer(r.ids, decode_response(model.tokenizer, r.ids).strip(), r.finished) for (r,) in groups]
+        for number, place in enumerate(places):
+            found[place] = answers[number * len(prompts) : (number + 1) * len(prompts)]
+    return found
 
 
 def sequences_of(model: SharedModel, prompts: Sequence[EncodedPrompt], answers: Sequence[Answer]) -> Sequences:
     """Prompts and responses as padded tensors on the model's device."""
-    pad = pad_id(model.tokenizer)
-    left = pad_left([prompt.prompt_ids for prompt in prompts], pad)
-    return Sequences(*left, *pad_right([answer.ids for answer in answers], pad)).to(model.device)
+    return Sequences(*answer_batch(prompts, answers, pad_id(model.tokenizer))).to(model.device)

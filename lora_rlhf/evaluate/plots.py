@@ -64,9 +64,9 @@ def _plot_metric(axis: Axes, metrics: Sequence[Mapping[str, Any]], key: str) -> 
 
 
 def _plot_win_rates(axis: Axes, report: Mapping[str, Any]) -> None:
-    series = [("win_rate", "at temperature 1", LINE), ("win_rate_best_temperature", "each at its best", SECOND)]
+    series = [("win_rates", "at temperature 1", LINE), ("win_rates_best_temperature", "each at its best", SECOND)]
     present = [entry for entry in series if entry[0] in report]
-    pairs = list(report["win_rate"])
+    pairs = [pair for pair, rate in report["win_rates"].items() if rate["rate"] is not None]
     for number, (key, label, color) in enumerate(present):
         shift = 0.16 * (number - (len(present) - 1) / 2)
         rates = [report[key][pair] for pair in pairs]

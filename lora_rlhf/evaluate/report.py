@@ -1,34 +1,44 @@
-"""The evaluation of a run: every stage answers the same held-out prompts, and report.json says how they compare."""
+"""The evaluation: every system answers the same held-out prompts, and report.json says how they compare."""
 
 import dataclasses
 import logging
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from lora_rlhf.config import EvaluateConfig
-from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
+from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.disk import write_json, write_text
 from lora_rlhf.errors import UserError
-from lora_rlhf.evaluate.generation import Answer, policy_kl, respond
-from lora_rlhf.evaluate.judges import Gold, Judge, choose_judge, make_judge, prompt_text
-from lora_rlhf.evaluate.lineage import RunStages, find_stages, open_model
-from lora_rlhf.evaluate.metrics import by_group, distinct, eos_rate, mean_length, mean_scores, verdict, win_rates
+from lora_rlhf.evaluate.compare import compare_reports, require_comparable
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.evaluate.contest import Contest
+from lora_rlhf.evaluate.frozen import Frozen, open_frozen
+from lora_rlhf.evaluate.groups import categories_of, languages_of
+from lora_rlhf.evaluate.harness import load_tasks
+from lora_rlhf.evaluate.inputs import describe, encode, keep_lock, read_distinct, read_selection
+from lora_rlhf.evaluate.measuring import measure
+from lora_rlhf.evaluate.page import page
 from lora_rlhf.evaluate.plots import plot_report, read_metrics
+from lora_rlhf.evaluate.questions import answer_questions
 from lora_rlhf.evaluate.render import markdown, table
+from lora_rlhf.evaluate.schema import FORMAT, read_report, require_report
+from lora_rlhf.evaluate.scorers import Scorer, open_scorers
+from lora_rlhf.evaluate.sections import compute
 from lora_rlhf.evaluate.seen import find_seen, warning
+from lora_rlhf.evaluate.systems import Compared, find_systems, open_model
+from lora_rlhf.evaluate.verdict import verdict
+from lora_rlhf.judges.choose import choose_judge, open_judge
+from lora_rlhf.judges.records import Judge
+from lora_rlhf.judges.scores import ScoreJudge, gold_judge, prompt_text, reward_judge
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.probes.records import World
 from lora_rlhf.run import METRICS
 from lora_rlhf.settings import check
 
@@ -37,236 +47,225 @@ __all__ = ["evaluate", "table"]
 log = logging.getLogger("lora_rlhf")
 
 REPORT, PAGE, PICTURE, SAMPLES = "report.json", "report.md", "report.png", "evaluation_samples.jsonl"
-SAMPLED = 1.0  # the temperature that training is about
-FEWEST = 2  # prompts: one has no interval
+HTML = "report.html"
 
 
-@dataclass(frozen=True)
-class Answers:
-    """One stage's responses to all prompts at one temperature, and their scores."""
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What an evaluation is about, known before a model is loaded."""
 
-    answers: list[Answer]
-    scores: list[float]
-
-
-@dataclass
-class _Contest:
-    """Who writes, who judges, and how long both have taken."""
-
-    config: EvaluateConfig
-    model: SharedModel
-    judge: Judge
-    progress: tqdm
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def hold(self, role: str, prompts: Sequence[EncodedPrompt], temperature: float) -> Answers:
-        """One response of the role to each prompt, and its score."""
-        self.progress.set_postfix_str(f"{role} at temperature {temperature:g}")
-        with self.timed("evaluate_generation"):
-            answers = respond(self.config, self.model, role, prompts, temperature)
-        with self.timed("evaluate_judging"):
-            scores = self.judge(prompts, answers)
-        self.progress.update()
-        return Answers(answers, scores)
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.seconds[part] += time.monotonic() - started
+    compared: Compared
+    prompts: list[Prompt]
+    selection: list[Prompt]
+    judge: str
+    pairwise: Judge | None
+    world: World | None
+    frozen: Frozen
+    scorers: dict[str, Scorer]
+    tasks: dict[str, Any]
+    left_out: dict[str, str]
+    earlier: dict[str, Any] | None
+    sets: dict[str, Any]
+    seen: dict[str, Any]
 
 
-def evaluate(config: EvaluateConfig, model: SharedModel | None = None, gold: Gold | None = None) -> dict[str, Any]:
-    """Compares base, SFT model and policy over held-out prompts; writes RUN/report.json, .md, .png and the samples.
+def evaluate(config: EvaluateConfig, model: SharedModel | None = None, world: World | None = None) -> dict[str, Any]:
+    """Compares systems over held-out prompts; writes report.json, .html, .md, .png and the samples.
 
-    gold: an exact score of (prompt, response), which raises KeyError for a prompt that it does not know; without one
-    that applies, the run's reward model judges. UserError for a mistake of the user's, before anything is generated.
+    world: where the quality of answers is known exactly; it counts where it knows all of the prompts. UserError for a
+    mistake of the user's, before anything is generated.
     """
-    check(config)
-    _require_free(config)
-    stages = find_stages(config.run, config.sft, config.reward)
-    prompts = _read(config, config.prompts, "--prompts")
-    others = _read_others(config, prompts)
-    judge_name = choose_judge(config, stages, gold, [*prompts, *others])
-    seen = find_seen(stages, config.prompts, prompts)
-    if told := warning(seen):
-        log.warning("%s: %s", config.prompts, told)
-    model = open_model(stages, config.device, model, config.trust_remote_code)
-    encoded, counts = _encode(config, model, prompts)
-    selection = _encode(config, model, others)[0] if others else []
-    rounds = len(stages.writers) * (2 + len(config.temperatures) if selection else 1)
-    judge = make_judge(judge_name, config, stages, gold, model)
-    with tqdm(total=rounds, desc="evaluate", unit="round", disable=None) as progress:
-        contest = _Contest(config, model, judge, progress)
-        sampled = {role: contest.hold(role, encoded, SAMPLED) for role in stages.writers}
-        sweep = _sweep(contest, stages.writers, selection) if selection else {}
-        best = _at_best_temperature(contest, sweep, encoded, sampled)
-
-    report: dict[str, Any] = {
-        "config": dataclasses.asdict(config),
-        "stages": list(stages.writers),
-        "judge": judge_name,
-        "prompts": {**counts, "selection": len(selection)},
-        "training_data": seen,
-        **_compare(judge_name, sampled, sweep, best),
-        **_use_cases(encoded, sampled),
-    }
-    if stages.ppo is not None:
-        report["kl"] = _policy_kl(contest, stages, encoded, sampled["policy"].answers)
-    if stages.reward is not None:
-        report["reward"] = stages.reward.manifest["results"]
-    report["seconds"] = {**stages.seconds(), **{name: round(value, 2) for name, value in contest.seconds.items()}}
-    report |= {"peak_rss_gib": round(peak_rss_gib(), 3), "peak_gpu_gib": round(peak_gpu_gib(), 3)}
-    _write(Path(config.run), report, stages, _sample_rows(encoded, sampled, best))
+    plan = _plan(config, world)
+    model = open_model(plan.compared, config.device, model, config.trust_remote_code)
+    contest = _contest(config, plan, model)
+    with contest.progress:
+        contest.hold()
+        measured = measure(contest)
+        left_out: dict[str, str] = dict(plan.left_out)
+        found = compute(contest, measured, left_out)
+    contest.judge.close()
+    report = _report(config, plan, contest, found, left_out)
+    _write(Path(config.folder), report, plan, _sample_rows(contest))
     return report
 
 
-def _require_free(config: EvaluateConfig) -> None:
-    place = Path(config.run) / REPORT
+def _plan(config: EvaluateConfig, world: World | None) -> _Plan:
+    """Everything that can be at fault, in the order of what it costs to find out."""
+    check(config)
+    place = Path(config.folder) / REPORT
     if place.exists() and not config.overwrite:
         raise UserError(f"{place}: this run has been evaluated already; use --overwrite to replace its report")
+    earlier = None if config.compare is None else read_report(config.compare)
+    compared = find_systems(config)
+    prompts = read_distinct(config, config.prompts, "--prompts")
+    selection = read_selection(config, prompts)
+    categories_of(prompts, config.category)
+    sets = {"prompts": describe(config.prompts, prompts)}
+    keep_lock(config.prompts, sets["prompts"]["content_hash"], config.lock)
+    if config.selection_prompts is not None:
+        sets["selection"] = describe(config.selection_prompts, selection)
+    gold = None if world is None else world.gold
+    judge = choose_judge(config, config.run, compared.stages.reward, gold, [*prompts, *selection])
+    known = world if judge == "gold" or (world is not None and _knows(world, prompts)) else None
+    frozen = open_frozen(config, known)
+    scorers, no_scorers = open_scorers(config, known)
+    sets |= frozen.sets
+    if earlier is not None:
+        require_comparable(earlier, sets, judge, str(config.compare))
+    seen = find_seen(compared.stages, config.prompts, prompts)
+    if told := warning(seen):
+        log.warning("%s: %s", config.prompts, told)
+    tasks = load_tasks(config.lm_eval) if config.lm_eval else {}
+    pairwise = None
+    if judge not in ("gold", "reward"):
+        pairwise = open_judge(config, config.run, config.device, config.trust_remote_code)
+    left_out = frozen.left_out | no_scorers
+    return _Plan(
+        compared, prompts, selection, judge, pairwise, known, frozen, scorers, tasks, left_out, earlier, sets, seen
+    )
 
 
-def _read(config: EvaluateConfig, path: str, flag: str) -> list[Prompt]:
-    """The distinct prompts of a file: a prompt that comes twice is no second piece of evidence."""
-    prompts, refused = read_prompts(path, config.strict, config.format)
-    if summary := refused.summary():
-        log.warning("%s:\n%s", path, summary)
-    first: dict[str, Prompt] = {}
-    for prompt in prompts:
-        first.setdefault(prompt.key, prompt)
-    if again := len(prompts) - len(first):
-        log.warning("%s: %s left out that came before in it", path, counted(again, "prompt"))
-    if len(first) < FEWEST:
-        raise UserError(
-            f"{path}: {counted(len(first), 'distinct prompt')}, {flag} needs at least {FEWEST} for an interval"
-        )
-    return list(first.values())
+def _contest(config: EvaluateConfig, plan: _Plan, model: SharedModel) -> Contest:
+    prompts, counts = encode(config, model, plan.prompts)
+    plan.sets["prompts"] |= counts
+    selection: list[EncodedPrompt] = []
+    if plan.selection:
+        selection, counts = encode(config, model, plan.selection)
+        plan.sets["selection"] |= counts
+    asked = [encoded.prompt for encoded in prompts]
+    reward = _reward(config, plan, model)
+    return Contest(
+        config=config,
+        model=model,
+        compared=plan.compared,
+        judge=_judge(plan, reward),
+        reward=reward,
+        world=plan.world,
+        prompts=prompts,
+        selection=selection,
+        frozen=plan.frozen,
+        scorers=plan.scorers,
+        tasks=plan.tasks,
+        probe_prompts=plan.frozen.encode_probes(model, config.max_prompt_tokens),
+        categories=categories_of(asked, config.category),
+        languages=languages_of(asked),
+        progress=tqdm(desc="evaluate", unit="part", disable=None),
+    )
 
 
-def _read_others(config: EvaluateConfig, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that temperatures are chosen on; none of them may be among those that are reported."""
-    if config.selection_prompts is None:
-        return []
-    if not config.temperatures:
-        raise UserError("evaluate: temperatures is empty, so no best one can be chosen on the selection prompts")
-    others = _read(config, config.selection_prompts, "--selection_prompts")
-    reported = {prompt.key for prompt in prompts}
-    if shared := sum(prompt.key in reported for prompt in others):
-        raise UserError(
-            f"{config.selection_prompts}: {config.prompts} holds {counted(shared, 'prompt')} of it too; a temperature "
-            "chosen on the prompts that it is reported on would look better than it is. Give other prompts"
-        )
-    return others
+def _reward(config: EvaluateConfig, plan: _Plan, model: SharedModel) -> ScoreJudge | None:
+    """The first run's reward model: the judge, or what the judge is held against."""
+    stage = plan.compared.stages.reward
+    if stage is None:
+        return None
+    manifest = stage.manifest
+    return reward_judge(model, float(manifest["results"]["offset"]), config.micro_batch_size, str(manifest["id"]))
 
 
-def _encode(
-    config: EvaluateConfig, model: SharedModel, prompts: Sequence[Prompt]
-) -> tuple[list[EncodedPrompt], dict[str, int]]:
-    encoded, refused = encode_prompts(model.tokenizer, prompts, config.max_prompt_tokens)
-    if summary := refused.summary():
-        log.warning("%s", summary)
-    if len(encoded) < FEWEST:
-        raise UserError(
-            f"{counted(len(encoded), 'prompt')} left at max_prompt_tokens {config.max_prompt_tokens}, {FEWEST} are "
-            "needed: raise it"
-        )
-    return encoded, {"used": len(encoded), "refused": refused.count, "truncated": refused.truncated_prompts}
+def _judge(plan: _Plan, reward: ScoreJudge | None) -> Judge:
+    if plan.judge == "gold":
+        assert plan.world is not None
+        return gold_judge(plan.world.gold)
+    if plan.judge == "reward":
+        assert reward is not None
+        return reward
+    assert plan.pairwise is not None
+    return plan.pairwise
 
 
-def _sweep(
-    contest: _Contest, roles: Sequence[str], selection: Sequence[EncodedPrompt]
-) -> dict[str, dict[float, float]]:
-    """{role: {temperature: mean score}} over the selection prompts."""
-    sweep: dict[str, dict[float, float]] = {}
-    for role in roles:
-        held = {temperature: contest.hold(role, selection, temperature) for temperature in contest.config.temperatures}
-        sweep[role] = {temperature: sum(a.scores) / len(a.scores) for temperature, a in held.items()}
-    return sweep
+def _knows(world: World, prompts: Sequence[Prompt]) -> bool:
+    try:
+        for prompt in prompts:
+            world.qualities(prompt_text(prompt), "")
+    except KeyError:
+        return False
+    return True
 
 
-def _at_best_temperature(
-    contest: _Contest,
-    sweep: dict[str, dict[float, float]],
-    prompts: Sequence[EncodedPrompt],
-    sampled: dict[str, Answers],
-) -> dict[str, tuple[float, Answers]]:
-    """{role: (its best temperature of the sweep, its answers at that one)}; the first of equals is taken."""
-    best = {}
-    for role, means in sweep.items():
-        temperature = max(means, key=lambda t: means[t])
-        # The same seed at temperature 1 would give the same responses again.
-        same = temperature == SAMPLED
-        best[role] = (temperature, sampled[role] if same else contest.hold(role, prompts, temperature))
-    return best
-
-
-def _compare(
-    judge: str,
-    sampled: dict[str, Answers],
-    sweep: dict[str, dict[float, float]],
-    best: dict[str, tuple[float, Answers]],
+def _report(
+    config: EvaluateConfig, plan: _Plan, contest: Contest, found: dict[str, Any], left_out: dict[str, str]
 ) -> dict[str, Any]:
-    """Scores, win rates and the figures of each stage's text, as the report holds them."""
-    scores = {role: held.scores for role, held in sampled.items()}
-    found: dict[str, Any] = {"win_rate": win_rates(scores), judge: mean_scores(scores)}
-    if best:
-        best_scores = {role: held.scores for role, (_, held) in best.items()}
-        found |= {
-            "win_rate_best_temperature": win_rates(best_scores),
-            f"{judge}_best_temperature": mean_scores(best_scores),
-            "best_temperature": {role: temperature for role, (temperature, _) in best.items()},
-            "temperature_sweep": {role: {f"{t:g}": mean for t, mean in means.items()} for role, means in sweep.items()},
-        }
-    found["length"] = {role: mean_length(held.answers) for role, held in sampled.items()}
-    found["eos_rate"] = {role: eos_rate(held.answers) for role, held in sampled.items()}
-    texts = {role: [answer.text for answer in held.answers] for role, held in sampled.items()}
-    found["distinct"] = {role: {f"distinct_{n}": distinct(texts[role], n) for n in (1, 2)} for role in texts}
-    found["verdict"] = verdict(found["win_rate"], found.get("win_rate_best_temperature"))
-    return found
+    compared, base = plan.compared, plan.compared.stages.sft.manifest["base"]
+    if (chance := found.pop("chance", None)) is not None:
+        plan.sets["choices"]["chance"] = chance
+    failures = sum(won is None for outcomes in contest.outcomes.values() for won in outcomes)
+    report: dict[str, Any] = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": dataclasses.asdict(config),
+        "base": {name: base[name] for name in ("name", "source_hash", "quantization")},
+        "systems": {system.name: system.record() for system in compared.systems},
+        "candidate": compared.candidate,
+        "baseline": compared.baseline,
+        "judge": {**contest.judge.describe(), "failures": failures, "inconsistent": contest.inconsistent},
+        "sets": plan.sets,
+        "training_data": plan.seen,
+        **found,
+        "left_out": left_out,
+    }
+    report = _json(report)
+    pair = f"{compared.candidate}_vs_{compared.baseline}"
+    best = report.get("win_rates_best_temperature", {}).get(pair)
+    report["questions"] = answer_questions(report)
+    report["verdict"] = verdict(compared.candidate, compared.baseline, report["win_rates"].get(pair), best)
+    if plan.earlier is not None:
+        report["comparison"] = compare_reports(plan.earlier, report, str(config.compare))
+    seconds = {name: round(value, 2) for name, value in contest.seconds.items()}
+    report["seconds"] = {**compared.stages.seconds(), **seconds}
+    report |= {"peak_rss_gib": round(peak_rss_gib(), 3), "peak_gpu_gib": round(peak_gpu_gib(), 3)}
+    require_report(report)
+    return report
 
 
-def _use_cases(prompts: Sequence[EncodedPrompt], sampled: dict[str, Answers]) -> dict[str, Any]:
-    """Mean scores by the prompts' own label; empty where a prompt has none."""
-    found = [prompt.prompt.meta.get("use_case") for prompt in prompts]
-    cases = [case for case in found if isinstance(case, str)]
-    if len(cases) < len(prompts):
-        return {}
-    return {"by_use_case": by_group({role: held.scores for role, held in sampled.items()}, cases)}
-
-
-def _policy_kl(
-    contest: _Contest, stages: RunStages, prompts: Sequence[EncodedPrompt], answers: Sequence[Answer]
-) -> dict[str, Any]:
-    """KL of the policy from the role that its training held it to, in nats."""
-    reference = stages.ppo_config["reference"]
-    with contest.timed("evaluate_kl"):
-        kl = policy_kl(contest.model, reference, prompts, answers, contest.config.micro_batch_size)
-    means = mean_scores({"policy_reference": kl.per_response})
-    return {**means, "k3_per_token": kl.k3_per_token, "reference": reference}
-
-
-def _sample_rows(
-    prompts: Sequence[EncodedPrompt], sampled: dict[str, Answers], best: dict[str, tuple[float, Answers]]
-) -> Iterator[dict[str, Any]]:
+def _sample_rows(contest: Contest) -> Iterator[dict[str, Any]]:
     """One row a prompt with every response and score: enough to compute all win rates again."""
-    for i, prompt in enumerate(prompts):
+    compared = contest.compared
+    judge = contest.judge
+    outcomes = contest.outcomes[f"{compared.candidate}_vs_{compared.baseline}"]
+    scores: dict[str, list[float]] = {}
+    if isinstance(judge, ScoreJudge):
+        scores = {name: judge.scores(contest.prompts, held) for name, held in contest.answers.items()}
+    for i, prompt in enumerate(contest.prompts):
         row: dict[str, Any] = {
             "prompt": prompt_text(prompt.prompt),
             **prompt.prompt.meta,
-            "responses": {role: held.answers[i].text for role, held in sampled.items()},
-            "scores": {role: held.scores[i] for role, held in sampled.items()},
+            "responses": {name: held[i].text for name, held in contest.answers.items()},
+            "outcome": outcomes[i],
         }
-        if best:
-            row["responses_best_temperature"] = {role: held.answers[i].text for role, (_, held) in best.items()}
-            row["scores_best_temperature"] = {role: held.scores[i] for role, (_, held) in best.items()}
+        if contest.categories is not None:
+            row["category"] = contest.categories[i]
+        if scores:
+            row["scores"] = {name: own[i] for name, own in scores.items()}
+            row["margin"] = scores[compared.candidate][i] - scores[compared.baseline][i]
+        elif (won := outcomes[i]) is not None:
+            row["margin"] = won - 0.5
+        if contest.best_answers:
+            row["responses_best_temperature"] = {name: held[i].text for name, held in contest.best_answers.items()}
+            if isinstance(judge, ScoreJudge):
+                again = {n: judge.scores([prompt], [held[i]])[0] for n, held in contest.best_answers.items()}
+                row["scores_best_temperature"] = again
         yield row
 
 
-def _write(run: Path, report: dict[str, Any], stages: RunStages, samples: Iterator[dict[str, Any]]) -> None:
+def _write(folder: Path, report: dict[str, Any], plan: _Plan, samples: Iterator[dict[str, Any]]) -> None:
     """The report itself last: where it is, everything is."""
-    write_jsonl(run / SAMPLES, samples)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = list(samples)
+    write_jsonl(folder / SAMPLES, rows)
+    stages = plan.compared.stages
     metrics = [] if stages.ppo is None else read_metrics(stages.ppo.folder / METRICS)
-    plot_report(report, metrics, stages.ppo_config.get("kl_target"), run / PICTURE)
-    write_text(run / PAGE, markdown(report))
-    write_json(run / REPORT, report)
+    plot_report(report, metrics, stages.ppo_config.get("kl_target"), folder / PICTURE)
+    write_text(folder / HTML, page(report, rows))
+    write_text(folder / PAGE, markdown(report))
+    write_json(folder / REPORT, report)
+
+
+def _json(value: Any) -> Any:
+    """Figures and other named tuples as objects, and numbers that JSON cannot write as null."""
+    if hasattr(value, "_asdict"):
+        return _json(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

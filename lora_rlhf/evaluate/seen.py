@@ -9,7 +9,7 @@ from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import Source
 from lora_rlhf.errors import UserError
-from lora_rlhf.evaluate.lineage import RunStages
+from lora_rlhf.evaluate.systems import RunStages
 from lora_rlhf.run import CONFIG, Parent, data_hash
 from lora_rlhf.settings import read_yaml
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from evaluation_helpers import OFFSET, QUESTIONS
 
-from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import Limits, encode_demonstrations
 from lora_rlhf.data.schema import Demonstration, Prompt
-from lora_rlhf.evaluate.generation import Answer, sequences_of
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.evaluate.generation import sequences_of
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.open import describe_base

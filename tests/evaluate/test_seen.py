@@ -10,8 +10,8 @@ import pytest
 from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluate import seen
-from lora_rlhf.evaluate.lineage import RunStages
 from lora_rlhf.evaluate.seen import find_seen, warning
+from lora_rlhf.evaluate.systems import RunStages
 from lora_rlhf.run import Parent
 from lora_rlhf.settings import to_yaml
 

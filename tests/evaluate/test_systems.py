@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from lora_rlhf.errors import UserError
-from lora_rlhf.evaluate.lineage import find_stages, open_model
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.evaluate.systems import Compared, find_stages, find_systems, open_model
 from lora_rlhf.model.shared import SharedModel
 
 
@@ -19,12 +20,17 @@ def edit(manifest: Path, **changes: Any) -> None:
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
 
 
+def systems_of(run: Path, *others: Path, **changes: Any) -> Compared:
+    names = tuple(str(other) for other in others)
+    return find_systems(EvaluateConfig(run=str(run), other_runs=names, prompts="p.jsonl", **changes))
+
+
 def test_what_is_there_is_used(make_run: Callable[..., Path]) -> None:
     whole = find_stages(str(make_run("whole")))
-    assert whole.writers == ("base", "sft", "policy") and whole.reward is not None
+    assert whole.ppo is not None and whole.reward is not None
     assert whole.ppo_config["kl_target"] == 2.0 and set(whole.seconds()) == {"sft", "reward", "ppo"}
     early = find_stages(str(make_run("early", policy=None, reward=False)))
-    assert early.writers == ("base", "sft") and early.reward is None and early.ppo_config == {}
+    assert early.ppo is None and early.reward is None and early.ppo_config == {}
 
 
 def test_without_an_sft_stage_the_way_out_is_named(tmp_path: Path) -> None:
@@ -155,13 +161,63 @@ def test_another_base_is_refused_with_what_differs(
     for stage in ("sft", "reward"):
         edit(run / stage / "manifest.json", base=base | {"source_hash": "0"})
     with pytest.raises(UserError, match="trained on another base"):
-        open_model(find_stages(str(run)), "cpu", trained)
+        open_model(systems_of(run), "cpu", trained)
 
 
 def test_a_model_is_opened_with_the_saved_adapters(make_run: Callable[..., Path], trained: SharedModel) -> None:
-    model = open_model(find_stages(str(make_run())), "cpu", None)
+    model = open_model(systems_of(make_run()), "cpu", None)
     assert set(model.roles) == {"base", "sft", "reward", "policy"}
     for role in ("sft", "reward", "policy"):
         saved, loaded = trained.adapter_state(role), model.adapter_state(role)
         assert all(torch.equal(saved[name], loaded[name]) for name in saved)
-    assert open_model(find_stages(str(make_run())), "cpu", model) is model
+    assert open_model(systems_of(make_run()), "cpu", model) is model
+
+
+def test_systems_of_one_run(make_run: Callable[..., Path]) -> None:
+    whole, early = systems_of(make_run("whole")), systems_of(make_run("early", policy=None))
+    assert whole.names == ("base", "sft", "policy") and (whole.candidate, whole.baseline) == ("policy", "sft")
+    assert list(whole.pairs) == ["policy_vs_sft", "policy_vs_base", "sft_vs_base"]
+    assert [system.reference for system in whole.systems] == ["sft", "sft", "sft"]
+    assert early.names == ("base", "sft") and (early.candidate, early.baseline) == ("sft", "base")
+    assert list(early.pairs) == ["sft_vs_base"] and early.pairs["sft_vs_base"] == ("sft", "base")
+    assert [s.reference for s in systems_of(make_run("free", reference="base")).systems] == ["base"] * 3
+
+
+def test_other_runs_bring_their_systems_under_their_names(make_run: Callable[..., Path]) -> None:
+    first, second = make_run("first"), make_run("second")
+    found = systems_of(first, second, candidate="second:policy", baseline="policy")
+    assert found.names == ("base", "sft", "policy", "second:sft", "second:policy")
+    assert {name: found.pairs[name] for name in found.pairs}["second:policy_vs_policy"] == ("second:policy", "policy")
+    assert all(set(pair) & {"second:policy", "policy"} for pair in found.pairs.values()) and len(found.pairs) == 7
+    roles = {system.name: (system.role, system.reference) for system in found.systems}
+    assert roles["second:policy"] == ("other1_policy", "other1_sft") and roles["policy"] == ("policy", "sft")
+    model = open_model(found, "cpu", None)
+    assert {"policy", "other1_sft", "other1_policy"} <= set(model.roles)
+
+
+def test_a_stage_that_two_runs_share_is_one_system(make_run: Callable[..., Path]) -> None:
+    first = make_run("first")
+    second = make_run("second", sft=str(first / "sft"))
+    found = systems_of(first, second)
+    assert found.names == ("base", "sft", "policy", "second:policy")
+    assert found.systems[-1].reference == "sft", "its reference is the role that plays the shared stage"
+
+
+def test_systems_that_cannot_be_compared_are_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = make_run("first"), make_run("second")
+    mistakes = [
+        ({"candidate": "polices"}, "--candidate 'polices' is none of the systems: base, sft, policy"),
+        ({"baseline": "policy"}, "candidate and baseline are both 'policy'"),
+    ]
+    for changes, message in mistakes:
+        with pytest.raises(UserError, match=message):
+            systems_of(first, **changes)
+    (tmp_path / "else").mkdir()
+    twin = shutil.copytree(second, tmp_path / "else/second")
+    with pytest.raises(UserError, match="another of the runs is called 'second' too"):
+        systems_of(first, second, twin)
+    base = json.loads((second / "sft/manifest.json").read_text())["base"]
+    for stage in ("sft", "reward", "ppo"):
+        edit(second / stage / "manifest.json", base=base | {"source_hash": "f" * 64})
+    with pytest.raises(UserError, match=f"not trained on the same base: source_hash '{base['source_hash']}' and 'ffff"):
+        systems_of(first, second)

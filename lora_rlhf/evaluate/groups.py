@@ -1,0 +1,109 @@
+"""Prompts in groups, by category and by language, and whether failures gather in some of them."""
+
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lora_rlhf.algo.preference import by_category
+from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.schema import Prompt
+from lora_rlhf.errors import UserError
+
+log = logging.getLogger("lora_rlhf")
+
+USUAL_CATEGORIES = ("category", "use_case")
+USUAL_LANGUAGES = ("language", "lang")
+NONE = "(none)"
+FEWEST_OF_GROUP = 10  # prompts: with fewer, an interval says nothing
+MOST_GROUPS = 50
+NUM_SHUFFLES = 2000
+SHUFFLING_SEED = 0
+
+
+def categories_of(prompts: Sequence[Prompt], column: str | None) -> list[str] | None:
+    """Each prompt's category, "(none)" without one; None where no column was asked for and there is none.
+
+    UserError for a column that was asked for and is not there, is empty everywhere, or has more than 50 values.
+    """
+    found = _column(prompts, [column] if column else USUAL_CATEGORIES)
+    if found is None:
+        if column is None:
+            return None
+        present = sorted({name for prompt in prompts for name in prompt.meta})
+        held = f"the columns are: {', '.join(present)}" if present else "the prompts have no columns of their own"
+        if column in present:
+            held = f"the column is empty for all {counted(len(prompts), 'prompt')}"
+        raise UserError(f"--category {column}: {held}")
+    if len(set(found)) > MOST_GROUPS:
+        if column is None:
+            return None
+        raise UserError(f"--category {column}: {len(set(found))} different values, more than {MOST_GROUPS} are no help")
+    if empty := found.count(NONE):
+        log.warning("%s of %d have no category and are reported as %s", counted(empty, "prompt"), len(found), NONE)
+    return found
+
+
+def languages_of(prompts: Sequence[Prompt]) -> list[str]:
+    """Each prompt's language: of its column language or lang; else the script that it is written in (LATIN, CJK)."""
+    return _column(prompts, USUAL_LANGUAGES) or [_script(prompt.messages[-1].content) for prompt in prompts]
+
+
+def clusters(failed: Sequence[float | None], labels: Sequence[str]) -> dict[str, Any] | None:
+    """Whether failures gather in some groups: {p, worst, rate, overall, n, groups}; None for fewer than two groups.
+
+    failed: 1 where the prompt failed, 0 where not, None where not known. p: the share of 2,000 random relabelings whose
+    chi-squared statistic over groups and failures is as large (a permutation test). Groups of under ten prompts are
+    left out. `worst` has the highest rate of failures.
+    """
+    known = [i for i, value in enumerate(failed) if value is not None]
+    there = {k: [i for i in rows if failed[i] is not None] for k, rows in by_category(labels).items()}
+    there = {label: rows for label, rows in there.items() if len(rows) >= FEWEST_OF_GROUP}
+    if len(there) < 2 or not known:
+        return None
+    rows = torch.tensor([i for members in there.values() for i in members])
+    values = torch.tensor([float(failed[i] or 0.0) for i in rows.tolist()], dtype=torch.float64)
+    places = torch.repeat_interleave(torch.arange(len(there)), torch.tensor([len(m) for m in there.values()]))
+    generator = torch.Generator().manual_seed(SHUFFLING_SEED)
+    observed = _spread(values, places)
+    shuffled = [_spread(values[torch.randperm(len(values), generator=generator)], places) for _ in range(NUM_SHUFFLES)]
+    as_large = sum(other >= observed - 1e-12 for other in shuffled)
+    rates = {label: sum(failed[i] or 0.0 for i in members) / len(members) for label, members in there.items()}
+    worst = max(rates, key=lambda label: rates[label])
+    return {
+        "p": (as_large + 1) / (NUM_SHUFFLES + 1),
+        "worst": worst,
+        "rate": rates[worst],
+        "n": len(there[worst]),
+        "overall": values.mean().item(),
+        "groups": len(there),
+    }
+
+
+def _spread(values: torch.Tensor, places: torch.Tensor) -> float:
+    """The chi-squared statistic's part that depends on the labels: squared distances of group means, by size."""
+    sizes = torch.bincount(places).double()
+    means = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, places, values) / sizes
+    return (sizes * (means - values.mean()) ** 2).sum().item()
+
+
+def _column(prompts: Sequence[Prompt], names: Sequence[str]) -> list[str] | None:
+    """The first of these columns that holds anything."""
+    for name in names:
+        found = [_label(prompt.meta.get(name)) for prompt in prompts]
+        if any(label != NONE for label in found):
+            return found
+    return None
+
+
+def _label(value: Any) -> str:
+    return str(value).strip() or NONE if isinstance(value, str | int | bool) else NONE
+
+
+def _script(text: str) -> str:
+    """The commonest script among a text's letters, by the first word of their Unicode names."""
+    scripts = Counter(unicodedata.name(letter, NONE).split()[0] for letter in text if letter.isalpha())
+    return scripts.most_common(1)[0][0] if scripts else NONE

@@ -1,0 +1,93 @@
+"""A role of the shared model as EleutherAI's harness sees one. Imports `lm_eval`, which not everybody has installed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from lora_rlhf.data.batches import pad_left, pad_right
+from lora_rlhf.data.template import encode_text, leading_bos, pad_id, stop_ids
+from lora_rlhf.model.forward import Sequences, best_and_logprobs, in_micro_batches
+from lora_rlhf.model.generate import generate
+from lora_rlhf.model.shared import SharedModel
+
+CONTEXT = 2048  # tokens, where the model does not say
+NEW_TOKENS = 256  # of a generated answer, where the task does not say
+
+
+class HarnessModel(TemplateLM):
+    """Answers the harness's three questions from one role; texts are plain, as the harness writes them."""
+
+    def __init__(self, model: SharedModel, role: str, size: int) -> None:
+        super().__init__()
+        self.tokenizer = model.tokenizer
+        self._model, self._role, self._size = model, role, size
+        self._context = getattr(model.config, "max_position_embeddings", None) or CONTEXT
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has nothing before it."""
+        return next(iter(leading_bos(self.tokenizer)), self.eot_token_id)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        before = [] if add_special_tokens is False else leading_bos(self.tokenizer)
+        return [*before, *encode_text(self.tokenizer, string)]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """(log-probability of the continuation, whether each of its tokens is the most probable one) of each request.
+
+        A context that is too long loses its beginning.
+        """
+        pairs = [(context[-max(1, self._context - len(rest)) :], rest) for _, context, rest in requests]
+        if not pairs:
+            return []
+        pad = pad_id(self.tokenizer)
+        left, right = pad_left([one for one, _ in pairs], pad), pad_right([two for _, two in pairs], pad)
+        batch = Sequences(*left, *right).to(self._model.device)
+        with torch.no_grad(), self._model.role(self._role):
+            found = in_micro_batches(
+                lambda part: torch.stack(best_and_logprobs(self._model, part), -1), batch, self._size
+            )
+        greedy = (found[..., 0] == batch.response_ids) | ~batch.response_mask
+        sums = found[..., 1].double().sum(dim=1).tolist()
+        return list(zip(sums, greedy.all(dim=1).tolist(), strict=True))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts, in windows of the model's context."""
+        sums = []
+        for request in requests:
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self._context - 1, 1)
+            parts = [(None, *make_disjoint_window(window)) for window in windows]
+            sums.append(sum(value for value, _ in self._loglikelihood_tokens(parts)))
+        return sums
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to the first of each request's stop strings; at temperature 0 unless the task samples."""
+        answers = []
+        for request in requests:
+            context, asked = request.args
+            settings = normalize_gen_kwargs(asked, NEW_TOKENS)
+            until, new = settings["until"], min(int(settings["max_gen_toks"]), self._context - 1)
+            with self._model.role(self._role):
+                ((response,),) = generate(
+                    self._model,
+                    [self.tok_encode(context)[-(self._context - new) :]],
+                    max_new_tokens=new,
+                    temperature=float(settings["temperature"]) if settings["do_sample"] else 0.0,
+                    stop_ids=stop_ids(self.tokenizer),
+                    generator=torch.Generator().manual_seed(0),
+                    batch_size=self._size,
+                )
+            text = self.tokenizer.decode(response.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            answers.append(postprocess_generated_text(text, until, None))
+        return answers
