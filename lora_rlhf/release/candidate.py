@@ -1,0 +1,137 @@
+"""Which system of a report a name stands for, and whether its run on disk is still what was evaluated."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.manifest import FINISHED, MANIFEST, read_manifest
+from lora_rlhf.release.policy import Policy
+from lora_rlhf.run import adapter_hash
+from lora_rlhf.untrusted import is_number, shown
+
+REPORT = "report.json"
+STAGES = {"sft": "sft", "policy": "ppo"}  # {role: the stage that makes it}
+AGAIN = "evaluate again with --overwrite"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What was asked for: a system by its name in the report, or the role of a run folder."""
+
+    text: str
+    run: Path | None
+    role: str | None
+
+    @classmethod
+    def of(cls, text: str) -> "Named":
+        """`RUN` and `RUN:policy` are run folders where there is such a folder; all else is a system's name."""
+        folder, _, role = text.rpartition(":")
+        if folder and role in ("base", *STAGES) and Path(folder).is_dir():
+            return cls(text, Path(folder), role)
+        return cls(text, Path(text) if Path(text).is_dir() else None, None)
+
+
+@dataclass(frozen=True)
+class System:
+    """A system of the report beside what is on disk of it now. The base has no stage."""
+
+    name: str
+    run: Path
+    stage: str | None
+    id: str | None
+    adapter: str | None  # sha256
+    is_compared: bool  # whether the report holds its adapter's hash, too
+
+    def record(self) -> dict[str, Any]:
+        """What a gate's record says of it. The run by its folder's name: a record travels."""
+        return {"system": self.name, "run": self.run.resolve().name, "stage": self.stage, "id": self.id} | {
+            "adapter_sha256": self.adapter,
+            "adapter_compared": self.is_compared,
+        }
+
+
+def find_report(named: Named, report: str | None) -> Path:
+    """The report to judge by. UserError when none is named and the candidate names no run."""
+    if report is not None:
+        return Path(report) / REPORT if Path(report).is_dir() else Path(report)
+    if named.run is None:
+        raise UserError(
+            f"gate: candidate {named.text!r} is no run folder, so the report must be named: --report RUN/{REPORT}, or "
+            f"--candidate RUN:{named.text}"
+        )
+    return named.run / REPORT
+
+
+def find_system(named: Named, report: dict[str, Any], place: Path) -> System:
+    """The system that a name stands for. UserError for none, for a run that is not there, and for one made anew."""
+    systems = report["systems"]
+    name = named.text if named.run is None or named.text in systems else _of_run(named, systems, place)
+    if name not in systems:
+        raise UserError(f"{place}: {name!r} is not among its systems: {', '.join(systems)}")
+    recorded = systems[name]
+    run = named.run or _run_of(name, recorded, place)
+    if recorded["stage"] is None:
+        return System(name, run, None, None, None, False)
+    folder = run / recorded["stage"]
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder}: {name} of {place} was evaluated there and is not there now; name its folder: RUN:ROLE"
+        )
+    manifest = read_manifest(folder)
+    if manifest["status"] != FINISHED or manifest["id"] != recorded["id"]:
+        raise UserError(
+            f"{place} is stale: it is about the {recorded['stage']} stage {recorded['id']}, and {folder} holds "
+            f"{manifest['id']} ({manifest['status']}) now; {AGAIN}"
+        )
+    adapter, then = adapter_hash(folder), recorded.get("adapter_sha256")
+    if then is not None and then != adapter:
+        raise UserError(
+            f"{place} is stale: it is about an adapter with the sha256 {shown(then)}, and the one in {folder} "
+            f"has {adapter} now; {AGAIN}"
+        )
+    return System(name, run, recorded["stage"], manifest["id"], adapter, then is not None)
+
+
+def require_unseen(policy: Policy, report: dict[str, Any], place: Path) -> None:
+    """UserError when more of the report's prompts stand in training data than the policy lets pass, or nobody knows."""
+    data = report.get("training_data", {})
+    prompts, seen = data.get("prompts"), data.get("seen")
+    if is_number(prompts) and is_number(seen) and prompts > 0 and seen / prompts > policy.most_seen:
+        raise UserError(
+            f"{place}: {seen} of {prompts} prompts stand in training data, a share of {seen / prompts:.3g}; the policy "
+            f"allows {policy.most_seen:g} (seen_in_training: at_most): evaluate on prompts that were not trained on"
+        )
+    stages = data.get("stages", [])
+    unknown = [row.get("stage") for row in stages if isinstance(row, dict) and row.get("compared") != "all"]
+    if (unknown or not is_number(seen) or not is_number(prompts)) and not policy.passes_if_unknown:
+        what = f"of {', '.join(map(str, unknown))}" if unknown else "of this report"
+        raise UserError(
+            f"{place}: whether its prompts were trained on is not known for all training data {what}; put the data "
+            "where the manifests say and evaluate again, or write unknown: pass under seen_in_training in the policy"
+        )
+
+
+def _of_run(named: Named, systems: dict[str, Any], place: Path) -> str:
+    """The name under which a run's stage stands in the report: by its id, or else by the run's name."""
+    assert named.run is not None
+    roles = [named.role] if named.role else [role for role in ("policy", "sft") if (named.run / STAGES[role]).is_dir()]
+    if not roles:
+        raise UserError(f"{named.run}: holds neither a ppo nor an sft stage; name a run folder, or RUN:sft")
+    role = roles[0]
+    folder = named.run / STAGES.get(role, role)
+    here = read_manifest(folder)["id"] if role in STAGES and (folder / MANIFEST).is_file() else None
+    for name, system in systems.items():
+        if here is not None and system["id"] == here and system["stage"] == STAGES[role]:
+            return str(name)
+    is_first = place.resolve().parent == named.run.resolve()
+    other = f"{named.run.resolve().name}:{role}"
+    return other if other in systems or not (is_first or role == "base") else role
+
+
+def _run_of(name: str, recorded: dict[str, Any], place: Path) -> Path:
+    """Where the run of a system is: beside the report, or else where the report says."""
+    own, _, role = name.rpartition(":")
+    beside = place.parent.parent / own if own else place.parent
+    is_there = (beside / STAGES.get(role, role) / MANIFEST).is_file()
+    return beside if is_there else Path(recorded["run"])

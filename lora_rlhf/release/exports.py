@@ -1,0 +1,41 @@
+"""Whether a folder is a finished export, and which trained stage it was made from."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.manifest import ID, OBJECT, TEXT
+from lora_rlhf.untrusted import read_object, require, shown
+
+MANIFEST = "export.json"
+WAY_OUT = "name a folder that `lora-rlhf export` wrote"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished export. `id` and `adapter`: of the stage that it was made from. `sha256`: of its manifest."""
+
+    folder: Path
+    id: str
+    adapter: str
+    sha256: str
+
+
+def read_export(folder: Path) -> Export:
+    """The export in a folder; its manifest is written last, so where it is, everything is. UserError for none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder; {WAY_OUT}")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: holds no finished export ({MANIFEST} is not there); {WAY_OUT}")
+    manifest = read_object(path, WAY_OUT)
+    try:
+        require(manifest, {"source": OBJECT, "files": OBJECT})
+        require(manifest["source"], {"id": ID, "adapter_sha256": TEXT}, "source.")
+        if gone := [name for name in manifest["files"] if not (folder / name).is_file()]:
+            raise ValueError(f"{shown(gone[0])} is not there any more")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {WAY_OUT}") from error
+    source = manifest["source"]
+    return Export(folder, source["id"], source["adapter_sha256"], hashlib.sha256(path.read_bytes()).hexdigest())
