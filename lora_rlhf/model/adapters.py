@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.disk import new_folder
 from lora_rlhf.errors import UserError
+from lora_rlhf.model import lora_linear
 from lora_rlhf.model.adapter_folder import CONFIG, WAY_OUT, WEIGHTS, layer_of, read_config, read_weights, target_of
-from lora_rlhf.model.heads import SCORE
+from lora_rlhf.model.heads import SCORE, init_score, score_of
 from lora_rlhf.untrusted import shown
 
 ALL_LINEAR = "all-linear"
@@ -91,6 +93,36 @@ def parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
     return found
 
 
+def put_state(parameters: dict[str, nn.Parameter], state: dict[str, Tensor]) -> None:
+    """Put tensors into the parameters of these names, bit for bit. ValueError, with nothing changed, on a misfit."""
+    missing, unknown = parameters.keys() - state.keys(), state.keys() - parameters.keys()
+    if missing or unknown:
+        raise ValueError(
+            f"{len(missing)} tensors missing {sorted(missing)[:2]}, {len(unknown)} unknown {sorted(unknown)[:2]}"
+        )
+    for name, parameter in parameters.items():
+        if state[name].shape != parameter.shape:
+            raise ValueError(f"{name} is {tuple(state[name].shape)}, expected {tuple(parameter.shape)}")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(state[name])
+
+
+def add(causal: PreTrainedModel, peft: PeftModel | None, role: str, config: LoraConfig, head: bool) -> PeftModel:
+    """The base with one adapter more, or its first, and a new score head if asked. Flags and modes are PEFT's then."""
+    complete(config, head, causal.name_or_path)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property that is being renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        if peft is None:
+            peft = PeftModel(causal, config, adapter_name=role)
+        else:
+            peft.add_adapter(role, config)
+    lora_linear.install(peft)
+    if layer := score_of(causal, role):
+        init_score(layer)
+    return peft
+
+
 def complete(config: LoraConfig, head: bool, base_name: str) -> None:
     """Says in the configuration what kind of adapter it is, and on which base."""
     # The task type is what plain PEFT picks the class by, when somebody loads the folder elsewhere.
@@ -161,9 +193,14 @@ def _layers(causal: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int] | No
 def write_adapter(folder: Path, config: LoraConfig, state: dict[str, Tensor]) -> None:
     """Write a PEFT folder whole or not at all; an older folder of that name goes away. OSError where it cannot be."""
     with new_folder(folder) as temporary:
-        save_tensors(temporary / WEIGHTS, state)
-        config.inference_mode = True  # PEFT's mark of a finished adapter: it loads frozen
-        config.save_pretrained(str(temporary))
+        write_adapter_files(temporary, config, state)
+
+
+def write_adapter_files(folder: Path, config: LoraConfig, state: dict[str, Tensor]) -> None:
+    """Write the two files of an adapter into a folder. OSError where they cannot be."""
+    save_tensors(folder / WEIGHTS, state)
+    config.inference_mode = True  # PEFT's mark of a finished adapter: it loads frozen
+    config.save_pretrained(str(folder))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -70,7 +70,7 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     Errors: UserError for a name that leads nowhere, a folder without config, tokenizer or safetensors weights, weights
     that do not fill the model, a tokenizer without an end-of-sequence token, and a model that cannot be used here.
     """
-    where = _resolve_device(device)
+    where = resolve_device(device)
     files = find_files(spec.name)
     with no_retry_lines():
         config = _load_config(files, spec)
@@ -102,7 +102,7 @@ def _load_tokenizer(files: Files, name: str, trust_remote_code: bool) -> PreTrai
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"base model {name!r}: its tokenizer does not load. {WAYS_OUT} ({_first_line(error)})"
+            f"base model {name!r}: its tokenizer does not load. {WAYS_OUT} ({first_line(error)})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -128,7 +128,8 @@ def digest(model: PreTrainedModel) -> str:
     return total.hexdigest()
 
 
-def _resolve_device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one. UserError for a GPU that is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.device(device)
@@ -145,7 +146,7 @@ def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise UserError(
             f"base model {spec.name!r}: neither an existing folder nor a model that could be fetched from the hub. "
-            f"{WAYS_OUT} ({_first_line(error)})"
+            f"{WAYS_OUT} ({first_line(error)})"
         ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
@@ -160,7 +161,7 @@ def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
 
 
 def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
-    dtype = _compute_dtype(spec.compute_dtype, device)
+    dtype = resolve_dtype(spec.compute_dtype, device)
     quantization: dict[str, Any] = {}
     if spec.quantization == "nf4":
         quantization = {
@@ -172,7 +173,7 @@ def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: 
     elif spec.quantization == "int8":
         quantization = {"load_in_8bit": True}
     try:
-        with _no_progress_bar():
+        with quiet_loading():
             model, report = AutoModelForCausalLM.from_pretrained(
                 files.name,
                 local_files_only=files.only_local,
@@ -185,7 +186,7 @@ def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: 
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"base model {spec.name!r} does not load ({_first_line(error)})") from error
+        raise UserError(f"base model {spec.name!r} does not load ({first_line(error)})") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(
@@ -212,7 +213,8 @@ def _check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sp
     check_logits(model)
 
 
-def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """What a base computes in there, by one of COMPUTE_DTYPES."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type != "cuda":
@@ -220,12 +222,14 @@ def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """As much of a library's message as fits into one of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
+    """Without the library's own progress bars."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

@@ -7,13 +7,19 @@ from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.shared import SharedModel
 
 RECORDED = ("name", "quantization", "compute_dtype", "trust_remote_code")
+COMPUTED_IN = "computed_in"
 
 
 def describe_base(model: SharedModel) -> dict[str, Any]:
-    """What a manifest keeps of the base: enough to open it again and to tell it from any other."""
+    """What a manifest keeps of the base: enough to open it again and to tell it from any other.
+
+    `computed_in` is the dtype that "auto" came to, in which rounded weights are read out: it says which model was
+    trained. A run may go on in another.
+    """
     base = model.base
     spec = {name: getattr(base.spec, name) for name in RECORDED}
-    return {**spec, "source_hash": base.source_hash, "chat_template": model.tokenizer.chat_template}
+    known = {"source_hash": base.source_hash, "chat_template": model.tokenizer.chat_template}
+    return {**spec, **known, COMPUTED_IN: str(model.causal.dtype).removeprefix("torch.")}
 
 
 def require_trust(record: dict[str, Any], trust_remote_code: bool) -> None:

@@ -1,0 +1,1 @@
+"""`lora-rlhf chat`: a conversation in the terminal, with a run or an exported model."""

@@ -1,0 +1,42 @@
+"""What a person can choose when a conversation begins."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_rlhf.settings import at_least
+
+MOST_SEED = 10**12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """Talk to a model in the terminal. Type /help there for what can be changed on the way. Ctrl-C stops an answer."""
+
+    folder: str
+    """A run, or a merged export of one."""
+    role: Literal["auto", "policy", "sft", "base"] = "auto"
+    """Who of a run answers. auto: the policy, and without one the SFT model. An export has one model only."""
+    system: str | None = None
+    """A system message."""
+    temperature: float = 0.7
+    """1 samples as training does, lower is more certain, 0 takes the most probable token each time."""
+    seed: int = 0
+    """The same seed and the same questions give the same answers."""
+    max_response_tokens: int = 512
+    """Longest answer; at most half of the model's context."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    """Keep a run's 4-bit base dequantised as well: more memory, less time. auto: on a CPU with memory to spare."""
+    trust_remote_code: bool = False
+    """Run the model's own code. Only for authors that you trust."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        is_fit = math.isfinite(self.temperature) and self.temperature >= 0
+        return [
+            *([] if is_fit else [f"temperature is {self.temperature}, must be at least 0"]),
+            *at_least(self, 1, "max_response_tokens"),
+            *([] if 0 <= self.seed < MOST_SEED else [f"seed is {self.seed}, must be from 0 to {MOST_SEED - 1}"]),
+        ]

@@ -1,0 +1,121 @@
+"""What was said so far, and the commands that change it or how answers are drawn. Knows neither model nor terminal."""
+
+import json
+import math
+import unicodedata
+from pathlib import Path
+
+from lora_rlhf.chat.config import MOST_SEED
+from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.disk import write_text
+
+HELP = """/system TEXT      another system message, and a new conversation; without TEXT none
+/reset            a new conversation
+/temperature T    0 takes the most probable token, 1 samples as training does
+/seed N           answers are drawn anew from here
+/save FILE        the conversation as a line of JSON, which training reads as a demonstration
+/quit             the end; so is Ctrl-D
+Ctrl-C stops an answer. A line that begins with // is said with one /."""
+SEEDS = 2**20  # answers of one seed, before those of the next begin
+BIDI = range(0x202A, 0x202F), range(0x2066, 0x206A)  # these turn the direction of what follows them
+
+
+class Done(Exception):
+    """The person has had enough."""
+
+
+class Conversation:
+    """Messages, and the settings of the next answer."""
+
+    def __init__(self, system: str | None, temperature: float, seed: int) -> None:
+        self.system = system
+        self.temperature = temperature
+        self.seed = seed
+        self.messages: list[Message] = []
+        self._answers = 0
+
+    def ask(self, question: str) -> tuple[Prompt, int]:
+        """The prompt that a question makes of the conversation, and the seed of its answer. Nothing is remembered yet.
+
+        Raises BadRow for a question that no model can be asked.
+        """
+        system = () if self.system is None else (Message("system", self.system),)
+        return Prompt((*system, *self.messages, Message("user", question))), self.seed * SEEDS + self._answers
+
+    def remember(self, question: str, answer: str) -> None:
+        """The question was answered, wholly or until it was stopped."""
+        self.messages += [Message("user", question), Message("assistant", answer)]
+        self._answers += 1
+
+    def command(self, line: str) -> str:
+        """Carries out a line that begins with a slash; returns what to tell. Done for /quit."""
+        name, _, rest = line[1:].partition(" ")
+        rest = rest.strip()
+        if name in ("quit", "exit"):
+            raise Done
+        if name == "reset":
+            self._begin()
+            return "a new conversation"
+        if name == "system":
+            self.system = rest or None
+            self._begin()
+            return f"a new conversation, {'with that system message' if rest else 'without a system message'}"
+        if name == "temperature":
+            return self._set_temperature(rest)
+        if name == "seed":
+            if not rest.isdecimal() or int(rest) >= MOST_SEED:
+                return f"/seed takes a whole number below {MOST_SEED}, not {rest!r}"
+            self.seed, self._answers = int(rest), 0
+            return f"seed {self.seed}"
+        if name == "save":
+            return self._save(rest)
+        return HELP if name == "help" else f"/{name} is no command\n{HELP}"
+
+    def _begin(self) -> None:
+        self.messages, self._answers = [], 0
+
+    def _set_temperature(self, text: str) -> str:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= 0):
+            return f"/temperature takes a number of at least 0, not {text!r}"
+        self.temperature = value
+        return f"temperature {value:g}"
+
+    def _save(self, name: str) -> str:
+        if not name:
+            return "/save takes the name of a file"
+        if not self.messages:
+            return "nothing was said yet"
+        path = Path(name).expanduser()
+        if path.exists():
+            return f"{path} is there already; choose another name"
+        system = [] if self.system is None else [Message("system", self.system)]
+        rows = [{"role": message.role, "content": message.content} for message in (*system, *self.messages)]
+        try:
+            write_text(path, json.dumps({"messages": rows}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            return f"{path}: cannot be written ({error.strerror})"
+        return f"{path}: {len(rows)} messages"
+
+
+def harmless(text: str) -> str:
+    """The text without what a terminal would obey: control characters become visible, line breaks and tabs stay.
+
+    A model may write anything that was in its training data, escape sequences that retitle windows or hide lines too.
+    """
+    return "".join(_harmless(one) for one in text)
+
+
+def _harmless(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t":
+        return character
+    if code < 0x20:
+        return chr(0x2400 + code)  # its picture: U+241B for escape
+    if code == 0x7F:
+        return "\u2421"
+    is_hidden = unicodedata.category(character) in ("Cc", "Cs") or any(code in turning for turning in BIDI)
+    return f"\\u{code:04x}" if is_hidden else character

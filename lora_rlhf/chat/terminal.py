@@ -1,0 +1,98 @@
+"""The loop of `lora-rlhf chat`: a line in, an answer out as it is drawn; in a pipe, too."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+from lora_rlhf.chat.config import ChatConfig
+from lora_rlhf.chat.conversation import Conversation, Done, harmless
+from lora_rlhf.chat.speaker import Speaker, open_speaker
+from lora_rlhf.errors import UserError
+from lora_rlhf.settings import check
+
+ASK = "> "
+
+
+def chat(config: ChatConfig) -> None:
+    """Talks until the person leaves or the input ends. UserError, before that, for a model that cannot be opened.
+
+    Answers go to standard output; everything else, unless somebody is typing, to standard error.
+    """
+    check(config)
+    speaker = open_speaker(config)
+    is_typed = sys.stdin.isatty()
+    if is_typed:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (lines can then be edited, and earlier ones fetched back)
+        print(f"{speaker.role} of {config.folder}; /help lists commands")
+    conversation = Conversation(config.system, config.temperature, config.seed)
+    with contextlib.suppress(Done):
+        for line in _lines(is_typed):
+            _take(line, conversation, speaker, is_typed)
+
+
+def _lines(is_typed: bool) -> Iterator[str]:
+    while True:
+        try:
+            line = input(ASK) if is_typed else sys.stdin.readline()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            if not is_typed:
+                raise
+            print("\n/quit ends")
+            continue
+        if not line and not is_typed:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _take(line: str, conversation: Conversation, speaker: Speaker, is_typed: bool) -> None:
+    told = sys.stdout if is_typed else sys.stderr
+    if line.startswith("/") and not line.startswith("//"):
+        print(harmless(conversation.command(line)), file=told)
+        return
+    question = line[1:] if line.startswith("//") else line
+    try:
+        prompt, seed = conversation.ask(question)
+        ids, is_cut = speaker.encode(prompt)
+    except UserError as error:
+        print(harmless(str(error)), file=told)
+        return
+    if is_cut:
+        print("(the beginning of the conversation no longer fits, and is left out)", file=told)
+    said: list[str] = []
+    with _interruptible() as interrupt:
+        for piece in speaker.answer(ids, conversation.temperature, seed, lambda: interrupt.came):
+            said.append(piece)
+            print(harmless(piece), end="", flush=True)
+    print(flush=True)
+    if interrupt.came:
+        print("(stopped)", file=told)
+    conversation.remember(question, "".join(said).strip())
+
+
+class _Interrupt:
+    """Whether Ctrl-C was pressed. The second time it ends the program, as usual."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.came:
+            signal.default_int_handler(signum, frame)
+        self.came = True
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)

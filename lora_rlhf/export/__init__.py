@@ -1,0 +1,1 @@
+"""A trained role as a plain model: merged exactly, measured against what was trained, written whole or not at all."""

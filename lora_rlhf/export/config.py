@@ -1,0 +1,87 @@
+"""What a person can choose when a model is exported."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_rlhf.settings import at_least, positive, share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """A trained role as a plain model: adapter and base merged, measured against what was trained, written whole."""
+
+    folder: str
+    """The run; with --verify, an export."""
+    role: Literal["policy", "sft", "reward"] = "policy"
+    """Which of the run's models: PPO's policy, the SFT model or the reward model."""
+    form: Literal["merged", "adapter", "gguf"] = "merged"
+    """merged: a folder for transformers and vLLM. adapter: the adapter alone, for PEFT and vLLM. gguf: one file for
+    llama.cpp and Ollama."""
+    gguf_type: Literal["f32", "f16", "bf16", "q8_0"] = "bf16"
+    """With --form gguf, what matrices are stored in."""
+    to: str | None = None
+    """Folder to make. It must not exist."""
+    base: Literal["rounded", "original"] = "rounded"
+    """rounded: add the adapter to the base as it was trained on, rounded to 4 bits. original: to the base's own
+    weights, which the adapter has never seen."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What the merged weights are rounded to, once."""
+    max_shard_size: str = "5GB"
+    """Largest weight file, in KB, MB or GB (or KiB, MiB, GiB)."""
+    device: str = "auto"
+    """Where weights are rounded and models compared: auto, cpu, cuda or cuda:N."""
+    parity: Literal["full", "none"] = "full"
+    """none: do not compare the export with the model that was trained, for models too large to load here."""
+    prompts: str | None = None
+    """File of prompts for the comparison; unless given, those that the run was evaluated on."""
+    parity_prompts: int = 16
+    """Most prompts to compare on."""
+    parity_tokens: int = 128
+    """Greedy tokens to compare after each prompt."""
+    max_kl_share: float = 0.05
+    """Refuse an export whose KL per token from the trained model is more than this share of the adapter's own."""
+    min_agreement: float = 0.99
+    """Refuse an export whose most probable token is the trained model's less often than this."""
+    max_score_share: float = 0.05
+    """Refuse a reward model whose scores differ from the trained one's by more than this share of their spread."""
+    force: bool = False
+    """Keep an export that is further away."""
+    verify: bool = False
+    """Check the files of an export instead, and compare it again with what was recorded, in plain transformers."""
+    trust_remote_code: bool = False
+    """Run the base model's own code. Only for authors that you trust."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        if self.verify and self.to is not None:
+            return ["--verify checks the export in FOLDER: leave --to out"]
+        is_refused = self.form == "gguf" and self.role == "reward"
+        return [
+            *(["form gguf is for models that write text; leave --form out for a reward model"] if is_refused else []),
+            *([] if self.to or self.verify else ["give --to, the folder to make"]),
+            *_size_faults(self.max_shard_size),
+            *at_least(self, 1, "parity_prompts", "parity_tokens"),
+            *positive(self, "max_kl_share", "max_score_share"),
+            *share(self, "min_agreement", upper=1.0),
+        ]
+
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as "5GB" or "500 MiB". ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?B)?", text.strip(), re.IGNORECASE)
+    size = 0 if found is None else int(float(found[1]) * UNITS[(found[2] or "").upper()])
+    if size < 1:
+        raise ValueError(f"{text!r} is no size; give one such as 5GB or 500MB")
+    return size
+
+
+def _size_faults(text: str) -> list[str]:
+    try:
+        parse_size(text)
+    except ValueError as error:
+        return [f"max_shard_size {error}"]
+    return []

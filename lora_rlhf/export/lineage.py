@@ -1,0 +1,93 @@
+"""What a run folder says of how its model came to be: stages, data, settings, results and its evaluation."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.evaluate.figures import CATALOGUE
+from lora_rlhf.manifest import read_manifest
+from lora_rlhf.run import CONFIG, has_stage
+from lora_rlhf.settings import read_yaml
+from lora_rlhf.untrusted import is_number, read_object
+
+STAGES = ("sft", "reward", "ppo")
+ANCESTORS = {"policy": STAGES, "sft": ("sft",), "reward": ("sft", "reward")}
+REPORT = "report.json"
+REPORT_FORMAT = 2
+MOST_REPORT_BYTES = 256 * 2**20
+SURE = 0.05  # the p-value below which a figure counts as having moved
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its manifest and its config, as they stand in its folder."""
+
+    name: str
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def results(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.manifest["results"]
+        return found
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The stages that made a role, in order, and the run's evaluation if it has one of the format that is read here."""
+
+    stages: tuple[Stage, ...]
+    report: Mapping[str, Any] | None
+
+    def stage(self, name: str) -> Stage | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+def read_lineage(run: Path, role: str) -> Lineage:
+    """The stages of a role that are in the run folder, and its report. A stage that lies elsewhere is left out."""
+    stages = []
+    for name in ANCESTORS[role]:
+        if has_stage(run, name):
+            folder = run / name
+            config = read_yaml(folder / CONFIG) if os.path.isfile(folder / CONFIG) else {}
+            stages.append(Stage(name, read_manifest(folder), config))
+    return Lineage(tuple(stages), _read_report(run / REPORT))
+
+
+def _read_report(path: Path) -> Mapping[str, Any] | None:
+    if not os.path.isfile(path):
+        return None
+    try:
+        report = read_object(path, "evaluate again", MOST_REPORT_BYTES)
+    except UserError:
+        return None
+    return report if report.get("format") == REPORT_FORMAT else None
+
+
+def at(value: Any, *keys: str) -> Any:
+    """What stands at the end of a path of names; None where the path ends before."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def numbers(value: Any, *names: str) -> tuple[float, ...] | None:
+    """The numbers of these names in an object; None unless all are there."""
+    found = [at(value, name) for name in names]
+    return tuple(found) if all(is_number(one) for one in found) else None
+
+
+def regressions(report: Mapping[str, Any], system: str) -> list[str]:
+    """The figures that got worse than the baseline's, on the same prompts, further than chance explains."""
+    found = []
+    for name, row in (at(report, "paired") or {}).items():
+        kind = CATALOGUE.get(name)
+        moved = numbers(at(row, system), "difference", "p")
+        if kind is None or moved is None or kind.better == "neither" or moved[1] >= SURE:
+            continue
+        if (moved[0] < 0) == (kind.better == "higher"):
+            found.append(f"{kind.title} by {abs(moved[0]):.3g} ({kind.unit}; p {moved[1]:.2g})")
+    return found

@@ -1,0 +1,91 @@
+"""The prompts that an export is measured on: the user's, those of the run's evaluation, or what else there is."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
+from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.data.sources import read_prompts
+from lora_rlhf.errors import UserError
+from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.export.source import Source
+from lora_rlhf.manifest import read_manifest
+from lora_rlhf.untrusted import read_object
+
+REPORT = "report.json"
+MOST_REPORT_BYTES = 256 * 2**20
+TRAINED_ON = (("ppo", "prompts"), ("sft", "demonstrations"))
+MOST_PROMPT_TOKENS = 512
+NEUTRAL = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Explain why the sky is blue.",
+    "Give me three names for a cat.",
+    "How do I boil an egg?",
+    "Translate 'good morning' into Spanish.",
+    "What is 17 plus 25?",
+    "Summarize: The train was late because of the snow, so we missed the meeting.",
+)
+
+
+class Chosen(NamedTuple):
+    """Prompts as ids, and where they come from, in words."""
+
+    prompts: list[EncodedPrompt]
+    origin: str
+
+
+def choose_prompts(config: ExportConfig, source: Source) -> Chosen:
+    """At most `parity_prompts` distinct prompts, spread evenly over where they come from. UserError for a bad file."""
+    found, origin = _read(config, source)
+    distinct = list({prompt.key: prompt for prompt in found}.values())
+    step = max(1, len(distinct) // config.parity_prompts)
+    few = distinct[::step][: config.parity_prompts]
+    context = getattr(source.config.get_text_config(), "max_position_embeddings", None) or 2**20
+    room = min(MOST_PROMPT_TOKENS, context - config.parity_tokens)
+    if room < 1:
+        raise UserError(f"parity_tokens is {config.parity_tokens}, but the model's context is {context}: lower it")
+    encoded, refused = encode_prompts(source.tokenizer, few, room)
+    if not encoded:
+        raise UserError(f"{origin}: none of {len(few)} prompts can be used:\n{refused.summary()}\nGive --prompts")
+    return Chosen(encoded, origin)
+
+
+def _read(config: ExportConfig, source: Source) -> tuple[list[Prompt], str]:
+    if config.prompts is not None:
+        return read_prompts(config.prompts)[0], config.prompts
+    for path, what in _recorded(source):
+        if _is_beside(path, source.run):
+            return read_prompts(path)[0], f"{what} ({path})"
+    prompts = [Prompt((Message("user", text),)) for text in NEUTRAL]
+    return prompts, "neutral prompts of this package; give --prompts for your own"
+
+
+def _recorded(source: Source) -> Iterator[tuple[str, str]]:
+    """Files that the run names, the best first."""
+    report = source.run / REPORT
+    if report.is_file():
+        path = _at(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "config", "prompts")
+        if path is not None:
+            yield path, "the prompts that the run was evaluated on"
+    for stage, name in TRAINED_ON:
+        if (source.run / stage / "manifest.json").is_file():
+            path = _at(read_manifest(source.run / stage), "data", name, "path")
+            if path is not None:
+                yield path, f"prompts that {stage} was trained on, not held out"
+
+
+def _at(value: Any, *keys: str) -> str | None:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _is_beside(path: str, run: Path) -> bool:
+    """Whether a recorded file is there, within the folder that holds the run: a run may be anybody's, and what it
+    names would go into the export.
+    """
+    real = Path(os.path.realpath(path))
+    return real.is_file() and real.is_relative_to(Path(os.path.realpath(run)).parent)

@@ -1,0 +1,89 @@
+"""The sequence classifier that transformers has for an architecture: what a plain reward model is loaded as."""
+
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.heads import SCORE
+from lora_rlhf.model.merging import Mode, Part
+from lora_rlhf.model.shared import BASE, SharedModel
+
+
+class Classifier(NamedTuple):
+    """architecture: its class. parameters: the names that it has; those of its backbone are the causal model's.
+
+    norm_bias: the parameter added last before the head reads the hidden state; None for families whose last norm has
+    no bias, as RMSNorm has none.
+    """
+
+    architecture: str
+    parameters: frozenset[str]
+    norm_bias: str | None
+
+
+def classifier_of(config: PreTrainedConfig) -> Classifier:
+    """The classifier with one output for this config. UserError where transformers has none that reads our head."""
+    single = deepcopy(config)
+    single.num_labels = 1
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(single)
+            causal = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise _refusal(config, "transformers has no sequence classifier for it") from error
+    head = getattr(model, SCORE, None)
+    if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
+        raise _refusal(config, f"its classifier {type(model).__name__} has no linear layer {SCORE!r} without a bias")
+    if model.base_model_prefix != causal.base_model_prefix:
+        raise _refusal(config, f"its classifier {type(model).__name__} keeps the backbone elsewhere")
+    return Classifier(type(model).__name__, frozenset(model.state_dict()), _norm_bias(model))
+
+
+def _norm_bias(model: PreTrainedModel) -> str | None:
+    """The bias of the only LayerNorm that stands beside the backbone's blocks: it can only be the last one's."""
+    norms = [name for name, module in model.base_model.named_children() if isinstance(module, nn.LayerNorm)]
+    if len(norms) != 1 or getattr(model.base_model, norms[0]).bias is None:
+        return None
+    return f"{model.base_model_prefix}.{norms[0]}.bias"
+
+
+class PlainClassifier:
+    """An exported reward model as anybody loads it. Nothing of this package is between the ids and its score."""
+
+    def __init__(self, folder: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> None:
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, trust_remote_code=trust_remote_code
+        ).eval()
+
+    @torch.no_grad()
+    def score(self, ids: list[int]) -> float:
+        """Its output for one conversation, without padding."""
+        return float(self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0, 0])
+
+    @torch.no_grad()
+    def fill(self, parts: list[Part], mode: Mode, dtype: torch.dtype, kept: str | None) -> None:
+        """Puts other merged weights, rounded to `dtype`, in place of its own, but for the parameter `kept`."""
+        state = self.model.state_dict()
+        for part in parts:
+            if part.name in state and part.name != kept:
+                values = torch.cat([torch.atleast_1d(piece) for piece in part.pieces(mode, dtype, self.model.device)])
+                state[part.name].copy_(values.view_as(state[part.name]))
+
+
+@torch.no_grad()
+def score_without_adapter(model: SharedModel, head: Tensor, ids: list[int]) -> float:
+    """What the head (1, H) says of the bare base's last hidden state: how much there is to lose."""
+    with model.role(BASE):
+        output = model.backbone(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return float(output.last_hidden_state[0, -1].float() @ head[0].to(model.device))
+
+
+def _refusal(config: PreTrainedConfig, why: str) -> UserError:
+    return UserError(
+        f"a {config.model_type!r} reward model cannot be exported as a plain model: {why}; use --form adapter, which "
+        "loads on the base with PEFT"
+    )

@@ -1,0 +1,245 @@
+"""An adapter added to its base, tensor by tensor from the base's own files: the model is never in memory.
+
+"rounded" adds it to the weights that it was trained on, which are the base's rounded to 4 bits and read out again;
+"original" to the weights as they are in the files, which brings back an error that the adapter has never seen.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, build_glob_alternation, rename_source_key
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+
+from lora_rlhf.errors import UserError
+from lora_rlhf.model.adapter_folder import layer_of
+from lora_rlhf.model.adapters import require_fit
+from lora_rlhf.model.rounding import piece_rows, read_out
+from lora_rlhf.model.tensor_files import Entry, Stored, read_index
+from lora_rlhf.untrusted import shown
+
+log = logging.getLogger("lora_rlhf")
+
+Mode = Literal["rounded", "original"]
+PIECE = 2**20  # numbers that are worked on at a time
+
+
+class Update(NamedTuple):
+    """What an adapter adds to a layer's weight (out, in): scale * up @ down; down (rank, in), up (out, rank)."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+class Planned(NamedTuple):
+    """A tensor to be written, and its values piece by piece, from the first row to the last."""
+
+    entry: Entry
+    pieces: Callable[[], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the base's files: what the model in memory makes of it, and what the adapter adds.
+
+    name: the parameter's, in the model; that in the file may be another.
+    held: the dtype that the model keeps it in, and reads it out in where it is quantized. None: no float, kept as is.
+    transposed: the file has (in, out), and the quantized layer (out, in), as GPT-2's do.
+    """
+
+    stored: Stored
+    name: str
+    held: torch.dtype | None
+    quantization: str
+    transposed: bool
+    update: Update | None
+
+    def pieces(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
+        """The merged values in `dtype`, in the file's own layout, a few rows at a time; rounded once, at the end."""
+        if self.held is None:
+            yield self.stored.rows(0, self._num_rows)
+            return
+        first = 0
+        for piece in self._weights(mode, device):
+            end = first + (piece.shape[0] if piece.dim() else 1)
+            if self.update is not None:
+                down, up = self.update.down.to(device), self.update.up[first:end].to(device)
+                piece = piece.float().addmm_(up, down, alpha=self.update.scale)
+            first = end
+            yield (piece.T if self.transposed else piece).to(dtype)
+
+    def _weights(self, mode: Mode, device: torch.device) -> Iterator[Tensor]:
+        """The base's part of it, as the layer has it."""
+        rounded = mode == "rounded"
+        pieces = (piece.to(device, self.held if rounded else None) for piece in self._stored_pieces())
+        return read_out(pieces, self.quantization) if rounded else pieces
+
+    def _stored_pieces(self) -> Iterator[Tensor]:
+        if self.transposed:
+            yield self.stored.rows(0, self._num_rows).T.contiguous()
+            return
+        shape = self.stored.shape
+        step = piece_rows(shape[1], PIECE) if len(shape) == 2 else max(1, self._num_rows)
+        for first in range(0, self._num_rows, step):
+            yield self.stored.rows(first, min(first + step, self._num_rows))
+
+    @property
+    def _num_rows(self) -> int:
+        return self.stored.shape[0] if self.stored.shape else 1
+
+    def planned(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> Planned:
+        """What is to be written for it."""
+        entry = Entry(self.stored.name, dtype if self.held is not None else self.stored.dtype, self.stored.shape)
+        return Planned(entry, functools.partial(self.pieces, mode, dtype, device))
+
+
+def plan_merge(
+    config: PreTrainedConfig,
+    files: Sequence[Path],
+    quantization: str,
+    compute_dtype: torch.dtype,
+    adapter: tuple[LoraConfig, Mapping[str, Tensor]],
+    trust_remote_code: bool = False,
+) -> list[Part]:
+    """What becomes of each tensor in the base's safetensors `files`, in the order that they have there.
+
+    quantization: "nf4", "int8" or "none". compute_dtype: what the model was loaded in. `adapter` is as `read_adapter`
+    returns it. Only headers are read. UserError for files without a tensor that the model needs, for tensors that
+    transformers would join or split while loading, and for an adapter that does not fit or writes to a tied weight.
+    """
+    causal = _on_meta(config, compute_dtype, trust_remote_code)
+    lora, state = adapter
+    try:
+        require_fit(causal, lora, dict(state))
+    except ValueError as error:
+        raise UserError(f"the adapter does not fit this base: {error}") from error
+    _require_untied(causal, state)
+    _quantize_on_meta(causal, quantization)
+    index = read_index(files)
+    stored = {name: index[key] for key, name in _names_in_model(causal, list(index)).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
+    _require_whole(causal, stored, shapes)
+    held = _held_dtypes(causal, compute_dtype)
+    parts = []
+    for name, tensor in stored.items():
+        if name not in shapes:
+            log.info("%s is left out: this model does not use it", tensor.name)
+            continue
+        path, _, last = name.rpartition(".")
+        module = causal.get_submodule(path)
+        is_weight = last == "weight"
+        source = getattr(module, "source_cls", type(module))
+        parts.append(
+            Part(
+                tensor,
+                name,
+                held(name) if tensor.dtype.is_floating_point else None,
+                quantization if is_weight and hasattr(module, "source_cls") else "none",
+                is_weight and source is Conv1D,
+                _update(path, lora, state) if is_weight else None,
+            )
+        )
+    return parts
+
+
+def _on_meta(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    with torch.device("meta"):
+        causal: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    return causal
+
+
+def _quantize_on_meta(causal: PreTrainedModel, quantization: str) -> None:
+    """Puts quantized layers where transformers would before it loads their weights, by its own two functions."""
+    if quantization == "none":
+        return
+    kind = {"load_in_4bit": True} if quantization == "nf4" else {"load_in_8bit": True}
+    kept = HfQuantizer.get_modules_to_not_convert(causal, None, causal._keep_in_fp32_modules)
+    replace_with_bnb_linear(causal, kept, BitsAndBytesConfig(**kind))
+
+
+def _names_in_model(causal: PreTrainedModel, keys: Sequence[str]) -> dict[str, str]:
+    """{name in the files: the parameter that it becomes}, by transformers' own rules."""
+    state = causal.state_dict()
+    rules = get_model_conversion_mapping(causal)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    found: dict[str, str] = {}
+    for key in keys:
+        name, joined = rename_source_key(key, renamings, converters, causal.base_model_prefix, state)
+        if name not in state and key in state:
+            name, joined = key, None
+        if joined is not None or name in found.values():
+            raise UserError(
+                f"{type(causal).__name__} is stored in another arrangement than it computes in ({shown(key)} becomes "
+                f"part of {shown(name)}); such models cannot be merged tensor by tensor. Use the adapter as it is"
+            )
+        found[key] = name
+    return found
+
+
+def _held_dtypes(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype that the model in memory has each parameter in: some families keep a few in float32."""
+    plan = causal._get_dtype_plan(dtype)
+    if not plan:
+        return lambda _name: dtype
+    pattern, groups, _ = build_glob_alternation(list(plan))
+
+    def held(name: str) -> torch.dtype:
+        found = pattern.search(name)
+        return dtype if found is None or found.lastgroup is None else plan[groups[found.lastgroup]]
+
+    return held
+
+
+def _require_whole(
+    causal: PreTrainedModel, stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """UserError unless every parameter is in the files, or tied to one that is, and has the model's shape."""
+    tied = causal.all_tied_weights_keys
+    pairs = [*tied.items(), *((source, target) for target, source in tied.items())]
+    had = {name for name, other in pairs if other in stored}
+    if missing := sorted({name for name, _ in causal.named_parameters()} - stored.keys() - had):
+        raise UserError(f"the base's files lack {len(missing)} tensors that the model needs, the first {missing[0]}")
+    for name, tensor in stored.items():
+        if name in shapes and not _same_shape(causal, name, tensor, shapes[name]):
+            raise UserError(f"{tensor.path}: {tensor.name} is {tensor.shape}, but the model has {shapes[name]}")
+
+
+def _same_shape(causal: PreTrainedModel, name: str, tensor: Stored, shape: tuple[int, ...]) -> bool:
+    module = causal.get_submodule(name.rpartition(".")[0])
+    turned = getattr(module, "source_cls", None) is Conv1D and name.endswith(".weight")
+    return tensor.shape == (shape[::-1] if turned else shape)
+
+
+def _require_untied(causal: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """UserError for an adapter on a layer whose weight is another's too: the sum would change both."""
+    tied = causal.all_tied_weights_keys
+    for path in {layer for layer in map(layer_of, state) if layer is not None}:
+        if f"{path}.weight" in {*tied, *tied.values()}:
+            raise UserError(
+                f"the adapter writes to {path}, whose weight is tied to another layer's: the two cannot be merged. Use "
+                "the adapter as it is"
+            )
+
+
+def _update(path: str, lora: LoraConfig, state: Mapping[str, Tensor]) -> Update | None:
+    """What the adapter adds to the weight of the layer at `path`; None where it has nothing for it."""
+    name = f"base_model.model.{path}.lora_{{}}.weight"
+    if name.format("A") not in state:
+        return None
+    down, up = (state[name.format(part)].float() for part in "AB")
+    rank = down.shape[0]
+    return Update(down, up, lora.lora_alpha / (rank**0.5 if lora.use_rslora else rank))
