@@ -49,7 +49,7 @@ OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.trun
 SOON = 0.005  # seconds within which the kill follows what it was aimed at
 TOLD = ("going on from", "going on after")  # what an attempt says that resumes
 GROWING = ("metrics.jsonl", "samples.jsonl")
-VARYING = ("seconds", "time/", "memory/", "peak_")  # how the keys begin of what no two runs share
+VARYING = ("seconds", "time/", "memory/", "peak_", "created", "id")  # how the keys begin of what no two runs share
 UNDISTURBED = ("undisturbed", "again")  # the runs of a command that are left in peace: these two must not differ
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PRELOAD = ["lora_rlhf.cli", "lora_rlhf.stages.ppo", "lora_rlhf.stages.sample", "lora_rlhf.evaluate.report", "peft"]
@@ -78,7 +78,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "label": {"overlap": 8},
     "reward": {"batch_size": 4, "micro_batch_size": 8, "validation_fraction": 0.3},
     "ppo": {"iterations": 4, "batch_size": 8, "minibatch_size": 8, "micro_batch_size": 8, "kl_horizon": 100},
-    "evaluate": {"temperatures": [0.0, 1.0], "micro_batch_size": 8},
+    "evaluate": {
+        "temperatures": [0.0, 1.0],
+        "micro_batch_size": 8,
+        "probes": "none",
+        "choices": "none",
+        "text": "none",
+    },
 }
 
 

@@ -15,17 +15,20 @@ from typing import Any
 
 from provenance import provenance
 
-from lora_rlhf.algo.statistics import win_rate
-from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig
+from lora_rlhf.algo.statistics import mean_interval, win_rate
+from lora_rlhf.config import PPOConfig, RewardConfig
 from lora_rlhf.data.schema import Ranking, split_of
 from lora_rlhf.data.sources import read_rankings
+from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.report import evaluate
+from lora_rlhf.evaluate.schema import read_report
 from lora_rlhf.recipe import read_recipe
 from lora_rlhf.recipe_run import run_recipe
 from lora_rlhf.run import find_stage, has_stage, write_json
 from lora_rlhf.stages import ppo, reward
 from lora_rlhf.tinyworld.datasets import LabelConfig, label
 from lora_rlhf.tinyworld.gold import score
+from lora_rlhf.tinyworld.probes import WORLD
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 KL_ITERATIONS = 60  # of the runs with and without a KL price
@@ -62,24 +65,33 @@ def main() -> None:
 
 def summarize(run: Path) -> dict[str, Any]:
     """The figures of one run's report, and the accuracy of the gold score on the reward model's held-out pairs."""
-    report = json.loads((run / "report.json").read_text())
-    keys = (
-        "win_rate",
-        "win_rate_best_temperature",
-        "best_temperature",
-        "temperature_sweep",
-        "gold",
-        "gold_best_temperature",
-    )
-    more = ("kl", "length", "eos_rate", "distinct", "verdict", "seconds", "peak_rss_gib", "base_unchanged")
-    reward_report = {
-        key: value for key, value in report["reward"].items() if key not in ("reliability", "accuracy_by_margin")
-    }
+    report = read_report(run)
+    before = {k: v for k, v in report["reward"]["before"].items() if k not in ("reliability", "accuracy_by_margin")}
     trained = find_stage(run / "ppo", "ppo").manifest["results"]
+    best = [row["scores_best_temperature"] for row in _read_rows(run / "evaluation_samples.jsonl")]
     return {
-        **{key: report[key] for key in (*keys, *more)},
-        "reward": {**reward_report, "gold_accuracy": gold_accuracy(run)},
+        "win_rate": report["win_rates"],
+        "win_rate_best_temperature": report["win_rates_best_temperature"],
+        "gold_best_temperature": {name: mean_interval([row[name] for row in best])._asdict() for name in best[0]},
+        **{key: report[key] for key in ("best_temperature", "temperature_sweep", "verdict", "questions", "seconds")},
+        **{key: report[key] for key in ("peak_rss_gib", "base_unchanged")},
+        **_figures(report),
+        "reward": {**before, "gold_accuracy": gold_accuracy(run)},
         "ppo": {key: trained[key] for key in ("kl", "kl_target", "kl_coef", "first_score", "last_score")},
+    }
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    """Gold scores, KL, length, how answers end and distinct-n of a report."""
+    found = report["figures"]
+    return {
+        "gold": found["score"],
+        "kl": {key: found[key]["policy"] for key in ("kl_per_response", "kl_per_token")},
+        "length": {name: row["value"] for name, row in found["length"].items()},
+        "eos_rate": {name: row["value"] for name, row in found["eos_rate"].items()},
+        "distinct": {
+            s: {key: found[key][s]["value"] for key in ("distinct_1", "distinct_2")} for s in report["systems"]
+        },
     }
 
 
@@ -149,16 +161,15 @@ def _control(name: str, config: PPOConfig, judged: EvaluateConfig, runs: Path) -
     run = runs / name
     if not has_stage(run, "ppo"):
         ppo.train(replace(config, run=str(run), overwrite=True))
-    report = evaluate(replace(judged, run=str(run), selection_prompts=None, overwrite=True), gold=score)
+    report = evaluate(replace(judged, run=str(run), selection_prompts=None, overwrite=True), world=WORLD)
     rows = _read_rows(run / "ppo" / "metrics.jsonl")
     return {
         "iterations": len(rows),
         "kl_coef": config.kl_coef,
-        "win_rate_policy_vs_sft": report["win_rate"]["policy_vs_sft"],
-        "gold": report["gold"],
-        "kl": report["kl"],
+        "win_rate_policy_vs_sft": report["win_rates"]["policy_vs_sft"],
+        **{key: value for key, value in _figures(report).items() if key in ("gold", "kl")},
         "rollout_kl": [round(row["rollout/kl"], 3) for row in rows],
-        "reward_accuracy": report["reward"].get("accuracy"),
+        "reward_accuracy": report["reward"]["before"].get("accuracy"),
     }
 
 

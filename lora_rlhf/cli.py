@@ -42,7 +42,7 @@ QUIET = {"TQDM_DISABLE": "1"}  # for all but the first of several processes
 OTHER_NAMES = {"train": "sft, reward or ppo", "rm": "reward", "generate": "sample", "eval": "evaluate"}
 
 # Fields that take the words before the first flag, and how help and messages call these.
-WORDS = {"file": "FILE", "files": "FILE..."}
+WORDS = {"file": "FILE", "files": "FILE...", "folder": "FOLDER", "other_runs": "RUN..."}
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -157,7 +157,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     parser.given = _normalize(arguments, parser.hints)
     if parser.file is not None:
         read_yaml(parser.file)  # says which file and line is at fault, which the parser does not
-    for field, word in WORDS.items():
+    for field, word in [*WORDS.items(), ("run", "RUN")]:
         if sum(argument.startswith(f"--{field}=") for argument in parser.given) > 1:
             raise UserError(f"{name}: {word} is given twice, before the first flag and as --{field}")
     values = parser.parse_args(parser.given)
@@ -167,8 +167,9 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 def _normalize(arguments: Sequence[str], hints: dict[str, Any]) -> list[str]:
     """The arguments as the parser takes them: `--flag=value` with underscores, a file of flags before the others.
 
-    Words before the first flag are the value of `file` or `files`. A yes-or-no flag alone is true, and a flag that
-    takes a list may be followed by several words. What is not known here is left for the parser to refuse.
+    Words before the first flag are the value of `file`, `files` or `folder`, or of `run` and `other_runs`. A yes-or-no
+    flag alone is true, and a flag that takes a list may be followed by several words. What is not known here is left
+    for the parser to refuse.
     """
     groups: list[list[str]] = [[]]  # the words before the first flag, then each flag with the words after it
     for argument in arguments:
@@ -180,7 +181,11 @@ def _normalize(arguments: Sequence[str], hints: dict[str, Any]) -> list[str]:
             groups.append([argument])
         else:
             groups[-1].append(argument)
-    if groups[0]:
+    if groups[0] and "other_runs" in hints:
+        first, *others = groups[0]
+        groups[0] = ["--run", first]
+        groups += [["--other_runs", *others]] if others else []
+    elif groups[0]:
         groups[0][:0] = [f"--{field}" for field in WORDS if field in hints]
     groups.sort(key=lambda group: group[:1] != ["--config"])  # so that the flags override it wherever they stand
     return [argument for group in groups for argument in _joined(group, hints)]

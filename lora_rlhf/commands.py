@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_rlhf import workers
-from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.chat.config import ChatConfig
+from lora_rlhf.config import PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.doctor.config import DoctorConfig
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.recipe import RecipeConfig
 from lora_rlhf.recipe_run import run_recipe
+from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
-from lora_rlhf.tinyworld.gold import score, score_request
+from lora_rlhf.tinyworld.gold import score_request
 from lora_rlhf.tinyworld.requests import find
 
 
@@ -86,8 +90,58 @@ def _ppo(config: PPOConfig) -> None:
 
 def _evaluate(config: EvaluateConfig) -> None:
     from lora_rlhf.evaluate.report import evaluate, table
+    from lora_rlhf.tinyworld.probes import WORLD
 
-    workers.from_main(lambda: print(table(evaluate(config, gold=score))))
+    workers.from_main(lambda: print(table(evaluate(config, world=WORLD))))
+
+
+def _gate(config: GateConfig) -> None:
+    from lora_rlhf.release.gate import gate
+
+    decision = gate(config)
+    print(f"{decision.text}\nrecord: {decision.record}")
+    if not decision.passed:
+        raise SystemExit(1)
+
+
+def _promote(config: PromoteConfig) -> None:
+    from lora_rlhf.release.pointer import promote
+
+    print(promote(config))
+
+
+def _rollback(config: RollbackConfig) -> None:
+    from lora_rlhf.release.pointer import rollback
+
+    print(rollback(config))
+
+
+def _package(config: PackageConfig) -> None:
+    from lora_rlhf.release.package import package
+
+    is_sound, text = package(config)
+    print(text)
+    if not is_sound:
+        raise SystemExit(1)
+
+
+def _export(config: ExportConfig) -> None:
+    if config.verify:
+        from lora_rlhf.export.verify import verify
+
+        for name, value in verify(config).items():
+            print(f"{name:<18} {value:.6g}")
+        return
+    from lora_rlhf.export.forms import export_form
+    from lora_rlhf.export.render import table
+
+    print(table(export_form(config)["parity"]))
+
+
+def _chat(config: ChatConfig) -> None:
+    from lora_rlhf.chat.terminal import chat
+
+    chat(config)
 
 
 def _run(config: RecipeConfig) -> None:
@@ -137,7 +191,15 @@ COMMANDS = {
     "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
     "reward": Command("stage 2: reward model on rankings or pairs", RewardConfig, _reward),
     "ppo": Command("stage 3: PPO against the reward model", PPOConfig, _ppo),
-    "evaluate": Command("compare the stages of a run on held-out prompts", EvaluateConfig, _evaluate),
+    "evaluate": Command("one report over the stages of runs, on held-out prompts", EvaluateConfig, _evaluate),
+    "export": Command("a trained role as a plain model, an adapter or a GGUF file", ExportConfig, _export),
+    "chat": Command("talk to a run's model or an exported one in the terminal", ChatConfig, _chat),
+    "gate": Command(
+        "whether a candidate may replace a baseline: exit status 0 only if all rules pass", GateConfig, _gate
+    ),
+    "promote": Command("make a pointer lead to an export that a gate let pass", PromoteConfig, _promote),
+    "rollback": Command("make a pointer lead to the export before", RollbackConfig, _rollback),
+    "package": Command("all that others need to repeat and judge a run, in one file", PackageConfig, _package),
     "run": Command("all stages of a recipe; goes on where it stopped", RecipeConfig, _run),
     "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
     "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _label),

@@ -230,25 +230,3 @@ class PPOConfig(TrainingConfig):
         if self.reward_function is not None and self.reward_function.count(":") != 1:
             faults.append(f"reward_function {self.reward_function!r} is not of the form module:function")
         return faults
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(StageConfig):
-    """Generate from every stage of a run and compare them."""
-
-    prompts: str
-    """File or hub dataset of held-out prompts."""
-    selection_prompts: str | None = None
-    """Other prompts, on which each stage's best temperature is chosen; none: no such comparison."""
-    sft: str | None = None
-    """Folder of the SFT stage that the policy was trained from, where it is outside the folder around the run."""
-    reward: str | None = None
-    """Folder of the reward stage that the policy was trained from, where it is outside the folder around the run."""
-    temperatures: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)
-    """Temperatures that the best one is chosen from; 0 is greedy."""
-    judge: Literal["auto", "gold", "reward"] = "auto"
-    """What decides a comparison: the tiny world's gold score or the run's reward model; auto: gold where it applies."""
-
-    def faults(self) -> list[str]:
-        negative = [temperature for temperature in self.temperatures if temperature < 0]
-        return [*super().faults(), *([f"temperatures below 0: {negative}"] if negative else [])]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.config import PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.data.locate import locate
 from lora_rlhf.errors import UserError
+from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.settings import check, from_dict, read_yaml
 from lora_rlhf.stage_config import StageConfig
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig
@@ -32,7 +33,11 @@ COMMON = (
     *("rollout", "decode_weights", "dequantize"),
     *("long_responses", "strict", "save_every", "keep_checkpoints", "report_to", "allow_changes", "resume"),
 )
-INPUTS = ("demonstrations", "prompts", "selection_prompts", "candidates", "rankings", "agreement", "pretraining_text")
+INPUTS = (
+    *("demonstrations", "prompts", "selection_prompts", "candidates", "rankings", "agreement", "pretraining_text"),
+    *("probes", "choices", "text", "judge_file", "compare"),
+)
+NO_FILE = (None, "auto", "none", "english")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,7 @@ def _missing_inputs(configs: Mapping[str, Section], place: str) -> list[str]:
     """Files that a section wants to read and that neither exist nor are written by a section before it."""
     faults, written = [], set()
     for name, config in configs.items():
-        inputs = {key: value for key, value in vars(config).items() if key in INPUTS and value is not None}
+        inputs = {key: value for key, value in vars(config).items() if key in INPUTS and value not in NO_FILE}
         for key, value in inputs.items():
             if Path(value) in written:
                 continue

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lora_rlhf import workers
-from lora_rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.config import PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.disk import remove_temporary, write_json, write_text
 from lora_rlhf.errors import UserError
+from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.recipe import Section, outputs, read_recipe
 from lora_rlhf.resume import Lock
 from lora_rlhf.run import find_stage, has_stage
 from lora_rlhf.settings import read_yaml, to_yaml
 from lora_rlhf.stage_config import HARMLESS, StageConfig
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
-from lora_rlhf.tinyworld.gold import score
 
 if TYPE_CHECKING:  # torch and transformers: seconds that a faulty recipe need not wait
     from lora_rlhf.model.shared import SharedModel
@@ -51,7 +51,9 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
     lock = Lock(run / ".recipe.lock")
     try:
         finished = workers.from_main(lambda: _begin(run, configs, lock))
-        return _run_steps(configs, finished, run / REPORT)
+        evaluation = configs.get("evaluate")
+        folder = Path(evaluation.folder) if isinstance(evaluation, EvaluateConfig) else run
+        return _run_steps(configs, finished, folder / REPORT)
     finally:
         lock.drop()
 
@@ -159,6 +161,7 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[s
         return {}
     from lora_rlhf.evaluate.report import evaluate
     from lora_rlhf.stages import ppo, reward, sample, sft
+    from lora_rlhf.tinyworld.probes import WORLD
 
     # made before its parent was made anew
     left_over = has_stage(config.run, name) or name == "evaluate" or any(path.exists() for path in outputs(config))
@@ -173,7 +176,7 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[s
         case PPOConfig():
             ppo.train(config, model)
         case EvaluateConfig():
-            return workers.from_main(lambda: evaluate(config, model, gold=score))
+            return workers.from_main(lambda: evaluate(config, model, world=WORLD))
     return {}
 
 

@@ -17,12 +17,15 @@ from lora_rlhf.stage_config import HARMLESS, StageConfig
 
 log = logging.getLogger("lora_rlhf")
 
+COMPUTED_IN = "computed_in"  # of a base, by model/open.py: a run may go on in another dtype
+
 
 class Lock:
     """A folder is written by one process at a time. The kernel drops the lock with the process, however it ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, way_out: str = "wait for it, stop it, or choose another --run") -> None:
         self._path = path
+        self._way_out = way_out
         self._file: IO[str] | None = None
 
     def take(self) -> None:
@@ -35,8 +38,7 @@ class Lock:
             holder = file.read().strip() or "unknown"
             file.close()
             raise UserError(
-                f"{self._path.parent}: another process is at work there ({holder}); wait for it, stop it, or choose "
-                "another --run"
+                f"{self._path.parent}: another process is at work there ({holder}); {self._way_out}"
             ) from None
         except OSError as error:  # some network folders have no locks
             log.warning("%s: cannot be locked (%s): do not start a second process on it", self._path, error.strerror)
@@ -84,8 +86,9 @@ def require_same_origin(place: Path, then: Mapping[str, Any], now: Mapping[str, 
 
     `then` and `now` are manifests. Another base or parent is always a UserError, other data unless it is allowed.
     """
+    bases = [{key: value for key, value in one["base"].items() if key != COMPUTED_IN} for one in (then, now)]
     ids = [{role: parent["id"] for role, parent in manifest["parents"].items()} for manifest in (then, now)]
-    for kind, differs in (("base", then["base"] != now["base"]), ("parents", ids[0] != ids[1])):  # folders may move
+    for kind, differs in (("base", bases[0] != bases[1]), ("parents", ids[0] != ids[1])):  # folders may move
         if differs:
             changed = {key: {"before": then[kind].get(key), "now": now[kind].get(key)} for key in now[kind]}
             differing = {key: pair for key, pair in changed.items() if pair["before"] != pair["now"]}

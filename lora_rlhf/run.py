@@ -51,6 +51,21 @@ def data_hash(name: str) -> str | None:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
+def adapter_hash(folder: Path) -> str:
+    """sha256 over the names and hashes of the files of a stage's adapter: what its weights are known by.
+
+    UserError when there is none.
+    """
+    total = hashlib.sha256()
+    try:
+        for path in sorted((folder / ADAPTER).iterdir()):
+            with open(path, "rb") as file:
+                total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"{folder / ADAPTER}: the adapter cannot be read ({error.strerror})") from error
+    return total.hexdigest()
+
+
 @dataclass(frozen=True)
 class Parent:
     """A finished stage that another one starts from."""

@@ -123,7 +123,11 @@ def test_words_that_are_no_file(capsys: Capture) -> None:
 
 
 def test_help_shows_where_files_stand(capsys: Capture) -> None:
-    for command, usage in (("inspect", "inspect FILE [flags]"), ("data check", "data check FILE... [flags]")):
+    for command, usage in (
+        ("inspect", "inspect FILE [flags]"),
+        ("data check", "data check FILE... [flags]"),
+        ("evaluate", "evaluate RUN... [flags]"),
+    ):
         for flag in ("-h", "--help"):
             with pytest.raises(SystemExit):
                 main([*command.split(), flag])
@@ -258,7 +262,7 @@ def test_out_of_memory_names_the_way_out(raising: Callable[[BaseException], None
 
 
 def test_a_full_disk_is_one_message_that_names_the_file(
-    raising: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+    raising: Callable[[BaseException], None], capsys: Capture
 ) -> None:
     raising(OSError(28, "No space left on device", "runs/x/sft/metrics.jsonl"))
     assert main(["sft", *SFT]) == 1
@@ -310,3 +314,10 @@ def test_score_prints_every_quality(capsys: Capture) -> None:
     figures = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert set(figures) == {"asked", "true", "constraint", "point", "civil", "total"}
     assert "is not one of the tiny world" in fails(capsys, "tinyworld", "score", "--prompt", "Hm?", "--response", "x")
+
+
+def test_the_first_run_is_the_one_and_the_others_are_others(capsys: Capture) -> None:
+    assert (one := parse("evaluate", ["a", "--prompts", "p"])).run == "a" and one.other_runs == ()
+    assert (two := parse("evaluate", ["a", "b", "c", "--prompts", "p"])).run == "a" and two.other_runs == ("b", "c")
+    assert parse("evaluate", ["--run", "a", "--other-runs", "b", "--prompts", "p"]).other_runs == ("b",)
+    assert "RUN is given twice" in fails(capsys, "evaluate", "a", "--run", "b", "--prompts", "p")

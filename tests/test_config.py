@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_rlhf.config import EvaluateConfig, PPOConfig, SampleConfig, SFTConfig
+from lora_rlhf.config import PPOConfig, SampleConfig, SFTConfig
 from lora_rlhf.errors import UserError
+from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.settings import check, from_dict, read_yaml, to_yaml
 
 
