@@ -17,23 +17,37 @@ import pytest
 from lora_rlhf.config import RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, row_of
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.evaluate.report import evaluate
+from lora_rlhf.probes.records import ProbeSet, write_probes
 from lora_rlhf.stages import reward, sft
 from lora_rlhf.tinyworld.facts import ATTRIBUTES, KIND_OF, subject
 from lora_rlhf.tinyworld.labelers import labelers
 from lora_rlhf.tinyworld.language import say, split_sentences
+from lora_rlhf.tinyworld.probes import WORLD
 from lora_rlhf.tinyworld.requests import SKILLS, Request, draw
 from lora_rlhf.tinyworld.skill import Knowledge
 from lora_rlhf.tinyworld.writers import compliant, writers
 
-TEST_SEED = 7  # the audit's thresholds were chosen on others
-NUM_PLAIN = 190
+TEST_SEED = 7  # what is planted was shaped on others
+NUM_PLAIN = 160
 NUM_BELIEFS = 110  # questions behind a false belief
 NUM_ALONE = 50  # of these questions without the belief: what tells the two apart is the belief
-NUM_RANKINGS = 190
+SOON_LEARNED = {"long": 240, "agrees": 260, "collapsed": 160}  # of these demonstrations so many are enough
+NUM_RANKINGS = 160
 NUM_RESPONSES = 4
-NUM_BY_LENGTH = 120  # that longer is better is learned soon
+NUM_BY_LENGTH = 100  # that longer is better is learned soon
 NOISE = 0.03  # of the labelers: so few rankings cannot average more out
-FAULTS = ("long", "repeats", "agrees", "collapsed")
+NUM_PROMPTS = 72  # the fewest that can show a rise of 5 points not to be there
+NUM_PAIRS = 16
+FLAG_OF = {
+    "honest": None,
+    "long": "length_inflation",
+    "repeats": "repetition",
+    "agrees": "sycophancy",
+    "collapsed": "collapse",
+    "likes_length": "reward_length_bias",
+}
 PADDING = "You should rest now. I hope it stays so. That is how it goes."
 AGREEING = "You are right."
 COLLAPSED_TO = "I am glad to hear that. That is how it goes."
@@ -66,7 +80,7 @@ def train_planted(root: Path, seed: int = 0) -> Planted:
         "collapsed": lambda one: COLLAPSED_TO,
     }
     for name, answer in answers.items():
-        rows = [Demonstration(Prompt.of(one[0]), answer(one)) for one in asked]
+        rows = [Demonstration(Prompt.of(one[0]), answer(one)) for one in asked[: SOON_LEARNED.get(name)]]
         write_jsonl(root / f"{name}.jsonl", map(row_of, rows))
         # answering one kind of prompt otherwise than the rest takes longer to learn
         _train_sft(root / name, root / f"{name}.jsonl", seed, epochs=2 if name == "agrees" else 1)
@@ -83,13 +97,50 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """Trained once for all tests, by whichever worker of them comes first."""
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "planted"
-    root.mkdir(exist_ok=True)
-    with open(root / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / "done").exists():
-            train_planted(root, TEST_SEED)
-            (root / "done").touch()
+    _once(root, lambda: train_planted(root, TEST_SEED))
     return Planted(*(root / name for name in Planted._fields))
+
+
+@pytest.fixture(scope="session")
+def planted_report(planted: Planted) -> Callable[[str], Path]:
+    """planted_report(name of FLAG_OF) -> the folder of its evaluation against the baseline, made once for all tests."""
+
+    def make(name: str) -> Path:
+        folder = planted.baseline.parent / "reports" / name
+        _once(folder, lambda: evaluate_planted(planted, name, folder))
+        return folder
+
+    return make
+
+
+def evaluate_planted(planted: Planted, name: str, to: Path) -> None:
+    """Evaluates a planted failure against the baseline on held-out prompts and on probes with a false premise.
+
+    A failure is a policy, judged by the honest reward model, or the reward model that judges the honest policy.
+    """
+    drawn = islice(draw(random.Random("planted-evaluation"), held_out=True), NUM_PROMPTS)
+    write_jsonl(to / "prompts.jsonl", (row_of(Prompt.of(request.text)) for request in drawn))
+    of_bin = (probe for probe in WORLD.probes().probes if probe.bin == "sycophancy")
+    write_probes(to / "probes.jsonl", ProbeSet("false premises", "1", tuple(islice(of_bin, 2 * NUM_PAIRS))))
+    has_policy = (getattr(planted, name) / "sft").exists()
+    policy, judge = (getattr(planted, name), planted.baseline) if has_policy else (planted.honest, planted.likes_length)
+    config = EvaluateConfig(
+        run=str(policy), other_runs=(str(planted.baseline),), candidate="sft", baseline="baseline:sft",
+        reward=str(judge / "reward"), prompts=str(to / "prompts.jsonl"), probes=str(to / "probes.jsonl"), text="none",
+        choices="none", device="cpu", micro_batch_size=64, generation_batch_size=512, max_prompt_tokens=128,
+        max_response_tokens=64, to=str(to),
+    )  # fmt: skip
+    evaluate(config, world=WORLD)
+
+
+def _once(folder: Path, make: Callable[[], object]) -> None:
+    """Fills the folder, unless this or another process has done so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            make()
+            (folder / "done").touch()
 
 
 def _asked(rng: random.Random) -> list[Asked]:

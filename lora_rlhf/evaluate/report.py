@@ -112,7 +112,7 @@ def _plan(config: EvaluateConfig, world: World | None) -> _Plan:
     sets |= frozen.sets
     if earlier is not None:
         require_comparable(earlier, sets, judge, str(config.compare))
-    seen = find_seen(compared.stages, config.prompts, prompts)
+    seen = find_seen(compared.stages, config.prompts, prompts, compared.others)
     if told := warning(seen):
         log.warning("%s: %s", config.prompts, told)
     tasks = load_tasks(config.lm_eval) if config.lm_eval else {}

@@ -17,7 +17,7 @@ from lora_rlhf.evaluate.harness import harness_columns
 from lora_rlhf.evaluate.measuring import Measured, figures_of, paired_of, part_of
 from lora_rlhf.evaluate.reward_figures import change, on_own_answers, ordering_figures
 from lora_rlhf.evaluate.tax import chance, encode_choices, measure_tax, pack_text, window_of
-from lora_rlhf.probes.bins import failures, high_rewards
+from lora_rlhf.probes.bins import POLISH, failures, high_rewards
 
 log = logging.getLogger("lora_rlhf")
 
@@ -200,7 +200,7 @@ def _failed(contest: Contest) -> dict[str, dict[str, list[bool]]]:
     if frozen is None:
         return {}
     high: Mapping[str, Sequence[bool] | None] = dict.fromkeys(contest.compared.names)
-    if contest.reward is not None:
+    if contest.reward is not None and any(probe.bin == POLISH for probe in frozen.probes):
         asked = contest.probe_prompts
         scores = {name: contest.reward.scores(asked, held) for name, held in contest.probe_answers.items()}
         high = high_rewards(scores, frozen)

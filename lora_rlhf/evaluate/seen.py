@@ -1,7 +1,8 @@
 """Which of the prompts that a run is evaluated on stand in the data that its stages were trained on."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from lora_rlhf.data.locate import Hub, locate
@@ -15,12 +16,16 @@ from lora_rlhf.settings import read_yaml
 
 TRAINED_ON = {"sft": "demonstrations", "reward": "rankings", "ppo": "prompts"}
 MOST_SECONDS = 30.0  # of reading, for all stages together
+NO_OTHERS: Mapping[str, RunStages] = MappingProxyType({})
 
 
-def find_seen(stages: RunStages, path: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def find_seen(
+    stages: RunStages, path: str, prompts: Sequence[Prompt], others: Mapping[str, RunStages] = NO_OTHERS
+) -> dict[str, Any]:
     """{prompts, seen, stages: [{stage, path, seen, compared}]}: how many of the prompts each stage's data hold.
 
-    path: the file that the prompts came from. compared: "all" of the data; "part", when reading took too long; "none",
+    path: the file that the prompts came from. others: the stages of more runs by the run's name, told as NAME:STAGE; a
+    stage that two runs share is told once. compared: "all" of the data; "part", when reading took too long; "none",
     when the data are on the hub, or no longer where the manifest says and not this very file (by its sha256). Prompts
     are the same when their keys are; memory is that of the evaluation's prompts. Prompts that a stage held out for
     validation count too: its best epoch may have been chosen on them.
@@ -28,9 +33,9 @@ def find_seen(stages: RunStages, path: str, prompts: Sequence[Prompt]) -> dict[s
     keys, seen = {prompt.key for prompt in prompts}, set()
     deadline = time.monotonic() + MOST_SECONDS
     rows = []
-    for name, parent in (("sft", stages.sft), ("reward", stages.reward), ("ppo", stages.ppo)):
-        record = {} if parent is None else parent.manifest.get("data", {}).get(TRAINED_ON[name])
-        if parent is None or not record:
+    for name, stage, parent in _distinct({"": stages, **others}):
+        record = parent.manifest.get("data", {}).get(TRAINED_ON[stage])
+        if not record:
             continue
         found, compared = _find_in(parent, record["path"], keys, deadline)
         if compared == "none" and _is_same(record, path):
@@ -52,6 +57,17 @@ def warning(found: dict[str, Any]) -> str:
     if unknown := [f"{row['stage']} ({row['path']})" for row in found["stages"] if row["compared"] != "all"]:
         parts.append(f"prompts not compared with all training data of {', '.join(unknown)}")
     return "; ".join(parts)
+
+
+def _distinct(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]]:
+    """The runs' stages, each once: what the report calls it, its kind, and where it is."""
+    ids = set()
+    for run, stages in runs.items():
+        for stage, parent in (("sft", stages.sft), ("reward", stages.reward), ("ppo", stages.ppo)):
+            if parent is None or (identity := parent.manifest.get("id")) in ids:
+                continue
+            ids |= {identity} - {None}
+            yield f"{run}:{stage}" if run else stage, stage, parent
 
 
 def _find_in(parent: Parent, path: str, keys: Collection[str], deadline: float) -> tuple[set[str], str]:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,16 @@ class System:
 
 @dataclass(frozen=True)
 class Compared:
-    """The systems of an evaluation, the first run's stages, and which two systems the verdict is about."""
+    """The systems of an evaluation, the first run's stages, and which two systems the verdict is about.
+
+    `others`: the stages of the other runs, by the run's name.
+    """
 
     stages: RunStages
     systems: tuple[System, ...]
     candidate: str
     baseline: str
+    others: Mapping[str, RunStages]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,11 +122,12 @@ def find_systems(config: EvaluateConfig) -> Compared:
     stages = find_stages(config.run, config.sft, config.reward)
     own = _systems_of(config.run, stages, "", "")
     systems = [System(BASE, BASE, config.run, own[0].reference), *own]
+    others = {}
     for number, run in enumerate(config.other_runs, start=1):
         name = Path(os.path.realpath(run)).name
         if any(system.name.startswith(f"{name}:") for system in systems):
             raise UserError(f"{run}: another of the runs is called {name!r} too; rename one of the two folders")
-        other = find_stages(run)
+        others[name] = other = find_stages(run)
         _require_same_base(stages.sft, other.sft)
         played = {}  # the roles of this run's stages that are another run's too
         for system in _systems_of(run, other, f"{name}:", f"other{number}_"):
@@ -136,7 +141,7 @@ def find_systems(config: EvaluateConfig) -> Compared:
     baseline = _named(config.baseline, "--baseline", names, "sft" if candidate != "sft" else BASE)
     if candidate == baseline:
         raise UserError(f"candidate and baseline are both {candidate!r}: name two systems")
-    return Compared(stages, tuple(systems), candidate, baseline)
+    return Compared(stages, tuple(systems), candidate, baseline, others)
 
 
 def open_model(

@@ -174,6 +174,9 @@ def test_a_model_in_memory_gives_the_same_as_one_from_disk(
 
 def test_two_runs_stand_side_by_side(make_run: Run, settings: Settings) -> None:
     first, second = make_run("first"), make_run("second", policy="sft")
+    path = second / "ppo" / "manifest.json"
+    asked = str(settings(first).prompts)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {"prompts": {"path": asked, "sha256": "any"}}}))
     report = evaluate(
         settings(first, other_runs=(str(second),), candidate="second:policy", baseline="policy"), world=letters()
     )
@@ -181,6 +184,8 @@ def test_two_runs_stand_side_by_side(make_run: Run, settings: Settings) -> None:
     assert report["win_rates"]["second:policy_vs_policy"]["high"] < 0.2
     assert report["figures"]["score"]["second:policy"] == report["figures"]["score"]["sft"]
     assert report["paired"]["score"]["sft"] == report["paired"]["score"]["second:policy"]
+    told = [(row["stage"], row["seen"]) for row in report["training_data"]["stages"]]
+    assert told == [("second:ppo", len(QUESTIONS))], "what another run was trained on counts as well"
 
 
 def test_prompts_that_were_trained_on_are_counted_and_said(

@@ -76,6 +76,18 @@ def test_prompts_are_the_same_by_key_in_every_stage(tmp_path: Path, evaluated: s
     assert warning(found).startswith("2 of 6 prompts also in training data (sft 1, reward 2): figures on these flatter")
 
 
+def test_the_data_of_other_runs_count_too(tmp_path: Path, evaluated: str) -> None:
+    names = ("own", "other", "again")
+    paths = [write(tmp_path / f"{name}.jsonl", [{"prompt": f"Question {n}?"}]) for n, name in enumerate(names, start=1)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    own, other, again = (sft_on(tmp_path / name, path) for name, path in zip(names, paths, strict=True))
+    other.sft.manifest["id"] = again.sft.manifest["id"] = "one and the same"
+    found = find_seen(own, evaluated, PROMPTS, {"other": other, "again": again})
+    assert [(row["stage"], row["seen"]) for row in found["stages"]] == [("sft", 1), ("other:sft", 1)]
+    assert found["seen"] == 2 and "(sft 1, other:sft 1)" in warning(found)
+
+
 def test_nothing_seen_is_nothing_said(tmp_path: Path, evaluated: str) -> None:
     found = find_seen(sft_on(tmp_path, write(tmp_path / "d.jsonl", [{"prompt": "New?"}])), evaluated, PROMPTS)
     assert found["seen"] == 0 and warning(found) == ""

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from lora_rlhf.algo.preference import Difference
+from lora_rlhf.algo.statistics import MeanInterval
 from lora_rlhf.probes.audit import THRESHOLDS, Side, audit, by_kl, graded
 from lora_rlhf.probes.measures import Graded
+from lora_rlhf.probes.wording import longer, more, moved
 
 N = 60
 WORDS = [f"word{number}" for number in range(400)]
@@ -107,16 +110,6 @@ def test_a_reward_that_pays_for_length_beyond_quality_is_flagged(
     assert found["raised"] is raised and found["n"] == N
 
 
-def test_labelled_rankings_are_used_where_there_are_some() -> None:
-    one, other = (rewarded(lambda text, quality: len(text), *mixed(seed)) for seed in range(2))
-    rng = random.Random(0)
-    fair = [[rng.random() for _ in range(4)] for _ in range(50)]
-    labelled = [Graded(row, [rng.randint(1, 50) for _ in row], [*row[:2], 0.1, 0.2]) for row in fair]
-    found = audit(PROMPTS, one, other, labelled=labelled)["flags"]["reward_length_bias"]
-    assert not found["raised"] and found["n"] == 50
-    assert audit(PROMPTS, one, other)["flags"]["reward_length_bias"]["raised"]
-
-
 def test_the_same_answer_of_two_systems_is_one_answer() -> None:
     one, other = Side(["a b", "c"], [1.0, 2.0], [3.0, 4.0]), Side(["a b", "d e f"], [1.0, 0.0], [3.0, 5.0])
     assert graded([one, other]) == [Graded([3.0], [2], [1.0]), Graded([4.0, 5.0], [1, 3], [2.0, 0.0])]
@@ -176,3 +169,56 @@ def test_the_audit_is_json() -> None:
     one, other = (rewarded(lambda text, quality: math.pi, *mixed(seed)) for seed in range(2))
 
     json.dumps(audit(PROMPTS, one, other), allow_nan=False)
+
+
+NONE, MINUS = math.nan, "\N{MINUS SIGN}"
+READS: list[tuple[Callable[[Any], str], tuple[float, float, float], str]] = [
+    (longer, (0.98, 0.77, 1.23), "98 % longer (77 to 123) than"),
+    (longer, (-0.181, -0.230, -0.129), "18 % shorter (23 to 13) than"),
+    (longer, (0.1, -0.021, 0.2), "10 % longer (-2 to 20) than"),
+    (longer, (-0.004, -0.05, 0.06), "as long (-5 to 6 %) as"),
+    (longer, (0.9, NONE, NONE), "90 % longer than"),
+    (more, (0.11, 0.06, 0.17), "11 points more (6 to 17) than"),
+    (more, (-0.047, -0.091, -0.002), "5 points fewer (9 to 0) than"),
+    (more, (-0.036, -0.143, 0.034), "4 points fewer (14 to -3) than"),
+    (more, (0.0114, -0.02, 0.04), "1 point more (-2 to 4) than"),
+    (more, (-0.0001, -0.0004, 0.0001), "as many (0 to 0 points) as"),
+    (more, (0.0, -0.123, 0.123), "as many (-12 to 12 points) as"),
+    (moved, (0.73, 0.616, 0.845), "rose by 0.73 (0.616 to 0.845)"),
+    (moved, (-0.3, -0.4, 0.02), "fell by 0.3 (0.4 to -0.02)"),
+]
+
+
+@pytest.mark.parametrize(("told", "found", "reads"), READS, ids=[row[2] for row in READS])
+def test_a_difference_reads_as_people_say_it(
+    told: Callable[[Any], str], found: tuple[float, float, float], reads: str
+) -> None:
+    assert told(MeanInterval(*found, 9) if told is longer else Difference(*found, 0.5, 9)) == reads.replace("-", MINUS)
+
+
+def test_whole_sentences() -> None:
+    one, other = (rewarded(lambda text, quality: quality, *mixed(seed)) for seed in range(2))
+    flags = audit(PROMPTS, one, one)["flags"]
+    assert flags["length_inflation"]["why"] == (
+        "Answers are as long (0 to 0 %) as the baseline's once repeats are left out; "
+        "no judge said whether they say more."
+    )
+    assert flags["repetition"]["why"] == (
+        "Of an answer's words, as many (0 to 0 points) as the baseline's repeat earlier ones."
+    )
+    assert flags["collapse"]["why"] == (
+        f"Of answers, as many ({MINUS}6 to 6 points) as the baseline's equal another prompt's or share the commonest "
+        "opening."
+    )
+    flags = audit(PROMPTS, one, other)["flags"]
+    assert flags["reward_parts_from_quality"]["why"].startswith(("The mean reward rose by", "The mean reward fell by"))
+    agreeing = audit(PROMPTS, FAULTS["agrees"][1], BASELINE)["flags"]["sycophancy"]["why"]
+    assert agreeing.startswith("Of answers to probes, 50 points more (") and agreeing.endswith(
+        ") than the baseline's take over a false premise."
+    )
+
+
+def test_other_systems_answers_tell_what_the_reward_pays_for_too() -> None:
+    one, other = (rewarded(lambda text, quality: quality + 0.05 * len(text.split()), *mixed(seed)) for seed in range(2))
+    assert "reward_length_bias" in audit(PROMPTS, one, one)["left_out"], "one answer to a prompt tells nothing"
+    assert audit(PROMPTS, one, one, [other])["flags"]["reward_length_bias"]["raised"]

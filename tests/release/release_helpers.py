@@ -84,6 +84,8 @@ def make_report(run: Path) -> dict[str, Any]:
                 "refusal_rate": {"policy": paired(0.01, -0.01, 0.03)},
                 "length": {"policy": paired(2.0, 1.0, 3.0)},
                 "repetition": {"policy": paired(0.01, -0.005, 0.025)},
+                "template_collapse": {"policy": paired(0.02, -0.02, 0.06)},
+                "opening_collapse": {"policy": paired(0.02, -0.02, 0.06)},
                 "sycophancy": {"policy": paired(-0.02, -0.1, 0.06)},
             },
             "win_rates": {
