@@ -83,7 +83,8 @@ class Clock:
 
 def train(run: Path) -> dict[str, Any]:
     """The quickstart up to PPO: of each stage the seconds of a save and of a step, and the share at the usual pace."""
-    recipe = {key: value for key, value in read_yaml(QUICKSTART).items() if key != "evaluate"} | {"run": str(run)}
+    left_out = ("evaluate", "export")
+    recipe = {key: value for key, value in read_yaml(QUICKSTART).items() if key not in left_out} | {"run": str(run)}
     for stage, every in MEASURED_EVERY.items():
         recipe[stage] = recipe[stage] | {"save_every": every}
     recipe["ppo"]["iterations"] = ITERATIONS

@@ -1,7 +1,10 @@
 """Export of a model in the shape of Llama-3.1-8B: peak memory and time, beside a plain copy of its bytes and PEFT.
 
-    python benchmarks/export.py                                      # all 32 layers: 16 GB, and 50 GB of disk
-    python benchmarks/export.py --layers 2 --peer_layers 2           # 3 GB
+    python benchmarks/export.py                                      # all 32 layers: 16 GB, twice that of disk
+    python benchmarks/export.py --layers 1 --peer_layers 1           # 2.5 GB
+
+Disk and memory are looked at first. Everything that is written goes into a temporary folder, which is removed at the
+end, also after Ctrl-C, SIGTERM and a merge that takes longer than --limit_minutes.
 
 Random weights in bfloat16 are written shard by shard, tensor by tensor, and a rank 16 adapter on every linear layer.
 Each way to merge runs in a process of its own, of which the largest resident size is noted. A copy reads and writes the
@@ -14,11 +17,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from copy import deepcopy as copy_of
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +32,13 @@ from ppo_against_trl import HERE
 from provenance import provenance
 from shapes import SHAPES, TINYWORLD
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lora_rlhf.disk import write_json
 from lora_rlhf.export.shards import write_shards
 from lora_rlhf.model.adapters import LoraSettings, linear_names, write_adapter
+from lora_rlhf.model.dense import free_bytes
 from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
 from lora_rlhf.model.merging import PIECE, Planned
 from lora_rlhf.model.rounding import piece_rows
@@ -39,6 +46,8 @@ from lora_rlhf.model.tensor_files import Entry
 
 GB = 1e9
 SHARD = 5 * 10**9
+SPARE = 10**9
+PEER_MEMORY = 1.5  # times the weights, which it holds and copies a layer of
 SCALE = 0.02
 OURS = """
 import sys, time, json, logging
@@ -73,29 +82,49 @@ def main() -> None:
     parser.add_argument("--peer_layers", type=int, default=16)
     parser.add_argument("--folder", type=Path, help="where there is room; a temporary folder unless given")
     parser.add_argument("--to", type=Path, default=HERE / "results" / "export.json")
+    parser.add_argument("--limit_minutes", type=float, default=90, help="the most that one merge may take")
     args = parser.parse_args()
+    require_room(args.folder or Path(tempfile.gettempdir()), args.layers, args.peer_layers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
     result: dict[str, Any] = {
         **provenance(" ".join(["python", "benchmarks/export.py", *sys.argv[1:]])),
         "threads": torch.get_num_threads(),
         "shape": "llama-3-8b",
     }
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        result["export"] = measure(Path(folder), args.layers, "export", OURS)
-        result["peft"] = measure(Path(folder), args.peer_layers, "peft", PEER)
+        result["export"] = measure(Path(folder), args.layers, "export", OURS, args.limit_minutes)
+        result["peft"] = measure(Path(folder), args.peer_layers, "peft", PEER, args.limit_minutes)
     write_json(args.to, result)
     print(json.dumps(result, indent=2))
 
 
-def measure(root: Path, layers: int, name: str, script: str) -> dict[str, Any]:
+def require_room(folder: Path, layers: int, peer_layers: int) -> None:
+    """Ends the program where the disk cannot take the base twice, or memory the peer's model."""
+    wanted = int(2 * num_bytes(meta_state(max(layers, peer_layers))) + SPARE)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        sys.exit(
+            f"{folder}: takes {wanted / GB:.0f} GB, and {free / GB:.0f} GB are free; give --folder, or fewer --layers"
+        )
+    wanted, free = int(PEER_MEMORY * num_bytes(meta_state(peer_layers)) + SPARE), free_bytes(torch.device("cpu"))
+    if wanted > free:
+        sys.exit(
+            f"PEFT's way takes about {wanted / GB:.0f} GB of memory, {free / GB:.0f} GB are free; fewer --peer_layers"
+        )
+
+
+def measure(root: Path, layers: int, name: str, script: str, limit_minutes: float) -> dict[str, Any]:
     """One way to merge a base of so many layers, and a plain copy of it just before."""
     base, run, out = root / "base", root / "run", root / "out"
     size = make_base(base, layers)
     make_run(run, base)
+    say(f"{name}: a plain copy of {size / GB:.1f} GB")
     copied = copy(base, root / "copy")
     load = os.getloadavg()[0]
+    say(f"{name}: merging {layers} layers")
     done = subprocess.run(
         [sys.executable, "-c", script, str(run if name == "export" else base), str(out), str(run / "sft" / "adapter")],
-        stdout=subprocess.PIPE, text=True, check=True,
+        stdout=subprocess.PIPE, text=True, check=True, timeout=60 * limit_minutes,
     )  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
     for folder in (base, run, out):
@@ -114,25 +143,45 @@ def measure(root: Path, layers: int, name: str, script: str) -> dict[str, Any]:
     }
 
 
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def shape_of(layers: int) -> Any:
+    """The config of an 8B model with that many layers."""
+    config = copy_of(SHAPES["llama-3-8b"])
+    config.num_hidden_layers = layers
+    config.architectures = ["LlamaForCausalLM"]
+    return config
+
+
+def meta_state(layers: int) -> dict[str, Tensor]:
+    """Names and shapes of its tensors, in bfloat16."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(shape_of(layers), dtype=torch.bfloat16).state_dict()
+
+
+def num_bytes(state: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in state.values())
+
+
 def make_base(folder: Path, layers: int) -> int:
     """A base of that many layers, never in memory as a whole; returns its bytes."""
     folder.mkdir()
-    config = SHAPES["llama-3-8b"]
-    config.num_hidden_layers = layers
-    config.architectures = ["LlamaForCausalLM"]
+    config, state = shape_of(layers), meta_state(layers)
     tokenizer = AutoTokenizer.from_pretrained(TINYWORLD)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    with torch.device("meta"):
-        state = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).state_dict()
     generator = torch.Generator().manual_seed(0)
     planned = [
         Planned(Entry(name, tensor.dtype, tuple(tensor.shape)), lambda tensor=tensor: drawn(tensor, generator))
         for name, tensor in state.items()
     ]
-    write_shards(folder, planned, SHARD)
-    return sum(one.entry.num_bytes for one in planned)
+    size = num_bytes(state)
+    with tqdm(total=size, desc=f"a base of {layers} layers", unit="B", unit_scale=True) as bar:
+        write_shards(folder, planned, SHARD, bar.update)
+    return size
 
 
 def drawn(tensor: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
@@ -146,7 +195,7 @@ def drawn(tensor: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
 
 def make_run(folder: Path, base: Path) -> None:
     """A run with an SFT stage on that base, its adapter random."""
-    config = SHAPES["llama-3-8b"]
+    config = AutoConfig.from_pretrained(base)
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(config)
     names = linear_names(causal)

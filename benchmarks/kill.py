@@ -398,6 +398,7 @@ def _lasting(value: Any) -> Any:
 def small_recipe() -> dict[str, Any]:
     """The quickstart's recipe, made small. The folder of the run is given on the command line."""
     recipe = read_yaml(QUICKSTART) | {"device": "cpu", "save_every": 1, "generation_batch_size": 24}
+    del recipe["export"]  # tests/export/test_export_kill.py kills that
     recipe |= {"max_response_tokens": 24, "long_responses": "cut"}
     return recipe | {name: recipe[name] | values for name, values in SMALL.items()}
 

@@ -1,6 +1,9 @@
 """A recipe: one YAML file with a section per stage, read and checked as a whole before anything starts."""
 
 import dataclasses
+import os
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +13,14 @@ from lora_rlhf.config import PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.data.locate import locate
 from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.export.config import STAGE_OF, ExportConfig
+from lora_rlhf.release.exports import MANIFEST
+from lora_rlhf.run import has_stage
 from lora_rlhf.settings import check, from_dict, read_yaml
 from lora_rlhf.stage_config import StageConfig
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig
 
-Section = TinyworldConfig | LabelConfig | StageConfig
+Section = TinyworldConfig | LabelConfig | StageConfig | ExportConfig
 
 # In the order in which they run.
 KINDS: dict[str, type[Section]] = {
@@ -25,6 +31,7 @@ KINDS: dict[str, type[Section]] = {
     "reward": RewardConfig,
     "ppo": PPOConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
 }
 # Keys at the top of a recipe hold for every section that has them.
 COMMON = (
@@ -38,6 +45,13 @@ INPUTS = (
     *("probes", "choices", "text", "judge_file", "compare"),
 )
 NO_FILE = (None, "auto", "none", "english")
+NO_STAGE = ("tinyworld", "label", "export")
+# What a command takes and a recipe does not, and what to do instead.
+NO_PLACE = {
+    "overwrite": "to repeat the stage, delete {run}/{name}",
+    "folder": "what is exported is the recipe's own run",
+    "verify": "it is for `lora-rlhf export FOLDER --verify`",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +97,7 @@ def read_recipe(
     known = (*COMMON, *KINDS)
     unknown = [key for key in values if key not in known]
     faults = [f"{place}: unknown key {key!r}; at the top may stand: {', '.join(known)}" for key in unknown]
-    if not any(name in values for name in KINDS if name not in ("tinyworld", "label")):
+    if not any(name in values for name in KINDS if name not in NO_STAGE):
         faults.append(f"{place}: no stage to run; add a section: {', '.join(KINDS)}")
     configs: dict[str, Section] = {}
     for name in (name for name in KINDS if name in values):
@@ -97,7 +111,7 @@ def read_recipe(
         sft, reward = evaluation.sft or policy.sft, evaluation.reward or policy.reward
         configs["evaluate"] = dataclasses.replace(evaluation, sft=sft, reward=reward)
     if len(configs) == sum(name in values for name in KINDS):  # else who writes what is not known
-        faults += _missing_inputs(configs, place)
+        faults += [*_missing_inputs(configs, place), *_export_faults(configs, place)]
     if faults:
         raise UserError("\n".join(faults))
     return configs
@@ -108,10 +122,12 @@ def _read_section(name: str, values: Mapping[str, Any], place: str) -> Section:
     if not isinstance(section, dict):
         raise UserError(f"{place}: {name} is {section!r}, expected keys and values")
     run = values["run"]
-    if "overwrite" in section:
-        raise UserError(f"{place}: {name}: overwrite has no place here; to repeat the stage, delete {run}/{name}")
+    for key in (key for key in NO_PLACE if key in section):
+        raise UserError(f"{place}: {name}: {key} has no place here; {NO_PLACE[key].format(run=run, name=name)}")
     fields = {field.name for field in dataclasses.fields(KINDS[name])}
     merged = {key: values[key] for key in COMMON if key in values and key in fields} | section
+    if "folder" in fields:
+        merged["folder"] = run
     filled = {key: value.replace("{run}", run) if isinstance(value, str) else value for key, value in merged.items()}
     return from_dict(KINDS[name], filled, f"{place}: {name}")
 
@@ -130,6 +146,45 @@ def _missing_inputs(configs: Mapping[str, Section], place: str) -> list[str]:
                 faults.append(f"{place}: {name}: {key}: {error}; and no section before it writes it")
         written |= set(outputs(config))
     return faults
+
+
+def _export_faults(configs: Mapping[str, Section], place: str) -> list[str]:
+    """Why there will be nothing to export, or nowhere to put it."""
+    config = configs.get("export")
+    if not isinstance(config, ExportConfig) or config.to is None:
+        return []
+    stage, to = STAGE_OF[config.role], Path(config.to)
+    is_free = (to / MANIFEST).is_file() or not os.path.lexists(to)
+    return [
+        *(
+            []
+            if stage in configs or has_stage(config.folder, stage)
+            else [
+                f"{place}: export: role is {config.role!r}, but no section makes it, and it is not in {config.folder}"
+            ]
+        ),
+        *([] if is_free else [f"{place}: export: to: {to} is there and holds no export; remove it, or name another"]),
+    ]
+
+
+def what_next(configs: Mapping[str, Section], has_demo: bool) -> str:
+    """Where a recipe's results are and what can be done with them, in lines to paste."""
+    run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
+    evaluation, export = configs.get("evaluate"), configs.get("export")
+    # as it was called, where the shell would not find it by its name
+    is_found = shutil.which("lora-rlhf") is not None or Path(sys.argv[0]).name != "lora-rlhf"
+    program = "lora-rlhf" if is_found else sys.argv[0]
+    lines = []
+    if isinstance(evaluation, EvaluateConfig):
+        lines.append(f"report: {Path(evaluation.folder) / 'report.html'}")
+    if isinstance(export, ExportConfig):
+        lines.append(f"export: {export.to} (its README.md says what it is and how to run it)")
+    if any(stage in configs or has_stage(run, stage) for stage in ("sft", "ppo")):
+        lines.append(f"next:   {program} chat {run}")
+    if has_demo:
+        root = "" if run.parent == Path("runs") else f" --root {run.parent}"
+        lines.append(f"        {program} demo{root}")
+    return "\n".join(["", *lines])
 
 
 def outputs(config: Section) -> list[Path]:

@@ -1,10 +1,12 @@
 """Run a recipe: its stages one after the other on one base in memory; what finished before is not done again."""
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,14 @@ import yaml
 
 from lora_rlhf import workers
 from lora_rlhf.config import PPOConfig, RewardConfig, SampleConfig, SFTConfig
-from lora_rlhf.disk import remove_temporary, write_json, write_text
+from lora_rlhf.disk import remove_folder, remove_temporary, write_json, write_text
 from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.export.config import STAGE_OF, ExportConfig
 from lora_rlhf.recipe import Section, outputs, read_recipe
+from lora_rlhf.release.exports import read_export
 from lora_rlhf.resume import Lock
-from lora_rlhf.run import find_stage, has_stage
+from lora_rlhf.run import adapter_hash, find_stage, has_stage
 from lora_rlhf.settings import read_yaml, to_yaml
 from lora_rlhf.stage_config import HARMLESS, StageConfig
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
@@ -33,6 +37,7 @@ TITLES = {
     "reward": "reward model",
     "ppo": "PPO",
     "evaluate": "evaluation",
+    "export": "export",
 }
 RECIPE, REPORT = "recipe.yaml", "report.json"
 
@@ -59,22 +64,37 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
 
 
 def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path) -> dict[str, Any]:
+    headers = {name: f"[{number}/{len(configs)}] {TITLES[name]}" for number, name in enumerate(configs, start=1)}
+    skipped = {name: f"{headers[name]}: finished before, skipped" for name in finished}
+    for name in finished:
+        if name != "export":
+            _say(skipped[name])
+    left = {name: config for name, config in configs.items() if name not in finished}
+    export = left.pop("export", None)
+    report = _run_stages(configs, left, headers, place)
+    if "export" in finished:
+        _say(skipped["export"])
+    if isinstance(export, ExportConfig):
+        gc.collect()  # the base, which holds itself, leaves memory: an export loads one of its own
+        with _step(headers["export"]):
+            workers.from_main(functools.partial(_export, export))
+    return report
+
+
+def _run_stages(
+    configs: Mapping[str, Section], left: Mapping[str, Section], headers: Mapping[str, str], place: Path
+) -> dict[str, Any]:
+    """Every step that is left, on one base; returns the evaluation's report, empty without one."""
     model, digest = None, ""
     report: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    for number, (name, config) in enumerate(configs.items(), start=1):
-        header = f"[{number}/{len(configs)}] {TITLES[name]}"
-        if name in finished:
-            _say(f"{header}: finished before, skipped")
-            continue
-        _say(header)
-        started = time.monotonic()
-        if isinstance(config, StageConfig) and model is None:
-            model = _open_base(configs, finished)
-            digest = model.base_digest()
-        report |= _run_step(name, config, model)
-        seconds[name] = round(time.monotonic() - started, 2)
-        _say(f"{header}: {seconds[name]:.1f} s")
+    for name, config in left.items():
+        with _step(headers[name]) as took:
+            if isinstance(config, StageConfig) and model is None:
+                model = _open_base(configs, left)
+                digest = model.base_digest()
+            report |= _run_step(name, config, model)
+        seconds[name] = took[0]
         if isinstance(config, StageConfig):
             from lora_rlhf.stages.interrupt import stop_if_asked
 
@@ -88,9 +108,20 @@ def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path)
     return report
 
 
+@contextlib.contextmanager
+def _step(header: str) -> Iterator[list[float]]:
+    """Says that a step begins, and after the block how many seconds it took, which are then in the list."""
+    _say(header)
+    started, took = time.monotonic(), list[float]()
+    yield took
+    took.append(round(time.monotonic() - started, 2))
+    _say(f"{header}: {took[0]:.1f} s")
+
+
 def _begin(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
     """The steps that finished before. Takes the lock, and writes down what the recipe is now."""
-    finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), configs))
+    steps = (name for name in configs if name != "evaluate")  # which is always made anew, and changes no other
+    finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), steps))
     _require_same_settings(run, configs, finished)
     run.mkdir(parents=True, exist_ok=True)
     lock.take()
@@ -107,10 +138,26 @@ def _say(text: str) -> None:
 
 
 def _is_finished(name: str, config: Section) -> bool:
-    """Whether an earlier attempt left this step complete. An evaluation is always made anew."""
+    """Whether an earlier attempt left this step complete."""
+    if isinstance(config, ExportConfig):
+        return _stands(config)
     if files := outputs(config):
         return all(path.is_file() for path in files)
-    return isinstance(config, StageConfig) and name != "evaluate" and has_stage(config.run, name)
+    return isinstance(config, StageConfig) and has_stage(config.run, name)
+
+
+def _stands(config: ExportConfig) -> bool:
+    """Whether there is an export, of the very stage that is in the run now."""
+    assert config.to is not None  # else the configuration was at fault
+    stage = STAGE_OF[config.role]
+    if not has_stage(config.folder, stage):
+        return False
+    parent = find_stage(Path(config.folder) / stage, stage)
+    try:
+        made = read_export(Path(config.to))
+    except UserError:  # none, or one that is no longer whole
+        return False
+    return made.id == parent.manifest["id"] and made.adapter == adapter_hash(parent.folder)
 
 
 def _require_same_settings(run: Path, configs: Mapping[str, Section], finished: list[str]) -> None:
@@ -131,7 +178,7 @@ def _plain(config: Section) -> dict[str, Any]:
     return values
 
 
-def _open_base(configs: Mapping[str, Section], finished: list[str]) -> "SharedModel":
+def _open_base(configs: Mapping[str, Section], left: Mapping[str, Section]) -> "SharedModel":
     """The base that every stage of this process shares."""
     from lora_rlhf.model.base import BaseSpec, load_base
     from lora_rlhf.model.open import open_base
@@ -140,7 +187,7 @@ def _open_base(configs: Mapping[str, Section], finished: list[str]) -> "SharedMo
     stages = [config for config in configs.values() if isinstance(config, StageConfig)]
     checkpointing = any(stage.gradient_checkpointing for stage in stages)
     sft = configs.get("sft")
-    if not isinstance(sft, SFTConfig) or "sft" in finished:
+    if not isinstance(sft, SFTConfig) or "sft" not in left:
         parent = find_stage(Path(stages[0].run) / "sft", "sft")
         trusted = any(stage.trust_remote_code for stage in stages)
         return open_base(parent.manifest["base"], workers.device(stages[0].device), checkpointing, trusted)
@@ -159,6 +206,7 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[s
     if isinstance(config, LabelConfig):
         workers.from_main(functools.partial(label, config))
         return {}
+    assert isinstance(config, StageConfig)  # an export has no step on this base
     from lora_rlhf.evaluate.report import evaluate
     from lora_rlhf.stages import ppo, reward, sample, sft
     from lora_rlhf.tinyworld.probes import WORLD
@@ -178,6 +226,17 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[s
         case EvaluateConfig():
             return workers.from_main(lambda: evaluate(config, model, world=WORLD))
     return {}
+
+
+def _export(config: ExportConfig) -> None:
+    from lora_rlhf.export.forms import export_form
+    from lora_rlhf.export.render import table
+
+    assert config.to is not None
+    to = Path(config.to)
+    if to.exists():  # of stages that were made anew since
+        remove_folder(to)
+    print(f"{table(export_form(config)['parity'])}\n", flush=True)
 
 
 def _print_report(report: dict[str, Any], place: Path) -> None:

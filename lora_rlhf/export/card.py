@@ -1,14 +1,15 @@
 """The model card of an export: README.md, from what the export and the run folder say and nothing else."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lora_rlhf.disk import write_text
-from lora_rlhf.evaluate.figures import CATALOGUE
+from lora_rlhf.export.card_evaluation import evaluation
 from lora_rlhf.export.card_usage import usage
-from lora_rlhf.export.lineage import Lineage, Stage, at, numbers, read_lineage, regressions
+from lora_rlhf.export.lineage import Lineage, Stage, at, numbers, read_lineage
+from lora_rlhf.export.markdown import bullets, capital, plain, rows_of, short
 from lora_rlhf.export.render import table
 from lora_rlhf.model.files import HUB_NAME
 
@@ -39,19 +40,19 @@ def write_card(folder: Path, facts: Mapping[str, Any], run: Path) -> None:
 
 def card(facts: Mapping[str, Any], lineage: Lineage) -> str:
     """The card's text. No path in it is absolute, and texts of the run cannot break out of their place."""
-    base = _short(facts["source"]["base"]["name"])
+    base = short(facts["source"]["base"]["name"])
     sections = [
         _front(facts),
-        f"# {_capital(TITLES[facts['role']])} on {base}\n",
+        f"# {capital(TITLES[facts['role']])} on {base}\n",
         f"This is {KINDS[facts['kind']]}. It was trained with `lora-rlhf` on {base}, which stayed frozen in "
         f"{facts['source']['base']['quantization']}: {TITLES[facts['role']]}, stage `{facts['source']['stage']}` "
-        f"(id `{facts['source']['id']}`) of run `{_plain(facts['source']['run'])}`.\n",
+        f"(id `{facts['source']['id']}`) of run `{plain(facts['source']['run'])}`.\n",
         "## How close it is to what was trained\n\n" + _closeness(facts),
         "## How it was made\n\n" + _stages(lineage),
         _data(lineage),
         _reward(lineage),
         _ppo(lineage),
-        _evaluation(lineage, facts["role"]),
+        evaluation(facts, lineage),
         "## Use and limits\n\n" + _limits(facts, lineage),
         "## How to run it\n\n" + usage(facts, base),
         "## Made with\n\n" + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()) + ".\n",
@@ -77,9 +78,22 @@ def _front(facts: Mapping[str, Any]) -> str:
 def _closeness(facts: Mapping[str, Any]) -> str:
     parity = facts["parity"]
     if not parity["measured"]:
-        return f"Not measured: {_plain(parity['why'])}.\n"
-    found = _capital(f"{_plain(facts['meaning'])}, in {facts['dtype']}.")
-    lines = [found, "", "```text", table({**parity, "prompts_from": _without_path(parity["prompts_from"])}), "```", ""]
+        return f"Not measured: {plain(parity['why'])}.\n"
+    found = capital(f"{plain(facts['meaning'])}, in {facts['dtype']}.")
+    columns = (
+        "Left this export, in the middle the same adapter merged the other way, on the right the base without the "
+        "adapter: all that there was to lose."
+    )
+    lines = [
+        found,
+        "",
+        columns,
+        "",
+        "```text",
+        table({**parity, "prompts_from": _without_path(parity["prompts_from"])}),
+        "```",
+        "",
+    ]
     if facts["kind"] == "gguf":
         lines += [f"Measured before the weights were stored as {facts['gguf_type']}.", ""]
         lines += [f"llama.cpp computes the same as transformers for up to {facts['context']:,} tokens.", ""]
@@ -93,12 +107,12 @@ def _stages(lineage: Lineage) -> str:
         (STAGE_TITLES[stage.name], f"`{stage.manifest['id']}`", _settings(stage), f"{stage.manifest['seconds']:.0f}")
         for stage in lineage.stages
     ]
-    return _table(("stage", "id", "settings", "seconds"), rows)
+    return rows_of(("stage", "id", "settings", "seconds"), rows)
 
 
 def _settings(stage: Stage) -> str:
     names = (name for name in SETTINGS[stage.name] if stage.config.get(name) not in (None, False, ""))
-    return ", ".join(f"{name} {_short(stage.config[name])}" for name in names)
+    return ", ".join(f"{name} {short(stage.config[name])}" for name in names)
 
 
 def _data(lineage: Lineage) -> str:
@@ -107,11 +121,11 @@ def _data(lineage: Lineage) -> str:
         for name, record in stage.manifest["data"].items():
             digest = record["sha256"]
             rows.append(
-                (stage.name, _plain(name), _short(record["path"]), "on the hub" if digest is None else f"`{digest}`")
+                (stage.name, plain(name), short(record["path"]), "on the hub" if digest is None else f"`{digest}`")
             )
     made_of = [line for stage in lineage.stages if (line := _make_up(stage))]
     return (
-        "### Data\n\n" + _table(("stage", "what", "name", "sha256"), rows) + "".join(f"\n{line}\n" for line in made_of)
+        "### Data\n\n" + rows_of(("stage", "what", "name", "sha256"), rows) + "".join(f"\n{line}\n" for line in made_of)
     )
 
 
@@ -123,7 +137,7 @@ def _make_up(stage: Stage) -> str:
         "ppo": (("prompts", "prompts"),),
     }[stage.name]
     parts = [f"{stage.results[name]:,} {what}" for name, what in counted if isinstance(stage.results.get(name), int)]
-    return f"{_capital(STAGE_TITLES[stage.name])}: {', '.join(parts)}." if parts else ""
+    return f"{capital(STAGE_TITLES[stage.name])}: {', '.join(parts)}." if parts else ""
 
 
 def _reward(lineage: Lineage) -> str:
@@ -140,12 +154,15 @@ def _reward(lineage: Lineage) -> str:
             f"({right[1]:.1%} to {right[2]:.1%})."
         )
     if (error := numbers(found, "ece")) is not None:
-        lines.append(f"Calibration: its expected error is {error[0]:.3f}.")
+        lines.append(f"Expected calibration error: {error[0]:.3f}.")
     if (length := numbers(found, "length_correlation")) is not None:
-        lines.append(f"Correlation of score and length: {length[0]:.2f}.")
-    normal = f"Scores are head(h) less {found['offset']:.6g}"
+        lines.append(f"Correlation of an answer's score and its length: {length[0]:.2f}.")
+    normal = f"A score is the head's output less {found['offset']:.6g}"
     if (scale := numbers(found, "scale_divided")) is not None:
-        normal += f", after division by {scale[0]:.6g}: the demonstrations' mean is 0 and their standard deviation 1"
+        normal += (
+            f"; the head was divided by {scale[0]:.6g} after training. So the demonstrations have mean 0 and standard "
+            "deviation 1"
+        )
     lines.append(normal + ".")
     reliability = [numbers(one, "low", "high", "confidence", "accuracy", "n") for one in found.get("reliability") or []]
     rows = [
@@ -153,8 +170,8 @@ def _reward(lineage: Lineage) -> str:
         for one in reliability
         if one
     ]
-    chart = "\n" + _table(("said to be right", "mean", "was right", "pairs"), rows) if rows else ""
-    return "### Reward model\n\n" + "\n".join(f"- {line}" for line in lines) + "\n" + chart
+    chart = "\n" + rows_of(("chance that it gave", "mean", "was right", "pairs"), rows) if rows else ""
+    return "### Reward model\n\n" + bullets(lines) + chart
 
 
 def _ppo(lineage: Lineage) -> str:
@@ -164,58 +181,28 @@ def _ppo(lineage: Lineage) -> str:
     found, config = stage.results, stage.config
     target = config.get("kl_target")
     steered = (
-        f"kl_coef {_short(config.get('kl_coef'))} throughout, without a target"
+        f"kl_coef {short(config.get('kl_coef'))} throughout, without a target"
         if target is None
-        else f"target {_short(target)} nats per response, kl_coef from {_short(config.get('kl_coef'))} steered over a "
-        f"horizon of {_short(config.get('kl_horizon'))} responses"
+        else f"target {short(target)} nats per response, kl_coef from {short(config.get('kl_coef'))} steered over a "
+        f"horizon of {short(config.get('kl_horizon'))} responses"
     )
-    lines = [f"KL to `{_short(found.get('reference'))}`: {steered}."]
+    lines = [f"KL to `{short(found.get('reference'))}`: {steered}."]
     if (ended := numbers(found, "kl", "kl_coef")) is not None:
         lines.append(f"At the end: {ended[0]:.3g} nats per response, kl_coef {ended[1]:.3g}.")
     if (scores := numbers(found, "first_score", "last_score")) is not None:
         lines.append(f"Mean score of sampled responses: {scores[0]:.3g} at first, {scores[1]:.3g} at last.")
-    lines.append(f"A response that does not end scores {_short(config.get('missing_eos_score'))}.")
-    return "### PPO\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
-
-
-def _evaluation(lineage: Lineage, role: str) -> str:
-    report = lineage.report
-    figures = at(report, "figures")
-    if report is None or not isinstance(figures, Mapping):
-        return "## Evaluation\n\nThe run had no evaluation that can be read here when this was exported.\n"
-    systems = [str(name) for name in at(report, "systems") or {}]
-    rows = []
-    for name, row in figures.items():
-        if name in CATALOGUE and isinstance(row, Mapping):
-            rows.append((CATALOGUE[name].title, CATALOGUE[name].unit, *(_figure(at(row, one)) for one in systems)))
-    text = "## Evaluation\n\n" + _table(("figure", "unit", *map(_plain, systems)), rows)
-    system = role if role in systems else str(at(report, "candidate"))
-    worse = regressions(report, system)
-    baseline = _short(at(report, "baseline"))
-    text += (
-        f"\nWorse than {baseline}: " + ("; ".join(worse) if worse else "nothing that chance does not explain") + ".\n"
-    )
-    if isinstance(verdict := at(report, "verdict"), str):
-        text += f"\n{_plain(verdict)}\n"
-    return text
-
-
-def _figure(value: Any) -> str:
-    found = numbers(value, "value")
-    around = numbers(value, "low", "high")
-    if found is None:
-        return ""
-    return f"{found[0]:.3g}" + (f" ({around[0]:.3g} to {around[1]:.3g})" if around else "")
+    lines.append(f"A response that does not end scores {short(config.get('missing_eos_score'))}.")
+    return "### PPO\n\n" + bullets(lines)
 
 
 def _limits(facts: Mapping[str, Any], lineage: Lineage) -> str:
     last = lineage.stages[-1].config if lineage.stages else {}
     licence = facts["licence"]
-    named = f"is {_plain(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
+    named = f"is {plain(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
     lines = [
         "For conversations like those that it was trained on; of others nothing is known here.",
-        f"Trained on prompts of at most {_short(last.get('max_prompt_tokens'))} and responses of at most "
-        f"{_short(last.get('max_response_tokens'))} tokens.",
+        f"Trained on prompts of at most {short(last.get('max_prompt_tokens'))} and responses of at most "
+        f"{short(last.get('max_response_tokens'))} tokens.",
         f"The base's licence {named}" + (f" ({', '.join(licence['files'])})." if licence["files"] else "."),
     ]
     if facts["role"] == "policy":
@@ -224,37 +211,11 @@ def _limits(facts: Mapping[str, Any], lineage: Lineage) -> str:
         )
     if facts["role"] == "reward":
         lines.insert(1, "Its scores compare answers to one prompt; between prompts they mean little.")
-    lines.append("Nobody has tested it for safety unless the evaluation above says so.")
-    return "\n".join(f"- {line}" for line in lines) + "\n"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(one) for one in line) + " |" for line in lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _short(value: Any) -> str:
-    """A setting in a line of text; of a path its last part: an absolute one tells of the machine."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = _plain(str(value))
-    return PurePath(text).name if text.startswith(("/", "~", ".")) or text.count("/") > 1 else text
+    lines.append("It was not tested for safety beyond the figures above.")
+    return bullets(lines)
 
 
 def _without_path(text: str) -> str:
     """A sentence with "(path)" in it, and of the path the last part."""
     before, bracket, path = text.partition(" (")
-    return f"{before} ({_short(path.removesuffix(')'))})" if bracket else _short(text)
-
-
-def _plain(text: str) -> str:
-    """On one line, and without what Markdown or HTML would obey."""
-    return " ".join(str(text).split()).replace("<", "&lt;").replace("`", "'").replace("[", "\\[")
+    return f"{before} ({short(path.removesuffix(')'))})" if bracket else short(text)

@@ -46,9 +46,7 @@ QUANTIZED = {
 
 def usage(facts: Mapping[str, Any], base: str) -> str:
     """The part of a card that tells how to run it. `base`: the base model's name."""
-    return {"merged": _merged, "classifier": _classifier, "adapter": _adapter, "gguf": _gguf}[facts["kind"]](
-        facts, base
-    )
+    return f"FOLDER is where this file lies.\n\n{_OF_KIND[facts['kind']](facts, base)}"
 
 
 def _merged(facts: Mapping[str, Any], _base: str) -> str:
@@ -115,6 +113,9 @@ def _adapter(facts: Mapping[str, Any], base: str) -> str:
         "merged export stays closer to what was trained.\n"
     )
     return f"PEFT, on the base as it was in training:\n\n{_code(code, 'python')}\n{vllm}"
+
+
+_OF_KIND = {"merged": _merged, "classifier": _classifier, "adapter": _adapter, "gguf": _gguf}
 
 
 def _code(text: str, language: str) -> str:

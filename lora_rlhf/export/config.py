@@ -6,6 +6,8 @@ from typing import Literal
 
 from lora_rlhf.settings import at_least, positive, share
 
+STAGE_OF = {"policy": "ppo", "sft": "sft", "reward": "reward"}  # the stage that trains a role
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:

@@ -1,6 +1,7 @@
 """What stands beside the weights: config, tokenizer, chat template, generation settings and the base's licence."""
 
 import math
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -81,11 +82,15 @@ def _named(card: Path) -> str | None:
 
 
 def require_place(to: Path) -> None:
-    """UserError unless a new folder can be made there."""
+    """Makes the folder that `to` will be in. UserError where `to` exists, or cannot be made there."""
     if to.exists() or to.is_symlink():
         raise UserError(f"{to}: exists already; give another --to, or remove it")
-    if not to.absolute().parent.is_dir():
-        raise UserError(f"{to}: there is no folder {to.absolute().parent}; make it, or give another --to")
+    try:
+        to.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{to}: {to.absolute().parent} cannot be made ({os.strerror(error.errno or 0)}); give another --to"
+        ) from error
 
 
 def require_space(to: Path, needed: int) -> None:

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.errors import UserError
-from lora_rlhf.evaluate.figures import CATALOGUE
+from lora_rlhf.evaluate.schema import read_report
 from lora_rlhf.manifest import read_manifest
 from lora_rlhf.run import CONFIG, has_stage
 from lora_rlhf.settings import read_yaml
-from lora_rlhf.untrusted import is_number, read_object
+from lora_rlhf.untrusted import is_number
 
 STAGES = ("sft", "reward", "ppo")
 ANCESTORS = {"policy": STAGES, "sft": ("sft",), "reward": ("sft", "reward")}
 REPORT = "report.json"
-REPORT_FORMAT = 2
-MOST_REPORT_BYTES = 256 * 2**20
-SURE = 0.05  # the p-value below which a figure counts as having moved
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,11 @@ def read_lineage(run: Path, role: str) -> Lineage:
 
 
 def _read_report(path: Path) -> Mapping[str, Any] | None:
-    if not os.path.isfile(path):
-        return None
+    """The report; none where it is of another format: the card then says that there is none."""
     try:
-        report = read_object(path, "evaluate again", MOST_REPORT_BYTES)
+        return read_report(path) if os.path.isfile(path) else None
     except UserError:
         return None
-    return report if report.get("format") == REPORT_FORMAT else None
 
 
 def at(value: Any, *keys: str) -> Any:
@@ -78,16 +73,3 @@ def numbers(value: Any, *names: str) -> tuple[float, ...] | None:
     """The numbers of these names in an object; None unless all are there."""
     found = [at(value, name) for name in names]
     return tuple(found) if all(is_number(one) for one in found) else None
-
-
-def regressions(report: Mapping[str, Any], system: str) -> list[str]:
-    """The figures that got worse than the baseline's, on the same prompts, further than chance explains."""
-    found = []
-    for name, row in (at(report, "paired") or {}).items():
-        kind = CATALOGUE.get(name)
-        moved = numbers(at(row, system), "difference", "p")
-        if kind is None or moved is None or kind.better == "neither" or moved[1] >= SURE:
-            continue
-        if (moved[0] < 0) == (kind.better == "higher"):
-            found.append(f"{kind.title} by {abs(moved[0]):.3g} ({kind.unit}; p {moved[1]:.2g})")
-    return found

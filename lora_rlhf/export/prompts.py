@@ -60,7 +60,7 @@ def _read(config: ExportConfig, source: Source) -> tuple[list[Prompt], str]:
         if _is_beside(path, source.run):
             return read_prompts(path)[0], f"{what} ({path})"
     prompts = [Prompt((Message("user", text),)) for text in NEUTRAL]
-    return prompts, "neutral prompts of this package; give --prompts for your own"
+    return prompts, "neutral prompts of this package"
 
 
 def _recorded(source: Source) -> Iterator[tuple[str, str]]:

@@ -103,11 +103,11 @@ def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> tu
 
 def _padding(tokenizer: "PreTrainedTokenizerBase", ends: list[int], num_rows: int) -> str | None:
     """The tokenizer's own padding token if it ends no response; else one that is no text, or a new one."""
-    special = [token for token in tokenizer.all_special_tokens if tokenizer.convert_tokens_to_ids(token) not in ends]
+    # every special token is among those that were added
     added = [one.content for place, one in sorted(tokenizer.added_tokens_decoder.items()) if place not in ends]
     named = [token for token in added if "pad" in token.lower()]
     for token in (tokenizer.pad_token, *named, tokenizer.unk_token, tokenizer.bos_token):
-        if token in {*special, *added}:
+        if token in added:
             return str(token)
     if len(tokenizer) < num_rows:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})

@@ -1,6 +1,5 @@
 """What is exported: a role of a run, its adapter, and the files of the base that it was trained on, all checked."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,13 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.errors import UserError
+from lora_rlhf.export.config import STAGE_OF
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import COMPUTE_DTYPES, BaseSpec, load_config, load_tokenizer, resolve_device, resolve_dtype
 from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
 from lora_rlhf.model.merging import Mode, Part, Planned, plan_merge
 from lora_rlhf.model.open import COMPUTED_IN, RECORDED, require_trust
-from lora_rlhf.run import Parent, find_stage
+from lora_rlhf.run import Parent, adapter_hash, find_stage
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lora_rlhf")
 
-STAGE_OF = {"policy": "ppo", "sft": "sft", "reward": "reward"}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -112,7 +111,7 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
         config,
         tokenizer,
         adapter,
-        _hash_folder(stage.adapter),
+        adapter_hash(stage.folder),
         resolve_dtype(_computed_in(record), where),
         where,
     )
@@ -124,12 +123,3 @@ def _computed_in(record: dict[str, Any]) -> str:
     if computed not in COMPUTE_DTYPES:
         raise UserError(f"the run's manifest has {COMPUTED_IN} {computed!r}, expected one of {COMPUTE_DTYPES}")
     return str(computed)
-
-
-def _hash_folder(folder: Path) -> str:
-    """sha256 over the names and bytes of the files in a folder."""
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from lora_rlhf import cli
+from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.chat.conversation import HELP, Conversation, Done, harmless
-from lora_rlhf.chat.speaker import pieces
+from lora_rlhf.chat.speaker import open_speaker, pieces
 from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import LoraSettings, SharedModel
@@ -163,21 +165,48 @@ def test_what_cannot_talk_is_refused(
     refused(run, "no ppo stage", "--role", "policy")
 
 
-def read_until(terminal: int, text: str, seconds: float = 60) -> str:
+def read_until(terminal: int, text: str, seconds: float = 20) -> str:
     """What a program wrote to its terminal up to a text."""
     found, deadline = b"", time.monotonic() + seconds
     while text.encode() not in found:
-        ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
-        assert ready, found.decode(errors="replace")
+        left = deadline - time.monotonic()
+        assert left > 0 and select.select([terminal], [], [], left)[0], found[-2000:].decode(errors="replace")
         found += os.read(terminal, 65536)
     return found.decode(errors="replace")
 
 
+ENDLESS = """
+import signal, sys, time, types
+from lora_rlhf import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+
+class Endless:
+    role = "policy"
+    def encode(self, prompt):
+        self.question = prompt.messages[-1].content
+        return [1], False
+    def answer(self, ids, temperature, seed, stop):
+        while not stop():
+            yield "word "
+            time.sleep(0.001)
+        if self.question == "deaf":
+            yield "I see. "
+            while True:
+                yield "word "
+                time.sleep(0.001)
+
+speaker = types.SimpleNamespace(Speaker=Endless, open_speaker=lambda config: Endless())
+sys.modules["lora_rlhf.chat.speaker"] = speaker  # which would load torch
+sys.exit(cli.main(["chat", "nobody"]))
+"""
+
+
 @pytest.fixture
-def terminal(run: Path) -> Iterator[tuple[subprocess.Popen, int]]:
+def terminal() -> Iterator[tuple[subprocess.Popen, int]]:
     """The program in a terminal of its own, with answers that never end by themselves."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "lora_rlhf.cli", "chat", str(run), "--device", "cpu"]
+    command = [sys.executable, "-c", ENDLESS]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     yield process, ours
@@ -186,17 +215,61 @@ def terminal(run: Path) -> Iterator[tuple[subprocess.Popen, int]]:
     os.close(ours)
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: tuple[subprocess.Popen, int]) -> None:
+def test_ctrl_c_stops_the_answer_and_a_second_one_the_program(
+    terminal: tuple[subprocess.Popen, int], tmp_path: Path
+) -> None:
     process, screen = terminal
-    read_until(screen, "> ")
-    process.send_signal(signal.SIGINT)
-    assert "/quit ends" in read_until(screen, "/quit ends")
-    os.write(screen, b"/temperature 3\n")  # so that no end is likely
-    read_until(screen, "temperature 3\r\n")
+    read_until(screen, "> ", seconds=60)
+    while not select.select([screen], [], [], 0.5)[0]:  # pressed before the line is waited for, it is seen by the next
+        process.send_signal(signal.SIGINT)
+    read_until(screen, "/quit ends")
     os.write(screen, b"Hello\n")
-    read_until(screen, "Hello\r\n")
-    time.sleep(0.3)
+    read_until(screen, "word ")
     process.send_signal(signal.SIGINT)
-    read_until(screen, "> ")
-    os.write(screen, b"/quit\n")
-    assert process.wait(timeout=30) == 0
+    read_until(screen, "(stopped)")
+    os.write(screen, f"/save {tmp_path / 'talk'}\n".encode())
+    read_until(screen, "2 messages")
+    question, answer = json.loads((tmp_path / "talk").read_text())["messages"]
+    assert question["content"] == "Hello" and answer["content"].startswith("word"), "what was said is kept"
+    os.write(screen, b"deaf\n")
+    read_until(screen, "word ")
+    process.send_signal(signal.SIGINT)
+    read_until(screen, "I see. ")
+    process.send_signal(signal.SIGINT)  # a second one ends what does not stop
+    read_until(screen, "interrupted")
+    assert process.wait(timeout=20) == 130
+
+
+def test_a_model_stops_when_it_is_told_to(run: Path) -> None:
+    """With the same seed, what it had said by then is how the whole answer begins."""
+    speaker = open_speaker(ChatConfig(folder=str(run), device="cpu", max_response_tokens=40))
+    ids, _ = speaker.encode(Prompt((Message("user", "Hello"),)))
+    whole = list(speaker.answer(ids, 1.0, 0, lambda: False))
+    said: list[str] = []
+    for piece in speaker.answer(ids, 1.0, 0, lambda: len(said) >= 3):
+        said.append(piece)
+    assert 3 <= len(said) < len(whole) / 2 and "".join(whole).startswith("".join(said[:3]))
+
+
+def test_a_conversation_that_the_template_refuses_is_told_and_left_out(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with templates that know no system message: the program goes on, and nothing of it is remembered."""
+    for stage in ("sft", "ppo"):
+        path = run / stage / "manifest.json"
+        manifest = json.loads(path.read_text())
+        refusal = (
+            "{% if messages[0]['role'] == 'system' %}"
+            "{{ raise_exception('No system role: ' + messages[0]['content']) }}{% endif %}"
+        )
+        manifest["base"]["chat_template"] = refusal + manifest["base"]["chat_template"]
+        path.write_text(json.dumps(manifest))
+    assert piped(run, "Hello\n/system\nHello\n", monkeypatch, "--system", "Be \x1b brief.") == 0
+    told = capsys.readouterr()
+    assert (
+        "No system role: Be \u241b brief." in told.err
+        and "\x1b" not in told.err
+        and len(told.out.strip().splitlines()) >= 1
+    )
+    assert piped(run, "Hello\n", monkeypatch) == 0
+    assert capsys.readouterr().out == told.out, "only the second question was answered, and as the first of all"

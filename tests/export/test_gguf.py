@@ -265,6 +265,30 @@ def sentencepiece(scheme: str) -> Tokenizer:
     return tokenizer
 
 
+@pytest.fixture
+def ordered() -> Tokenizer:
+    """SentencePiece's BPE in which what is merged first decides: "bc" before "ab", and "ab" before "cd"."""
+    special = ["<unk>", "<|end|>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    merges = [("b", "c"), ("a", "b"), ("c", "d")]
+    pieces = [*special, "\u2581", *"abcd", *(left + right for left, right in merges)]
+    vocab = {piece: place for place, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.add_special_tokens(special[:2])
+    return tokenizer
+
+
+def test_the_order_of_merges_is_kept(tiny_model: Callable[[str], Path], tmp_path: Path, ordered: Tokenizer) -> None:
+    """Were it turned round, or left to right, "abcd" would be "ab" and "cd"."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), folder)
+    PreTrainedTokenizerFast(tokenizer_object=ordered, eos_token="<|end|>").save_pretrained(folder)
+    model = opened(written(folder, tmp_path / "model.gguf"))
+    for text, pieces in (("abcd", "\u2581 a bc d"), ("cdab", "\u2581 cd ab"), ("bcd abc", "\u2581 bc d \u2581 a bc")):
+        ids = [ordered.token_to_id(piece) for piece in pieces.split(" ")]
+        assert model.tokenize(text.encode(), add_bos=False, special=True) == ids == ordered.encode(text).ids
+
+
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
         [
