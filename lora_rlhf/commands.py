@@ -4,15 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lora_rlhf_demo.config import DemoConfig
+
 from lora_rlhf import workers
 from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.config import PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from lora_rlhf.doctor.config import DoctorConfig
+from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.recipe import RecipeConfig
+from lora_rlhf.recipe import RecipeConfig, read_recipe, what_next
 from lora_rlhf.recipe_run import run_recipe
 from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
@@ -146,6 +149,18 @@ def _chat(config: ChatConfig) -> None:
 
 def _run(config: RecipeConfig) -> None:
     run_recipe(config.config, config.overrides)
+    if workers.is_main():
+        print(what_next(read_recipe(config.config, config.overrides), has_demo="demo" in COMMANDS))
+
+
+def _demo(config: DemoConfig) -> None:
+    try:
+        from lora_rlhf_demo.app import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gradio":
+            raise
+        raise UserError('the app needs Gradio; `pip install "lora-rlhf[demo]"` installs it') from error
+    serve(config)
 
 
 def _make(config: TinyworldConfig) -> None:
@@ -201,6 +216,7 @@ COMMANDS = {
     "rollback": Command("make a pointer lead to the export before", RollbackConfig, _rollback),
     "package": Command("all that others need to repeat and judge a run, in one file", PackageConfig, _package),
     "run": Command("all stages of a recipe; goes on where it stopped", RecipeConfig, _run),
+    "demo": Command("the browser app: compare stages, rank, watch a run", DemoConfig, _demo),
     "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
     "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _label),
     "tinyworld score": Command("how good a response is by the hidden gold score", ScoreConfig, _score),

@@ -29,7 +29,7 @@ ensure_environment() {
   fi
   echo "installing into .venv; the first time this takes some minutes"
   .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".${extra:+[$extra]}"
-  echo "$wanted $extra" >.venv/installed
+  echo "$wanted $extra" >>.venv/installed  # with what was installed before
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

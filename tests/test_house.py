@@ -4,12 +4,13 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import lora_rlhf_demo
 import pytest
 
 import lora_rlhf
 
-PACKAGE = Path(lora_rlhf.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
+PACKAGE, DEMO = Path(lora_rlhf.__file__).parent, Path(lora_rlhf_demo.__file__).parent
+MODULES = [*sorted(PACKAGE.rglob("*.py")), *sorted(DEMO.rglob("*.py"))]
 MAX_LINES = 300
 
 ROOMS = {
@@ -53,12 +54,13 @@ MAY_IMPORT = {
     "recipe_run": {*GROUND, *SHELF, *ROOMS, "recipe", "resume"},
     "commands": {*GROUND, *SHELF, "recipe", "recipe_run", *ROOMS},
     "cli": {*GROUND, "settings", "commands"},
+    "demo": {*GROUND, *SHELF, "algo", "data", "model", "evaluate"},  # lora_rlhf_demo, which only commands knows
 }
 # Libraries that only some rooms may import.
 ONLY_IN = {
     "torch": {
         *("algo", "data", "model", "stages", "judges", "evaluate", "inspection", "doctor"),
-        *("plan", "tracking", "workers", "probes", "export"),
+        *("plan", "tracking", "workers", "probes", "export", "demo"),
     },
     "transformers": {"model", "export"},  # export/plain_check.py alone, which is run without this package
     "peft": {"model"},
@@ -71,14 +73,22 @@ ONLY_IN = {
     "matplotlib": {"evaluate", "inspection"},
     "httpx2": {"judges"},
     "jsonargparse": {"cli"},
+    "gradio": {"demo"},
+    "lora_rlhf_demo": {"demo", "commands"},
 }
 OF_ALGO = {"torch", "collections", "dataclasses", "functools", "itertools", "math", "typing"}
 
 
 def room_of(path: Path) -> str:
     """The room that a module belongs to; a module at the top is a room of its own."""
+    if path.is_relative_to(DEMO):
+        return "demo"
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else path.stem
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(DEMO.parent if path.is_relative_to(DEMO) else PACKAGE))
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -111,12 +121,12 @@ def violations(room: str, source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_down(path: Path) -> None:
     assert violations(room_of(path), path.read_text()) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_module_says_its_job_and_is_short(path: Path) -> None:
     source = path.read_text()
     assert ast.get_docstring(ast.parse(source)), "no docstring"
@@ -151,6 +161,10 @@ def test_module_says_its_job_and_is_short(path: Path) -> None:
         ("release", "from lora_rlhf.stages import ppo"),
         ("release", "import torch"),
         ("tracking", "from lora_rlhf.run import StageFolder"),
+        ("demo", "from lora_rlhf.stages import ppo"),
+        ("demo", "import transformers"),
+        ("evaluate", "import gradio"),
+        ("model", "from lora_rlhf_demo.host import Host"),
     ],
 )
 def test_forbidden_imports_are_found(room: str, source: str) -> None:
@@ -169,9 +183,15 @@ def test_every_room_has_rules() -> None:
 def test_adapters_are_switched_in_one_place() -> None:
     switches = {"set_adapter", "disable_adapter", "enable_adapters", "disable_adapters"}
     places = {
-        path.relative_to(PACKAGE).as_posix()
+        name_of(path)
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in switches
     }
     assert places == {"model/shared.py"}
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """Without packages around them, two modules of one name would be one to pytest, in whichever folders they lie."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))

@@ -123,8 +123,17 @@ class SharedModel:
             self._inject(role, config, any(adapters.is_head(name) for name in state))
             self.load_adapter_state(role, state)
         except ValueError as error:  # PEFT's, for layers that the base lacks, or ours
-            self._remove(role)
+            self.remove_role(role)
             raise UserError(f"adapter {folder} does not fit the base {self.base.spec.name!r}: {error}") from error
+
+    def remove_role(self, role: str) -> None:
+        """Let go of an adapter and its head, where there is one. RuntimeError inside a block."""
+        if self._state != _IDLE:
+            raise RuntimeError(f"roles cannot be removed inside the block of {self._state}")
+        if self.peft is not None and role in self.peft.peft_config:
+            self.peft.delete_adapter(role)
+            self._freeze()
+        self._parameters.pop(role, None)
 
     def save_role(self, role: str, folder: str | Path) -> None:
         """Write a standard PEFT folder (safetensors), whole or not at all; an older one there is replaced."""
@@ -288,9 +297,3 @@ class SharedModel:
         self.peft.eval().requires_grad_(False)
         self.peft.base_model.disable_adapter_layers()
         self._enabled = None
-
-    def _remove(self, role: str) -> None:
-        if self.peft is not None and role in self.peft.peft_config:
-            self.peft.delete_adapter(role)
-            self._freeze()
-        self._parameters.pop(role, None)

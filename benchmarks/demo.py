@@ -1,0 +1,174 @@
+"""The browser app on a finished run: how soon the page and the first words are there, and what many users do to it.
+
+    python benchmarks/demo.py --root runs --to benchmarks/results/demo.json
+
+From `lora-rlhf demo` to a drawn page, and from Enter to a first token in every column, in a real browser; all columns
+together against one after the other, in pairs that take turns at being first; and eight users with 25 prompts each,
+with the process's memory meanwhile. Run it on a quiet machine.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from lora_rlhf_demo.desk import Desk, Limits
+from lora_rlhf_demo.host import Host
+from lora_rlhf_demo.memory import Memory
+from lora_rlhf_demo.requests import Answered, Ask, Column, Open, Opened, Settings
+from playwright.sync_api import Page, sync_playwright
+from provenance import provenance
+
+from lora_rlhf.data.schema import Message
+from lora_rlhf.disk import write_json
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PORT = 18160
+QUESTION = "Describe the fox."
+USERS, PROMPTS = 8, 25
+ALL_SPEAK = """() => { const texts = [...document.querySelectorAll("#live .card .text")];
+  return texts.length > 0 && texts.every((text) => text.textContent.length > 0) }"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs"))
+    parser.add_argument("--run", default="quickstart")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--to", type=Path, default=Path("benchmarks/results/demo.json"))
+    args = parser.parse_args()
+    starts = [first_words(args.root, args.run) for _ in range(3)]
+    host = Host(lambda: Desk(Memory(args.root, "cpu"), Limits()))
+    opened = end(host, Open(args.run))
+    assert isinstance(opened, Opened), opened
+    found = {
+        "start": {name: [start[name] for start in starts] for name in starts[0]},
+        "columns": together(host, args.run, opened.columns, args.rounds),
+        "load": load(host, args.run, opened.columns),
+    }
+    host.close()
+    command = f"python benchmarks/demo.py --root {args.root} --run {args.run} --rounds {args.rounds}"
+    settings = {"torch": torch.__version__, "torch_threads": torch.get_num_threads(), "run": args.run}
+    write_json(args.to, {**provenance(command), **settings, **found})
+    print(json.dumps(found, indent=2))
+
+
+def first_words(root: Path, run: str) -> dict[str, float]:
+    """Seconds: from the command to the page; to its columns; and, once there, from Enter to words in all columns."""
+    started = time.monotonic()
+    with served(root, run), sync_playwright() as playwright:
+        path = next(filter(None, map(shutil.which, BROWSERS)))
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page()
+        visit(page, started)
+        page.wait_for_selector("#question textarea")
+        first_page = time.monotonic() - started
+        page.wait_for_selector("#columns input", timeout=120_000)
+        columns = time.monotonic() - started
+        waits = []
+        for number in range(5):
+            page.fill("#question textarea", f"{QUESTION} {number}")
+            asked = time.monotonic()
+            page.press("#question textarea", "Enter")
+            page.wait_for_function(ALL_SPEAK, polling=20)
+            waits.append(time.monotonic() - asked)
+            page.wait_for_selector(f"#talk .turn:nth-child({number + 1}) .figures", timeout=120_000)
+        browser.close()
+    figures = {"first_page_s": first_page, "columns_s": columns, "first_tokens_s": waits[0]}
+    return {name: round(value, 2) for name, value in (figures | {"first_tokens_worst_s": max(waits)}).items()}
+
+
+@contextmanager
+def served(root: Path, run: str) -> Iterator[None]:
+    """`lora-rlhf demo` in a process of its own."""
+    command = [sys.executable, "-m", "lora_rlhf.cli", "demo", "--root", str(root), "--run", run, "--port", str(PORT)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def visit(page: Page, started: float) -> None:
+    """Opens the page as soon as there is one."""
+    while time.monotonic() - started < 120:
+        try:
+            page.goto(f"http://127.0.0.1:{PORT}/")
+            return
+        except Exception:  # not there yet
+            time.sleep(0.1)
+    raise SystemExit("the app did not start")
+
+
+def together(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dict[str, object]:
+    """Seconds of all columns in one batch, and one after the other; each answer has 64 tokens at most."""
+    seconds: dict[str, list[float]] = {"together": [], "one after the other": []}
+    for number in range(rounds + 1):
+        asked = {"together": [columns], "one after the other": [(column,) for column in columns]}
+        for name in list(asked)[:: 1 if number % 2 else -1]:
+            started = time.perf_counter()
+            for stages in asked[name]:
+                end(host, question(run, stages, QUESTION, 64, number))
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    return {
+        "times_as_fast": round(statistics.median(ratios), 2),
+        "ratios": [round(ratio, 2) for ratio in ratios],
+        "seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
+    }
+
+
+def load(host: Host, run: str, columns: tuple[str, ...]) -> dict[str, object]:
+    """Every user asks one prompt after the other, all at once: answers that came, and memory after every 20th."""
+    answered: list[str] = []
+    memory: list[float] = []
+    lock, started = threading.Lock(), time.monotonic()
+
+    def chat(user: int) -> None:
+        for number in range(PROMPTS):
+            prompt = f"User {user}, prompt {number}: {QUESTION}"
+            if isinstance(end(host, question(run, columns, prompt, 32, number)), Answered):
+                with lock:
+                    answered.append(prompt)
+                    if len(answered) % 20 == 0:
+                        memory.append(resident_mib())
+
+    users = [threading.Thread(target=chat, args=(user,)) for user in range(USERS)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    asked = {"users": USERS, "prompts": USERS * PROMPTS, "answered": len(set(answered))}
+    return asked | {"seconds": round(time.monotonic() - started, 1), "resident_mib": memory}
+
+
+def question(run: str, columns: tuple[str, ...], text: str, length: int, seed: int) -> Ask:
+    """One question to those columns."""
+    return Ask(run, tuple(Column(stage, (Message("user", text),)) for stage in columns), Settings(1.0, length, seed))
+
+
+def end(host: Host, request: Open | Ask) -> object:
+    """How a request ends."""
+    *_, last = host.submit(request).events()
+    return last
+
+
+def resident_mib() -> float:
+    """Memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+if __name__ == "__main__":
+    main()

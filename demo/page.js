@@ -1,0 +1,27 @@
+() => {
+  // What the page does without the server: copying, Esc, the choice of light or dark, and following answers as they grow.
+  document.addEventListener("click", (event) => {
+    const copy = event.target.closest("[data-copy]");
+    if (copy) {
+      navigator.clipboard.writeText(copy.closest(".card").querySelector(".text").textContent);
+      copy.textContent = "copied";
+      setTimeout(() => { copy.textContent = "copy"; }, 1200);
+    }
+    if (event.target.closest("[data-theme]")) document.body.classList.toggle("dark");
+  });
+  document.addEventListener("keydown", (event) => {
+    const stop = document.querySelector("#stop");
+    if (event.key === "Escape" && stop && stop.offsetParent && !stop.disabled) stop.click();
+  });
+  let following = true;
+  const atEnd = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
+  window.addEventListener("scroll", () => { following = atEnd(); }, {passive: true});
+  const watch = () => {
+    const live = document.querySelector("#live");
+    if (!live) return setTimeout(watch, 200);
+    new MutationObserver(() => {
+      if (following && live.querySelector(".live")) window.scrollTo(0, document.documentElement.scrollHeight);
+    }).observe(live, {childList: true, subtree: true, characterData: true});
+  };
+  watch();
+}

@@ -1,0 +1,95 @@
+"""A tiny run, the app that serves it, and a browser that looks at it."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from demo_helpers import PORT, Served, host_of, save_run, trained
+from lora_rlhf_demo.app import launched
+from lora_rlhf_demo.config import DemoConfig
+from lora_rlhf_demo.host import Host
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from lora_rlhf.model.shared import SharedModel
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SECONDS = 30_000  # ms: how long a page may take, on a busy machine
+expect.set_options(timeout=SECONDS)
+
+
+@pytest.fixture(scope="session")
+def model(tiny_model: Callable[[str], Path]) -> SharedModel:
+    """What the runs were saved from; do not add roles to it."""
+    return trained(tiny_model("llama"))
+
+
+@pytest.fixture
+def root(model: SharedModel, tmp_path: Path) -> Path:
+    """A run root with one finished run, "first"."""
+    save_run(model, tmp_path / "runs" / "first")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def host(root: Path) -> Iterator[Host]:
+    """A host of that root."""
+    opened = host_of(root)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def served(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The app on a root of its own with the run "first"; for tests that leave both as they were."""
+    root = tmp_path_factory.mktemp("served") / "runs"
+    save_run(model, root / "first")
+    with launched(DemoConfig(root=str(root), port=PORT)) as blocks:
+        yield Served(blocks.local_url, root)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium. Skips where there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]:
+    """open_page(url=None, **context) -> a page. No request may leave the machine, no script fail."""
+    contexts, faults = [], []
+
+    def note(request_url: str) -> None:
+        parts = urlsplit(request_url)
+        if parts.scheme not in ("data", "blob", "about") and parts.hostname != "127.0.0.1":
+            faults.append(f"a request to {request_url}")
+
+    def open_one(url: str | None = None, **context: object) -> Page:
+        contexts.append(browser.new_context(**context))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(SECONDS)
+        page.on("request", lambda request: note(request.url))
+        page.on("websocket", lambda socket: note(socket.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(url or served.url)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page]) -> Page:
+    """A page on the run "first", ready to ask."""
+    opened = open_page(viewport={"width": 1280, "height": 900})
+    opened.wait_for_selector("#columns input")
+    return opened

@@ -1,0 +1,238 @@
+"""Label, watch and reward in a real browser: what a labeler does with mouse, finger and keys, and plots that grow."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from demo_helpers import PORT, Served, save_run
+from lora_rlhf_demo.app import launched
+from lora_rlhf_demo.config import DemoConfig
+from lora_rlhf_demo.rows import RowFile
+from playwright.sync_api import Page, expect
+
+from lora_rlhf.data.sources import read_rankings
+from lora_rlhf.disk import append_row
+from lora_rlhf.model.shared import SharedModel
+
+HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
+ORDER = """[...document.querySelectorAll('.ranker .group')].map(group =>
+  [...group.querySelectorAll('.letter')].map(letter => letter.textContent).join('=')).join(' > ')"""
+expect.set_options(timeout=20_000)  # ms, for a busy machine
+RIGHT_TO_LEFT = "שלום \u202e👋🏽 عالم"
+
+
+@pytest.fixture(scope="module")
+def labelled(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The app on a run with candidates to rank and metrics of its own."""
+    root = tmp_path_factory.mktemp("labelled") / "runs"
+    save_run(model, root / "first")
+    rows = [{"prompt": f"Question {n} {HOSTILE}", "responses": [f"{c}{n}" for c in "wxyz"]} for n in range(3)]
+    rows[1]["responses"] = [HOSTILE, RIGHT_TO_LEFT, "**bold** " * 50, "plain"]
+    (root / "first" / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in range(1, 6):
+        append_row(root / "first" / "ppo" / "metrics.jsonl", {"step": step, "rollout/score": 0.1 * step})
+    with launched(DemoConfig(root=str(root), port=PORT + 300)) as blocks:
+        yield Served(blocks.local_url, root)
+
+
+def rankings(served: Served) -> RowFile:
+    return RowFile(served.root / "first" / "rankings.jsonl")
+
+
+@pytest.fixture
+def label(labelled: Served, open_page: Callable[..., Page]) -> Callable[..., Page]:
+    """label(name, **context) -> a page on which that labeler has begun."""
+
+    def begin(name: str, **context: object) -> Page:
+        page = open_page(labelled.url, **({"viewport": {"width": 1280, "height": 900}} | context))
+        page.get_by_role("tab", name="Label").click()
+        page.get_by_label("Your name").fill(name)
+        page.click("#begin")
+        expect(page.locator(".choice")).to_have_count(4)
+        return page
+
+    return begin
+
+
+def card(page: Page, place: int) -> str:
+    return f'.choice[data-place="{place}"]'
+
+
+def order(page: Page) -> str:
+    return page.evaluate(ORDER)
+
+
+def test_ranking_by_keys_alone(label: Callable[..., Page], labelled: Served) -> None:
+    page = label("Keys")
+    assert order(page) == "A > B > C > D"
+    page.focus(card(page, 2))
+    page.keyboard.press("ArrowUp")
+    assert order(page) == "A > C > B > D"
+    page.keyboard.press("=")
+    assert order(page) == "A=C > B > D"
+    expect(page.locator(".ranker [aria-live]")).to_have_text("Answer C: rank 1 of 3, tied with A")
+    page.keyboard.press("ArrowUp")
+    assert order(page) == "C > A > B > D"
+    page.keyboard.press("4")
+    assert order(page) == "A > B > D > C"
+    page.keyboard.press("1")
+    page.keyboard.press("ArrowDown")
+    assert order(page) == "A > C > B > D"
+    page.keyboard.press("=")
+    assert page.evaluate("document.activeElement.dataset.place") == "2", "the card keeps the focus"
+    page.focus(f"{card(page, 0)} .rating")
+    page.keyboard.press("6")
+    page.focus(card(page, 2))
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#label-note")).to_contain_text("Saved")
+    (row,) = [row for row in rankings(labelled).rows() if row["labeler"] == "Keys"]
+    shown = [row["ranks"][place] for place in row["shown"]]  # in the order A, B, C, D
+    assert shown == [1, 2, 1, 3]
+    assert [row["ratings"][place] for place in row["shown"]] == [6, None, None, None]
+
+
+def drag(page: Page, place: int, y: float) -> None:
+    grip = page.locator(f"{card(page, place)} .letter").bounding_box()
+    assert grip is not None
+    page.mouse.move(grip["x"] + 3, grip["y"] + 3)
+    page.mouse.down()
+    page.mouse.move(grip["x"] + 6, grip["y"] - 10, steps=3)
+    page.mouse.move(grip["x"] + 6, y, steps=6)
+    page.mouse.up()
+
+
+def test_ranking_by_dragging(label: Callable[..., Page], labelled: Served) -> None:
+    page = label("Mouse")
+    first = page.locator(card(page, 0)).bounding_box()
+    assert first is not None
+    drag(page, 2, first["y"] + 4)  # above the first
+    assert order(page) == "C > A > B > D"
+    first = page.locator(card(page, 2)).bounding_box()
+    assert first is not None
+    drag(page, 1, first["y"] + first["height"] / 2)  # onto it: a tie
+    assert order(page) == "B=C > A > D"
+    page.click(f"{card(page, 1)} summary")
+    page.get_by_label("Hallucination").first.check()
+    page.click("#save")
+    expect(page.locator("#label-note")).to_contain_text("Saved")
+    (row,) = [row for row in rankings(labelled).rows() if row["labeler"] == "Mouse"]
+    assert [row["ranks"][place] for place in row["shown"]] == [2, 1, 1, 3]
+    assert [row["flags"][place] for place in row["shown"]] == [[], ["hallucination"], [], []]
+    assert read_rankings(str(rankings(labelled).path))[1].count == 0
+
+
+def test_ranking_by_a_finger_on_a_phone(label: Callable[..., Page]) -> None:
+    page = label("Finger", viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing is cut off"
+    page.locator(card(page, 1)).get_by_role("button", name="Answer B: better").tap()
+    assert order(page) == "B > A > C > D"
+    page.evaluate(f"document.querySelector('{card(page, 2)}').scrollIntoView({{block: 'center'}})")
+    grip = page.locator(f"{card(page, 2)} .letter").bounding_box()
+    upper = page.locator(card(page, 0)).bounding_box()
+    assert grip is not None and upper is not None
+    touch = page.context.new_cdp_session(page)
+
+    def send(kind: str, y: float) -> None:
+        points = [] if kind == "touchEnd" else [{"x": grip["x"] + 4, "y": y}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    send("touchStart", grip["y"] + 4)
+    for part in range(1, 6):
+        send("touchMove", grip["y"] + (upper["y"] + 4 - grip["y"]) * part / 5)
+    send("touchEnd", 0)
+    page.wait_for_function(f"({ORDER}) === 'B > C > A > D'")
+
+
+def test_labelling_goes_on_after_a_reload(label: Callable[..., Page]) -> None:
+    page = label("Reload")
+    page.focus(card(page, 1))
+    page.keyboard.press("ArrowUp")
+    page.click("#save")
+    expect(page.locator("#label-progress")).to_contain_text("1 of 3")
+    page.click("#skip")
+    expect(page.locator("#label-progress")).to_contain_text("1 skipped")
+    page.reload()
+    page.get_by_role("tab", name="Label").click()
+    expect(page.get_by_label("Your name")).to_have_value("Reload")
+    expect(page.locator("#label-progress")).to_contain_text("1 of 3")
+    expect(page.locator("#label-prompt")).to_contain_text("Question 2")
+    page.click("#undo")
+    expect(page.locator("#label-prompt")).to_contain_text("Question 1")
+    page.click("#undo")
+    expect(page.locator("#label-prompt")).to_contain_text("Question 0")
+    assert order(page) == "B > A > C > D"
+    expect(page.locator("#label-progress")).to_contain_text("0 of 3")
+
+
+def test_texts_of_models_and_files_are_shown_and_never_run(label: Callable[..., Page]) -> None:
+    page = label("Safe")
+    page.click("#skip")
+    expect(page.locator("#label-prompt")).to_contain_text("Question 1 <script>")
+    shown = page.locator(".choice .text").all_text_contents()
+    assert HOSTILE.replace("\x1b", "\u241b") in shown
+    assert "**bold** " * 50 in shown and RIGHT_TO_LEFT.replace("\u202e", "\ufffd") in shown
+    assert page.evaluate("window.hacked") is None
+    assert page.locator(".ranker img, .ranker script, .ranker a, #label-prompt img, #label-prompt a").count() == 0
+
+
+def test_live_answers_are_ranked_and_saved(label: Callable[..., Page], labelled: Served) -> None:
+    page = label("Live")
+    page.get_by_text("Live answers").click()
+    page.fill("#live-prompt textarea", "Who counts the ships?")
+    page.click("#draw")
+    expect(page.locator("#label-prompt")).to_contain_text("Who counts the ships?")
+    expect(page.locator(".choice").nth(1)).to_be_visible()
+    page.focus(card(page, 1))
+    page.keyboard.press("1")
+    page.click("#save")
+    expect(page.locator("#label-note")).to_contain_text("Saved")
+    (row,) = [row for row in rankings(labelled).rows() if row["labeler"] == "Live"]
+    assert row["prompt"] == "Who counts the ships?"
+    assert len(set(row["responses"])) == len(row["responses"]) >= 2
+
+
+def test_plots_grow_while_a_run_writes(labelled: Served, open_page: Callable[..., Page]) -> None:
+    metrics = labelled.root / "first" / "ppo" / "metrics.jsonl"
+    page = open_page(labelled.url)
+    page.get_by_role("tab", name="Watch").click()
+    line = page.locator(".chart polyline").first
+    expect(page.locator(".chart").first).to_contain_text("0.5")
+    assert len((line.get_attribute("points") or "").split()) == 5
+    for step in range(6, 9):
+        append_row(metrics, {"step": step, "rollout/score": 0.1 * step, "rollout/kl": 0.2})
+        time.sleep(0.2)
+    with metrics.open("a") as file:
+        file.write('{"step": 9, "rollout/sc')  # a row that is being written
+    expect(page.locator(".chart").first).to_contain_text("0.8")
+    expect(page.locator(".chart")).to_have_count(2)
+    assert len((line.get_attribute("points") or "").split()) == 8
+
+
+def test_scores_follow_what_is_typed(labelled: Served, open_page: Callable[..., Page]) -> None:
+    page = open_page(labelled.url)
+    page.get_by_role("tab", name="Reward").click()
+    page.fill("#reward-prompt textarea", "Who counts?")
+    page.fill("#reward-answer-A textarea", "One by one.")
+    page.fill("#reward-answer-B textarea", f"Nobody {HOSTILE}")
+    bars = page.locator(".scores li")
+    expect(bars).to_have_count(2)
+    before = page.locator(".scores").inner_text()
+    page.locator("#reward-answer-A textarea").press_sequentially(" The sailors do.")
+    expect(page.locator(".scores")).to_contain_text("The sailors do.")
+    assert page.locator(".scores").inner_text() != before
+    scores = [float(text) for text in page.locator(".scores .score").all_text_contents()]
+    assert scores == sorted(scores, reverse=True)
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_root_without_runs_explains_itself_on_every_tab(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    with launched(DemoConfig(root=str(tmp_path), port=PORT + 400)) as blocks:
+        page = open_page(blocks.local_url)
+        page.get_by_role("tab", name="Label").click()
+        page.get_by_label("Your name").fill("Ann")
+        page.click("#begin")
+        expect(page.locator("#label-note")).to_contain_text("run")
+        page.get_by_role("tab", name="Watch").click()
+        expect(page.locator("#watch-plots")).to_contain_text("No metrics yet")

@@ -1,0 +1,265 @@
+"""The compare tab in a real browser: what a user does with mouse and keys, and what hostile texts cannot do."""
+
+import html
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from demo_helpers import PORT, Served
+from lora_rlhf_demo import desk
+from lora_rlhf_demo.app import launched
+from lora_rlhf_demo.config import DemoConfig
+from lora_rlhf_demo.show import safe
+from playwright.sync_api import Page, expect
+
+from lora_rlhf.data.sources import read_rankings
+
+HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
+TURNS = "#talk .turn"
+
+
+def send(page: Page, text: str, turns: int = 1) -> None:
+    """Asks with the Enter key, and waits until that many turns are answered."""
+    page.fill("#question textarea", text)
+    page.press("#question textarea", "Enter")
+    if page.locator("#question textarea").input_value() == text:  # a page that has just come may not hear it yet
+        page.wait_for_timeout(1000)
+        if page.locator("#question textarea").input_value() == text and not page.locator("#live .card").count():
+            page.press("#question textarea", "Enter")
+    expect(page.locator(TURNS)).to_have_count(turns)
+
+
+def answers(page: Page, turn: int = -1) -> list[str]:
+    return page.locator(TURNS).nth(turn).locator(".card .text").all_text_contents()
+
+
+def wait_until_all_speak(page: Page) -> None:
+    page.wait_for_function(
+        "(live => live.length && live.every(one => one.textContent.length > 3))"
+        "([...document.querySelectorAll('#live .card .text')])"
+    )
+
+
+def titles(page: Page, turn: int = -1) -> list[str]:
+    return page.locator(TURNS).nth(turn).locator("h3").all_text_contents()
+
+
+@pytest.fixture
+def pause() -> list[float]:
+    """Seconds between two tokens of a slow answer: its only item, which a test may change."""
+    return [0.05]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch, pause: list[float]) -> None:
+    """Answers take a while, so that a test can act meanwhile."""
+    real = desk.stream_mixed
+
+    def stream(*args, **kwargs) -> Iterator:
+        for step in real(*args, **kwargs):
+            time.sleep(pause[0])
+            yield step
+
+    monkeypatch.setattr(desk, "stream_mixed", stream)
+
+
+def test_all_columns_answer_and_go_on_from_what_they_said(page: Page) -> None:
+    send(page, "Who counts the ships?")
+    assert titles(page) == ["base", "sft", "policy"]
+    assert len(set(answers(page))) == 3
+    figures = page.locator(".figures").first
+    for name in ("score", "tokens", "tokens/s", "KL"):
+        expect(figures.locator("dt", has_text=name).first).to_be_visible()
+    send(page, "And then?", turns=2)
+    first = answers(page, 0)
+    page.locator("[data-edit]").last.click()
+    expect(page.locator(TURNS)).to_have_count(1)
+    expect(page.locator("#question textarea")).to_have_value("And then?")
+    assert answers(page, 0) == first
+    send(page, "And before?", turns=2)
+    assert page.locator(".question").all_text_contents() == ["Who counts the ships?", "And before?"]
+
+
+def test_the_same_seed_says_the_same_and_regenerating_does_not(page: Page) -> None:
+    send(page, "Who counts the ships?")
+    before = answers(page)
+    page.click("#again")
+    expect(page.locator("#live .live").first).to_be_attached()
+    expect(page.locator("#live .live")).to_have_count(0)
+    assert answers(page) != before
+    page.click("#new")
+    expect(page.locator(TURNS)).to_have_count(0)
+    send(page, "Who counts the ships?")
+    assert answers(page) == before
+
+
+def test_esc_stops_and_what_was_said_stays(page: Page, slow: None) -> None:
+    page.fill("#question textarea", "Who counts the ships?")
+    page.press("#question textarea", "Enter")
+    wait_until_all_speak(page)
+    page.keyboard.press("Escape")
+    expect(page.locator("#live .status")).to_have_text("Stopped.")
+    expect(page.locator(".figures").first).to_contain_text("(cut)")
+    assert all(answers(page))
+    expect(page.locator("#send")).to_be_enabled()
+
+
+def test_an_answer_is_copied_and_the_look_is_switched(page: Page) -> None:
+    send(page, "Who counts the ships?")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-copy]").nth(1).click()
+    expect(page.locator("[data-copy]").nth(1)).to_have_text("copied")
+    assert page.evaluate("navigator.clipboard.readText()") == answers(page)[1]
+    dark = "document.body.classList.contains('dark')"
+    before = page.evaluate(dark)
+    page.click("[data-theme]")
+    assert page.evaluate(dark) != before
+
+
+def test_a_blind_vote_reveals_the_names_and_is_kept(page: Page, served: Served) -> None:
+    page.click("#blind input")
+    send(page, "Who is blind?")
+    assert titles(page) == ["Answer A", "Answer B", "Answer C"]
+    expect(page.locator("#talk .figures")).to_have_count(0)
+    assert "policy" not in page.locator("#talk").inner_html()
+    spoken = answers(page)
+    expect(page.locator("#send")).to_be_disabled()
+    page.fill("#ranking textarea, #ranking input", "C > A")
+    page.press("#ranking textarea, #ranking input", "Enter")
+    expect(page.locator("#live .failure")).to_contain_text("not a ranking")
+    page.get_by_role("button", name="B is best").click()
+    expect(page.locator("#talk h3").first).to_contain_text("(was A, rank 2)")
+    expect(page.locator("#standings")).to_contain_text("policy beats sft")
+    assert sorted(title.split()[0] for title in titles(page)) == ["base", "policy", "sft"]
+    rankings, _ = read_rankings(str(served.root / "first" / "votes.jsonl"), strict=True)
+    assert [html.unescape(safe(text)) for text in rankings[-1].responses] == spoken
+    assert rankings[-1].ranks == (2, 1, 2)
+    send(page, "And now?", turns=2)
+    assert titles(page) == ["Answer A", "Answer B", "Answer C"]
+
+
+def test_tokens_are_coloured_where_asked(page: Page) -> None:
+    send(page, "Who counts the ships?")
+    expect(page.locator(".token")).to_have_count(0)
+    plain = answers(page)
+    page.click("#differences input")
+    expect(page.locator(".token").first).to_be_visible()
+    for coloured, text in zip(answers(page), plain, strict=True):  # the pieces are those of the text, to the end
+        assert coloured.strip().startswith(text)
+    assert page.locator(".token.more").count() > 0 and page.locator(".token.less").count() > 0
+
+
+def test_hostile_words_stay_words(page: Page) -> None:
+    page.get_by_text("Settings").click()
+    page.fill("#system textarea", HOSTILE)
+    send(page, HOSTILE + " مرحبا 👩‍👩‍👧")
+    shown = page.locator(".question").text_content() or ""
+    assert shown == HOSTILE.replace("\x1b", "␛") + " مرحبا 👩‍👩‍👧"
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#talk img, #talk script, #talk a, #live img").count() == 0
+    assert page.locator(".question").get_attribute("dir") == "auto"
+
+
+def test_a_text_of_100_000_characters_is_refused_with_a_message(page: Page) -> None:
+    page.fill("#question textarea", "x" * 100_000)
+    page.press("#question textarea", "Enter")
+    expect(page.locator("#live .failure")).to_contain_text("100,000 characters; at most 20,000")
+    page.fill("#question textarea", "")
+    page.press("#question textarea", "Enter")
+    expect(page.locator("#live .failure")).to_contain_text("Write a question first")
+    send(page, "Who counts the ships?")
+
+
+def test_the_conversation_is_exported(page: Page) -> None:
+    send(page, "Who counts the ships?")
+    with page.expect_download() as download:
+        page.click("#export")
+    found = json.loads(Path(download.value.path()).read_text())
+    (turn,) = found["turns"]
+    assert (found["run"], turn["question"], turn["seed"]) == ("first", "Who counts the ships?", 0)
+    assert [html.unescape(safe(answer["text"])) for answer in turn["answers"]] == answers(page)
+
+
+def test_other_columns_begin_a_new_conversation(page: Page) -> None:
+    send(page, "Who counts the ships?")
+    page.get_by_label("base", exact=True).uncheck()
+    expect(page.locator(TURNS)).to_have_count(0)
+    send(page, "Who counts the ships?")
+    assert titles(page) == ["sft", "policy"]
+
+
+def test_two_pages_at_once_see_only_their_own_words(
+    open_page: Callable[..., Page], slow: None, pause: list[float]
+) -> None:
+    pages = [open_page(), open_page()]
+    pause[0] = 0.5  # the second has to wait long enough to be told so, however short the first answer is
+    for opened, text in zip(pages, ("first user's words", "second user's words"), strict=True):
+        opened.wait_for_selector("#columns input")
+        opened.fill("#question textarea", text)
+    for opened in pages:
+        opened.press("#question textarea", "Enter")
+    expect(pages[1].locator("#live .status")).to_contain_text("In the queue")
+    pages[0].click("#stop")
+    expect(pages[0].locator(TURNS)).to_have_count(1)
+    pause[0] = 0.05
+    expect(pages[1].locator("#live .text").nth(1)).not_to_be_empty()
+    pages[1].keyboard.press("Escape")
+    expect(pages[1].locator(TURNS)).to_have_count(1)
+    for opened, foreign in zip(pages, ("second user", "first user"), strict=True):
+        assert foreign not in opened.locator("#main").inner_html()
+
+
+def test_a_page_closed_in_the_middle_frees_the_model(open_page: Callable[..., Page], slow: None) -> None:
+    leaving = open_page()
+    leaving.wait_for_selector("#columns input")
+    leaving.fill("#question textarea", "I am leaving")
+    leaving.press("#question textarea", "Enter")
+    wait_until_all_speak(leaving)
+    leaving.close()
+    staying = open_page()
+    staying.wait_for_selector("#columns input")
+    began = time.monotonic()
+    staying.fill("#question textarea", "I stay")
+    staying.press("#question textarea", "Enter")
+    wait_until_all_speak(staying)
+    assert time.monotonic() - began < 5  # all of the other's answer would take 6.4 s
+    staying.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_and_wide_light_and_dark(open_page: Callable[..., Page], scheme: str) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page.wait_for_selector("#columns input")
+    send(page, "Who counts the ships? " + "x" * 300)
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        expect(page.locator("#question")).to_be_in_viewport()
+        expect(page.locator("#send")).to_be_in_viewport()
+    places = page.locator(".card").evaluate_all("cards => cards.map(card => card.getBoundingClientRect().top)")
+    assert len(set(places)) == 1  # side by side
+    ink, ground = (
+        sum(map(int, page.evaluate(f"getComputedStyle(document.querySelector('.card')).{name}")[4:-1].split(",")))
+        for name in ("color", "backgroundColor")
+    )
+    assert (ink > ground) == (scheme == "dark")
+
+
+def test_without_a_run_the_page_says_how_to_make_one_and_finds_it_later(
+    open_page: Callable[..., Page], served: Served, tmp_path: Path
+) -> None:
+    root = tmp_path / "none"
+    (root / "half" / "sft").mkdir(parents=True)
+    (root / "half" / "sft" / "manifest.json").write_text('{"status": "run')
+    with launched(DemoConfig(root=str(root), port=PORT + 100)) as blocks:
+        page = open_page(blocks.local_url)
+        expect(page.locator("#no-runs")).to_contain_text("scripts/quickstart.sh")
+        expect(page.locator("#no-runs")).to_contain_text("half: sft cannot be read")
+        shutil.copytree(served.root / "first", root / "first")
+        page.reload()
+        page.wait_for_selector("#columns input")
+        send(page, "Who counts the ships?")
+        page.close()
