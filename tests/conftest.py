@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted_runs import planted  # noqa: F401  (a fixture for every test)
+from planted_runs import planted, planted_report  # noqa: F401  (fixtures for every test)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 

@@ -11,7 +11,8 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -83,7 +84,7 @@ class Endpoint:
     def ask(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
         """See `pairwise.Asker`. UserError where no call can succeed, and where the server has gone."""
         try:
-            asyncio.run(self._ask_all(questions, done))
+            _run(self._ask_all(questions, done))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
@@ -274,3 +275,14 @@ def _is_here(url: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def _run(calls: Coroutine[Any, Any, None]) -> None:
+    """To their end; on a thread of its own where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(calls)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, calls).result()

@@ -1,5 +1,6 @@
 """A judge behind an API, played by a server on this machine that answers right, late, badly or not at all."""
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,15 @@ def test_each_pair_is_asked_in_both_orders_and_nothing_is_asked_twice(open_at: O
         assert compare(again, OTHER, ONE).outcomes == [0.0, 1.0, 0.5, 0.5], "the swapped pair is the same content"
         assert len(api.bodies) == 6, "a second evaluation of the same content makes no calls"
         assert (again.describe()["cached"], again.describe()["calls"], again.describe()["cost"]) == (12, 0, 0.0)
+
+
+def test_it_can_be_asked_where_an_event_loop_runs_already(open_at: Open) -> None:
+    async def cell_of_a_notebook(url: str) -> Verdicts:
+        return compare(open_at(url))
+
+    with serve(longer_wins) as api, ThreadPoolExecutor(1) as thread:
+        found = thread.submit(asyncio.run, cell_of_a_notebook(api.url)).result()
+    assert found.outcomes == [1.0, 0.0, 0.5, 0.5]
 
 
 def test_a_judge_is_asked_one_plain_question_when_it_is_opened_for_the_first_time(tmp_path: Path) -> None:
