@@ -64,3 +64,10 @@ def test_figures_are_those_of_the_committed_results() -> None:
         for key, cell in zip(("scores", "scores_best_temperature"), cells, strict=True):
             rate = results["pooled"][key][name.replace(" ", "_")]
             assert cell.strip() == f"{rate['rate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
+
+
+def test_the_page_on_evaluation_says_what_was_measured() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    found = json.loads((RESULTS.parent / "evaluation.json").read_text())
+    assert f"answer {found['prompts']} prompts and {found['probes']} probes" in page
+    assert f"{found['wall_seconds'] / 60:.1f} minutes and\n{found['peak_rss_gib']:.2f} GiB" in page
