@@ -25,7 +25,7 @@ from lora_rlhf_demo.desk import Desk, Limits
 from lora_rlhf_demo.host import Host
 from lora_rlhf_demo.memory import Memory
 from lora_rlhf_demo.requests import Answered, Ask, Column, Open, Opened, Settings
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Error, Page, sync_playwright
 from provenance import provenance
 
 from lora_rlhf.data.schema import Message
@@ -105,7 +105,7 @@ def visit(page: Page, started: float) -> None:
         try:
             page.goto(f"http://127.0.0.1:{PORT}/")
             return
-        except Exception:  # not there yet
+        except Error:  # not there yet
             time.sleep(0.1)
     raise SystemExit("the app did not start")
 

@@ -14,6 +14,7 @@ from lora_rlhf.model.mixed import Mixture
 from lora_rlhf.model.shared import SharedModel
 
 Engine = Literal["plain", "static"]
+ENGINES = {"plain": generate_plain, "static": generate_static}
 
 __all__ = [
     "Engine",
@@ -88,7 +89,7 @@ def generate_seeded(
     _check(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
     drawing = Drawing(max_new_tokens, temperature, stop_ids)
     with _eval_mode(model):
-        return _run(engine, model, prompt_ids, seeds, drawing, Cast([0] * len(prompt_ids)), batch_size, drawn)
+        return ENGINES[engine](model, prompt_ids, seeds, drawing, Cast([0] * len(prompt_ids)), batch_size, drawn)
 
 
 def generate_mixed(
@@ -113,7 +114,7 @@ def generate_mixed(
     _check(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
     drawing = Drawing(max_new_tokens, temperature, stop_ids)
     with model.mixture(distinct) as mixture:
-        return _run(engine, model, prompt_ids, seeds, drawing, Cast(places, mixture), batch_size, drawn)
+        return ENGINES[engine](model, prompt_ids, seeds, drawing, Cast(places, mixture), batch_size, drawn)
 
 
 def stream_mixed(
@@ -150,20 +151,6 @@ def _stream(batch: Batch, mixture: Mixture, stop: Callable[[], bool]) -> Iterato
             batch.step()
         latest, lengths = batch.tokens[:, batch.steps - 1].tolist(), batch.length.tolist()
         yield [token if length >= batch.steps else None for token, length in zip(latest, lengths, strict=True)]
-
-
-def _run(
-    engine: Engine,
-    model: SharedModel,
-    prompt_ids: list[list[int]],
-    seeds: list[list[int]],
-    drawing: Drawing,
-    cast: Cast,
-    batch_size: int,
-    drawn: Callable[[int], None],
-) -> list[list[GeneratedResponse]]:
-    run = generate_static if engine == "static" else generate_plain
-    return run(model, prompt_ids, seeds, drawing, cast, batch_size, drawn)
 
 
 def _places(roles: Sequence[str], prompt_ids: list[list[int]]) -> tuple[list[str], list[int]]:

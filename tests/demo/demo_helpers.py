@@ -1,6 +1,7 @@
 """Runs made by hand around a tiny model, and what the tests of the app ask of them."""
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from lora_rlhf_demo.desk import Desk, Limits
 from lora_rlhf_demo.host import Host
 from lora_rlhf_demo.memory import Memory
 from lora_rlhf_demo.requests import Answered, Ask, Column, Event, Request, Settings
+from playwright.sync_api import Locator
 
 from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.schema import Message
@@ -21,6 +23,7 @@ from lora_rlhf.run import ADAPTER, StageFolder, find_stage
 
 OFFSET = 0.25
 STAGES = ("base", "sft", "policy")
+SETTLED = 0.3  # seconds that a box must keep what was written into it
 PORT = 17860 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # of the first app in this process
 
 
@@ -80,3 +83,14 @@ def texts(event: Event) -> tuple[str, ...]:
     """The answers that it ended with."""
     assert isinstance(event, Answered), event
     return tuple(answer.text for answer in event.answers)
+
+
+def write(box: Locator, text: str) -> None:
+    """Fills a box until it keeps the text: one whose tab or section has just been opened may be emptied once more."""
+    box.fill(text)
+    kept = time.monotonic()
+    while time.monotonic() < kept + SETTLED:
+        if box.input_value() != text:
+            box.fill(text)
+            kept = time.monotonic()
+        box.page.wait_for_timeout(50)

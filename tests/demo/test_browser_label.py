@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from demo_helpers import PORT, Served, save_run
+from demo_helpers import PORT, Served, save_run, write
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.rows import RowFile
@@ -48,7 +48,7 @@ def label(labelled: Served, open_page: Callable[..., Page]) -> Callable[..., Pag
     def begin(name: str, **context: object) -> Page:
         page = open_page(labelled.url, **({"viewport": {"width": 1280, "height": 900}} | context))
         page.get_by_role("tab", name="Label").click()
-        page.get_by_label("Your name").fill(name)
+        write(page.get_by_label("Your name"), name)
         page.click("#begin")
         expect(page.locator(".choice")).to_have_count(4)
         return page
@@ -180,7 +180,7 @@ def test_texts_of_models_and_files_are_shown_and_never_run(label: Callable[..., 
 def test_live_answers_are_ranked_and_saved(label: Callable[..., Page], labelled: Served) -> None:
     page = label("Live")
     page.get_by_text("Live answers").click()
-    page.fill("#live-prompt textarea", "Who counts the ships?")
+    write(page.locator("#live-prompt textarea"), "Who counts the ships?")
     page.click("#draw")
     expect(page.locator("#label-prompt")).to_contain_text("Who counts the ships?")
     expect(page.locator(".choice").nth(1)).to_be_visible()
@@ -213,9 +213,9 @@ def test_plots_grow_while_a_run_writes(labelled: Served, open_page: Callable[...
 def test_scores_follow_what_is_typed(labelled: Served, open_page: Callable[..., Page]) -> None:
     page = open_page(labelled.url)
     page.get_by_role("tab", name="Reward").click()
-    page.fill("#reward-prompt textarea", "Who counts?")
-    page.fill("#reward-answer-A textarea", "One by one.")
-    page.fill("#reward-answer-B textarea", f"Nobody {HOSTILE}")
+    write(page.locator("#reward-prompt textarea"), "Who counts?")
+    write(page.locator("#reward-answer-A textarea"), "One by one.")
+    write(page.locator("#reward-answer-B textarea"), f"Nobody {HOSTILE}")
     bars = page.locator(".scores li")
     expect(bars).to_have_count(2)
     before = page.locator(".scores").inner_text()
@@ -231,7 +231,7 @@ def test_a_root_without_runs_explains_itself_on_every_tab(tmp_path: Path, open_p
     with launched(DemoConfig(root=str(tmp_path), port=PORT + 400)) as blocks:
         page = open_page(blocks.local_url)
         page.get_by_role("tab", name="Label").click()
-        page.get_by_label("Your name").fill("Ann")
+        write(page.get_by_label("Your name"), "Ann")
         page.click("#begin")
         expect(page.locator("#label-note")).to_contain_text("run")
         page.get_by_role("tab", name="Watch").click()

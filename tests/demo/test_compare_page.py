@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from demo_helpers import PORT, Served
+from demo_helpers import PORT, Served, write
 from lora_rlhf_demo import desk
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
@@ -154,7 +154,7 @@ def test_tokens_are_coloured_where_asked(page: Page) -> None:
 
 def test_hostile_words_stay_words(page: Page) -> None:
     page.get_by_text("Settings").click()
-    page.fill("#system textarea", HOSTILE)
+    write(page.locator("#system textarea"), HOSTILE)
     send(page, HOSTILE + " مرحبا 👩‍👩‍👧")
     shown = page.locator(".question").text_content() or ""
     assert shown == HOSTILE.replace("\x1b", "␛") + " مرحبا 👩‍👩‍👧"
