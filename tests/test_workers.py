@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from lora_rlhf import workers
 
+pytestmark = pytest.mark.xdist_group("workers")  # one worker makes the runs
+
 # Sums in another order: gradients are equal to 1e-6, and what Adam makes of them to 1e-5 of the largest weight.
 GRADIENT, WEIGHT = 1e-6, 1e-5
 FIRST_MOMENT = 0.1  # of the first gradient: 1 - beta1

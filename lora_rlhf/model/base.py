@@ -176,7 +176,7 @@ def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: 
         with quiet_loading():
             model, report = AutoModelForCausalLM.from_pretrained(
                 files.name,
-                local_files_only=files.only_local,
+                **files.for_models,
                 config=config,
                 dtype=dtype,
                 device_map={"": device},

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,10 +35,11 @@ class ChatModel:
         self._device = resolve_device(device)
         self.tokenizer = load_tokenizer(name, trust_remote_code)
         files = find_files(name)
-        where: dict[str, Any] = {"local_files_only": files.only_local, "trust_remote_code": trust_remote_code}
         try:
             with no_retry_lines(), quiet_loading():
-                config = AutoConfig.from_pretrained(files.name, **where)
+                config = AutoConfig.from_pretrained(
+                    files.name, local_files_only=files.only_local, trust_remote_code=trust_remote_code
+                )
                 wide = self._device.type == "cuda" and config.dtype in (None, torch.float32)
                 self._model, report = AutoModelForCausalLM.from_pretrained(
                     files.name,
@@ -48,7 +48,8 @@ class ChatModel:
                     device_map={"": self._device},
                     use_safetensors=True,
                     output_loading_info=True,
-                    **where,
+                    trust_remote_code=trust_remote_code,
+                    **files.for_models,
                 )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise UserError(f"model {name!r} does not load ({first_line(error)})") from error

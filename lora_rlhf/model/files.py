@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import is_offline_mode
 from transformers.utils import cached_file
@@ -25,6 +25,11 @@ class Files(NamedTuple):
 
     name: str
     only_local: bool
+
+    @property
+    def for_models(self) -> dict[str, Any]:
+        """What a model class is told: it looks for an adapter too, and of its own would try the hub for that."""
+        return {"local_files_only": self.only_local, "adapter_kwargs": {"local_files_only": self.only_local}}
 
 
 def find_files(name: str) -> Files:

@@ -40,12 +40,14 @@ def hub_home(tiny_model: Tiny, tmp_path: Path) -> Path:
 
 
 CODE = (
-    "import sys; from lora_rlhf.errors import UserError; from lora_rlhf.model.base import BaseSpec, load_base\n"
+    "import sys, time; from lora_rlhf.errors import UserError; from lora_rlhf.model.base import BaseSpec, load_base\n"
+    "began = time.monotonic()\n"
     "try:\n"
     "    base = load_base(BaseSpec(sys.argv[1], 'none'), 'cpu')\n"
     "    print(base.model.name_or_path, len(base.source_hash), base.tokenizer.eos_token)\n"
     "except UserError as error:\n"
     "    print(error)\n"
+    "assert time.monotonic() - began < 10, 'the library retried for half a minute'\n"
 )
 
 
