@@ -17,6 +17,7 @@ from lora_rlhf_demo.votes import best, parse_ranks, standings, tie
 
 from lora_rlhf.errors import UserError
 
+TAB = "compare"
 MOST_COLUMNS = len(LETTERS)
 USUAL_LENGTH = 256
 SHORTENED = "The conversation no longer fits into the model's context: its oldest part was left out."
@@ -144,7 +145,7 @@ class CompareTab:
             self.live: show.notice(f"Loading {run} ..."),
             **also,
         }
-        for event in self.app.submit(str(request.session_hash), Open(run)).events():
+        for event in self.app.submit(str(request.session_hash), TAB, Open(run)).events():
             if isinstance(event, Opened):
                 columns = list(event.columns[:MOST_COLUMNS])
                 longest = event.longest_answer
@@ -183,7 +184,7 @@ class CompareTab:
         busy = {self.send: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
         page = show.page(talk, values[self.differences])
         yield {**busy, self.question: "", self.page: page, self.live: show.live(talk, question, empty)}
-        for event in self.app.submit(str(request.session_hash), ask).events():
+        for event in self.app.submit(str(request.session_hash), TAB, ask).events():
             if isinstance(event, Answered):
                 done = talk.answered(question, ask, event.answers)
                 notes = [*(["Stopped."] if event.stopped else []), *([SHORTENED] if event.shortened else [])]
@@ -209,7 +210,7 @@ class CompareTab:
         yield from self._follow(before, last.question, ask, values, request)
 
     def _stop(self, request: gr.Request) -> None:
-        self.app.stop(str(request.session_hash))
+        self.app.stop(str(request.session_hash), TAB)
 
     def _edit(self, values: Values, event: gr.EventData, request: gr.Request) -> Values:
         """A question back in the box, and the conversation as it was before it."""

@@ -21,6 +21,7 @@ from lora_rlhf.manifest import FINISHED
 GUIDELINES = Path(__file__).parent / "guidelines.md"
 MOST_GUIDELINES = 100_000  # characters
 MOST_LIVE = 6
+TAB = "label"
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -133,7 +134,7 @@ class LabelTab:
         except UserError as error:
             yield self._shown(current.failed(error))
             return
-        for event in self.app.submit(str(request.session_hash), Ask(run, columns, settings)).events():
+        for event in self.app.submit(str(request.session_hash), TAB, Ask(run, columns, settings)).events():
             if isinstance(event, Answered):
                 yield self._answered(current, prompt, event)
             elif isinstance(event, Failed):

@@ -17,11 +17,11 @@ VOTES, OTHER_VOTES = "votes.jsonl", "votes_without_ranking.jsonl"
 
 @dataclass
 class App:
-    """One server. What belongs to one page alone is in its own state, and its ticket under its session."""
+    """One server. What belongs to one page alone is in its own state, and its tickets under its session and tab."""
 
     config: DemoConfig
     host: Host
-    _tickets: dict[str, Ticket] = field(default_factory=dict)
+    _tickets: dict[tuple[str, str], Ticket] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -42,28 +42,29 @@ class App:
         folder = folder_of(self.root, run)
         return [row for name in (VOTES, OTHER_VOTES) for row in RowFile(folder / name).rows()]
 
-    def submit(self, session: str, request: Request) -> Ticket:
-        """A page's request; an answer that it was still waiting for is ended."""
+    def submit(self, session: str, tab: str, request: Request) -> Ticket:
+        """A request of a page's tab; an answer that the tab was still waiting for is ended."""
         ticket = self.host.submit(request)
         with self._lock:
-            before = self._tickets.pop(session, None)
-            self._tickets[session] = ticket
+            before = self._tickets.pop((session, tab), None)
+            self._tickets[session, tab] = ticket
         if before is not None:
             before.stop()
         return ticket
 
-    def stop(self, session: str) -> None:
-        """Ends the answer that a page is waiting for, where it is."""
+    def stop(self, session: str, tab: str) -> None:
+        """Ends the answer that a tab is waiting for, where it is."""
         with self._lock:
-            ticket = self._tickets.get(session)
+            ticket = self._tickets.get((session, tab))
         if ticket is not None:
             ticket.stop()
 
     def forget(self, session: str) -> None:
         """The page was closed."""
-        self.stop(session)
         with self._lock:
-            self._tickets.pop(session, None)
+            left = [self._tickets.pop(key) for key in list(self._tickets) if key[0] == session]
+        for ticket in left:
+            ticket.stop()
 
     def require_short(self, text: str) -> str:
         """The text. UserError where it is longer than the app takes."""
