@@ -5,6 +5,10 @@
 From `lora-rlhf demo` to a drawn page, and from Enter to a first token in every column, in a real browser; all columns
 together against one after the other, in pairs that take turns at being first; and eight users with 25 prompts each,
 with the process's memory meanwhile. Run it on a quiet machine.
+
+The tiny world's stages end their answers at very unlike lengths, and the longest decides how long all take together: no
+batch could be faster than `most_possible`, all tokens over the longest answer's. So the columns are also compared where
+each goes on to the same length, as if no token ended an answer.
 """
 
 import argparse
@@ -19,8 +23,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
+from lora_rlhf_demo import desk
 from lora_rlhf_demo.desk import Desk, Limits
 from lora_rlhf_demo.host import Host
 from lora_rlhf_demo.memory import Memory
@@ -34,6 +41,7 @@ from lora_rlhf.disk import write_json
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PORT = 18160
 QUESTION = "Describe the fox."
+LONGEST = 64  # tokens
 USERS, PROMPTS = 8, 25
 ALL_SPEAK = """() => { const texts = [...document.querySelectorAll("#live .card .text")];
   return texts.length > 0 && texts.every((text) => text.textContent.length > 0) }"""
@@ -52,7 +60,8 @@ def main() -> None:
     assert isinstance(opened, Opened), opened
     found = {
         "start": {name: [start[name] for start in starts] for name in starts[0]},
-        "columns": together(host, args.run, opened.columns, args.rounds),
+        "columns_as_they_end": together(host, args.run, opened.columns, args.rounds),
+        "columns_of_equal_length": endless(host, args.run, opened.columns, args.rounds),
         "load": load(host, args.run, opened.columns),
     }
     host.close()
@@ -110,20 +119,29 @@ def visit(page: Page, started: float) -> None:
     raise SystemExit("the app did not start")
 
 
+def endless(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dict[str, object]:
+    """`together` where no token ends an answer."""
+    with patch.object(desk, "stop_ids", lambda tokenizer: []):
+        return together(host, run, columns, rounds)
+
+
 def together(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dict[str, object]:
-    """Seconds of all columns in one batch, and one after the other; each answer has 64 tokens at most."""
+    """Seconds of all columns in one batch, and one after the other; each answer has LONGEST tokens at most."""
     seconds: dict[str, list[float]] = {"together": [], "one after the other": []}
+    possible = []
     for number in range(rounds + 1):
         asked = {"together": [columns], "one after the other": [(column,) for column in columns]}
         for name in list(asked)[:: 1 if number % 2 else -1]:
             started = time.perf_counter()
-            for stages in asked[name]:
-                end(host, question(run, stages, QUESTION, 64, number))
+            answered = [end(host, question(run, stages, QUESTION, LONGEST, number)) for stages in asked[name]]
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started)
+        tokens = [answer.num_tokens for event in answered for answer in event.answers]
+        possible.append(sum(tokens) / max(tokens))
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     return {
         "times_as_fast": round(statistics.median(ratios), 2),
+        "most_possible": round(statistics.median(possible[1:]), 2),
         "ratios": [round(ratio, 2) for ratio in ratios],
         "seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
     }
@@ -158,7 +176,7 @@ def question(run: str, columns: tuple[str, ...], text: str, length: int, seed: i
     return Ask(run, tuple(Column(stage, (Message("user", text),)) for stage in columns), Settings(1.0, length, seed))
 
 
-def end(host: Host, request: Open | Ask) -> object:
+def end(host: Host, request: Open | Ask) -> Any:
     """How a request ends."""
     *_, last = host.submit(request).events()
     return last

@@ -89,7 +89,7 @@ def _desk(config: DemoConfig) -> "Desk":
     from lora_rlhf_demo.desk import Desk, Limits  # torch comes with these: the page is there before it
     from lora_rlhf_demo.memory import Memory
 
-    memory = Memory(Path(config.root), workers.device(config.device), config.trust_remote_code)
+    memory = Memory(Path(config.root), workers.device(config.device), config.trust_remote_code, config.dequantize)
     return Desk(memory, Limits(config.max_prompt_tokens, config.max_response_tokens))
 
 

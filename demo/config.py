@@ -3,6 +3,7 @@
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lora_rlhf.settings import at_least, share
 
@@ -29,6 +30,8 @@ class DemoConfig:
     """Text file of labelling instructions, shown beside the task; those of the package unless given."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    """Keep the 4-bit base dequantised as well: more memory, less time. auto: on a CPU with memory to spare."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own needs a password."""
     port: int = 7860

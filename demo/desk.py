@@ -14,7 +14,7 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import decode_response, pad_id, render_response, stop_ids
 from lora_rlhf.errors import UserError
-from lora_rlhf.model.forward import Sequences, response_logprobs, response_scores
+from lora_rlhf.model.forward import Sequences, mixed_logprobs, response_scores
 from lora_rlhf.model.generate import stream_mixed
 from lora_rlhf.model.shared import SharedModel
 
@@ -207,22 +207,14 @@ class Desk:
 
     def _gaps(self, cast: _Cast, batch: Sequences) -> list[list[float] | None]:
         """Of each token, its log-probability in the column's own role less that in its reference, in nats."""
-        own, held = (self._logprobs(of, batch) for of in (cast.roles, cast.references))
-        lengths = batch.response_mask.sum(dim=1).tolist()
-        gaps = (own - held).tolist()
-        return [
-            None if reference is None else gaps[row][: lengths[row]] for row, reference in enumerate(cast.references)
-        ]
-
-    @torch.no_grad()
-    def _logprobs(self, roles: Sequence[str | None], batch: Sequences) -> torch.Tensor:
-        """(rows, T) each row's in its own role; 0 where it has none."""
-        found = torch.zeros(batch.response_mask.shape, device=batch.response_mask.device)
-        for role in dict.fromkeys(roles):
-            rows = [row for row, other in enumerate(roles) if other == role]
-            if role is not None:
-                with self._model.role(role):
-                    found[rows] = response_logprobs(self._model, batch.index(rows), entropy=False)[0]
+        held = [row for row, reference in enumerate(cast.references) if reference is not None]
+        if not held:
+            return [None] * len(cast.roles)
+        roles = [cast.roles[row] for row in held] + [str(cast.references[row]) for row in held]
+        own, reference = mixed_logprobs(self._model, roles, batch.index(held * 2)).chunk(2)
+        found: list[list[float] | None] = [None] * len(cast.roles)
+        for row, gaps, mask in zip(held, own - reference, batch.response_mask[held], strict=True):
+            found[row] = gaps[: int(mask.sum())].tolist()
         return found
 
     def _tokens(self, ids: list[int], gaps: Sequence[float]) -> tuple[Token, ...]:

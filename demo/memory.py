@@ -11,6 +11,7 @@ from lora_rlhf_demo.runs import folder_of, list_runs
 
 from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.systems import RunStages, find_stages
+from lora_rlhf.model.dense import Dequantize, keep_dense
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
 
@@ -35,9 +36,11 @@ class Shown:
 class Memory:
     """One base and the runs on it. Not thread-safe."""
 
-    def __init__(self, root: Path, device: str, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, root: Path, device: str, trust_remote_code: bool = False, dequantize: Dequantize = "auto"
+    ) -> None:
         self.root, self.device = root, device
-        self._trusted = trust_remote_code
+        self._trusted, self._dequantize = trust_remote_code, dequantize
         self._model: SharedModel | None = None
         self._shown: dict[str, Shown] = {}  # the one used last stands last
         self._loaded = 0  # runs, ever: a role's name is not used twice
@@ -76,6 +79,7 @@ class Memory:
             self.close()
         if self._model is None:
             self._model = open_base(record, self.device, trust_remote_code=self._trusted)
+            keep_dense(self._model.causal, self._dequantize)
         self._loaded += 1
         named = f"run{self._loaded}"
         roles = {column: BASE if adapter is None else f"{named}-{column}" for column, adapter in _adapters(stages)}

@@ -90,13 +90,12 @@ def response_logprobs(
 
 
 @torch.no_grad()
-def logprobs_of_roles(model: SharedModel, roles: Sequence[str], batch: Sequences, temperature: float = 1.0) -> Tensor:
-    """The log-probabilities that each role gives to the same responses, in one pass: (roles, B, R), as above."""
-    count, size = len(roles), len(batch)
-    with model.mixture(roles) as mixture:
-        mixture.assign(torch.arange(count, device=model.device).repeat_interleave(size))
-        repeated = batch.index(list(range(size)) * count)
-        return response_logprobs(model, repeated, temperature, entropy=False)[0].view(count, size, -1)
+def mixed_logprobs(model: SharedModel, roles: Sequence[str], batch: Sequences, temperature: float = 1.0) -> Tensor:
+    """The log-probabilities that each row's own role gives to its response, in one pass: (B, R), as above."""
+    distinct = list(dict.fromkeys(roles))
+    with model.mixture(distinct) as mixture:
+        mixture.assign(torch.tensor([distinct.index(role) for role in roles], device=model.device))
+        return response_logprobs(model, batch, temperature, entropy=False)[0]
 
 
 @torch.no_grad()

@@ -10,8 +10,10 @@ import pytest
 import torch
 from demo_helpers import OFFSET, STAGES, ask, host_of, last, save_run, texts, trained
 from lora_rlhf_demo import desk, memory
+from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.host import OUT_OF_MEMORY, Host
 from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Open, Opened, Partial, Score, Scored, Settings
+from lora_rlhf_demo.state import App
 
 from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.schema import Message, Prompt
@@ -87,6 +89,21 @@ def test_a_page_closed_in_the_middle_does_not_hold_up_the_next(host: Host) -> No
         pass
     leaving.close()
     assert len(texts(last(host, ask("first", QUESTION)))) == 3
+
+
+def test_a_tab_ends_only_its_own_question_and_a_closed_page_all_of_its_own(root: Path, host: Host) -> None:
+    app = App(DemoConfig(root=str(root)), host)
+    first, label, other = (
+        app.submit(page, tab, ask("first", QUESTION, length=100))
+        for page, tab in (("page", "compare"), ("page", "label"), ("another page", "compare"))
+    )
+    again = app.submit("page", "compare", ask("first", SAYING, length=100))
+    assert [ticket.is_stopped for ticket in (first, again, label, other)] == [True, False, False, False]
+    app.stop("page", "compare")
+    assert again.is_stopped and not label.is_stopped
+    app.forget("page")
+    assert label.is_stopped and not other.is_stopped
+    app.stop("page", "label")  # nobody's any more
 
 
 def test_two_users_at_once_see_only_their_own_words(host: Host) -> None:
@@ -247,15 +264,15 @@ def test_a_run_on_another_base_takes_its_place(root: Path, host: Host, tiny_mode
 
 def test_out_of_memory_in_a_forward_is_said_and_the_host_goes_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     before = texts(last(host, ask("first", QUESTION)))
-    real, calls = desk.response_logprobs, []
+    real, calls = desk.mixed_logprobs, []
 
     def full(*args, **kwargs):
         calls.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(desk, "response_logprobs", full)
+    monkeypatch.setattr(desk, "mixed_logprobs", full)
     assert last(host, ask("first", QUESTION)) == Failed(OUT_OF_MEMORY)
-    monkeypatch.setattr(desk, "response_logprobs", real)
+    monkeypatch.setattr(desk, "mixed_logprobs", real)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", full)
     assert last(host, ask("first", QUESTION)) == Failed(OUT_OF_MEMORY)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora_rlhf.errors import UserError
 from lora_rlhf.model import mixed
 from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.forward import logprobs_of_roles, response_logprobs
+from lora_rlhf.model.forward import mixed_logprobs, response_logprobs
 from lora_rlhf.model.lora_linear import wrapped_layers
 from lora_rlhf.model.shared import SharedModel
 from tests.conftest import ARCHITECTURES, randomize
@@ -241,7 +241,9 @@ def test_training_before_around_and_after_is_bit_for_bit_the_same(shared_model: 
             with model.role("policy", training=True):
                 loss = response_logprobs(model, batch)[0].sum()
                 if mixing:
-                    logprobs_of_roles(model, ("policy", "reference"), batch)
+                    mixed_logprobs(
+                        model, ["policy", "reference"] * (len(batch) // 2) + ["base"] * (len(batch) % 2), batch
+                    )
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -260,11 +262,13 @@ def test_a_backward_pass_inside_a_mixture_raises(shared_model: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt2"])
-def test_logprobs_of_roles_are_those_of_each_role(shared_model: Make, name: str) -> None:
+def test_logprobs_of_rows_are_those_of_each_rows_role(shared_model: Make, name: str) -> None:
     model, batch, roles = several(shared_model, name), random_batch(), ("policy", "reference", "base", "policy")
-    found = logprobs_of_roles(model, roles, batch, temperature=0.7)
-    assert found.shape == (4, *batch.response_ids.shape) and not found.requires_grad
+    size = len(batch)
+    rows = [row for row in range(size) for _ in roles]
+    found = mixed_logprobs(model, roles * size, batch.index(rows), temperature=0.7)
+    assert found.shape == (4 * size, batch.response_ids.shape[1]) and not found.requires_grad
     for place, role in enumerate(roles):
         with model.role(role), torch.no_grad():
             expected = response_logprobs(model, batch, 0.7)[0]
-        torch.testing.assert_close(found[place], expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(found[place :: len(roles)], expected, rtol=0, atol=2e-5)
