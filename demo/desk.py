@@ -19,6 +19,7 @@ from lora_rlhf.model.generate import stream_mixed
 from lora_rlhf.model.shared import SharedModel
 
 WARM_TOKENS = 4
+SHOW_EVERY = 0.04  # seconds between two states of an answer: a browser shows no more, and decoding costs time
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Desk:
         longest, refused = min(ask.settings.max_new_tokens, self._longest_answer), RefusedRows()
         prompts = [self._encode(Prompt(column.messages), longest, refused) for column in ask.columns]
         ids: list[list[int]] = [[] for _ in prompts]
-        seconds, started = [0.0] * len(ids), time.monotonic()
+        seconds, started, shown_at = [0.0] * len(ids), time.monotonic(), 0.0
         steps = stream_mixed(
             self._model,
             cast.roles,
@@ -77,11 +78,14 @@ class Desk:
             stop=stopped,
         )
         for step in steps:
+            now = time.monotonic()
             for column, token in enumerate(step):
                 if token is not None:
                     ids[column].append(token)
-                    seconds[column] = time.monotonic() - started
-            yield Partial(tuple(self._text(own) for own in ids), tuple(map(len, ids)))
+                    seconds[column] = now - started
+            if now - shown_at >= SHOW_EVERY:
+                shown_at = now
+                yield Partial(tuple(self._text(own) for own in ids), tuple(map(len, ids)))
         yield Answered(self._known(shown, cast, prompts, ids, seconds), stopped(), refused.truncated_prompts > 0)
 
     def score(self, score: Score) -> Iterator[Event]:

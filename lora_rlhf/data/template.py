@@ -37,9 +37,13 @@ PROBE = "Probe7Answer"  # one word that no template contains
 
 
 class Turn(NamedTuple):
-    """What a template puts around the assistant's answer: `before` and `after` as text, and the token that ends it."""
+    """What a template puts around the assistant's answer: `before` and `after` as text, and the token that ends it.
+
+    `opening`: what of `before` is left in an answer that is decoded without special tokens.
+    """
 
     before: str
+    opening: str
     after: str
     end_id: int
 
@@ -153,7 +157,7 @@ def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str
     turn, stops = _turn(tokenizer), set(stop_ids(tokenizer))
     end = next((position for position, token in enumerate(ids) if token in stops), len(ids))
     text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text = text.removeprefix(_visible(tokenizer, turn.before))
+    text = text.removeprefix(turn.opening)
     return text.removesuffix(turn.after) if end < len(ids) else text
 
 
@@ -194,12 +198,12 @@ def _probe(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int) -> 
     if not found:
         raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} does not write assistant messages")
     before = head.removeprefix(opened) if head.startswith(opened) else ""
-    added_tokens = tokenizer.added_tokens_decoder
+    opening, added_tokens = _visible(tokenizer, before), tokenizer.added_tokens_decoder
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if token == eos_id or (token in added_tokens and added_tokens[token].content.strip()):
             spelled = tokenizer.convert_ids_to_tokens(token)
-            return Turn(before, tail[: tail.index(spelled)], token)
-    return Turn(before, "", eos_id)
+            return Turn(before, opening, tail[: tail.index(spelled)], token)
+    return Turn(before, opening, "", eos_id)
 
 
 @lru_cache(maxsize=8)

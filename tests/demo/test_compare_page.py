@@ -195,12 +195,13 @@ def test_two_pages_at_once_see_only_their_own_words(
     open_page: Callable[..., Page], slow: None, pause: list[float]
 ) -> None:
     pages = [open_page(), open_page()]
-    pause[0] = 0.5  # the second has to wait long enough to be told so, however short the first answer is
+    pause[0] = 0.5  # so that the second has to wait long enough to be told so
     for opened, text in zip(pages, ("first user's words", "second user's words"), strict=True):
         opened.wait_for_selector("#columns input")
         opened.fill("#question textarea", text)
-    for opened in pages:
-        opened.press("#question textarea", "Enter")
+    pages[0].press("#question textarea", "Enter")
+    expect(pages[0].locator("#live .text").nth(1)).not_to_be_empty()  # else the second may come before it
+    pages[1].press("#question textarea", "Enter")
     expect(pages[1].locator("#live .status")).to_contain_text("In the queue")
     pages[0].click("#stop")
     expect(pages[0].locator(TURNS)).to_have_count(1)
