@@ -142,6 +142,7 @@ def together(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dic
     return {
         "times_as_fast": round(statistics.median(ratios), 2),
         "most_possible": round(statistics.median(possible[1:]), 2),
+        "tokens": LONGEST,
         "ratios": [round(ratio, 2) for ratio in ratios],
         "seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
     }
