@@ -6,12 +6,14 @@ import shutil
 import threading
 from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
 from demo_helpers import OFFSET, STAGES, ask, host_of, last, save_run, texts, trained
 from lora_rlhf_demo import desk, memory
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.host import OUT_OF_MEMORY, Host
+from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Open, Opened, Partial, Score, Scored, Settings
 from lora_rlhf_demo.state import App
 
@@ -203,6 +205,20 @@ def test_scores_come_in_the_order_of_the_responses(host: Host, model: SharedMode
     assert isinstance(both, Scored) and isinstance(one, Scored) and isinstance(other, Scored)
     assert both.scores == pytest.approx((one.scores[0], other.scores[0]), abs=1e-4)
     assert one.scores[0] != pytest.approx(other.scores[0], abs=1e-3)
+
+
+def test_each_answer_of_the_playground_has_its_own_score(root: Path, host: Host) -> None:
+    with gr.Blocks():
+        tab = PlaygroundTab(App(DemoConfig(root=str(root)), host))
+    *_, (now, page) = tab._score(None, "first", QUESTION, "The keeper.", " ", "thank you the")
+    alone = {
+        place: last(host, Score("first", (Message("user", QUESTION),), (text,))).scores[0]
+        for place, text in ((0, "The keeper."), (2, "thank you the"))
+    }
+    assert now.scores == pytest.approx(alone, abs=1e-4)
+    assert page.index("The keeper." if alone[0] > alone[2] else "thank you the") < page.index(
+        f"{min(alone.values()):+.2f}"
+    )
 
 
 def test_stages_of_another_run_on_the_same_base_answer_beside_ones_own(
