@@ -20,6 +20,7 @@ from lora_rlhf_demo.host import MOST_WAITING, Host
 from lora_rlhf_demo.label_tab import LabelTab
 from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Open
+from lora_rlhf_demo.runs import NO_RUNS, list_runs
 from lora_rlhf_demo.state import App
 from lora_rlhf_demo.watch_tab import WatchTab
 
@@ -42,8 +43,13 @@ HEADER = """<header class="top"><div><h1>lora-rlhf</h1>
 
 
 def serve(config: DemoConfig) -> None:
-    """Serves the app until Ctrl-C. UserError where it cannot be served so."""
+    """Serves the app until Ctrl-C. UserError where it cannot be served so, or a run that was named is not there."""
+    names = [run.name for run in list_runs(Path(config.root))]
+    if config.run is not None and config.run not in names:
+        raise UserError(f"run {config.run!r}: not in {config.root}; there: {', '.join(names) or 'none yet'}")
     with launched(config) as blocks:
+        if not names:
+            print(NO_RUNS.format(root=config.root))
         print(f"\n{blocks.local_url}   (Ctrl-C ends it)", flush=True)
         if blocks.share_url:
             print(f"{blocks.share_url}   (public, user {USER!r})", flush=True)

@@ -17,11 +17,12 @@
   const atEnd = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
   window.addEventListener("scroll", () => { following = atEnd(); }, {passive: true});
   const watch = () => {
-    const live = document.querySelector("#live");
-    if (!live) return setTimeout(watch, 200);
-    new MutationObserver(() => {
-      if (following && live.querySelector(".live")) window.scrollTo(0, document.documentElement.scrollHeight);
-    }).observe(live, {childList: true, subtree: true, characterData: true});
+    const parts = ["#live", "#talk"].map((name) => document.querySelector(name));
+    if (!parts.every(Boolean)) return setTimeout(watch, 200);
+    const follow = new MutationObserver(() => {
+      if (following) window.scrollTo(0, document.documentElement.scrollHeight);
+    });
+    for (const part of parts) follow.observe(part, {childList: true, subtree: true, characterData: true});
   };
   watch();
 }

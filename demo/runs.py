@@ -8,7 +8,8 @@ from lora_rlhf.manifest import FINISHED, MANIFEST, read_manifest
 
 STAGES = ("sft", "reward", "ppo")  # in the order in which they are made
 NO_RUNS = (
-    "There is no run in {root} yet. `scripts/quickstart.sh` makes one in a few minutes, on any machine; "
+    "There is no run in {root} yet. `scripts/quickstart.sh --run {root}/quickstart` makes one in a few "
+    "minutes, on any machine; "
     "`lora-rlhf sft --run {root}/mine ...` begins one of your own. Then reload this page."
 )
 

@@ -133,6 +133,8 @@ def _usable(rankings: Sequence[Ranking]) -> Iterator[Task]:
 def labeler_name(text: Any) -> str:
     """A labeler's name as it is saved. UserError for what is none."""
     name = unicodedata.normalize("NFC", " ".join(str(text or "").split()))
+    if not name:
+        raise UserError("Write your name first.")
     if len(name) > LONGEST_NAME or not re.fullmatch(r"\w[\w .'@-]*", name):
         raise UserError(
             f"A name has 1 to {LONGEST_NAME} letters, digits, spaces or any of . ' @ - and begins with one of the "

@@ -81,7 +81,13 @@ def test_names_that_people_have(name: str) -> None:
     assert labeler_name(name) == " ".join(name.split())
 
 
-@pytest.mark.parametrize("name", ["", "  ", None, "a" * 41, "../x", "<b>", "a\x00b", "-x", "a\u202eb"])
+@pytest.mark.parametrize("name", ["", "  ", None])
+def test_a_name_is_asked_for(name: object) -> None:
+    with pytest.raises(UserError, match="Write your name first"):
+        labeler_name(name)
+
+
+@pytest.mark.parametrize("name", ["a" * 41, "../x", "<b>", "a\x00b", "-x", "a\u202eb"])
 def test_what_is_no_name(name: object) -> None:
     with pytest.raises(UserError, match="A name has 1 to 40"):
         labeler_name(name)
