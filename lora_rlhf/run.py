@@ -89,7 +89,8 @@ def find_stage(folder: str | Path, stage: str) -> Parent:
     folder = Path(folder)
     make = f"run `lora-rlhf {stage} --run {folder.parent}` first, or name another folder with --{stage}"
     if not os.path.isfile(folder / MANIFEST):  # unlike Path.is_file, no error for a folder that is closed to us
-        raise UserError(f"{folder}: no {stage} stage there; {make}")
+        nor = "" if folder.parent.is_dir() else f", and no {folder.parent} at all"
+        raise UserError(f"{folder}: no {stage} stage there{nor}; {make}")
     manifest = read_manifest(folder)
     if manifest["stage"] != stage:
         raise UserError(f"{folder}: holds a {manifest['stage']!r} stage, expected {stage!r}; {make}")

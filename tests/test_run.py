@@ -76,6 +76,8 @@ def test_an_unfinished_stage_is_no_parent(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_other_stage_is_no_parent(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no sft stage there, and no .*nowhere at all; run `lora-rlhf sft"):
+        find_stage(tmp_path / "nowhere" / "sft", "sft")
     with pytest.raises(UserError, match=f"no sft stage there; run `lora-rlhf sft --run {tmp_path}` first"):
         find_stage(tmp_path / "sft", "sft")
     begun(tmp_path, "reward").finish({"offset": 0.0})

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lora_rlhf.model.files import TINYWORLD
+
+EMBEDDED = 'files("lora_rlhf") / "tinyworld" / "base"'
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
 
 GENERATE = """import torch
@@ -92,7 +95,11 @@ def _classifier(facts: Mapping[str, Any], _base: str) -> str:
 def _adapter(facts: Mapping[str, Any], base: str) -> str:
     is_scorer = facts["role"] == "reward"
     quantized = QUANTIZED[facts["source"]["base"]["quantization"]]
-    code = PEFT.replace("QUANTIZED", quantized).replace("BASE", base)
+    code = PEFT.replace("QUANTIZED", quantized)
+    if base == TINYWORLD:  # which no hub has: it comes with the package
+        code = f"from importlib.resources import files\n\n{code}".replace('"BASE"', f"str({EMBEDDED})")
+        base = f"\"$(python -c 'from importlib.resources import files; print({EMBEDDED})')\""
+    code = code.replace("BASE", base)
     # else the new head would be quantized, and the adapter's own could not take its place
     code = code.replace("SKIP", ', llm_int8_skip_modules=["score"]' if is_scorer else "")
     if is_scorer:

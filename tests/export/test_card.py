@@ -1,7 +1,9 @@
 """The model card: everything that the run says, nothing of the machine, and nothing that Markdown would obey."""
 
 import json
+import re
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 
 from lora_rlhf import cli
 from lora_rlhf.export.card import card
+from lora_rlhf.export.card_usage import usage
 from lora_rlhf.export.lineage import read_lineage
 
 REPORT = {
@@ -159,3 +162,12 @@ def test_a_run_that_says_little(tiny_run: Callable[..., Path], tmp_path: Path) -
     front = yaml.safe_load(again.split("---")[1])
     assert front["base_model"] == "owner/model" and front["license"] == "apache-2.0"
     assert "The base's licence is apache-2.0 (LICENSE)." in again
+
+
+def test_an_adapter_on_the_embedded_base_finds_it() -> None:
+    facts = {"kind": "adapter", "role": "policy", "rank": 8, "source": {"base": {"quantization": "nf4"}}}
+    code = usage(facts, "tinyworld").split("```")[1]
+    assert "from importlib.resources import files" in code
+    where = re.search(r"from_pretrained\((str\(.*?\)), device_map", code)
+    assert where is not None and (Path(eval(where[1], {"files": files})) / "config.json").is_file()
+    assert 'from_pretrained("some/base"' in usage(facts, "some/base")
