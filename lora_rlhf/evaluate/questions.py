@@ -81,9 +81,13 @@ def _calibrated(report: Report) -> Answer:
         return "no", f"{figure}: it prefers the worse answer."
     if before.get("ece") is None:
         return "unknown", f"{figure}; there is no error from before to compare with."
-    figure += f"; it was {before['ece']:.3f} on held-out rankings, and {MARGIN:.2f} more is still calibrated."
+    figure += f"; it was {before['ece']:.3f} on held-out rankings"
     if accuracy["low"] is not None and (sure := _sureness(after)) <= accuracy["low"]:
-        return "yes", f"{figure} It is right more often than it is sure ({100 * sure:.1f} %): too modest, not too bold."
+        return (
+            "yes",
+            f"{figure}. All of it is modesty: it is sure of {100 * sure:.1f} %, and right more often than that.",
+        )
+    figure += f", and {MARGIN:.2f} more is still calibrated."
     ends = reward.get("change", {}).get("ece") or _from_border(after, before)
     if ends is None:
         return "unknown", figure
