@@ -43,6 +43,7 @@ def main() -> None:
         "seconds": report["seconds"],
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * KIB / 2**30, 3),
         "win_rate": {"policy_vs_sft": report["win_rates"][pair]},
+        "win_rate_best_temperature": {"policy_vs_sft": report["win_rates_best_temperature"][pair]},
         "flags": {name: flag["raised"] for name, flag in report["audit"]["flags"].items()},
     }
     write_json(chosen.to, result)

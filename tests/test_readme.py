@@ -48,6 +48,8 @@ def test_flags_in_the_text_exist() -> None:
 def test_the_quickstarts_cost_is_the_committed_one() -> None:
     cost = committed("quickstart")
     assert f"{cost['wall_seconds'] / 60:.1f} minutes and {cost['peak_rss_gib']:.1f} GiB" in README
+    now = cost["win_rate_best_temperature"]["policy_vs_sft"]
+    assert f"has\n{now['rate']:.1%} ({now['low']:.1%} to {now['high']:.1%}) there" in README
 
 
 def test_the_speed_of_the_data_check_is_the_committed_one() -> None:
