@@ -394,8 +394,8 @@ def test_settings_that_can_not_work(config: Config, changes: dict[str, Any], par
 
 def test_missing_parents(config: Config, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    assert_refused(config(sft=None), f"{run}/sft: no sft stage there; run `lora-rlhf sft --run {run}` first")
-    assert_refused(config(reward=None), f"{run}/reward: no reward stage there; run `lora-rlhf reward")
+    assert_refused(config(sft=None), f"{run}/sft: no sft stage there", f"run `lora-rlhf sft --run {run}` first")
+    assert_refused(config(reward=None), f"{run}/reward: no reward stage there", "run `lora-rlhf reward")
 
 
 def test_empty_prompts(config: Config, tmp_path: Path) -> None:
