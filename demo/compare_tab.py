@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from lora_rlhf_demo import show
 from lora_rlhf_demo.compare import LETTERS, Comparison
-from lora_rlhf_demo.requests import Answered, Ask, Event, Failed, Loading, Open, Opened, Partial, Settings, Waiting
+from lora_rlhf_demo.requests import Answered, Ask, Failed, Open, Opened, Partial, Settings, waiting_note
 from lora_rlhf_demo.runs import about, list_runs
 from lora_rlhf_demo.state import App
 from lora_rlhf_demo.votes import best, parse_ranks, standings, tie
@@ -158,7 +158,7 @@ class CompareTab:
                 }
             elif isinstance(event, Failed):
                 yield {self.stages: gr.update(choices=[], value=[]), self.live: show.failure(event.reason)}
-            elif note := _note(event):
+            elif note := waiting_note(event):
                 yield {self.live: show.notice(note)}
 
     def _ask(self, values: Values, request: gr.Request) -> Iterator[Values]:
@@ -195,7 +195,7 @@ class CompareTab:
                 yield {**self._free(talk if talk.turns else None), **back, self.live: show.failure(event.reason)}
             else:
                 texts = event.texts if isinstance(event, Partial) else empty
-                yield {self.live: show.live(talk, question, texts, _note(event))}
+                yield {self.live: show.live(talk, question, texts, waiting_note(event))}
 
     def _again(self, values: Values, request: gr.Request) -> Iterator[Values]:
         """The last question once more, with another seed."""
@@ -274,13 +274,3 @@ class CompareTab:
         changed |= {self.vote_row: gr.update(visible=due), self.question: gr.update(interactive=not due)}
         changed |= {self.send: gr.update(interactive=not due), self.stop: gr.update(interactive=False)}
         return {**changed, self.talk: talk, self.live: "", **({self.page: ""} if talk is None else {})}
-
-
-def _note(event: Event) -> str:
-    """What a page says while it waits."""
-    match event:
-        case Waiting(ahead):
-            return f"In the queue: {ahead} before you." if ahead > 1 else "In the queue: you are next."
-        case Loading(what):
-            return f"Loading {what} ..."
-    return ""

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.ranker import ranker
-from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Loading, Partial, Settings, Waiting
+from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Partial, Settings, waiting_note
 from lora_rlhf_demo.runs import folder_of, state_of
 from lora_rlhf_demo.sitting import Sitting, Sittings
 from lora_rlhf_demo.state import App
@@ -140,7 +140,8 @@ class LabelTab:
             elif isinstance(event, Failed):
                 yield self._shown(current.failed(event.reason))
             else:
-                yield self._shown(current.at(None, _doing(event)))
+                drawn = f"Drawing answers: {sum(event.tokens)} tokens ..." if isinstance(event, Partial) else ""
+                yield self._shown(current.at(None, drawn or waiting_note(event)))
 
     def _answered(self, sitting: Sitting, prompt: Prompt, event: Answered) -> tuple[Any, ...]:
         try:
@@ -178,18 +179,6 @@ class LabelTab:
             self.sittings.progress(sitting),
             sitting.labeler or gr.skip(),
         )
-
-
-def _doing(event: Any) -> str:
-    """What a page says while answers are drawn."""
-    match event:
-        case Waiting(ahead):
-            return f"In the queue: {ahead} before you." if ahead > 1 else "In the queue: you are next."
-        case Loading(what):
-            return f"Loading {what} ..."
-        case Partial(_, tokens):
-            return f"Drawing answers: {sum(tokens)} tokens ..."
-    return ""
 
 
 def _welcome() -> str:

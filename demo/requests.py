@@ -140,3 +140,13 @@ class Failed:
 Request = Open | Ask | Score
 Event = Waiting | Loading | Partial | Opened | Answered | Scored | Failed
 END = (Opened, Answered, Scored, Failed)
+
+
+def waiting_note(event: Event) -> str:
+    """What a page says while nothing has come yet; empty once something has."""
+    match event:
+        case Waiting(ahead):
+            return f"In the queue: {ahead} before you." if ahead > 1 else "In the queue: you are next."
+        case Loading(what):
+            return f"Loading {what} ..."
+    return ""
