@@ -185,14 +185,15 @@ class CompareTab:
         page = show.page(talk, values[self.differences])
         yield {**busy, self.question: "", self.page: page, self.live: show.live(talk, question, empty)}
         for event in self.app.submit(str(request.session_hash), TAB, ask).events():
-            if isinstance(event, Answered):
+            if isinstance(event, Failed) or (isinstance(event, Answered) and event.is_silent):
+                said = show.failure(event.reason) if isinstance(event, Failed) else show.notice("Stopped.")
+                back = {self.question: gr.update(value=question, interactive=True)}
+                yield {**self._free(talk if talk.turns else None), **back, self.live: said}
+            elif isinstance(event, Answered):
                 done = talk.answered(question, ask, event.answers)
                 notes = [*(["Stopped."] if event.stopped else []), *([SHORTENED] if event.shortened else [])]
                 page = show.page(done, values[self.differences])
                 yield {**self._free(done), self.page: page, self.live: show.notice(" ".join(notes))}
-            elif isinstance(event, Failed):
-                back = {self.question: gr.update(value=question, interactive=True)}
-                yield {**self._free(talk if talk.turns else None), **back, self.live: show.failure(event.reason)}
             else:
                 texts = event.texts if isinstance(event, Partial) else empty
                 yield {self.live: show.live(talk, question, texts, waiting_note(event))}

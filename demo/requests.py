@@ -109,6 +109,11 @@ class Answered:
     stopped: bool
     shortened: bool
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it was stopped before anybody said a word."""
+        return not any(answer.num_tokens for answer in self.answers)
+
 
 @dataclass(frozen=True)
 class Scored:

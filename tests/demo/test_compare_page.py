@@ -215,6 +215,25 @@ def test_two_pages_at_once_see_only_their_own_words(
         assert foreign not in opened.locator("#main").inner_html()
 
 
+def test_a_question_stopped_while_it_waits_comes_back(
+    open_page: Callable[..., Page], slow: None, pause: list[float]
+) -> None:
+    pages = [open_page(), open_page()]
+    pause[0] = 0.5
+    for opened, text in zip(pages, ("at work", "in the queue"), strict=True):
+        opened.wait_for_selector("#columns input")
+        opened.fill("#question textarea", text)
+    pages[0].press("#question textarea", "Enter")
+    expect(pages[0].locator("#live .text").nth(1)).not_to_be_empty()
+    pages[1].press("#question textarea", "Enter")
+    expect(pages[1].locator("#live .status")).to_contain_text("In the queue")
+    pages[1].keyboard.press("Escape")
+    pages[0].click("#stop")
+    expect(pages[1].locator("#live .status")).to_have_text("Stopped.")
+    expect(pages[1].locator("#question textarea")).to_have_value("in the queue")
+    expect(pages[1].locator(TURNS)).to_have_count(0)
+
+
 def test_a_page_closed_in_the_middle_frees_the_model(open_page: Callable[..., Page], slow: None) -> None:
     leaving = open_page()
     leaving.wait_for_selector("#columns input")
