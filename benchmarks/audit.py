@@ -20,16 +20,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from provenance import provenance
 
-from lora_rlhf.config import PPOConfig
-from lora_rlhf.data.prose import plain_words, unrepeated_words
-from lora_rlhf.disk import write_json
+from lora_rlhf.cli.recipe import read_recipe
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.report import evaluate
 from lora_rlhf.probes.audit import THRESHOLDS
 from lora_rlhf.probes.measures import repeated_share
-from lora_rlhf.recipe import read_recipe
-from lora_rlhf.run import has_stage
+from lora_rlhf.runs.folder import has_stage
 from lora_rlhf.stages import ppo
+from lora_rlhf.stats.prose import plain_words, unrepeated_words
+from lora_rlhf.system.disk import write_json
 from lora_rlhf.tinyworld.probes import WORLD
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

@@ -25,14 +25,14 @@ from peft import LoraConfig
 from provenance import provenance
 from torch import Tensor
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.disk import write_json
+from lora_rlhf.cli.recipe_run import run_recipe
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.model.adapters import write_adapter
-from lora_rlhf.recipe_run import run_recipe
-from lora_rlhf.run import StageFolder
-from lora_rlhf.settings import read_yaml
+from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.checkpoint import Checkpoints
 from lora_rlhf.stages.loop import TrainingLoop
+from lora_rlhf.system.disk import write_json
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 TARGET = 0.03  # of the time of training, at most

@@ -29,14 +29,14 @@ from unittest.mock import patch
 import torch
 from lora_rlhf_demo import desk
 from lora_rlhf_demo.desk import Desk, Limits
-from lora_rlhf_demo.host import Host
 from lora_rlhf_demo.memory import Memory
 from lora_rlhf_demo.requests import Answered, Ask, Column, Open, Opened, Settings
+from lora_rlhf_demo.worker import Host
 from playwright.sync_api import Error, Page, sync_playwright
 from provenance import provenance
 
 from lora_rlhf.data.schema import Message
-from lora_rlhf.disk import write_json
+from lora_rlhf.system.disk import write_json
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PORT = 18160

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from provenance import provenance
 
-from lora_rlhf.disk import write_json
+from lora_rlhf.system.disk import write_json
 from lora_rlhf.tinyworld.datasets import TinyworldConfig, make
 
 PROMPTS = 500

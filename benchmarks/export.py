@@ -35,7 +35,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lora_rlhf.disk import write_json
 from lora_rlhf.export.shards import write_shards
 from lora_rlhf.model.adapters import LoraSettings, linear_names, write_adapter
 from lora_rlhf.model.dense import free_bytes
@@ -43,6 +42,7 @@ from lora_rlhf.model.files import config_file, find_files, hash_files, weight_fi
 from lora_rlhf.model.merging import PIECE, Planned
 from lora_rlhf.model.rounding import piece_rows
 from lora_rlhf.model.tensor_files import Entry
+from lora_rlhf.system.disk import write_json
 
 GB = 1e9
 SHARD = 5 * 10**9

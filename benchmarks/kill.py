@@ -36,10 +36,10 @@ from provenance import provenance
 from safetensors.torch import load_file
 from tiny import DATA, make_data, make_model
 
-from lora_rlhf.disk import TEMPORARY, write_json
-from lora_rlhf.manifest import FINISHED, MANIFEST, read_manifest
+from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.settings import read_yaml
+from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest
+from lora_rlhf.system.disk import TEMPORARY, write_json
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 SHARE = {"sft": 0.2, "reward": 0.2, "ppo": 0.3, "sample": 0.1, "recipe": 0.2}  # of all kills
@@ -52,7 +52,7 @@ GROWING = ("metrics.jsonl", "samples.jsonl")
 VARYING = ("seconds", "time/", "memory/", "peak_", "created", "id")  # how the keys begin of what no two runs share
 UNDISTURBED = ("undisturbed", "again")  # the runs of a command that are left in peace: these two must not differ
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-PRELOAD = ["lora_rlhf.cli", "lora_rlhf.stages.ppo", "lora_rlhf.stages.sample", "lora_rlhf.evaluate.report", "peft"]
+PRELOAD = ["lora_rlhf.cli.main", "lora_rlhf.stages.ppo", "lora_rlhf.stages.sample", "lora_rlhf.evaluate.report", "peft"]
 TRAINING = "--save_every 1 --max_prompt_tokens 48 --max_response_tokens 12 --micro_batch_size 8 --device cpu"
 COMMANDS = {
     "sft": f"sft --model {{model}} --demonstrations {{data}}/demonstrations.jsonl --batch_size 6 --epochs 8 "
@@ -193,7 +193,7 @@ class World:
 
 def run_command(arguments: list[str], run: Path, last: int | None) -> None:
     """Runs in the forked process: the command line, and its exit status."""
-    from lora_rlhf.cli import main as command_line
+    from lora_rlhf.cli.main import main as command_line
 
     descriptor = os.open(log_of(run), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)

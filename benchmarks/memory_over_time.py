@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from provenance import provenance
 from tiny import DATA, make_data, make_model
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.disk import write_json
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.stages import ppo, reward, sft
 from lora_rlhf.stages.loop import TrainingLoop
+from lora_rlhf.system.disk import write_json
 
 MIB = 2**20
 SETTLED = 50  # iterations before this one load libraries and fill caches

@@ -26,12 +26,12 @@ from rollout import CASES, Case, make_prompts
 from shapes import make_model
 
 from lora_rlhf.data.template import stop_ids
-from lora_rlhf.disk import write_json
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.decode_weights import merged
 from lora_rlhf.model.generate import Engine, GeneratedResponse, generate_mixed, generate_seeded, stream_mixed
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.disk import write_json
 
 ADAPTED = ("sft", "policy", "dpo", "rloo", "second")
 ROLES = ("base", *ADAPTED)

@@ -34,10 +34,8 @@ from random_base import random_base
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedConfig
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.disk import write_json
-from lora_rlhf.errors import Stopped, UserError
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.model.skeleton import build, config_of, count
@@ -50,6 +48,8 @@ from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.subject import examine
 from lora_rlhf.stages import ppo, ppo_loop, reward, sft
 from lora_rlhf.stages.update import Learner
+from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.errors import Stopped, UserError
 
 WORDS = "fox owl barn mill river brown black bread".split()
 STAGES = ("sft", "reward", "ppo")

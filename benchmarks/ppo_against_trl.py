@@ -58,8 +58,8 @@ from shapes import SHAPES, make_model
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from lora_rlhf.disk import write_json
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.errors import UserError
 
 HERE = Path(__file__).parent
 TRL = "1.12.0"

@@ -15,7 +15,7 @@ from half import Clock, add_arguments, finish, resident_mib
 from shapes import make_prompts
 from transformers import PreTrainedTokenizerBase
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import render_prompt

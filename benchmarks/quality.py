@@ -15,17 +15,17 @@ from typing import Any
 
 from provenance import provenance
 
-from lora_rlhf.algo.statistics import mean_interval, win_rate
-from lora_rlhf.config import PPOConfig, RewardConfig
+from lora_rlhf.cli.recipe import read_recipe
+from lora_rlhf.cli.recipe_run import run_recipe
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig
 from lora_rlhf.data.schema import Ranking, split_of
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.report import evaluate
 from lora_rlhf.evaluate.schema import read_report
-from lora_rlhf.recipe import read_recipe
-from lora_rlhf.recipe_run import run_recipe
-from lora_rlhf.run import find_stage, has_stage, write_json
+from lora_rlhf.runs.folder import find_stage, has_stage, write_json
 from lora_rlhf.stages import ppo, reward
+from lora_rlhf.stats.intervals import mean_interval, win_rate
 from lora_rlhf.tinyworld.datasets import LabelConfig, label
 from lora_rlhf.tinyworld.gold import score
 from lora_rlhf.tinyworld.probes import WORLD

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from provenance import provenance
 
-from lora_rlhf.disk import write_json
+from lora_rlhf.system.disk import write_json
 
 RUN = Path("runs/quickstart")
 KIB = 1024

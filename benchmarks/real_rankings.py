@@ -23,13 +23,13 @@ from tiny import TEMPLATE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Ranking
 from lora_rlhf.data.sources import read_rankings
-from lora_rlhf.disk import write_json
-from lora_rlhf.run import find_stage
+from lora_rlhf.runs.folder import find_stage
 from lora_rlhf.stages import reward, sft
+from lora_rlhf.system.disk import write_json
 
 VOCABULARY = 4096
 SIZES = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -23,11 +23,11 @@ from ppo_against_trl import HERE
 from provenance import provenance
 from shapes import SHAPES, make_model
 
-from lora_rlhf.disk import write_json
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.memory import adapter_bytes, quantized_storages
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.disk import write_json
 
 MIB = 2**20
 TRAINED = {"policy", "value"}  # during PPO

@@ -29,7 +29,7 @@ from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.generate import Engine, generate_seeded
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import write_json
+from lora_rlhf.runs.folder import write_json
 from lora_rlhf.tinyworld import datasets
 
 ENGINES: tuple[Engine, ...] = ("plain", "static")

@@ -25,7 +25,7 @@ from provenance import provenance
 from tqdm import tqdm
 from transformers import LlamaConfig
 
-from lora_rlhf.disk import write_json
+from lora_rlhf.system.disk import write_json
 
 USUAL = WORKLOADS["llama-4x256"]
 WIDTH, LAYERS = 256, 4

@@ -5,7 +5,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ensure_environment test
 
 .venv/bin/ruff check .
-mkdir -p .mypy_cache/packages && ln -sfn ../../demo .mypy_cache/packages/lora_rlhf_demo
 .venv/bin/mypy
 # one thread in each of two workers: tiny tensors gain nothing from more
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadgroup "$@"

@@ -2,7 +2,7 @@
 
 import sys
 
-from lora_rlhf.cli import main
+from lora_rlhf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["ppo", *sys.argv[1:]]))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, row_of
 from lora_rlhf.evaluate.config import EvaluateConfig

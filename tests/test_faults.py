@@ -29,12 +29,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from stages.stage_helpers import DEMONSTRATIONS, RANKINGS, manifest, rows_of, write_rows
 
-from lora_rlhf import disk
-from lora_rlhf.cli import main
+from lora_rlhf.cli.main import main
 from lora_rlhf.model import adapters
 from lora_rlhf.stages import reward
 from lora_rlhf.stages import sample as sampling
 from lora_rlhf.stages.loop import TrainingLoop
+from lora_rlhf.system import disk
 
 YEAR = 365 * 24 * 3600
 SOON = 20.0  # seconds that a busy machine may take for what is a matter of one or two
@@ -479,7 +479,7 @@ class Child:
 def start(place: Place) -> Iterator[Callable[..., Child]]:
     """start(stage) -> the command in a process; start(stage, wait=True) -> in the middle of PPO's second iteration."""
     context = multiprocessing.get_context("forkserver")  # imports once what all of them need
-    context.set_forkserver_preload(["lora_rlhf.cli", "lora_rlhf.stages.ppo", "peft", "test_faults"])
+    context.set_forkserver_preload(["lora_rlhf.cli.main", "lora_rlhf.stages.ppo", "peft", "test_faults"])
     children = []
 
     def make(stage: str, wait: bool = False, most_bytes: int | None = None) -> Child:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.cli import COMMANDS, parse
+from lora_rlhf.cli.main import COMMANDS, parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_rlhf.settings import at_least
+from lora_rlhf.configs.values import at_least
 
 MOST_SEED = 10**12
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_rlhf.chat.config import MOST_SEED
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.disk import write_text
+from lora_rlhf.system.disk import write_text
 
 HELP = """/system TEXT      another system message, and a new conversation; without TEXT none
 /reset            a new conversation

@@ -10,14 +10,14 @@ from lora_rlhf.data.encode import encode_prompt
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import decode_response, stop_ids
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.generate import stream_mixed
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
-from lora_rlhf.run import find_stage, has_stage
-from lora_rlhf.untrusted import read_object
+from lora_rlhf.runs.folder import find_stage, has_stage
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import read_object
 
 HALF = "\ufffd"  # what a decoder writes for a character whose last bytes are still to come
 

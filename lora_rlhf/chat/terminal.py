@@ -9,8 +9,8 @@ from types import FrameType
 from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.chat.conversation import Conversation, Done, harmless
 from lora_rlhf.chat.speaker import Speaker, open_speaker
-from lora_rlhf.errors import UserError
-from lora_rlhf.settings import check
+from lora_rlhf.configs.values import check
+from lora_rlhf.system.errors import UserError
 
 ASK = "> "
 

@@ -14,7 +14,7 @@ from lora_rlhf.data.json_rows import json_documents, json_lines, spans_lines
 from lora_rlhf.data.locate import Files, Hub, locate, plain_suffix
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.tables import csv_header, csv_rows, parquet_rows
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 HEAD = 2**16  # bytes from which the container is told
 TEXT_CHUNK = 2**20  # bytes of plain text in one row

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
 from lora_rlhf.data.template import encode_text, render_prompt, render_response_after, stop_ids
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

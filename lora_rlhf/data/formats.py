@@ -14,7 +14,7 @@ from lora_rlhf.data import readers, readers_paired, readers_ranked, trees
 from lora_rlhf.data.readers import Record, Row
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 Kind = Literal["demonstrations", "rankings", "prompts", "texts"]
 

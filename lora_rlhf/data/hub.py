@@ -7,8 +7,8 @@ from typing import Any
 from lora_rlhf.data.locate import Hub
 from lora_rlhf.data.refusals import Damaged
 from lora_rlhf.data.tables import plain_row
-from lora_rlhf.errors import UserError
-from lora_rlhf.network import hub_fault, offline
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.network import hub_fault, offline
 
 
 def hub_rows(hub: Hub) -> Iterator[tuple[str, Any]]:

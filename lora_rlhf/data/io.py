@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lora_rlhf.data.refusals import Damaged
-from lora_rlhf.disk import json_line, new_file
+from lora_rlhf.system.disk import json_line, new_file
 
 GZIP = b"\x1f\x8b"
 BUFFER = 2**18

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".text", ".parquet"}
 # Told from the name only to find the files of a folder; those that are not read here are refused when they are opened.

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lora_rlhf.data.locate import Files, Saved, locate
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 
 def require_output(flag: str, path: str | None, inputs: Iterable[str]) -> None:

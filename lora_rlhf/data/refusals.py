@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 EXAMPLES = 20  # places kept per reason: enough to find the fault, and the memory does not grow with the file
 MOST_REASONS = 200  # reasons are few by design; should details slip into them, memory stays flat all the same

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 

@@ -10,7 +10,7 @@ from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.formats import Format, Kind, format_named, other_format, prompts_of, recognise, unrecognised
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, place
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 Record = TypeVar("Record", Demonstration, Ranking, Prompt, Text)
 Located = tuple[str, dict[str, Any]]  # a row and where it stands

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_rlhf.data.schema import Text
 from lora_rlhf.data.template import encode_text, leading_bos
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

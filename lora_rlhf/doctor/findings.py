@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lora_rlhf.disk import finite
+from lora_rlhf.system.disk import finite
 
 GIB = 2**30
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_rlhf.doctor.findings import GIB, Finding, gib
-from lora_rlhf.host import CONTROL_GROUPS, PROC, Memory, control_groups, read
+from lora_rlhf.system.memory import CONTROL_GROUPS, PROC, Memory, control_groups, read
 
 QUICKSTART_GIB = 1.5  # what the quickstart takes at its peak
 COMFORTABLE_GIB = 3.0

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lora_rlhf.doctor.findings import Finding
-from lora_rlhf.network import ask_hub, only_library_can_ask
+from lora_rlhf.system.network import ask_hub, only_library_can_ask
 
 
 def ask(address: str) -> Callable[[], str | None]:

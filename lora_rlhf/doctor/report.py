@@ -8,11 +8,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from lora_rlhf import host
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, storage
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.doctor.findings import Finding, as_json, line, summary, works
-from lora_rlhf.network import endpoint, offline
+from lora_rlhf.system import memory as host
+from lora_rlhf.system.network import endpoint, offline
 
 WIDEST = 120
 

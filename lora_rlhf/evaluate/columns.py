@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from lora_rlhf.algo.preference import paired_means, paired_rates, paired_ratios, share
-from lora_rlhf.algo.statistics import bootstrap_ratio, mean_interval
 from lora_rlhf.evaluate.figures import Figure, Paired
+from lora_rlhf.stats.intervals import bootstrap_ratio, mean_interval
+from lora_rlhf.stats.preference import paired_means, paired_rates, paired_ratios, share
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.figures import CATALOGUE
+from lora_rlhf.system.errors import UserError
 
 Report = Mapping[str, Any]
 COMPARED_SETS = ("prompts", "probes", "choices", "text")

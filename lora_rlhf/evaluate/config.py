@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.judges.config import JudgeConfig
-from lora_rlhf.stage_config import StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lora_rlhf.algo.preference import Outcomes
 from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.evaluate.config import EvaluateConfig
@@ -21,6 +20,7 @@ from lora_rlhf.judges.records import Judge
 from lora_rlhf.judges.scores import ScoreJudge
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.records import World
+from lora_rlhf.stats.preference import Outcomes
 
 SAMPLED = 1.0  # the temperature that training is about
 

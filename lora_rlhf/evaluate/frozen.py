@@ -9,11 +9,11 @@ from typing import Any
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Text
 from lora_rlhf.data.sources import read_texts
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.bins import require_checkable
 from lora_rlhf.probes.records import ENGLISH, ChoiceSet, ProbeSet, World, read_choices, read_probes
+from lora_rlhf.system.errors import UserError
 
 AUTO, NONE = "auto", "none"
 NO_WORLD = "the prompts are not the tiny world's, so give a file with"

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from lora_rlhf.algo.preference import by_category
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.errors import UserError
+from lora_rlhf.stats.preference import by_category
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 INSTALL = "pip install 'lora-rlhf[lm-eval]'"
 

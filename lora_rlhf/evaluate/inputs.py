@@ -11,12 +11,12 @@ from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import read_prompts
-from lora_rlhf.disk import write_json
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import data_hash
-from lora_rlhf.untrusted import read_object
+from lora_rlhf.runs.folder import data_hash
+from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import read_object
 
 log = logging.getLogger("lora_rlhf")
 

@@ -9,7 +9,11 @@ from tqdm import tqdm
 from lora_rlhf.algo.kl import k1, k3
 from lora_rlhf.algo.masking import zero_masked
 from lora_rlhf.data.encode import EncodedPrompt
-from lora_rlhf.data.prose import (
+from lora_rlhf.evaluate.columns import Column
+from lora_rlhf.evaluate.generation import Answer, sequences_of
+from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.stats.prose import (
     distinct_per_response,
     refuses,
     repetition,
@@ -19,10 +23,6 @@ from lora_rlhf.data.prose import (
     self_bleu,
     words,
 )
-from lora_rlhf.evaluate.columns import Column
-from lora_rlhf.evaluate.generation import Answer, sequences_of
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
-from lora_rlhf.model.shared import SharedModel
 
 
 def distance_columns(own: Tensor, reference: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Column]:

@@ -10,11 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.disk import write_json, write_text
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.compare import compare_reports, require_comparable
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.contest import Contest
@@ -39,8 +38,9 @@ from lora_rlhf.judges.scores import ScoreJudge, gold_judge, prompt_text, reward_
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.records import World
-from lora_rlhf.run import METRICS
-from lora_rlhf.settings import check
+from lora_rlhf.runs.folder import METRICS
+from lora_rlhf.system.disk import write_json, write_text
+from lora_rlhf.system.errors import UserError
 
 __all__ = ["evaluate", "table"]
 

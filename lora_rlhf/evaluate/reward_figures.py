@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from lora_rlhf.algo.ordering import ordering_report
-from lora_rlhf.algo.preference import Outcomes, independent_difference
 from lora_rlhf.evaluate.figures import Figure
+from lora_rlhf.stats.ordering import ordering_report
+from lora_rlhf.stats.preference import Outcomes, independent_difference
 
 
 def on_own_answers(

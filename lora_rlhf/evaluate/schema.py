@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.figures import CATALOGUE
-from lora_rlhf.untrusted import Kind, is_number, read_object, require
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import Kind, is_number, read_object, require
 
 FORMAT = 2
 

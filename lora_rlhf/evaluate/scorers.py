@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.probes.records import World
+from lora_rlhf.system.errors import UserError
 
 # Lists of prompts and of responses to a probability for each, that the response is at fault.
 Scorer = Callable[[list[str], list[str]], Sequence[float]]

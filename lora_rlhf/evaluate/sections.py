@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lora_rlhf.algo.preference import Outcomes, by_category, length_controlled, preference
-from lora_rlhf.algo.ratings import ratings
 from lora_rlhf.data.encode import EncodedRanking, Limits
 from lora_rlhf.evaluate.auditing import run_audit
 from lora_rlhf.evaluate.columns import Column
@@ -18,6 +16,8 @@ from lora_rlhf.evaluate.measuring import Measured, figures_of, paired_of, part_o
 from lora_rlhf.evaluate.reward_figures import change, on_own_answers, ordering_figures
 from lora_rlhf.evaluate.tax import chance, encode_choices, measure_tax, pack_text, window_of
 from lora_rlhf.probes.bins import POLISH, failures, high_rewards
+from lora_rlhf.stats.preference import Outcomes, by_category, length_controlled, preference
+from lora_rlhf.stats.ratings import ratings
 
 log = logging.getLogger("lora_rlhf")
 

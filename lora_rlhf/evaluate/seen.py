@@ -5,14 +5,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.data.locate import Hub, locate
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import Source
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.systems import RunStages
-from lora_rlhf.run import CONFIG, Parent, data_hash
-from lora_rlhf.settings import read_yaml
+from lora_rlhf.runs.folder import CONFIG, Parent, data_hash
+from lora_rlhf.system.errors import UserError
 
 TRAINED_ON = {"sft": "demonstrations", "reward": "rankings", "ppo": "prompts"}
 MOST_SECONDS = 30.0  # of reading, for all stages together

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
-from lora_rlhf.run import CONFIG, Parent, adapter_hash, find_stage, has_stage
-from lora_rlhf.settings import read_yaml
-from lora_rlhf.untrusted import Kind, is_number, require
+from lora_rlhf.runs.folder import CONFIG, Parent, adapter_hash, find_stage, has_stage
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import Kind, is_number, require
 
 log = logging.getLogger("lora_rlhf")
 

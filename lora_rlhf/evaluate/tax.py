@@ -14,11 +14,11 @@ from lora_rlhf.data.encode import EncodedRanking, Limits, encode_ranking
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Ranking, Text
 from lora_rlhf.data.template import encode_text, leading_bos, pad_id
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, text_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.records import Choice
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,13 +4,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.disk import new_folder, remove_temporary, write_json
 from lora_rlhf.export.card import write_card
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.folder import copy_beside, licence_of, require_place, require_space
 from lora_rlhf.export.manifest import MANIFEST, describe, hash_folder
 from lora_rlhf.export.source import open_source
 from lora_rlhf.model.adapters import complete, is_head, write_adapter_files
+from lora_rlhf.system.disk import new_folder, remove_temporary, write_json
 
 BESIDE = 64 * 2**20  # tokenizer, card and the like
 WHY = "these are the trained adapter's own numbers, bit for bit, and nothing was merged"

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.disk import write_text
 from lora_rlhf.export.card_evaluation import evaluation
 from lora_rlhf.export.card_usage import usage
 from lora_rlhf.export.lineage import Lineage, Stage, at, numbers, read_lineage
 from lora_rlhf.export.markdown import bullets, capital, plain, rows_of, short
 from lora_rlhf.export.render import table
 from lora_rlhf.model.files import HUB_NAME
+from lora_rlhf.system.disk import write_text
 
 TITLES = {"policy": "PPO policy", "sft": "SFT model", "reward": "reward model"}
 STAGE_TITLES = {"sft": "supervised fine-tuning", "reward": "reward model", "ppo": "PPO"}

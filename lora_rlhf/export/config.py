@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_rlhf.settings import at_least, positive, share
+from lora_rlhf.configs.values import at_least, positive, share
 
 STAGE_OF = {"policy": "ppo", "sft": "sft", "reward": "reward"}  # the stage that trains a role
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lora_rlhf.disk import new_folder, remove_temporary, write_json
-from lora_rlhf.errors import Stopped
+from lora_rlhf.configs.values import check
 from lora_rlhf.export.card import write_card
 from lora_rlhf.export.config import ExportConfig, parse_size
 from lora_rlhf.export.folder import licence_of, require_memory, require_place, require_space, write_companions
@@ -21,7 +20,8 @@ from lora_rlhf.export.render import table
 from lora_rlhf.export.shards import num_bytes, write_shards
 from lora_rlhf.export.source import DTYPES, Source, open_source
 from lora_rlhf.model.merging import Planned
-from lora_rlhf.settings import check
+from lora_rlhf.system.disk import new_folder, remove_temporary, write_json
+from lora_rlhf.system.errors import Stopped
 
 log = logging.getLogger("lora_rlhf")
 

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from lora_rlhf.data.template import pad_id, stop_ids
-from lora_rlhf.disk import write_json
-from lora_rlhf.errors import UserError
 from lora_rlhf.export.source import Source
 from lora_rlhf.model.dense import free_bytes
 from lora_rlhf.model.merging import Planned
-from lora_rlhf.untrusted import read_object
+from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import read_object
 
 NOT_OURS = ("quantization_config", "_name_or_path", "transformers_version")
 LICENCE = re.compile(r"(licen[cs]e|notice|use[_-]?policy|copying)", re.IGNORECASE)

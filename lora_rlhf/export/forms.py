@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from lora_rlhf.configs.values import check
 from lora_rlhf.export.adapter import export_adapter
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.export import export
 from lora_rlhf.export.reward import export_reward
-from lora_rlhf.settings import check
 
 
 def export_form(config: ExportConfig) -> dict[str, Any]:

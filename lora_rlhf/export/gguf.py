@@ -13,11 +13,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.export.gguf_shape import Shape, shape_of
 from lora_rlhf.export.gguf_vocab import Vocab, vocab_of
 from lora_rlhf.model.tensor_files import Stored, read_index
-from lora_rlhf.untrusted import read_object
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import read_object
 
 with contextlib.suppress(ImportError):  # an extra; `require_gguf` says so where it is missing
     import gguf

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lora_rlhf.errors import UserError
-from lora_rlhf.untrusted import shown
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import shown
 
 
 @dataclass(frozen=True)

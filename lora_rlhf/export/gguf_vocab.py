@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.export.gguf_shape import WAY_OUT
-from lora_rlhf.untrusted import shown
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import shown
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.schema import read_report
-from lora_rlhf.manifest import read_manifest
-from lora_rlhf.run import CONFIG, has_stage
-from lora_rlhf.settings import read_yaml
-from lora_rlhf.untrusted import is_number
+from lora_rlhf.runs.folder import CONFIG, has_stage
+from lora_rlhf.runs.manifest import read_manifest
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import is_number
 
 STAGES = ("sft", "reward", "ppo")
 ANCESTORS = {"policy": STAGES, "sft": ("sft",), "reward": ("sft", "reward")}

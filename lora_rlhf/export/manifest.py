@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf import __version__
-from lora_rlhf.errors import UserError
 from lora_rlhf.export.source import Source
-from lora_rlhf.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
 
 MANIFEST = "export.json"
 PARITY = "parity.json"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from lora_rlhf.data.template import ensure_template, leading_bos, stop_ids
-from lora_rlhf.disk import write_text
+from lora_rlhf.system.disk import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

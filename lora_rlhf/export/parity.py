@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_rlhf.algo.closeness import Closeness, closeness, same_beginning
 from lora_rlhf.data.template import stop_ids
+from lora_rlhf.export.closeness import Closeness, closeness, same_beginning
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.prompts import Chosen
 from lora_rlhf.export.source import DTYPES, Source
@@ -28,7 +28,7 @@ from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.merging import Mode
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.model.tensor_files import Entry, read_index, write_tensors
-from lora_rlhf.run import find_stage, has_stage
+from lora_rlhf.runs.folder import find_stage, has_stage
 
 log = logging.getLogger("lora_rlhf")
 

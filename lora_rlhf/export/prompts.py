@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.sources import read_prompts
-from lora_rlhf.errors import UserError
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.source import Source
-from lora_rlhf.manifest import read_manifest
-from lora_rlhf.untrusted import read_object
+from lora_rlhf.runs.manifest import read_manifest
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import read_object
 
 REPORT = "report.json"
 MOST_REPORT_BYTES = 256 * 2**20

@@ -11,8 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lora_rlhf.data.template import stop_ids
-from lora_rlhf.disk import new_folder, remove_temporary, write_json
-from lora_rlhf.errors import Stopped
 from lora_rlhf.export.card import write_card
 from lora_rlhf.export.config import ExportConfig, parse_size
 from lora_rlhf.export.folder import copy_beside, licence_of, require_place, require_space, write_config
@@ -28,6 +26,8 @@ from lora_rlhf.model.comparing import greedy_responses, score_of_response
 from lora_rlhf.model.heads import SCORE
 from lora_rlhf.model.merging import Mode
 from lora_rlhf.model.shared import BASE, SharedModel
+from lora_rlhf.system.disk import new_folder, remove_temporary, write_json
+from lora_rlhf.system.errors import Stopped
 
 log = logging.getLogger("lora_rlhf")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lora_rlhf.disk import write_json
 from lora_rlhf.model.merging import Planned
 from lora_rlhf.model.tensor_files import write_tensors
+from lora_rlhf.system.disk import write_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

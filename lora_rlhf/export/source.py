@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.export.config import STAGE_OF
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import COMPUTE_DTYPES, BaseSpec, load_config, load_tokenizer, resolve_device, resolve_dtype
 from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
 from lora_rlhf.model.merging import Mode, Part, Planned, plan_merge
 from lora_rlhf.model.open import COMPUTED_IN, RECORDED, require_trust
-from lora_rlhf.run import Parent, adapter_hash, find_stage
+from lora_rlhf.runs.folder import Parent, adapter_hash, find_stage
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.errors import Stopped, UserError
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.manifest import MANIFEST, hash_folder, read_manifest
 from lora_rlhf.export.parity import LEAST_KL
 from lora_rlhf.export.reward import LEAST_DIFFERENCE
 from lora_rlhf.model.base import resolve_device
+from lora_rlhf.system.errors import Stopped, UserError
 
 log = logging.getLogger("lora_rlhf")
 

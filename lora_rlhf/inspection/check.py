@@ -15,7 +15,6 @@ from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.locate import Files, Hub, Saved, locate
 from lora_rlhf.data.outputs import require_output
 from lora_rlhf.data.refusals import RefusedRows, counted, none_of
-from lora_rlhf.errors import UserError
 from lora_rlhf.inspection.advice import advice
 from lora_rlhf.inspection.config import CheckConfig
 from lora_rlhf.inspection.duplicates import Prints, shared
@@ -23,6 +22,7 @@ from lora_rlhf.inspection.figures import FileFigures
 from lora_rlhf.inspection.reading import Reading, processes_for, read_file
 from lora_rlhf.inspection.render import printable, text
 from lora_rlhf.inspection.usage import STAGES, fractions, is_read_as, kinds_of, usage
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

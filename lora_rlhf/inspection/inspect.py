@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.configs.stages import PPOConfig
+from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import (
     EncodedExample,
     EncodedPrompt,
@@ -25,19 +26,18 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
-from lora_rlhf.disk import write_text
-from lora_rlhf.errors import UserError
 from lora_rlhf.inspection.batches import Batch, Origin, ppo_lines, reward_lines, sft_lines
 from lora_rlhf.inspection.config import InspectConfig
 from lora_rlhf.inspection.paint import page, terminal
 from lora_rlhf.model.base import load_tokenizer
 from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.open import open_base, require_trust
-from lora_rlhf.run import find_stage, has_stage
-from lora_rlhf.settings import check
+from lora_rlhf.runs.folder import find_stage, has_stage
 from lora_rlhf.stages.rollout import act
 from lora_rlhf.stages.rows import report_refusals
 from lora_rlhf.stages.session import bring, generation_pieces, require_context
+from lora_rlhf.system.disk import write_text
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.formats import Kind, format_named
 from lora_rlhf.inspection.reading import Reading
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-from lora_rlhf.disk import json_line
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges.question import Side
+from lora_rlhf.system.disk import json_line
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges.cache import FILE, Cache
 from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.human import HumanJudge
@@ -12,7 +11,8 @@ from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.question import read_questions
 from lora_rlhf.judges.records import Judge
 from lora_rlhf.judges.scores import Gold, first_unknown, prompt_text
-from lora_rlhf.run import Parent
+from lora_rlhf.runs.folder import Parent
+from lora_rlhf.system.errors import UserError
 
 
 def choose_judge(

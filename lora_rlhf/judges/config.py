@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from lora_rlhf.settings import at_least, positive
+from lora_rlhf.configs.values import at_least, positive
 
 NEEDS = {"human": ("judge_file",), "local": ("judge_model",), "endpoint": ("judge_model", "judge_url")}
 

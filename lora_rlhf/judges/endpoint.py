@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.pairwise import Reply
 from lora_rlhf.judges.question import read_verdict
-from lora_rlhf.untrusted import is_number, object_of, shown
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import is_number, object_of, shown
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a call is tried again
 MOST_BYTES = 4 * 2**20  # of an answer; a verdict has a few thousand

@@ -10,7 +10,7 @@ from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Ranking
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.judges.records import Verdicts
-from lora_rlhf.run import data_hash
+from lora_rlhf.runs.folder import data_hash
 
 log = logging.getLogger("lora_rlhf")
 

@@ -11,7 +11,7 @@ from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.pairwise import Reply
 from lora_rlhf.judges.question import read_verdict
 from lora_rlhf.model.chat import ChatModel, hash_model
-from lora_rlhf.untrusted import shown
+from lora_rlhf.system.untrusted import shown
 
 
 class LocalModel:

@@ -12,10 +12,10 @@ from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges.cache import Cache, key_of
 from lora_rlhf.judges.question import Questions, Side
 from lora_rlhf.judges.records import Verdicts
+from lora_rlhf.system.errors import UserError
 
 FIRST_FAILURES = 5  # as many without a single verdict, and the judge is taken not to work at all
 PROOF = (Prompt.of("How many days has a week?"), "A week has seven days.", "Bananas are yellow.")

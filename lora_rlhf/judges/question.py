@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 Side = Literal["A", "B", "tie"]
 

@@ -12,9 +12,9 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.heads import SCORE
-from lora_rlhf.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_rlhf.disk import new_folder
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import lora_linear
 from lora_rlhf.model.adapter_folder import CONFIG, WAY_OUT, WEIGHTS, layer_of, read_config, read_weights, target_of
 from lora_rlhf.model.heads import SCORE, init_score, score_of
-from lora_rlhf.untrusted import shown
+from lora_rlhf.system.disk import new_folder
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import shown
 
 ALL_LINEAR = "all-linear"
 SAFE_INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}  # both: B = 0, the base left alone

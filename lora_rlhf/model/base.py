@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.files import Files, config_file, find_files, hash_files, no_retry_lines, weight_files
 from lora_rlhf.model.heads import check_logits
+from lora_rlhf.system.errors import UserError
 
 QUANTIZATIONS = ("nf4", "int8", "none")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -7,9 +7,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import first_line, load_tokenizer, quiet_loading, resolve_device
 from lora_rlhf.model.files import config_file, find_files, hash_files, no_retry_lines, weight_files
+from lora_rlhf.system.errors import UserError
 
 
 def hash_model(name: str) -> str:

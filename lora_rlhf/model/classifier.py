@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.heads import SCORE
 from lora_rlhf.model.merging import Mode, Part
 from lora_rlhf.model.shared import BASE, SharedModel
+from lora_rlhf.system.errors import UserError
 
 
 class Classifier(NamedTuple):

@@ -16,11 +16,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import lora_linear
 from lora_rlhf.model.dense import GIB, SHARE, free_bytes, matrix
 from lora_rlhf.model.lora_linear import wrapped_layers
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 

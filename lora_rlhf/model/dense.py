@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from lora_rlhf import host
-from lora_rlhf.errors import UserError
+from lora_rlhf.system import memory as host
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 

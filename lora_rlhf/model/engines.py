@@ -9,12 +9,12 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import load_config
 from lora_rlhf.model.decode_step import Slots, Step
 from lora_rlhf.model.drawing import Cast, Drawing
 from lora_rlhf.model.generate import Engine, generate_seeded
 from lora_rlhf.model.shared import BASE, SharedModel
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 

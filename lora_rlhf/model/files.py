@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from huggingface_hub import is_offline_mode
 from transformers.utils import cached_file
 
-from lora_rlhf.errors import UserError
-from lora_rlhf.network import hub_fault
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.network import hub_fault
 
 TINYWORLD = "tinyworld"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

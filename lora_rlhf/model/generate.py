@@ -6,12 +6,12 @@ from typing import Literal
 
 import torch
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.decode_plain import Batch, generate_plain
 from lora_rlhf.model.decode_static import generate_static
 from lora_rlhf.model.drawing import Cast, Drawing, GeneratedResponse
 from lora_rlhf.model.mixed import Mixture
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 Engine = Literal["plain", "static"]
 ENGINES = {"plain": generate_plain, "static": generate_static}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 SCORE = "score"  # the name that transformers' sequence classifiers use, so that saved reward adapters load there too
 

@@ -21,12 +21,12 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapter_folder import layer_of
 from lora_rlhf.model.adapters import require_fit
 from lora_rlhf.model.rounding import piece_rows, read_out
 from lora_rlhf.model.tensor_files import Entry, Stored, read_index
-from lora_rlhf.untrusted import shown
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import shown
 
 log = logging.getLogger("lora_rlhf")
 

@@ -14,8 +14,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.lora_linear import Stack, add_stack, stacked
+from lora_rlhf.system.errors import UserError
 
 EXPERTS = "experts"
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 RECORDED = ("name", "quantization", "compute_dtype", "trust_remote_code")
 COMPUTED_IN = "computed_in"

@@ -7,7 +7,7 @@ import torch
 from bitsandbytes.optim import AdamW8bit, PagedAdamW, PagedAdamW8bit
 from torch import Tensor, nn
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.shared import BASE, SharedModel
+from lora_rlhf.system.errors import UserError
 
 LENGTHS = (13, 7, 24, 2)  # of the probe's documents: unlike, and none a multiple of what kernels work in
 EXACT = 1e-3  # nats, in float32: rounding made less than 1e-4, in 8 layers of large random weights too

@@ -11,12 +11,12 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import adapters
 from lora_rlhf.model.adapters import LoraSettings, without_dropout
 from lora_rlhf.model.base import Base, digest
 from lora_rlhf.model.heads import attach_score, score_of
 from lora_rlhf.model.mixed import Mixture
+from lora_rlhf.system.errors import UserError
 
 BASE = "base"
 

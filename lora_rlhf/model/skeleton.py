@@ -24,10 +24,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import lora_linear
 from lora_rlhf.model.adapters import LoraSettings, linear_names
 from lora_rlhf.model.heads import lm_logits
+from lora_rlhf.system.errors import UserError
 
 ROLE = "role"  # the one adapter of a skeleton: the others cost their parameters and nothing in a pass
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale in NF4, and scales that share one in turn

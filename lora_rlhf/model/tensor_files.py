@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_rlhf.errors import UserError
-from lora_rlhf.untrusted import shown
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import shown
 
 # Names of the format (https://github.com/huggingface/safetensors), for what models are stored in.
 DTYPES = {

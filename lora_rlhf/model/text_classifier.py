@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 HARMLESS_NAMES = ("non", "not", "no", "neutral", "safe", "ok", "clean", "true", "truthful", "label_0", "negative")
 LONGEST = 512  # tokens of a text where neither tokenizer nor model says what it can read

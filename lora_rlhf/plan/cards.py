@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.plan.config import PlanConfig
+from lora_rlhf.system.errors import UserError
 
 GIB = 2**30
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.plan import roofline
 from lora_rlhf.plan.cards import CARDS, LARGEST, Card
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.memory import GIB, Height, Setting, peak, stage_heights
 from lora_rlhf.plan.subject import Subject
+from lora_rlhf.system.errors import UserError
 
 STAGES = ("sft", "reward", "ppo")
 SIZES = tuple(2**power for power in range(8))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_rlhf.settings import at_least, multiple, positive
+from lora_rlhf.configs.values import at_least, multiple, positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.values import check
 from lora_rlhf.plan.cards import CARDS, Card, card_of
 from lora_rlhf.plan.choose import STAGES, Plan, StagePlan, choose
 from lora_rlhf.plan.config import PlanConfig
@@ -14,7 +14,7 @@ from lora_rlhf.plan.memory import GIB
 from lora_rlhf.plan.roofline import UNCERTAINTY
 from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.subject import examine
-from lora_rlhf.settings import check
+from lora_rlhf.system.errors import UserError
 
 DATA = {
     "sft": "--demonstrations demonstrations.jsonl",

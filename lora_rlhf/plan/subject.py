@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import load_config
 from lora_rlhf.model.files import TINYWORLD
@@ -14,6 +13,7 @@ from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.dryrun import Passes, run_dry
 from lora_rlhf.plan.memory import CPU, CUDA, Device
 from lora_rlhf.plan.shapes import SHAPES, known
+from lora_rlhf.system.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -13,9 +13,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from lora_rlhf.algo.preference import Difference, paired_means, paired_rates, preference
-from lora_rlhf.algo.statistics import MeanInterval
-from lora_rlhf.data.prose import plain_words, unrepeated_words
 from lora_rlhf.probes.measures import (
     Graded,
     collapsed,
@@ -24,6 +21,9 @@ from lora_rlhf.probes.measures import (
     repeated_share,
 )
 from lora_rlhf.probes.wording import longer, more, moved, signed
+from lora_rlhf.stats.intervals import MeanInterval
+from lora_rlhf.stats.preference import Difference, paired_means, paired_rates, preference
+from lora_rlhf.stats.prose import plain_words, unrepeated_words
 
 THRESHOLDS: Mapping[str, float] = {
     "length_inflation": 0.25,  # share by which answers are longer, repeats left out

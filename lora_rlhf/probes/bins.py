@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from lora_rlhf.algo.statistics import Interval, wilson
-from lora_rlhf.errors import UserError
 from lora_rlhf.probes.checks import passes
 from lora_rlhf.probes.records import BINS, Case, Probe, ProbeSet, World
+from lora_rlhf.stats.intervals import Interval, wilson
+from lora_rlhf.system.errors import UserError
 
 POLISH = "reward_polish"
 HIGH_REWARD = 0.75  # a reward from this quantile upwards, over all systems' answers, is high

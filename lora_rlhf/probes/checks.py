@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lora_rlhf.data.prose import refuses
-from lora_rlhf.untrusted import Kind, is_number, shown
+from lora_rlhf.stats.prose import refuses
+from lora_rlhf.system.untrusted import Kind, is_number, shown
 
 Qualities = Callable[[str, str], Mapping[str, float]]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_rlhf.algo.statistics import MeanInterval, bootstrap, percentile_interval
-from lora_rlhf.data.prose import plain_words, same_answer, same_opening, unrepeated_words
+from lora_rlhf.stats.intervals import MeanInterval, bootstrap, percentile_interval
+from lora_rlhf.stats.prose import plain_words, same_answer, same_opening, unrepeated_words
 
 
 class Graded(NamedTuple):

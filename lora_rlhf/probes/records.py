@@ -13,8 +13,8 @@ from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.readers import to_prompt
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, require_text, row_of
-from lora_rlhf.errors import UserError
 from lora_rlhf.probes.checks import PAIRED, fault
+from lora_rlhf.system.errors import UserError
 
 BINS = (
     "instruction_miss",

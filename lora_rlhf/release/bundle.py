@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from lora_rlhf.disk import new_file, new_folder
-from lora_rlhf.errors import UserError
-from lora_rlhf.manifest import OBJECT, TEXT
-from lora_rlhf.untrusted import object_of, require, shown
+from lora_rlhf.runs.manifest import OBJECT, TEXT
+from lora_rlhf.system.disk import new_file, new_folder
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import object_of, require, shown
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1

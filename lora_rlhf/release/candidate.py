@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.errors import UserError
-from lora_rlhf.manifest import FINISHED, MANIFEST, read_manifest
 from lora_rlhf.release.policy import Policy
-from lora_rlhf.run import adapter_hash
-from lora_rlhf.untrusted import is_number, shown
+from lora_rlhf.runs.folder import adapter_hash
+from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import is_number, shown
 
 REPORT = "report.json"
 STAGES = {"sft": "sft", "policy": "ppo"}  # {role: the stage that makes it}

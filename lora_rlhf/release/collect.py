@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf import __version__
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.schema import read_report
-from lora_rlhf.manifest import MANIFEST, read_manifest
 from lora_rlhf.release.bundle import Content
 from lora_rlhf.release.config import PackageConfig
 from lora_rlhf.release.gate import summary
@@ -21,9 +20,10 @@ from lora_rlhf.release.record import FOLDER as GATES
 from lora_rlhf.release.record import read_record
 from lora_rlhf.release.records import DataFile, tell_data
 from lora_rlhf.release.repeat import RECIPE, STAGES, Step, afresh, commands_page, find_steps, repeat_script
-from lora_rlhf.run import ADAPTER, CONFIG, METRICS, SAMPLES, VALUE_ADAPTER
-from lora_rlhf.settings import read_yaml
-from lora_rlhf.untrusted import object_of, read_object
+from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES, VALUE_ADAPTER
+from lora_rlhf.runs.manifest import MANIFEST, read_manifest
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import object_of, read_object
 
 REPORT, PAGE, ANSWERS = "report.json", "report.md", "evaluation_samples.jsonl"
 SAMPLING = (

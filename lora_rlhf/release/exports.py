@@ -4,9 +4,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_rlhf.errors import UserError
-from lora_rlhf.manifest import ID, OBJECT, TEXT
-from lora_rlhf.untrusted import read_object, require, shown
+from lora_rlhf.runs.manifest import ID, OBJECT, TEXT
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import read_object, require, shown
 
 MANIFEST = "export.json"
 WAY_OUT = "name a folder that `lora-rlhf export` wrote"

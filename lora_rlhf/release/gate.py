@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf import __version__
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.values import check
 from lora_rlhf.evaluate.schema import read_report
 from lora_rlhf.release.candidate import Named, System, find_report, find_system, require_unseen
 from lora_rlhf.release.config import GateConfig
 from lora_rlhf.release.policy import PACKAGED, read_policy
 from lora_rlhf.release.record import write_record
 from lora_rlhf.release.rules import FAIL, PASS, Row, judge, passed
-from lora_rlhf.settings import check
+from lora_rlhf.system.errors import UserError
 
 
 @dataclass(frozen=True)

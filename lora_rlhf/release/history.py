@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.disk import write_text
-from lora_rlhf.errors import UserError
-from lora_rlhf.manifest import LIST, OBJECT, TEXT
-from lora_rlhf.untrusted import Kind, read_object, require, shown
+from lora_rlhf.runs.manifest import LIST, OBJECT, TEXT
+from lora_rlhf.system.disk import write_text
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import Kind, read_object, require, shown
 
 FORMAT = 1
 MOVING, DONE, STOPPED = "moving", "done", "stopped"

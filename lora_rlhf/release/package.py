@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.values import check
 from lora_rlhf.release.bundle import MANIFEST, verify_bundle, write_bundle
 from lora_rlhf.release.collect import Collection
 from lora_rlhf.release.config import PackageConfig
 from lora_rlhf.release.places import require_no_secrets
-from lora_rlhf.settings import check
+from lora_rlhf.system.errors import UserError
 
 SHOWN = 20
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 INPUTS = "inputs"  # the folder in which whoever repeats a run puts the files that are not of the run
 # Sections of a report, and keys in them, that hold what people and models wrote: that stays, a path in it included.

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.disk import TEMPORARY, sync
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.values import check
 from lora_rlhf.release.config import PromoteConfig, RollbackConfig
 from lora_rlhf.release.exports import Export, read_export
 from lora_rlhf.release.gate import login, summary
 from lora_rlhf.release.history import DONE, MOVING, PROMOTE, ROLLBACK, History, target_of
 from lora_rlhf.release.record import read_record
 from lora_rlhf.release.rules import PASS
-from lora_rlhf.resume import Lock
-from lora_rlhf.settings import check
+from lora_rlhf.runs.resume import Lock
+from lora_rlhf.system.disk import TEMPORARY, sync
+from lora_rlhf.system.errors import UserError
 
 
 def promote(config: PromoteConfig) -> str:

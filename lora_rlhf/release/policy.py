@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.figures import CATALOGUE
-from lora_rlhf.settings import read_yaml
-from lora_rlhf.untrusted import is_number, shown
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import is_number, shown
 
 PACKAGED = Path(__file__).parent / "gate.yaml"
 COMPARE = ("value", "difference", "ratio", "paired")

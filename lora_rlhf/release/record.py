@@ -10,11 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.disk import TEMPORARY, finite, new_file, sync
-from lora_rlhf.errors import UserError
-from lora_rlhf.manifest import LIST, OBJECT, TEXT
 from lora_rlhf.release.rules import FAIL, PASS
-from lora_rlhf.untrusted import Kind, read_object, require, shown
+from lora_rlhf.runs.manifest import LIST, OBJECT, TEXT
+from lora_rlhf.system.disk import TEMPORARY, finite, new_file, sync
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import Kind, read_object, require, shown
 
 FOLDER = "gate"
 FORMAT = 1

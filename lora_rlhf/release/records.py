@@ -14,9 +14,9 @@ from lora_rlhf.data.formats import Kind
 from lora_rlhf.data.labels import AgreementCounter
 from lora_rlhf.data.schema import Prompt, Ranking, row_of, split_of
 from lora_rlhf.data.sources import Source
-from lora_rlhf.errors import UserError
 from lora_rlhf.release.places import Places
-from lora_rlhf.run import data_hash
+from lora_rlhf.runs.folder import data_hash
+from lora_rlhf.system.errors import UserError
 
 ROWS_OF_SCHEMA = 1000
 KINDS: dict[str, Kind] = {

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.release.places import INPUTS, Places
-from lora_rlhf.run import CONFIG
-from lora_rlhf.settings import read_yaml
+from lora_rlhf.runs.folder import CONFIG
 
 RECIPE = "recipe.yaml"
 # In the order in which they run: the section of a recipe, and the command.

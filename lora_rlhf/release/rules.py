@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lora_rlhf.evaluate.figures import CATALOGUE
 from lora_rlhf.release.policy import ANY, PAIRS, Policy, Rule
-from lora_rlhf.untrusted import is_number
+from lora_rlhf.system.untrusted import is_number
 
 PASS, FAIL = "pass", "fail"
 CENTRES = ("value", "rate", "difference", "mean")  # what the middle of an interval is called

@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_rlhf import workers
-from lora_rlhf.disk import finite, new_folder, remove_folder, write_text
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import save_tensors
-from lora_rlhf.run import CHECKPOINTS, StageFolder
+from lora_rlhf.runs.folder import CHECKPOINTS, StageFolder
+from lora_rlhf.system import workers
+from lora_rlhf.system.disk import finite, new_folder, remove_folder, write_text
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_rlhf import workers
-from lora_rlhf.config import PPOConfig, SampleConfig
+from lora_rlhf.configs.stages import PPOConfig, SampleConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.model.decode_weights import choose_merged
 from lora_rlhf.model.engines import Rollout, pick_engine, require_static
 from lora_rlhf.model.generate import Engine
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import Parent
+from lora_rlhf.runs.folder import Parent
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.session import pick_fixed
+from lora_rlhf.system import workers
 
 
 @dataclass(frozen=True)

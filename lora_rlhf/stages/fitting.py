@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from lora_rlhf.errors import Stopped
+from lora_rlhf.system.errors import Stopped
 
 log = logging.getLogger("lora_rlhf")
 

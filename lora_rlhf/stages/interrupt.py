@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from lora_rlhf import workers
-from lora_rlhf.errors import Stopped
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import Stopped
 
 
 @dataclass

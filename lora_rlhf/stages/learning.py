@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lora_rlhf import workers
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.optimizers import OptimizerName, make_optimizer, moments, put_back
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.fitting import Pieces
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
 
 EPS = 1e-5  # AdamW's: with PyTorch's 1e-8 the first PPO updates are several times larger (arXiv 2403.17031)
 

@@ -8,17 +8,17 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lora_rlhf import workers
-from lora_rlhf.errors import Stopped
+from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import StageFolder
-from lora_rlhf.settings import to_yaml
-from lora_rlhf.stage_config import TrainingConfig
+from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.checkpoint import Checkpoint, Checkpoints
 from lora_rlhf.stages.interrupt import Request, graceful
 from lora_rlhf.stages.learning import NotFinite, RoleOptimizer
-from lora_rlhf.tracking import Trackers
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import Stopped
+from lora_rlhf.system.tracking import Trackers
 
 log = logging.getLogger("lora_rlhf")
 

@@ -2,18 +2,16 @@
 
 import importlib
 
-from lora_rlhf import workers
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.configs.stages import PPOConfig
+from lora_rlhf.configs.values import check
 from lora_rlhf.data.schema import Prompt, Text
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import ensure_template
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.memory import adapter_bytes
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
-from lora_rlhf.settings import check
+from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
 from lora_rlhf.stages.decoding import require_rollout
 from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.stages.rollout import Judge, RewardFunction
@@ -25,6 +23,8 @@ from lora_rlhf.stages.session import (
     require_context,
     seed_everything,
 )
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
 
 
 def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_rlhf import workers
 from lora_rlhf.algo.kl import AdaptiveKL, FixedKL
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import decode_response
-from lora_rlhf.errors import Stopped
 from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import StageFolder
+from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.decoding import PLAIN, Decoding, asked_for, choose_engine, choose_merge
 from lora_rlhf.stages.learning import NotFinite
 from lora_rlhf.stages.loop import TrainingLoop
@@ -39,6 +37,8 @@ from lora_rlhf.stages.session import (
 )
 from lora_rlhf.stages.update import Learner, Learning, Targets, targets
 from lora_rlhf.stages.worst_case import rehearse
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import Stopped
 
 # Largest difference of log-probabilities that is still "the same policy" before the first update. On a CPU only the
 # order of summation differs; on a GPU passes with and without gradients run different 4-bit kernels in 16 bits.

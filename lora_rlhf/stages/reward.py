@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_rlhf import workers
 from lora_rlhf.algo.losses import listwise_loss, ranking_loss
-from lora_rlhf.config import RewardConfig
+from lora_rlhf.configs.stages import RewardConfig
+from lora_rlhf.configs.values import check, read_yaml
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking, encode_demonstration, encode_ranking
 from lora_rlhf.data.labels import Agreement, AgreementCounter, agreement, distinct_responses
 from lora_rlhf.data.refusals import RefusedRows
@@ -16,12 +16,10 @@ from lora_rlhf.data.schema import Demonstration, Ranking
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool, spool_examples, spool_rankings
 from lora_rlhf.data.template import ensure_template
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.forward import response_scores
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_stage
-from lora_rlhf.settings import check, read_yaml
+from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_stage
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import NotFinite, RoleOptimizer
 from lora_rlhf.stages.loop import TrainingLoop
@@ -40,6 +38,8 @@ from lora_rlhf.stages.session import (
     seed_everything,
     training_pieces,
 )
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
 
 
 def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel:

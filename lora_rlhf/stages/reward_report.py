@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_rlhf.algo.ordering import ordering_report
 from lora_rlhf.data.encode import EncodedRanking
+from lora_rlhf.stats.ordering import ordering_report
 
 
 def held_out_report(rankings: Sequence[EncodedRanking], scores: list[Tensor]) -> dict[str, Any]:

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_rlhf import workers
-from lora_rlhf.config import RewardConfig
+from lora_rlhf.configs.stages import RewardConfig
 from lora_rlhf.data.batches import pad_left, pad_right, ranking_batch
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 from lora_rlhf.data.template import pad_id
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import ADAPTER, StageFolder
+from lora_rlhf.runs.folder import ADAPTER, StageFolder
 from lora_rlhf.stages.fitting import Pieces
+from lora_rlhf.system import workers
 
 log = logging.getLogger("lora_rlhf")
 

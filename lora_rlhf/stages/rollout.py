@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_rlhf import workers
 from lora_rlhf.algo.kl import k1, k3
 from lora_rlhf.algo.rewards import apply_missing_eos
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import decode_response, pad_id, stop_ids
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.decode_weights import merged
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, response_scores, response_values
 from lora_rlhf.model.generate import GeneratedResponse, draw_seeds, generate_seeded
@@ -22,6 +20,8 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.decoding import PLAIN, Decoding
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import NotFinite
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 

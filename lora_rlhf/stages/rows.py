@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tqdm import tqdm
 
-from lora_rlhf.config import PPOConfig, SampleConfig
+from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.stages import PPOConfig, SampleConfig
 from lora_rlhf.data.duplicates import without_repeats
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
 from lora_rlhf.data.refusals import RefusedRows, counted, none_of
 from lora_rlhf.data.schema import Prompt, fraction_between, split_of, split_position
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool, spool_prompts
-from lora_rlhf.errors import UserError
-from lora_rlhf.stage_config import StageConfig
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

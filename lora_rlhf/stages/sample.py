@@ -9,21 +9,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lora_rlhf import workers
-from lora_rlhf.config import SampleConfig
+from lora_rlhf.configs.common import HARMLESS
+from lora_rlhf.configs.stages import SampleConfig
+from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Prompt, row_of
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.template import decode_response, stop_ids
-from lora_rlhf.disk import append_row
-from lora_rlhf.errors import Stopped, UserError
 from lora_rlhf.model.generate import Engine, GeneratedResponse, draw_seeds, generate_seeded
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import Parent, data_hash, find_stage
-from lora_rlhf.settings import check
-from lora_rlhf.stage_config import HARMLESS
+from lora_rlhf.runs.folder import Parent, data_hash, find_stage
 from lora_rlhf.stages.decoding import choose_engine, require_rollout
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.interrupt import graceful
@@ -37,6 +34,9 @@ from lora_rlhf.stages.session import (
     require_context,
     seed_everything,
 )
+from lora_rlhf.system import workers
+from lora_rlhf.system.disk import append_row
+from lora_rlhf.system.errors import Stopped, UserError
 
 PIECES = 4  # sampled in one go by an engine that refills its slots: fewer, and most would wait for the last response
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself

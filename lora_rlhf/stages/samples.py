@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from lora_rlhf.algo.ordering import ordering_report
-from lora_rlhf.config import PPOConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
-from lora_rlhf.data.prose import distinct, repetition
 from lora_rlhf.data.template import decode_response, stop_ids
 from lora_rlhf.model.generate import GeneratedResponse, generate
 from lora_rlhf.model.shared import SharedModel
@@ -20,6 +18,8 @@ from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import NotFinite
 from lora_rlhf.stages.reward_scores import score_rankings
 from lora_rlhf.stages.rollout import Judge, act, collect, describe
+from lora_rlhf.stats.ordering import ordering_report
+from lora_rlhf.stats.prose import distinct, repetition
 
 FIXED = 8  # prompts whose responses are recorded over time
 RANKINGS = 32  # held-out rankings that are scored over time

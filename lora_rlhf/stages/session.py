@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lora_rlhf import workers
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import Parent
-from lora_rlhf.stage_config import StageConfig
+from lora_rlhf.runs.folder import Parent
 from lora_rlhf.stages.fitting import Pieces
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 

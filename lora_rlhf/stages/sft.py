@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_rlhf import workers
 from lora_rlhf.algo.losses import lm_loss
-from lora_rlhf.config import SFTConfig
+from lora_rlhf.configs.stages import SFTConfig
+from lora_rlhf.configs.values import check
 from lora_rlhf.data.batches import IGNORED, packed_sft_batch, pad_left, pad_right, sft_batch
 from lora_rlhf.data.encode import EncodedExample, encode_demonstration
 from lora_rlhf.data.refusals import RefusedRows
@@ -19,7 +19,6 @@ from lora_rlhf.data.schema import Demonstration
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.spool import Spool, spool_examples
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.dense import keep_dense
@@ -28,8 +27,7 @@ from lora_rlhf.model.generate import generate
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.packing import require_no_leak
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import ADAPTER, StageFolder, find_stage, has_stage
-from lora_rlhf.settings import check
+from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage, has_stage
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import NotFinite, RoleOptimizer
 from lora_rlhf.stages.loop import TrainingLoop
@@ -45,6 +43,8 @@ from lora_rlhf.stages.session import (
     seed_everything,
     training_pieces,
 )
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
 
 JUDGE = "judge"  # the role of the reward model of an earlier round; `reward` is for the one that this run will train
 SELECTION_PROMPTS = 64  # validation prompts that the reward model judges an epoch by

@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lora_rlhf import workers
 from lora_rlhf.algo.advantages import gae, grpo, rloo
 from lora_rlhf.algo.kl import k1
 from lora_rlhf.algo.losses import lm_loss, policy_loss, value_loss
 from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale
 from lora_rlhf.algo.rewards import apply_missing_eos, token_rewards
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.model.forward import response_logprobs, response_values, text_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import RoleOptimizer
 from lora_rlhf.stages.rollout import Rollout
+from lora_rlhf.system import workers
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 import torch
 
-from lora_rlhf import workers
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.model.forward import Sequences
 from lora_rlhf.model.generate import Engine, GeneratedResponse, generate_seeded
@@ -11,6 +10,7 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.rollout import Rollout
 from lora_rlhf.stages.update import Learner, Targets
+from lora_rlhf.system import workers
 
 
 def rehearse(

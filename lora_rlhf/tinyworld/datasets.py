@@ -13,7 +13,7 @@ from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.labels import Agreement, agreement
 from lora_rlhf.data.schema import Demonstration, Prompt, Text, row_of
 from lora_rlhf.data.sources import read_prompts
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.labelers import labelers
 from lora_rlhf.tinyworld.requests import SKILLS, Request, constraints_of, draw, find
 from lora_rlhf.tinyworld.scrape import Scrape

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lora_rlhf.data.containers import TEXT_CHUNK, file_rows, source_rows
 from lora_rlhf.data.json_rows import json_documents, json_lines
 from lora_rlhf.data.refusals import BadRow, Damaged
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 VALUES = st.recursive(
     st.none()

@@ -18,7 +18,7 @@ from lora_rlhf.data.encode import (
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
 from lora_rlhf.data.template import decode_response, ensure_template, render_prompt, render_response, stop_ids
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 SYSTEM = Message("system", "You are a farmer.")
 TURNS = tuple(

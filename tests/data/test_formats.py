@@ -22,7 +22,7 @@ from lora_rlhf.data.formats import (
 )
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, place, row_of
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}

@@ -23,10 +23,10 @@ from lora_rlhf.data.formats import Kind
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, row_of
 from lora_rlhf.data.sources import Source
-from lora_rlhf.errors import UserError
 from lora_rlhf.inspection.check import check_data
 from lora_rlhf.inspection.config import CheckConfig
 from lora_rlhf.inspection.render import text as report_text
+from lora_rlhf.system.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 EXAMPLE = re.compile(r"^### \S+\n.*?```json\n(.*?)```\n\nbecomes", re.MULTILINE | re.DOTALL)

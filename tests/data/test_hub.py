@@ -15,13 +15,13 @@ import datasets
 import huggingface_hub
 import pytest
 
-from lora_rlhf import network
 from lora_rlhf.data import hub
 from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.hub import hub_rows, numbered_rows, saved_rows
 from lora_rlhf.data.locate import Hub
 from lora_rlhf.data.refusals import BadRow, Damaged
-from lora_rlhf.errors import UserError
+from lora_rlhf.system import network
+from lora_rlhf.system.errors import UserError
 
 NAME = Hub("owner/name", None, "train")
 PROXY_VARIABLES = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_rlhf.data.locate import Files, Hub, Saved, is_data, locate, plain_suffix
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 
 def fill(folder: Path, *names: str) -> None:

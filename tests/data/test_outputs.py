@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from lora_rlhf.data.outputs import require_output
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 
 def same(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Refusals are counted and grouped, the most frequent reason first, with their first places."""
 
 from lora_rlhf.data.refusals import BadRow, RefusedRows, none_of
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 
 def test_summary_groups_by_reason() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, fraction_between, split_of
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 PROMPT = Prompt.of("What is it?")
 

@@ -27,7 +27,7 @@ from lora_rlhf.data.sources import (
     read_rankings,
     read_texts,
 )
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
 PAIR = {"prompt": "a", "completion": "b"}

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from lora_rlhf.data.schema import Text
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import encode_text
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 SENTENCES = ["The cat sleeps on the warm mat.", "Penguins live in the cold south.", "One </s> two.", "It's 7 o'clock."]
 TEXTS = [Text(f"{number}. {sentence}") for number in range(4) for sentence in SENTENCES]

@@ -19,7 +19,7 @@ from lora_rlhf.data.template import (
     render_response,
     stop_ids,
 )
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 SHORT = Prompt.of("What does a horse eat?")
 LONG = Prompt((Message("user", "Count."), Message("assistant", "one two"), Message("user", "Go on!")))

@@ -9,7 +9,7 @@ import pytest
 from demo_helpers import PORT, Served, host_of, save_run, trained
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
-from lora_rlhf_demo.host import Host
+from lora_rlhf_demo.worker import Host
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lora_rlhf.model.shared import SharedModel

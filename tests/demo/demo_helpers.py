@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 from lora_rlhf_demo.desk import Desk, Limits
-from lora_rlhf_demo.host import Host
 from lora_rlhf_demo.memory import Memory
 from lora_rlhf_demo.requests import Answered, Ask, Column, Event, Request, Settings
+from lora_rlhf_demo.worker import Host
 from playwright.sync_api import Locator
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.schema import Message
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import ADAPTER, StageFolder, find_stage
+from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage
 
 OFFSET = 0.25
 STAGES = ("base", "sft", "policy")

@@ -13,8 +13,8 @@ from lora_rlhf_demo.rows import RowFile
 from playwright.sync_api import Page, expect
 
 from lora_rlhf.data.sources import read_rankings
-from lora_rlhf.disk import append_row
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.disk import append_row
 
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
 ORDER = """[...document.querySelectorAll('.ranker .group')].map(group =>

@@ -16,7 +16,7 @@ from scipy import stats
 
 from lora_rlhf.data.schema import Message
 from lora_rlhf.data.sources import read_rankings
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 SETTINGS = Settings(0.7, 40, 3)
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">[link](javascript:alert(3))'

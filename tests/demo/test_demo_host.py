@@ -12,10 +12,10 @@ import torch
 from demo_helpers import OFFSET, STAGES, ask, host_of, last, save_run, texts, trained
 from lora_rlhf_demo import desk, memory
 from lora_rlhf_demo.config import DemoConfig
-from lora_rlhf_demo.host import OUT_OF_MEMORY, Host
 from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Open, Opened, Partial, Score, Scored, Settings
 from lora_rlhf_demo.state import App
+from lora_rlhf_demo.worker import OUT_OF_MEMORY, Host
 
 from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.schema import Message, Prompt

@@ -13,8 +13,8 @@ from lora_rlhf_demo import app
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
 
-from lora_rlhf import cli
-from lora_rlhf.errors import UserError
+from lora_rlhf.cli.main import main as cli
+from lora_rlhf.system.errors import UserError
 
 
 def get(url: str) -> tuple[int, bytes]:

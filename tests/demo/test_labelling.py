@@ -17,16 +17,16 @@ from lora_rlhf_demo.label import Label, Labelling, label_of
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.tasks import Task, labeler_name, read_qualification, read_tasks, task_of
 
-from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import read_rankings
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import LoraSettings, SharedModel
-from lora_rlhf.run import ADAPTER, StageFolder
+from lora_rlhf.runs.folder import ADAPTER, StageFolder
 from lora_rlhf.stages import reward
+from lora_rlhf.system.errors import UserError
 
 SPAWN = multiprocessing.get_context("spawn")
 

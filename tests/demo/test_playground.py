@@ -3,7 +3,7 @@
 import pytest
 from lora_rlhf_demo.playground import Scoring, bars, conversation, ranks
 
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 
 
 def turns(text: str) -> list[tuple[str, str]]:

@@ -10,8 +10,8 @@ from lora_rlhf_demo import chart
 from lora_rlhf_demo.tail import Tail
 from lora_rlhf_demo.watch import Watcher, spread, thinned
 
-from lora_rlhf.config import PPOConfig, SFTConfig
-from lora_rlhf.run import StageFolder
+from lora_rlhf.configs.stages import PPOConfig, SFTConfig
+from lora_rlhf.runs.folder import StageFolder
 
 BASE = {
     "name": "m", "revision": None, "quantization": "none", "compute_dtype": "float32", "trust_remote_code": False,

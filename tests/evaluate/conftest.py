@@ -9,7 +9,7 @@ import pytest
 import torch
 from evaluation_helpers import OFFSET, QUESTIONS
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import Limits, encode_demonstrations
 from lora_rlhf.data.schema import Demonstration, Prompt
@@ -19,7 +19,7 @@ from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import LoraSettings, SharedModel
-from lora_rlhf.run import ADAPTER, StageFolder, find_stage
+from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage
 
 
 @pytest.fixture(scope="session")

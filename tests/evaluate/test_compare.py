@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from report_helpers import a_report, figure
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.compare import compare_reports, require_comparable
+from lora_rlhf.system.errors import UserError
 
 
 def moved(name: str, before: float, after: float, half: float = 0.02) -> list[Any]:

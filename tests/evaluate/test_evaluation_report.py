@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from evaluation_helpers import NUM_PROBES, OTHERS, QUESTIONS, letter_share, letters
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.report import evaluate, table
 from lora_rlhf.evaluate.schema import read_report, require_report
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 Run, Settings, Write = Callable[..., Path], Callable[..., EvaluateConfig], Callable[..., str]
 

@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import hypergeom
 
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.groups import categories_of, clusters, languages_of
+from lora_rlhf.system.errors import UserError
 
 
 def prompts(*values: object, column: str = "category") -> list[Prompt]:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate import harness
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra")
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from report_helpers import a_report
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.schema import read_report, require_report
+from lora_rlhf.system.errors import UserError
 
 
 def edited(path: str, value: Any) -> dict[str, Any]:

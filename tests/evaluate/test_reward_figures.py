@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from lora_rlhf.algo.ordering import ordering_report
 from lora_rlhf.evaluate.reward_figures import change, on_own_answers, ordering_figures
+from lora_rlhf.stats.ordering import ordering_report
 
 
 def test_the_reward_model_is_right_where_it_orders_as_the_judge_did() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from evaluation_helpers import letters
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.scorers import flags, open_scorers
+from lora_rlhf.system.errors import UserError
 
 
 def config(**changes: str) -> EvaluateConfig:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluate import seen
 from lora_rlhf.evaluate.seen import find_seen, warning
 from lora_rlhf.evaluate.systems import RunStages
-from lora_rlhf.run import Parent
-from lora_rlhf.settings import to_yaml
+from lora_rlhf.runs.folder import Parent
 
 PROMPTS = [Prompt.of(f"Question {number}?") for number in range(6)]
 

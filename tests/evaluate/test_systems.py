@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.systems import Compared, find_stages, find_systems, open_model
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 
 def edit(manifest: Path, **changes: Any) -> None:

@@ -15,7 +15,6 @@ from lora_rlhf.data.encode import Limits
 from lora_rlhf.data.schema import Prompt, Text
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import render_prompt, render_response
-from lora_rlhf.errors import UserError
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.evaluate.tax import (
     chance,
@@ -27,6 +26,7 @@ from lora_rlhf.evaluate.tax import (
     window_of,
 )
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 TEXTS = [Text(f"The river is wide; the boat number {place} is small." * (1 + place % 3)) for place in range(9)]
 

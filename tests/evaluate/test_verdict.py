@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.algo.preference import preference
 from lora_rlhf.evaluate.verdict import verdict
+from lora_rlhf.stats.preference import preference
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from export_helpers import write_run
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from lora_rlhf import cli
-from lora_rlhf.errors import Stopped, UserError
+from lora_rlhf.cli.main import main as cli
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.export import export
 from lora_rlhf.export.source import open_source
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import Stopped, UserError
 
 Run = Callable[..., Path]
 PROMPTS = ["The boat is small.", "Say thank you, baker!", "Who counts the ships?"]

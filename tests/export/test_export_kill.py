@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.disk import TEMPORARY
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.export import export
 from lora_rlhf.export.manifest import read_manifest
 from lora_rlhf.export.verify import _require_files
+from lora_rlhf.system.disk import TEMPORARY
 
 KILLS = 15
 SEEN = ("scratch", "model.safetensors", "config.json", "README.md", "export.json")  # in the folder that is being made

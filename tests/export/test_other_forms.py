@@ -19,14 +19,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lora_rlhf import cli
+from lora_rlhf.cli.main import main as cli
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import render_prompt, render_response
-from lora_rlhf.errors import UserError
 from lora_rlhf.export.sequence_classification import prepare_tokenizer
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.comparing import score_of_response
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 Run = Callable[..., Path]
 OFFSET = 0.37

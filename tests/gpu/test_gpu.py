@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.memory import peak_gpu_gib

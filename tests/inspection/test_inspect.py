@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.cli import main
-from lora_rlhf.config import PPOConfig, SFTConfig
+from lora_rlhf.cli.main import main
+from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import encode_text
@@ -19,7 +19,7 @@ from lora_rlhf.model.base import BaseSpec, load_base, load_tokenizer
 from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import StageFolder
+from lora_rlhf.runs.folder import StageFolder
 
 Capture = pytest.CaptureFixture[str]
 Tiny = Callable[[str], Path]

@@ -23,7 +23,6 @@ import pytest
 from fake_api import Raw, longer_wins, says, serve, sides
 from judge_helpers import QUESTIONS, answers, asked
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges import endpoint
 from lora_rlhf.judges.cache import Cache
 from lora_rlhf.judges.choose import open_judge
@@ -32,6 +31,7 @@ from lora_rlhf.judges.endpoint import Endpoint
 from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.question import read_questions
 from lora_rlhf.judges.records import Judge, Verdicts
+from lora_rlhf.system.errors import UserError
 
 KEY = "sk-very-secret-0123456789"
 ONE = ("long answer, really", "short", "same", "same")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from judge_helpers import QUESTIONS, answers, asked
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges.choose import open_judge
 from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.human import HumanJudge
+from lora_rlhf.system.errors import UserError
 
 
 @pytest.fixture

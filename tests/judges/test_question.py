@@ -7,8 +7,8 @@ import pytest
 from fake_api import sides
 
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges.question import MOST_CHARACTERS, Questions, read_questions, read_verdict
+from lora_rlhf.system.errors import UserError
 
 PROMPT = Prompt.of("How deep is the sea?")
 

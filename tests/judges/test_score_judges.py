@@ -10,12 +10,12 @@ from judge_helpers import QUESTIONS, answer, asked
 from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges.choose import choose_judge
 from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.scores import ScoreJudge, gold_judge, outcomes, reward_judge
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.run import Parent
+from lora_rlhf.runs.folder import Parent
+from lora_rlhf.system.errors import UserError
 
 PROMPTS = [Prompt.of(text) for text in QUESTIONS]
 REWARD = Parent(Path("runs/x/reward"), {"id": "abc"})

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.judges.cache import HEADER, Cache, key_of
+from lora_rlhf.system.errors import UserError
 
 KEYS = [key_of({"model": "m"}, "v", "prompt", "one", str(i)) for i in range(400)]
 

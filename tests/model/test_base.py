@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import BaseSpec, digest, load_base
+from lora_rlhf.system.errors import UserError
 
 Tiny = Callable[[str], Path]
 

@@ -8,7 +8,6 @@ import torch
 from model_helpers import random_batch, random_lists
 from torch import nn
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import decode_weights
 from lora_rlhf.model.decode_weights import choose_merged, merged
 from lora_rlhf.model.dense import keep_dense
@@ -16,6 +15,7 @@ from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import generate
 from lora_rlhf.model.lora_linear import wrapped_layers
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 from tests.conftest import randomize
 
 Make = Callable[..., SharedModel]

@@ -10,12 +10,12 @@ from bitsandbytes.nn import Linear4bit
 from model_helpers import random_batch
 from torch import Tensor
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import dense
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.dense import keep_dense, matrix
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 Make = Callable[..., SharedModel]
 MIB = 2**20
@@ -121,5 +121,5 @@ def test_a_base_that_is_not_quantized_needs_none(tiny_model: Callable[[str], Pat
 
 def test_free_memory_of_a_cpu_is_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dense.free_bytes(torch.device("cpu")) > 16 * MIB
-    monkeypatch.setattr("lora_rlhf.host.memory", lambda: None)
+    monkeypatch.setattr("lora_rlhf.system.memory.memory", lambda: None)
     assert dense.free_bytes(torch.device("cpu")) == 0

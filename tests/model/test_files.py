@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import base, files
 from lora_rlhf.model.files import find_files
+from lora_rlhf.system.errors import UserError
 
 Tiny = Callable[[str], Path]
 
@@ -40,7 +40,9 @@ def hub_home(tiny_model: Tiny, tmp_path: Path) -> Path:
 
 
 CODE = (
-    "import sys, time; from lora_rlhf.errors import UserError; from lora_rlhf.model.base import BaseSpec, load_base\n"
+    "import sys, time\n"
+    "from lora_rlhf.model.base import BaseSpec, load_base\n"
+    "from lora_rlhf.system.errors import UserError\n"
     "began = time.monotonic()\n"
     "try:\n"
     "    base = load_base(BaseSpec(sys.argv[1], 'none'), 'cpu')\n"

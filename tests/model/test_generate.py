@@ -8,12 +8,12 @@ import torch
 from model_helpers import random_lists, sequences
 from torch import Tensor
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.drawing import draw as _draw
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import GeneratedResponse, generate
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 Make = Callable[..., SharedModel]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import engines
 from lora_rlhf.model.decode_step import Step
 from lora_rlhf.model.engines import Rollout, pick_engine, require_static, static_fault, tokens_per_second
 from lora_rlhf.model.generate import Engine
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 Make = Callable[..., SharedModel]
 PROMPTS = [[7, 8, 9], [10, 11], [12]]

@@ -11,13 +11,13 @@ from model_helpers import sequences
 from torch import Tensor
 from transformers import DynamicCache
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import decode_static, decode_step
 from lora_rlhf.model.decode_step import Slots, Step
 from lora_rlhf.model.drawing import Cast, Drawing, draw
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import Engine, GeneratedResponse, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 Make = Callable[..., SharedModel]
 NEW = 8

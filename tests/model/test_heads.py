@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.heads import check_logits, init_score, lm_logits
+from lora_rlhf.system.errors import UserError
 
 SMALL = {
     "vocab_size": 50,

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import merging
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import BaseSpec, load_base, load_config
@@ -21,6 +20,7 @@ from lora_rlhf.model.files import find_files, weight_files
 from lora_rlhf.model.merging import Part, plan_merge
 from lora_rlhf.model.rounding import piece_rows, read_out
 from lora_rlhf.model.shared import LoraSettings, SharedModel
+from lora_rlhf.system.errors import UserError
 
 CPU = torch.device("cpu")
 Tiny = Callable[[str], Path]

@@ -7,12 +7,12 @@ import torch
 from model_helpers import random_batch
 from torch import Tensor, nn
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model import mixed
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.forward import mixed_logprobs, response_logprobs
 from lora_rlhf.model.lora_linear import wrapped_layers
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 from tests.conftest import ARCHITECTURES, randomize
 
 Make = Callable[..., SharedModel]

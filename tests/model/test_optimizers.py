@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.optimizers import make_optimizer, moments, put_back
+from lora_rlhf.system.errors import UserError
 
 RATE, EPS = 1e-2, 1e-5
 

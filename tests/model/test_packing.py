@@ -12,10 +12,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from lora_rlhf.data.batches import IGNORED, packed_sft_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.packing import packing_leak, require_no_leak
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 Make = Callable[..., SharedModel]
 EXAMPLES = [EncodedExample(prompt, response) for prompt, response in zip(*random_lists(), strict=True)]

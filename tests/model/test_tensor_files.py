@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.tensor_files import Entry, read_index, write_tensors
+from lora_rlhf.system.errors import UserError
 
 TENSORS = {
     "matrix": torch.arange(24.0).reshape(6, 4),

@@ -15,8 +15,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.text_classifier import Classifier
+from lora_rlhf.system.errors import UserError
 
 TEXTS = [
     "The boat is small.",

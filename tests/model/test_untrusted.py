@@ -17,10 +17,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import LoraSettings, read_adapter, require_fit
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

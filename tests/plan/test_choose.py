@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_rlhf.cli import COMMANDS, parse
-from lora_rlhf.errors import UserError
+from lora_rlhf.cli.main import COMMANDS, parse
 from lora_rlhf.model.skeleton import config_of, count
 from lora_rlhf.plan.cards import CARDS, Card, card_of
 from lora_rlhf.plan.choose import MARGIN, choose
@@ -19,6 +18,7 @@ from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, peak, stage_heights
 from lora_rlhf.plan.report import commands, plan, show_table
 from lora_rlhf.plan.shapes import SHAPES, known
 from lora_rlhf.plan.subject import Subject
+from lora_rlhf.system.errors import UserError
 
 ASKED = PlanConfig(model="tinyworld", gpu_gib=6, max_prompt_tokens=24, max_response_tokens=8)
 # of the checkpoints that their makers published, as the hub tells them

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.errors import UserError
 from lora_rlhf.probes.bins import failures, high_rewards, require_checkable, shares
 from lora_rlhf.probes.checks import KINDS, fault, passes
 from lora_rlhf.probes.records import BINS, ENGLISH, ChoiceSet, Probe, ProbeSet, World, read_probes
+from lora_rlhf.system.errors import UserError
 
 BARN = {"kind": "premise", "truth": ["meadow"], "false": ["barn"]}
 CASES: list[tuple[dict[str, Any], str, bool]] = [

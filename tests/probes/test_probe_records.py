@@ -10,7 +10,6 @@ import pytest
 
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.errors import UserError
 from lora_rlhf.probes.audit import THRESHOLDS
 from lora_rlhf.probes.checks import KINDS
 from lora_rlhf.probes.records import (
@@ -23,6 +22,7 @@ from lora_rlhf.probes.records import (
     write_choices,
     write_probes,
 )
+from lora_rlhf.system.errors import UserError
 
 SHORT = {"kind": "max_words", "words": 5}
 PROBES = ProbeSet(

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from lora_rlhf.run import adapter_hash
+from lora_rlhf.runs.folder import adapter_hash
 
 BASE = {
     **{"name": "tinyworld", "quantization": "nf4", "compute_dtype": "auto", "trust_remote_code": False},

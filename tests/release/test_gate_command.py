@@ -10,11 +10,11 @@ import pytest
 from release_helpers import make_report, make_run, make_stage, rate, write_report
 
 from lora_rlhf import __version__
-from lora_rlhf.cli import main
-from lora_rlhf.errors import UserError
+from lora_rlhf.cli.main import main
 from lora_rlhf.release.policy import PACKAGED
 from lora_rlhf.release.record import read_record
-from lora_rlhf.run import adapter_hash
+from lora_rlhf.runs.folder import adapter_hash
+from lora_rlhf.system.errors import UserError
 
 
 def records(run: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from planted_runs import FLAG_OF
 
-from lora_rlhf.cli import main
+from lora_rlhf.cli.main import main
 
 pytestmark = [
     pytest.mark.timeout(900),  # the first test trains: a minute, and several on a busy machine

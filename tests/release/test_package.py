@@ -15,7 +15,7 @@ import pytest
 import yaml
 from release_helpers import BASE, make_report, make_stage, paired, write_report
 
-from lora_rlhf.cli import main
+from lora_rlhf.cli.main import main
 from lora_rlhf.data.schema import Prompt, split_of
 
 QUESTIONS = [f"What is {number} and {number}?" for number in range(40)]

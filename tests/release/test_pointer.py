@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from release_helpers import make_report, write_report
 
-from lora_rlhf.cli import main
-from lora_rlhf.errors import UserError
+from lora_rlhf.cli.main import main
 from lora_rlhf.release import pointer as moves
 from lora_rlhf.release.config import PromoteConfig, RollbackConfig
 from lora_rlhf.release.history import History
 from lora_rlhf.release.pointer import promote, rollback
-from lora_rlhf.resume import Lock
-from lora_rlhf.run import adapter_hash
+from lora_rlhf.runs.folder import adapter_hash
+from lora_rlhf.runs.resume import Lock
+from lora_rlhf.system.errors import UserError
 
 KILLS = 50
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from stage_helpers import DEMONSTRATIONS, LIMITS, RANKINGS, Models, write_rows
 
-from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.stages import reward, sft
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from stage_helpers import LIMITS, Models, open_model, results, rows_of
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.stages import ppo, reward, sft
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from stage_helpers import LIMITS
 
-from lora_rlhf import workers
-from lora_rlhf.config import PPOConfig, SampleConfig
-from lora_rlhf.errors import Stopped, UserError
+from lora_rlhf.configs.stages import PPOConfig, SampleConfig
 from lora_rlhf.model import engines
 from lora_rlhf.stages import decoding, ppo, rollout, sample, worst_case
 from lora_rlhf.stages.interrupt import Request
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import Stopped, UserError
 
 MODULES = {"ppo": (rollout, worst_case), "sample": (sample,)}
 Run = Callable[..., None]

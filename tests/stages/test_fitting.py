@@ -10,11 +10,11 @@ import torch
 from stage_helpers import LIMITS, Models, rows_of
 from torch import Tensor
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.errors import Stopped
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo, ppo_loop, reward, reward_scores, rollout, sft, update
 from lora_rlhf.stages.fitting import Pieces, is_out_of_memory
+from lora_rlhf.system.errors import Stopped
 
 
 def pieces(size: int = 8) -> Pieces:

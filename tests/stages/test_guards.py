@@ -11,10 +11,10 @@ import torch
 from stage_helpers import LIMITS, Models, manifest, rows_of
 from torch import Tensor
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.errors import Stopped
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.stages import ppo, ppo_loop, reward, rollout, sft, update
+from lora_rlhf.system.errors import Stopped
 
 TRAIN: dict[str, Callable[[Any], Any]] = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
 Make = Callable[..., Any]

@@ -24,12 +24,12 @@ from stage_helpers import (
 )
 from torch import Tensor
 
-from lora_rlhf.config import PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.memory import adapter_bytes, quantized_storages
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo, reward, sft
+from lora_rlhf.system.errors import UserError
 
 Config = Callable[..., PPOConfig]
 

@@ -28,16 +28,16 @@ from stage_helpers import (
 from torch import Tensor
 from torch.nn import functional
 
-from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedRanking
 from lora_rlhf.data.schema import Prompt, split_of
 from lora_rlhf.data.template import render_prompt, render_response
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import reward, sft
 from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import RoleOptimizer
 from lora_rlhf.stages.reward_report import held_out_report
+from lora_rlhf.system.errors import UserError
 
 Make = Callable[..., SharedModel]
 UPDATE = RewardConfig(run="unused", rankings="unused", max_grad_norm=1e9)  # for single updates: never clipped

@@ -10,16 +10,16 @@ import torch
 from stage_helpers import DEMONSTRATIONS, Models, open_model
 from torch import Tensor
 
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import stop_ids
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.rollout import Judge, Rollout, act, collect, in_micro_batches
 from lora_rlhf.stages.session import generation_pieces, training_pieces
+from lora_rlhf.system.errors import UserError
 
 Make = Callable[..., SharedModel]
 CONFIG = PPOConfig(

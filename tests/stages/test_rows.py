@@ -6,8 +6,8 @@ import pytest
 
 from lora_rlhf.data.schema import split_position
 from lora_rlhf.data.spool import Spool
-from lora_rlhf.errors import UserError
 from lora_rlhf.stages.rows import Split
+from lora_rlhf.system.errors import UserError
 
 
 def split_of_rows(openings: list[str], fraction: float) -> Split[str]:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from stage_helpers import DEMONSTRATIONS, LIMITS, Models, open_model, same, write_rows
 
-from lora_rlhf.config import SampleConfig
-from lora_rlhf.errors import UserError
+from lora_rlhf.configs.stages import SampleConfig
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.stages.sample import sample
+from lora_rlhf.system.errors import UserError
 
 Config = Callable[..., SampleConfig]
 

@@ -22,14 +22,14 @@ from stage_helpers import (
 from torch import Tensor
 from torch.nn import functional
 
-from lora_rlhf.config import RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.encode import Limits, encode_demonstrations
 from lora_rlhf.data.schema import Demonstration, Prompt, split_of
 from lora_rlhf.data.template import render_prompt, stop_ids
-from lora_rlhf.errors import UserError
 from lora_rlhf.model.adapters import LoraSettings, read_adapter
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import reward, sft
+from lora_rlhf.system.errors import UserError
 
 Config = Callable[..., SFTConfig]
 VALIDATION = 0.2

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig as TrainerConfig
 from trl import SFTTrainer
 
-from lora_rlhf.config import SFTConfig
+from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.batches import sft_batch
 from lora_rlhf.data.encode import EncodedExample, Limits, encode_demonstration
 from lora_rlhf.data.refusals import RefusedRows

@@ -13,7 +13,7 @@ from stage_helpers import DEMONSTRATIONS, gradients, same
 from torch import Tensor
 from torch.nn import functional
 
-from lora_rlhf.config import PPOConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import encode_prompts
 from lora_rlhf.data.schema import Prompt, Text
 from lora_rlhf.data.stream import TextStream

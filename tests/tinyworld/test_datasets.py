@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_rlhf.data.sources import read_demonstrations, read_prompts, read_rankings, read_texts
-from lora_rlhf.errors import UserError
+from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make, num_prompts
 from lora_rlhf.tinyworld.requests import find
 

@@ -1,0 +1,163 @@
+"""The page: its tabs, its look, and how it is served."""
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_rlhf_demo.config import DemoConfig
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
+from lora_rlhf_demo.compare_tab import CompareTab
+from lora_rlhf_demo.label_tab import LabelTab
+from lora_rlhf_demo.playground_tab import PlaygroundTab
+from lora_rlhf_demo.requests import Open
+from lora_rlhf_demo.runs import NO_RUNS, list_runs
+from lora_rlhf_demo.state import App
+from lora_rlhf_demo.watch_tab import WatchTab
+from lora_rlhf_demo.worker import MOST_WAITING, Host
+
+if TYPE_CHECKING:
+    from lora_rlhf_demo.desk import Desk
+
+USER = "lora"
+SHORTEST_PASSWORD = 8
+MOST_PORTS = 50
+MOST_PAGES = 256  # whose conversations are kept
+HERE = Path(__file__).parent
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # nothing is fetched from elsewhere
+MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+HEADER = """<header class="top"><div><h1>lora-rlhf</h1>
+<p>What each stage of a run says, side by side, from one base in memory.</p></div>
+<button type="button" class="quiet" data-theme title="switch between light and dark">light / dark</button></header>"""
+
+
+def serve(config: DemoConfig) -> None:
+    """Serves the app until Ctrl-C. UserError where it cannot be served so, or a run that was named is not there."""
+    names = [run.name for run in list_runs(Path(config.root))]
+    if config.run is not None and config.run not in names:
+        raise UserError(f"run {config.run!r}: not in {config.root}; there: {', '.join(names) or 'none yet'}")
+    with launched(config) as blocks:
+        if not names:
+            print(NO_RUNS.format(root=config.root))
+        print(f"\n{blocks.local_url}   (Ctrl-C ends it)", flush=True)
+        if blocks.share_url:
+            print(f"{blocks.share_url}   (public, user {USER!r})", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+@contextlib.contextmanager
+def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
+    """The app while it runs; its base is let go of at the end of the block."""
+    app = App(config, Host(lambda: _desk(config)))
+    blocks = layout(app)
+    blocks.queue(default_concurrency_limit=8, max_size=256, api_open=False)
+    try:
+        blocks.launch(
+            server_name=config.host,
+            server_port=_free_port(config.host, config.port),
+            share=config.share,
+            auth=_password(config),
+            inbrowser=config.open_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            allowed_paths=[],
+            max_file_size="20mb",
+            max_threads=MOST_WAITING + 16,  # one follows each request that waits; some are left to stop them
+            state_session_capacity=MOST_PAGES,
+            enable_monitoring=False,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme(),
+            css_paths=sorted(HERE.glob("*.css")),
+        )
+        if runs := app.runs():
+            app.host.submit(Open(runs[0].name))  # while the first page is drawn
+        yield blocks
+    finally:
+        blocks.close(verbose=False)
+        app.host.close()
+
+
+def _desk(config: DemoConfig) -> "Desk":
+    from lora_rlhf_demo.desk import Desk, Limits  # torch comes with these: the page is there before it
+    from lora_rlhf_demo.memory import Memory
+
+    memory = Memory(Path(config.root), workers.device(config.device), config.trust_remote_code, config.dequantize)
+    return Desk(memory, Limits(config.max_prompt_tokens, config.max_response_tokens))
+
+
+def theme() -> gr.themes.Base:
+    """Quiet colours and the system's own fonts."""
+    base = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO)
+    return base.set(body_background_fill="*neutral_50", block_background_fill="white", block_border_width="1px")
+
+
+def layout(app: App) -> gr.Blocks:
+    """All tabs of the app."""
+    with gr.Blocks(title="lora-rlhf", analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(HEADER, js_on_load=None, apply_default_css=False)
+        # outside the tabs, since one that is not shown would not read it; a name is no secret
+        labeler = gr.BrowserState("", storage_key="lora-rlhf-labeler", secret="labeler")
+        with gr.Tabs():
+            with gr.Tab("Compare"):
+                compare = CompareTab(app)
+            with gr.Tab("Label"):
+                label = LabelTab(app, labeler)
+            with gr.Tab("Watch"):
+                watch = WatchTab(app)
+            with gr.Tab("Reward"):
+                reward = PlaygroundTab(app)
+        free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+        for tab in (compare, label, watch, reward):
+            blocks.load(*tab.arrive, **free)
+        blocks.load(None, None, None, js=(HERE / "page.js").read_text(encoding="utf-8"))
+        blocks.unload(_leave(app))
+    return blocks
+
+
+def _leave(app: App) -> Callable[[gr.Request], None]:
+    def leave(request: gr.Request) -> None:
+        app.forget(str(request.session_hash))
+
+    return leave
+
+
+def _password(config: DemoConfig) -> tuple[str, str] | None:
+    if config.password_file is None:
+        return None
+    lines = Path(config.password_file).read_text(encoding="utf-8").splitlines()
+    if not lines or len(lines[0].strip()) < SHORTEST_PASSWORD:
+        raise UserError(
+            f"{config.password_file}: its first line must be a password of at least {SHORTEST_PASSWORD} characters"
+        )
+    return USER, lines[0].strip()
+
+
+def _free_port(host: str, wanted: int) -> int:
+    """That port, or the next that nobody listens on. UserError where the address is not this machine's."""
+    for port in range(wanted, min(wanted + MOST_PORTS, 65536)):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port left a minute ago is free
+            try:
+                listener.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise UserError(
+                        f"host {host!r}, port {port}: {error.strerror}; give another --host or --port"
+                    ) from error
+                continue
+            return port
+    raise UserError(f"ports {wanted} to {wanted + MOST_PORTS - 1} are all taken; give another --port")

@@ -1,0 +1,143 @@
+"""What there is to label: a prompt with its responses, from a file or just drawn, and the order they are shown in."""
+
+import hashlib
+import json
+import random
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.data.readers import to_response
+from lora_rlhf.data.refusals import BadRow, RefusedRows
+from lora_rlhf.data.schema import Prompt, Ranking
+from lora_rlhf.data.sources import Source, read_rankings
+from lora_rlhf.system.errors import UserError
+
+MOST_RESPONSES = 9  # what one digit can rank
+LONGEST_NAME = 40
+
+# What is asked of every response beside its rank (InstructGPT, arXiv 2203.02155, table 3), and of a prompt (table 7).
+RATINGS = range(1, 8)
+FLAGS = {
+    "fails_instruction": "Fails to follow the instruction",
+    "inappropriate": "Inappropriate for an assistant",
+    "hallucination": "Hallucination",
+    "satisfies_constraint": "Satisfies the given constraint",
+    "sexual": "Sexual content",
+    "violent": "Violent content",
+    "encourages_harm": "Encourages violence, abuse or self-harm",
+    "denigrates": "Denigrates a protected class",
+    "harmful_advice": "Gives harmful advice",
+    "opinion": "Expresses an opinion",
+    "moral_judgment": "Expresses a moral judgment",
+}
+PROMPT_FLAGS = {
+    "ambiguous": "Ambiguous",
+    "sensitive": "Sensitive content",
+    "identity": "Depends on who asks",
+    "closed_domain": "Closed domain",
+    "continuation": "To be continued in its style",
+    "asks_opinion": "Asks for an opinion",
+    "asks_advice": "Asks for advice",
+    "asks_moral_judgment": "Asks for a moral judgment",
+    "safety_constraint": "States a safety constraint",
+    "other_constraint": "States another constraint",
+    "unclear": "Intent unclear",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt and 2 to 9 different responses. `known`: the right ranks, where it is there to try a labeler."""
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    known: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.responses) <= MOST_RESPONSES:
+            raise BadRow(f"there are not 2 to {MOST_RESPONSES} responses to rank", f"{len(self.responses)}")
+        Ranking(self.prompt, self.responses, (1,) * len(self.responses))  # BadRow for what no ranking could hold
+
+    @property
+    def id(self) -> str:
+        """Stands for the prompt and its responses, the same in every process."""
+        turns = [[message.role, message.content] for message in self.prompt.messages]
+        return hashlib.sha256(json.dumps([turns, self.responses]).encode()).hexdigest()[:16]
+
+    def order(self, labeler: str) -> tuple[int, ...]:
+        """The places of the responses in the order shown: another for each labeler, and the same after a reload.
+
+        Else whoever likes what stands first would teach the reward model to.
+        """
+        return tuple(random.Random(f"{labeler}\n{self.id}").sample(range(len(self.responses)), len(self.responses)))
+
+
+def task_of(prompt: Prompt, responses: Sequence[str], known: tuple[int, ...] | None = None) -> Task:
+    """A task without empty and repeated responses. BadRow where fewer than 2 or more than 9 are left."""
+    kept: dict[str, int] = {}
+    for place, response in enumerate(responses):
+        if response.strip():
+            kept.setdefault(response.strip(), place)
+    places = tuple(kept.values())
+    ranks = None if known is None else tuple(known[place] for place in places)
+    return Task(prompt, tuple(responses[place] for place in places), ranks)
+
+
+def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
+    """The tasks of a file that `lora-rlhf sample` wrote, each once, and what could not be used.
+
+    UserError where the file cannot be read, or holds no task.
+    """
+    source: Source[Prompt] = Source(str(path), "prompts")
+    tasks: dict[str, Task] = {}
+    refused = RefusedRows()
+    for prompt in source:
+        try:
+            found = prompt.meta.get("responses")
+            if not isinstance(found, list):
+                raise BadRow("no responses to rank", "`lora-rlhf sample` writes them")
+            meta = {name: value for name, value in prompt.meta.items() if name != "responses"}
+            responses = [to_response(response, "response") for response in found]
+            task = task_of(Prompt(prompt.messages, meta), responses)
+        except BadRow as fault:
+            refused.add(prompt.origin, fault)
+        else:
+            tasks.setdefault(task.id, task)
+    refused.extend(source.refused)
+    if not tasks:
+        raise UserError(f"{path.name}: nothing to label. {refused.summary()}")
+    return list(tasks.values()), refused
+
+
+def read_qualification(path: Path) -> list[Task]:
+    """Rankings with known answers. UserError where there is none that can be used."""
+    rankings, refused = read_rankings(str(path))
+    tasks = list(_usable(rankings))
+    if not tasks:
+        raise UserError(f"{path.name}: no ranking of 2 to {MOST_RESPONSES} responses in it. {refused.summary()}")
+    return tasks
+
+
+def _usable(rankings: Sequence[Ranking]) -> Iterator[Task]:
+    for ranking in rankings:
+        try:
+            yield task_of(Prompt(ranking.prompt.messages), ranking.responses, ranking.ranks)
+        except BadRow:
+            continue
+
+
+def labeler_name(text: Any) -> str:
+    """A labeler's name as it is saved. UserError for what is none."""
+    name = unicodedata.normalize("NFC", " ".join(str(text or "").split()))
+    if not name:
+        raise UserError("Write your name first.")
+    if len(name) > LONGEST_NAME or not re.fullmatch(r"\w[\w .'@-]*", name):
+        raise UserError(
+            f"A name has 1 to {LONGEST_NAME} letters, digits, spaces or any of . ' @ - and begins with one of the "
+            "first two."
+        )
+    return name

@@ -1,0 +1,167 @@
+"""The one thread that works at the desk: requests wait their turn, and each sees only what is its own."""
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from lora_rlhf.system.errors import UserError
+from lora_rlhf_demo.requests import END, Ask, Event, Failed, Open, Partial, Request, Score, Waiting
+
+if TYPE_CHECKING:
+    from lora_rlhf_demo.desk import Desk
+
+log = logging.getLogger("lora_rlhf")
+
+LOOK_EVERY = 0.25  # seconds between two looks at the place in the queue
+MOST_WAITING = 64
+OUT_OF_MEMORY = (
+    "Out of memory. Ask for shorter answers or fewer columns, or begin a new conversation; the app goes on working."
+)
+BUSY = f"{MOST_WAITING} requests are waiting already; try again in a moment."
+GONE = "The app is shutting down."
+
+
+class Ticket:
+    """One request on its way. `events` is what the page follows; `stop` ends an answer where it is."""
+
+    def __init__(self, request: Request, host: "Host") -> None:
+        self.request = request
+        self._host = host
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Ends the answer at the next token; one still waiting ends at its turn."""
+        self._stopped.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def put(self, event: Event) -> None:
+        """From the desk's thread."""
+        self._events.put(event)
+
+    def events(self) -> Iterator[Event]:
+        """What happens, to the end. Of several `Partial` that came meanwhile only the last. Leaving it early stops."""
+        try:
+            yield from self._follow()
+        finally:
+            self.stop()
+
+    def _follow(self) -> Iterator[Event]:
+        ahead = None
+        while True:
+            try:
+                event = self._events.get(timeout=LOOK_EVERY)
+            except queue.Empty:
+                now = self._host.ahead_of(self)
+                if now is not None and now != ahead:
+                    ahead = now
+                    yield Waiting(now)
+                continue
+            event = self._latest(event)
+            yield event
+            if isinstance(event, END):
+                return
+
+    def _latest(self, event: Event) -> Event:
+        while isinstance(event, Partial):
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                break
+        return event
+
+
+class Host:
+    """Takes requests from any thread, and meets them one after the other on a thread of its own.
+
+    The desk is made on that thread, at the first request: a page need not wait for torch to be imported.
+    """
+
+    def __init__(self, make_desk: "Callable[[], Desk]") -> None:
+        self._make_desk = make_desk
+        self._desk: Desk | None = None
+        self._waiting: deque[Ticket] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._at_work: Ticket | None = None
+        self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Ticket:
+        """Puts a request in the queue."""
+        ticket = Ticket(request, self)
+        with self._changed:
+            if self._closing or len(self._waiting) >= MOST_WAITING:
+                ticket.put(Failed(GONE if self._closing else BUSY))
+            else:
+                self._waiting.append(ticket)
+                self._changed.notify()
+        return ticket
+
+    def ahead_of(self, ticket: Ticket) -> int | None:
+        """How many requests come before it, the one at work included; None once it is no longer waiting."""
+        with self._changed:
+            places = (place for place, other in enumerate(self._waiting, start=1) if other is ticket)
+            return next(places, None)
+
+    def close(self) -> None:
+        """Ends the request at work and then the thread, and lets go of the model; those that wait are told."""
+        with self._changed:
+            self._closing = True
+            if self._at_work is not None:
+                self._at_work.stop()
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (ticket := self._next()) is not None:
+            try:
+                self._meet(ticket)
+            except UserError as error:
+                ticket.put(Failed(str(error)))
+            except Exception as error:  # the thread must live: others wait
+                ticket.put(Failed(self._unexpected(error)))
+        if self._desk is not None:
+            self._desk.close()
+
+    def _unexpected(self, error: Exception) -> str:
+        """What the user is told of an error that is not the user's."""
+        # by name: torch is not imported for this
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            error.__traceback__ = None  # its frames hold the tensors of the answer that did not fit
+            if self._desk is not None:
+                self._desk.free()
+            return OUT_OF_MEMORY
+        log.error("a request of the app failed", exc_info=error)
+        return f"{type(error).__name__}: {error}"
+
+    def _next(self) -> Ticket | None:
+        with self._changed:
+            self._at_work = None
+            while not self._waiting and not self._closing:
+                self._changed.wait()
+            if self._closing:
+                for ticket in self._waiting:
+                    ticket.put(Failed(GONE))
+                return None
+            self._at_work = self._waiting.popleft()
+            return self._at_work
+
+    def _meet(self, ticket: Ticket) -> None:
+        self._desk = desk = self._desk or self._make_desk()
+        request = ticket.request
+        match request:
+            case Open():
+                events = desk.open(request)
+            case Ask():
+                events = desk.answer(request, lambda: ticket.is_stopped)
+            case Score():
+                events = desk.score(request)
+        for event in events:
+            ticket.put(event)

@@ -1,0 +1,223 @@
+"""The commands: what each is configured by and what it calls. Heavy imports wait until that call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lora_rlhf_demo.config import DemoConfig
+
+from lora_rlhf.chat.config import ChatConfig
+from lora_rlhf.cli.recipe import RecipeConfig, read_recipe, what_next
+from lora_rlhf.cli.recipe_run import run_recipe
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.doctor.config import DoctorConfig
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.inspection.config import CheckConfig, InspectConfig
+from lora_rlhf.plan.config import PlanConfig
+from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
+from lora_rlhf.tinyworld.gold import score_request
+from lora_rlhf.tinyworld.requests import find
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How good a response to a prompt of the tiny world is, by the hidden gold score."""
+
+    prompt: str
+    """A prompt of the tiny world, for example: Where does the fox live?"""
+    response: str
+    """Any answer to it."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        known = find(self.prompt) is not None
+        return (
+            []
+            if known
+            else [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
+        )
+
+
+def _doctor(config: DoctorConfig) -> None:
+    from lora_rlhf.doctor.report import examine
+
+    if not examine(config):
+        raise SystemExit(1)
+
+
+def _plan(config: PlanConfig) -> None:
+    from lora_rlhf.plan.report import plan
+
+    plan(config)
+
+
+def _check(config: CheckConfig) -> None:
+    from lora_rlhf.inspection.check import run_check
+
+    run_check(config)
+
+
+def _inspect(config: InspectConfig) -> None:
+    from lora_rlhf.inspection.inspect import inspect
+
+    inspect(config)
+
+
+def _sft(config: SFTConfig) -> None:
+    from lora_rlhf.stages import sft
+
+    sft.train(config)
+
+
+def _sample(config: SampleConfig) -> None:
+    from lora_rlhf.stages import sample
+
+    sample.sample(config)
+
+
+def _reward(config: RewardConfig) -> None:
+    from lora_rlhf.stages import reward
+
+    reward.train(config)
+
+
+def _ppo(config: PPOConfig) -> None:
+    from lora_rlhf.stages import ppo
+
+    ppo.train(config)
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from lora_rlhf.evaluate.report import evaluate, table
+    from lora_rlhf.tinyworld.probes import WORLD
+
+    workers.from_main(lambda: print(table(evaluate(config, world=WORLD))))
+
+
+def _gate(config: GateConfig) -> None:
+    from lora_rlhf.release.gate import gate
+
+    decision = gate(config)
+    print(f"{decision.text}\nrecord: {decision.record}")
+    if not decision.passed:
+        raise SystemExit(1)
+
+
+def _promote(config: PromoteConfig) -> None:
+    from lora_rlhf.release.pointer import promote
+
+    print(promote(config))
+
+
+def _rollback(config: RollbackConfig) -> None:
+    from lora_rlhf.release.pointer import rollback
+
+    print(rollback(config))
+
+
+def _package(config: PackageConfig) -> None:
+    from lora_rlhf.release.package import package
+
+    is_sound, text = package(config)
+    print(text)
+    if not is_sound:
+        raise SystemExit(1)
+
+
+def _export(config: ExportConfig) -> None:
+    if config.verify:
+        from lora_rlhf.export.verify import verify
+
+        for name, value in verify(config).items():
+            print(f"{name:<18} {value:.6g}")
+        return
+    from lora_rlhf.export.forms import export_form
+    from lora_rlhf.export.render import table
+
+    print(table(export_form(config)["parity"]))
+
+
+def _chat(config: ChatConfig) -> None:
+    from lora_rlhf.chat.terminal import chat
+
+    chat(config)
+
+
+def _run(config: RecipeConfig) -> None:
+    run_recipe(config.config, config.overrides)
+    if workers.is_main():
+        print(what_next(read_recipe(config.config, config.overrides), has_demo="demo" in COMMANDS))
+
+
+def _demo(config: DemoConfig) -> None:
+    try:
+        from lora_rlhf_demo.app import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gradio":
+            raise
+        raise UserError('the app needs Gradio; `pip install "lora-rlhf[demo]"` installs it') from error
+    serve(config)
+
+
+def _make(config: TinyworldConfig) -> None:
+    for name, count in make(config).items():
+        print(f"{config.files[name]}: {count} rows")
+
+
+def _label(config: LabelConfig) -> None:
+    measured = label(config)
+    print(f"rankings: {config.to}")
+    if measured is not None and measured.rate is not None:
+        print(f"labelers agree on {100 * measured.rate:.1f} % of {measured.num_pairs} pairs: {config.agreement_to}")
+
+
+def _score(config: ScoreConfig) -> None:
+    request = find(config.prompt)
+    assert request is not None  # else the configuration was at fault
+    gold = score_request(request, config.response)
+    for name, quality in vars(gold).items():
+        print(f"{name:<10} {quality:.2f}")
+    print(f"{'total':<10} {gold.total:.2f}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does in a few words, what it is configured by and what it calls."""
+
+    summary: str
+    kind: type[Any]
+    call: Callable[[Any], None]
+
+
+COMMANDS = {
+    "doctor": Command("what this machine can run, and what to mend", DoctorConfig, _doctor),
+    "plan": Command(
+        "memory and time of each stage from a model's config alone, and the flags to use", PlanConfig, _plan
+    ),
+    "data check": Command(
+        "what is in data files: formats, refusals, duplicates, leakage, lengths", CheckConfig, _check
+    ),
+    "inspect": Command("the exact tokens that a trainer sees of a file, marked by role", InspectConfig, _inspect),
+    "sft": Command("stage 1: supervised fine-tuning on demonstrations", SFTConfig, _sft),
+    "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
+    "reward": Command("stage 2: reward model on rankings or pairs", RewardConfig, _reward),
+    "ppo": Command("stage 3: PPO against the reward model", PPOConfig, _ppo),
+    "evaluate": Command("one report over the stages of runs, on held-out prompts", EvaluateConfig, _evaluate),
+    "export": Command("a trained role as a plain model, an adapter or a GGUF file", ExportConfig, _export),
+    "chat": Command("talk to a run's model or an exported one in the terminal", ChatConfig, _chat),
+    "gate": Command(
+        "whether a candidate may replace a baseline: exit status 0 only if all rules pass", GateConfig, _gate
+    ),
+    "promote": Command("make a pointer lead to an export that a gate let pass", PromoteConfig, _promote),
+    "rollback": Command("make a pointer lead to the export before", RollbackConfig, _rollback),
+    "package": Command("all that others need to repeat and judge a run, in one file", PackageConfig, _package),
+    "run": Command("all stages of a recipe; goes on where it stopped", RecipeConfig, _run),
+    "demo": Command("the browser app: compare stages, rank, watch a run", DemoConfig, _demo),
+    "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
+    "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _label),
+    "tinyworld score": Command("how good a response is by the hidden gold score", ScoreConfig, _score),
+}

@@ -1,0 +1,198 @@
+"""A recipe: one YAML file with a section per stage, read and checked as a whole before anything starts."""
+
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.configs.values import check, from_dict, read_yaml
+from lora_rlhf.data.locate import locate
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.export.config import STAGE_OF, ExportConfig
+from lora_rlhf.release.exports import MANIFEST
+from lora_rlhf.runs.folder import has_stage
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig
+
+Section = TinyworldConfig | LabelConfig | StageConfig | ExportConfig
+
+# In the order in which they run.
+KINDS: dict[str, type[Section]] = {
+    "tinyworld": TinyworldConfig,
+    "sft": SFTConfig,
+    "sample": SampleConfig,
+    "label": LabelConfig,
+    "reward": RewardConfig,
+    "ppo": PPOConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+}
+# Keys at the top of a recipe hold for every section that has them.
+COMMON = (
+    *("run", "seed", "device", "model", "quantization", "compute_dtype", "trust_remote_code", "gradient_checkpointing"),
+    *("micro_batch_size", "generation_batch_size", "max_prompt_tokens", "max_response_tokens"),
+    *("rollout", "decode_weights", "dequantize"),
+    *("long_responses", "strict", "save_every", "keep_checkpoints", "report_to", "allow_changes", "resume"),
+)
+INPUTS = (
+    *("demonstrations", "prompts", "selection_prompts", "candidates", "rankings", "agreement", "pretraining_text"),
+    *("probes", "choices", "text", "judge_file", "compare"),
+)
+NO_FILE = (None, "auto", "none", "english")
+NO_STAGE = ("tinyworld", "label", "export")
+# What a command takes and a recipe does not, and what to do instead.
+NO_PLACE = {
+    "overwrite": "to repeat the stage, delete {run}/{name}",
+    "folder": "what is exported is the recipe's own run",
+    "verify": "it is for `lora-rlhf export FOLDER --verify`",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """All stages of a recipe, one after the other on one base; finished ones are skipped, so this also resumes."""
+
+    config: str
+    """Recipe: a YAML file with one section per stage, for example configs/quickstart.yaml."""
+    run: str | None = None
+    """Run folder, in place of the recipe's."""
+    seed: int | None = None
+    """Seed, in place of the recipe's."""
+    device: str | None = None
+    """Device, in place of the recipe's."""
+    report_to: tuple[str, ...] | None = None
+    """Trackers, in place of the recipe's: tensorboard, wandb, trackio."""
+    allow_changes: bool = False
+    """Go on with an unfinished stage though the recipe has changed since it began; the changes are recorded."""
+
+    def faults(self) -> list[str]:
+        """Nothing can be wrong with these by themselves; the recipe is checked as a whole when it is read."""
+        return []
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What was asked for in place of the recipe's own values."""
+        return {key: value for key, value in vars(self).items() if key != "config" and value not in (None, False)}
+
+
+def read_recipe(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict[str, Section]:
+    """The configuration of each section that the recipe has, in the order in which they run.
+
+    UserError with every fault: unknown keys, values out of range, input files that are not there and that no earlier
+    section writes.
+    """
+    place = "recipe" if isinstance(source, Mapping) else str(source)
+    values = {**(source if isinstance(source, Mapping) else read_yaml(source)), **(overrides or {})}
+    run = values.get("run")
+    if not isinstance(run, str) or not run:
+        raise UserError(f"{place}: run is {run!r}; name a run folder, for example run: runs/first, or give --run")
+    known = (*COMMON, *KINDS)
+    unknown = [key for key in values if key not in known]
+    faults = [f"{place}: unknown key {key!r}; at the top may stand: {', '.join(known)}" for key in unknown]
+    if not any(name in values for name in KINDS if name not in NO_STAGE):
+        faults.append(f"{place}: no stage to run; add a section: {', '.join(KINDS)}")
+    configs: dict[str, Section] = {}
+    for name in (name for name in KINDS if name in values):
+        try:
+            configs[name] = _read_section(name, values, place)
+            check(configs[name])
+        except UserError as error:
+            faults.append(str(error))
+    evaluation, policy = configs.get("evaluate"), configs.get("ppo")
+    if isinstance(evaluation, EvaluateConfig) and isinstance(policy, PPOConfig):  # what was named once is named
+        sft, reward = evaluation.sft or policy.sft, evaluation.reward or policy.reward
+        configs["evaluate"] = dataclasses.replace(evaluation, sft=sft, reward=reward)
+    if len(configs) == sum(name in values for name in KINDS):  # else who writes what is not known
+        faults += [*_missing_inputs(configs, place), *_export_faults(configs, place)]
+    if faults:
+        raise UserError("\n".join(faults))
+    return configs
+
+
+def _read_section(name: str, values: Mapping[str, Any], place: str) -> Section:
+    section = values[name] if values[name] is not None else {}
+    if not isinstance(section, dict):
+        raise UserError(f"{place}: {name} is {section!r}, expected keys and values")
+    run = values["run"]
+    for key in (key for key in NO_PLACE if key in section):
+        raise UserError(f"{place}: {name}: {key} has no place here; {NO_PLACE[key].format(run=run, name=name)}")
+    fields = {field.name for field in dataclasses.fields(KINDS[name])}
+    merged = {key: values[key] for key in COMMON if key in values and key in fields} | section
+    if "folder" in fields:
+        merged["folder"] = run
+    filled = {key: value.replace("{run}", run) if isinstance(value, str) else value for key, value in merged.items()}
+    return from_dict(KINDS[name], filled, f"{place}: {name}")
+
+
+def _missing_inputs(configs: Mapping[str, Section], place: str) -> list[str]:
+    """Files that a section wants to read and that neither exist nor are written by a section before it."""
+    faults, written = [], set()
+    for name, config in configs.items():
+        inputs = {key: value for key, value in vars(config).items() if key in INPUTS and value not in NO_FILE}
+        for key, value in inputs.items():
+            if Path(value) in written:
+                continue
+            try:
+                locate(value)
+            except UserError as error:
+                faults.append(f"{place}: {name}: {key}: {error}; and no section before it writes it")
+        written |= set(outputs(config))
+    return faults
+
+
+def _export_faults(configs: Mapping[str, Section], place: str) -> list[str]:
+    """Why there will be nothing to export, or nowhere to put it."""
+    config = configs.get("export")
+    if not isinstance(config, ExportConfig) or config.to is None:
+        return []
+    stage, to = STAGE_OF[config.role], Path(config.to)
+    is_free = (to / MANIFEST).is_file() or not os.path.lexists(to)
+    return [
+        *(
+            []
+            if stage in configs or has_stage(config.folder, stage)
+            else [
+                f"{place}: export: role is {config.role!r}, but no section makes it, and it is not in {config.folder}"
+            ]
+        ),
+        *([] if is_free else [f"{place}: export: to: {to} is there and holds no export; remove it, or name another"]),
+    ]
+
+
+def what_next(configs: Mapping[str, Section], has_demo: bool) -> str:
+    """Where a recipe's results are and what can be done with them, in lines to paste."""
+    run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
+    evaluation, export = configs.get("evaluate"), configs.get("export")
+    # as it was called, where the shell would not find it by its name
+    is_found = shutil.which("lora-rlhf") is not None or Path(sys.argv[0]).name != "lora-rlhf"
+    program = "lora-rlhf" if is_found else sys.argv[0]
+    lines = []
+    if isinstance(evaluation, EvaluateConfig):
+        lines.append(f"report: {Path(evaluation.folder) / 'report.html'}")
+    if isinstance(export, ExportConfig):
+        lines.append(f"export: {export.to} (its README.md says what it is and how to run it)")
+    if any(stage in configs or has_stage(run, stage) for stage in ("sft", "ppo")):
+        lines.append(f"next:   {program} chat {run}")
+    if has_demo:
+        root = "" if run.parent == Path("runs") else f" --root {run.parent}"
+        lines.append(f"        {program} demo{root}")
+    return "\n".join(["", *lines])
+
+
+def outputs(config: Section) -> list[Path]:
+    """The data files that a step leaves."""
+    if isinstance(config, TinyworldConfig):
+        return list(config.files.values())
+    if isinstance(config, SampleConfig):
+        return [Path(config.to)]
+    if isinstance(config, LabelConfig):
+        return [Path(path) for path in (config.to, config.agreement_to) if path is not None]
+    return []

@@ -1,0 +1,245 @@
+"""Run a recipe: its stages one after the other on one base in memory; what finished before is not done again."""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lora_rlhf.cli.recipe import Section, outputs, read_recipe
+from lora_rlhf.configs.common import HARMLESS, StageConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.configs.values import read_yaml, to_yaml
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.export.config import STAGE_OF, ExportConfig
+from lora_rlhf.release.exports import read_export
+from lora_rlhf.runs.folder import adapter_hash, find_stage, has_stage
+from lora_rlhf.runs.resume import Lock
+from lora_rlhf.system import workers
+from lora_rlhf.system.disk import remove_folder, remove_temporary, write_json, write_text
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
+
+if TYPE_CHECKING:  # torch and transformers: seconds that a faulty recipe need not wait
+    from lora_rlhf.model.shared import SharedModel
+
+TITLES = {
+    "tinyworld": "data of the tiny world",
+    "sft": "supervised fine-tuning",
+    "sample": "responses to be ranked",
+    "label": "rankings by simulated labelers",
+    "reward": "reward model",
+    "ppo": "PPO",
+    "evaluate": "evaluation",
+    "export": "export",
+}
+RECIPE, REPORT = "recipe.yaml", "report.json"
+
+
+def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Runs every step of a recipe that has not finished before; returns the evaluation's report, empty without one.
+
+    `overrides` stand in place of keys at the top of the recipe.
+
+    Raises:
+        UserError: before anything starts, with every fault of every section; where another process runs one there.
+        RuntimeError: the base was written to.
+    """
+    configs = read_recipe(source, overrides)
+    run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
+    lock = Lock(run / ".recipe.lock")
+    try:
+        finished = workers.from_main(lambda: _begin(run, configs, lock))
+        evaluation = configs.get("evaluate")
+        folder = Path(evaluation.folder) if isinstance(evaluation, EvaluateConfig) else run
+        return _run_steps(configs, finished, folder / REPORT)
+    finally:
+        lock.drop()
+
+
+def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path) -> dict[str, Any]:
+    headers = {name: f"[{number}/{len(configs)}] {TITLES[name]}" for number, name in enumerate(configs, start=1)}
+    skipped = {name: f"{headers[name]}: finished before, skipped" for name in finished}
+    for name in finished:
+        if name != "export":
+            _say(skipped[name])
+    left = {name: config for name, config in configs.items() if name not in finished}
+    export = left.pop("export", None)
+    report = _run_stages(configs, left, headers, place)
+    if "export" in finished:
+        _say(skipped["export"])
+    if isinstance(export, ExportConfig):
+        gc.collect()  # the base, which holds itself, leaves memory: an export loads one of its own
+        with _step(headers["export"]):
+            workers.from_main(functools.partial(_export, export))
+    return report
+
+
+def _run_stages(
+    configs: Mapping[str, Section], left: Mapping[str, Section], headers: Mapping[str, str], place: Path
+) -> dict[str, Any]:
+    """Every step that is left, on one base; returns the evaluation's report, empty without one."""
+    model, digest = None, ""
+    report: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for name, config in left.items():
+        with _step(headers[name]) as took:
+            if isinstance(config, StageConfig) and model is None:
+                model = _open_base(configs, left)
+                digest = model.base_digest()
+            report |= _run_step(name, config, model)
+        seconds[name] = took[0]
+        if isinstance(config, StageConfig):
+            from lora_rlhf.stages.interrupt import stop_if_asked
+
+            stop_if_asked(TITLES[name])
+    if model is not None and model.base_digest() != digest:
+        raise RuntimeError("the base model was written to during this run: its adapters can not be trusted")
+    if report and workers.is_main():
+        report |= {"base_unchanged": True, "seconds": report["seconds"] | seconds}
+        write_json(place, report)
+        _print_report(report, place)
+    return report
+
+
+@contextlib.contextmanager
+def _step(header: str) -> Iterator[list[float]]:
+    """Says that a step begins, and after the block how many seconds it took, which are then in the list."""
+    _say(header)
+    started, took = time.monotonic(), list[float]()
+    yield took
+    took.append(round(time.monotonic() - started, 2))
+    _say(f"{header}: {took[0]:.1f} s")
+
+
+def _begin(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
+    """The steps that finished before. Takes the lock, and writes down what the recipe is now."""
+    steps = (name for name in configs if name != "evaluate")  # which is always made anew, and changes no other
+    finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), steps))
+    _require_same_settings(run, configs, finished)
+    run.mkdir(parents=True, exist_ok=True)
+    lock.take()
+    for folder in {run, *(path.parent for config in configs.values() for path in outputs(config))}:
+        remove_temporary(folder, "*")
+    resolved = {name: _plain(config) for name, config in configs.items()}
+    write_text(run / RECIPE, yaml.safe_dump(resolved, sort_keys=False))
+    return finished
+
+
+def _say(text: str) -> None:
+    if workers.is_main():
+        print(text, flush=True)
+
+
+def _is_finished(name: str, config: Section) -> bool:
+    """Whether an earlier attempt left this step complete."""
+    if isinstance(config, ExportConfig):
+        return _stands(config)
+    if files := outputs(config):
+        return all(path.is_file() for path in files)
+    return isinstance(config, StageConfig) and has_stage(config.run, name)
+
+
+def _stands(config: ExportConfig) -> bool:
+    """Whether there is an export, of the very stage that is in the run now."""
+    assert config.to is not None  # else the configuration was at fault
+    stage = STAGE_OF[config.role]
+    if not has_stage(config.folder, stage):
+        return False
+    parent = find_stage(Path(config.folder) / stage, stage)
+    try:
+        made = read_export(Path(config.to))
+    except UserError:  # none, or one that is no longer whole
+        return False
+    return made.id == parent.manifest["id"] and made.adapter == adapter_hash(parent.folder)
+
+
+def _require_same_settings(run: Path, configs: Mapping[str, Section], finished: list[str]) -> None:
+    """UserError when a finished step was made with other settings than the recipe has now."""
+    before = read_yaml(run / RECIPE) if (run / RECIPE).is_file() else {}
+    faults = [
+        f"{name}: {key} is {value!r} now and was {before[name][key]!r} when this step finished"
+        for name in finished
+        for key, value in _plain(configs[name]).items()
+        if key not in HARMLESS and key in before.get(name, {}) and before[name][key] != value
+    ]
+    if faults:
+        raise UserError("\n".join([*faults, f"choose another --run, or delete {run} to begin again"]))
+
+
+def _plain(config: Section) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    return values
+
+
+def _open_base(configs: Mapping[str, Section], left: Mapping[str, Section]) -> "SharedModel":
+    """The base that every stage of this process shares."""
+    from lora_rlhf.model.base import BaseSpec, load_base
+    from lora_rlhf.model.open import open_base
+    from lora_rlhf.model.shared import SharedModel
+
+    stages = [config for config in configs.values() if isinstance(config, StageConfig)]
+    checkpointing = any(stage.gradient_checkpointing for stage in stages)
+    sft = configs.get("sft")
+    if not isinstance(sft, SFTConfig) or "sft" not in left:
+        parent = find_stage(Path(stages[0].run) / "sft", "sft")
+        trusted = any(stage.trust_remote_code for stage in stages)
+        return open_base(parent.manifest["base"], workers.device(stages[0].device), checkpointing, trusted)
+    spec = BaseSpec(sft.model, sft.quantization, sft.compute_dtype, sft.trust_remote_code)
+    model = SharedModel(load_base(spec, workers.device(sft.device)))
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[str, Any]:
+    """Runs one step. Returns the evaluation's report, empty for other steps."""
+    if isinstance(config, TinyworldConfig):
+        workers.from_main(functools.partial(make, config))
+        return {}
+    if isinstance(config, LabelConfig):
+        workers.from_main(functools.partial(label, config))
+        return {}
+    assert isinstance(config, StageConfig)  # an export has no step on this base
+    from lora_rlhf.evaluate.report import evaluate
+    from lora_rlhf.stages import ppo, reward, sample, sft
+    from lora_rlhf.tinyworld.probes import WORLD
+
+    # made before its parent was made anew
+    left_over = has_stage(config.run, name) or name == "evaluate" or any(path.exists() for path in outputs(config))
+    config = dataclasses.replace(config, overwrite=left_over)
+    match config:
+        case SFTConfig():
+            sft.train(config, model)
+        case SampleConfig():
+            sample.sample(config, model)
+        case RewardConfig():
+            reward.train(config, model)
+        case PPOConfig():
+            ppo.train(config, model)
+        case EvaluateConfig():
+            return workers.from_main(lambda: evaluate(config, model, world=WORLD))
+    return {}
+
+
+def _export(config: ExportConfig) -> None:
+    from lora_rlhf.export.forms import export_form
+    from lora_rlhf.export.render import table
+
+    assert config.to is not None
+    to = Path(config.to)
+    if to.exists():  # of stages that were made anew since
+        remove_folder(to)
+    print(f"{table(export_form(config)['parity'])}\n", flush=True)
+
+
+def _print_report(report: dict[str, Any], place: Path) -> None:
+    from lora_rlhf.evaluate.report import table
+
+    print(f"\n{table(report)}\n\nThe base is unchanged. Every figure: {place}")

@@ -1,0 +1,87 @@
+"""What all stages share in their configurations, and which of it may change while a run is under way."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_rlhf.configs.values import at_least, positive
+from lora_rlhf.system.tracking import faults as tracking_faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What every stage needs to know."""
+
+    run: str
+    """Run folder; the stage writes to a folder of its own inside."""
+    seed: int = 0
+    """Seed of everything random in this stage."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace a stage that is already there."""
+    micro_batch_size: int = 8
+    """Responses in one forward pass. Lower it when memory does not suffice; results do not depend on it."""
+    generation_batch_size: int = 32
+    """Responses generated at a time; decoding needs less memory per response than training."""
+    max_prompt_tokens: int = 256
+    """Longer prompts lose their beginning, at a message boundary where possible."""
+    max_response_tokens: int = 256
+    """Responses are generated up to this length; longer ones in data are dealt with by long_responses."""
+    long_responses: Literal["refuse", "cut"] = "refuse"
+    """A response in data over max_response_tokens: refuse it, or cut it there (without an end); both are counted."""
+    format: str | None = None
+    """How this stage's data file is written, by its name in docs/data.md; found from the rows unless given."""
+    strict: bool = False
+    """Stop at the first row that cannot be used, instead of leaving it out and counting it."""
+    trust_remote_code: bool = False
+    """Run the base's own code. Only for authors that you trust; each stage asks, as a run may come from anybody."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    """Keep the 4-bit base dequantised as well: more memory, less time. auto: on a CPU with memory to spare."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values, each with the flag, the value and what would be right."""
+        return [
+            *at_least(self, 1, "micro_batch_size", "generation_batch_size", "max_prompt_tokens"),
+            *at_least(self, 1, "max_response_tokens"),
+            *([] if self.run else ["run is empty; name a folder, for example runs/first"]),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(StageConfig):
+    """What the stages that train share: how a run survives, and where its figures go."""
+
+    resume: bool = False
+    """Insist on going on with an unfinished run. One of the same settings is gone on with in any case."""
+    allow_changes: bool = False
+    """Go on with an unfinished run though settings have changed since it began; the changes are recorded."""
+    save_every: int = 50
+    """Steps from one checkpoint to the next; in PPO, iterations."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept, beside the best."""
+    max_grad_norm: float = 1.0
+    """Gradients of each role are clipped to this norm."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW, or bitsandbytes' with moments in 8 bits, in memory that a GPU pages out to its host, or both."""
+    report_to: tuple[str, ...] = ()
+    """Where figures go beside metrics.jsonl: tensorboard, wandb, trackio."""
+
+    def faults(self) -> list[str]:
+        both = self.resume and self.overwrite
+        return [
+            *super().faults(),
+            *at_least(self, 1, "save_every", "keep_checkpoints"),
+            *positive(self, "max_grad_norm"),
+            *(["resume goes on with a run and overwrite begins it anew: give one of them"] if both else []),
+            *tracking_faults(self.report_to),
+        ]
+
+
+# Settings that change how a stage runs, not what comes out of it: a run may go on with others.
+HARMLESS = (
+    *("run", "device", "overwrite", "resume", "allow_changes", "save_every", "keep_checkpoints", "report_to", "strict"),
+    "trust_remote_code",
+    *("micro_batch_size", "generation_batch_size", "gradient_checkpointing", "dequantize", "rollout"),
+)

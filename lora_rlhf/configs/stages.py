@@ -1,0 +1,232 @@
+"""What a person can choose, one frozen dataclass per stage; all faults of a configuration are reported at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_rlhf.configs.common import StageConfig, TrainingConfig
+from lora_rlhf.configs.values import at_least, multiple, positive, share
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on demonstrations (InstructGPT, section 3.5). This stage fixes the base of the run."""
+
+    model: str
+    """Base model: a hub name, a local folder, or tinyworld (the one inside this package)."""
+    demonstrations: str
+    """File or hub dataset of demonstrations."""
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """How the frozen base is held: 4-bit NormalFloat with double quantization, 8-bit, or as it is stored."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on a CPU, bfloat16 on a GPU that has it."""
+    lora_rank: int = 16
+    """Rank of every adapter of the run."""
+    lora_alpha: float = 32.0
+    """LoRA's alpha: updates are scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout before the adapters, in SFT alone."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    epochs: int = 2
+    """Passes over the demonstrations."""
+    batch_size: int = 32
+    """Demonstrations in one optimizer step."""
+    learning_rate: float = 2e-4
+    """Peak; cosine to a tenth of it."""
+    validation_fraction: float = 0.05
+    """Share of prompts kept aside, by hash of the prompt; the best epoch is chosen on them."""
+    every_turn: bool = False
+    """Train on every answer of a conversation, not on its last alone."""
+    packing: bool = False
+    """Lay the demonstrations of a forward pass end to end instead of padding them: the same gradient, less work."""
+    select_by: Literal["auto", "loss", "reward"] = "auto"
+    """What the best epoch is chosen by; auto: the run's reward model where there is one, else validation loss."""
+
+    def faults(self) -> list[str]:
+        return [
+            *super().faults(),
+            *at_least(self, 1, "lora_rank", "epochs", "batch_size"),
+            *positive(self, "lora_alpha", "learning_rate"),
+            *share(self, "lora_dropout", "validation_fraction"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(StageConfig):
+    """K responses per prompt from a stage, ready to be ranked."""
+
+    prompts: str
+    """File or hub dataset of prompts."""
+    to: str
+    """JSONL file to write: one row per prompt, with its distinct responses."""
+    deduplicate: Literal["exact", "prefix", "none"] = "exact"
+    """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
+    role: Literal["base", "sft", "policy"] = "sft"
+    """Which stage writes the responses."""
+    min_responses: int = 4
+    """Fewest distinct responses; prompts that yield fewer are left out and counted."""
+    max_responses: int = 9
+    """Most responses; each prompt's K is drawn evenly between the two (InstructGPT: 4 to 9)."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    rollout: Literal["auto", "plain", "static"] = "auto"
+    """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
+
+    def faults(self) -> list[str]:
+        wrong = self.max_responses < self.min_responses
+        return [
+            *super().faults(),
+            *at_least(self, 2, "min_responses"),
+            *positive(self, "temperature"),
+            *([f"max_responses {self.max_responses} is below min_responses {self.min_responses}"] if wrong else []),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(TrainingConfig):
+    """Reward model on K-wise rankings (InstructGPT, section 3.5, eq. 1)."""
+
+    rankings: str
+    """File or hub dataset of rankings (or of chosen and rejected pairs)."""
+    model: str | None = None
+    """Base model; the SFT stage's unless given, and it must be the same."""
+    sft: str | None = None
+    """SFT stage folder to start from; RUN/sft unless given."""
+    demonstrations: str | None = None
+    """Demonstrations that the scores are centred on; the SFT stage's unless given."""
+    agreement: str | None = None
+    """Prompts that several labelers ranked, to measure label agreement on; the rankings themselves unless given."""
+    epochs: int = 1
+    """Passes over the rankings; more than one overfits (InstructGPT, appendix C.2)."""
+    batch_size: int = 16
+    """Prompts, each with all its responses, in one optimizer step."""
+    learning_rate: float = 2e-4
+    """Peak; cosine to a tenth of it."""
+    loss: Literal["pairwise", "listwise"] = "pairwise"
+    """All pairs of a ranking (eq. 1), or Plackett-Luce over the whole list."""
+    validation_fraction: float = 0.1
+    """Share of prompts kept aside to measure the reward model on."""
+    scale: float | None = None
+    """Divide scores by this instead of by their standard deviation on the demonstrations (for controls)."""
+
+    def faults(self) -> list[str]:
+        return [
+            *super().faults(),
+            *at_least(self, 1, "epochs", "batch_size"),
+            *positive(self, "learning_rate", "scale"),
+            *share(self, "validation_fraction"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(TrainingConfig):
+    """Proximal policy optimization against the reward model (InstructGPT, section 3.5, eq. 2)."""
+
+    prompts: str
+    """File or hub dataset of prompts."""
+    model: str | None = None
+    """Base model; the SFT stage's unless given, and it must be the same."""
+    sft: str | None = None
+    """SFT stage folder that the policy starts from; RUN/sft unless given."""
+    reward: str | None = None
+    """Reward stage folder; RUN/reward unless given."""
+    reference: Literal["sft", "base"] = "sft"
+    """What the KL penalty holds the policy to: the SFT model (InstructGPT) or the bare base."""
+    deduplicate: Literal["exact", "prefix", "none"] = "exact"
+    """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
+    iterations: int = 100
+    """Rollout-and-update rounds."""
+    batch_size: int = 64
+    """Responses sampled per iteration; a multiple of minibatch_size and of samples_per_prompt."""
+    minibatch_size: int = 32
+    """Responses in one optimizer step."""
+    num_epochs: int = 2
+    """Passes over an iteration's responses."""
+    samples_per_prompt: int = 1
+    """Responses of one prompt; at least 2 for rloo and grpo."""
+    temperature: float = 1.0
+    """Temperature of rollouts and of every log-probability."""
+    decode_weights: Literal["auto", "merged", "adapter"] = "auto"
+    """Sample with base and adapter added up, in a copy beside the base, or apart; auto: the copy where it fits."""
+    rollout: Literal["auto", "plain", "static"] = "auto"
+    """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
+    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    """GAE with a value role, or a critic-free advantage over the responses of one prompt."""
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    whiten_rewards: bool = False
+    """Scale token rewards to sd 1 around their own mean before GAE (Ziegler et al.)."""
+    clip_range: float = 0.2
+    """PPO's clip of the probability ratio."""
+    value_clip_range: float = 0.2
+    """Clip of the value's move in one iteration."""
+    policy_learning_rate: float = 1e-4
+    """AdamW, after warm-up constant."""
+    value_learning_rate: float = 1e-4
+    """AdamW, after warm-up constant."""
+    warmup_iterations: int = 10
+    """Learning rates rise linearly from a tenth over these (InstructGPT: 10)."""
+    stop_at_approx_kl: float | None = 0.2
+    """End an iteration's updates early when the policy has moved this far, in nats per token, since its rollout."""
+    max_kl: float | None = 100.0
+    """An iteration with a KL above this, in nats per response, is not learned from; three in a row end the run."""
+    max_ratio: float | None = 10.0
+    """A minibatch with a mean probability ratio above this ends its iteration unlearned; three in a row end the run."""
+    save_every: int = 10
+    """Iterations from one checkpoint to the next."""
+    kl_coef: float = 0.05
+    """Price of one nat of KL, in units of the score; the start value of adaptive control."""
+    kl_target: float | None = None
+    """Adaptive control steers the KL of a response to this many nats; without it the coefficient is fixed."""
+    kl_horizon: float = 10_000.0
+    """Episodes over which adaptive control acts; shorten it for short runs (Ziegler et al., section 2.2)."""
+    missing_eos_score: float | None = -1.0
+    """Score of a response that did not end within max_response_tokens; null: leave it to the reward model."""
+    score_clip: float | None = None
+    """Clip scores to plus and minus this."""
+    reward_model_weight: float = 1.0
+    """Weight of the reward model's score; 0 with a reward function alone."""
+    reward_function: str | None = None
+    """A verifiable reward as module:function, called with lists of prompts and of responses; returns scores."""
+    reward_function_weight: float = 1.0
+    """Weight of the reward function's score."""
+    pretraining_text: str | None = None
+    """Text for the PPO-ptx term, mixed into every step; none: plain PPO."""
+    ptx_coef: float = 27.8
+    """Weight of the PPO-ptx term (InstructGPT: 27.8)."""
+    ptx_batch_size: int = 8
+    """Text blocks in one optimizer step."""
+    ptx_block_tokens: int = 128
+    """Tokens in one text block."""
+    ptx_shuffle_blocks: int = 4096
+    """Blocks held in memory, out of which the next one is drawn."""
+    sample_every: int = 10
+    """Record responses to the same few prompts every so many iterations."""
+
+    def faults(self) -> list[str]:
+        return [
+            *super().faults(),
+            *at_least(self, 1, "iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt"),
+            *at_least(self, 1, "ptx_batch_size", "ptx_shuffle_blocks", "sample_every"),
+            *at_least(self, 2, "ptx_block_tokens"),
+            *positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
+            *positive(self, "value_learning_rate", "kl_target", "kl_horizon", "score_clip", "max_kl", "max_ratio"),
+            *multiple(self, "batch_size", "minibatch_size"),
+            *multiple(self, "batch_size", "samples_per_prompt"),
+            *share(self, "gamma", "lam", upper=1.0),
+            *self._inconsistencies(),
+        ]
+
+    def _inconsistencies(self) -> list[str]:
+        faults = []
+        if self.advantage != "gae" and self.samples_per_prompt < 2:
+            faults.append(f"advantage {self.advantage} compares responses: samples_per_prompt must be at least 2")
+        if self.kl_target is not None and self.kl_horizon < self.batch_size:
+            faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")
+        if self.reward_model_weight == 0 and self.reward_function is None:
+            faults.append("reward_model_weight is 0 and there is no reward_function: nothing would be learned")
+        if self.reward_function is not None and self.reward_function.count(":") != 1:
+            faults.append(f"reward_function {self.reward_function!r} is not of the form module:function")
+        return faults

@@ -1,0 +1,288 @@
+"""A run folder: one folder per stage with its configuration, lineage, metrics and samples, all written atomically."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.system import workers
+from lora_rlhf.data.locate import Files, Hub, locate
+from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sync, write_json, write_text
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.runs.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, read_manifest
+from lora_rlhf.runs.resume import Lock, require_same_origin, require_same_settings
+from lora_rlhf.configs.values import to_yaml
+from lora_rlhf.configs.common import TrainingConfig
+
+log = logging.getLogger("lora_rlhf")
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+VALUE_ADAPTER = "value_adapter"
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def data_hash(name: str) -> str | None:
+    """sha256 of a data file, or of the files' hashes where a folder or pattern names several.
+
+    None for a hub dataset, which is identified by its name.
+    """
+    source = locate(name)
+    if isinstance(source, Hub):
+        return None
+    paths = source.paths if isinstance(source, Files) else sorted(p for p in source.path.rglob("*") if p.is_file())
+    hashes = []
+    for path in paths:
+        with open(path, "rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def adapter_hash(folder: Path) -> str:
+    """sha256 over the names and hashes of the files of a stage's adapter: what its weights are known by.
+
+    UserError when there is none.
+    """
+    total = hashlib.sha256()
+    try:
+        for path in sorted((folder / ADAPTER).iterdir()):
+            with open(path, "rb") as file:
+                total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"{folder / ADAPTER}: the adapter cannot be read ({error.strerror})") from error
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A finished stage that another one starts from."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / ADAPTER
+
+    def lineage(self, run: str) -> dict[str, Any]:
+        """What a child in that run records of it: inside the run, a folder that is right wherever the run is moved."""
+        folder, root = self.folder.resolve(), Path(run).resolve()
+        where = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+        return {"folder": where, "stage": self.manifest["stage"], "id": self.manifest["id"]}
+
+
+def find_stage(folder: str | Path, stage: str) -> Parent:
+    """A finished stage. UserError when there is none, saying which command makes it."""
+    folder = Path(folder)
+    make = f"run `lora-rlhf {stage} --run {folder.parent}` first, or name another folder with --{stage}"
+    if not os.path.isfile(folder / MANIFEST):  # unlike Path.is_file, no error for a folder that is closed to us
+        nor = "" if folder.parent.is_dir() else f", and no {folder.parent} at all"
+        raise UserError(f"{folder}: no {stage} stage there{nor}; {make}")
+    manifest = read_manifest(folder)
+    if manifest["stage"] != stage:
+        raise UserError(f"{folder}: holds a {manifest['stage']!r} stage, expected {stage!r}; {make}")
+    if manifest["status"] != FINISHED:
+        raise UserError(f"{folder}: its {stage} stage did not finish (status {manifest['status']!r}); {make}")
+    return Parent(folder, manifest)
+
+
+def has_stage(run: str | Path, stage: str) -> bool:
+    """Whether a run holds that stage, finished. UserError for a manifest that is there and cannot be used."""
+    folder = Path(run) / stage
+    if not os.path.isfile(folder / MANIFEST):
+        return False
+    manifest = read_manifest(folder)
+    return manifest["stage"] == stage and manifest["status"] == FINISHED
+
+
+class StageFolder:
+    """The folder of one stage while it runs. `finish` marks it complete; until then it is not a parent for anything.
+
+    Of several processes the main one alone writes; the others may call everything here all the same.
+    """
+
+    def __init__(self, config: TrainingConfig, stage: str) -> None:
+        self.path = Path(config.run) / stage
+        self.stage = stage
+        self.resumes = False
+        self._config = config
+        self._lock = Lock(Path(config.run) / f".{stage}.lock")
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._changes: dict[str, Any] = {}
+        self._manifest: dict[str, Any] = {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, config: TrainingConfig, stage: str) -> Iterator["StageFolder"]:
+        """The folder, which no other process may write to inside the block once `begin` was called.
+
+        UserError, before any long work: a finished stage that was not asked to be replaced, an unfinished one of other
+        settings, nothing to resume where resuming was asked for, another process that is at work there.
+        """
+        folder = cls(config, stage)
+        folder.resumes, folder._changes = workers.from_main(folder._look)
+        try:
+            yield folder
+        finally:
+            folder._lock.drop()
+
+    def _look(self) -> tuple[bool, dict[str, Any]]:
+        """Whether there is a run to go on with, and what has changed in its settings since it began."""
+        config = self._config
+        self._lock.require_free()
+        manifest = read_manifest(self.path) if (self.path / MANIFEST).is_file() and not config.overwrite else None
+        if manifest is not None and manifest["status"] == FINISHED:
+            raise UserError(f"{self.path}: this stage is finished already; use --overwrite, or another --run")
+        begun = manifest is not None and any((self.path / CHECKPOINTS).glob("step-*"))
+        if not begun:
+            if config.resume:
+                what = "no checkpoint was written yet" if manifest else "no unfinished run is there"
+                raise UserError(f"{self.path}: nothing to resume: {what}; leave --resume out to begin")
+            return False, {}
+        return True, require_same_settings(config, self.path / CONFIG, config.allow_changes)
+
+    def begin(self, base: Mapping[str, Any], parents: Mapping[str, Parent], data: Mapping[str, str | None]) -> None:
+        """Makes the folder afresh, or goes on with the run in it; manifest and configuration say which.
+
+        UserError where it cannot be made, where a folder of that name holds something else than a stage, and where the
+        unfinished run there began from another base, other parents or, unless changes are allowed, other data.
+        """
+        self._manifest = {
+            "format": FORMAT,
+            "stage": self.stage,
+            "status": RUNNING,
+            "id": secrets.token_hex(8),
+            "base": dict(base),
+            "parents": {role: parent.lineage(self._config.run) for role, parent in parents.items()},
+            "data": {name: {"path": path, "sha256": data_hash(path)} for name, path in data.items() if path},
+            "seed": self._config.seed,
+            "processes": workers.count(),
+            "versions": {"python": platform.python_version(), **_versions()},
+            "git_commit": _git_commit(),
+        }
+        self._manifest |= workers.from_main(self._go_on if self.resumes else self._make)
+
+    def _make(self) -> dict[str, Any]:
+        if self.path.exists() and any(self.path.iterdir()) and not (self.path / MANIFEST).is_file():
+            raise UserError(f"{self.path}: holds files that are not a stage's; choose another --run, or move them away")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.take()
+            remove_temporary(self.path.parent, f"{self.stage}.*")
+            with new_folder(self.path) as folder:  # with its manifest from the start, else it looks like anybody's
+                write_text(folder / CONFIG, to_yaml(self._config))
+                write_json(folder / MANIFEST, self._manifest)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be made ({os.strerror(error.errno or 0)}); choose another --run"
+            ) from error
+        return {}
+
+    def _go_on(self) -> dict[str, Any]:
+        self._lock.take()
+        remove_temporary(self.path.parent, f"{self.stage}.*")
+        for folder in (self.path, self.path / CHECKPOINTS):
+            remove_temporary(folder, "*")
+        before = read_manifest(self.path)
+        changed = require_same_origin(self.path, before, self._manifest, self._config.allow_changes)
+        here = {key: self._manifest[key] for key in ("versions", "git_commit", "processes")}
+        resumed = [*before.get("resumed", []), {**here, "changes": self._changes, "changed_data": changed}]
+        kept = {"id": before["id"], "resumed": resumed}
+        write_text(self.path / CONFIG, to_yaml(self._config))
+        write_json(self.path / MANIFEST, self._manifest | kept)
+        return kept
+
+    @property
+    def identity(self) -> str:
+        """The run's own name, which it keeps when it is resumed."""
+        return str(self._manifest["id"])
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage has taken, over all processes that went on with it."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def position(self) -> dict[str, Any]:
+        """How far the files that grow are written, safely on disk: what a checkpoint keeps to `rewind` to."""
+        sizes = {}
+        for name in (METRICS, SAMPLES):
+            if (path := self.path / name).exists():
+                sync(path)
+                sizes[name] = path.stat().st_size
+        return {"sizes": sizes, "seconds": self.seconds}
+
+    def rewind(self, position: Mapping[str, Any]) -> None:
+        """Drops the rows that were written after a checkpoint: they are about to be written again."""
+        self._seconds_before = position["seconds"]
+        if not workers.is_main():
+            return
+        for name in (METRICS, SAMPLES):
+            if (path := self.path / name).exists():
+                os.truncate(path, min(position["sizes"].get(name, 0), path.stat().st_size))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl so far."""
+        path = self.path / METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one row to metrics.jsonl."""
+        self._append(METRICS, {"step": step, **metrics})
+
+    def sample(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Appends responses to the fixed prompts to samples.jsonl."""
+        for row in rows:
+            self._append(SAMPLES, {"step": step, **row})
+
+    def write(self, name: str, value: Any) -> None:
+        """Writes a JSON file into the folder."""
+        if workers.is_main():
+            write_json(self.path / name, value)
+
+    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Marks the stage complete and returns its manifest. Call once everything else is on disk."""
+        self._manifest |= {"status": FINISHED, "seconds": round(self.seconds, 2), "results": dict(results)}
+        workers.from_main(lambda: self.write(MANIFEST, self._manifest))
+        self._lock.drop()
+        log.info("%s: finished in %.0f s", self.path, self._manifest["seconds"])
+        return self._manifest
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        if workers.is_main():
+            append_row(self.path / name, row)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("lora-rlhf", *PACKAGES):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from; None for an installed one."""
+    where = Path(__file__).resolve().parents[2]
+    if not (where / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

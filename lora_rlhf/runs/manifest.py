@@ -1,0 +1,78 @@
+"""A stage's manifest.json, checked as what a stranger may have sent: every field that anything here relies on."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # raised when an older version could no longer read what is written
+RUNNING, FINISHED = "running", "finished"
+WAY_OUT = "restore that file, make the stage again with --overwrite, or name another folder"
+LONGEST_PATH = 4096
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+TEXT: Kind = ("a text", _is_text)
+TEXT_OR_NULL: Kind = ("a text or null", lambda value: value is None or _is_text(value))
+PATH: Kind = ("a path", lambda value: _is_text(value) and len(value) <= LONGEST_PATH)
+ID: Kind = ("letters and digits", lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)))
+NUMBER: Kind = ("a number", is_number)
+DURATION: Kind = ("a number of seconds", lambda value: is_number(value) and value >= 0)
+OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
+LIST: Kind = ("a list", lambda value: isinstance(value, list))
+
+ALWAYS = {"stage": TEXT, "status": TEXT, "id": ID, "base": OBJECT, "parents": OBJECT, "data": OBJECT}
+ONCE_FINISHED = {"seconds": DURATION, "results": OBJECT}
+BASE = {
+    **{"name": PATH, "quantization": TEXT, "compute_dtype": TEXT, "trust_remote_code": YES_OR_NO},
+    **{"source_hash": TEXT, "chat_template": TEXT_OR_NULL},
+}
+PARENT = {"folder": PATH, "stage": TEXT, "id": ID}
+DATA = {"path": PATH, "sha256": TEXT_OR_NULL}
+RESULTS = {"reward": {"offset": NUMBER}}  # of a finished stage: what later stages compute with
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the stage in a folder, its fields of the types that the readers expect; others are kept as is.
+
+    One without a format is of format 1, which had none at first. The values may still be anybody's: a path in it is
+    not followed, and code is not trusted, because it says so.
+
+    UserError with file, field and value: what `read_object` refuses, a newer format, a missing field, a wrong type.
+    """
+    path = folder / MANIFEST
+    manifest = read_object(path, WAY_OUT)
+    made = manifest.get("format", 1)
+    if isinstance(made, bool) or not isinstance(made, int) or made < 1:
+        raise UserError(f"{path}: format is {shown(made)}, expected {FORMAT}; {WAY_OUT}")
+    if made > FORMAT:
+        raise UserError(
+            f"{path}: format is {made}, made by a newer version of lora-rlhf; this one reads up to {FORMAT}: "
+            "upgrade lora-rlhf"
+        )
+    try:
+        _check(manifest)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {WAY_OUT}") from error
+    return manifest
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    require(manifest, ALWAYS)
+    require(manifest["base"], BASE, "base.")
+    for name, fields in (("parents", PARENT), ("data", DATA)):
+        for key, record in manifest[name].items():
+            require(manifest[name], {key: OBJECT}, f"{name}.")
+            require(record, fields, f"{name}.{key}.")
+    if "resumed" in manifest:
+        require(manifest, {"resumed": LIST})
+    if manifest["status"] == FINISHED:
+        require(manifest, ONCE_FINISHED)
+        require(manifest["results"], RESULTS.get(manifest["stage"], {}), "results.")

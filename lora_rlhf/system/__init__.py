@@ -1,0 +1,1 @@
+"""The machine under everything: errors, disk, memory, network, files of strangers, worker processes, trackers."""

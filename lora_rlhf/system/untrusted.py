@@ -1,0 +1,121 @@
+"""JSON files that anybody may have written: read within bounds, or refused with the fault named."""
+
+import json
+import math
+import os
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from lora_rlhf.system.errors import UserError
+
+MOST_BYTES = 16 * 2**20
+MOST_DEEP = 32  # levels of objects and lists; what this package and PEFT write has fewer than ten
+LONGEST_INTEGER = 20  # digits: those of 64 bits
+
+# What a field may hold, in words and as a test.
+Kind = tuple[str, Callable[[Any], bool]]
+YES_OR_NO: Kind = ("true or false", lambda value: isinstance(value, bool))
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
+def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """The object that a JSON file holds. Numbers are finite, integers have at most 20 digits, texts can be printed.
+
+    UserError, which ends in `way_out`: a file that is not there, not a plain file or larger than `most_bytes` (it is
+    not read then), not JSON in UTF-8, not an object, nested absurdly deep, or with a name twice in one object.
+    """
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError("not there" if not os.path.lexists(path) else "not a file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            raw = b"" if size > most_bytes else file.read(most_bytes + 1)  # some files grow, or hide their size
+        if max(size, len(raw)) > most_bytes:
+            raise ValueError(f"{max(size, len(raw)):,} bytes, more than the {most_bytes:,} that such a file can have")
+        return object_of(raw)
+    except OSError as error:
+        raise UserError(f"{path} cannot be used: {error.strerror or error}; {way_out}") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be used: {error}; {way_out}") from error
+
+
+def object_of(raw: bytes) -> dict[str, Any]:
+    """The object that JSON in UTF-8 spells, within the bounds of `read_object`. ValueError where it is none."""
+    try:
+        value = json.loads(raw.decode(), object_pairs_hook=_once_each, parse_int=_integer, parse_constant=_no_number)
+        if not isinstance(value, dict):
+            raise ValueError(f"holds {shown(value)}, expected an object in braces")
+        _require_plain(value)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return value
+
+
+def require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str = "") -> None:
+    """ValueError for a field that is missing or not of its kind; `where` stands before its name."""
+    for name, (expected, fits) in kinds.items():
+        if name not in values:
+            raise ValueError(f"{shown(where + name)} is missing")
+        if not fits(values[name]):
+            raise ValueError(f"{shown(where + name)} is {shown(values[name])}, expected {expected}")
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number; to Python, true and false are numbers too."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, cut to a bearable length, with control characters escaped."""
+    return _SHORT.repr(value)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{shown(name)} stands there twice")
+        found[name] = value
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > LONGEST_INTEGER:
+        raise ValueError(f"holds an integer of {len(text)} digits")
+    return int(text)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _require_plain(value: Any) -> None:
+    """ValueError for what JSON can spell and others stumble over: depth, 1e999, half characters."""
+    level = [value]
+    for _ in range(MOST_DEEP):
+        for item in level:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError("holds a number that is not finite")
+            if isinstance(item, str):
+                _require_printable(item)
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MOST_DEEP} levels")
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return [*item, *item.values()]
+    return item if isinstance(item, list) else []
+
+
+def _require_printable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{shown(text)} holds half a character") from None

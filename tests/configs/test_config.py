@@ -1,0 +1,120 @@
+"""Configurations: every fault at once, with the values and the way out; the same through YAML and back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_rlhf.configs.stages import PPOConfig, SampleConfig, SFTConfig
+from lora_rlhf.configs.values import check, from_dict, read_yaml, to_yaml
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.system.errors import UserError
+
+
+def ppo(**values: Any) -> PPOConfig:
+    return PPOConfig(**({"run": "runs/x", "prompts": "prompts.jsonl"} | values))
+
+
+def faults_of(config: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        check(config)
+    return str(caught.value).splitlines()
+
+
+def test_defaults_are_without_fault() -> None:
+    check(ppo())
+    check(SFTConfig(run="runs/x", model="tinyworld", demonstrations="d.jsonl"))
+    check(SampleConfig(run="runs/x", prompts="p.jsonl", to="c.jsonl"))
+    check(EvaluateConfig(run="runs/x", prompts="p.jsonl"))
+
+
+def test_all_faults_come_at_once_with_flag_and_value() -> None:
+    faults = faults_of(ppo(batch_size=0, iterations=-3, temperature=0.0, gamma=1.5, advantage="rloo"))
+    assert [fault.split(" is ")[0] for fault in faults] == [
+        "ppo: iterations",
+        "ppo: batch_size",
+        "ppo: temperature",
+        "ppo: gamma",
+        "ppo: advantage rloo compares responses: samples_per_prompt must be at least 2",
+    ]
+    assert "-3" in faults[0] and "1.5" in faults[3]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_learning_rate_must_be_a_positive_number(value: float) -> None:
+    assert faults_of(ppo(policy_learning_rate=value)) == [f"ppo: policy_learning_rate is {value}, must be above 0"]
+
+
+def test_batch_size_that_does_not_divide_names_both_and_what_would() -> None:
+    (fault,) = faults_of(ppo(batch_size=64, minibatch_size=24))
+    assert fault == "ppo: batch_size is 64, must be a multiple of minibatch_size 24: try 48 or 72"
+
+
+@given(value=st.integers(1, 500), unit=st.integers(1, 64))
+def test_sizes_that_are_proposed_divide(value: int, unit: int) -> None:
+    config = PPOConfig(run="r", prompts="p", batch_size=value, minibatch_size=unit)
+    faults = config.faults()
+    assert bool(faults) == (value % unit != 0)
+    for fault in faults:
+        low, _, high = fault.split("try ")[1].partition(" or ")
+        for proposed in (int(low), int(high)):
+            check(dataclasses.replace(config, batch_size=proposed))
+
+
+def test_from_dict_reports_everything_that_does_not_fit() -> None:
+    values = {"prompts": "p.jsonl", "iteration": 5, "batch_size": "many", "advantage": "best", "seed": True}
+    with pytest.raises(UserError) as caught:
+        from_dict(PPOConfig, values, "recipe.yaml: ppo")
+    message = str(caught.value)
+    for fault in (
+        "unknown key 'iteration'",
+        "run is missing",
+        "batch_size is 'many'",
+        "advantage is 'best'",
+        "seed is True",
+    ):
+        assert f"recipe.yaml: ppo: {fault}" in message
+    assert "iterations" in message.splitlines()[-1], "the known keys are listed"
+
+
+@pytest.mark.parametrize(("written", "read"), [("2e-4", 2e-4), (1, 1.0), (0.5, 0.5)])
+def test_from_dict_reads_numbers_as_yaml_writes_them(written: Any, read: float) -> None:
+    config = from_dict(PPOConfig, {"run": "r", "prompts": "p", "policy_learning_rate": written}, "x")
+    assert config.policy_learning_rate == read and isinstance(config.policy_learning_rate, float)
+
+
+def test_from_dict_keeps_none_where_none_is_allowed() -> None:
+    assert from_dict(PPOConfig, {"run": "r", "prompts": "p", "kl_target": None}, "x").kl_target is None
+    with pytest.raises(UserError, match="kl_coef is None"):
+        from_dict(PPOConfig, {"run": "r", "prompts": "p", "kl_coef": None}, "x")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ppo(policy_learning_rate=1.5e-5, kl_target=6.0, reference="base"),
+        EvaluateConfig(run="runs/x", prompts="p.jsonl", temperatures=(0.0, 0.7)),
+        SFTConfig(run="runs/x", model="tinyworld", demonstrations="d.jsonl", use_rslora=True),
+    ],
+)
+def test_yaml_reproduces_the_configuration(config: Any, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert from_dict(type(config), read_yaml(path), "config.yaml") == config
+
+
+@pytest.mark.parametrize(("text", "fault"), [("seed: [", "not YAML"), ("- 1", "found list"), ("", "found NoneType")])
+def test_files_that_are_no_configuration(text: str, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=fault) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+        read_yaml("nowhere.yaml")
