@@ -54,7 +54,6 @@ ONLY_IN = {
     "accelerate": {"system"},
     "matplotlib": {"evaluate", "inspection"},
     "httpx2": {"judges"},
-    "jsonargparse": {"cli"},
     "gradio": {"demo"},
     "lora_rlhf_demo": {"demo", "cli"},
 }
@@ -139,7 +138,6 @@ def test_no_room_is_above_itself() -> None:
         ("inspection", "from lora_rlhf.evaluate.metrics import percent"),
         ("inspection", "import transformers"),
         ("stages", "from lora_rlhf.inspection.batches import Cell"),
-        ("runs", "import jsonargparse"),
         ("doctor", "import transformers"),
         ("doctor", "from lora_rlhf.model import base"),
         ("release", "from lora_rlhf.stages import ppo"),

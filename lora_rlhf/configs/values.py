@@ -1,9 +1,16 @@
-"""How a configuration is read, checked and written: YAML to frozen dataclass, with every fault named at once."""
+"""How a configuration is read, checked and written: words and YAML to a frozen dataclass, all faults named at once."""
 
+import ast
+import contextlib
 import dataclasses
+import difflib
+import inspect
+import itertools
 import math
+import textwrap
 import types
 import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,25 +28,90 @@ def check(config: Any) -> None:
         raise UserError("\n".join(f"{stage}: {fault}" for fault in faults))
 
 
-def from_dict(kind: type[Config], values: dict[str, Any], place: str) -> Config:
-    """A configuration from a section of a YAML file. UserError names `place` and every key that does not fit."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(kind)
-    faults = [f"unknown key {key!r}" for key in values if key not in fields]
-    for name, field in fields.items():
-        if name not in values and field.default is dataclasses.MISSING:
-            faults.append(f"{name} is missing")
-    converted = {}
-    for name, value in values.items():
-        if name in fields:
-            try:
-                converted[name] = _convert(hints[name], value)
-            except (TypeError, ValueError):
-                faults.append(f"{name} is {value!r}, expected {_spell(hints[name])}")
+def from_dict(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """A configuration from a mapping. UserError names `source` and every key that is unknown, missing or unfit."""
+    converted, faults = convert_values(kind, values)
+    faults += [f"{name} is missing" for name in required_fields(kind) if name not in values]
     if faults:
-        known = ", ".join(sorted(fields))
-        raise UserError("\n".join(f"{place}: {fault}" for fault in faults) + f"\n{place}: the keys are: {known}")
+        known = ", ".join(sorted(field_types(kind)))
+        raise UserError("\n".join(f"{source}: {fault}" for fault in faults) + f"\n{source}: the keys are: {known}")
     return kind(**converted)
+
+
+def convert_values(kind: type[Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values as the types of their fields, and a fault for each that is unknown or does not fit."""
+    hints = field_types(kind)
+    converted, faults = {}, []
+    for name, value in values.items():
+        if name not in hints:
+            faults.append(f"unknown key {name!r}{nearest(str(name), hints)}")
+            continue
+        try:
+            converted[name] = _convert(hints[name], value)
+        except ValueError as error:
+            faults.append(f"{name} is {error.args[0]!r}, expected {describe_type(hints[name])}")
+    return converted, faults
+
+
+def field_types(kind: type[Any]) -> dict[str, Any]:
+    """Name of each field -> its type, in the order of the fields."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def required_fields(kind: type[Any]) -> list[str]:
+    """The fields without a default."""
+    return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+
+
+def field_texts(kind: type[Any]) -> dict[str, str]:
+    """Name of each field -> the text below it in the source of the class, or of the class that it comes from."""
+    texts = {}
+    for parent in reversed([parent for parent in kind.__mro__ if dataclasses.is_dataclass(parent)]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, following in itertools.pairwise(definition.body):
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = " ".join(text.split())
+    return texts
+
+
+def from_words(hint: Any, words: Sequence[str]) -> Any:
+    """The value that the words behind a flag stand for; `convert_values` reads the numbers among them."""
+    plain, is_optional = without_none(hint)
+    if typing.get_origin(plain) is not tuple:
+        return None if is_optional and words[0] == "null" else words[0]
+    with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):  # the last two are for dates and depth
+        if len(words) == 1 and isinstance(values := yaml.safe_load(words[0]), list):
+            return values
+    return list(words)
+
+
+def without_none(hint: Any) -> tuple[Any, bool]:
+    """The type without its None, and whether it had one."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    return next(argument for argument in typing.get_args(hint) if argument is not types.NoneType), True
+
+
+def describe_type(hint: Any) -> str:
+    """What a field takes, in words."""
+    hint, is_optional = without_none(hint)
+    if is_optional:
+        return f"{describe_type(hint)}, or null"
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    if origin is tuple:
+        return "one or more words" if arguments[0] is str else "one or more numbers"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is spelled most like this one, as a question; empty when none is."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def to_yaml(config: Any) -> str:
@@ -61,26 +133,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
+# How the text of a flag, or of a YAML file, becomes a value of another type; YAML takes 2e-4 for text.
+FROM_TEXT: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: {"true": True, "false": False}.__getitem__}
+
+
 def _convert(hint: Any, value: Any) -> Any:
-    """The value as the annotated type. ValueError or TypeError where it is another."""
+    """The value as the annotated type. ValueError(value), or (item) of a list, where it is another."""
+    hint, is_optional = without_none(hint)
+    if value is None and is_optional:
+        return None
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(value)
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value)
-    if origin is tuple:
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item) for item in value)
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+    if (origin is Literal and value in arguments) or (origin is None and type(value) is hint):
+        return value
+    if hint is float and type(value) is int:
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TypeError(value)
-    return value
-
-
-def _spell(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)).replace("typing.", "")
+    if hint in FROM_TEXT and isinstance(value, str):
+        with contextlib.suppress(ValueError, KeyError):
+            return FROM_TEXT[hint](value)
+    raise ValueError(value)
 
 
 def at_least(config: Any, bound: int, *names: str) -> list[str]:

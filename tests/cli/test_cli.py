@@ -1,5 +1,6 @@
 """The command line as a person uses it: exit status, and one clear message in place of a traceback."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -11,7 +12,6 @@ import yaml
 
 from lora_rlhf.cli.commands import COMMANDS, Command
 from lora_rlhf.cli.main import main, parse
-from lora_rlhf.cli.main import main as cli
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
 from lora_rlhf.system.errors import UserError
@@ -174,6 +174,34 @@ def test_dashes_and_underscores_are_the_same() -> None:
     assert dashes.micro_batch_size == 4 and dashes.learning_rate == 1e-3
 
 
+def test_values_may_begin_with_a_dash() -> None:
+    flags = ["--run", "r", "--prompts", "p", "--missing-eos-score", "-1e-3"]
+    assert parse("ppo", flags).missing_eos_score == -1e-3
+    assert parse("chat", ["runs/x", "--system", "-be nice"]).system == "-be nice"
+
+
+def test_null_is_no_value_where_there_may_be_none() -> None:
+    flags = ["--run", "null", "--prompts", "p", "--kl-target", "null", "--reward-function", "null"]
+    config = parse("ppo", flags)
+    assert (config.run, config.kl_target, config.reward_function) == ("null", None, None)
+
+
+def test_a_flag_without_its_value(capsys: Capture) -> None:
+    assert "sft: --seed needs a value" in fails(capsys, "sft", *SFT, "--seed", "--epochs", "1")
+    assert "data check: --held-out needs a value" in fails(capsys, "data", "check", "a.jsonl", "--held-out")
+
+
+def test_faults_of_the_file_and_of_the_flags_come_together(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text("epochs: many\nreport_to: wandb\n")
+    message = fails(capsys, "sft", *SFT, "--config", str(path), "--seed", "x")
+    assert message.splitlines() == [
+        f"error: {path}: epochs is 'many', expected a whole number",
+        f"{path}: report_to is 'wandb', expected one or more words",
+        "sft: seed is 'x', expected a whole number",
+    ]
+
+
 def test_values_keep_their_dashes() -> None:
     assert parse("sft", ["--run", "my-run", "--model=a-b", "--demonstrations", "x-y.jsonl"]).model == "a-b"
 
@@ -200,7 +228,9 @@ def test_printed_defaults_are_a_file_to_fill_in(capsys: Capture, tmp_path: Path)
     with pytest.raises(SystemExit):
         main(["sft", "--print_config"])
     path = tmp_path / "sft.yaml"
-    path.write_text(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    assert "# model: required\n" in text
+    path.write_text(text)
     assert parse("sft", ["--config", str(path), *SFT]) == parse("sft", SFT)
 
 
@@ -216,7 +246,7 @@ def test_flags_override_the_file_wherever_they_stand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("epoch: 3", "unknown key epoch; did you mean --epochs?"),
+        ("epoch: 3", "unknown key 'epoch'; did you mean epochs?"),
         ("epochs: many", "epochs is 'many', expected a whole number"),
         ("epochs: [", "not YAML"),
         ("- 3", "expected keys and values"),
@@ -234,7 +264,17 @@ def test_help_shows_help_and_defaults(capsys: Capture) -> None:
         main(["ppo", "--help"])
     assert exited.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Rollout-and-update rounds. (type: int, default: 100)" in text
+    assert "--iterations ITERATIONS Rollout-and-update rounds. (type: int, default: 100)" in text
+    assert "--seed SEED Seed of everything random in this stage. (type: int, default: 0)" in text, "inherited"
+    assert "--advantage {gae,rloo,grpo} GAE with a value role" in text
+    assert "--run RUN Run folder; the stage writes to a folder of its own inside. (type: str, required)" in text
+
+
+def test_every_flag_of_every_command_has_its_text(capsys: Capture) -> None:
+    for name, command in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            main([*name.split(), "--help"])
+        assert capsys.readouterr().out.count("\n  --") >= len(dataclasses.fields(command.kind))
 
 
 def test_overview_lists_every_command(capsys: Capture) -> None:
@@ -296,7 +336,7 @@ def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
 
 
 def test_scripts_are_the_same_commands() -> None:
-    scripts = Path(cli.__file__).parent.parent / "scripts"
+    scripts = Path(__file__).parents[2] / "scripts"
     for name in ("sft", "reward", "ppo"):
         script = [sys.executable, str(scripts / f"train_{name}.py"), "--zzz", "1"]
         done = subprocess.run(script, capture_output=True, text=True)
