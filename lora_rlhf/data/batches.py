@@ -79,5 +79,5 @@ def answer_batch(
     prompts: Sequence[EncodedPrompt], answers: Sequence[Answer], pad_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(prompt_ids, prompt_mask, response_ids, response_mask): a row for each prompt and its answer."""
-    left = pad_left([prompt.prompt_ids for prompt in prompts], pad_id)
-    return *left, *pad_right([answer.ids for answer in answers], pad_id)
+    padded_prompts = pad_left([prompt.prompt_ids for prompt in prompts], pad_id)
+    return *padded_prompts, *pad_right([answer.ids for answer in answers], pad_id)

@@ -1,4 +1,4 @@
-"""The rows of any file: its bytes tell whether it is JSONL, JSON, a table, Parquet or plain text, gzipped or not."""
+"""The rows of any file. Its bytes decide the container: JSONL, JSON, a table, Parquet or text, gzipped or not."""
 
 import codecs
 import re
@@ -11,12 +11,12 @@ from lora_rlhf.data.formats import KNOWN_COLUMNS
 from lora_rlhf.data.hub import hub_rows, saved_rows
 from lora_rlhf.data.io import GZIP, UNREADABLE, ByteStream, open_bytes, unreadable
 from lora_rlhf.data.json_rows import json_documents, json_lines, spans_lines
-from lora_rlhf.data.locate import Files, Hub, locate, plain_suffix
+from lora_rlhf.data.locate import DataFiles, HubDataset, locate, plain_suffix
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.tables import csv_header, csv_rows, parquet_rows
 from lora_rlhf.system.errors import UserError
 
-HEAD = 2**16  # bytes from which the container is told
+HEAD = 2**16  # bytes that decide the container
 TEXT_CHUNK = 2**20  # bytes of plain text in one row
 PARQUET = b"PAR1"
 JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
@@ -44,12 +44,12 @@ FOREIGN = (
 
 
 def source_rows(name: str) -> Iterator[tuple[str, Any]]:
-    """Yields all rows that a name stands for (see `locate`), as `file_rows` and `hub_rows` do."""
+    """Yields (origin, row) for all rows that a name stands for (see `locate`)."""
     source = locate(name)
-    if isinstance(source, Files):
+    if isinstance(source, DataFiles):
         for path in source.paths:
             yield from file_rows(path)
-    elif isinstance(source, Hub):
+    elif isinstance(source, HubDataset):
         yield from hub_rows(source)
     else:
         yield from saved_rows(source.path)
@@ -121,8 +121,8 @@ def _require_text(path: Path, head: bytes) -> None:
     if head[257:262] == b"ustar":
         raise UserError(f"{path}: this is a tar archive; unpack it with tar -xf and give the folder")
     if b"\0" in head:
-        known = "JSONL, JSON, CSV, Parquet and UTF-8 text, also gzipped"
-        raise UserError(f"{path}: this is a binary file, or text that is not UTF-8; what can be read: {known}")
+        readable = "JSONL, JSON, CSV, Parquet and UTF-8 text, also gzipped"
+        raise UserError(f"{path}: this is a binary file, or text that is not UTF-8; what can be read: {readable}")
 
 
 def _is_table(head: str) -> bool:
@@ -131,11 +131,11 @@ def _is_table(head: str) -> bool:
 
 
 def _text_rows(path: Path, stream: ByteStream) -> Iterator[tuple[str, Any]]:
-    line, rest = 1, b""
+    line, remainder = 1, b""
     try:
-        while data := rest + stream.read(TEXT_CHUNK - len(rest)):
+        while data := remainder + stream.read(TEXT_CHUNK - len(remainder)):
             cut = len(data) if len(data) < TEXT_CHUNK else _last_break(data)
-            chunk, rest = data[:cut], data[cut:]
+            chunk, remainder = data[:cut], data[cut:]
             if chunk.strip():
                 yield f"{path}:{line}", _text_row(chunk, line)
             line += chunk.count(b"\n")
@@ -144,7 +144,7 @@ def _text_rows(path: Path, stream: ByteStream) -> Iterator[tuple[str, Any]]:
 
 
 def _last_break(data: bytes) -> int:
-    """Where to cut: behind the last line; within a line longer than all of it, behind the last word or character."""
+    """The index to cut at: after the last line end, else after the last space, else between two characters."""
     if cut := data.rfind(b"\n") + 1 or data.rfind(b" ") + 1:
         return cut
     cut = len(data) - 1
@@ -157,5 +157,5 @@ def _text_row(chunk: bytes, line: int) -> dict[str, str] | BadRow:
     try:
         return {"text": chunk.decode("utf-8-sig" if line == 1 else "utf-8").replace("\r\n", "\n")}
     except UnicodeDecodeError as error:
-        place = line + chunk.count(b"\n", 0, error.start)
-        return BadRow("the text is not UTF-8; save the file as UTF-8", f"line {place}")
+        bad_line = line + chunk.count(b"\n", 0, error.start)
+        return BadRow("the text is not UTF-8; save the file as UTF-8", f"line {bad_line}")

@@ -1,8 +1,8 @@
-"""Records to token ids within length limits: prompts are truncated from the left, responses refused or cut."""
+"""Records to token ids within length limits. Prompts are truncated from the left; responses are refused or cut."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
@@ -12,15 +12,12 @@ from lora_rlhf.system.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Record = TypeVar("Record")
-Encoded = TypeVar("Encoded")
-
 
 @dataclass(frozen=True)
 class Limits:
-    """The most tokens of a prompt and of a response, its stop token included, and what becomes of longer responses.
+    """The most tokens of a prompt and of a response (with its stop token), and what is done with longer responses.
 
-    "refuse" leaves them out. "cut" keeps their beginning, without a stop token: nobody should learn to stop there.
+    "refuse" leaves them out. "cut" keeps their beginning, without a stop token: a model must not learn to stop there.
     """
 
     max_prompt_tokens: int
@@ -146,56 +143,33 @@ def encode_ranking(
     except BadRow as fault:
         refused.add(prompt.origin, fault)
         return None
-    kept: list[tuple[list[int], int]] = []
+    response_ids: list[list[int]] = []
+    ranks: list[int] = []
     for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
         try:
-            kept.append((_encode_response(tokenizer, prompt, ids, response, limits, refused), rank))
+            response_ids.append(_encode_response(tokenizer, prompt, ids, response, limits, refused))
+            ranks.append(rank)
         except BadRow as fault:
             refused.add(prompt.origin, fault)
-    if len(kept) < 2:
-        refused.add(prompt.origin, BadRow("fewer than 2 responses of the ranking are left", f"{len(kept)} left"))
+    if len(ranks) < 2:
+        refused.add(prompt.origin, BadRow("fewer than 2 responses of the ranking are left", f"{len(ranks)} left"))
         return None
     refused.truncated_prompts += limited is not ids
-    return EncodedRanking(limited, [response_ids for response_ids, _ in kept], [rank for _, rank in kept])
+    return EncodedRanking(limited, response_ids, ranks)
 
 
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[Prompt], max_prompt_tokens: int
 ) -> tuple[list[EncodedPrompt], RefusedRows]:
     """All prompts' ids in order, and what was refused. Raises UserError if nothing is left."""
-
-    def encode(prompt: Prompt, refused: RefusedRows) -> EncodedPrompt | None:
-        ids = encode_prompt(tokenizer, prompt, max_prompt_tokens, refused)
-        return None if ids is None else EncodedPrompt(ids, prompt)
-
-    return _encode_all(tokenizer, prompts, encode)
-
-
-def encode_demonstrations(
-    tokenizer: "PreTrainedTokenizerBase", demonstrations: Iterable[Demonstration], limits: Limits
-) -> tuple[list[EncodedExample], RefusedRows]:
-    """All demonstrations' ids in order, and what was refused. Raises UserError if nothing is left."""
-
-    def encode(record: Demonstration, refused: RefusedRows) -> EncodedExample | None:
-        return encode_demonstration(tokenizer, record, limits, refused)
-
-    return _encode_all(tokenizer, demonstrations, encode)
-
-
-def _encode_all(
-    tokenizer: "PreTrainedTokenizerBase",
-    records: Iterable[Record],
-    encode: Callable[[Record, RefusedRows], Encoded | None],
-) -> tuple[list[Encoded], RefusedRows]:
-    stop_ids(tokenizer)  # a tokenizer that can not work at all is one error, not a refusal of every row
-    refused = RefusedRows()
-    encoded: list[Encoded] = []
-    count = 0
-    for record in records:
+    stop_ids(tokenizer)  # raises for a tokenizer that cannot work at all, before every row is refused for it
+    refused, count = RefusedRows(), 0
+    encoded: list[EncodedPrompt] = []
+    for prompt in prompts:
         count += 1
-        item = encode(record, refused)
-        if item is not None:
-            encoded.append(item)
+        ids = encode_prompt(tokenizer, prompt, max_prompt_tokens, refused)
+        if ids is not None:
+            encoded.append(EncodedPrompt(ids, prompt))
     if count and not encoded:
         raise UserError(f"no row of {count} fits this tokenizer and these limits:\n{refused.summary()}")
     return encoded, refused

@@ -16,9 +16,9 @@ from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.system.errors import UserError
 
-Kind = Literal["demonstrations", "rankings", "prompts", "texts"]
+RecordKind = Literal["demonstrations", "rankings", "prompts", "texts"]
 
-COMMANDS: Mapping[Kind, str] = {
+COMMANDS: Mapping[RecordKind, str] = {
     "demonstrations": "lora-rlhf sft --demonstrations",
     "rankings": "lora-rlhf reward --rankings",
     "prompts": "lora-rlhf ppo --prompts",
@@ -45,7 +45,7 @@ class Format:
     name: str
     title: str
     required: tuple[str, ...]
-    readers: Mapping[Kind, Callable[[Row], Sequence[Record]]]
+    readers: Mapping[RecordKind, Callable[[Row], Sequence[Record]]]
     optional: tuple[str, ...] = ()
     matches: Callable[[Row], bool] | None = None
     group: Callable[[Row], Hashable] | None = None
@@ -148,7 +148,7 @@ LIST_COLUMNS: frozenset[str] = frozenset(
 # from a row to its format
 
 
-def recognise(row: Any, kind: Kind | None) -> tuple[Format, ...]:
+def recognise(row: Any, kind: RecordKind | None) -> tuple[Format, ...]:
     """The formats that a row fits, the most specific only; () if none, several if its columns do not settle it.
 
     kind: only formats that can be read as it; None: all.
@@ -164,7 +164,7 @@ def recognise(row: Any, kind: Kind | None) -> tuple[Format, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _by_columns(filled: tuple[str, ...], kind: Kind | None) -> tuple[tuple[Format, ...], bool]:
+def _by_columns(filled: tuple[str, ...], kind: RecordKind | None) -> tuple[tuple[Format, ...], bool]:
     """(the formats whose columns are there, whether nothing remains to be asked of the values)."""
     has = frozenset(filled)
     formats = tuple(f for f in FORMATS if (kind is None or kind in f.readers) and has.issuperset(f.required))
@@ -204,7 +204,7 @@ def prompts_of(format: Format, row: Row) -> Sequence[Prompt]:
 # what to say of a row that fits none
 
 
-def unrecognised(row: Any, kind: Kind | None) -> BadRow:
+def unrecognised(row: Any, kind: RecordKind | None) -> BadRow:
     """Why `recognise` found nothing: a needed column is empty, or the row is another kind's, or no known format's."""
     if not isinstance(row, dict):
         return BadRow("the row is not an object with columns", f"got {type(row).__name__}")
@@ -236,18 +236,18 @@ def _need(format: Format, row: Row) -> str:
     return f"lacks {', '.join(lacking)}" if lacking else "needs values of another form"
 
 
-def _unfilled(row: Row, kind: Kind) -> list[str]:
+def _unfilled(row: Row, kind: RecordKind) -> list[str]:
     """The columns that are there and empty, and without which the row is nothing of that kind."""
     lacking = [f.lacks(row) for f in FORMATS if kind in f.readers and all(name in row for name in f.required)]
     return min(lacking, key=len, default=[])
 
 
-def _other_kind(format: Format, wanted: Kind) -> BadRow:
+def _other_kind(format: Format, wanted: RecordKind) -> BadRow:
     held = next(iter(format.readers))
     return BadRow(f"the row holds {held}, not {wanted}; {held} are for {COMMANDS[held]}", f"format {format.name}")
 
 
-def _nearest(filled: frozenset[str], kind: Kind | None) -> Format | None:
+def _nearest(filled: frozenset[str], kind: RecordKind | None) -> Format | None:
     """The format with the largest share of its required columns there; None if none has any."""
     allowed = [format for format in FORMATS if kind is None or kind in format.readers]
     best = max(allowed, key=lambda format: len(filled & set(format.required)) / len(format.required))

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.data.locate import Hub
+from lora_rlhf.data.locate import HubDataset
 from lora_rlhf.data.refusals import Damaged
 from lora_rlhf.data.tables import plain_row
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.network import hub_fault, offline
 
 
-def hub_rows(hub: Hub) -> Iterator[tuple[str, Any]]:
+def hub_rows(hub: HubDataset) -> Iterator[tuple[str, Any]]:
     """Yields ("owner/name:split row N", row), N from 1, for each row of a hub dataset, as it arrives.
 
     Raises UserError if the hub cannot be reached (within seconds), or has no such dataset, config or split. A
@@ -22,16 +22,16 @@ def hub_rows(hub: Hub) -> Iterator[tuple[str, Any]]:
         _require_endpoint(hub.name)
     from datasets import load_dataset
 
-    named = f"{hub.name}:{hub.config}:{hub.split}" if hub.config else f"{hub.name}:{hub.split}"
+    full_name = f"{hub.name}:{hub.config}:{hub.split}" if hub.config else f"{hub.name}:{hub.split}"
     try:
         dataset = load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
     except Exception as error:  # the library raises a dozen unrelated types for "not there" and "no access"
-        where = f"in the cache ({setting} is set)" if setting else "on the hub"
+        location = f"in the cache ({setting} is set)" if setting else "on the hub"
         raise UserError(
-            f"{named}: no such file here, and it cannot be loaded as a dataset {where}: {error}\n"
+            f"{full_name}: no such file here, and it cannot be loaded as a dataset {location}: {error}\n"
             "A hub dataset is owner/name, owner/name:split or owner/name:config:split."
         ) from error
-    return numbered_rows(dataset, named)
+    return numbered_rows(dataset, full_name)
 
 
 def saved_rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -32,7 +32,7 @@ class ByteStream(LineStream, Protocol):
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[ByteStream]:
-    """Opens a file for reading, unpacked if it begins as gzip does, whatever its name. Raises OSError."""
+    """Opens a file for reading, unpacked if its first bytes are those of gzip, whatever its name. Raises OSError."""
     with io.BufferedReader(io.FileIO(path), BUFFER) as raw:
         packed = raw.read(len(GZIP)) == GZIP
         raw.seek(0)
@@ -40,7 +40,7 @@ def open_bytes(path: Path) -> Iterator[ByteStream]:
 
 
 def unreadable(error: BaseException) -> Damaged:
-    """What stands for the rest of a file that broke off while it was read."""
+    """The Damaged row that stands for the unreadable rest of a file."""
     if isinstance(error, EOFError):
         return Damaged("the gzip data break off", "copy the file again")
     if isinstance(error, zlib.error | gzip.BadGzipFile):
@@ -56,10 +56,10 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     path, count = Path(path), 0
     with new_file(path) as raw:
         # mtime 0: the same rows give the same bytes, so a data hash in a manifest means something
-        packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+        output = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
         for row in rows:
-            packed.write(json_line(row))
+            output.write(json_line(row))
             count += 1
-        if packed is not raw:
-            packed.close()
+        if output is not raw:
+            output.close()
     return count

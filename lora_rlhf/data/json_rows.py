@@ -21,24 +21,24 @@ _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 _SCALAR = re.compile(r"[-+.\w]+")
 
 
-def json_lines(path: Path, stream: LineStream, before: int = 0) -> Iterator[tuple[str, Any]]:
+def json_lines(path: Path, stream: LineStream, lines_before: int = 0) -> Iterator[tuple[str, Any]]:
     """Yields ("path:line", row) for each line of JSONL that is not blank; see `containers.file_rows`.
 
-    before: the number of lines that stand before those of the stream.
+    lines_before: the number of the file's lines before those of the stream.
     """
-    place, number = str(path), before  # a Path costs more to write than a row to decode
+    name, number = str(path), lines_before  # a Path costs more to write than a row to decode
     try:
         while line := stream.readline(MAX_ELEMENT + 1):
             number += 1
             if len(line) > MAX_ELEMENT:
-                yield f"{place}:{number}", Damaged("a line is longer than 256 MiB")
+                yield f"{name}:{number}", Damaged("a line is longer than 256 MiB")
                 return
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line := line.strip():
-                yield f"{place}:{number}", decode_json(line)
+                yield f"{name}:{number}", decode_json(line)
     except UNREADABLE as error:
-        yield f"{place}:{number + 1}", unreadable(error)
+        yield f"{name}:{number + 1}", unreadable(error)
 
 
 def json_documents(
@@ -49,7 +49,7 @@ def json_documents(
     N counts from 1; a list may stand on one line. window: bytes held at a time, more only while one element is longer;
     limit: the most characters of one element.
     """
-    place, text, number = str(path), _Window(stream, window, limit), 0
+    name, text, number = str(path), _Window(stream, window, limit), 0
     try:
         in_list = text.mark() == "["
         if in_list:
@@ -57,22 +57,22 @@ def json_documents(
         while (mark := text.mark()) and not (in_list and mark == "]"):
             if in_list and number:
                 if mark != ",":
-                    raise Damaged("a comma is missing in the JSON list", f"found {mark!r} at {text.place()}")
+                    raise Damaged("a comma is missing in the JSON list", f"found {mark!r} at {text.location()}")
                 text.position += 1
                 text.mark()
             line, value = text.line(), text.value()
             number += 1
-            yield f"{place}:{line} row {number}", value
+            yield f"{name}:{line} row {number}", value
         if in_list:
             if not mark:
-                raise Damaged(BREAKS_OFF, f"the list has no end at {text.place()}")
+                raise Damaged(BREAKS_OFF, f"the list has no end at {text.location()}")
             text.position += 1
             if mark := text.mark():
-                raise Damaged("text follows the end of the JSON list", f"found {mark!r} at {text.place()}")
+                raise Damaged("text follows the end of the JSON list", f"found {mark!r} at {text.location()}")
     except Damaged as fault:
-        yield f"{place}:{text.line()} row {number + 1}", fault
+        yield f"{name}:{text.line()} row {number + 1}", fault
     except UNREADABLE as error:
-        yield f"{place}:{text.line()} row {number + 1}", unreadable(error)
+        yield f"{name}:{text.line()} row {number + 1}", unreadable(error)
 
 
 def spans_lines(head: str) -> bool:
@@ -125,7 +125,7 @@ class _Window:
         self._counted = self.position
         return self._lines
 
-    def place(self, index: int | None = None) -> str:
+    def location(self, index: int | None = None) -> str:
         """Line and column of a character of the window that is not before the position; of the position itself."""
         line, index = self.line(), self.position if index is None else index
         breaks = self._text.count("\n", self.position, index)
@@ -149,7 +149,7 @@ class _Window:
             except json.JSONDecodeError as error:
                 if self._at_end or not incomplete(error, text):
                     reason = BREAKS_OFF if self._at_end and incomplete(error, text) else "the JSON text is broken"
-                    raise Damaged(reason, f"{message(error)} at {self.place(error.pos)}") from None
+                    raise Damaged(reason, f"{message(error)} at {self.location(error.pos)}") from None
                 end = len(text)
             except (BadRow, RecursionError, ValueError) as error:
                 value, end = as_bad_row(error), _end_of_value(text, start)
@@ -169,10 +169,10 @@ class _Window:
     def _grow(self) -> None:
         """Drops what was read and takes in more: twice what is left, so that a long element costs its length twice."""
         self.line()
-        rest = self._text[self.position :]
-        if len(rest) > self._limit:
+        unread = self._text[self.position :]
+        if len(unread) > self._limit:
             raise Damaged("an element is longer than 256 MiB")
-        data = self._read(max(self._size, len(rest)))
+        data = self._read(max(self._size, len(unread)))
         self._at_end = not data
         new = self._decoder.decode(data, final=self._at_end)
         try:
@@ -180,7 +180,7 @@ class _Window:
         except UnicodeEncodeError:
             self._is_utf8 = False
         self._line_starts -= self.position
-        self._text, self.position, self._counted = rest + new, 0, 0
+        self._text, self.position, self._counted = unread + new, 0, 0
 
     def _read(self, size: int) -> bytes:
         parts = []
@@ -200,16 +200,16 @@ class _Window:
 
 
 def _end_of_value(text: str, start: int) -> int:
-    """Where a value ends that cannot be decoded, told by its brackets; the text's end if it goes on."""
+    """The end of a value that cannot be decoded: where its brackets are closed, else the end of the text."""
     if text[start] not in "[{":
-        found = _SCALAR.match(text, start)
-        return found.end() if found else len(text)
+        scalar = _SCALAR.match(text, start)
+        return scalar.end() if scalar else len(text)
     depth = 0
-    for found in _BRACKETS.finditer(text, start):
-        token = found[0]
+    for match in _BRACKETS.finditer(text, start):
+        token = match[0]
         if token == '"':
             break
         depth += (token in "[{") - (token in "]}")
         if depth == 0:
-            return found.end()
+            return match.end()
     return len(text)

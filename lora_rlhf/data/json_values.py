@@ -1,4 +1,4 @@
-"""One JSON text to one value: numbers that JSON cannot write become None, what no reader could walk is refused."""
+"""One JSON text to one value. Numbers that JSON cannot write become None; values nested too deeply are refused."""
 
 import json
 import math
@@ -13,7 +13,9 @@ LARGEST = int(sys.float_info.max)  # a whole number beyond it overflows wherever
 NOT_UTF8 = "the row is not UTF-8 text"
 NOT_JSON = "the line is not JSON"
 
-_CUT_TOKEN = re.compile(r"\s*[-+.\w\\]{0,16}\s*")  # what a text's end may leave of a number, a word or an escape
+_CUT_TOKEN = re.compile(
+    r"\s*[-+.\w\\]{0,16}\s*"
+)  # the beginning of a number, a word or an escape, cut by the text's end
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def message(error: json.JSONDecodeError) -> str:
 
 
 def as_bad_row(error: Exception) -> BadRow:
-    """What a text is refused for that is JSON, but too deep, too long a number, or with a name twice."""
+    """The refusal of a JSON text that is nested too deeply, holds too long a number, or a name twice."""
     if isinstance(error, BadRow):
         return error
     if isinstance(error, RecursionError):

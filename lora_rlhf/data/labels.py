@@ -1,4 +1,4 @@
-"""Arithmetic on people's rankings: how far labelers agree, duplicate responses."""
+"""Statistics of people's rankings: how often labelers agree, and duplicate responses."""
 
 from collections.abc import Iterable
 from itertools import combinations
@@ -37,15 +37,15 @@ class AgreementCounter:
     def add(self, ranking: Ranking) -> None:
         """Compares one ranking with the earlier ones of the same prompt."""
         ranks = {fingerprint(text): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)}
-        others = self._seen.setdefault(fingerprint(ranking.prompt.key), [])
-        for labeler, known in others:
+        earlier_rankings = self._seen.setdefault(fingerprint(ranking.prompt.key), [])
+        for labeler, earlier_ranks in earlier_rankings:
             if labeler is None or labeler != ranking.labeler:
-                self._compare(known, ranks)
-        others.append((ranking.labeler, ranks))
+                self._compare(earlier_ranks, ranks)
+        earlier_rankings.append((ranking.labeler, ranks))
 
-    def _compare(self, one: dict[int, int], other: dict[int, int]) -> None:
-        for a, b in combinations([response for response in one if response in other], 2):
-            order = (one[a] - one[b]) * (other[a] - other[b])
+    def _compare(self, ranks: dict[int, int], other_ranks: dict[int, int]) -> None:
+        for a, b in combinations([response for response in ranks if response in other_ranks], 2):
+            order = (ranks[a] - ranks[b]) * (other_ranks[a] - other_ranks[b])
             self.num_pairs += order != 0
             self.num_agreed += order > 0
 
@@ -55,7 +55,7 @@ class AgreementCounter:
 
 
 def agreement(rankings: Iterable[Ranking]) -> Agreement:
-    """How far the labelers of these rankings agree; see `AgreementCounter`."""
+    """How often the labelers of these rankings agree; see `AgreementCounter`."""
     counter = AgreementCounter()
     for ranking in rankings:
         counter.add(ranking)
@@ -68,15 +68,15 @@ def distinct_responses(ranking: Ranking, refused: RefusedRows) -> Ranking | None
     Responses are the same if their texts are, white space at the ends aside; a ranking gives them the same rank. Both
     kinds of loss are counted.
     """
-    first: dict[str, tuple[str, int]] = {}
+    distinct: dict[str, tuple[str, int]] = {}
     for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
-        if response.strip() in first:
+        if response.strip() in distinct:
             refused.add(ranking.prompt.origin, BadRow("duplicate response in a ranking", repr(response[:40])))
-        first.setdefault(response.strip(), (response, rank))
-    if len(first) == len(ranking.responses):
+        distinct.setdefault(response.strip(), (response, rank))
+    if len(distinct) == len(ranking.responses):
         return ranking
-    if len(first) < 2:
+    if len(distinct) < 2:
         refused.add(ranking.prompt.origin, BadRow("all responses of the ranking are the same"))
         return None
-    responses, ranks = zip(*first.values(), strict=True)
+    responses, ranks = zip(*distinct.values(), strict=True)
     return Ranking(ranking.prompt, responses, ranks, ranking.labeler)

@@ -10,9 +10,9 @@ from pathlib import Path
 from lora_rlhf.system.errors import UserError
 
 DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".text", ".parquet"}
-# Told from the name only to find the files of a folder; those that are not read here are refused when they are opened.
+# These suffixes serve to find the files of a folder. A compression that is not supported is refused when it is opened.
 COMPRESSED_SUFFIXES = {".gz", ".zip", ".xz", ".zst", ".bz2"}
-# What stands beside the data of most datasets, and would pass for data by its suffix.
+# Files of many datasets that are not data although their suffix is that of data.
 BESIDE_DATA = {
     *("changelog", "citation", "copying", "dataset_dict", "dataset_info", "dataset_infos", "licence", "license"),
     *("notice", "readme", "requirements"),
@@ -24,11 +24,11 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "heldout"), "validation"),
 }
 HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[\w.+-]+))??(:(?P<split>[\w.-]+))?")
-SHOWN = 8
+MOST_NAMES = 8  # in a message
 
 
 @dataclass(frozen=True)
-class Files:
+class DataFiles:
     """Files to read, in order; `skipped` are those that a folder or a pattern also holds and that are not data."""
 
     paths: tuple[Path, ...]
@@ -36,7 +36,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Hub:
+class HubDataset:
     """One split of a dataset on the hub; `config` None is the dataset's only or default one."""
 
     name: str
@@ -45,7 +45,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedDataset:
     """A folder that `save_to_disk` of the library datasets wrote."""
 
     path: Path
@@ -58,7 +58,7 @@ def plain_suffix(path: Path) -> str:
     return path.suffix.lower()
 
 
-def locate(name: str) -> Files | Hub | Saved:
+def locate(name: str) -> DataFiles | HubDataset | SavedDataset:
     """What a name stands for: a file, a folder, a pattern ("data/train-*.parquet"), or a dataset of the hub.
 
     The hub's are "owner/name", "owner/name:split" and "owner/name:config:split", split "train" unless given. What
@@ -72,21 +72,21 @@ def locate(name: str) -> Files | Hub | Saved:
         raise UserError(f"{name}: cannot be looked at ({why}); give a file, a folder, or a hub dataset") from error
 
 
-def _locate(name: str) -> Files | Hub | Saved:
+def _locate(name: str) -> DataFiles | HubDataset | SavedDataset:
     path = Path(name).expanduser()
     if not name.strip():
         raise UserError("an empty name stands for no data; give a file, a folder, or a hub dataset as owner/name")
     if path.is_dir():
-        return Saved(path) if _is_saved(path) else _folder(path)
+        return SavedDataset(path) if _is_saved(path) else _folder(path)
     if path.is_file():
-        return Files((path,))
+        return DataFiles((path,))
     if path.exists():
         raise UserError(f"{name}: a pipe or device, and data are read more than once; write them to a file first")
     if glob.has_magic(name):
         return _pattern(str(path))
     hub = HUB_NAME.fullmatch(name)
     if hub and plain_suffix(Path(hub["name"])) not in DATA_SUFFIXES:
-        return Hub(hub["name"], hub["config"], hub["split"] or "train")
+        return HubDataset(hub["name"], hub["config"], hub["split"] or "train")
     raise UserError(f"{name}: no such file; a hub dataset is owner/name, owner/name:split or owner/name:config:split")
 
 
@@ -97,53 +97,49 @@ def is_data(path: Path) -> bool:
 
 
 def _is_saved(folder: Path) -> bool:
-    one = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
-    return one or (folder / "dataset_dict.json").is_file()
+    is_split = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
+    return is_split or (folder / "dataset_dict.json").is_file()
 
 
-def _folder(folder: Path) -> Files:
-    found = []
-    for inside, _, names in os.walk(folder):
-        found += [Path(inside, name) for name in names]
-    found.sort()
-    hidden = {path for path in found if any(part.startswith(".") for part in path.relative_to(folder).parts)}
-    paths = tuple(path for path in found if is_data(path) and path not in hidden)
+def _folder(folder: Path) -> DataFiles:
+    files = sorted(Path(inside, name) for inside, _, names in os.walk(folder) for name in names)
+    hidden = {path for path in files if any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    paths = tuple(path for path in files if is_data(path) and path not in hidden)
     if not paths:
         raise UserError(
-            f"{folder}: no data in this folder ({_shown(found)}); data are files named "
+            f"{folder}: no data in this folder ({_contents(files)}); data are files named "
             + ", ".join(f"*{suffix}" for suffix in sorted(DATA_SUFFIXES))
             + ", also gzipped"
         )
     _require_one_split(folder, paths)
-    return Files(paths, tuple(path for path in found if path not in set(paths)))
+    return DataFiles(paths, tuple(path for path in files if path not in set(paths)))
 
 
 def _require_one_split(folder: Path, paths: Iterable[Path]) -> None:
     """UserError for a folder of training and test files: read as one, it would train on what it is tested on."""
-    named: dict[str, Path] = {}
+    first_files: dict[str, Path] = {}
     for path in paths:
         for word in re.split(r"[^a-z]+", str(path.relative_to(folder)).lower()):
             if word in SPLITS:
-                named.setdefault(SPLITS[word], path)
-    if len(named) > 1:
-        listed = ", ".join(f"{split}: {path.relative_to(folder)}" for split, path in named.items())
-        one = next(iter(named))
-        pattern = f"{folder}/**/*{one}*"
-        raise UserError(f"{folder}: holds several splits ({listed}); name one by a pattern, such as '{pattern}'")
+                first_files.setdefault(SPLITS[word], path)
+    if len(first_files) > 1:
+        splits = ", ".join(f"{split}: {path.relative_to(folder)}" for split, path in first_files.items())
+        pattern = f"{folder}/**/*{next(iter(first_files))}*"
+        raise UserError(f"{folder}: holds several splits ({splits}); name one by a pattern, such as '{pattern}'")
 
 
-def _pattern(pattern: str) -> Files:
-    found = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if not path.is_dir()]
-    if not found:
+def _pattern(pattern: str) -> DataFiles:
+    files = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if not path.is_dir()]
+    if not files:
         raise UserError(f"{pattern}: no file matches this pattern")
     # a pattern that matches nothing with a name of data was meant as it is written ("part-*")
-    paths = tuple(filter(is_data, found)) or tuple(found)
-    return Files(paths, tuple(path for path in found if path not in set(paths)))
+    paths = tuple(filter(is_data, files)) or tuple(files)
+    return DataFiles(paths, tuple(path for path in files if path not in set(paths)))
 
 
-def _shown(paths: Iterable[Path]) -> str:
+def _contents(paths: Iterable[Path]) -> str:
     names = [path.name for path in paths]
     if not names:
         return "it is empty"
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return "it holds " + ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return "it holds " + ", ".join(names[:MOST_NAMES]) + more

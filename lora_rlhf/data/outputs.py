@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from lora_rlhf.data.locate import Files, Saved, locate
+from lora_rlhf.data.locate import DataFiles, SavedDataset, locate
 from lora_rlhf.system.errors import UserError
 
 
 def require_output(flag: str, path: str | None, inputs: Iterable[str]) -> None:
-    """UserError, before anything is read, where a file to write has no folder, is no file, or is an input.
+    """Raises UserError if a file to write has no folder, is not a regular file, or is an input. Call it before reading.
 
     flag: what gave the path, for the message; a path of None is nothing to write. inputs: names as `locate` takes them,
     compared as files: another spelling of one, a symbolic link and a hard link to it are the same.
@@ -19,8 +19,8 @@ def require_output(flag: str, path: str | None, inputs: Iterable[str]) -> None:
     if not target.parent.is_dir():
         raise UserError(f"{flag} {path}: no such folder: {target.parent}; make it first, or correct the path")
     if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "no regular file"
-        raise UserError(f"{flag} {path}: this is {kind}; name a file to write")
+        file_type = "a folder" if target.is_dir() else "no regular file"
+        raise UserError(f"{flag} {path}: this is {file_type}; name a file to write")
     for name in inputs:
         if _holds(name, target):
             read = "an input" if name == path else f"read as {name}"
@@ -33,8 +33,8 @@ def _holds(name: str, target: Path) -> bool:
         source = locate(name)
     except UserError:
         return False
-    if isinstance(source, Saved):
+    if isinstance(source, SavedDataset):
         return target.resolve().is_relative_to(source.path.resolve())
-    if not isinstance(source, Files) or not target.exists():
+    if not isinstance(source, DataFiles) or not target.exists():
         return False
     return any(path.exists() and target.samefile(path) for path in source.paths)

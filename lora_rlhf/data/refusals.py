@@ -1,12 +1,12 @@
-"""What could not be used, and why: nothing in this room is dropped without being counted here."""
+"""Rows that could not be used, and why: this room drops nothing without counting it here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lora_rlhf.system.errors import UserError
 
-EXAMPLES = 20  # places kept per reason: enough to find the fault, and the memory does not grow with the file
-MOST_REASONS = 200  # reasons are few by design; should details slip into them, memory stays flat all the same
+EXAMPLES = 20  # locations kept per reason: enough to find the fault, in memory that does not grow with the file
+MOST_REASONS = 200  # reasons are few by design; if one held details of its row, memory would still be bounded
 OTHER = "other reasons"
 
 
@@ -16,7 +16,7 @@ def counted(number: int, what: str) -> str:
 
 
 def none_of(number: int, what: str) -> str:
-    """The subject of a sentence that denies them all: "none of its 2 rows", "not even its only row"."""
+    """The subject of "... can be used" where nothing can: "none of its 2 rows", "not even its only row"."""
     return f"not even its only {what}" if number == 1 else f"none of its {counted(number, what)}"
 
 
@@ -30,7 +30,7 @@ class BadRow(UserError):
 
 
 class Damaged(BadRow):
-    """The rest of a file cannot be read; it stands where the file's next row would."""
+    """The rest of a file cannot be read. It is yielded in place of the file's next row."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Refusal:
 
 @dataclass
 class Reason:
-    """How often something was refused for one reason, and the first places."""
+    """How many rows were refused for one reason, and the first of them."""
 
     count: int = 0
     examples: list[Refusal] = field(default_factory=list)
 
-    def told(self, most: int) -> tuple[str, list[str]]:
-        """The detail that the first rows share, in brackets, and their places; else "" and places with details."""
-        shown = self.examples[:most]
-        if len({row.detail for row in shown}) == 1:
-            return f" ({shown[0].detail})" if shown[0].detail else "", [row.origin for row in shown]
-        return "", [f"{row.origin} ({row.detail})" if row.detail else row.origin for row in shown]
+    def detail_and_origins(self, count: int) -> tuple[str, list[str]]:
+        """Of the first `count` examples: (" (detail)", origins) if they share one, else ("", origins with details)."""
+        examples = self.examples[:count]
+        if len({row.detail for row in examples}) == 1:
+            return f" ({examples[0].detail})" if examples[0].detail else "", [row.origin for row in examples]
+        return "", [f"{row.origin} ({row.detail})" if row.detail else row.origin for row in examples]
 
 
 class RefusedRows:
@@ -112,10 +112,10 @@ class RefusedRows:
         """One line per reason with its count and its first places; empty when there is nothing to say."""
         lines = []
         for reason, group in self.by_reason().items():
-            detail, places = group.told(examples)
-            shown = "; ".join(place for place in places if place)
+            detail, origins = group.detail_and_origins(examples)
+            locations = "; ".join(filter(None, origins))
             more = ", ..." if group.count > examples else ""
-            lines.append(f"{group.count:,} refused: {reason}{detail}" + (f" [{shown}{more}]" if shown else ""))
+            lines.append(f"{group.count:,} refused: {reason}{detail}" + (f" [{locations}{more}]" if locations else ""))
         if self.truncated_prompts:
             lines.append(f"{counted(self.truncated_prompts, 'prompt')} truncated from the left")
         if self.cut_responses:

@@ -1,4 +1,4 @@
-"""The one shape in which all data travels: prompts, demonstrations, rankings and texts, checked when they are made."""
+"""The records that all formats are read into: prompts, demonstrations, rankings and texts, checked when made."""
 
 import hashlib
 import unicodedata
@@ -38,9 +38,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for the assistant: a user's message comes last.
+    """A conversation up to the assistant's answer: a user's message comes last.
 
-    `meta` keeps the row's columns that no reader used; `origin` says where it was read ("file:line") for messages.
+    `meta` keeps the row's columns that no reader used; `origin` is where it was read ("file:line"), for messages.
     """
 
     messages: tuple[Message, ...]
@@ -72,8 +72,8 @@ class Prompt:
 
         Conversations that continue one another (HH-RLHF holds many) then stand on one side of it.
         """
-        first = next(place for place, message in enumerate(self.messages) if message.role == "user")
-        return normalized(self.messages[: first + 1])
+        first_user = next(index for index, message in enumerate(self.messages) if message.role == "user")
+        return normalized(self.messages[: first_user + 1])
 
 
 def normalized(messages: Sequence[Message]) -> str:
@@ -82,10 +82,10 @@ def normalized(messages: Sequence[Message]) -> str:
     return " ".join(unicodedata.normalize("NFKC", turns).casefold().split())
 
 
-def place(prompt: Prompt, meta: dict[str, Any], origin: str) -> None:
-    """Fills in where a prompt was read, in place: only for one that was just made and that nobody holds yet.
+def set_source(prompt: Prompt, meta: dict[str, Any], origin: str) -> None:
+    """Sets `meta` and `origin` of a frozen prompt: only for a prompt that was just made and that has no other user.
 
-    Copying it instead would be half the cost of reading a row.
+    A copy would take half the time of reading a row.
     """
     object.__setattr__(prompt, "meta", meta)
     object.__setattr__(prompt, "origin", origin)
@@ -105,7 +105,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Ranking:
-    """K >= 2 responses of one prompt; `ranks[i]` is the place of `responses[i]`, 1 = best, ties share a rank.
+    """K >= 2 responses of one prompt; `ranks[i]` belongs to `responses[i]`, 1 = best, ties share a rank.
 
     A chosen/rejected pair is K = 2 with ranks (1, 2). No response is empty, and the same text (white space at its ends
     aside) has the same rank wherever it stands.
@@ -136,10 +136,12 @@ class Ranking:
         if "" in texts:
             raise BadRow("a response of the ranking is empty", f"response {texts.index('') + 1} of {len(texts)}")
         if len(set(texts)) < len(texts):
-            first: dict[str, int] = {}
+            first_ranks: dict[str, int] = {}
             for text, rank in zip(texts, self.ranks, strict=True):
-                if first.setdefault(text, rank) != rank:
-                    raise BadRow("the same response has different ranks", f"{first[text]} and {rank}: {text[:40]!r}")
+                if first_ranks.setdefault(text, rank) != rank:
+                    raise BadRow(
+                        "the same response has different ranks", f"{first_ranks[text]} and {rank}: {text[:40]!r}"
+                    )
 
 
 @dataclass(frozen=True)
@@ -158,15 +160,15 @@ def _whole_rank(rank: Any) -> int:
         rank = int(rank)
     if type(rank) is not int or rank < 1:  # a bool is no rank
         # a number that JSON does not have (NaN) was read as None
-        got = "null or NaN" if rank is None else repr(rank)[:40]
-        raise BadRow("a rank is not a whole number from 1 upwards", f"got {got}")
+        value = "null or NaN" if rank is None else repr(rank)[:40]
+        raise BadRow("a rank is not a whole number from 1 upwards", f"got {value}")
     return rank
 
 
 def split_of(opening: str, validation_fraction: float) -> str:
     """The split of a prompt's `opening`, "train" or "validation": by its hash, so the same in every file and order.
 
-    One in validation at some fraction stays there at every larger one.
+    A prompt in validation at one fraction is in validation at every larger fraction.
     """
     if not 0.0 <= validation_fraction <= 1.0:
         raise UserError(f"validation_fraction must be between 0 and 1, got {validation_fraction}")
@@ -174,7 +176,7 @@ def split_of(opening: str, validation_fraction: float) -> str:
 
 
 def split_position(opening: str) -> float:
-    """Where a prompt stands between 0 and 1; it is held out at every larger fraction."""
+    """The prompt's hash as a number from 0 to 1; the prompt is held out at every larger fraction."""
     digest = hashlib.sha256(opening.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -182,14 +184,14 @@ def split_position(opening: str) -> float:
 def fraction_between(nearest: float, farthest: float) -> float | None:
     """The smallest fraction, in hundredths, that holds out the prompt at `nearest` and not the one at `farthest`.
 
-    Both are of `split_position`. None where there is none: there is one prompt only, or they lie too close together.
+    Both are of `split_position`. None if no fraction does: there is only one prompt, or the two are too close together.
     """
-    enough = next((hundredths / 100 for hundredths in range(1, 100) if hundredths / 100 > nearest), None)
-    return enough if enough is not None and enough <= farthest else None
+    fraction = next((hundredths / 100 for hundredths in range(1, 100) if hundredths / 100 > nearest), None)
+    return fraction if fraction is not None and fraction <= farthest else None
 
 
 def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
-    """The JSON row that the readers turn back into the same record; `meta` is written beside the known columns."""
+    """The JSON row that the readers turn back into the same record, with the columns of `meta`."""
     if isinstance(record, Text):
         return {"text": record.text}
     prompt = record if isinstance(record, Prompt) else record.prompt
@@ -197,18 +199,19 @@ def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
     is_plain = len(turns) == 1 and not _reads_as_messages(turns[0]["content"])
     row: dict[str, Any] = {**prompt.meta, "prompt": turns[0]["content"] if is_plain else turns}
     if isinstance(record, Demonstration):
-        row["completion"] = _written(record.response)
+        row["completion"] = _response_value(record.response)
     elif isinstance(record, Ranking):
-        row |= {"responses": [_written(response) for response in record.responses], "ranks": list(record.ranks)}
+        row |= {"responses": [_response_value(response) for response in record.responses], "ranks": list(record.ranks)}
         if record.labeler is not None:
             row["labeler"] = record.labeler
     return row
 
 
-def _written(response: str) -> Any:
+def _response_value(response: str) -> Any:
+    """The response as a row's value; as a message where a reader would take the text for messages."""
     return [{"role": "assistant", "content": response}] if _reads_as_messages(response) else response
 
 
 def _reads_as_messages(text: str) -> bool:
-    """Whether a reader would take the text for a dialogue or for messages that a table holds as text."""
+    """Whether a reader would take the text for a dialogue or for messages written as text."""
     return text.startswith("[{") or text.lstrip().startswith("Human:")

@@ -1,4 +1,4 @@
-"""A name to records, streaming: everything usable of a file or dataset, and an account of everything refused."""
+"""From a file or dataset to records, as a stream: all usable rows, and a count of all refused ones."""
 
 import dataclasses
 import json
@@ -7,41 +7,41 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 from lora_rlhf.data.containers import source_rows
-from lora_rlhf.data.formats import Format, Kind, format_named, other_format, prompts_of, recognise, unrecognised
+from lora_rlhf.data.formats import Format, RecordKind, format_named, other_format, prompts_of, recognise, unrecognised
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of
-from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, place
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, set_source
 from lora_rlhf.system.errors import UserError
 
 Record = TypeVar("Record", Demonstration, Ranking, Prompt, Text)
-Located = tuple[str, dict[str, Any]]  # a row and where it stands
+LocatedRow = tuple[str, dict[str, Any]]  # a row's origin ("file:line") and the row
 
-# How `row_of` writes a record: an unused column that has a name of these could not stand beside it.
-WRITTEN_AS: dict[Kind, Format] = {
+# The formats in which `row_of` writes records: an unused column with a name of theirs cannot be written beside them.
+WRITTEN_AS: dict[RecordKind, Format] = {
     "demonstrations": format_named("prompt-completion"),
     "rankings": format_named("ranking"),
     "prompts": format_named("prompt"),
     "texts": format_named("text"),
 }
 MOST_IN_GROUP = 1000  # rows of one prompt that are read together; more are read as several groups
-SHOWN = 60  # characters of a text in a message
+TEXT_IN_MESSAGE = 60  # characters
 
 
 class Source(Generic[Record]):
     """The records of a file, folder, glob or hub dataset, read anew by each iteration, one row in memory at a time.
 
-    While and after iterating, `read`, `used` and `refused` count rows (used + refused = read, always), `records` what
-    was made of them, and `formats` how the used rows were written; `recognised` names the formats of all rows, refused
-    ones too; `depends_on_order` says whether other rows had a part in how one was read.
+    While and after iterating, `read`, `used` and `refused` count rows (always used + refused = read), `records` counts
+    the records made of them, and `formats` the used rows of each format. `recognised` holds the formats of all rows,
+    also of refused ones. `depends_on_order`: whether the reading of a row depended on other rows.
 
     name: see `locate`. kind: what the rows are read as; None: each as its format's main kind. format: a name of
-    docs/data.md, instead of what the rows look like. strict: the first row that cannot be used is a UserError.
-    tolerant: a file that breaks off, or without a usable row, is counted instead of being a UserError.
+    docs/data.md; None: each row's columns decide. strict: the first row that cannot be used raises UserError.
+    tolerant: a file that breaks off or has no usable row raises no UserError; the fault is counted as a refusal.
     """
 
     def __init__(
         self,
         name: str,
-        kind: Kind | None,
+        kind: RecordKind | None,
         format: str | None = None,
         strict: bool = False,
         tolerant: bool = False,
@@ -82,10 +82,14 @@ class Source(Generic[Record]):
         if not self.tolerant and not self.records:
             self._raise_unusable()
 
+    def require_first(self) -> None:
+        """Reads up to the first usable record: raises early what iterating would raise for a file without one."""
+        next(iter(self), None)
+
     def _rows(self) -> Iterator[tuple[str, Any]]:
         return source_rows(self.name)
 
-    def _recognised(self) -> Iterator[tuple[Format, Located]]:
+    def _recognised(self) -> Iterator[tuple[Format, LocatedRow]]:
         """Rows with their format; those without are refused."""
         for origin, row in self._rows():
             self.read += 1
@@ -103,57 +107,59 @@ class Source(Generic[Record]):
                 self.refused.add(origin, fault)
 
     def _choose(self, origin: str, row: dict[str, Any]) -> Format:
-        found = recognise(row, self.kind)
+        fitting = recognise(row, self.kind)
         if self._format is not None:
             # named by the user: also where another format fits the row more closely
-            if self._format not in found and not self._format.fits(row):
+            if self._format not in fitting and not self._format.fits(row):
                 raise other_format(self._format, row)
             return self._format
-        if not found:
+        if not fitting:
             raise unrecognised(row, self.kind)
-        if len(found) == 1 or (self.kind == "prompts" and _same_prompts(found, row)):
-            self._settled.add(found[0])
-            return found[0]
+        if len(fitting) == 1 or (self.kind == "prompts" and _same_prompts(fitting, row)):
+            self._settled.add(fitting[0])
+            return fitting[0]
         self.depends_on_order = True
-        if known := [format for format in found if format in self._settled]:
-            return known[0]  # a row that fits several is read as the rows before it were
+        if settled := [format for format in fitting if format in self._settled]:
+            return settled[0]  # a row that fits several is read as the rows before it were
         if self._settled:
-            names = ", ".join(format.name for format in found)
+            names = ", ".join(format.name for format in fitting)
             raise BadRow("the row fits several formats; say which one with --format", names)
-        raise UserError(_ambiguity(self.name, self.kind, found, origin, row))
+        raise UserError(_ambiguity(self.name, self.kind, fitting, origin, row))
 
-    def _grouped(self, rows: Iterable[tuple[Format, Located]]) -> Iterator[tuple[Format, list[Located]]]:
-        """Rows that belong together: neighbours with an equal `group`, where the format has one."""
-        waiting: list[Located] = []
+    def _grouped(self, rows: Iterable[tuple[Format, LocatedRow]]) -> Iterator[tuple[Format, list[LocatedRow]]]:
+        """The rows in groups: neighbours with an equal `Format.group` together, all other rows alone."""
+        group: list[LocatedRow] = []
         current: tuple[Format, Any] | None = None
         for format, located in rows:
             key = None if format.group is None else (format, format.group(located[1]))
-            if current and (key != current or len(waiting) == MOST_IN_GROUP):
-                yield current[0], waiting
-                waiting = []
+            if current and (key != current or len(group) == MOST_IN_GROUP):
+                yield current[0], group
+                group = []
             current = key
             if current:
                 self.depends_on_order = True
-                waiting.append(located)
+                group.append(located)
             else:
                 yield format, [located]
         if current:
-            yield current[0], waiting
+            yield current[0], group
 
-    def _records(self, format: Format, rows: list[Located]) -> list[Record]:
-        """What a group of rows becomes, with its place and its unused columns. BadRow if that is nothing."""
+    def _records(self, format: Format, rows: list[LocatedRow]) -> list[Record]:
+        """The records of a group of rows, with their origin and unused columns. BadRow if there is none."""
         origin, first = rows[0]
         row = first if format.merge is None else format.merge([row for _, row in rows])
         kind = next(iter(format.readers)) if self.kind is None else self.kind
-        made = prompts_of(format, row) if kind == "prompts" else format.readers[kind](row)
-        if not made:
+        records = prompts_of(format, row) if kind == "prompts" else format.readers[kind](row)
+        if not records:
             raise BadRow(f"the row holds no {kind}")
-        written = WRITTEN_AS[kind].columns
-        meta = {name: value for name, value in first.items() if name not in format.columns and name not in written}
-        for record in made:
+        written_columns = WRITTEN_AS[kind].columns
+        meta = {
+            name: value for name, value in first.items() if name not in format.columns and name not in written_columns
+        }
+        for record in records:
             if not isinstance(record, Text):
-                place(record if isinstance(record, Prompt) else record.prompt, meta, origin)
-        return cast(list[Record], list(made))
+                set_source(record if isinstance(record, Prompt) else record.prompt, meta, origin)
+        return cast(list[Record], list(records))
 
     def _raise_unusable(self) -> None:
         if not self.read:
@@ -162,7 +168,7 @@ class Source(Generic[Record]):
 
 
 def _same_prompts(formats: Iterable[Format], row: dict[str, Any]) -> bool:
-    """Whether it does not matter which of the formats a row's prompts are read by."""
+    """Whether all these formats read the same prompts from the row."""
     readings: set[object] = set()
     for format in formats:
         try:
@@ -173,17 +179,19 @@ def _same_prompts(formats: Iterable[Format], row: dict[str, Any]) -> bool:
     return len(readings) == 1
 
 
-def _ambiguity(name: str, kind: Kind | None, formats: Iterable[Format], origin: str, row: dict[str, Any]) -> str:
-    """The question to the user: what the row would become in each format."""
+def _ambiguity(name: str, kind: RecordKind | None, formats: Iterable[Format], origin: str, row: dict[str, Any]) -> str:
+    """The question to the user, with what the row would become in each format."""
     lines = [f"{name}: its rows fit several formats; say which one with --format:"]
     for format in formats:
         kinds = [kind] if kind else list(format.readers)
         lines.append(f"  --format {format.name:<14} {' and '.join(kinds)}: {_reading(format, kinds[0], row)}")
-    shown = json.dumps(row, default=repr)
-    return "\n".join([*lines, f"  the row at {origin}: {shown[: 5 * SHOWN]}{'...' if len(shown) > 5 * SHOWN else ''}"])
+    row_text = json.dumps(row, default=repr)
+    if len(row_text) > 5 * TEXT_IN_MESSAGE:
+        row_text = row_text[: 5 * TEXT_IN_MESSAGE] + "..."
+    return "\n".join([*lines, f"  the row at {origin}: {row_text}"])
 
 
-def _reading(format: Format, kind: Kind, row: dict[str, Any]) -> str:
+def _reading(format: Format, kind: RecordKind, row: dict[str, Any]) -> str:
     try:
         record = format.readers[kind](row if format.merge is None else format.merge([row]))[0]
     except BadRow as fault:
@@ -197,27 +205,20 @@ def _reading(format: Format, kind: Kind, row: dict[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    return json.dumps(text[:SHOWN]) + ("..." if len(text) > SHOWN else "")
+    return json.dumps(text[:TEXT_IN_MESSAGE]) + ("..." if len(text) > TEXT_IN_MESSAGE else "")
 
 
 def every_turn(demonstrations: Iterable[Demonstration]) -> Iterator[Demonstration]:
-    """Each conversation once per answer in it, the earlier ones first, so that all of them are learned."""
+    """A demonstration for each answer of each conversation, the earlier answers first, so that all are learned."""
     for demonstration in demonstrations:
         messages = demonstration.prompt.messages
         for end in range(1, len(messages)):
-            asked, message = messages[end - 1 : end + 1]
-            is_turn = (asked.role, message.role) == ("user", "assistant")
-            if is_turn and asked.content.strip() and message.content.strip():
-                before = dataclasses.replace(demonstration.prompt, messages=messages[:end])
-                yield Demonstration(before, message.content)
+            question, answer = messages[end - 1 : end + 1]
+            is_turn = (question.role, answer.role) == ("user", "assistant")
+            if is_turn and question.content.strip() and answer.content.strip():
+                prompt = dataclasses.replace(demonstration.prompt, messages=messages[:end])
+                yield Demonstration(prompt, answer.content)
         yield demonstration
-
-
-def read_demonstrations(
-    name: str, strict: bool = False, format: str | None = None
-) -> tuple[list[Demonstration], RefusedRows]:
-    """All demonstrations at once, and what was refused. UserError if there is none."""
-    return _all(Source(name, "demonstrations", format, strict))
 
 
 def read_rankings(name: str, strict: bool = False, format: str | None = None) -> tuple[list[Ranking], RefusedRows]:

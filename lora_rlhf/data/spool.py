@@ -1,4 +1,4 @@
-"""A list on disk: what a stage encodes once and reads many times, without holding it in memory."""
+"""A list on disk: a stage encodes its rows once and reads them many times without holding them in memory."""
 
 import json
 import operator
@@ -19,10 +19,10 @@ PENDING_BYTES = 1 << 18  # written in pieces of this size: one system call for a
 
 
 class Spool(Sequence[T]):
-    """A sequence that grows at its end, in a file without a name that goes away with the object.
+    """A sequence with `append`, stored in an unnamed file that is deleted with the object.
 
-    In memory each item costs 8 bytes. An index reads its item anew, so changing what it gave changes nothing here. The
-    file stands in `folder`, else where temporary files do (TMPDIR; where that is memory, as /tmp may be, name a disk).
+    In memory each item costs 8 bytes. Each index reads its item anew, so a change to an item that was read is not
+    stored. The file is in `folder`, else in the folder of temporary files (TMPDIR; name a disk where /tmp is memory).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Spool(Sequence[T]):
     ):
         """`dump` turns an item into JSON values, `load` turns them back; `length` is what `longest` goes by."""
         self._dump, self._load, self._length = dump, load, length
-        self._longest = (0, -1)  # a place and its length
+        self._longest = (0, -1)  # an index and its item's length
         self._folder = Path(tempfile.gettempdir()) if folder is None else folder
         self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115  (lives as long as we do)
         weakref.finalize(self, self._file.close)
@@ -65,11 +65,11 @@ class Spool(Sequence[T]):
         return len(self._ends) - 1
 
     def __getitem__(self, index: SupportsIndex) -> T:  # type: ignore[override]  # slices are a TypeError
-        place = operator.index(index)
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"index {place} of a spool of {len(self)}")
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"index {position} of a spool of {len(self)}")
         self._write()
-        start, end = self._ends[place % len(self)], self._ends[place % len(self) + 1]
+        start, end = self._ends[position % len(self)], self._ends[position % len(self) + 1]
         # pread and pwrite move no position: processes that share the file after a fork do not disturb each other
         return self._load(json.loads(os.pread(self._file.fileno(), end - start, start)))
 

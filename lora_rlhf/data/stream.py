@@ -59,7 +59,7 @@ class TextStream(Iterator[Tensor]):
         return torch.from_numpy(self._draw().astype(np.int64))
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the stream, as plain JSON values: the epoch, and how many of its blocks were drawn."""
+        """The position in the stream, as plain JSON values: the epoch, and how many of its blocks were drawn."""
         return {"epoch": self.epoch, "drawn": self.drawn, "seed": self.seed, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -67,12 +67,12 @@ class TextStream(Iterator[Tensor]):
 
         This costs the tokenizing of the epoch's text up to there; earlier epochs cost nothing. Raises UserError if
         text, tokenizer, block size, buffer or seed changed. The fingerprint knows the text that first filled the
-        buffer: a change behind it is found only if the epoch became too short.
+        buffer: a change behind it is noticed only if the epoch became too short.
         """
-        here = self.state_dict()
+        current = self.state_dict()
         for name in ("fingerprint", "seed"):
-            if state[name] != here[name]:
-                raise _changed(f"{name} was {state[name]} at the checkpoint and is {here[name]} now")
+            if state[name] != current[name]:
+                raise _changed(f"{name} was {state[name]} at the checkpoint and is {current[name]} now")
         self._begin(state["epoch"])
         while self.drawn < state["drawn"]:
             if self._filled == 0:
@@ -92,35 +92,35 @@ class TextStream(Iterator[Tensor]):
                 break
 
     def _draw(self) -> np.ndarray:
-        """A copy of a random block of the buffer, whose place is filled anew while the epoch has text."""
-        place = self._random.randrange(self._filled)
-        block = self._buffer[place].copy()
+        """A copy of a random block of the buffer; the epoch's next block, if there is one, takes its slot."""
+        slot = self._random.randrange(self._filled)
+        block = self._buffer[slot].copy()
         following = next(self._blocks, None)
         if following is None:
             self._filled -= 1
             following = self._buffer[self._filled]
-        self._buffer[place] = following
+        self._buffer[slot] = following
         self.drawn += 1
         return block
 
     def _cut(self) -> Iterator[list[int]]:
         """One epoch's blocks in the text's order."""
         bos, eos, size = leading_bos(self._tokenizer), self._tokenizer.eos_token_id, self.block_tokens
-        waiting: list[int] = []
+        pending: list[int] = []
         count = 0
         for text in self._open_texts():
-            waiting += [*bos, *encode_text(self._tokenizer, text.text), eos]
-            whole = len(waiting) // size
-            for start in range(0, whole * size, size):
-                yield waiting[start : start + size]
-            del waiting[: whole * size]
-            count += whole
+            pending += [*bos, *encode_text(self._tokenizer, text.text), eos]
+            num_blocks = len(pending) // size
+            for start in range(0, num_blocks * size, size):
+                yield pending[start : start + size]
+            del pending[: num_blocks * size]
+            count += num_blocks
         if count == 0:
-            raise UserError(f"the texts have {len(waiting)} tokens, less than one block of {size}")
+            raise UserError(f"the texts have {len(pending)} tokens, less than one block of {size}")
 
     def _hashed(self) -> str:
-        held = self._buffer[: self._filled]
-        return hashlib.sha256(str(held.shape).encode() + held.tobytes()).hexdigest()[:16]
+        blocks = self._buffer[: self._filled]
+        return hashlib.sha256(str(blocks.shape).encode() + blocks.tobytes()).hexdigest()[:16]
 
 
 def _changed(what: str) -> UserError:

@@ -41,7 +41,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     out: programs that number the rows write one. Rows that do not fit the header are refused.
     """
     csv.field_size_limit(MAX_ELEMENT)  # the library's own limit of 128 KiB is one for all of the process, too
-    place, line, begins = str(path), 1, 1
+    name, line, first_line = str(path), 1, 1
     with open_bytes(path) as stream:
         # what is not UTF-8 becomes lone surrogates, so that the other rows can be read
         lines = io.TextIOWrapper(cast(io.BufferedReader, stream), "utf-8-sig", errors="surrogateescape", newline="")
@@ -50,26 +50,26 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
             while header and not header.strip():
                 header, line = lines.readline(), line + 1
             delimiter, names = csv_header(header)
-            if fault := _header_fault(names):
-                yield f"{place}:{line}", fault
+            if header_fault := _header_fault(names):
+                yield f"{name}:{line}", header_fault
                 return
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             while True:
-                begins = line + reader.line_num + 1
+                first_line = line + reader.line_num + 1
                 try:
                     cells = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    bad = _csv_fault(error)
-                    yield f"{place}:{begins}", bad
-                    if isinstance(bad, Damaged):
+                    fault = _csv_fault(error)
+                    yield f"{name}:{first_line}", fault
+                    if isinstance(fault, Damaged):
                         return
                     continue
                 if cells:
-                    yield f"{place}:{begins}", _csv_row(names, cells)
+                    yield f"{name}:{first_line}", _csv_row(names, cells)
         except UNREADABLE as error:
-            yield f"{place}:{begins}", unreadable(error)
+            yield f"{name}:{first_line}", unreadable(error)
 
 
 def _header_fault(names: Sequence[str]) -> Damaged | None:
@@ -77,8 +77,8 @@ def _header_fault(names: Sequence[str]) -> Damaged | None:
         "".join(names).encode()
     except UnicodeEncodeError:
         return Damaged("the header is not UTF-8 text; save the file as UTF-8")
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    return None if twice is None else Damaged("a column stands twice in the header", repr(twice))
+    duplicate = next((name for name in names if name and names.count(name) > 1), None)
+    return None if duplicate is None else Damaged("a column stands twice in the header", repr(duplicate))
 
 
 def _csv_fault(error: csv.Error) -> BadRow:
@@ -128,18 +128,18 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     from pyarrow import parquet
 
-    place, count = str(path), 0
+    name, count = str(path), 0
     try:
         with parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
             if fault := _header_fault(file.schema_arrow.names):
-                yield f"{place} row 1", fault
+                yield f"{name} row 1", fault
                 return
             for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
                 for row in batch_rows(batch):
                     count += 1
-                    yield f"{place} row {count}", row
+                    yield f"{name} row {count}", row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
-        yield f"{place} row {count + 1}", Damaged("the Parquet file is cut short or damaged", str(error))
+        yield f"{name} row {count + 1}", Damaged("the Parquet file is cut short or damaged", str(error))
 
 
 def batch_rows(batch: "pyarrow.RecordBatch") -> list[dict[str, Any] | BadRow]:
@@ -147,10 +147,10 @@ def batch_rows(batch: "pyarrow.RecordBatch") -> list[dict[str, Any] | BadRow]:
     try:
         rows = batch.to_pylist()
     except FORMLESS:  # only the rows that hold such a value are lost
-        return [_row_alone(batch.slice(place, 1)) for place in range(batch.num_rows)]
+        return [_row_alone(batch.slice(index, 1)) for index in range(batch.num_rows)]
     # most columns are text, and need no second look
-    mixed = [field.name for field in batch.schema if not _is_plain(field.type)]
-    return [plain_row(row, mixed) for row in rows] if mixed else rows
+    other_columns = [field.name for field in batch.schema if not _is_plain(field.type)]
+    return [plain_row(row, other_columns) for row in rows] if other_columns else rows
 
 
 def _row_alone(batch: "pyarrow.RecordBatch") -> dict[str, Any] | BadRow:
@@ -169,8 +169,8 @@ def _is_plain(type_: "pyarrow.DataType") -> bool:
         return all(_is_plain(field.type) for field in type_)
     if types.is_list(type_) or types.is_large_list(type_):
         return _is_plain(type_.value_type)
-    simple = (types.is_string, types.is_large_string, types.is_integer, types.is_boolean, types.is_null)
-    return any(is_type(type_) for is_type in simple)
+    plain_types = (types.is_string, types.is_large_string, types.is_integer, types.is_boolean, types.is_null)
+    return any(is_type(type_) for is_type in plain_types)
 
 
 def plain_row(row: dict[str, Any], names: Sequence[str] | None = None) -> dict[str, Any] | BadRow:

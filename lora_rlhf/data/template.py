@@ -39,7 +39,7 @@ PROBE = "Probe7Answer"  # one word that no template contains
 class Turn(NamedTuple):
     """What a template puts around the assistant's answer: `before` and `after` as text, and the token that ends it.
 
-    `opening`: what of `before` is left in an answer that is decoded without special tokens.
+    `opening`: the part of `before` that is left in an answer decoded without special tokens.
     """
 
     before: str
@@ -49,10 +49,9 @@ class Turn(NamedTuple):
 
 
 class GenerationPrompt(NamedTuple):
-    """What a template writes last, for the answer to come: its text, without white space at the ends.
+    """The generation prompt: what a template writes last, before the answer. `text` has no white space at its ends.
 
-    `is_control`: it holds a control token, so no ordinary text contains it. `begins_line`: the template writes it at
-    the beginning of a line.
+    `is_control`: it holds a control token, so no ordinary text contains it. `begins_line`: it begins a line.
     """
 
     text: str
@@ -66,10 +65,10 @@ class GenerationPrompt(NamedTuple):
         message = message.rstrip()
         if not message.endswith(self.text):
             return False
-        before = message[: -len(self.text)]
+        preceding = message[: -len(self.text)]
         if self.begins_line:
-            return before.rstrip(" \t")[-1:] in ("", "\n")
-        return not before[-1:].isalnum()
+            return preceding.rstrip(" \t")[-1:] in ("", "\n")
+        return not preceding[-1:].isalnum()
 
 
 def ensure_template(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -119,9 +118,10 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     Raises BadRow (a UserError) if the template refuses the conversation, e.g. for a system message, or if it was
     applied to the text already: around its own markup it would teach a form that no later prompt has.
     """
-    asking = _generation_prompt(tokenizer, ensure_template(tokenizer))
-    if asking is not None and asking.is_left_in(prompt.messages[-1].content):
-        raise BadRow("the chat template seems to be applied already", f"the last message holds {asking.text!r}")
+    generation_prompt = _generation_prompt(tokenizer, ensure_template(tokenizer))
+    if generation_prompt is not None and generation_prompt.is_left_in(prompt.messages[-1].content):
+        detail = f"the last message holds {generation_prompt.text!r}"
+        raise BadRow("the chat template seems to be applied already", detail)
     return _render(tokenizer, prompt.messages, add_generation_prompt=True)
 
 
@@ -143,13 +143,13 @@ def render_response_after(
 ) -> list[int]:
     """`render_response` for a caller that has `render_prompt`'s ids already (K responses of one prompt)."""
     turn = _turn(tokenizer)
-    whole = _render(tokenizer, (*prompt.messages, Message("assistant", response)), add_generation_prompt=False)
-    added = whole[len(prompt_ids) :]
-    if whole[: len(prompt_ids)] != prompt_ids or turn.end_id not in added:
+    ids = _render(tokenizer, (*prompt.messages, Message("assistant", response)), add_generation_prompt=False)
+    response_ids = ids[len(prompt_ids) :]
+    if ids[: len(prompt_ids)] != prompt_ids or turn.end_id not in response_ids:
         # the template writes no end of turn, or the answer would melt into the prompt's last token: put the answer
         # behind the prompt as generation does
         return [*encode_text(tokenizer, turn.before + response + turn.after), turn.end_id]
-    return added[: added.index(turn.end_id) + 1]
+    return response_ids[: response_ids.index(turn.end_id) + 1]
 
 
 def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
@@ -192,12 +192,11 @@ def _turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
 def _probe(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int) -> Turn:
     """Renders one known answer to see what the template writes around it (the other arguments only key the cache)."""
     question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
-    opened = _text(tokenizer, [question], add_generation_prompt=True)
-    closed = _text(tokenizer, [question, answer])
-    head, found, tail = closed.rpartition(PROBE)
-    if not found:
+    asked_text = _text(tokenizer, [question], add_generation_prompt=True)
+    head, probe, tail = _text(tokenizer, [question, answer]).rpartition(PROBE)
+    if not probe:
         raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} does not write assistant messages")
-    before = head.removeprefix(opened) if head.startswith(opened) else ""
+    before = head.removeprefix(asked_text) if head.startswith(asked_text) else ""
     opening, added_tokens = _visible(tokenizer, before), tokenizer.added_tokens_decoder
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if token == eos_id or (token in added_tokens and added_tokens[token].content.strip()):
@@ -210,18 +209,21 @@ def _probe(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int) -> 
 def _generation_prompt(tokenizer: "PreTrainedTokenizerBase", template: str) -> GenerationPrompt | None:
     """Renders one question with and without it; None if it has no words (`template` only keys the cache)."""
     question = [{"role": "user", "content": "a"}]
-    opened, unopened = _text(tokenizer, question, add_generation_prompt=True), _text(tokenizer, question)
+    with_prompt, without_prompt = _text(tokenizer, question, add_generation_prompt=True), _text(tokenizer, question)
     # by tokens, for templates that end the conversation otherwise: "<|assistant|>" and "<|endoftext|>" share "<|"
-    ids, others = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (opened, unopened))
-    shared = next((place for place, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other), None)
-    added = ids[len(others) if shared is None else shared :]
-    text = tokenizer.decode(added, clean_up_tokenization_spaces=False).strip()
-    if text not in opened or not any(character.isalpha() for character in text):
+    ids, ids_without = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (with_prompt, without_prompt)
+    )
+    pairs = enumerate(zip(ids, ids_without, strict=False))
+    num_shared = next((index for index, (a, b) in pairs if a != b), len(ids_without))
+    prompt_ids = ids[num_shared:]
+    text = tokenizer.decode(prompt_ids, clean_up_tokenization_spaces=False).strip()
+    if text not in with_prompt or not any(character.isalpha() for character in text):
         return None
-    before = opened[: opened.rindex(text)]
+    preceding = with_prompt[: with_prompt.rindex(text)]
     added_tokens = tokenizer.added_tokens_decoder
-    is_control = any(token in added_tokens and added_tokens[token].content.strip() for token in added)
-    return GenerationPrompt(text, is_control, begins_line=before.rstrip(" \t")[-1:] in ("", "\n"))
+    is_control = any(token in added_tokens and added_tokens[token].content.strip() for token in prompt_ids)
+    return GenerationPrompt(text, is_control, begins_line=preceding.rstrip(" \t")[-1:] in ("", "\n"))
 
 
 def _text(

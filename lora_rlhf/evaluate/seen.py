@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_rlhf.configs.values import read_yaml
-from lora_rlhf.data.locate import Hub, locate
+from lora_rlhf.data.locate import HubDataset, locate
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import Source
@@ -73,7 +73,7 @@ def _distinct(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]
 def _find_in(parent: Parent, path: str, keys: Collection[str], deadline: float) -> tuple[set[str], str]:
     found: set[str] = set()
     try:
-        if isinstance(locate(path), Hub):
+        if isinstance(locate(path), HubDataset):
             return found, "none"
         format = read_yaml(parent.folder / CONFIG).get("format")
         source: Source[Prompt] = Source(path, "prompts", format, tolerant=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lora_rlhf.data.containers import container_of
-from lora_rlhf.data.formats import Kind
+from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.locate import Files, Hub, Saved, locate
+from lora_rlhf.data.locate import DataFiles, HubDataset, SavedDataset, locate
 from lora_rlhf.data.outputs import require_output
 from lora_rlhf.data.refusals import RefusedRows, counted, none_of
 from lora_rlhf.inspection.advice import advice
@@ -86,7 +86,7 @@ class _Examined:
         self,
         config: CheckConfig,
         name: str,
-        kind: Kind | None,
+        kind: RecordKind | None,
         format: str | None,
         refused: IO[str],
         pool: ProcessPoolExecutor | None,
@@ -109,7 +109,7 @@ class _Examined:
             self.stages = [usage(kind, self.reading)]
 
     def _usage(
-        self, kind: Kind, reading: Reading, format: str | None, pool: ProcessPoolExecutor | None
+        self, kind: RecordKind, reading: Reading, format: str | None, pool: ProcessPoolExecutor | None
     ) -> dict[str, Any]:
         """What the kind's stage would use. A file of several kinds is read once more, as the stage reads it."""
         if not is_read_as(kind, reading):
@@ -135,8 +135,8 @@ class _Examined:
         return {
             "file": self.name,
             "error": None,
-            "files": len(located.paths) if isinstance(located, Files) else 1,
-            "skipped": [str(path) for path in located.skipped] if isinstance(located, Files) else [],
+            "files": len(located.paths) if isinstance(located, DataFiles) else 1,
+            "skipped": [str(path) for path in located.skipped] if isinstance(located, DataFiles) else [],
             "containers": _containers(located),
             "rows": reading.rows,
             "records": reading.records,
@@ -167,9 +167,9 @@ def _rows_of(stream: IO[str]) -> Iterator[Mapping[str, Any]]:
     return (json.loads(line) for line in stream)
 
 
-def _containers(located: Files | Hub | Saved) -> dict[str, int]:
+def _containers(located: DataFiles | HubDataset | SavedDataset) -> dict[str, int]:
     """How many files of each container there are; empty for what stands in no file of ours."""
-    return dict(Counter(map(container_of, located.paths))) if isinstance(located, Files) else {}
+    return dict(Counter(map(container_of, located.paths))) if isinstance(located, DataFiles) else {}
 
 
 def _reasons(refused: RefusedRows) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lora_rlhf.data.formats import KNOWN_COLUMNS
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, place
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, set_source
 from lora_rlhf.inspection.duplicates import Prints
 from lora_rlhf.inspection.lengths import EvenSample, Lengths, Record, Tokens, count_tokens, responses_of, token_figures
 from lora_rlhf.inspection.rankings import RankingFigures, label_of
@@ -150,7 +150,7 @@ class FileFigures:
             return
         prompt = record if isinstance(record, Prompt) else record.prompt
         unused = Unused.of(prompt.meta)
-        place(prompt, {}, prompt.origin)
+        set_source(prompt, {}, prompt.origin)
         characters = sum(len(message.content) for message in prompt.messages) + sum(map(len, responses_of(record)))
         self.sample.add(self.number, (record, unused), characters)
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from lora_rlhf.data.formats import Kind
+from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.parts import Part, divide, part_rows
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows
 from lora_rlhf.data.sources import Source
@@ -110,7 +110,7 @@ def _give_back_memory() -> None:
 
 def read_file(
     name: str,
-    kind: Kind | None,
+    kind: RecordKind | None,
     format: str | None,
     figures: FileFigures,
     stream: IO[str] | None,
@@ -158,10 +158,12 @@ def _read_parts(pool: ProcessPoolExecutor, parts: list[Part], examine: "partial[
     return whole
 
 
-def _read_part(part: Part, name: str, kind: Kind | None, format: str | None, figures: FileFigures) -> Reading | None:
+def _read_part(
+    part: Part, name: str, kind: RecordKind | None, format: str | None, figures: FileFigures
+) -> Reading | None:
     """None where another part's rows decide how these are read."""
     source = _Logged(name, kind, format, Log(), part)
-    figures.number = part.before  # every record of the file has one of its own
+    figures.number = part.lines_before  # every record of the file has one of its own
     try:
         reading = _counted(source, source, figures)
     except UserError:
@@ -183,7 +185,9 @@ def _counted(source: "_Logged", records: Any, figures: FileFigures) -> Reading:
 class _Logged(Source[Any]):
     """A source that goes on where a file breaks off, refuses into a log of ours, and may read one part alone."""
 
-    def __init__(self, name: str, kind: Kind | None, format: str | None, log: Log, part: Part | None = None) -> None:
+    def __init__(
+        self, name: str, kind: RecordKind | None, format: str | None, log: Log, part: Part | None = None
+    ) -> None:
         self.log, self.part = log, part
         super().__init__(name, kind, format, tolerant=True)
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
-from lora_rlhf.data.formats import Kind, format_named
+from lora_rlhf.data.formats import RecordKind, format_named
 from lora_rlhf.inspection.reading import Reading
 
-STAGES: dict[Kind, str] = {"demonstrations": "sft", "rankings": "reward", "prompts": "ppo", "texts": "ppo"}
+STAGES: dict[RecordKind, str] = {"demonstrations": "sft", "rankings": "reward", "prompts": "ppo", "texts": "ppo"}
 OWN_FRACTIONS = {"demonstrations": SFTConfig.validation_fraction, "rankings": RewardConfig.validation_fraction}
 REASONS = 3  # of rows that one stage refuses
 
@@ -16,7 +16,7 @@ def fractions(given: float | None) -> dict[str, float]:
     return OWN_FRACTIONS if given is None else dict.fromkeys(OWN_FRACTIONS, given)
 
 
-def kinds_of(reading: Reading) -> list[Kind]:
+def kinds_of(reading: Reading) -> list[RecordKind]:
     """The kinds that a stage could read a file as, which was read as what its columns say.
 
     Any file serves as prompts too; that is a kind of its own only where rows hold nothing else.
@@ -25,14 +25,14 @@ def kinds_of(reading: Reading) -> list[Kind]:
     return [kind for kind in STAGES if kind in readable or kind in reading.figures.kinds]
 
 
-def is_read_as(kind: Kind, reading: Reading) -> bool:
+def is_read_as(kind: RecordKind, reading: Reading) -> bool:
     """Whether the kind's stage would use the very rows of a file that was read as what its columns say."""
     formats = map(format_named, reading.recognised)
     as_other = any(kind in format.readers and next(iter(format.readers)) != kind for format in formats)
     return not as_other and set(reading.figures.kinds) <= {kind}
 
 
-def usage(kind: Kind, reading: Reading) -> dict[str, Any]:
+def usage(kind: RecordKind, reading: Reading) -> dict[str, Any]:
     """What the kind's stage would do with the rows, before any limit of tokens; `reading` is of the file as that kind.
 
     stage; kind; error: why it could not be read so, or None; used, refused: rows; reasons: of those refused, {reason:

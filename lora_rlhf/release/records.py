@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from lora_rlhf.data.containers import source_rows
-from lora_rlhf.data.formats import Kind
+from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.labels import AgreementCounter
 from lora_rlhf.data.schema import Prompt, Ranking, row_of, split_of
 from lora_rlhf.data.sources import Source
@@ -19,7 +19,7 @@ from lora_rlhf.runs.folder import data_hash
 from lora_rlhf.system.errors import UserError
 
 ROWS_OF_SCHEMA = 1000
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, RecordKind] = {
     "demonstrations": "demonstrations",
     "rankings": "rankings",
     "agreement": "rankings",

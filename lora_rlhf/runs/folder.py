@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.system import workers
-from lora_rlhf.data.locate import Files, Hub, locate
+from lora_rlhf.data.locate import DataFiles, HubDataset, locate
 from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sync, write_json, write_text
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.runs.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, read_manifest
@@ -41,9 +41,9 @@ def data_hash(name: str) -> str | None:
     None for a hub dataset, which is identified by its name.
     """
     source = locate(name)
-    if isinstance(source, Hub):
+    if isinstance(source, HubDataset):
         return None
-    paths = source.paths if isinstance(source, Files) else sorted(p for p in source.path.rglob("*") if p.is_file())
+    paths = source.paths if isinstance(source, DataFiles) else sorted(p for p in source.path.rglob("*") if p.is_file())
     hashes = []
     for path in paths:
         with open(path, "rb") as file:

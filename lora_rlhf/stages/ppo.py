@@ -33,7 +33,7 @@ def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
     with StageFolder.open(config, "ppo") as folder:
         sft, reward = _parents(config)
         prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
-        next(iter(prompts))  # a file that cannot be used is said before the model is loaded
+        prompts.require_first()
         function = _load_function(config.reward_function)
         require_rollout(config, sft)
         model = open_parent_base(config, sft, model)

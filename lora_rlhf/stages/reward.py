@@ -54,7 +54,8 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         if config.agreement is not None:
             several = Source(config.agreement, "rankings", config.format)
         for source in (rankings, demonstrations, several):
-            next(iter(source or ()), None)  # a file that cannot be used is said before the model is loaded
+            if source is not None:
+                source.require_first()
         model = open_parent_base(config, sft, model)
         require_context(model, config)
         ensure_template(model.tokenizer)

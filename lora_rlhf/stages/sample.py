@@ -52,7 +52,7 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     sft = find_stage(f"{config.run}/sft", "sft")
     stage = find_stage(f"{config.run}/ppo", "ppo") if config.role == "policy" else sft
     prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
-    next(iter(prompts))  # a file that cannot be used is said before the model is loaded
+    prompts.require_first()
     require_rollout(config, sft)
     model = open_parent_base(config, sft, model)
     require_context(model, config)

@@ -57,7 +57,7 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
     check(config)
     with StageFolder.open(config, "sft") as folder:
         source: Source[Demonstration] = Source(config.demonstrations, "demonstrations", config.format, config.strict)
-        next(iter(source))  # a file that cannot be used is said before the model is loaded
+        source.require_first()
         model = model or _load(config)
         keep_dense(model.causal, config.dequantize)
         require_context(model, config)

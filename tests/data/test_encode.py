@@ -1,6 +1,6 @@
 """Length limits: prompts lose their oldest part, long responses are refused or cut as asked, and all is counted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ from lora_rlhf.data.encode import (
     EncodedExample,
     EncodedRanking,
     Limits,
-    encode_demonstrations,
+    encode_demonstration,
     encode_prompt,
     encode_prompts,
     encode_ranking,
@@ -30,13 +30,19 @@ QUESTION = Message("user", "Where do penguins live?")
 WORDS = Prompt.of("zero " + " ".join(f"word{number} 你好" for number in range(60)) + " the end")
 
 
+def encode_all(
+    tokenizer, demonstrations: Iterable[Demonstration], limits: Limits
+) -> tuple[list[EncodedExample], RefusedRows]:
+    refused = RefusedRows()
+    examples = [encode_demonstration(tokenizer, demonstration, limits, refused) for demonstration in demonstrations]
+    return [example for example in examples if example is not None], refused
+
+
 def test_within_the_limits_nothing_changes(make_tokenizer, variant: str) -> None:
     tokenizer = make_tokenizer(variant)
     prompt = Prompt((*TURNS, QUESTION))
     length = len(render_prompt(tokenizer, prompt))
-    (example,), refused = encode_demonstrations(
-        tokenizer, [Demonstration(prompt, "In the south.")], Limits(length, 100)
-    )
+    (example,), refused = encode_all(tokenizer, [Demonstration(prompt, "In the south.")], Limits(length, 100))
     assert example == EncodedExample(
         render_prompt(tokenizer, prompt), render_response(tokenizer, prompt, "In the south.")
     )
@@ -89,9 +95,9 @@ def test_a_response_over_the_limit_is_refused_and_at_the_limit_kept_whole(tokeni
     prompt = Prompt((QUESTION,), origin="demos.jsonl:4")
     demonstrations = [Demonstration(prompt, "In the cold south."), Demonstration(prompt, "Here.")]
     length = len(render_response(tokenizer, prompt, "In the cold south."))
-    examples, refused = encode_demonstrations(tokenizer, demonstrations, Limits(100, length))
+    examples, refused = encode_all(tokenizer, demonstrations, Limits(100, length))
     assert (len(examples), len(examples[0].response_ids), refused.count) == (2, length, 0)
-    examples, refused = encode_demonstrations(tokenizer, demonstrations, Limits(100, length - 1))
+    examples, refused = encode_all(tokenizer, demonstrations, Limits(100, length - 1))
     assert [example.response_ids for example in examples] == [render_response(tokenizer, prompt, "Here.")]
     assert refused.summary() == (
         f"1 refused: the response has more than max_response_tokens={length - 1} tokens (has {length}) [demos.jsonl:4]"
@@ -122,13 +128,11 @@ def test_a_prompt_that_the_template_refuses_is_counted_once(make_tokenizer) -> N
     assert (encoded[0], encoded[1] is None, refused.count) == (None, False, 1)
     assert "System role not supported" in refused.summary()
     demonstrations = [Demonstration(ranking.prompt, "a") for ranking in rankings]
-    assert encode_demonstrations(tokenizer, demonstrations, Limits(100, 20))[1].count == 1
+    assert encode_all(tokenizer, demonstrations, Limits(100, 20))[1].count == 1
     assert encode_prompts(tokenizer, [ranking.prompt for ranking in rankings], 100)[1].count == 1
 
 
-def test_nothing_left_and_no_eos_are_errors_but_no_rows_are_not(make_tokenizer, tokenizer) -> None:
-    with pytest.raises(UserError, match=r"(?s)no row of 1 fits.*max_response_tokens=2"):
-        encode_demonstrations(tokenizer, [Demonstration(WORDS, "A long answer.")], Limits(100, 2))
+def test_a_tokenizer_without_eos_is_an_error_and_no_rows_are_none(make_tokenizer, tokenizer) -> None:
     with pytest.raises(UserError, match="has no EOS token"):
         encode_prompts(make_tokenizer("no_eos"), [WORDS], 100)
     assert encode_prompts(tokenizer, [], 100)[0] == []
@@ -140,11 +144,11 @@ def test_a_cut_response_keeps_its_first_tokens_and_teaches_no_stop(make_tokenize
     whole = render_response(tokenizer, prompt, "In the cold south, near the sea.")
     demonstration = Demonstration(prompt, "In the cold south, near the sea.")
     for limit in (1, len(whole) - 1):
-        (example,), refused = encode_demonstrations(tokenizer, [demonstration], Limits(100, limit, "cut"))
+        (example,), refused = encode_all(tokenizer, [demonstration], Limits(100, limit, "cut"))
         assert example.response_ids == whole[:limit]
         assert not set(stop_ids(tokenizer)) & set(example.response_ids)
         assert (refused.count, refused.cut_responses) == (0, 1)
-    (example,), refused = encode_demonstrations(tokenizer, [demonstration], Limits(100, len(whole), "cut"))
+    (example,), refused = encode_all(tokenizer, [demonstration], Limits(100, len(whole), "cut"))
     assert (example.response_ids, refused.cut_responses, refused.summary()) == (whole, 0, "")
 
 
@@ -175,7 +179,7 @@ def test_any_iterable_will_do_and_is_read_a_row_at_a_time(tokenizer, monkeypatch
     stop_ids(tokenizer)  # asks the template once, before any row
     limits, apply = Limits(100, 20), tokenizer.apply_chat_template
     monkeypatch.setattr(tokenizer, "apply_chat_template", watched)
-    examples, _ = encode_demonstrations(tokenizer, rows(), limits)
+    examples, _ = encode_all(tokenizer, rows(), limits)
     assert [decode_response(tokenizer, example.response_ids) for example in examples] == ["South.", "North."]
     assert [event for event, before in zip(seen, ["", *seen], strict=False) if event != before] == [
         "read South.",

@@ -14,14 +14,14 @@ from lora_rlhf.data.formats import (
     KNOWN_COLUMNS,
     LIST_COLUMNS,
     UNKNOWN,
-    Kind,
+    RecordKind,
     format_named,
     prompts_of,
     recognise,
     unrecognised,
 )
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, place, row_of
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of, set_source
 from lora_rlhf.system.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
@@ -34,11 +34,11 @@ EXAMPLES = {
 }
 
 
-def names(row: Any, kind: Kind | None = None) -> list[str]:
+def names(row: Any, kind: RecordKind | None = None) -> list[str]:
     return [format.name for format in recognise(row, kind)]
 
 
-def read(kind: Kind, *rows: dict) -> list:
+def read(kind: RecordKind, *rows: dict) -> list:
     (format,) = recognise(rows[0], kind)
     return list(format.readers[kind](format.merge(list(rows)) if format.merge else rows[0]))
 
@@ -72,7 +72,7 @@ def test_a_documented_row_becomes_what_the_documentation_says(name: str) -> None
     for record in records:
         if not isinstance(record, Text):
             meta = {column: value for column, value in rows[0].items() if column not in format.columns}
-            place(record if isinstance(record, Prompt) else record.prompt, meta, "")
+            set_source(record if isinstance(record, Prompt) else record.prompt, meta, "")
     assert [row_of(record) for record in records] == expected
 
 
@@ -141,7 +141,7 @@ def test_the_documentation_names_the_first_kind() -> None:
         (None, "prompts", []),
     ],
 )
-def test_a_row_is_recognised(row: Any, kind: Kind | None, expected: list[str]) -> None:
+def test_a_row_is_recognised(row: Any, kind: RecordKind | None, expected: list[str]) -> None:
     assert names(row, kind) == expected
 
 
@@ -203,7 +203,7 @@ def test_a_row_is_recognised(row: Any, kind: Kind | None, expected: list[str]) -
     ],
 )
 def test_what_is_not_recognised_says_what_was_found_and_what_is_nearest(
-    row: Any, kind: Kind | None, expected: str
+    row: Any, kind: RecordKind | None, expected: str
 ) -> None:
     assert recognise(row, kind) == ()
     assert str(unrecognised(row, kind)) == expected

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_rlhf.data.formats import Kind
+from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, row_of
 from lora_rlhf.data.sources import Source
@@ -34,9 +34,14 @@ SEEDS: list[list[dict[str, Any]]] = [
     list(map(json.loads, rows.splitlines())) for rows in EXAMPLE.findall(DOCS.read_text())
 ]
 COLUMNS = sorted({(name, json.dumps(value)) for rows in SEEDS for row in rows for name, value in row.items()})
-KINDS: tuple[Kind | None, ...] = (None, "demonstrations", "rankings", "prompts", "texts")
+KINDS: tuple[RecordKind | None, ...] = (None, "demonstrations", "rankings", "prompts", "texts")
 NATIVE = {Demonstration: "prompt-completion", Ranking: "ranking", Prompt: "prompt", Text: "text"}
-KIND_OF: dict[type, Kind] = {Demonstration: "demonstrations", Ranking: "rankings", Prompt: "prompts", Text: "texts"}
+KIND_OF: dict[type, RecordKind] = {
+    Demonstration: "demonstrations",
+    Ranking: "rankings",
+    Prompt: "prompts",
+    Text: "texts",
+}
 ROWS = 300  # of a file
 MOST_REASONS = 150  # of all formats and kinds; more would be texts that hold something of the row
 
@@ -230,7 +235,7 @@ def lines_of(path: Path) -> int:
 
 
 def check_file(
-    path: Path, kind: Kind | None, num_rows: int | None, reasons: set[str], format: str | None = None
+    path: Path, kind: RecordKind | None, num_rows: int | None, reasons: set[str], format: str | None = None
 ) -> bool:
     """Reads a file and checks all that is promised; False for one that asks for --format. num_rows None: unknown."""
     source: Source = Source(str(path), kind, format, tolerant=True)

@@ -18,12 +18,12 @@ import pytest
 from lora_rlhf.data import hub
 from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.hub import hub_rows, numbered_rows, saved_rows
-from lora_rlhf.data.locate import Hub
+from lora_rlhf.data.locate import HubDataset
 from lora_rlhf.data.refusals import BadRow, Damaged
 from lora_rlhf.system import network
 from lora_rlhf.system.errors import UserError
 
-NAME = Hub("owner/name", None, "train")
+NAME = HubDataset("owner/name", None, "train")
 PROXY_VARIABLES = [
     name for word in ("http", "https", "all", "no") for name in (f"{word}_proxy", f"{word}_PROXY".upper())
 ]
@@ -129,11 +129,11 @@ def test_rows_of_a_dataset_in_the_cache(cached: None) -> None:
 
 def test_a_wrong_split_or_config_names_those_that_are_there(cached: None) -> None:
     with pytest.raises(UserError, match=r"owner/name:training: .*(train.*test|test.*train)"):
-        list(hub_rows(Hub("owner/name", None, "training")))
+        list(hub_rows(HubDataset("owner/name", None, "training")))
     with pytest.raises(UserError, match=r"(?s)owner/name:other:train: .*default"):
-        list(hub_rows(Hub("owner/name", "other", "train")))
+        list(hub_rows(HubDataset("owner/name", "other", "train")))
     with pytest.raises(UserError, match=r"(?s)owner/none:train: no such file here.*owner/name:config:split"):
-        list(hub_rows(Hub("owner/none", None, "train")))
+        list(hub_rows(HubDataset("owner/none", None, "train")))
 
 
 def test_rows_are_plain_and_a_broken_stream_is_damage() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_rlhf.data.formats import Kind, recognise
+from lora_rlhf.data.formats import RecordKind, recognise
 from lora_rlhf.data.readers import is_hh_dialogue, to_number, to_prompt, to_response
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of
@@ -14,7 +14,7 @@ HI = Prompt.of("Hi")
 KIND = Message("system", "Be kind.")
 
 
-def read(kind: Kind, row: dict):
+def read(kind: RecordKind, row: dict):
     (format,) = recognise(row, kind)
     (record,) = format.readers[kind](row)
     return record
@@ -162,7 +162,7 @@ def test_a_prompt_of_several_turns_as_text() -> None:
         ("texts", {"text": ["a"]}, "the text is not text"),
     ],
 )
-def test_what_can_not_be_read_says_why(kind: Kind, row: dict, reason: str) -> None:
+def test_what_can_not_be_read_says_why(kind: RecordKind, row: dict, reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
         read(kind, row)
 
@@ -196,5 +196,5 @@ def test_numbers(value, number: float | None) -> None:
         ("texts", Text("Once.")),
     ],
 )
-def test_records_survive_being_written_as_rows(kind: Kind, record) -> None:
+def test_records_survive_being_written_as_rows(kind: RecordKind, record) -> None:
     assert read(kind, row_of(record)) == record

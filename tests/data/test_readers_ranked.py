@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_rlhf.data.formats import Kind, recognise
+from lora_rlhf.data.formats import RecordKind, recognise
 from lora_rlhf.data.readers_ranked import ranks_of
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
@@ -12,7 +12,7 @@ ANSWER = {"role": "assistant", "content": "Hello"}
 STEER = {"correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 2}
 
 
-def read(kind: Kind, *rows: dict):
+def read(kind: RecordKind, *rows: dict):
     (format,) = recognise(rows[0], kind)
     row = format.merge(list(rows)) if format.merge else rows[0]
     return list(format.readers[kind](row))
@@ -206,6 +206,6 @@ def test_unpaired_completions_of_a_prompt_are_ranked_true_before_false() -> None
         ("rankings", [{"info": "a", "summaries": [{"text": "b"}] * 2, "choice": 1}], "info is not an object"),
     ],
 )
-def test_what_can_not_be_ranked_says_why(kind: Kind, rows: list[dict], reason: str) -> None:
+def test_what_can_not_be_ranked_says_why(kind: RecordKind, rows: list[dict], reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
         read(kind, *rows)

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from lora_rlhf.data.duplicates import BEGINNING, beginning, starts, without_repeats
+from lora_rlhf.data.duplicates import BEGINNING, beginning, earlier_prompts, without_repeats
 from lora_rlhf.data.labels import fingerprint
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Message, Prompt
@@ -48,9 +48,9 @@ def test_prefix_leaves_out_one_of_a_conversation_and_its_continuation(shorter_fi
 
 
 def test_what_a_conversation_went_through() -> None:
-    assert list(starts(talk("a", "b", "c", "d", "e"))) == [
+    assert list(earlier_prompts(talk("a", "b", "c", "d", "e"))) == [
         fingerprint(talk("a").key),
         fingerprint(talk("a", "b", "c").key),
     ]
-    assert list(starts(talk("a"))) == []
+    assert list(earlier_prompts(talk("a"))) == []
     assert beginning(talk("A  b", system="s")) == "user: a b"

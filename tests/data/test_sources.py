@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from lora_rlhf.data.formats import Kind
+from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text
 from lora_rlhf.data.sources import (
     MOST_IN_GROUP,
     Source,
     every_turn,
-    read_demonstrations,
     read_prompts,
     read_rankings,
     read_texts,
@@ -45,7 +44,11 @@ def rated(prompt: Any, response: Any, helpfulness: Any) -> dict[str, Any]:
     return {"prompt": prompt, "response": response, "helpfulness": helpfulness, **RATINGS}
 
 
-def read(path: Path | str, kind: Kind | None = None, **options: Any) -> tuple[list[Any], Source]:
+def demonstrations(name: Path | str, strict: bool = False) -> list[Demonstration]:
+    return list(Source(str(name), "demonstrations", strict=strict))
+
+
+def read(path: Path | str, kind: RecordKind | None = None, **options: Any) -> tuple[list[Any], Source]:
     source: Source = Source(str(path), kind, **options)
     records = list(source)
     assert source.used + source.refused.count == source.read
@@ -106,8 +109,8 @@ def test_strict_stops_at_the_first_bad_row(tmp_path: Path, packed: bool) -> None
     path = tmp_path / "rows.jsonl"
     path.write_bytes(gzip.compress(text) if packed else text)
     with pytest.raises(UserError, match=r"rows\.jsonl:3: the row holds prompts, not demonstrations.*--strict"):
-        read_demonstrations(str(path), strict=True)
-    assert len(read_demonstrations(str(path))[0]) == 2
+        demonstrations(path, strict=True)
+    assert len(demonstrations(path)) == 2
 
 
 def test_a_group_that_is_refused_stops_a_strict_reading_too(tmp_path: Path) -> None:
@@ -152,7 +155,7 @@ def test_damage_is_an_error_with_its_place_unless_tolerated(tmp_path: Path, how:
     path = tmp_path / "rows"
     reason = damaged(path, how)
     with pytest.raises(UserError, match=rf"rows:\d+( row 3)?: {reason}"):
-        read_demonstrations(str(path))
+        demonstrations(path)
     records, source = read(path, "demonstrations", tolerant=True)
     assert source.used == len(records) and source.read == source.used + 1
     # some rows are behind the place where a packed file breaks
@@ -170,7 +173,7 @@ def test_a_hub_dataset_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.load_dataset", stream)
     with pytest.raises(UserError, match=r"owner/name:test row 3: the dataset cannot be read further .*reset by peer"):
-        read_demonstrations("owner/name:test")
+        demonstrations("owner/name:test")
     records, source = read("owner/name:test", "demonstrations", tolerant=True)
     assert [record.prompt.origin for record in records] == ["owner/name:test row 1"]
     assert [refusal.origin for refusal in source.refused] == ["owner/name:test row 2", "owner/name:test row 3"]
@@ -188,7 +191,7 @@ def test_behind_a_damaged_file_the_others_are_read(tmp_path: Path) -> None:
 def test_an_empty_file_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "empty.json"
     path.write_text(text)
-    for reader in (read_demonstrations, read_rankings, read_prompts, read_texts):
+    for reader in (demonstrations, read_rankings, read_prompts, read_texts):
         with pytest.raises(UserError, match=r"empty\.json: no rows; the file is empty"):
             reader(str(path))
     assert read(path, None, tolerant=True)[1].read == 0
@@ -197,7 +200,7 @@ def test_an_empty_file_is_an_error(tmp_path: Path, text: str) -> None:
 def test_a_file_without_a_usable_row_is_an_error_with_the_first_reasons(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}] * 5)
     with pytest.raises(UserError) as caught:
-        read_demonstrations(str(path))
+        demonstrations(path)
     message = str(caught.value)
     assert "none of its 5 rows can be used" in message and "5 refused: no known format" in message
     assert "(found question, answer; nearest is orca, which lacks response)" in message
@@ -208,7 +211,7 @@ def test_a_file_without_a_usable_row_is_an_error_with_the_first_reasons(tmp_path
 def test_a_column_that_is_there_but_empty_is_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": None, "split": "train"}])
     with pytest.raises(UserError, match=r"a needed column is empty \(completion\)"):
-        read_demonstrations(str(path))
+        demonstrations(path)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ def test_a_column_that_is_there_but_empty_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_data_of_another_kind_name_the_command_that_takes_them(
-    tmp_path: Path, row: dict, kind: Kind, held: str, command: str
+    tmp_path: Path, row: dict, kind: RecordKind, held: str, command: str
 ) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [row])
     with pytest.raises(UserError, match=f"the row holds {held}, not {kind}; .*{command}"):
@@ -416,7 +419,7 @@ def test_texts_come_from_rows_or_from_a_text_file(tmp_path: Path) -> None:
         (tmp_path / "book.txt").write_bytes(data)
         assert read_texts(str(tmp_path / "book.txt"))[0] == [Text("First.\n\nSecond.\n")]
     with pytest.raises(UserError, match="the row holds texts, not demonstrations"):
-        read_demonstrations(str(tmp_path / "book.txt"))
+        demonstrations(tmp_path / "book.txt")
 
 
 def test_every_turn_of_a_conversation() -> None:

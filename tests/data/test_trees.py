@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_rlhf.data.formats import Kind, prompts_of, recognise
+from lora_rlhf.data.formats import RecordKind, prompts_of, recognise
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
 
@@ -32,7 +32,7 @@ def conversation(*texts: str) -> Prompt:
     return Prompt(tuple(Message(("user", "assistant")[place % 2], text) for place, text in enumerate(texts)))
 
 
-def read(kind: Kind, rows: list[dict]) -> list:
+def read(kind: RecordKind, rows: list[dict]) -> list:
     (format,) = recognise(rows[0], kind)
     row = format.merge(rows) if format.merge else rows[0]
     return list(prompts_of(format, row) if kind == "prompts" else format.readers[kind](row))
@@ -106,7 +106,7 @@ def test_the_messages_of_one_tree_belong_together() -> None:
         ),
     ],
 )
-def test_a_tree_that_can_not_be_used_says_why(kind: Kind, row: dict, reason: str) -> None:
+def test_a_tree_that_can_not_be_used_says_why(kind: RecordKind, row: dict, reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
         read(kind, [row])
 

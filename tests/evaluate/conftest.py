@@ -11,7 +11,8 @@ from evaluation_helpers import OFFSET, QUESTIONS
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.answers import Answer
-from lora_rlhf.data.encode import Limits, encode_demonstrations
+from lora_rlhf.data.encode import Limits, encode_demonstration
+from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.generation import sequences_of
@@ -34,7 +35,8 @@ def trained(tiny_model: Callable[[str], Path]) -> SharedModel:
                 parameter.data.normal_(std=0.05)
     model.copy_role("sft", "policy")
     demonstrations = [Demonstration(Prompt.of(question), "aaaa") for question in QUESTIONS[:8]]
-    examples, _ = encode_demonstrations(model.tokenizer, demonstrations, Limits(100, 50))
+    encoded = [encode_demonstration(model.tokenizer, row, Limits(100, 50), RefusedRows()) for row in demonstrations]
+    examples = [example for example in encoded if example is not None]
     answers = [Answer(example.response_ids, "", True) for example in examples]
     batch = sequences_of(model, examples, answers)  # type: ignore[arg-type]  # both have prompt_ids
     optimizer = torch.optim.AdamW([p for _, p in model.named_parameters_of("policy")], lr=2e-2)

@@ -126,7 +126,7 @@ def test_a_process_that_dies_does_not_lose_the_file(
     part_rows = reading.part_rows
 
     def dying(part: Any) -> Any:
-        if os.getpid() != parent and part.before > 30:
+        if os.getpid() != parent and part.lines_before > 30:
             os._exit(9)
         return part_rows(part)
 

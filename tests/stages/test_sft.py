@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
-from lora_rlhf.data.encode import Limits, encode_demonstrations
+from lora_rlhf.data.encode import EncodedExample, Limits, encode_demonstration
+from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt, split_of
 from lora_rlhf.data.template import render_prompt, stop_ids
 from lora_rlhf.model.adapters import LoraSettings, read_adapter
@@ -223,12 +224,18 @@ def test_long_responses_are_refused_or_cut_or_stop_the_stage(
 # Which epoch is kept
 
 
+def encoded(model: SharedModel, row: dict[str, str]) -> EncodedExample:
+    demonstration = Demonstration(Prompt.of(row["prompt"]), row["completion"])
+    example = encode_demonstration(model.tokenizer, demonstration, Limits(48, 24), RefusedRows())
+    assert example is not None
+    return example
+
+
 def mean_loss(model: SharedModel, rows: list[dict[str, str]]) -> float:
     """Mean over answer tokens of -log p, one demonstration at a time."""
-    records = [Demonstration(Prompt.of(row["prompt"]), row["completion"]) for row in rows]
-    examples, _ = encode_demonstrations(model.tokenizer, records, Limits(48, 24))
     total, count = 0.0, 0
-    for example in examples:
+    for row in rows:
+        example = encoded(model, row)
         ids = torch.tensor([example.prompt_ids + example.response_ids])
         with torch.no_grad(), model.role("sft"):
             logits = model.causal(input_ids=ids, use_cache=False).logits[0]
@@ -305,8 +312,7 @@ def judge_greedily(model: SharedModel, reward_adapter: Path) -> float:
         model.load_role("again", reward_adapter)
     scores = []
     for row in (row for row in DEMONSTRATIONS if is_held_out(row)):
-        records = [Demonstration(Prompt.of(row["prompt"]), row["completion"])]
-        ids = list(encode_demonstrations(model.tokenizer, records, Limits(48, 24))[0][0].prompt_ids)
+        ids = list(encoded(model, row).prompt_ids)
         with torch.no_grad(), model.role("sft"):
             for _ in range(LIMITS["max_response_tokens"]):
                 ids.append(int(model.causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.data.sources import read_demonstrations, read_prompts, read_rankings, read_texts
+from lora_rlhf.data.sources import Source, read_prompts, read_rankings, read_texts
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make, num_prompts
 from lora_rlhf.tinyworld.requests import find
@@ -33,7 +33,7 @@ def prompts(path: Path) -> list[str]:
 def test_every_file_has_its_rows_and_reads_back(tmp_path: Path) -> None:
     assert make(config(tmp_path)) == SIZES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.jsonl" for name in SIZES)
-    assert len(read_demonstrations(tmp_path / "demonstrations.jsonl", strict=True)[0]) == 120
+    assert len(list(Source(str(tmp_path / "demonstrations.jsonl"), "demonstrations", strict=True))) == 120
     assert len(read_texts(tmp_path / "pretraining.jsonl", strict=True)[0]) == 30
     row = json.loads((tmp_path / "ppo_prompts.jsonl").read_text().splitlines()[0])
     assert row.keys() == {"prompt", "use_case"}
