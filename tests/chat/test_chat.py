@@ -18,7 +18,7 @@ import pytest
 from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.chat.conversation import HELP, Conversation, Done, harmless
 from lora_rlhf.chat.speaker import open_speaker, pieces
-from lora_rlhf.cli.main import main as cli
+from lora_rlhf.cli import main as cli
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.model.base import BaseSpec, load_base
@@ -177,7 +177,7 @@ def read_until(terminal: int, text: str, seconds: float = 20) -> str:
 
 ENDLESS = """
 import signal, sys, time, types
-from lora_rlhf.cli.main import main as cli
+from lora_rlhf.cli import main as cli
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 

@@ -13,7 +13,7 @@ from lora_rlhf_demo import app
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
 
-from lora_rlhf.cli.main import main as cli
+from lora_rlhf.cli import main as cli
 from lora_rlhf.system.errors import UserError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_rlhf.cli.main import main as cli
+from lora_rlhf.cli import main as cli
 from lora_rlhf.export.card import card
 from lora_rlhf.export.card_usage import usage
 from lora_rlhf.export.lineage import read_lineage

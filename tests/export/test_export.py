@@ -16,7 +16,7 @@ from export_helpers import write_run
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from lora_rlhf.cli.main import main as cli
+from lora_rlhf.cli import main as cli
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.export import export
 from lora_rlhf.export.source import open_source

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lora_rlhf.export
-from lora_rlhf.cli.main import main as cli
+from lora_rlhf.cli import main as cli
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.export import export
 from lora_rlhf.export.manifest import hash_folder

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lora_rlhf.cli.main import main as cli
+from lora_rlhf.cli import main as cli
 from lora_rlhf.export.gguf_shape import shape_of
 from lora_rlhf.export.gguf_vocab import LLAMA3, QWEN2, vocab_of
 from lora_rlhf.system.errors import UserError

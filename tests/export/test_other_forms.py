@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lora_rlhf.cli.main import main as cli
+from lora_rlhf.cli import main as cli
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.export.sequence_classification import prepare_tokenizer
