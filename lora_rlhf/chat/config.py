@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_rlhf.configs.catalogue import ChatRole
 from lora_rlhf.configs.values import at_least
 
 MOST_SEED = 10**12
@@ -15,8 +16,8 @@ class ChatConfig:
 
     folder: str
     """A run, or a merged export of one."""
-    role: Literal["auto", "policy", "sft", "base"] = "auto"
-    """Who of a run answers. auto: the policy, and without one the SFT model. An export has one model only."""
+    role: ChatRole = "auto"
+    """Which model of a run answers. auto: the one of its newest stage. An export has one model only."""
     system: str | None = None
     """A system message."""
     temperature: float = 0.7

@@ -9,7 +9,8 @@ from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.cli.recipe import RecipeConfig, read_recipe, what_next
 from lora_rlhf.cli.recipe_run import run_recipe
-from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.configs.catalogue import SFT, STAGES
+from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.export.config import ExportConfig
@@ -67,28 +68,10 @@ def _inspect(config: InspectConfig) -> None:
     inspect(config)
 
 
-def _sft(config: SFTConfig) -> None:
-    from lora_rlhf.stages import sft
-
-    sft.train(config)
-
-
 def _sample(config: SampleConfig) -> None:
     from lora_rlhf.stages import sample
 
     sample.sample(config)
-
-
-def _reward(config: RewardConfig) -> None:
-    from lora_rlhf.stages import reward
-
-    reward.train(config)
-
-
-def _ppo(config: PPOConfig) -> None:
-    from lora_rlhf.stages import ppo
-
-    ppo.train(config)
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -193,6 +176,8 @@ class Command:
     call: Callable[[Any], None]
 
 
+TRAINING = {stage.name: Command(stage.summary, stage.config, stage.train) for stage in STAGES}
+
 COMMANDS = {
     "doctor": Command("what this machine can run, and what to mend", DoctorConfig, _doctor),
     "plan": Command(
@@ -202,10 +187,9 @@ COMMANDS = {
         "what is in data files: formats, refusals, duplicates, leakage, lengths", CheckConfig, _check
     ),
     "inspect": Command("the exact tokens that a trainer sees of a file, marked by role", InspectConfig, _inspect),
-    "sft": Command("stage 1: supervised fine-tuning on demonstrations", SFTConfig, _sft),
+    SFT.name: TRAINING[SFT.name],
     "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
-    "reward": Command("stage 2: reward model on rankings or pairs", RewardConfig, _reward),
-    "ppo": Command("stage 3: PPO against the reward model", PPOConfig, _ppo),
+    **TRAINING,  # the first one keeps its place above
     "evaluate": Command("one report over the stages of runs, on held-out prompts", EvaluateConfig, _evaluate),
     "export": Command("a trained role as a plain model, an adapter or a GGUF file", ExportConfig, _export),
     "chat": Command("talk to a run's model or an exported one in the terminal", ChatConfig, _chat),

@@ -11,6 +11,7 @@ from typing import Any
 from lora_rlhf import __version__
 from lora_rlhf.cli.commands import COMMANDS
 from lora_rlhf.cli.flags import parse_flags
+from lora_rlhf.configs.catalogue import BY_NAME, REWARD
 from lora_rlhf.configs.values import check
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped, UserError
@@ -32,7 +33,8 @@ ENVIRONMENT = {
 QUIET = {"TQDM_DISABLE": "1"}  # for all but the first of several processes
 
 # What people type who know the commands of other projects.
-OTHER_NAMES = {"train": "sft, reward or ppo", "rm": "reward", "generate": "sample", "eval": "evaluate"}
+*EARLIER, LAST = BY_NAME
+OTHER_NAMES = {"train": f"{', '.join(EARLIER)} or {LAST}", "rm": REWARD.name, "generate": "sample", "eval": "evaluate"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_ROLE, SFT, STAGES, WRITERS
 from lora_rlhf.configs.common import StageConfig
-from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check, from_dict, read_yaml
 from lora_rlhf.data.locate import locate
 from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.export.config import STAGE_OF, ExportConfig
+from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.release.exports import MANIFEST
 from lora_rlhf.runs.folder import has_stage
 from lora_rlhf.system.errors import UserError
@@ -25,11 +26,10 @@ Section = TinyworldConfig | LabelConfig | StageConfig | ExportConfig
 # In the order in which they run.
 KINDS: dict[str, type[Section]] = {
     "tinyworld": TinyworldConfig,
-    "sft": SFTConfig,
+    SFT.name: SFT.config,
     "sample": SampleConfig,
     "label": LabelConfig,
-    "reward": RewardConfig,
-    "ppo": PPOConfig,
+    **{stage.name: stage.config for stage in STAGES},  # the first one keeps its place above
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }
@@ -106,10 +106,13 @@ def read_recipe(
             check(configs[name])
         except UserError as error:
             faults.append(str(error))
-    evaluation, policy = configs.get("evaluate"), configs.get("ppo")
-    if isinstance(evaluation, EvaluateConfig) and isinstance(policy, PPOConfig):  # what was named once is named
-        sft, reward = evaluation.sft or policy.sft, evaluation.reward or policy.reward
-        configs["evaluate"] = dataclasses.replace(evaluation, sft=sft, reward=reward)
+    evaluation = configs.get("evaluate")
+    newest = next((configs[stage.name] for stage in reversed(WRITERS) if stage.name in configs), None)
+    if isinstance(evaluation, EvaluateConfig) and newest is not None:  # what was named once is named
+        parents: dict[str, Any] = {
+            name: folder or vars(newest).get(name) for name, folder in evaluation.parents.items()
+        }
+        configs["evaluate"] = dataclasses.replace(evaluation, **parents)
     if len(configs) == sum(name in values for name in KINDS):  # else who writes what is not known
         faults += [*_missing_inputs(configs, place), *_export_faults(configs, place)]
     if faults:
@@ -153,7 +156,7 @@ def _export_faults(configs: Mapping[str, Section], place: str) -> list[str]:
     config = configs.get("export")
     if not isinstance(config, ExportConfig) or config.to is None:
         return []
-    stage, to = STAGE_OF[config.role], Path(config.to)
+    stage, to = BY_ROLE[config.role].name, Path(config.to)
     is_free = (to / MANIFEST).is_file() or not os.path.lexists(to)
     return [
         *(
@@ -179,7 +182,7 @@ def what_next(configs: Mapping[str, Section], has_demo: bool) -> str:
         lines.append(f"report: {Path(evaluation.folder) / 'report.html'}")
     if isinstance(export, ExportConfig):
         lines.append(f"export: {export.to} (its README.md says what it is and how to run it)")
-    if any(stage in configs or has_stage(run, stage) for stage in ("sft", "ppo")):
+    if any(stage.name in configs or has_stage(run, stage.name) for stage in WRITERS):
         lines.append(f"next:   {program} chat {run}")
     if has_demo:
         root = "" if run.parent == Path("runs") else f" --root {run.parent}"

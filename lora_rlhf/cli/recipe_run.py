@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lora_rlhf.cli.recipe import Section, outputs, read_recipe
+from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, SFT, STAGES
 from lora_rlhf.configs.common import HARMLESS, StageConfig
-from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.configs.values import read_yaml, to_yaml
 from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.export.config import STAGE_OF, ExportConfig
+from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.release.exports import read_export
 from lora_rlhf.runs.folder import adapter_hash, find_stage, has_stage
 from lora_rlhf.runs.resume import Lock
@@ -31,11 +33,9 @@ if TYPE_CHECKING:  # torch and transformers: seconds that a faulty recipe need n
 
 TITLES = {
     "tinyworld": "data of the tiny world",
-    "sft": "supervised fine-tuning",
     "sample": "responses to be ranked",
     "label": "rankings by simulated labelers",
-    "reward": "reward model",
-    "ppo": "PPO",
+    **{stage.name: stage.title for stage in STAGES},
     "evaluate": "evaluation",
     "export": "export",
 }
@@ -149,7 +149,7 @@ def _is_finished(name: str, config: Section) -> bool:
 def _stands(config: ExportConfig) -> bool:
     """Whether there is an export, of the very stage that is in the run now."""
     assert config.to is not None  # else the configuration was at fault
-    stage = STAGE_OF[config.role]
+    stage = BY_ROLE[config.role].name
     if not has_stage(config.folder, stage):
         return False
     parent = find_stage(Path(config.folder) / stage, stage)
@@ -186,9 +186,9 @@ def _open_base(configs: Mapping[str, Section], left: Mapping[str, Section]) -> "
 
     stages = [config for config in configs.values() if isinstance(config, StageConfig)]
     checkpointing = any(stage.gradient_checkpointing for stage in stages)
-    sft = configs.get("sft")
-    if not isinstance(sft, SFTConfig) or "sft" not in left:
-        parent = find_stage(Path(stages[0].run) / "sft", "sft")
+    sft = configs.get(SFT.name)
+    if not isinstance(sft, SFTConfig) or SFT.name not in left:
+        parent = find_stage(Path(stages[0].run) / SFT.name, SFT.name)
         trusted = any(stage.trust_remote_code for stage in stages)
         return open_base(parent.manifest["base"], workers.device(stages[0].device), checkpointing, trusted)
     spec = BaseSpec(sft.model, sft.quantization, sft.compute_dtype, sft.trust_remote_code)
@@ -208,23 +208,19 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[s
         return {}
     assert isinstance(config, StageConfig)  # an export has no step on this base
     from lora_rlhf.evaluate.report import evaluate
-    from lora_rlhf.stages import ppo, reward, sample, sft
+    from lora_rlhf.stages import sample
     from lora_rlhf.tinyworld.probes import WORLD
 
     # made before its parent was made anew
     left_over = has_stage(config.run, name) or name == "evaluate" or any(path.exists() for path in outputs(config))
     config = dataclasses.replace(config, overwrite=left_over)
     match config:
-        case SFTConfig():
-            sft.train(config, model)
         case SampleConfig():
             sample.sample(config, model)
-        case RewardConfig():
-            reward.train(config, model)
-        case PPOConfig():
-            ppo.train(config, model)
         case EvaluateConfig():
             return workers.from_main(lambda: evaluate(config, model, world=WORLD))
+        case _:
+            BY_NAME[name].train(config, model)
     return {}
 
 

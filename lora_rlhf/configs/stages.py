@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_rlhf.configs.common import StageConfig, TrainingConfig
+from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.values import at_least, multiple, positive, share
 
 
@@ -48,37 +48,6 @@ class SFTConfig(TrainingConfig):
             *at_least(self, 1, "lora_rank", "epochs", "batch_size"),
             *positive(self, "lora_alpha", "learning_rate"),
             *share(self, "lora_dropout", "validation_fraction"),
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig(StageConfig):
-    """K responses per prompt from a stage, ready to be ranked."""
-
-    prompts: str
-    """File or hub dataset of prompts."""
-    to: str
-    """JSONL file to write: one row per prompt, with its distinct responses."""
-    deduplicate: Literal["exact", "prefix", "none"] = "exact"
-    """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
-    role: Literal["base", "sft", "policy"] = "sft"
-    """Which stage writes the responses."""
-    min_responses: int = 4
-    """Fewest distinct responses; prompts that yield fewer are left out and counted."""
-    max_responses: int = 9
-    """Most responses; each prompt's K is drawn evenly between the two (InstructGPT: 4 to 9)."""
-    temperature: float = 1.0
-    """Sampling temperature."""
-    rollout: Literal["auto", "plain", "static"] = "auto"
-    """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
-
-    def faults(self) -> list[str]:
-        wrong = self.max_responses < self.min_responses
-        return [
-            *super().faults(),
-            *at_least(self, 2, "min_responses"),
-            *positive(self, "temperature"),
-            *([f"max_responses {self.max_responses} is below min_responses {self.min_responses}"] if wrong else []),
         ]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lora_rlhf.configs.catalogue import REWARD, SFT
 from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.judges.config import JudgeConfig
 
@@ -63,6 +64,11 @@ class EvaluateConfig(StageConfig, JudgeConfig):
             *([f"lm_eval_limit is {limit}, must be at least 1"] if limit is not None and limit < 1 else []),
             *([f"candidate and baseline are both {self.candidate!r}: name two systems"] if same else []),
         ]
+
+    @property
+    def parents(self) -> dict[str, str | None]:
+        """{stage: its folder}, of the stages that the newest one was trained from."""
+        return {SFT.name: self.sft, REWARD.name: self.reward}
 
     @property
     def folder(self) -> str:

@@ -4,6 +4,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.export.card import write_card
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.folder import copy_beside, licence_of, require_place, require_space
@@ -45,7 +46,7 @@ def export_adapter(config: ExportConfig) -> dict[str, Any]:
             "bytes": size,
             "parity": {"measured": False, "why": WHY},
         }
-        if config.role == "reward":
+        if BY_ROLE[config.role].scores:
             facts["score_offset"] = float(source.stage.manifest["results"]["offset"])
         write_card(folder, facts, source.run)
         facts["files"] = hash_folder(folder, {})

@@ -4,9 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_rlhf.configs.catalogue import BY_ROLE, PPO, ExportRole
 from lora_rlhf.configs.values import at_least, positive, share
-
-STAGE_OF = {"policy": "ppo", "sft": "sft", "reward": "reward"}  # the stage that trains a role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +14,7 @@ class ExportConfig:
 
     folder: str
     """The run; with --verify, an export."""
-    role: Literal["policy", "sft", "reward"] = "policy"
+    role: ExportRole = PPO.role
     """Which of the run's models: PPO's policy, the SFT model or the reward model."""
     form: Literal["merged", "adapter", "gguf"] = "merged"
     """merged: a folder for transformers and vLLM. adapter: the adapter alone, for PEFT and vLLM. gguf: one file for
@@ -58,7 +57,7 @@ class ExportConfig:
         """Everything wrong with these values."""
         if self.verify and self.to is not None:
             return ["--verify checks the export in FOLDER: leave --to out"]
-        is_refused = self.form == "gguf" and self.role == "reward"
+        is_refused = self.form == "gguf" and BY_ROLE[self.role].scores
         return [
             *(["form gguf is for models that write text; leave --form out for a reward model"] if is_refused else []),
             *([] if self.to or self.verify else ["give --to, the folder to make"]),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.configs.values import check
 from lora_rlhf.export.adapter import export_adapter
 from lora_rlhf.export.config import ExportConfig
@@ -14,4 +15,4 @@ def export_form(config: ExportConfig) -> dict[str, Any]:
     check(config)
     if config.form == "adapter":
         return export_adapter(config)
-    return export_reward(config) if config.role == "reward" else export(config)
+    return export_reward(config) if BY_ROLE[config.role].scores else export(config)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lora_rlhf.export.config import STAGE_OF
+from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import COMPUTE_DTYPES, BaseSpec, load_config, load_tokenizer, resolve_device, resolve_dtype
 from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
@@ -83,7 +83,8 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
     """A role of a run. UserError, before any long work but reading the base's files once: no such finished stage,
     code of the base's own that nobody allowed, a shard that is missing, files that have changed since training.
     """
-    stage = find_stage(Path(run) / STAGE_OF[role], STAGE_OF[role])
+    stage_name = BY_ROLE[role].name
+    stage = find_stage(Path(run) / stage_name, stage_name)
     record = stage.manifest["base"]
     require_trust(record, trust_remote_code)
     where = resolve_device(device)

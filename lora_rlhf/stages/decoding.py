@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_rlhf.configs.stages import PPOConfig, SampleConfig
+from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.model.decode_weights import choose_merged
 from lora_rlhf.model.engines import Rollout, pick_engine, require_static

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from tqdm import tqdm
 
 from lora_rlhf.configs.common import StageConfig
-from lora_rlhf.configs.stages import PPOConfig, SampleConfig
+from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.duplicates import without_repeats
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
 from lora_rlhf.data.refusals import RefusedRows, counted, none_of

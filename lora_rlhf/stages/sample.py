@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from lora_rlhf.configs.common import HARMLESS
-from lora_rlhf.configs.stages import SampleConfig
+from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_rlhf.configs.stages import PPOConfig, SampleConfig, SFTConfig
+from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.configs.values import check, from_dict, read_yaml, to_yaml
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.system.errors import UserError

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from stage_helpers import LIMITS
 
-from lora_rlhf.configs.stages import PPOConfig, SampleConfig
+from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.model import engines
 from lora_rlhf.stages import decoding, ppo, rollout, sample, worst_case
 from lora_rlhf.stages.interrupt import Request

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from stage_helpers import DEMONSTRATIONS, LIMITS, Models, open_model, same, write_rows
 
-from lora_rlhf.configs.stages import SampleConfig
+from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.stages.sample import sample
 from lora_rlhf.system.errors import UserError

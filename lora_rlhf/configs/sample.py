@@ -1,0 +1,39 @@
+"""What a person can choose when responses are sampled to be ranked."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_rlhf.configs.catalogue import SFT, WriterRole
+from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.values import at_least, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(StageConfig):
+    """K responses per prompt from a stage, ready to be ranked."""
+
+    prompts: str
+    """File or hub dataset of prompts."""
+    to: str
+    """JSONL file to write: one row per prompt, with its distinct responses."""
+    deduplicate: Literal["exact", "prefix", "none"] = "exact"
+    """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
+    role: WriterRole = SFT.role
+    """Which model writes the responses."""
+    min_responses: int = 4
+    """Fewest distinct responses; prompts that yield fewer are left out and counted."""
+    max_responses: int = 9
+    """Most responses; each prompt's K is drawn evenly between the two (InstructGPT: 4 to 9)."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    rollout: Literal["auto", "plain", "static"] = "auto"
+    """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
+
+    def faults(self) -> list[str]:
+        wrong = self.max_responses < self.min_responses
+        return [
+            *super().faults(),
+            *at_least(self, 2, "min_responses"),
+            *positive(self, "temperature"),
+            *([f"max_responses {self.max_responses} is below min_responses {self.min_responses}"] if wrong else []),
+        ]
