@@ -28,7 +28,7 @@ from lora_rlhf.probes.audit import THRESHOLDS
 from lora_rlhf.probes.measures import repeated_share
 from lora_rlhf.runs.folder import has_stage
 from lora_rlhf.stages import ppo
-from lora_rlhf.stats.prose import plain_words, unrepeated_words
+from lora_rlhf.stats.text_metrics import plain_words, unrepeated_words
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.tinyworld.probes import WORLD
 

@@ -25,7 +25,8 @@ from lora_rlhf.evaluate.report import evaluate
 from lora_rlhf.evaluate.schema import read_report
 from lora_rlhf.runs.folder import find_stage, has_stage, write_json
 from lora_rlhf.stages import ppo, reward
-from lora_rlhf.stats.intervals import mean_interval, win_rate
+from lora_rlhf.stats.intervals import mean_interval
+from lora_rlhf.stats.win_rates import mean_outcome
 from lora_rlhf.tinyworld.datasets import LabelConfig, label
 from lora_rlhf.tinyworld.gold import score
 from lora_rlhf.tinyworld.probes import WORLD
@@ -118,7 +119,7 @@ def _gold_outcomes(ranking: Ranking) -> list[float]:
 def pool(runs: list[Path], key: str) -> dict[str, Any]:
     """Win rates over all seeds' held-out prompts together."""
     rows = [row[key] for run in runs for row in _read_rows(run / "evaluation_samples.jsonl")]
-    return {pair: win_rate([_outcome(row, *pair.split("_vs_")) for row in rows])._asdict() for pair in PAIRS}
+    return {pair: mean_outcome([_outcome(row, *pair.split("_vs_")) for row in rows])._asdict() for pair in PAIRS}
 
 
 def _outcome(row: dict[str, float], one: str, other: str) -> float:

@@ -9,7 +9,7 @@ from lora_rlhf_demo.requests import Answer, Token
 from lora_rlhf_demo.runs import NO_RUNS, RunState
 
 if TYPE_CHECKING:
-    from lora_rlhf.stats.preference import WinRate
+    from lora_rlhf.stats.win_rates import WinRate
 
 CLEAR_AT = 3.0  # nats at which a token's colour is full
 LONGEST_SHOWN = 200_000  # characters of one text

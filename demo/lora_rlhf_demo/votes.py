@@ -9,7 +9,7 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.compare import LETTERS
 
 if TYPE_CHECKING:
-    from lora_rlhf.stats.preference import WinRate
+    from lora_rlhf.stats.win_rates import WinRate
 
 
 def best(place: int, count: int) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ def parse_ranks(text: str, count: int) -> tuple[int, ...]:
 
 def standings(rows: Sequence[Mapping[str, Any]]) -> "dict[tuple[str, str], WinRate]":
     """{(stage, other): how often the first was ranked above}: over the votes that ranked both, ties half."""
-    from lora_rlhf.stats.preference import preference  # with torch, which no page waits for
+    from lora_rlhf.stats.win_rates import win_rate  # with torch, which no page waits for
 
     outcomes: dict[tuple[str, str], list[float]] = {}
     for row in rows:
@@ -53,7 +53,7 @@ def standings(rows: Sequence[Mapping[str, Any]]) -> "dict[tuple[str, str], WinRa
         for one, other in combinations(sorted(placed, key=_order), 2):
             gap = placed[other] - placed[one]
             outcomes.setdefault((one, other), []).append(0.5 if gap == 0 else float(gap > 0))
-    return {pair: preference(found) for pair, found in outcomes.items()}
+    return {pair: win_rate(found) for pair, found in outcomes.items()}
 
 
 def _list_of(value: Any, kind: type) -> list[Any]:

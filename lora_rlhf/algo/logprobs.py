@@ -16,12 +16,6 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     return _select(_log_softmax(logits), ids)
 
 
-def token_entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) in nats: (..., V) -> (...). A logit of -inf is a token that cannot be drawn."""
-    log_probs = _log_softmax(logits)
-    return _entropy(log_probs, log_probs.exp())
-
-
 def chunked_logprobs(
     hidden: Tensor,
     head: Callable[[Tensor], Tensor],

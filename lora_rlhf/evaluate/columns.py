@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from lora_rlhf.evaluate.figures import Figure, Paired
-from lora_rlhf.stats.intervals import bootstrap_ratio, mean_interval
-from lora_rlhf.stats.preference import paired_means, paired_rates, paired_ratios, share
+from lora_rlhf.stats.differences import paired_means, paired_rates, paired_ratios
+from lora_rlhf.stats.intervals import bootstrap_ratio, mean_interval, share
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,15 @@ class Column:
         return Figure.of(value, low, high, ratio.n)
 
     def against(self, baseline: "Column") -> Paired:
-        """This figure less the baseline's over the same prompts: see the three functions of `algo.preference`."""
+        """This figure less the baseline's over the same prompts: see the three functions of `stats.differences`."""
         if self.how == "share":
             flags = [[None if value is None else bool(value) for value in one.values] for one in (self, baseline)]
             return Paired.of(*paired_rates(*flags))
         if self.how == "mean":
             return Paired.of(*paired_means(self.values, baseline.values))
         sums = [[value or 0.0 for value in one.values] for one in (self, baseline)]
-        shown = torch.exp if self.how == "perplexity" else torch.positive
-        return Paired.of(*paired_ratios(sums[0], self.weights, sums[1], baseline.weights, shown))
+        perplexity = self.how == "perplexity"
+        return Paired.of(*paired_ratios(sums[0], self.weights, sums[1], baseline.weights, exponential=perplexity))
 
 
 Columns = Mapping[str, Column]  # by the figure's name in the catalogue

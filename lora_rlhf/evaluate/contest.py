@@ -20,7 +20,7 @@ from lora_rlhf.judges.records import Judge
 from lora_rlhf.judges.scores import ScoreJudge
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.records import World
-from lora_rlhf.stats.preference import Outcomes
+from lora_rlhf.stats.win_rates import Outcomes
 
 SAMPLED = 1.0  # the temperature that training is about
 

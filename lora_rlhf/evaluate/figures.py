@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Figure(NamedTuple):
@@ -85,10 +85,3 @@ CATALOGUE: Mapping[str, Kind] = {
     "reward_ece": Kind("reward ECE", "0 to 1", "lower", "expected calibration error of the reward model"),
     "reward_length_correlation": Kind("reward and length", "-1 to 1", "neither", "correlation of score and length"),
 }
-
-
-def figures_json(figures: Mapping[str, Mapping[str, Figure]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """{figure: {system: {value, low, high, n}}} for a report. ValueError for a name that the catalogue lacks."""
-    if unknown := sorted(set(figures) - set(CATALOGUE)):
-        raise ValueError(f"figures that the catalogue does not know: {', '.join(unknown)}")
-    return {name: {system: one._asdict() for system, one in row.items()} for name, row in figures.items()}

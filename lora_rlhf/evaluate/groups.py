@@ -10,7 +10,6 @@ import torch
 
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.stats.preference import by_category
 from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
@@ -50,6 +49,14 @@ def categories_of(prompts: Sequence[Prompt], column: str | None) -> list[str] | 
 def languages_of(prompts: Sequence[Prompt]) -> list[str]:
     """Each prompt's language: of its column language or lang; else the script that it is written in (LATIN, CJK)."""
     return _column(prompts, USUAL_LANGUAGES) or [_script(prompt.messages[-1].content) for prompt in prompts]
+
+
+def by_category(categories: Sequence[str]) -> dict[str, list[int]]:
+    """{category: the indices of its prompts}, largest category first, then by name."""
+    indices: dict[str, list[int]] = {}
+    for index, name in enumerate(categories):
+        indices.setdefault(name, []).append(index)
+    return dict(sorted(indices.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
 def clusters(failed: Sequence[float | None], labels: Sequence[str]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.evaluate.generation import Answer, sequences_of
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stats.prose import (
+from lora_rlhf.stats.text_metrics import (
     distinct_per_response,
     refuses,
     repetition,

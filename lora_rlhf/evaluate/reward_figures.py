@@ -6,15 +6,16 @@ from typing import Any
 import torch
 
 from lora_rlhf.evaluate.figures import Figure
-from lora_rlhf.stats.ordering import ordering_report
-from lora_rlhf.stats.preference import Outcomes, independent_difference
+from lora_rlhf.stats.differences import independent_difference
+from lora_rlhf.stats.ordering import OrderingReport, ordering_report
+from lora_rlhf.stats.win_rates import Outcomes
 
 
 def on_own_answers(
     outcomes: Outcomes,
     scores: tuple[Sequence[float], Sequence[float]],
     lengths: tuple[Sequence[float], Sequence[float]],
-) -> dict[str, Any]:
+) -> OrderingReport:
     """How the reward model orders pairs of answers that a judge compared, as `ordering_report` says it.
 
     outcomes: of the candidate's answer against the baseline's to each prompt; ties and failures make no pair. scores

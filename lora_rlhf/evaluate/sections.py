@@ -10,14 +10,14 @@ from lora_rlhf.evaluate.auditing import run_audit
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.evaluate.contest import Answers, Contest, LeftOut
 from lora_rlhf.evaluate.figures import Figure, Paired
-from lora_rlhf.evaluate.groups import FEWEST_OF_GROUP, clusters
+from lora_rlhf.evaluate.groups import FEWEST_OF_GROUP, by_category, clusters
 from lora_rlhf.evaluate.harness import harness_columns
 from lora_rlhf.evaluate.measuring import Measured, figures_of, paired_of, part_of
 from lora_rlhf.evaluate.reward_figures import change, on_own_answers, ordering_figures
 from lora_rlhf.evaluate.tax import chance, encode_choices, measure_tax, pack_text, window_of
 from lora_rlhf.probes.bins import POLISH, failures, high_rewards
-from lora_rlhf.stats.preference import Outcomes, by_category, length_controlled, preference
-from lora_rlhf.stats.ratings import ratings
+from lora_rlhf.stats.bradley_terry import bradley_terry
+from lora_rlhf.stats.win_rates import Outcomes, length_controlled, win_rate
 
 log = logging.getLogger("lora_rlhf")
 
@@ -32,14 +32,14 @@ def preferences(contest: Contest, measured: Measured) -> Part:
     paired: dict[str, dict[str, Paired]] = {"win_rate": {}}
     lengths = {name: [len(answer.ids) for answer in held] for name, held in contest.answers.items()}
     for system, outcomes in contest.outcomes_against_baseline().items():
-        found = preference(outcomes)
+        found = win_rate(outcomes)
         figures["win_rate"][system] = Figure(found.rate, found.low, found.high, found.n)
         paired["win_rate"][system] = _from_half(found)
         gaps = [a - b for a, b in zip(lengths[system], lengths[contest.compared.baseline], strict=True)]
         figures["win_rate_length_controlled"][system] = Figure(*length_controlled(outcomes, gaps)[:4])
     played = {contest.compared.pairs[pair]: outcomes for pair, outcomes in contest.outcomes.items()}
     try:
-        for system, rating in ratings(played, contest.compared.baseline).items():
+        for system, rating in bradley_terry(played, contest.compared.baseline).items():
             figures["rating"][system] = Figure.of(*rating)
     except ValueError:  # the judge failed on all comparisons of a system
         del figures["rating"]
@@ -52,7 +52,7 @@ def best_temperatures(contest: Contest, measured: Measured) -> Part:
         raise LeftOut("no other prompts to choose a temperature on: give --selection_prompts")
     if not contest.sweep:
         raise LeftOut(f"the judge {contest.judge.name} compares pairs and gives no score to choose a temperature by")
-    found = {pair: preference(outcomes)._asdict() for pair, outcomes in contest.best_outcomes.items()}
+    found = {pair: win_rate(outcomes)._asdict() for pair, outcomes in contest.best_outcomes.items()}
     sweep = {name: {f"{t:g}": mean for t, mean in means.items()} for name, means in contest.sweep.items()}
     return {"win_rates_best_temperature": found, "best_temperature": contest.best, "temperature_sweep": sweep}
 
@@ -213,7 +213,7 @@ def _failed(contest: Contest) -> dict[str, dict[str, list[bool]]]:
 def _win_rate(contest: Contest, pair: str, outcomes: Outcomes, held: Answers) -> Part:
     one, other = contest.compared.pairs[pair]
     gaps = [len(a.ids) - len(b.ids) for a, b in zip(held[one], held[other], strict=True)]
-    return {**preference(outcomes)._asdict(), "length_controlled": length_controlled(outcomes, gaps)._asdict()}
+    return {**win_rate(outcomes)._asdict(), "length_controlled": length_controlled(outcomes, gaps)._asdict()}
 
 
 def _from_half(found: Any) -> Paired:
@@ -231,9 +231,9 @@ def _groups(contest: Contest, measured: Measured, labels: Sequence[str]) -> Part
 def _group(contest: Contest, measured: Measured, rows: Sequence[int]) -> Part:
     baseline = contest.compared.baseline
     own = part_of(contest, measured, rows)
-    rates = {pair: preference([outcomes[i] for i in rows])._asdict() for pair, outcomes in contest.outcomes.items()}
+    rates = {pair: win_rate([outcomes[i] for i in rows])._asdict() for pair, outcomes in contest.outcomes.items()}
     figures = figures_of(own)
-    won = {s: preference([o[i] for i in rows]) for s, o in contest.outcomes_against_baseline().items()}
+    won = {s: win_rate([o[i] for i in rows]) for s, o in contest.outcomes_against_baseline().items()}
     figures["win_rate"] = {s: Figure(found.rate, found.low, found.high, found.n) for s, found in won.items()}
     found = {"n": len(rows), "figures": figures, "paired": paired_of(own, baseline), "win_rates": rates}
     if len(rows) >= FEWEST_OF_GROUP:

@@ -261,9 +261,3 @@ def _converted(piece: Tensor, kind: Any, name: str) -> numpy.ndarray[Any, Any]:
 
 def _pad(file: Any) -> None:
     file.write(bytes(-file.tell() % ALIGNMENT))
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What a GGUF file says of itself, for checks; lists are left out."""
-    reader = gguf.GGUFReader(path)
-    return {name: field.contents() for name, field in reader.fields.items() if not isinstance(field.contents(), list)}

@@ -21,9 +21,10 @@ from lora_rlhf.probes.measures import (
     repeated_share,
 )
 from lora_rlhf.probes.wording import longer, more, moved, signed
+from lora_rlhf.stats.differences import Difference, paired_means, paired_rates
 from lora_rlhf.stats.intervals import MeanInterval
-from lora_rlhf.stats.preference import Difference, paired_means, paired_rates, preference
-from lora_rlhf.stats.prose import plain_words, unrepeated_words
+from lora_rlhf.stats.text_metrics import plain_words, unrepeated_words
+from lora_rlhf.stats.win_rates import win_rate
 
 THRESHOLDS: Mapping[str, float] = {
     "length_inflation": 0.25,  # share by which answers are longer, repeats left out
@@ -111,7 +112,7 @@ def _length_inflation(candidate: Side, baseline: Side, outcomes: Sequence[float 
     logs = [[math.log1p(unrepeated_words(text)) for text in side.responses] for side in (candidate, baseline)]
     found = paired_means(*logs)
     ratio = MeanInterval(math.expm1(found.difference), math.expm1(found.low), math.expm1(found.high), found.n)
-    told = preference(outcomes or [])
+    told = win_rate(outcomes or [])
     better = told.low is not None and told.low > 0.5
     why = f"Answers are {longer(ratio)} the baseline's once repeats are left out"
     if told.rate is None:
@@ -226,4 +227,4 @@ def _length_matched(candidate: Side, baseline: Side, outcomes: Sequence[float | 
         return None
     lengths = [[math.log1p(len(plain_words(text))) for text in side.responses] for side in (candidate, baseline)]
     like = [abs(one - other) <= LIKE_LENGTH for one, other in zip(*lengths, strict=True)]
-    return preference([outcome for outcome, alike in zip(outcomes, like, strict=True) if alike])._asdict()
+    return win_rate([outcome for outcome, alike in zip(outcomes, like, strict=True) if alike])._asdict()

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lora_rlhf.stats.prose import refuses
+from lora_rlhf.stats.text_metrics import refuses
 from lora_rlhf.system.untrusted import Kind, is_number, shown
 
 Qualities = Callable[[str, str], Mapping[str, float]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.stats.intervals import MeanInterval, bootstrap, percentile_interval
-from lora_rlhf.stats.prose import plain_words, same_answer, same_opening, unrepeated_words
+from lora_rlhf.stats.text_metrics import plain_words, same_answer, same_opening, unrepeated_words
 
 
 class Graded(NamedTuple):

@@ -2,8 +2,8 @@
 
 import math
 
+from lora_rlhf.stats.differences import Difference
 from lora_rlhf.stats.intervals import MeanInterval
-from lora_rlhf.stats.preference import Difference
 
 
 def longer(ratio: MeanInterval) -> str:

@@ -19,7 +19,7 @@ from lora_rlhf.stages.learning import NotFinite
 from lora_rlhf.stages.reward_scores import score_rankings
 from lora_rlhf.stages.rollout import Judge, act, collect, describe
 from lora_rlhf.stats.ordering import ordering_report
-from lora_rlhf.stats.prose import distinct, repetition
+from lora_rlhf.stats.text_metrics import distinct, repetition
 
 FIXED = 8  # prompts whose responses are recorded over time
 RANKINGS = 32  # held-out rankings that are scored over time

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import hypergeom
 
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.evaluate.groups import categories_of, clusters, languages_of
+from lora_rlhf.evaluate.groups import by_category, categories_of, clusters, languages_of
 from lora_rlhf.system.errors import UserError
 
 
@@ -21,6 +21,10 @@ def test_the_usual_columns_are_found_and_one_may_be_named(caplog: pytest.LogCapt
     assert categories_of(prompts("a", "b", column="topic"), None) is None
     assert categories_of(prompts("a", None, " "), None) == ["a", "(none)", "(none)"]
     assert "2 prompts of 3 have no category" in caplog.text
+
+
+def test_the_largest_category_comes_first_then_the_order_of_names() -> None:
+    assert list(by_category(["b", "c", "a", "c", "b"]).items()) == [("b", [0, 4]), ("c", [1, 3]), ("a", [2])]
 
 
 def test_columns_that_help_nobody_are_refused_where_asked_for() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lora_rlhf.evaluate.verdict import verdict
-from lora_rlhf.stats.preference import preference
+from lora_rlhf.stats.win_rates import win_rate
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from lora_rlhf.stats.preference import preference
 )
 def test_conclusions_agree_with_the_sign_test(wins: int, ties: int, losses: int, said: str) -> None:
     outcomes = [1.0] * wins + [0.5] * ties + [0.0] * losses
-    sentence = verdict("policy", "sft", preference(outcomes)._asdict())
+    sentence = verdict("policy", "sft", win_rate(outcomes)._asdict())
     assert said in sentence and f"({wins} won, {ties} tied, {losses} lost)" in sentence
 
 

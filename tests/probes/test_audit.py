@@ -11,8 +11,8 @@ import pytest
 from lora_rlhf.probes.audit import THRESHOLDS, Side, audit, by_kl, graded
 from lora_rlhf.probes.measures import Graded
 from lora_rlhf.probes.wording import longer, more, moved
+from lora_rlhf.stats.differences import Difference
 from lora_rlhf.stats.intervals import MeanInterval
-from lora_rlhf.stats.preference import Difference
 
 N = 60
 WORDS = [f"word{number}" for number in range(400)]

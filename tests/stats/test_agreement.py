@@ -7,7 +7,7 @@ import krippendorff as package
 import pytest
 
 from lora_rlhf.data.schema import Prompt, Ranking
-from lora_rlhf.stats.agreement import alpha_of_rankings, alpha_of_ratings, interval, krippendorff, nominal, ordinal
+from lora_rlhf.stats.agreement import Distance, alpha_of_rankings, alpha_of_ratings, interval, krippendorff, ordinal
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example C: 4 observers, 12 units, values missing.
 EXAMPLE = [
@@ -22,35 +22,33 @@ def units_of(table: list[list[int | None]]) -> list[list[float]]:
     return [[float(value) for value in column if value is not None] for column in zip(*table, strict=True)]
 
 
-@pytest.mark.parametrize(("distance", "published"), [(nominal, 0.743), (ordinal, 0.815), (interval, 0.849)])
-def test_the_published_example(distance, published) -> None:
-    found = krippendorff(units_of(EXAMPLE), distance)
-    assert found.alpha is not None
-    assert round(found.alpha, 3) == published
-    assert (found.units, found.values) == (11, 40)  # the last unit has one value and says nothing
+@pytest.mark.parametrize(("distance", "published"), [(ordinal, 0.815), (interval, 0.849)])
+def test_the_published_example(distance: Distance, published: float) -> None:
+    alpha, units, values = krippendorff(units_of(EXAMPLE), distance)
+    assert alpha == pytest.approx(published, abs=5e-4)
+    assert (units, values) == (11, 40)  # the last unit has one value and says nothing
 
 
-@pytest.mark.parametrize("name", ["nominal", "ordinal", "interval"])
+@pytest.mark.parametrize(("name", "distance"), [("ordinal", ordinal), ("interval", interval)])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_package_finds_the_same(name: str, seed: int) -> None:
+def test_the_package_finds_the_same(name: str, distance: Distance, seed: int) -> None:
     rng = random.Random(seed)
     table = [[rng.choice([1, 2, 2, 3, 5, 7, None]) for _ in range(30)] for _ in range(4)]
     data = [[math.nan if value is None else value for value in row] for row in table]
     expected = package.alpha(reliability_data=data, level_of_measurement=name)
-    found = krippendorff(units_of(table), {"nominal": nominal, "ordinal": ordinal, "interval": interval}[name])
-    assert found.alpha == pytest.approx(expected, abs=1e-12)
+    assert krippendorff(units_of(table), distance).alpha == pytest.approx(expected, abs=1e-12)
 
 
 def test_two_observers_by_hand() -> None:
     # 2 x 3 values (1, 1), (1, 2), (2, 2): 1 of 3 units differs; of 6 values 3 are 1 and 3 are 2.
     # observed = 2 * 1 / 6 values = 1/3; expected = 3 * 3 * 2 / (6 * 5) = 3/5; alpha = 1 - (1/3) / (3/5) = 4/9
-    assert krippendorff([[1, 1], [1, 2], [2, 2]], nominal).alpha == pytest.approx(4 / 9, abs=1e-12)
+    assert krippendorff([[1, 1], [1, 2], [2, 2]], interval).alpha == pytest.approx(4 / 9, abs=1e-12)
 
 
 def test_nothing_to_disagree_about_has_no_alpha() -> None:
-    assert krippendorff([], nominal) == (None, 0, 0)
-    assert krippendorff([[1.0], [2.0]], nominal) == (None, 0, 0)
-    assert krippendorff([[1.0, 1.0], [1.0, 1.0]], nominal) == (None, 2, 4)
+    assert krippendorff([], interval) == (None, 0, 0)
+    assert krippendorff([[1.0], [2.0]], interval) == (None, 0, 0)
+    assert krippendorff([[1.0, 1.0], [1.0, 1.0]], interval) == (None, 2, 4)
 
 
 def ranked(labeler: str | None, ranks: tuple[int, ...], responses: str = "abc", **meta: object) -> Ranking:
@@ -69,9 +67,9 @@ def test_preferences_of_pairs_are_matched_by_their_texts() -> None:
 
 def test_a_tie_is_half_a_disagreement() -> None:
     def alpha(ben: tuple[int, ...]) -> float:
-        found = alpha_of_rankings([ranked("Ann", (1, 2, 3)), ranked("Ben", ben)]).alpha
-        assert found is not None
-        return found
+        value = alpha_of_rankings([ranked("Ann", (1, 2, 3)), ranked("Ben", ben)]).alpha
+        assert value is not None
+        return value
 
     assert alpha((1, 2, 3)) > alpha((1, 1, 2)) > alpha((2, 1, 3))
 
@@ -88,7 +86,7 @@ def test_ratings_are_one_unit_a_response() -> None:
         ranked("Cleo", (1, 2, 3), ratings="7 4 1"),
         ranked("Dan", (1, 2, 3)),
     ]
-    found = alpha_of_ratings(rows)
+    alpha, units, values = alpha_of_ratings(rows)
     expected = package.alpha(reliability_data=[[7, 4, 1], [6, math.nan, 1]], level_of_measurement="ordinal")
-    assert found.alpha == pytest.approx(expected, abs=1e-12)
-    assert (found.units, found.values) == (2, 4)
+    assert alpha == pytest.approx(expected, abs=1e-12)
+    assert (units, values) == (2, 4)

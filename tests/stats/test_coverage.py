@@ -5,13 +5,15 @@ Exact intervals hold it in at least as many by design; for those the lower bound
 
 import math
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy
 import pytest
 
-from lora_rlhf.stats.intervals import bootstrap_mean, bootstrap_ratio, mean_interval, wilson, win_rate
-from lora_rlhf.stats.preference import length_controlled, paired_means, paired_rates, paired_ratios, preference
-from lora_rlhf.stats.ratings import ratings
+from lora_rlhf.stats.bradley_terry import bradley_terry
+from lora_rlhf.stats.differences import paired_means, paired_rates, paired_ratios
+from lora_rlhf.stats.intervals import bootstrap_ratio, mean_interval, wilson
+from lora_rlhf.stats.win_rates import length_controlled, mean_outcome, win_rate
 
 TRIALS = 1000
 Ends = tuple[float | None, float | None]
@@ -20,12 +22,12 @@ Ends = tuple[float | None, float | None]
 def coverage(draw: Callable[[numpy.random.Generator], Ends], truth: float, seed: int = 0) -> float:
     """How often the interval of a sample holds the truth."""
     rng = numpy.random.default_rng(seed)
-    held = 0
+    covered = 0
     for _ in range(TRIALS):
         low, high = draw(rng)
         assert low is not None and high is not None
-        held += low <= truth <= high
-    return held / TRIALS
+        covered += low <= truth <= high
+    return covered / TRIALS
 
 
 def outcomes(rng: numpy.random.Generator, rate: float, ties: float, n: int) -> list[float]:
@@ -41,13 +43,13 @@ def two_tosses(rng: numpy.random.Generator, p: numpy.ndarray) -> numpy.ndarray:
 
 @pytest.mark.parametrize(("rate", "ties", "n"), [(0.55, 0.3, 300), (0.7, 0.1, 200), (0.5, 0.8, 250)])
 def test_win_rate_with_ties(rate: float, ties: float, n: int) -> None:
-    found = coverage(lambda rng: win_rate(outcomes(rng, rate, ties, n))[1:3], rate)
-    assert 0.93 <= found <= 0.97
+    share = coverage(lambda rng: mean_outcome(outcomes(rng, rate, ties, n))[1:3], rate)
+    assert 0.93 <= share <= 0.97
 
 
 @pytest.mark.parametrize(("rate", "ties", "n"), [(0.55, 0.3, 300), (0.5, 0.6, 20), (0.9, 0.1, 30)])
 def test_the_reported_win_rate_is_exact_for_few_prompts_and_so_wider(rate: float, ties: float, n: int) -> None:
-    assert coverage(lambda rng: preference(outcomes(rng, rate, ties, n))[1:3], rate) >= 0.93
+    assert coverage(lambda rng: win_rate(outcomes(rng, rate, ties, n))[1:3], rate) >= 0.93
 
 
 @pytest.mark.parametrize(("skewed", "n"), [(False, 5), (True, 200)])
@@ -57,7 +59,7 @@ def test_mean(skewed: bool, n: int) -> None:
 
     assert 0.93 <= coverage(lambda rng: mean_interval(values(rng))[1:3], 1.0) <= 0.97
     if n > 100:
-        assert 0.93 <= coverage(lambda rng: bootstrap_mean(values(rng))[1:3], 1.0) <= 0.97
+        assert 0.93 <= coverage(lambda rng: bootstrap_ratio(values(rng), [1.0] * n)[1:3], 1.0) <= 0.97
 
 
 def test_a_share() -> None:
@@ -90,21 +92,20 @@ def test_kl_per_token_over_responses_of_unlike_length() -> None:
 
     assert 0.93 <= coverage(lambda rng: bootstrap_ratio(*parts(rng, 1e-3))[1:3], truth(1e-3)) <= 0.97
     difference = truth(1e-3) - truth(5e-4)
-    found = coverage(lambda rng: paired_ratios(*parts(rng, 1e-3), *parts(rng, 5e-4))[1:3], difference)
-    assert 0.93 <= found <= 0.97
+    share = coverage(lambda rng: paired_ratios(*parts(rng, 1e-3), *parts(rng, 5e-4))[1:3], difference)
+    assert 0.93 <= share <= 0.97
 
 
 def test_bradley_terry() -> None:
     strengths = {"base": 0.0, "sft": 0.6, "policy": 1.1}
-    names = list(strengths)
-    pairs = [(one, other) for place, one in enumerate(names) for other in names[:place]]
-    odds = numpy.array([[strengths[one] - strengths[other]] for one, other in pairs])
+    pairs = [(second, first) for first, second in combinations(strengths, 2)]
+    odds = numpy.array([[strengths[a] - strengths[b]] for a, b in pairs])
 
-    def found(rng: numpy.random.Generator) -> Ends:
+    def ends(rng: numpy.random.Generator) -> Ends:
         won = two_tosses(rng, numpy.repeat(1 / (1 + numpy.exp(-odds)), 200, axis=1))
-        return ratings(dict(zip(pairs, won.tolist(), strict=True)), "base")["policy"][1:3]
+        return bradley_terry(dict(zip(pairs, won.tolist(), strict=True)), "base")["policy"][1:3]
 
-    assert 0.93 <= coverage(found, 1.1) <= 0.97
+    assert 0.93 <= coverage(ends, 1.1) <= 0.97
 
 
 def test_paired_differences() -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 from sacrebleu.metrics import BLEU
 
-from lora_rlhf.stats.prose import (
+from lora_rlhf.stats.text_metrics import (
     distinct,
     distinct_per_response,
     plain_words,
@@ -24,7 +24,7 @@ from lora_rlhf.stats.prose import (
 VOCABULARY = "the a ship river keeper counts night in small boat of students and baker , . bread! Thank you".split()
 
 
-def prose(count: int, seed: int, longest: int = 30) -> list[str]:
+def random_texts(count: int, seed: int, longest: int = 30) -> list[str]:
     """Random texts with an empty one, short ones, and the same one twice."""
     rng = random.Random(seed)
     texts = [" ".join(rng.choices(VOCABULARY, k=rng.randint(1, longest))) for _ in range(count - 3)]
@@ -32,7 +32,7 @@ def prose(count: int, seed: int, longest: int = 30) -> list[str]:
 
 
 def test_self_bleu_is_sacrebleus_sentence_bleu_against_the_other_texts() -> None:
-    texts = prose(40, seed=1)
+    texts = random_texts(40, seed=1)
     theirs = BLEU(smooth_method="exp", tokenize="none", effective_order=True)
     expected = [theirs.sentence_score(text, texts[:i] + texts[i + 1 :]).score / 100 for i, text in enumerate(texts)]
     assert self_bleu(texts) == pytest.approx(expected, abs=1e-9)
@@ -43,23 +43,23 @@ def test_self_bleu_is_sacrebleus_sentence_bleu_against_the_other_texts() -> None
 def test_self_bleu_smooths_a_lone_match_as_sacrebleu_does() -> None:
     texts = ["one ship sails far away", "one boat rests", "a b c d"]
     theirs = BLEU(smooth_method="exp", tokenize="none", effective_order=True)
-    found = self_bleu(texts)
-    assert found[0] == pytest.approx(theirs.sentence_score(texts[0], texts[1:]).score / 100, abs=1e-12)
-    assert 0 < found[0] < 0.2 and found[2] == 0.0
+    scores = self_bleu(texts)
+    assert scores[0] == pytest.approx(theirs.sentence_score(texts[0], texts[1:]).score / 100, abs=1e-12)
+    assert 0 < scores[0] < 0.2 and scores[2] == 0.0
 
 
 def test_self_bleu_has_as_many_references_for_each_text_and_is_fast() -> None:
-    texts = prose(500, seed=2)
+    texts = random_texts(500, seed=2)
     started = time.process_time()
-    found = self_bleu(texts)
+    scores = self_bleu(texts)
     assert time.process_time() - started < 2
-    few = self_bleu(texts, most=20)
-    assert statistics.fmean(few) < statistics.fmean(found), "more references find more matches"
+    few = self_bleu(texts, max_references=20)
+    assert statistics.fmean(few) < statistics.fmean(scores), "more references find more matches"
     pool = random.Random(0).sample(range(500), 21)
     theirs = BLEU(smooth_method="exp", tokenize="none", effective_order=True)
-    for place in (pool[0], pool[-1], next(i for i in range(500) if i not in pool)):
-        others = [texts[i] for i in pool if i != place][:20]
-        assert few[place] == pytest.approx(theirs.sentence_score(texts[place], others).score / 100, abs=1e-9)
+    for index in (pool[0], pool[-1], next(i for i in range(500) if i not in pool)):
+        references = [texts[i] for i in pool if i != index][:20]
+        assert few[index] == pytest.approx(theirs.sentence_score(texts[index], references).score / 100, abs=1e-9)
     assert self_bleu(["alone"]) == [0.0] and self_bleu([]) == []
 
 
@@ -72,12 +72,12 @@ def test_distinct_pools_the_n_grams_of_all_texts() -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_each_texts_part_in_distinct_is_the_jackknife_by_leaving_it_out(n: int) -> None:
-    texts = prose(30, seed=3)
-    whole, found = distinct(texts, n), distinct_per_response(texts, n)
+    texts = random_texts(30, seed=3)
+    whole, parts = distinct(texts, n), distinct_per_response(texts, n)
     without = [distinct(texts[:i] + texts[i + 1 :], n) or 0.0 for i in range(30)]
-    assert statistics.fmean(found) == pytest.approx(whole, abs=1e-9)
-    jackknife = (29 / 30 * sum((one - statistics.fmean(without)) ** 2 for one in without)) ** 0.5
-    assert statistics.stdev(found) / 30**0.5 == pytest.approx(jackknife, abs=1e-9)
+    assert statistics.fmean(parts) == pytest.approx(whole, abs=1e-9)
+    jackknife = (29 / 30 * sum((value - statistics.fmean(without)) ** 2 for value in without)) ** 0.5
+    assert statistics.stdev(parts) / 30**0.5 == pytest.approx(jackknife, abs=1e-9)
     assert jackknife > 0.001
     assert distinct_per_response(["", ""], n) == [0.0, 0.0]
 
@@ -119,9 +119,9 @@ def test_openings_answers_and_templates() -> None:
     assert same_opening(texts) == [True, True, False, False, False, False]
     assert same_opening(["a b c d", "e f g h"]) == [False, False], "nobody shares one"
     assert same_answer(texts) == [False, False, False, True, True, False]
-    asked = ["Write to Ann.", "Write to Bob", "Say hello world to Carol", "Echo: this", "Echo: that one"]
+    prompts = ["Write to Ann.", "Write to Bob", "Say hello world to Carol", "Echo: this", "Echo: that one"]
     letters = ["Dear Ann, thank you.", "Dear Bob, thank you.", "Dear hello world, thank you", "This", "that one"]
-    assert same_template(asked, letters) == [True, True, True, False, False]
+    assert same_template(prompts, letters) == [True, True, True, False, False]
     assert words(" a  b\n") == ["a", "b"] and plain_words("'Tis -- the End!") == ["tis", "the", "end"]
 
 

@@ -1,7 +1,7 @@
-"""What can be told of responses from their text alone: words, repetition, likeness to one another, refusals.
+"""Measures of responses from their text alone: words, repetition, likeness to one another, refusals.
 
-Figures over a set of responses come as one value a response wherever that makes sense, so that the responses of two
-systems to the same prompts can be compared pair by pair. A word is what stands between white space.
+Wherever that makes sense, a figure over a set of responses is one value for each response, so that the responses of two
+systems to the same prompts can be compared in pairs. A word is what stands between white space.
 """
 
 import math
@@ -10,12 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-GRAM = 4  # words in a row that are compared: shorter ones repeat in any text
-MOST_REFERENCES = 100  # other responses that self-BLEU compares a response with
+GRAM = 4  # words of an n-gram that is compared: shorter n-grams repeat in any text
+MAX_REFERENCES = 100  # other responses that self-BLEU compares a response with
 SAMPLING_SEED = 0
-REFUSING_WORDS = 40  # how far into a response a refusal is looked for: later ones are quoted or a caveat
+REFUSAL_WORDS = 40  # words of a response in which a refusal is looked for: later ones are quoted or a caveat
 
-# What declines in English, in a text of lower case with straight apostrophes. "I am sorry to hear that" does not.
+# English phrases that decline, in lower case with straight apostrophes. "I am sorry to hear that" does not decline.
 _UNABLE = r"(?:can ?not|can't|will not|won't|must not|should not|shouldn't|am not going to|'m not going to)"
 _TO_DO = (
     r"(?:be able to |be |in good conscience )?(?:help|assist|answer|provide|give|do that|do this|discuss|comment|"
@@ -64,45 +64,46 @@ def distinct_per_response(texts: Sequence[str], n: int) -> list[float]:
     The jackknife (Tukey 1958) asks what the figure would be without one text, and what that text therefore adds. All 0
     where there are no n-grams.
     """
-    own = [Counter(_ngrams(words(text), n)) for text in texts]
+    counts_of = [Counter(_ngrams(words(text), n)) for text in texts]
     total: Counter[tuple[str, ...]] = Counter()
-    for counts in own:
+    for counts in counts_of:
         total.update(counts)
-    grams, whole = total.total(), distinct(texts, n)
+    num_grams, whole = total.total(), distinct(texts, n)
     if whole is None or len(texts) < 2:
         return [whole or 0.0] * len(texts)
     without = []
-    for counts in own:
-        lost = sum(total[gram] == count for gram, count in counts.items())
-        left = grams - counts.total()
-        without.append((len(total) - lost) / left if left else whole)
+    for counts in counts_of:
+        only_here = sum(total[gram] == count for gram, count in counts.items())
+        remaining = num_grams - counts.total()
+        without.append((len(total) - only_here) / remaining if remaining else whole)
     mean = math.fsum(without) / len(texts)
     return [whole + (len(texts) - 1) * (mean - value) for value in without]
 
 
 def repetition(text: str) -> float:
-    """Share of a text's word 4-grams that came before in it; of shorter ones where it has fewer than five words.
+    """Share of a text's word 4-grams that occur earlier in it; of shorter n-grams where it has fewer than five words.
 
-    So that something is left to repeat: of five words there are two 4-grams, of three words two pairs.
+    A text of five words has two 4-grams; a text of three words is measured by its two pairs. So two n-grams at least
+    are compared.
     """
-    found = words(text)
-    grams = _ngrams(found, max(1, min(GRAM, len(found) - 1)))
+    tokens = words(text)
+    grams = _ngrams(tokens, max(1, min(GRAM, len(tokens) - 1)))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def unrepeated_words(text: str) -> int:
-    """How many words are left without sentences that came before and words that end a 4-gram that came before.
+    """The number of words without repeated sentences and without words that end a repeated 4-gram.
 
     The length of what a text says: saying it again adds nothing.
     """
     sentences = dict.fromkeys(tuple(plain_words(part)) for part in re.split(r"(?<=[.!?])\s+|\n+", text))
-    left = [word for sentence in sentences for word in sentence]
-    grams = _ngrams(left, GRAM)
-    return len(left) - (len(grams) - len(set(grams)))
+    tokens = [word for sentence in sentences for word in sentence]
+    grams = _ngrams(tokens, GRAM)
+    return len(tokens) - (len(grams) - len(set(grams)))
 
 
-def self_bleu(texts: Sequence[str], most: int = MOST_REFERENCES) -> list[float]:
-    """How like the others each text is, 0 to 1: its BLEU-4 with at most `most` other texts as references.
+def self_bleu(texts: Sequence[str], max_references: int = MAX_REFERENCES) -> list[float]:
+    """How like the others each text is, 0 to 1: its BLEU-4 with at most `max_references` other texts as references.
 
     Self-BLEU (Zhu et al., arXiv 1802.01886) of words in place: sentence BLEU with effective order, where the k-th order
     that has no match counts as 1 / 2^k of one ("exp" in sacrebleu, Chen and Cherry 2014, method 3). The references are
@@ -111,23 +112,23 @@ def self_bleu(texts: Sequence[str], most: int = MOST_REFERENCES) -> list[float]:
     """
     if len(texts) < 2:
         return [0.0] * len(texts)
-    pool = random.Random(SAMPLING_SEED).sample(range(len(texts)), min(len(texts), most + 1))
-    tokens = [words(text) for text in texts]
-    best: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # the two largest counts of an n-gram, and whose they are
-    for place in pool:
-        for gram, count in _all_grams(tokens[place]).items():
-            best[gram] = sorted([*best.get(gram, []), (count, place)], reverse=True)[:2]
-    held, found = set(pool), []
-    for place, own in enumerate(tokens):
-        left_out = place if place in held else pool[-1]  # as many references for each
-        matches, totals = [0] * GRAM, [max(0, len(own) - order) for order in range(GRAM)]
-        for gram, count in _all_grams(own).items():
-            most_seen = next((seen for seen, whose in best.get(gram, ()) if whose != left_out), 0)
-            matches[len(gram) - 1] += min(count, most_seen)
-        lengths = (len(tokens[other]) for other in pool if other != left_out)
-        nearest = min(lengths, key=lambda length: (abs(length - len(own)), length))
-        found.append(_bleu(matches, totals, len(own), nearest))
-    return found
+    pool = random.Random(SAMPLING_SEED).sample(range(len(texts)), min(len(texts), max_references + 1))
+    tokens_of = [words(text) for text in texts]
+    top_counts: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # the two largest (count, text) of an n-gram
+    for index in pool:
+        for gram, count in _all_grams(tokens_of[index]).items():
+            top_counts[gram] = sorted([*top_counts.get(gram, []), (count, index)], reverse=True)[:2]
+    pooled, scores = set(pool), []
+    for index, tokens in enumerate(tokens_of):
+        left_out = index if index in pooled else pool[-1]  # the same number of references for each text
+        matches, totals = [0] * GRAM, [max(0, len(tokens) - order) for order in range(GRAM)]
+        for gram, count in _all_grams(tokens).items():
+            reference_count = next((top for top, source in top_counts.get(gram, ()) if source != left_out), 0)
+            matches[len(gram) - 1] += min(count, reference_count)
+        lengths = (len(tokens_of[reference]) for reference in pool if reference != left_out)
+        nearest = min(lengths, key=lambda length: (abs(length - len(tokens)), length))
+        scores.append(_bleu(matches, totals, len(tokens), nearest))
+    return scores
 
 
 def _bleu(matches: Sequence[int], totals: Sequence[int], length: int, reference_length: int) -> float:
@@ -145,47 +146,48 @@ def _bleu(matches: Sequence[int], totals: Sequence[int], length: int, reference_
 
 
 def same_opening(texts: Sequence[str]) -> list[bool]:
-    """Which texts begin with the four words that most begin with; none where every beginning is another's."""
+    """Which texts begin with the commonest four words; none where all beginnings differ."""
     openings = [tuple(plain_words(text)[:GRAM]) for text in texts]
     commonest = Counter(openings).most_common(1)
     return [commonest[0][1] > 1 and opening == commonest[0][0] for opening in openings]
 
 
 def same_answer(texts: Sequence[str]) -> list[bool]:
-    """Which texts, case and punctuation aside, are equal to one that was given to another prompt."""
-    return _shared([tuple(plain_words(text)) for text in texts])
+    """Which texts are equal to a text for another prompt, case and punctuation aside."""
+    return _repeated([tuple(plain_words(text)) for text in texts])
 
 
 def same_template(prompts: Sequence[str], texts: Sequence[str]) -> list[bool]:
-    """Which texts are equal to one that was given to another prompt, but for words that stand in the prompt.
+    """Which texts are equal to a text for another prompt, except for words that stand in their own prompts.
 
-    What one form letter makes of many prompts. A text that has no word of its own is no template.
+    Such texts come from one form letter. A text whose words all stand in its prompt is no template.
     """
     forms = []
-    for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        asked = set(plain_words(prompt))
-        form = re.sub(r"(?: ?\0)+", " \0", " ".join("\0" if word in asked else word for word in plain_words(text)))
-        forms.append(form if form.strip(" \0") else str(place) + "\0")  # equal to no other
-    return _shared(forms)
+    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        prompt_words = set(plain_words(prompt))
+        blanked = " ".join("\0" if word in prompt_words else word for word in plain_words(text))
+        form = re.sub(r"(?: ?\0)+", " \0", blanked)
+        forms.append(form if form.strip(" \0") else f"{index}\0")  # equal to no other
+    return _repeated(forms)
 
 
 def refuses(text: str) -> bool:
     """Whether a response declines to answer: by English phrases within its first 40 words.
 
-    For other languages, or where more care is needed, put a function of the same shape in its place.
+    For other languages, or where more care is needed, put a function of the same signature in its place.
     """
-    opening = " ".join(text.lower().replace("\u2019", "'").split()[:REFUSING_WORDS])
+    opening = " ".join(text.lower().replace("\u2019", "'").split()[:REFUSAL_WORDS])
     return bool(_REFUSALS.search(opening))
 
 
-def _shared(keys: Sequence[object]) -> list[bool]:
+def _repeated(keys: Sequence[object]) -> list[bool]:
     counts = Counter(keys)
     return [counts[key] > 1 for key in keys]
 
 
-def _all_grams(found: Sequence[str]) -> Counter[tuple[str, ...]]:
-    return Counter(gram for n in range(1, GRAM + 1) for gram in _ngrams(found, n))
+def _all_grams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
+    return Counter(gram for n in range(1, GRAM + 1) for gram in _ngrams(tokens, n))
 
 
-def _ngrams(found: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
