@@ -27,7 +27,6 @@ import xxhash
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from stages.stage_helpers import DEMONSTRATIONS, RANKINGS, manifest, rows_of, write_rows
 
 from lora_rlhf.cli.main import main
 from lora_rlhf.model import adapters
@@ -35,6 +34,7 @@ from lora_rlhf.stages import reward
 from lora_rlhf.stages import sample as sampling
 from lora_rlhf.stages.loop import TrainingLoop
 from lora_rlhf.system import disk
+from tests.support.stages import DEMONSTRATIONS, RANKINGS, manifest, rows_of, write_rows
 
 YEAR = 365 * 24 * 3600
 SOON = 20.0  # seconds that a busy machine may take for what is a matter of one or two

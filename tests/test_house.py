@@ -171,9 +171,3 @@ def test_adapters_are_switched_in_one_place() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in switches
     }
     assert places == {"model/shared.py"}
-
-
-def test_names_of_test_files_are_unique() -> None:
-    """Without packages around them, two modules of one name would be one to pytest, in whichever folders they lie."""
-    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
-    assert sorted(names) == sorted(set(names))

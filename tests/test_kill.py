@@ -3,13 +3,9 @@
 import random
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # as a script there finds its neighbours
-
 from kill import World, differences, torment, unreadable
 
 KILLS = {"sft": 3, "reward": 3, "ppo": 4, "sample": 2}

@@ -1,22 +1,18 @@
 """benchmarks/ppo_against_trl.py: our half runs at a tiny size, models never stop, medians and ratios are right."""
 
 import json
-import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # as a script there finds its neighbours
-
 import half
 import ppo_ours
+import pytest
+import torch
 from ppo_against_trl import WORKLOADS, compare, prepare
 from shapes import make_prompts
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import render_prompt, stop_ids

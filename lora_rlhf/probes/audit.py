@@ -2,9 +2,9 @@
 
 A flag is raised where the whole 95 % interval of its figure lies above its threshold, so few prompts raise none. The
 thresholds are round numbers that stand as they were first written down. How they do is seen on runs of the tiny world
-with planted failures (tests/planted_runs.py), whose recipe was shaped on seeds 0 to 2; the tests use seed 7. With the
-final recipe every fault raised its own of five flags alone on seeds 0, 2 and 7; on seed 1 reward_length_bias stayed
-down.
+with planted failures (tests/support/planted_runs.py), whose recipe was shaped on seeds 0 to 2; the tests use seed 7.
+With the final recipe every fault raised its own of five flags alone on seeds 0, 2 and 7; on seed 1 reward_length_bias
+stayed down.
 """
 
 import math

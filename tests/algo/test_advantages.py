@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_rlhf.algo.advantages import gae, grpo, rloo
-from tests import reference
+from tests.support import reference
 
 WIDTH = 7
 

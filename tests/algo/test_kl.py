@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_rlhf.algo.kl import AdaptiveKL, FixedKL, k1, k3
-from tests import reference
+from tests.support import reference
 
 POLICY = [-2.1, -1.5, -3.0, -0.8]
 REF = [-2.0, -1.6, -2.8, -0.9]

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_rlhf.algo.logprobs import chunked_logprobs, token_logprobs
-from tests import reference
+from tests.support import reference
 
 N, H, V = 11, 3, 17
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_rlhf.algo.losses import listwise_loss, lm_loss, policy_loss, ranking_loss, ranking_pairs, value_loss
-from tests import reference
+from tests.support import reference
 
 LENGTHS = (5, 1, 0, 6, 3)
 WIDTH = 7

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.algo import masking
-from tests import reference
+from tests.support import reference
 
 ROWS = [[0.3, -1.2, 2.5, 0.9], [4.0], [], [-0.7, 1.1]]
 FLAT = [cell for row in ROWS for cell in row]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_rlhf.algo.rewards import apply_missing_eos, token_rewards
-from tests import reference
+from tests.support import reference
 
 KL = [[0.1, -0.2, 0.3, 0.05], [0.4], [-0.1, 0.2]]
 SCORES = [1.5, -0.7, 2.0]

@@ -6,13 +6,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from demo_helpers import PORT, Served, host_of, save_run, trained
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.worker import Host
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lora_rlhf.model.shared import SharedModel
+from tests.support.demo import PORT, Served, host_of, save_run, trained
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 30_000  # ms: how long a page may take, on a busy machine

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from demo_helpers import PORT, Served, save_run, write
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.rows import RowFile
@@ -15,6 +14,7 @@ from playwright.sync_api import Page, expect
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.disk import append_row
+from tests.support.demo import PORT, Served, save_run, write
 
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
 ORDER = """[...document.querySelectorAll('.ranker .group')].map(group =>

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from demo_helpers import PORT, Served, write
 from lora_rlhf_demo import desk
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
@@ -16,6 +15,7 @@ from lora_rlhf_demo.show import safe
 from playwright.sync_api import Page, expect
 
 from lora_rlhf.data.sources import read_rankings
+from tests.support.demo import PORT, Served, write
 
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
 TURNS = "#talk .turn"

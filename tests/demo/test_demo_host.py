@@ -9,7 +9,6 @@ from pathlib import Path
 import gradio as gr
 import pytest
 import torch
-from demo_helpers import OFFSET, STAGES, ask, host_of, last, save_run, texts, trained
 from lora_rlhf_demo import desk, memory
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.playground_tab import PlaygroundTab
@@ -23,6 +22,7 @@ from lora_rlhf.data.template import decode_response, pad_id, render_prompt, stop
 from lora_rlhf.model.forward import Sequences, response_logprobs, response_scores
 from lora_rlhf.model.generate import generate_seeded
 from lora_rlhf.model.shared import SharedModel
+from tests.support.demo import OFFSET, STAGES, ask, host_of, last, save_run, texts, trained
 
 QUESTION = "Who counts the ships?"
 SAYING = "The river is wide."

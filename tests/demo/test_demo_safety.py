@@ -8,13 +8,13 @@ from pathlib import Path
 
 import gradio
 import pytest
-from demo_helpers import PORT, Served
 from lora_rlhf_demo import app
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
 
 from lora_rlhf.cli import main as cli
 from lora_rlhf.system.errors import UserError
+from tests.support.demo import PORT, Served
 
 
 def get(url: str) -> tuple[int, bytes]:

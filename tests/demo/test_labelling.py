@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from label_helpers import WORDS, plain, save_all, some_tasks
 from lora_rlhf_demo.label import Label, Labelling, label_of
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.tasks import Task, labeler_name, read_qualification, read_tasks, task_of
@@ -27,6 +26,7 @@ from lora_rlhf.model.shared import LoraSettings, SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder
 from lora_rlhf.stages import reward
 from lora_rlhf.system.errors import UserError
+from tests.support.labels import WORDS, plain, save_all, some_tasks
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_helpers import OFFSET, QUESTIONS
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.answers import Answer
@@ -21,6 +20,7 @@ from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import LoraSettings, SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage
+from tests.support.evaluation import OFFSET, QUESTIONS
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ import copy
 from typing import Any
 
 import pytest
-from report_helpers import a_report, figure
 
 from lora_rlhf.evaluate.compare import compare_reports, require_comparable
 from lora_rlhf.system.errors import UserError
+from tests.support.reports import a_report, figure
 
 
 def moved(name: str, before: float, after: float, half: float = 0.02) -> list[Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_helpers import NUM_PROBES, OTHERS, QUESTIONS, letter_share, letters
 
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.evaluate.config import EvaluateConfig
@@ -14,6 +13,7 @@ from lora_rlhf.evaluate.report import evaluate, table
 from lora_rlhf.evaluate.schema import read_report, require_report
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
+from tests.support.evaluation import NUM_PROBES, OTHERS, QUESTIONS, letter_share, letters
 
 Run, Settings, Write = Callable[..., Path], Callable[..., EvaluateConfig], Callable[..., str]
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from evaluation_helpers import QUESTIONS
 
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.generation import respond
 from lora_rlhf.model.shared import SharedModel
+from tests.support.evaluation import QUESTIONS
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_helpers import QUESTIONS
 
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
@@ -17,6 +16,7 @@ from lora_rlhf.evaluate.figures import CATALOGUE, Figure
 from lora_rlhf.evaluate.generation import Answer, respond
 from lora_rlhf.evaluate.policy_figures import answer_columns, distance_columns, measure_distances
 from lora_rlhf.model.shared import SharedModel
+from tests.support.evaluation import QUESTIONS
 
 ROLES = {"base": "base", "sft": "sft", "policy": "policy"}
 

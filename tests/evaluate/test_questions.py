@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from report_helpers import PAIR, a_report, figure, paired, rate, reliability
 
 from lora_rlhf.evaluate.questions import answer_questions
+from tests.support.reports import PAIR, a_report, figure, paired, rate, reliability
 
 Report = dict[str, Any]
 WINS, SAFETY, REWARD, LENGTH, CLUSTERS = range(5)

@@ -5,13 +5,13 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_helpers import a_report, sample_rows
 
 from lora_rlhf.evaluate.figures import CATALOGUE
 from lora_rlhf.evaluate.page import page
 from lora_rlhf.evaluate.page_samples import choose
 from lora_rlhf.evaluate.questions import answer_questions
 from lora_rlhf.evaluate.render import grid, markdown, table
+from tests.support.reports import a_report, sample_rows
 
 VOID = {"meta", "input", "path", "use", "br"}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_helpers import a_report
 
 from lora_rlhf.evaluate.schema import read_report, require_report
 from lora_rlhf.system.errors import UserError
+from tests.support.reports import a_report
 
 
 def edited(path: str, value: Any) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from evaluation_helpers import letters
 
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.scorers import flags, open_scorers
 from lora_rlhf.system.errors import UserError
+from tests.support.evaluation import letters
 
 
 def config(**changes: str) -> EvaluateConfig:

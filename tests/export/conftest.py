@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from export_helpers import write_run
+
+from tests.support.exports import write_run
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 import torch
 from bitsandbytes.functional import int8_vectorwise_dequant
 from bitsandbytes.nn import Linear8bitLt
-from export_helpers import write_run
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -23,6 +22,7 @@ from lora_rlhf.export.source import open_source
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import Stopped, UserError
+from tests.support.exports import write_run
 
 Run = Callable[..., Path]
 PROMPTS = ["The boat is small.", "Say thank you, baker!", "Who counts the ships?"]

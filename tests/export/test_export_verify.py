@@ -24,7 +24,7 @@ SCRIPT = Path(lora_rlhf.export.__file__).parent / "plain_check.py"
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Path:
     """One export for all tests here; who changes it puts it back."""
-    from export_helpers import write_run
+    from tests.support.exports import write_run
 
     root = tmp_path_factory.mktemp("verify")
     run = write_run(root / "runs" / "one", tiny_model("llama"))

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_api import Raw, longer_wins, says, serve, sides
-from judge_helpers import QUESTIONS, answers, asked
 
 from lora_rlhf.judges import endpoint
 from lora_rlhf.judges.cache import Cache
@@ -32,6 +30,8 @@ from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.question import read_questions
 from lora_rlhf.judges.records import Judge, Verdicts
 from lora_rlhf.system.errors import UserError
+from tests.support.fake_api import Raw, longer_wins, says, serve, sides
+from tests.support.judges import QUESTIONS, answers, asked
 
 KEY = "sk-very-secret-0123456789"
 ONE = ("long answer, really", "short", "same", "same")
@@ -411,8 +411,7 @@ def test_no_proxy_leads_to_this_machine(open_at: Open, monkeypatch: pytest.Monke
 
 KILLED = """
 import sys
-sys.path.insert(0, sys.argv[3])
-from judge_helpers import QUESTIONS, answers, asked
+from tests.support.judges import QUESTIONS, answers, asked
 from lora_rlhf.judges.cache import Cache
 from lora_rlhf.judges.choose import open_judge
 from lora_rlhf.judges.config import JudgeConfig
@@ -432,8 +431,8 @@ def test_what_was_killed_goes_on_where_it_was(open_at: Open, tmp_path: Path) -> 
         return longer_wins(question)
 
     with serve(reply) as api:
-        command = [sys.executable, "-c", KILLED, api.url, str(tmp_path / "run"), str(Path(__file__).parent)]
-        process = subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"})
+        command = [sys.executable, "-c", KILLED, api.url, str(tmp_path / "run")]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env={**os.environ, "TQDM_DISABLE": "1"})
         assert halfway.wait(60)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_helpers import QUESTIONS, answers, asked
 
 from lora_rlhf.judges.choose import open_judge
 from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.human import HumanJudge
 from lora_rlhf.system.errors import UserError
+from tests.support.judges import QUESTIONS, answers, asked
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from judge_helpers import QUESTIONS, answer, answers, asked
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lora_rlhf.data.schema import Prompt
@@ -18,6 +17,7 @@ from lora_rlhf.judges.question import Questions
 from lora_rlhf.judges.records import Judge
 from lora_rlhf.model.chat import ChatModel, hash_model
 from lora_rlhf.system.errors import UserError
+from tests.support.judges import QUESTIONS, answer, answers, asked
 
 SIZES = {
     "vocab_size": 320,

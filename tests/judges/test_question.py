@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_api import sides
 
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.judges.question import MOST_CHARACTERS, Questions, read_questions, read_verdict
 from lora_rlhf.system.errors import UserError
+from tests.support.fake_api import sides
 
 PROMPT = Prompt.of("How deep is the sea?")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from judge_helpers import QUESTIONS, answer, asked
 
 from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
@@ -16,6 +15,7 @@ from lora_rlhf.judges.scores import ScoreJudge, gold_judge, outcomes, reward_jud
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
 from lora_rlhf.system.errors import UserError
+from tests.support.judges import QUESTIONS, answer, asked
 
 PROMPTS = [Prompt.of(text) for text in QUESTIONS]
 REWARD = Parent(Path("runs/x/reward"), {"id": "abc"})

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model_helpers import random_batch, random_lists
 from torch import nn
 
 from lora_rlhf.model import decode_weights
@@ -16,7 +15,8 @@ from lora_rlhf.model.generate import generate
 from lora_rlhf.model.lora_linear import wrapped_layers
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
-from tests.conftest import randomize
+from tests.support.batches import random_batch, random_lists
+from tests.support.models import randomize
 
 Make = Callable[..., SharedModel]
 UNMERGED = [("gpt2", "none"), ("llama", "int8")]  # Conv1D, 8 bits

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from model_helpers import random_batch
 from torch import Tensor
 
 from lora_rlhf.model import dense
@@ -16,6 +15,7 @@ from lora_rlhf.model.dense import keep_dense, matrix
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
+from tests.support.batches import random_batch
 
 Make = Callable[..., SharedModel]
 MIB = 2**20

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model_helpers import random_batch, random_lists, sequences
 from torch import Tensor
 
 from lora_rlhf.model.forward import (
@@ -17,6 +16,7 @@ from lora_rlhf.model.forward import (
     text_logprobs,
 )
 from lora_rlhf.model.shared import SharedModel
+from tests.support.batches import random_batch, random_lists, sequences
 
 Make = Callable[..., SharedModel]
 NEAR = {"rtol": 1e-4, "atol": 2e-5}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_helpers import random_lists, sequences
 from torch import Tensor
 
 from lora_rlhf.model.base import BaseSpec, load_base
@@ -14,6 +13,7 @@ from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import GeneratedResponse, generate
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
+from tests.support.batches import random_lists, sequences
 
 Make = Callable[..., SharedModel]
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from model_helpers import random_lists
 from torch import Tensor
 
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.generate import GeneratedResponse, generate_mixed, generate_seeded, stream_mixed
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
-from tests.conftest import randomize
+from tests.support.batches import random_lists
+from tests.support.models import randomize
 
 Make = Callable[..., SharedModel]
 ROLES = ("base", "sft", "policy", "reference", "wide")

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from model_helpers import sequences
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -18,6 +17,7 @@ from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import Engine, GeneratedResponse, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
+from tests.support.batches import sequences
 
 Make = Callable[..., SharedModel]
 NEW = 8

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model_helpers import random_batch
 from torch import Tensor, nn
 
 from lora_rlhf.model import lora_linear
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.lora_linear import _LoraLinear
 from lora_rlhf.model.shared import SharedModel
+from tests.support.batches import random_batch
 
 Make = Callable[..., SharedModel]
 

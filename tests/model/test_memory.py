@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model_helpers import random_batch
 
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.memory import adapter_bytes, peak_gpu_gib, peak_rss_gib, quantized_storages
 from lora_rlhf.model.shared import SharedModel
+from tests.support.batches import random_batch
 
 Make = Callable[..., SharedModel]
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model_helpers import random_batch
 from torch import Tensor, nn
 
 from lora_rlhf.model import mixed
@@ -13,7 +12,8 @@ from lora_rlhf.model.forward import mixed_logprobs, response_logprobs
 from lora_rlhf.model.lora_linear import wrapped_layers
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
-from tests.conftest import ARCHITECTURES, randomize
+from tests.support.batches import random_batch
+from tests.support.models import ARCHITECTURES, randomize
 
 Make = Callable[..., SharedModel]
 ROLES = ("base", "sft", "policy", "reference", "wide", "policy")

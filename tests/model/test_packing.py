@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_helpers import random_lists
 from torch import Tensor
 from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
@@ -16,6 +15,7 @@ from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.packing import packing_leak, require_no_leak
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
+from tests.support.batches import random_lists
 
 Make = Callable[..., SharedModel]
 EXAMPLES = [EncodedExample(prompt, response) for prompt, response in zip(*random_lists(), strict=True)]

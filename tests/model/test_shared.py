@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_helpers import random_batch, random_lists
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,6 +16,7 @@ from lora_rlhf.model.forward import Sequences, response_logprobs, response_score
 from lora_rlhf.model.heads import attach_score
 from lora_rlhf.model.shared import LoraSettings, SharedModel
 from lora_rlhf.system.errors import UserError
+from tests.support.batches import random_batch, random_lists
 
 Make = Callable[..., SharedModel]
 TRAINABLE = ("sft", "reward", "policy", "value")

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from release_helpers import make_run
+
+from tests.support.releases import make_run
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from release_helpers import make_report, make_run, make_stage, rate, write_report
 
 from lora_rlhf import __version__
 from lora_rlhf.cli.main import main
@@ -15,6 +14,7 @@ from lora_rlhf.release.policy import PACKAGED
 from lora_rlhf.release.record import read_record
 from lora_rlhf.runs.folder import adapter_hash
 from lora_rlhf.system.errors import UserError
+from tests.support.releases import make_report, make_run, make_stage, rate, write_report
 
 
 def records(run: Path) -> list[Path]:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from planted_runs import FLAG_OF
 
 from lora_rlhf.cli.main import main
+from tests.support.planted_runs import FLAG_OF
 
 pytestmark = [
     pytest.mark.timeout(900),  # the first test trains: a minute, and several on a busy machine

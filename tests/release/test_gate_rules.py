@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from release_helpers import figure, make_report, make_run, paired, rate
 
 from lora_rlhf.release.policy import PACKAGED, Policy, read_policy
 from lora_rlhf.release.rules import Row, judge, passed
 from lora_rlhf.system.errors import UserError
+from tests.support.releases import figure, make_report, make_run, paired, rate
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from release_helpers import BASE, make_report, make_stage, paired, write_report
 
 from lora_rlhf.cli.main import main
 from lora_rlhf.data.schema import Prompt, split_of
+from tests.support.releases import BASE, make_report, make_stage, paired, write_report
 
 QUESTIONS = [f"What is {number} and {number}?" for number in range(40)]
 

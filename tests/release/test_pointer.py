@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from release_helpers import make_report, write_report
 
 from lora_rlhf.cli.main import main
 from lora_rlhf.release import pointer as moves
@@ -21,6 +20,7 @@ from lora_rlhf.release.pointer import promote, rollback
 from lora_rlhf.runs.folder import adapter_hash
 from lora_rlhf.runs.resume import Lock
 from lora_rlhf.system.errors import UserError
+from tests.support.releases import make_report, write_report
 
 KILLS = 50
 

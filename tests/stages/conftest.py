@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from stage_helpers import DEMONSTRATIONS, LIMITS, RANKINGS, Models, write_rows
 
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.stages import reward, sft
+from tests.support.stages import DEMONSTRATIONS, LIMITS, RANKINGS, Models, write_rows
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from stage_helpers import LIMITS, Models, open_model, results, rows_of
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.stages import ppo, reward, sft
+from tests.support.stages import LIMITS, Models, open_model, results, rows_of
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox"])

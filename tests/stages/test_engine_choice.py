@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_helpers import LIMITS
 
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig
@@ -14,6 +13,7 @@ from lora_rlhf.stages import decoding, ppo, rollout, sample, worst_case
 from lora_rlhf.stages.interrupt import Request
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped, UserError
+from tests.support.stages import LIMITS
 
 MODULES = {"ppo": (rollout, worst_case), "sample": (sample,)}
 Run = Callable[..., None]

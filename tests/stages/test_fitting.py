@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from stage_helpers import LIMITS, Models, rows_of
 from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
@@ -15,6 +14,7 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo, ppo_loop, reward, reward_scores, rollout, sft, update
 from lora_rlhf.stages.fitting import Pieces, is_out_of_memory
 from lora_rlhf.system.errors import Stopped
+from tests.support.stages import LIMITS, Models, rows_of
 
 
 def pieces(size: int = 8) -> Pieces:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from stage_helpers import LIMITS, Models, manifest, rows_of
 from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.stages import ppo, ppo_loop, reward, rollout, sft, update
 from lora_rlhf.system.errors import Stopped
+from tests.support.stages import LIMITS, Models, manifest, rows_of
 
 TRAIN: dict[str, Callable[[Any], Any]] = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
 Make = Callable[..., Any]

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stage_rewards
-from stage_helpers import (
+from torch import Tensor
+
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.model.memory import adapter_bytes, quantized_storages
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.stages import ppo, reward, sft
+from lora_rlhf.system.errors import UserError
+from tests.support import rewards
+from tests.support.stages import (
     DEMONSTRATIONS,
     LIMITS,
     Models,
@@ -22,14 +30,6 @@ from stage_helpers import (
     same,
     write_rows,
 )
-from torch import Tensor
-
-from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.model.memory import adapter_bytes, quantized_storages
-from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages import ppo, reward, sft
-from lora_rlhf.system.errors import UserError
 
 Config = Callable[..., PPOConfig]
 
@@ -60,8 +60,8 @@ def config(parents: Path, data: Path, tmp_path: Path) -> Config:
 @pytest.fixture
 def observers() -> Iterator[list[Callable[[list[str], list[str]], None]]]:
     """What is put in here is called whenever the reward function `watched` scores a rollout."""
-    yield stage_rewards.observers
-    stage_rewards.observers.clear()
+    yield rewards.observers
+    rewards.observers.clear()
 
 
 def column(settings: PPOConfig, key: str) -> list[float]:
@@ -81,7 +81,7 @@ def test_policy_and_value_begin_as_exact_copies(
     seen: list[dict[str, dict[str, Tensor]]] = []
     roles = ("sft", "reward", "policy", "value")
     observers.append(lambda _asked, _answered: seen.append({role: model.adapter_state(role) for role in roles}))
-    settings = config(reward_function="stage_rewards:watched")
+    settings = config(reward_function="tests.support.rewards:watched")
     ppo.train(settings, model)
     start, second = seen[0], seen[2]  # between them the samples, which are judged too
     assert same(start["sft"], read_adapter(parents / "sft" / "adapter")[1])
@@ -156,8 +156,8 @@ LEARNING = {
 def test_a_countable_reward_rises_and_its_sign_flip_falls(config: Config, advantage: str) -> None:
     """The share of ASCII characters, about 0.55 at the start, with a standard error of 0.03 in each iteration."""
     usual = LEARNING | {"advantage": advantage, "samples_per_prompt": 1 if advantage == "gae" else 4}
-    up = config("up", reward_function="stage_rewards:ascii_share", **usual)
-    down = config("down", reward_function="stage_rewards:minus_ascii_share", **usual)
+    up = config("up", reward_function="tests.support.rewards:ascii_share", **usual)
+    down = config("down", reward_function="tests.support.rewards:minus_ascii_share", **usual)
     for settings in (up, down):
         ppo.train(settings)
     risen, fallen = column(up, "rollout/score"), [-score for score in column(down, "rollout/score")]
@@ -170,7 +170,7 @@ def test_a_price_on_kl_keeps_the_policy_near(config: Config) -> None:
     usual = LEARNING | {
         "advantage": "rloo",
         "samples_per_prompt": 4,
-        "reward_function": "stage_rewards:ascii_share",
+        "reward_function": "tests.support.rewards:ascii_share",
         "iterations": 12,
     }
     free, held = config("free", **usual), config("held", **usual | {"kl_coef": 1.0})
@@ -184,7 +184,7 @@ def test_adaptive_kl_follows_the_measured_kl(config: Config) -> None:
     """Ziegler et al.: times 1 + clip(KL / target - 1, -0.2, 0.2) * batch / horizon, from what the rollout measured."""
     settings = config(
         **LEARNING | {"iterations": 6, "kl_coef": 0.1, "kl_target": 0.5, "kl_horizon": 128.0},
-        reward_function="stage_rewards:ascii_share",
+        reward_function="tests.support.rewards:ascii_share",
     )
     ppo.train(settings)
     coefs, kls = column(settings, "ppo/kl_coef"), column(settings, "rollout/kl")
@@ -213,7 +213,7 @@ def test_siblings_that_are_all_worth_the_same_teach_nothing_and_break_nothing(co
     """As with a verifiable reward that no response earns yet."""
     settings = config(
         reward_model_weight=0.0,
-        reward_function="stage_rewards:nothing",
+        reward_function="tests.support.rewards:nothing",
         advantage="rloo",
         samples_per_prompt=2,
         missing_eos_score=None,
@@ -224,7 +224,7 @@ def test_siblings_that_are_all_worth_the_same_teach_nothing_and_break_nothing(co
 
 def test_without_a_reward_model_none_is_asked_for(config: Config, tmp_path: Path) -> None:
     settings = config(
-        reward_model_weight=0.0, reward_function="stage_rewards:lengths", reward=str(tmp_path / "nowhere")
+        reward_model_weight=0.0, reward_function="tests.support.rewards:lengths", reward=str(tmp_path / "nowhere")
     )
     model = ppo.train(settings)
     assert "reward" not in model.roles
@@ -236,7 +236,7 @@ def test_a_response_that_does_not_end_gets_the_fixed_score(config: Config) -> No
     """A function that pays nothing, so that the mean score is -7 times the share that did not end."""
     usual = {
         "reward_model_weight": 0.0,
-        "reward_function": "stage_rewards:nothing",
+        "reward_function": "tests.support.rewards:nothing",
         "iterations": 1,
         "batch_size": 64,
         "max_response_tokens": 24,
@@ -380,8 +380,8 @@ def assert_refused(settings: PPOConfig, *parts: str) -> None:
         ({"reward_model_weight": 0.0}, ("no reward_function",)),
         ({"reward_function": "nowhere"}, ("'nowhere' is not of the form module:function",)),
         ({"reward_function": "nowhere:f"}, ("'nowhere:f' cannot be imported", "PYTHONPATH")),
-        ({"reward_function": "stage_rewards:gone"}, ("'stage_rewards:gone' cannot be imported",)),
-        ({"reward_function": "stage_rewards:NOT_A_FUNCTION"}, ("is a int, not a function",)),
+        ({"reward_function": "tests.support.rewards:gone"}, ("'tests.support.rewards:gone' cannot be imported",)),
+        ({"reward_function": "tests.support.rewards:NOT_A_FUNCTION"}, ("is a int, not a function",)),
         ({"max_prompt_tokens": 251}, ("max_prompt_tokens 251", "257 tokens", "context", "256")),
         ({"max_prompt_tokens": 2}, ("none of its 30 prompts is left", "raise max_prompt_tokens")),
         ({"kl_target": 1.0, "kl_horizon": 4.0}, ("kl_horizon 4 is below batch_size 8",)),
@@ -434,14 +434,14 @@ def test_a_base_whose_files_have_changed(config: Config, parents: Path, tmp_path
     made = manifest(parents, "sft")
     made["base"]["source_hash"] = "0" * 64
     (changed / "manifest.json").write_text(json.dumps(made))
-    settings = config(sft=str(changed), reward_model_weight=0.0, reward_function="stage_rewards:nothing")
+    settings = config(sft=str(changed), reward_model_weight=0.0, reward_function="tests.support.rewards:nothing")
     assert_refused(settings, "files have changed", "0" * 16)
 
 
 @pytest.mark.parametrize("name", ["too_few", "not_a_number", "words"])
 def test_a_reward_function_that_returns_something_else(config: Config, name: str) -> None:
     with pytest.raises(UserError, match="the reward function returned"):
-        ppo.train(config(reward_function=f"stage_rewards:{name}"))
+        ppo.train(config(reward_function=f"tests.support.rewards:{name}"))
 
 
 @pytest.mark.parametrize("role", ["policy", "value"])

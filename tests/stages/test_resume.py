@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from stage_helpers import LIMITS, Models, manifest, rows_of
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model import decode_weights
@@ -20,6 +19,7 @@ from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages import ppo, reward, rollout, sft
 from lora_rlhf.stages.loop import TrainingLoop
 from lora_rlhf.system.errors import Stopped, UserError
+from tests.support.stages import LIMITS, Models, manifest, rows_of
 
 TRAIN: dict[str, Callable[[Any], Any]] = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
 Make = Callable[..., Any]

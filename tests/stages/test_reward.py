@@ -11,20 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from stage_helpers import (
-    DEMONSTRATIONS,
-    LIMITS,
-    RANKINGS,
-    Models,
-    gradients,
-    manifest,
-    open_model,
-    random_rankings,
-    results,
-    rows_of,
-    same,
-    write_rows,
-)
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,6 +24,20 @@ from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.learning import RoleOptimizer
 from lora_rlhf.stages.reward_report import held_out_report
 from lora_rlhf.system.errors import UserError
+from tests.support.stages import (
+    DEMONSTRATIONS,
+    LIMITS,
+    RANKINGS,
+    Models,
+    gradients,
+    manifest,
+    open_model,
+    random_rankings,
+    results,
+    rows_of,
+    same,
+    write_rows,
+)
 
 Make = Callable[..., SharedModel]
 UPDATE = RewardConfig(run="unused", rankings="unused", max_grad_norm=1e9)  # for single updates: never clipped

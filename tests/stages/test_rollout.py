@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import stage_rewards
 import torch
-from stage_helpers import DEMONSTRATIONS, Models, open_model
 from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig
@@ -20,6 +18,8 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.rollout import Judge, Rollout, act, collect, in_micro_batches
 from lora_rlhf.stages.session import generation_pieces, training_pieces
 from lora_rlhf.system.errors import UserError
+from tests.support import rewards
+from tests.support.stages import DEMONSTRATIONS, Models, open_model
 
 Make = Callable[..., SharedModel]
 CONFIG = PPOConfig(
@@ -157,10 +157,10 @@ def test_rewards_can_be_weighed_and_clipped(model: SharedModel) -> None:
         ).scores
 
     by_model = scores()
-    by_function = scores(model_weight=0.0, function=stage_rewards.ascii_share)
+    by_function = scores(model_weight=0.0, function=rewards.ascii_share)
     assert by_function.unique().numel() > 2
     torch.testing.assert_close(
-        scores(model_weight=0.5, function=stage_rewards.ascii_share, function_weight=-2.0),
+        scores(model_weight=0.5, function=rewards.ascii_share, function_weight=-2.0),
         0.5 * by_model - 2.0 * by_function,
     )
     torch.testing.assert_close(scores(offset=OFFSET + 1.0), by_model - 1.0)
@@ -199,6 +199,6 @@ def test_a_function_is_given_each_response_with_its_prompt(model: SharedModel) -
     ],
 )
 def test_what_is_no_list_of_numbers_is_one_clear_message(model: SharedModel, name: str, message: str) -> None:
-    broken = judge(function=getattr(stage_rewards, name))
+    broken = judge(function=getattr(rewards, name))
     with pytest.raises(UserError, match=message):
         collect(CONFIG, model, broken, prompts(model), responses(model), training_pieces(CONFIG))

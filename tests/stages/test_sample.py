@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_helpers import DEMONSTRATIONS, LIMITS, Models, open_model, same, write_rows
 
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.stages.sample import sample
 from lora_rlhf.system.errors import UserError
+from tests.support.stages import DEMONSTRATIONS, LIMITS, Models, open_model, same, write_rows
 
 Config = Callable[..., SampleConfig]
 

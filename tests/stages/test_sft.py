@@ -7,18 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from stage_helpers import (
-    DEMONSTRATIONS,
-    LIMITS,
-    RANKINGS,
-    Models,
-    manifest,
-    open_model,
-    results,
-    rows_of,
-    same,
-    write_rows,
-)
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,6 +19,18 @@ from lora_rlhf.model.adapters import LoraSettings, read_adapter
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import reward, sft
 from lora_rlhf.system.errors import UserError
+from tests.support.stages import (
+    DEMONSTRATIONS,
+    LIMITS,
+    RANKINGS,
+    Models,
+    manifest,
+    open_model,
+    results,
+    rows_of,
+    same,
+    write_rows,
+)
 
 Config = Callable[..., SFTConfig]
 VALIDATION = 0.2

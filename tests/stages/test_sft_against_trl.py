@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from stage_helpers import LIMITS, Models, open_model, rows_of
 from transformers import TrainerCallback
 from trl import SFTConfig as TrainerConfig
 from trl import SFTTrainer
@@ -19,6 +18,7 @@ from lora_rlhf.data.template import ensure_template, pad_id
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.stages import sft
 from lora_rlhf.stages.session import epochs_of_batches, seed_everything
+from tests.support.stages import LIMITS, Models, open_model, rows_of
 
 EPOCHS, BATCH = 2, 6
 

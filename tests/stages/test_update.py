@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import reference
 import torch
-from stage_helpers import DEMONSTRATIONS, gradients, same
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,6 +19,8 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.rollout import Judge, Rollout, act, collect
 from lora_rlhf.stages.session import generation_pieces, training_pieces
 from lora_rlhf.stages.update import Learner, Learning, Targets, targets
+from tests.support import reference
+from tests.support.stages import DEMONSTRATIONS, gradients, same
 
 Make = Callable[..., SharedModel]
 CONFIG = PPOConfig(

@@ -1,4 +1,4 @@
-"""Verifiable rewards for the tests, named as users name theirs: stage_rewards:function."""
+"""Verifiable rewards for the tests, named as users name theirs: tests.support.rewards:FUNCTION."""
 
 from collections.abc import Callable
 
