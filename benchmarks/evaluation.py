@@ -16,7 +16,8 @@ from pathlib import Path
 from provenance import provenance
 
 from lora_rlhf.system.disk import write_json
-from lora_rlhf.tinyworld.datasets import TinyworldConfig, make
+from lora_rlhf.tinyworld.config import TinyworldConfig
+from lora_rlhf.tinyworld.datasets import make
 
 PROMPTS = 500
 SEED = 11  # not one of the run's own draws

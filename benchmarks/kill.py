@@ -59,11 +59,11 @@ COMMANDS = {
     f"--lora_rank 4 --lora_dropout 0.1 --learning_rate 5e-3 --validation_fraction 0.1 {TRAINING}",
     "reward": f"reward --rankings {{data}}/rankings.jsonl --batch_size 3 --epochs 5 --learning_rate 2e-3 {TRAINING}",
     "ppo": f"ppo --prompts {{data}}/prompts.jsonl --iterations 8 --batch_size 8 --minibatch_size 4 --kl_target 0.5 "
-    "--rollout static "
+    "--engine static "
     f"--kl_horizon 32 --warmup_iterations 3 --sample_every 2 --pretraining_text {{data}}/text.jsonl --max_kl null "
     f"--ptx_block_tokens 16 --ptx_shuffle_blocks 5 --policy_learning_rate 2e-3 --value_learning_rate 2e-3 {TRAINING}",
     "sample": "sample --prompts {data}/prompts.jsonl --to {run}/candidates.jsonl --min_responses 2 --max_responses 4 "
-    "--rollout plain --generation_batch_size 8 --max_prompt_tokens 48 --max_response_tokens 12 --device cpu",
+    "--engine plain --generation_batch_size 8 --max_prompt_tokens 48 --max_response_tokens 12 --device cpu",
     "recipe": "run --config {data}/recipe.yaml",
 }
 PARENTS = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward"), "sample": ("sft",), "recipe": ()}

@@ -298,7 +298,7 @@ def run_stage(stage: str, row: Row, folder: Path, model: SharedModel, device: to
         reward.train(RewardConfig(rankings=data["rankings"], **held_out, **common), model)
     else:
         config = PPOConfig(
-            rollout="plain",
+            engine="plain",
             decode_weights="adapter",
             prompts=data["demonstrations"],
             iterations=1 if device.type == "cpu" else 3,

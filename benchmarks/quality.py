@@ -27,7 +27,8 @@ from lora_rlhf.runs.folder import find_stage, has_stage, write_json
 from lora_rlhf.stages import ppo, reward
 from lora_rlhf.stats.intervals import mean_interval
 from lora_rlhf.stats.win_rates import mean_outcome
-from lora_rlhf.tinyworld.datasets import LabelConfig, label
+from lora_rlhf.tinyworld.config import LabelConfig
+from lora_rlhf.tinyworld.datasets import label
 from lora_rlhf.tinyworld.gold import score
 from lora_rlhf.tinyworld.probes import WORLD
 
@@ -148,7 +149,7 @@ def _shuffled_reward(parent: Path, run: Path) -> Path:
     if not has_stage(run, "reward"):
         run.mkdir(parents=True, exist_ok=True)
         rankings = str(run / "rankings.jsonl")
-        label(LabelConfig(candidates=str(parent / "data" / "candidates.jsonl"), to=rankings, shuffle_labels=True))
+        label(LabelConfig(responses=str(parent / "data" / "candidates.jsonl"), to=rankings, shuffle_labels=True))
         config = read_recipe(RECIPE, {"run": str(parent)})["reward"]
         assert isinstance(config, RewardConfig)
         scale = find_stage(parent / "reward", "reward").manifest["results"]["scale_divided"]

@@ -45,11 +45,11 @@ COMMANDS = {
     "reward": f"reward --run {{run}} --sft {{root}}/parents/sft --rankings {{root}}/rankings.jsonl --batch_size 3 "
     f"--epochs 1 {LIMITS}",
     "ppo": f"ppo --run {{run}} --sft {{root}}/parents/sft --prompts {{root}}/prompts.jsonl --iterations 3 "
-    f"--batch_size 4 --minibatch_size 2 --num_epochs 1 --warmup_iterations 0 --max_kl null --rollout static "
+    f"--batch_size 4 --minibatch_size 2 --num_epochs 1 --warmup_iterations 0 --max_kl null --engine static "
     f"--reward_model_weight 0 --reward_function test_faults:judge {LIMITS}",
     "sample": "sample --run {root}/parents --prompts {root}/prompts.jsonl --to {run}/candidates.jsonl "
     "--min_responses 2 --max_responses 3 --generation_batch_size 8 --max_prompt_tokens 48 --max_response_tokens 6 "
-    "--rollout plain --device cpu",
+    "--engine plain --device cpu",
 }
 VARYING = ("seconds", "time/", "memory/", "peak_")  # how the keys begin of what no two runs share
 gate: Path | None = None  # while there is a file of this name, `judge` waits in the second iteration

@@ -1,10 +1,11 @@
 """How the app is started: what it shows, and to whom."""
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lora_rlhf.configs.marks import formerly
 from lora_rlhf.configs.values import at_least, share
 
 LOOPBACK = ("localhost",)
@@ -18,7 +19,7 @@ class DemoConfig:
     """Folder that holds the runs; the app reads and writes nothing outside it."""
     run: str | None = None
     """Run that is shown first, by the name of its folder; the one that changed last unless given."""
-    candidates: str | None = None
+    responses: str | None = field(default=None, metadata=formerly("candidates"))
     """Responses to be ranked, as `lora-rlhf sample` wrote them; the run's own data/candidates.jsonl unless given."""
     rankings: str | None = None
     """Where rankings are saved; RUN/rankings.jsonl unless given."""
@@ -71,7 +72,7 @@ class DemoConfig:
         if not self.is_local and self.password_file is None:
             where = "share is true" if self.share else f"host is {self.host!r}, which others can reach"
             faults.append(f"{where}: give --password_file FILE, so that not everybody can use the app")
-        named = {"candidates", "qualification", "guidelines", "password_file"}
+        named = {"responses", "qualification", "guidelines", "password_file"}
         faults += [
             f"{name} {value!r}: no such file"
             for name in sorted(named)

@@ -173,8 +173,8 @@ class Sittings:
         return sitting.at(task, note if task is not None else f"{note} {ALL_DONE}".strip())
 
     def _candidates(self, folder: Path) -> Path | None:
-        if self.config.candidates is not None:
-            return Path(self.config.candidates)
+        if self.config.responses is not None:
+            return Path(self.config.responses)
         return next((folder / name for name in CANDIDATES if (folder / name).is_file()), None)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from lora_rlhf_demo.config import DemoConfig
 
 from lora_rlhf.chat.config import ChatConfig
-from lora_rlhf.cli.recipe import RecipeConfig, read_recipe, what_next
+from lora_rlhf.cli.config import RecipeConfig
+from lora_rlhf.cli.recipe import read_recipe, what_next
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.catalogue import SFT, STAGES
 from lora_rlhf.configs.sample import SampleConfig
@@ -19,28 +20,10 @@ from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
+from lora_rlhf.tinyworld.config import LabelConfig, ScoreConfig, TinyworldConfig
+from lora_rlhf.tinyworld.datasets import label, make
 from lora_rlhf.tinyworld.gold import score_request
 from lora_rlhf.tinyworld.requests import find
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """How good a response to a prompt of the tiny world is, by the hidden gold score."""
-
-    prompt: str
-    """A prompt of the tiny world, for example: Where does the fox live?"""
-    response: str
-    """Any answer to it."""
-
-    def faults(self) -> list[str]:
-        """Everything wrong with these values."""
-        known = find(self.prompt) is not None
-        return (
-            []
-            if known
-            else [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
-        )
 
 
 def _doctor(config: DoctorConfig) -> None:

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+from lora_rlhf.configs.marks import former_names, with_new_names
 from lora_rlhf.configs.values import (
     convert_values,
     field_texts,
@@ -43,10 +44,13 @@ def parse_flags(command: str, kind: type[Config], arguments: Sequence[str]) -> C
         print(_help(command, kind, hints, FILE_HELP if takes_file else None))
         raise SystemExit(0)
     prints = takes_file and any(argument in PRINT_FLAGS for argument in arguments)
-    given = _group(command, hints | {"config": str}, [a for a in arguments if not (prints and a in PRINT_FLAGS)])
+    former = former_names(kind)
+    known = hints | {"config": str} | {old: hints[new] for old, new in former.items()}
+    given = _group(command, known, [a for a in arguments if not (prints and a in PRINT_FLAGS)])
     path = given.pop("config", None) if takes_file else None
-    from_file, file_faults = convert_values(kind, {} if path is None else read_yaml(path))
-    from_flags, flag_faults = convert_values(kind, given)
+    file_values = {} if path is None else with_new_names(former, read_yaml(path), path)
+    from_file, file_faults = convert_values(kind, file_values)
+    from_flags, flag_faults = convert_values(kind, with_new_names(former, given, command))
     if faults := [f"{path}: {fault}" for fault in file_faults] + [f"{command}: {fault}" for fault in flag_faults]:
         raise UserError("\n".join(faults))
     values = from_file | from_flags

@@ -5,12 +5,12 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_ROLE, SFT, STAGES, WRITERS
 from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.marks import COMMON, fields_with, former_names, values_of, with_new_names
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check, from_dict, read_yaml
 from lora_rlhf.data.locate import locate
@@ -19,7 +19,7 @@ from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.release.exports import MANIFEST
 from lora_rlhf.runs.folder import has_stage
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig
+from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig
 
 Section = TinyworldConfig | LabelConfig | StageConfig | ExportConfig
 
@@ -33,52 +33,7 @@ KINDS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }
-# Keys at the top of a recipe hold for every section that has them.
-COMMON = (
-    *("run", "seed", "device", "model", "quantization", "compute_dtype", "trust_remote_code", "gradient_checkpointing"),
-    *("micro_batch_size", "generation_batch_size", "max_prompt_tokens", "max_response_tokens"),
-    *("rollout", "decode_weights", "dequantize"),
-    *("long_responses", "strict", "save_every", "keep_checkpoints", "report_to", "allow_changes", "resume"),
-)
-INPUTS = (
-    *("demonstrations", "prompts", "selection_prompts", "candidates", "rankings", "agreement", "pretraining_text"),
-    *("probes", "choices", "text", "judge_file", "compare"),
-)
-NO_FILE = (None, "auto", "none", "english")
 NO_STAGE = ("tinyworld", "label", "export")
-# What a command takes and a recipe does not, and what to do instead.
-NO_PLACE = {
-    "overwrite": "to repeat the stage, delete {run}/{name}",
-    "folder": "what is exported is the recipe's own run",
-    "verify": "it is for `lora-rlhf export FOLDER --verify`",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeConfig:
-    """All stages of a recipe, one after the other on one base; finished ones are skipped, so this also resumes."""
-
-    config: str
-    """Recipe: a YAML file with one section per stage, for example configs/quickstart.yaml."""
-    run: str | None = None
-    """Run folder, in place of the recipe's."""
-    seed: int | None = None
-    """Seed, in place of the recipe's."""
-    device: str | None = None
-    """Device, in place of the recipe's."""
-    report_to: tuple[str, ...] | None = None
-    """Trackers, in place of the recipe's: tensorboard, wandb, trackio."""
-    allow_changes: bool = False
-    """Go on with an unfinished stage though the recipe has changed since it began; the changes are recorded."""
-
-    def faults(self) -> list[str]:
-        """Nothing can be wrong with these by themselves; the recipe is checked as a whole when it is read."""
-        return []
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """What was asked for in place of the recipe's own values."""
-        return {key: value for key, value in vars(self).items() if key != "config" and value not in (None, False)}
 
 
 def read_recipe(
@@ -90,11 +45,14 @@ def read_recipe(
     section writes.
     """
     place = "recipe" if isinstance(source, Mapping) else str(source)
-    values = {**(source if isinstance(source, Mapping) else read_yaml(source)), **(overrides or {})}
+    common = dict.fromkeys(name for kind in KINDS.values() for name in fields_with(kind, COMMON))
+    former = {old: new for kind in KINDS.values() for old, new in former_names(kind).items() if new in common}
+    values = with_new_names(former, source if isinstance(source, Mapping) else read_yaml(source), place)
+    values |= overrides or {}
     run = values.get("run")
     if not isinstance(run, str) or not run:
         raise UserError(f"{place}: run is {run!r}; name a run folder, for example run: runs/first, or give --run")
-    known = (*COMMON, *KINDS)
+    known = (*common, *KINDS)
     unknown = [key for key in values if key not in known]
     faults = [f"{place}: unknown key {key!r}; at the top may stand: {', '.join(known)}" for key in unknown]
     if not any(name in values for name in KINDS if name not in NO_STAGE):
@@ -124,24 +82,25 @@ def _read_section(name: str, values: Mapping[str, Any], place: str) -> Section:
     section = values[name] if values[name] is not None else {}
     if not isinstance(section, dict):
         raise UserError(f"{place}: {name} is {section!r}, expected keys and values")
-    run = values["run"]
-    for key in (key for key in NO_PLACE if key in section):
-        raise UserError(f"{place}: {name}: {key} has no place here; {NO_PLACE[key].format(run=run, name=name)}")
-    fields = {field.name for field in dataclasses.fields(KINDS[name])}
-    merged = {key: values[key] for key in COMMON if key in values and key in fields} | section
-    if "folder" in fields:
+    kind, run = KINDS[name], values["run"]
+    for key, instead in values_of(kind, "not_in_recipe").items():
+        if key in section:
+            raise UserError(f"{place}: {name}: {key} has no place here; {instead.format(run=run, name=name)}")
+    section = with_new_names(former_names(kind), section, f"{place}: {name}")
+    merged = {key: values[key] for key in fields_with(kind, COMMON) if key in values} | section
+    if kind is ExportConfig:
         merged["folder"] = run
     filled = {key: value.replace("{run}", run) if isinstance(value, str) else value for key, value in merged.items()}
-    return from_dict(KINDS[name], filled, f"{place}: {name}")
+    return from_dict(kind, filled, f"{place}: {name}")
 
 
 def _missing_inputs(configs: Mapping[str, Section], place: str) -> list[str]:
     """Files that a section wants to read and that neither exist nor are written by a section before it."""
     faults, written = [], set()
     for name, config in configs.items():
-        inputs = {key: value for key, value in vars(config).items() if key in INPUTS and value not in NO_FILE}
-        for key, value in inputs.items():
-            if Path(value) in written:
+        for key, words in values_of(type(config), "input_file").items():
+            value = getattr(config, key)
+            if value is None or value in words or Path(value) in written:
                 continue
             try:
                 locate(value)

@@ -14,7 +14,8 @@ import yaml
 
 from lora_rlhf.cli.recipe import Section, outputs, read_recipe
 from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, SFT, STAGES
-from lora_rlhf.configs.common import HARMLESS, StageConfig
+from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with, former_names, with_new_names
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.configs.values import read_yaml, to_yaml
@@ -26,7 +27,8 @@ from lora_rlhf.runs.resume import Lock
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import remove_folder, remove_temporary, write_json, write_text
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make
+from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig
+from lora_rlhf.tinyworld.datasets import label, make
 
 if TYPE_CHECKING:  # torch and transformers: seconds that a faulty recipe need not wait
     from lora_rlhf.model.shared import SharedModel
@@ -162,13 +164,17 @@ def _stands(config: ExportConfig) -> bool:
 
 def _require_same_settings(run: Path, configs: Mapping[str, Section], finished: list[str]) -> None:
     """UserError when a finished step was made with other settings than the recipe has now."""
-    before = read_yaml(run / RECIPE) if (run / RECIPE).is_file() else {}
-    faults = [
-        f"{name}: {key} is {value!r} now and was {before[name][key]!r} when this step finished"
-        for name in finished
-        for key, value in _plain(configs[name]).items()
-        if key not in HARMLESS and key in before.get(name, {}) and before[name][key] != value
-    ]
+    recipe = read_yaml(run / RECIPE) if (run / RECIPE).is_file() else {}
+    faults = []
+    for name in finished:
+        kind = type(configs[name])
+        before = with_new_names(former_names(kind), recipe.get(name, {}), None)
+        safe = fields_with(kind, SAFE_TO_CHANGE_ON_RESUME)
+        faults += [
+            f"{name}: {key} is {value!r} now and was {before[key]!r} when this step finished"
+            for key, value in _plain(configs[name]).items()
+            if key not in safe and key in before and before[key] != value
+        ]
     if faults:
         raise UserError("\n".join([*faults, f"choose another --run, or delete {run} to begin again"]))
 

@@ -1,1 +1,4 @@
-"""What a person can choose: a dataclass per stage, with every fault of its values named at once."""
+"""What a person can choose: frozen dataclasses, and how they are read, checked and written.
+
+Here are the configurations of the stages. That of another command stands in `config.py` of the room that does its work.
+"""

@@ -1,43 +1,46 @@
-"""What all stages share in their configurations, and which of it may change while a run is under way."""
+"""What all stages share in their configurations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from lora_rlhf.configs.marks import COMMON, SAFE_TO_CHANGE_ON_RESUME, not_in_recipe
 from lora_rlhf.configs.values import at_least, positive
 from lora_rlhf.system.tracking import faults as tracking_faults
+
+TO_REPEAT = "to repeat the stage, delete {run}/{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """What every stage needs to know."""
 
-    run: str
+    run: str = field(metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Run folder; the stage writes to a folder of its own inside."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=COMMON)
     """Seed of everything random in this stage."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """auto, cpu, cuda or cuda:N."""
-    overwrite: bool = False
+    overwrite: bool = field(default=False, metadata=SAFE_TO_CHANGE_ON_RESUME | not_in_recipe(TO_REPEAT))
     """Replace a stage that is already there."""
-    micro_batch_size: int = 8
+    micro_batch_size: int = field(default=8, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Responses in one forward pass. Lower it when memory does not suffice; results do not depend on it."""
-    generation_batch_size: int = 32
+    generation_batch_size: int = field(default=32, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Responses generated at a time; decoding needs less memory per response than training."""
-    max_prompt_tokens: int = 256
+    max_prompt_tokens: int = field(default=256, metadata=COMMON)
     """Longer prompts lose their beginning, at a message boundary where possible."""
-    max_response_tokens: int = 256
+    max_response_tokens: int = field(default=256, metadata=COMMON)
     """Responses are generated up to this length; longer ones in data are dealt with by long_responses."""
-    long_responses: Literal["refuse", "cut"] = "refuse"
+    long_responses: Literal["refuse", "cut"] = field(default="refuse", metadata=COMMON)
     """A response in data over max_response_tokens: refuse it, or cut it there (without an end); both are counted."""
     format: str | None = None
     """How this stage's data file is written, by its name in docs/data.md; found from the rows unless given."""
-    strict: bool = False
+    strict: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Stop at the first row that cannot be used, instead of leaving it out and counting it."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Run the base's own code. Only for authors that you trust; each stage asks, as a run may come from anybody."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Compute activations again in the backward pass: less memory, about a third more time."""
-    dequantize: Literal["auto", "always", "never"] = "auto"
+    dequantize: Literal["auto", "always", "never"] = field(default="auto", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Keep the 4-bit base dequantised as well: more memory, less time. auto: on a CPU with memory to spare."""
 
     def faults(self) -> list[str]:
@@ -53,19 +56,19 @@ class StageConfig:
 class TrainingConfig(StageConfig):
     """What the stages that train share: how a run survives, and where its figures go."""
 
-    resume: bool = False
+    resume: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Insist on going on with an unfinished run. One of the same settings is gone on with in any case."""
-    allow_changes: bool = False
+    allow_changes: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Go on with an unfinished run though settings have changed since it began; the changes are recorded."""
-    save_every: int = 50
+    save_every: int = field(default=50, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Steps from one checkpoint to the next; in PPO, iterations."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = field(default=2, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Newest checkpoints that are kept, beside the best."""
     max_grad_norm: float = 1.0
     """Gradients of each role are clipped to this norm."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
     """AdamW, or bitsandbytes' with moments in 8 bits, in memory that a GPU pages out to its host, or both."""
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[str, ...] = field(default=(), metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Where figures go beside metrics.jsonl: tensorboard, wandb, trackio."""
 
     def faults(self) -> list[str]:
@@ -77,11 +80,3 @@ class TrainingConfig(StageConfig):
             *(["resume goes on with a run and overwrite begins it anew: give one of them"] if both else []),
             *tracking_faults(self.report_to),
         ]
-
-
-# Settings that change how a stage runs, not what comes out of it: a run may go on with others.
-HARMLESS = (
-    *("run", "device", "overwrite", "resume", "allow_changes", "save_every", "keep_checkpoints", "report_to", "strict"),
-    "trust_remote_code",
-    *("micro_batch_size", "generation_batch_size", "gradient_checkpointing", "dequantize", "rollout"),
-)

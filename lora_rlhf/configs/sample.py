@@ -1,10 +1,11 @@
 """What a person can choose when responses are sampled to be ranked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_rlhf.configs.catalogue import SFT, WriterRole
 from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.marks import ENGINE, input_file
 from lora_rlhf.configs.values import at_least, positive
 
 
@@ -12,7 +13,7 @@ from lora_rlhf.configs.values import at_least, positive
 class SampleConfig(StageConfig):
     """K responses per prompt from a stage, ready to be ranked."""
 
-    prompts: str
+    prompts: str = field(metadata=input_file())
     """File or hub dataset of prompts."""
     to: str
     """JSONL file to write: one row per prompt, with its distinct responses."""
@@ -26,7 +27,7 @@ class SampleConfig(StageConfig):
     """Most responses; each prompt's K is drawn evenly between the two (InstructGPT: 4 to 9)."""
     temperature: float = 1.0
     """Sampling temperature."""
-    rollout: Literal["auto", "plain", "static"] = "auto"
+    engine: Literal["auto", "plain", "static"] = field(default="auto", metadata=ENGINE)
     """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
 
     def faults(self) -> list[str]:

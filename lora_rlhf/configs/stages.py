@@ -1,9 +1,10 @@
 """What a person can choose, one frozen dataclass per stage; all faults of a configuration are reported at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.configs.marks import COMMON, ENGINE, SAFE_TO_CHANGE_ON_RESUME, input_file
 from lora_rlhf.configs.values import at_least, multiple, positive, share
 
 
@@ -11,13 +12,13 @@ from lora_rlhf.configs.values import at_least, multiple, positive, share
 class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on demonstrations (InstructGPT, section 3.5). This stage fixes the base of the run."""
 
-    model: str
+    model: str = field(metadata=COMMON)
     """Base model: a hub name, a local folder, or tinyworld (the one inside this package)."""
-    demonstrations: str
+    demonstrations: str = field(metadata=input_file())
     """File or hub dataset of demonstrations."""
-    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    quantization: Literal["nf4", "int8", "none"] = field(default="nf4", metadata=COMMON)
     """How the frozen base is held: 4-bit NormalFloat with double quantization, 8-bit, or as it is stored."""
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata=COMMON)
     """auto: float32 on a CPU, bfloat16 on a GPU that has it."""
     lora_rank: int = 16
     """Rank of every adapter of the run."""
@@ -55,15 +56,15 @@ class SFTConfig(TrainingConfig):
 class RewardConfig(TrainingConfig):
     """Reward model on K-wise rankings (InstructGPT, section 3.5, eq. 1)."""
 
-    rankings: str
+    rankings: str = field(metadata=input_file())
     """File or hub dataset of rankings (or of chosen and rejected pairs)."""
-    model: str | None = None
+    model: str | None = field(default=None, metadata=COMMON)
     """Base model; the SFT stage's unless given, and it must be the same."""
     sft: str | None = None
     """SFT stage folder to start from; RUN/sft unless given."""
-    demonstrations: str | None = None
+    demonstrations: str | None = field(default=None, metadata=input_file())
     """Demonstrations that the scores are centred on; the SFT stage's unless given."""
-    agreement: str | None = None
+    agreement: str | None = field(default=None, metadata=input_file())
     """Prompts that several labelers ranked, to measure label agreement on; the rankings themselves unless given."""
     epochs: int = 1
     """Passes over the rankings; more than one overfits (InstructGPT, appendix C.2)."""
@@ -91,9 +92,9 @@ class RewardConfig(TrainingConfig):
 class PPOConfig(TrainingConfig):
     """Proximal policy optimization against the reward model (InstructGPT, section 3.5, eq. 2)."""
 
-    prompts: str
+    prompts: str = field(metadata=input_file())
     """File or hub dataset of prompts."""
-    model: str | None = None
+    model: str | None = field(default=None, metadata=COMMON)
     """Base model; the SFT stage's unless given, and it must be the same."""
     sft: str | None = None
     """SFT stage folder that the policy starts from; RUN/sft unless given."""
@@ -115,9 +116,9 @@ class PPOConfig(TrainingConfig):
     """Responses of one prompt; at least 2 for rloo and grpo."""
     temperature: float = 1.0
     """Temperature of rollouts and of every log-probability."""
-    decode_weights: Literal["auto", "merged", "adapter"] = "auto"
+    decode_weights: Literal["auto", "merged", "adapter"] = field(default="auto", metadata=COMMON)
     """Sample with base and adapter added up, in a copy beside the base, or apart; auto: the copy where it fits."""
-    rollout: Literal["auto", "plain", "static"] = "auto"
+    engine: Literal["auto", "plain", "static"] = field(default="auto", metadata=ENGINE)
     """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
     advantage: Literal["gae", "rloo", "grpo"] = "gae"
     """GAE with a value role, or a critic-free advantage over the responses of one prompt."""
@@ -143,7 +144,7 @@ class PPOConfig(TrainingConfig):
     """An iteration with a KL above this, in nats per response, is not learned from; three in a row end the run."""
     max_ratio: float | None = 10.0
     """A minibatch with a mean probability ratio above this ends its iteration unlearned; three in a row end the run."""
-    save_every: int = 10
+    save_every: int = field(default=10, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Iterations from one checkpoint to the next."""
     kl_coef: float = 0.05
     """Price of one nat of KL, in units of the score; the start value of adaptive control."""
@@ -161,7 +162,7 @@ class PPOConfig(TrainingConfig):
     """A verifiable reward as module:function, called with lists of prompts and of responses; returns scores."""
     reward_function_weight: float = 1.0
     """Weight of the reward function's score."""
-    pretraining_text: str | None = None
+    pretraining_text: str | None = field(default=None, metadata=input_file())
     """Text for the PPO-ptx term, mixed into every step; none: plain PPO."""
     ptx_coef: float = 27.8
     """Weight of the PPO-ptx term (InstructGPT: 27.8)."""
@@ -173,6 +174,11 @@ class PPOConfig(TrainingConfig):
     """Blocks held in memory, out of which the next one is drawn."""
     sample_every: int = 10
     """Record responses to the same few prompts every so many iterations."""
+
+    @property
+    def has_value_role(self) -> bool:
+        """Whether a value role is trained: GAE needs one, the advantages over a prompt's responses do not."""
+        return self.advantage == "gae"
 
     def faults(self) -> list[str]:
         return [
@@ -190,7 +196,7 @@ class PPOConfig(TrainingConfig):
 
     def _inconsistencies(self) -> list[str]:
         faults = []
-        if self.advantage != "gae" and self.samples_per_prompt < 2:
+        if not self.has_value_role and self.samples_per_prompt < 2:
             faults.append(f"advantage {self.advantage} compares responses: samples_per_prompt must be at least 2")
         if self.kl_target is not None and self.kl_horizon < self.batch_size:
             faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")

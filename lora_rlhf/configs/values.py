@@ -116,8 +116,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def to_yaml(config: Any) -> str:
     """The YAML that reproduces this configuration."""
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
-    return yaml.safe_dump(values, sort_keys=False)
+    return yaml.safe_dump(_plain(vars(config)), sort_keys=False)
+
+
+def plain_defaults(kind: type[Any]) -> dict[str, Any]:
+    """The defaults as a YAML file would hold them."""
+    fields = dataclasses.fields(kind)
+    return _plain({field.name: field.default for field in fields if field.default is not dataclasses.MISSING})
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The settings of an evaluation. Free of torch, so that --help answers at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_rlhf.configs.catalogue import REWARD, SFT
 from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.marks import input_file
 from lora_rlhf.judges.config import JudgeConfig
 
 
@@ -13,7 +14,7 @@ class EvaluateConfig(StageConfig, JudgeConfig):
 
     other_runs: tuple[str, ...] = ()
     """More runs on the same base, whose stages are compared too; the words after the first RUN."""
-    prompts: str
+    prompts: str = field(metadata=input_file())
     """File or hub dataset of held-out prompts."""
     candidate: str | None = None
     """System that may be released, for example policy; none: the run's policy, or its SFT model without one."""
@@ -21,13 +22,13 @@ class EvaluateConfig(StageConfig, JudgeConfig):
     """System that it must beat, for example sft or OTHERRUN:policy; none: the run's SFT model, or else the base."""
     category: str | None = None
     """Column with a prompt's category; none: category or use_case, where the prompts have it."""
-    text: str = "auto"
+    text: str = field(default="auto", metadata=input_file("auto", "none"))
     """File of held-out pretraining text, for the perplexity that alignment may cost; auto: the tiny world's own where
     its prompts are asked; none: none."""
-    probes: str = "auto"
+    probes: str = field(default="auto", metadata=input_file("auto", "english", "none"))
     """File of probes for the failure bins; english: the general ones of this package; auto: the tiny world's own where
     its prompts are asked; none: none."""
-    choices: str = "auto"
+    choices: str = field(default="auto", metadata=input_file("auto", "none"))
     """File of multiple-choice questions; auto: the tiny world's own where its prompts are asked; none: none."""
     lm_eval: tuple[str, ...] = ()
     """Tasks of EleutherAI's harness that every system answers, by name or as .yaml files; needs the extra lm-eval."""
@@ -38,7 +39,7 @@ class EvaluateConfig(StageConfig, JudgeConfig):
     classifier; auto: the tiny world's exact one where its prompts are asked; none: nothing."""
     toxicity: str = "auto"
     """What flags toxic answers, likewise."""
-    selection_prompts: str | None = None
+    selection_prompts: str | None = field(default=None, metadata=input_file())
     """Other prompts, on which each system's best temperature is chosen; none: no such comparison."""
     temperatures: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)
     """Temperatures that the best one is chosen from; 0 is greedy."""
@@ -46,7 +47,7 @@ class EvaluateConfig(StageConfig, JudgeConfig):
     """Folder of the SFT stage that the policy was trained from, where it is outside the folder around the run."""
     reward: str | None = None
     """Folder of the reward stage that the policy was trained from, where it is outside the folder around the run."""
-    compare: str | None = None
+    compare: str | None = field(default=None, metadata=input_file())
     """An earlier report.json to set beside this one: which figures moved by more than their intervals."""
     lock: bool = False
     """Write PROMPTS.lock with the hash of the prompts' content; later evaluations refuse these prompts if changed."""

@@ -1,10 +1,11 @@
 """What a person can choose when a model is exported."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_rlhf.configs.catalogue import BY_ROLE, PPO, ExportRole
+from lora_rlhf.configs.marks import COMMON, SAFE_TO_CHANGE_ON_RESUME, input_file, not_in_recipe
 from lora_rlhf.configs.values import at_least, positive, share
 
 
@@ -12,7 +13,7 @@ from lora_rlhf.configs.values import at_least, positive, share
 class ExportConfig:
     """A trained role as a plain model: adapter and base merged, measured against what was trained, written whole."""
 
-    folder: str
+    folder: str = field(metadata=not_in_recipe("what is exported is the recipe's own run"))
     """The run; with --verify, an export."""
     role: ExportRole = PPO.role
     """Which of the run's models: PPO's policy, the SFT model or the reward model."""
@@ -30,11 +31,11 @@ class ExportConfig:
     """What the merged weights are rounded to, once."""
     max_shard_size: str = "5GB"
     """Largest weight file, in KB, MB or GB (or KiB, MiB, GiB)."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Where weights are rounded and models compared: auto, cpu, cuda or cuda:N."""
     parity: Literal["full", "none"] = "full"
     """none: do not compare the export with the model that was trained, for models too large to load here."""
-    prompts: str | None = None
+    prompts: str | None = field(default=None, metadata=input_file())
     """File of prompts for the comparison; unless given, those that the run was evaluated on."""
     parity_prompts: int = 16
     """Most prompts to compare on."""
@@ -48,9 +49,9 @@ class ExportConfig:
     """Refuse a reward model whose scores differ from the trained one's by more than this share of their spread."""
     force: bool = False
     """Keep an export that is further away."""
-    verify: bool = False
+    verify: bool = field(default=False, metadata=not_in_recipe("it is for `lora-rlhf export FOLDER --verify`"))
     """Check the files of an export instead, and compare it again with what was recorded, in plain transformers."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Run the base model's own code. Only for authors that you trust."""
 
     def faults(self) -> list[str]:

@@ -1,9 +1,10 @@
 """What a person can choose of a judge; part of the configuration of every command that has one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+from lora_rlhf.configs.marks import input_file
 from lora_rlhf.configs.values import at_least, positive
 
 NEEDS = {"human": ("judge_file",), "local": ("judge_model",), "endpoint": ("judge_model", "judge_url")}
@@ -16,7 +17,7 @@ class JudgeConfig:
     judge: Literal["auto", "gold", "reward", "human", "local", "endpoint"] = "auto"
     """Who compares: the tiny world's gold score, the run's reward model, people's rankings, a local chat model, or one
     behind an OpenAI chat API; auto: gold where it applies, else reward."""
-    judge_file: str | None = None
+    judge_file: str | None = field(default=None, metadata=input_file())
     """For human: file of rankings that people made, as the reward stage reads them."""
     judge_model: str | None = None
     """For local: folder or hub name of a chat model; for endpoint: the model's name there."""

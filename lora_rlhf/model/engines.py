@@ -53,7 +53,7 @@ def require_static(name: str, trust_remote_code: bool, context: int) -> None:
 
 def _require(fault: str | None, name: str) -> None:
     if fault is not None:
-        raise UserError(f"rollout is 'static', but base model {name!r} cannot: {fault}; use --rollout auto or plain")
+        raise UserError(f"engine is 'static', but base model {name!r} cannot: {fault}; use --engine auto or plain")
 
 
 def pick_engine(
@@ -78,14 +78,14 @@ def pick_engine(
         _require(fault, model.base.spec.name)
         return "static"
     if fault is not None:
-        log.info("rollout: plain, since %s", fault)
+        log.info("engine: plain, since %s", fault)
         return "plain"
     new = min(PROBED, max_new_tokens)
     plain, static = (
         tokens_per_second(model, engine, prompts, new, temperature, batch_size) for engine in ("plain", "static")
     )
     picked: Engine = "static" if static * MARGIN >= plain else "plain"
-    log.info("rollout: %s, of plain %.0f and static %.0f tokens/s in a first try", picked, plain, static)
+    log.info("engine: %s, of plain %.0f and static %.0f tokens/s in a first try", picked, plain, static)
     return picked
 
 

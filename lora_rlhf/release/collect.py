@@ -27,7 +27,8 @@ from lora_rlhf.system.untrusted import object_of, read_object
 
 REPORT, PAGE, ANSWERS = "report.json", "report.md", "evaluation_samples.jsonl"
 SAMPLING = (
-    *("temperature", "temperatures", "max_prompt_tokens", "max_response_tokens", "long_responses", "seed", "rollout"),
+    *("temperature", "temperatures", "max_prompt_tokens", "max_response_tokens", "long_responses", "seed"),
+    *("engine", "rollout"),  # one setting: its name, and the one that it has in older runs
     *("decode_weights", "min_responses", "max_responses", "samples_per_prompt", "deduplicate", "missing_eos_score"),
 )
 TRAINED_ON = {"sft": "demonstrations", "reward": "rankings", "ppo": "prompts"}  # what has a split list

@@ -12,8 +12,9 @@ from typing import IO, Any
 import yaml
 
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.configs.values import read_yaml, to_yaml
-from lora_rlhf.configs.common import HARMLESS, StageConfig
+from lora_rlhf.configs.values import plain_defaults, read_yaml, to_yaml
+from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with, former_names, with_new_names
 
 log = logging.getLogger("lora_rlhf")
 
@@ -65,12 +66,14 @@ def require_same_settings(config: StageConfig, before: Path, allow_changes: bool
 
     UserError with every difference, unless they are allowed; and where the file cannot be read.
     """
-    then = read_yaml(before)
+    # a setting that is younger than the run had its default's effect
+    then = plain_defaults(type(config)) | with_new_names(former_names(type(config)), read_yaml(before), None)
     now: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    safe = fields_with(type(config), SAFE_TO_CHANGE_ON_RESUME)
     changes = {
         key: {"before": then.get(key), "now": now.get(key)}
         for key in dict.fromkeys((*then, *now))
-        if key not in HARMLESS and then.get(key) != now.get(key)
+        if key not in safe and then.get(key) != now.get(key)
     }
     if changes and not allow_changes:
         raise UserError(

@@ -29,8 +29,8 @@ PLAIN = Decoding()
 
 
 def require_rollout(config: PPOConfig | SampleConfig, parent: Parent) -> None:
-    """UserError, before any weights are loaded, where rollout is "static" and the parent's base cannot do that."""
-    if config.rollout == "static":
+    """UserError, before any weights are loaded, where engine is "static" and the parent's base cannot do that."""
+    if config.engine == "static":
         base = parent.manifest["base"]
         require_static(base["name"], config.trust_remote_code, config.max_prompt_tokens + config.max_response_tokens)
 
@@ -67,6 +67,6 @@ def choose_merge(config: PPOConfig, model: SharedModel) -> bool:
 
 def asked_for(config: PPOConfig, before: dict[str, Any] | None) -> tuple[Rollout, bool | None]:
     """Engine and merging as the settings have them or, where these leave it open, as the run began; None: to choose."""
-    rollout = config.rollout if config.rollout != "auto" or before is None else before["engine"]
+    rollout = config.engine if config.engine != "auto" or before is None else before["engine"]
     merge = before["merge"] if config.decode_weights == "auto" and before is not None else None
     return rollout, merge

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lora_rlhf.configs.common import HARMLESS
+from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
@@ -104,7 +104,8 @@ class _Attempt:
     def __init__(self, config: SampleConfig, stage: Parent) -> None:
         self._to = Path(config.to)
         self._path = self._to.with_name(f".{self._to.name}.partial")
-        settings = {key: value for key, value in vars(config).items() if key not in HARMLESS}
+        safe = fields_with(SampleConfig, SAFE_TO_CHANGE_ON_RESUME)
+        settings = {key: value for key, value in vars(config).items() if key not in safe}
         self._of = {**settings, "stage": stage.manifest["id"], "prompts_hash": data_hash(config.prompts)}
         self.engine: Engine | None = None
 
@@ -143,7 +144,7 @@ def _sample_rest(
 ) -> None:
     """Appends to `found` the row of every prompt that has none yet: None where there are too few distinct responses."""
     pieces = generation_pieces(config)
-    rollout = config.rollout if config.rollout != "auto" else attempt.engine or "auto"
+    rollout = config.engine if config.engine != "auto" else attempt.engine or "auto"
     attempt.engine = engine = choose_engine(config, rollout, model, config.role, encoded, pieces)
     step = max(1, pieces.size * (PIECES if engine == "static" else 1) // len(seeds[0])) * workers.count()
     with graceful() as request, tqdm(total=len(encoded), initial=len(found), desc="sample", unit="prompt") as bar:

@@ -180,6 +180,21 @@ def test_values_may_begin_with_a_dash() -> None:
     assert parse("chat", ["runs/x", "--system", "-be nice"]).system == "-be nice"
 
 
+def test_former_flags_work_and_say_their_new_names(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    path = tmp_path / "ppo.yaml"
+    path.write_text("rollout: plain\nrun: r\nprompts: p\n")
+    assert parse("ppo", ["--config", str(path)]).engine == "plain"
+    assert parse("ppo", ["--config", str(path), "--engine", "static"]).engine == "static"
+    assert parse("ppo", ["--run", "r", "--prompts", "p", "--rollout=static"]).engine == "static"
+    assert parse("tinyworld label", ["--candidates", "c", "--to", "t"]).responses == "c"
+    assert caplog.messages == [
+        f"{path}: rollout is now called engine",
+        f"{path}: rollout is now called engine",
+        "ppo: rollout is now called engine",
+        "tinyworld label: candidates is now called responses",
+    ]
+
+
 def test_null_is_no_value_where_there_may_be_none() -> None:
     flags = ["--run", "null", "--prompts", "p", "--kl-target", "null", "--reward-function", "null"]
     config = parse("ppo", flags)

@@ -91,6 +91,20 @@ def test_keys_at_the_top_reach_every_section_and_sections_override_them() -> Non
     assert configs["tinyworld"].seed == 7
 
 
+def test_recipes_with_former_names_are_read_with_one_warning_each(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = small_recipe(Path("r"))
+    recipe["rollout"] = recipe.pop("engine")
+    recipe["label"]["candidates"] = recipe["label"].pop("responses")
+    assert read_recipe(recipe) == read_recipe(small_recipe(Path("r")))
+    assert caplog.messages == [
+        "recipe: rollout is now called engine",
+        "recipe: label: candidates is now called responses",
+    ]
+    recipe["ppo"]["engine"] = "plain"
+    ppo = read_recipe(recipe)["ppo"]
+    assert isinstance(ppo, PPOConfig) and ppo.engine == "plain"
+
+
 def test_faults_of_all_sections_come_together() -> None:
     recipe = small_recipe(Path("r"))
     recipe |= {"modle": "x"}
@@ -199,6 +213,14 @@ def test_all_stages_from_one_command_and_again_from_where_it_stopped(
     message = capsys.readouterr().err
     assert "sft: learning_rate is 0.5 now and was 0.002 when this step finished" in message
     assert "micro_batch_size" not in message
+
+    record = run / "recipe.yaml"  # as a version wrote it that had another name for this setting
+    record.write_text(record.read_text().replace("  responses:", "  candidates:"))
+    recipe["sft"]["learning_rate"] = 2e-3
+    recipe["label"]["responses"] = recipe["sample"]["to"] = str(run / "data" / "others.jsonl")
+    shutil.copy(run / "data" / "candidates.jsonl", run / "data" / "others.jsonl")
+    assert main(write(recipe, tmp_path / "recipe.yaml")) == 2
+    assert f"label: responses is '{run}/data/others.jsonl' now and was '{run}/data/cand" in capsys.readouterr().err
 
 
 def test_an_export_stands_until_its_stage_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Configurations: every fault at once, with the values and the way out; the same through YAML and back."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lora_rlhf
+from lora_rlhf.configs.catalogue import STAGES
+from lora_rlhf.configs.marks import (
+    COMMON,
+    SAFE_TO_CHANGE_ON_RESUME,
+    fields_with,
+    former_names,
+    values_of,
+    with_new_names,
+)
 from lora_rlhf.configs.sample import SampleConfig
-from lora_rlhf.configs.stages import PPOConfig, SFTConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.configs.values import check, from_dict, read_yaml, to_yaml
 from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig
+
+PACKAGE = Path(lora_rlhf.__file__).parent
 
 
 def ppo(**values: Any) -> PPOConfig:
@@ -105,6 +120,58 @@ def test_yaml_reproduces_the_configuration(config: Any, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert from_dict(type(config), read_yaml(path), "config.yaml") == config
+
+
+def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
+    """Written out here, so that a field that is declared anew does not lose its marks unseen."""
+    of_stages = "run seed device micro_batch_size generation_batch_size max_prompt_tokens max_response_tokens strict"
+    of_stages += " long_responses trust_remote_code gradient_checkpointing dequantize"
+    of_training = "resume allow_changes save_every keep_checkpoints report_to"
+    common = {
+        SFTConfig: f"{of_stages} {of_training} model quantization compute_dtype",
+        SampleConfig: f"{of_stages} engine",
+        RewardConfig: f"{of_stages} {of_training} model",
+        PPOConfig: f"{of_stages} {of_training} model engine decode_weights",
+        EvaluateConfig: of_stages,
+        ExportConfig: "device trust_remote_code",
+        TinyworldConfig: "seed",
+        LabelConfig: "seed",
+    }
+    assert {kind: set(fields_with(kind, COMMON)) for kind in common} == {
+        kind: set(names.split()) for kind, names in common.items()
+    }
+    safe = "run device overwrite micro_batch_size generation_batch_size gradient_checkpointing dequantize strict"
+    safe = f"{safe} trust_remote_code {of_training} engine"
+    assert set(fields_with(PPOConfig, SAFE_TO_CHANGE_ON_RESUME)) == set(safe.split())
+    assert {stage.name: list(stage.reads) for stage in STAGES} == {
+        stage.name: list(values_of(stage.config, "input_file")) for stage in STAGES
+    }
+    inputs = {
+        SampleConfig: "prompts",
+        EvaluateConfig: "prompts selection_prompts probes choices text judge_file compare",
+        ExportConfig: "prompts",
+        LabelConfig: "responses",
+    }
+    assert {kind: set(values_of(kind, "input_file")) for kind in inputs} == {
+        kind: set(names.split()) for kind, names in inputs.items()
+    }
+
+
+def test_former_names_are_read_with_one_line_of_warning(caplog: pytest.LogCaptureFixture) -> None:
+    former = former_names(PPOConfig)
+    assert with_new_names(former, {"rollout": "static", "seed": 1}, "x.yaml") == {"engine": "static", "seed": 1}
+    assert caplog.messages == ["x.yaml: rollout is now called engine"]
+    with pytest.raises(UserError, match=r"x\.yaml: rollout is the former name of engine; give engine alone"):
+        with_new_names(former, {"rollout": "static", "engine": "plain"}, "x.yaml")
+    assert with_new_names(former_names(LabelConfig), {"candidates": "c"}, None) == {"responses": "c"}
+    assert len(caplog.messages) == 1, "quiet without a source"
+
+
+def test_every_configuration_is_where_one_looks_for_it() -> None:
+    """In configs/, or in config.py of the room whose command it is."""
+    files = [*PACKAGE.rglob("*.py")]
+    found = {path for path in files if re.search(r"^class \w+Config\b", path.read_text(), re.MULTILINE)}
+    assert [path for path in found if path.name != "config.py" and path.parent.name != "configs"] == []
 
 
 @pytest.mark.parametrize(("text", "fault"), [("seed: [", "not YAML"), ("- 1", "found list"), ("", "found NoneType")])

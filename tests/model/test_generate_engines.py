@@ -66,7 +66,7 @@ def test_static_is_refused_before_any_weights_are_there(tiny_model: Callable[[st
     config = json.loads((tiny_model("mistral") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     require_static(str(tmp_path), False, 16)
-    with pytest.raises(UserError, match=r"rollout is 'static', but .* see 16 tokens back, fewer than the 17 of prompt"):
+    with pytest.raises(UserError, match=r"engine is 'static', but .* see 16 tokens back, fewer than the 17 of prompt"):
         require_static(str(tmp_path), False, 17)
 
 
@@ -84,7 +84,7 @@ def test_auto_takes_the_faster_and_says_so(
     assert pick(shared_model()) == expected
     assert asked == ["plain", "static"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"rollout: {expected}, of plain {plain:.0f} and static {static:.0f} tokens/s in a first try"
+        f"engine: {expected}, of plain {plain:.0f} and static {static:.0f} tokens/s in a first try"
     ]
 
 

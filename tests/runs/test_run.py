@@ -1,5 +1,6 @@
 """Run folders: what a manifest records, files whole or not there, and only finished stages are parents."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -11,7 +12,8 @@ from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.system.disk import write_json, write_text
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.runs.folder import StageFolder, data_hash, find_stage, has_stage
-from lora_rlhf.configs.values import from_dict, read_yaml
+from lora_rlhf.runs.resume import require_same_settings
+from lora_rlhf.configs.values import from_dict, read_yaml, to_yaml
 
 BASE = {
     **{"name": "tiny", "quantization": "nf4", "compute_dtype": "auto", "trust_remote_code": False},
@@ -53,6 +55,20 @@ def test_manifest_records_what_the_stage_was_made_of(tmp_path: Path) -> None:
 def test_stage_folder_holds_the_configuration_that_reproduces_it(tmp_path: Path) -> None:
     begun(tmp_path)
     assert from_dict(PPOConfig, read_yaml(tmp_path / "ppo" / "config.yaml"), "x") == config_in(tmp_path)
+
+
+def test_a_run_of_an_older_version_has_the_same_settings(tmp_path: Path) -> None:
+    """With a setting under its former name, and without one that is younger than the run."""
+    config = PPOConfig(run="r", prompts="p", engine="static", decode_weights="merged")
+    path = tmp_path / "config.yaml"
+    text = to_yaml(config).replace("engine: static", "rollout: plain").replace("sample_every: 10\n", "")
+    assert "rollout: plain" in text and "sample_every" not in text
+    path.write_text(text)
+    assert require_same_settings(config, path, allow_changes=False) == {}
+    younger = dataclasses.replace(config, sample_every=5)
+    assert require_same_settings(younger, path, allow_changes=True) == {"sample_every": {"before": 10, "now": 5}}
+    with pytest.raises(UserError, match="sample_every: 10 then, 5 now"):
+        require_same_settings(younger, path, allow_changes=False)
 
 
 def test_metrics_and_samples_are_rows(tmp_path: Path) -> None:

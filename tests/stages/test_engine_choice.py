@@ -82,7 +82,7 @@ def test_who_asks_for_an_engine_gets_it_on_the_way_too(run: Run, monkeypatch: py
         with pytest.raises(Stopped):
             run(stage)
     asked, used, _ = spy_on(monkeypatch, stage, "static")
-    run(stage, rollout="plain")
+    run(stage, engine="plain")
     assert asked == ["plain"] and set(used) == {"plain"}
 
 
@@ -103,8 +103,8 @@ def test_static_is_refused_before_the_weights_are_loaded(run: Run, monkeypatch: 
     contexts: list[int] = []
     monkeypatch.setattr(engines, "static_fault", lambda _config, context: contexts.append(context) or "it is odd")
     monkeypatch.setattr({"ppo": ppo, "sample": sample}[stage], "open_parent_base", load)
-    with pytest.raises(UserError, match=r"rollout is 'static', but base model .* cannot: it is odd; use --rollout"):
-        run(stage, rollout="static")
+    with pytest.raises(UserError, match=r"engine is 'static', but base model .* cannot: it is odd; use --engine"):
+        run(stage, engine="static")
     assert contexts == [LIMITS["max_prompt_tokens"] + 6]
 
 

@@ -84,7 +84,7 @@ def train(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Call
             "minibatch_size": 8,
             "num_epochs": 1,
             "generation_batch_size": 8,
-            "rollout": "plain",
+            "engine": "plain",
         }
         text = {"pretraining_text": str(data / "text.jsonl"), "ptx_block_tokens": 16}
         sources = {"reward": str(parents / "reward"), "prompts": str(data / "prompts.jsonl")}

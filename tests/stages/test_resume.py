@@ -47,7 +47,7 @@ def config(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Mak
                 "reward": str(parents / "reward"),
                 "prompts": str(data / "prompts.jsonl"),
                 "iterations": 6,
-                "rollout": "static",
+                "engine": "static",
             },
             **{"batch_size": 8, "minibatch_size": 4, "num_epochs": 2, "max_response_tokens": 8},
             **{"kl_target": 0.5, "kl_horizon": 32.0, "warmup_iterations": 3, "sample_every": 2},

@@ -62,7 +62,7 @@ def recipe(data: Path, run: Path) -> dict[str, object]:
         "sample": {
             **{"prompts": demonstrations, "to": "{run}/candidates.jsonl", "min_responses": 2, "max_responses": 4},
             "temperature": 1.5,
-            "rollout": "plain",
+            "engine": "plain",
         },
         "reward": {
             **{"rankings": str(rankings(data)), "batch_size": 5, "validation_fraction": 0.2},
@@ -74,7 +74,7 @@ def recipe(data: Path, run: Path) -> dict[str, object]:
                 "batch_size": 10,
                 "minibatch_size": 5,
                 "num_epochs": 1,
-                "rollout": "plain",
+                "engine": "plain",
             },
             **{
                 "kl_target": 1.0,

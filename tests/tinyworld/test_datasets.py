@@ -9,7 +9,8 @@ import pytest
 
 from lora_rlhf.data.sources import Source, read_prompts, read_rankings, read_texts
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.tinyworld.datasets import LabelConfig, TinyworldConfig, label, make, num_prompts
+from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig, num_prompts
+from lora_rlhf.tinyworld.datasets import label, make
 from lora_rlhf.tinyworld.requests import find
 
 SIZES = {
@@ -89,7 +90,7 @@ def candidates(folder: Path) -> str:
 
 
 def labelled(folder: Path, name: str, **changes: Any) -> LabelConfig:
-    options = {"candidates": candidates(folder), "to": str(folder / "new" / f"{name}.jsonl"), **changes}
+    options = {"responses": candidates(folder), "to": str(folder / "new" / f"{name}.jsonl"), **changes}
     return LabelConfig(**options)
 
 
@@ -110,7 +111,7 @@ def test_rankings_hold_every_response_and_read_back(tmp_path: Path) -> None:
 def test_empty_and_repeated_candidates_are_not_ranked(tmp_path: Path) -> None:
     row = {"prompt": "Where does the fox live?", "responses": ["In the den.", "", " \n", "In the den. ", "In a tree."]}
     to = tmp_path / "rankings.jsonl"
-    label(LabelConfig(candidates=write_candidates(tmp_path / "candidates.jsonl", [row]), to=str(to)))
+    label(LabelConfig(responses=write_candidates(tmp_path / "candidates.jsonl", [row]), to=str(to)))
     (ranking,) = read_rankings(str(to))[0]
     assert [response.strip() for response in ranking.responses] == ["In the den.", "In a tree."]
 
@@ -171,15 +172,15 @@ def test_what_labelers_can_not_rank_is_one_clear_message(tmp_path: Path, row: di
         tmp_path / "bad.jsonl", [{"prompt": "Where does the owl live?", "responses": ["A.", "B."]}, row]
     )
     with pytest.raises(UserError, match=r"bad.jsonl:2: .*" + message.replace("?", r"\?")):
-        label(LabelConfig(candidates=path, to=str(tmp_path / "rankings.jsonl")))
+        label(LabelConfig(responses=path, to=str(tmp_path / "rankings.jsonl")))
     assert not (tmp_path / "rankings.jsonl").exists()
 
 
 def test_label_faults() -> None:
-    assert LabelConfig(candidates="a", to="b").faults() == []
-    faults = LabelConfig(candidates="", to="", overlap=0).faults()
+    assert LabelConfig(responses="a", to="b").faults() == []
+    faults = LabelConfig(responses="", to="", overlap=0).faults()
     assert faults == [
-        "candidates is empty; name a file",
+        "responses is empty; name a file",
         "to is empty; name a file",
         "overlap is 0, must be at least 1",
     ]

@@ -1,0 +1,112 @@
+"""What a person can choose of the tiny world: its data files, its labelers, and a response to be scored."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from lora_rlhf.configs.marks import COMMON, formerly, input_file
+from lora_rlhf.tinyworld.requests import SKILLS, Request, constraints_of, find
+
+PROMPT_SETS = {
+    False: ("demonstrations", "ranking_prompts", "ppo_prompts"),
+    True: ("evaluation_prompts", "selection_prompts"),  # held out: what they ask of whom is in no other file
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyworldConfig:
+    """Demonstrations, prompts and pretraining text of the tiny world; no prompt is in two files."""
+
+    to: str
+    """Folder to write to: demonstrations.jsonl, ranking_prompts.jsonl and so on."""
+    seed: int = field(default=0, metadata=COMMON)
+    """Other seeds draw other prompts, entities and writers."""
+    num_demonstrations: int = 1500
+    """Prompts answered by the writers."""
+    num_ranking_prompts: int = 1200
+    """Prompts whose sampled responses are to be ranked."""
+    num_ppo_prompts: int = 3000
+    """Prompts for PPO."""
+    num_evaluation_prompts: int = 320
+    """Prompts to compare the stages on; what they ask of whom is in no other file."""
+    num_selection_prompts: int = 200
+    """Prompts to choose each stage's best temperature on; held out like those for evaluation."""
+    num_pretraining: int = 2000
+    """Documents of the scrape that the base was pretrained on, for PPO-ptx."""
+
+    @property
+    def sets(self) -> dict[str, int]:
+        """Name of each set -> how many rows it has."""
+        return {name.removeprefix("num_"): count for name, count in vars(self).items() if name.startswith("num_")}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Name of each set -> the file that it is written to."""
+        return {name: Path(self.to) / f"{name}.jsonl" for name in self.sets}
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        faults = [] if self.to else ["to is empty; name a folder"]
+        faults += [f"num_{name} is {count}, must be at least 1" for name, count in self.sets.items() if count < 1]
+        for held_out, names in PROMPT_SETS.items():
+            # beyond half of all prompts the rare use cases are used up and the mixture is another
+            total, most = sum(self.sets[name] for name in names), num_prompts(held_out) // 2
+            if total > most:
+                asked = " + ".join(f"num_{name}" for name in names)
+                faults.append(f"{asked} is {total}, must be at most {most}: the tiny world has no more prompts")
+        return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Simulated labelers rank sampled responses: one of forty per prompt, each with a taste and noise of their own."""
+
+    responses: str = field(metadata=input_file() | formerly("candidates"))
+    """File that `lora-rlhf sample` wrote: rows with prompt and responses."""
+    to: str
+    """JSONL file of rankings to write."""
+    agreement_to: str | None = None
+    """Second file to write: rankings of the same responses by several labelers, to measure how far they agree."""
+    overlap: int = 100
+    """How many prompts go into the agreement file."""
+    seed: int = field(default=0, metadata=COMMON)
+    """Which labeler gets which prompt, and their noise."""
+    shuffle_labels: bool = False
+    """Deal the ranks of each ranking out at random: a control, on which a reward model must stay at chance."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        return [
+            *(f"{name} is empty; name a file" for name in ("responses", "to") if not getattr(self, name)),
+            *([f"overlap is {self.overlap}, must be at least 1"] if self.overlap < 1 else []),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How good a response to a prompt of the tiny world is, by the hidden gold score."""
+
+    prompt: str
+    """A prompt of the tiny world, for example: Where does the fox live?"""
+    response: str
+    """Any answer to it."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        known = find(self.prompt) is not None
+        return (
+            []
+            if known
+            else [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
+        )
+
+
+@cache
+def num_prompts(held_out: bool) -> int:
+    """How many distinct prompts there are on that side of the split."""
+    return sum(
+        len(skill.phrase(key)) * (1 + len(constraints_of(skill)))
+        for skill in SKILLS
+        for key in skill.keys
+        if Request(skill, key, "").held_out == held_out
+    )
