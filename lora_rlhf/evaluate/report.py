@@ -253,8 +253,9 @@ def _write(folder: Path, report: dict[str, Any], plan: _Plan, samples: Iterator[
     rows = list(samples)
     write_jsonl(folder / SAMPLES, rows)
     stages = plan.compared.stages
-    metrics = [] if stages.ppo is None else read_metrics(stages.ppo.folder / METRICS)
-    plot_report(report, metrics, stages.ppo_config.get("kl_target"), folder / PICTURE)
+    newest, trained = stages.writers[-1]
+    metrics = read_metrics(trained.folder / METRICS)
+    plot_report(report, metrics, stages.setting(newest, "kl_target"), folder / PICTURE)
     write_text(folder / HTML, page(report, rows))
     write_text(folder / PAGE, markdown(report))
     write_json(folder / REPORT, report)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_NAME
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.data.locate import HubDataset, locate
 from lora_rlhf.data.refusals import counted
@@ -14,7 +15,6 @@ from lora_rlhf.evaluate.systems import RunStages
 from lora_rlhf.runs.folder import CONFIG, Parent, data_hash
 from lora_rlhf.system.errors import UserError
 
-TRAINED_ON = {"sft": "demonstrations", "reward": "rankings", "ppo": "prompts"}
 MOST_SECONDS = 30.0  # of reading, for all stages together
 NO_OTHERS: Mapping[str, RunStages] = MappingProxyType({})
 
@@ -34,7 +34,7 @@ def find_seen(
     deadline = time.monotonic() + MOST_SECONDS
     rows = []
     for name, stage, parent in _distinct({"": stages, **others}):
-        record = parent.manifest.get("data", {}).get(TRAINED_ON[stage])
+        record = parent.manifest.get("data", {}).get(BY_NAME[stage].trains_on)
         if not record:
             continue
         found, compared = _find_in(parent, record["path"], keys, deadline)
@@ -63,8 +63,8 @@ def _distinct(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]
     """The runs' stages, each once: what the report calls it, its kind, and where it is."""
     ids = set()
     for run, stages in runs.items():
-        for stage, parent in (("sft", stages.sft), ("reward", stages.reward), ("ppo", stages.ppo)):
-            if parent is None or (identity := parent.manifest.get("id")) in ids:
+        for stage, parent in stages.by_name.items():
+            if (identity := parent.manifest.get("id")) in ids:
                 continue
             ids |= {identity} - {None}
             yield f"{run}:{stage}" if run else stage, stage, parent

@@ -5,65 +5,95 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_NAME, REWARD, SFT, STAGES, WRITERS, Stage
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.runs.folder import CONFIG, Parent, adapter_hash, find_stage, has_stage
+from lora_rlhf.runs.manifest import read_manifest
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import Kind, is_number, require
 
 log = logging.getLogger("lora_rlhf")
 
 SAME_BASE = ("source_hash", "quantization", "chat_template")
-READ_OF_PPO: dict[str, Kind] = {
-    "reference": ("sft or base", lambda value: value in ("sft", BASE)),
+READ_SETTINGS: dict[str, Kind] = {
+    "reference": ("sft or base", lambda value: value in (SFT.role, BASE)),
     "kl_target": ("a number or null", lambda value: value is None or is_number(value)),
 }
+NONE_NAMED: Mapping[str, str | None] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class RunStages:
-    """A run's finished stages. `sft` and `reward` are those that the policy was trained from, where there is one."""
+    """A run's finished stages by name, in the order in which they run; SFT is among them.
 
-    sft: Parent
-    reward: Parent | None
-    ppo: Parent | None
+    Each is the one that the newer stages were trained from, where there are any.
+    """
+
+    by_name: Mapping[str, Parent]
 
     @property
-    def ppo_config(self) -> dict[str, Any]:
-        """What the policy was trained with; empty without a policy. UserError where it is not what is read here."""
-        if self.ppo is None:
-            return {}
-        place = self.ppo.folder / CONFIG
-        values = read_yaml(place)
+    def sft(self) -> Parent:
+        return self.by_name[SFT.name]
+
+    @property
+    def reward(self) -> Parent | None:
+        return self.by_name.get(REWARD.name)
+
+    @property
+    def writers(self) -> list[tuple[Stage, Parent]]:
+        """The stages whose roles answer prompts, the newest last."""
+        return [(stage, self.by_name[stage.name]) for stage in WRITERS if stage.name in self.by_name]
+
+    def setting(self, stage: Stage, name: str) -> Any:
+        """A setting that the stage was trained with, one of READ_SETTINGS.
+
+        None where the run has no such stage or the stage no such setting; UserError for a value that it cannot have.
+        """
+        if stage.name not in self.by_name or name not in stage.config.__dataclass_fields__:
+            return None
+        path = self.by_name[stage.name].folder / CONFIG
+        values = {"kl_target": None} | read_yaml(path)
         try:
-            require({"kl_target": None} | values, READ_OF_PPO)
+            require(values, READ_SETTINGS)
         except ValueError as error:
-            raise UserError(f"{place}: {error}; restore that file, or run PPO again with --overwrite") from error
-        return values
+            raise UserError(
+                f"{path}: {error}; restore that file, or run {stage.title} again with --overwrite"
+            ) from error
+        return values[name]
+
+    def reference(self, stage: Stage) -> str | None:
+        """The role that the stage was held to; if to none, the role that the newest stage was held to, if any was."""
+        references = (self.setting(held, "reference") for held in (stage, *reversed(STAGES)))
+        return next((reference for reference in references if reference is not None), None)
 
     def seconds(self) -> dict[str, float]:
         """How long each stage took."""
-        stages = {"sft": self.sft, "reward": self.reward, "ppo": self.ppo}
-        return {name: stage.manifest["seconds"] for name, stage in stages.items() if stage is not None}
+        return {name: stage.manifest["seconds"] for name, stage in self.by_name.items()}
 
 
-def find_stages(run: str, sft: str | None = None, reward: str | None = None) -> RunStages:
-    """The stages of a run. `sft` and `reward` say where those are that the policy was trained from, if not there.
+def find_stages(run: str, named: Mapping[str, str | None] = NONE_NAMED) -> RunStages:
+    """The stages of a run. named: {stage: its folder}, where a parent of the newest stage is in another run.
 
-    UserError when there is no finished SFT stage, when stages do not belong together, and when the policy's manifest
-    leads to a folder that nobody here named.
+    UserError when there is no finished SFT stage, when stages do not belong together, and when a manifest leads to a
+    folder that nobody here named.
     """
-    ppo = find_stage(Path(run) / "ppo", "ppo") if has_stage(run, "ppo") else None
-    judge = _parent(run, "reward", reward, ppo)
-    start = _parent(run, "sft", sft, ppo) or find_stage(Path(run) / "sft", "sft")
-    for stage in (judge, ppo):
-        if stage is not None:
-            _require_same_base(start, stage)
-    return RunStages(start, judge, ppo)
+    newest_first: dict[str, Parent] = {}  # a newer stage says from which older ones it was trained
+    for stage in reversed(STAGES):
+        parent = _find_stage(run, stage, named.get(stage.name), newest_first)
+        if parent is not None:
+            newest_first[stage.name] = parent
+    if SFT.name not in newest_first:
+        find_stage(Path(run) / SFT.name, SFT.name)  # says what is missing
+    stages = RunStages(dict(reversed(newest_first.items())))
+    for parent in stages.by_name.values():
+        _require_same_base(stages.sft, parent)
+    return stages
 
 
 @dataclass(frozen=True)
@@ -119,9 +149,9 @@ def find_systems(config: EvaluateConfig) -> Compared:
     UserError as of `find_stages`; for runs on different bases (with both hashes), two runs of one name, and a candidate
     or baseline that is not there.
     """
-    stages = find_stages(config.run, config.sft, config.reward)
-    own = _systems_of(config.run, stages, "", "")
-    systems = [System(BASE, BASE, config.run, own[0].reference), *own]
+    stages = find_stages(config.run, config.parents)
+    trained = _systems_of(config.run, stages, "", "")
+    systems = [System(BASE, BASE, config.run, trained[0].reference), *trained]
     others = {}
     for number, run in enumerate(config.other_runs, start=1):
         name = Path(os.path.realpath(run)).name
@@ -137,8 +167,9 @@ def find_systems(config: EvaluateConfig) -> Compared:
             else:
                 systems.append(replace(system, reference=played.get(system.reference, system.reference)))
     names = [system.name for system in systems]
-    candidate = _named(config.candidate, "--candidate", names, "policy" if "policy" in names else "sft")
-    baseline = _named(config.baseline, "--baseline", names, "sft" if candidate != "sft" else BASE)
+    newest, oldest = trained[-1].name, trained[0].name
+    candidate = _named(config.candidate, "--candidate", names, newest)
+    baseline = _named(config.baseline, "--baseline", names, oldest if candidate != oldest else BASE)
     if candidate == baseline:
         raise UserError(f"candidate and baseline are both {candidate!r}: name two systems")
     return Compared(stages, tuple(systems), candidate, baseline, others)
@@ -155,7 +186,7 @@ def open_model(
         raise UserError(f"{stages.sft.folder} was trained on another base than {model.base.spec.name!r} as loaded")
     adapters = [(system.role, system.adapter) for system in compared.systems]
     if stages.reward is not None:
-        adapters.append(("reward", stages.reward.adapter))
+        adapters.append((REWARD.role, stages.reward.adapter))
     for role, adapter in adapters:
         if adapter is not None and role not in model.roles:
             model.load_role(role, adapter)
@@ -163,13 +194,22 @@ def open_model(
 
 
 def _systems_of(run: str, stages: RunStages, name: str, role: str) -> list[System]:
-    """A run's SFT model and policy, `name` and `role` before their names and roles."""
-    sft, ppo = stages.sft, stages.ppo
-    reference = BASE if stages.ppo_config.get("reference") == BASE else f"{role}sft"
-    found = [System(f"{name}sft", f"{role}sft", run, reference, "sft", sft.manifest["id"], sft.adapter)]
-    if ppo is not None:
-        found.append(System(f"{name}policy", f"{role}policy", run, reference, "ppo", ppo.manifest["id"], ppo.adapter))
-    return found
+    """The models of a run that answer prompts, `name` and `role` before their names and roles."""
+    systems = []
+    for stage, parent in stages.writers:
+        reference = stages.reference(stage) or SFT.role
+        systems.append(
+            System(
+                name + stage.role,
+                role + stage.role,
+                run,
+                BASE if reference == BASE else role + reference,
+                stage.name,
+                parent.manifest["id"],
+                parent.adapter,
+            )
+        )
+    return systems
 
 
 def _named(asked: str | None, flag: str, names: Sequence[str], default: str) -> str:
@@ -178,49 +218,62 @@ def _named(asked: str | None, flag: str, names: Sequence[str], default: str) -> 
     return asked or default
 
 
-def _parent(run: str, stage: str, named: str | None, ppo: Parent | None) -> Parent | None:
-    """The stage that PPO started from: the one that was named, the run's own, or where the policy's manifest says.
+def _find_stage(run: str, stage: Stage, named: str | None, newer: Mapping[str, Parent]) -> Parent | None:
+    """The stage that the newer ones started from: the named one, the run's own, or where a newer manifest says.
 
-    Without PPO, the one that was named or the run's own, if it has one.
+    Without newer ones, the named one or the run's own, if it has one.
     """
-    record = None if ppo is None else ppo.manifest["parents"].get(stage)
-    if named is not None:
-        found = find_stage(named, stage)
-    else:
-        own = find_stage(Path(run) / stage, stage) if has_stage(run, stage) else None
-        if record is None or (own is not None and own.manifest["id"] == record["id"]):
-            return own
-        found = find_stage(_followed(run, stage, record["folder"]), stage)
-    if record is not None and found.manifest["id"] != record["id"]:
-        raise UserError(
-            f"{found.folder}: this {stage} stage (id {found.manifest['id']}) was made after the policy, which was "
-            f"trained from another (id {record['id']}); run `lora-rlhf ppo --run {run} --overwrite` first"
-        )
-    return found
+    records = [
+        (BY_NAME[name], parent.manifest["parents"][stage.name])
+        for name, parent in newer.items()
+        if not BY_NAME[name].scores and stage.name in parent.manifest["parents"]
+    ]
+    folder = Path(named or f"{run}/{stage.name}")
+    if named is None:
+        is_here = has_stage(run, stage.name)
+        if records and not (is_here and read_manifest(folder)["id"] == records[0][1]["id"]):
+            folder = _followed(run, stage, *records[0])
+        elif not is_here:
+            return None
+    parent = find_stage(folder, stage.name)
+    for child, record in records:
+        if parent.manifest["id"] != record["id"]:
+            raise UserError(
+                f"{parent.folder}: this {stage.name} stage (id {parent.manifest['id']}) was made after "
+                f"{child.model_name}, which was trained from another (id {record['id']}); run `lora-rlhf {child.name} "
+                f"--run {run} --overwrite` first"
+            )
+    return parent
 
 
-def _followed(run: str, stage: str, recorded: str) -> Path:
-    """The folder that a manifest records for a parent: relative to the run, or in older ones to the working folder.
+def _followed(run: str, stage: Stage, child: Stage, record: Mapping[str, Any]) -> Path:
+    """The folder that the child's manifest records for a parent: relative to the run, or in older ones to the working
+    folder.
 
     UserError for one outside the folder that holds the run: a run may come from anybody, and does not say what is
     opened here. Links are resolved; a run that is one itself stands both where it is named and where it leads.
     """
+    recorded = record["folder"]
     inside = Path(run) / recorded
-    place = inside if os.path.exists(inside) else Path(recorded)
+    folder = inside if os.path.exists(inside) else Path(recorded)
     around = {os.path.realpath(Path(run).parent), str(Path(os.path.realpath(run)).parent)}
-    real = Path(os.path.realpath(place))
+    real = Path(os.path.realpath(folder))
     if ".." in Path(recorded).parts or not any(real.is_relative_to(root) for root in around):
         raise UserError(
-            f"{run}/ppo/manifest.json: the policy's {stage} stage is recorded at {recorded!r}, which is not followed "
-            f"outside {' or '.join(sorted(around))}; if it is yours, name it with --{stage}, or copy that stage to "
-            f"{run}/{stage}"
+            f"{run}/{child.name}/manifest.json: {child.model_name}'s {stage.name} stage is recorded at {recorded!r}, "
+            f"which is not followed outside {' or '.join(sorted(around))}; if it is yours, name it with "
+            f"--{stage.name}, or copy that stage to {run}/{stage.name}"
         )
-    return place
+    return folder
 
 
 def _require_same_base(sft: Parent, stage: Parent) -> None:
     """UserError with what differs, both hashes of the bases' files among it."""
-    one, other = sft.manifest["base"], stage.manifest["base"]
-    if differing := [name for name in SAME_BASE if one.get(name) != other.get(name)]:
-        found = "; ".join(f"{name} {one.get(name)!r} and {other.get(name)!r}" for name in differing)
-        raise UserError(f"{sft.folder} and {stage.folder} were not trained on the same base: {found}")
+    bases = sft.manifest["base"], stage.manifest["base"]
+    differences = [
+        f"{name} {bases[0].get(name)!r} and {bases[1].get(name)!r}"
+        for name in SAME_BASE
+        if bases[0].get(name) != bases[1].get(name)
+    ]
+    if differences:
+        raise UserError(f"{sft.folder} and {stage.folder} were not trained on the same base: {'; '.join(differences)}")
