@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from lora_rlhf.configs.catalogue import BASE, WRITERS
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.runs.manifest import FINISHED
 from lora_rlhf.system.errors import UserError
@@ -163,7 +164,7 @@ class LabelTab:
     def _stages(self, run: str) -> list[str]:
         """What can answer, in the order of training."""
         finished = state_of(folder_of(self.app.root, run)).stages
-        return ["base", "sft", *(["policy"] if finished.get("ppo") == FINISHED else [])]
+        return [BASE, *(stage.role for stage in WRITERS if finished.get(stage.name) == FINISHED)]
 
     def _shown(self, sitting: Sitting) -> tuple[Any, ...]:
         """The page of a sitting: all that `_wire` and `load` name as shown."""

@@ -74,7 +74,7 @@ class Memory:
         before, but for a base that had to go.
         """
         stages = self._find(run)
-        record, reference = stages.sft.manifest["base"], stages.ppo_config.get("reference")
+        record, reference = stages.sft.manifest["base"], stages.reference(stages.writers[-1][0])
         if self._model is not None and self._model.base.source_hash != record["source_hash"]:
             self.close()
         if self._model is None:
@@ -139,9 +139,8 @@ class Memory:
 
 def _adapters(stages: RunStages) -> list[tuple[str, Path | None]]:
     """(column, its adapter), in the order of training; the base has none."""
-    found: list[tuple[str, Path | None]] = [(BASE, None), ("sft", stages.sft.adapter)]
-    return found if stages.ppo is None else [*found, ("policy", stages.ppo.adapter)]
+    return [(BASE, None), *((stage.role, parent.adapter) for stage, parent in stages.writers)]
 
 
 def _ids(stages: RunStages) -> tuple[str, ...]:
-    return tuple(stage.manifest["id"] for stage in (stages.sft, stages.reward, stages.ppo) if stage is not None)
+    return tuple(parent.manifest["id"] for parent in stages.by_name.values())

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_rlhf.configs.catalogue import BY_NAME, SFT
 from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
 
-STAGES = ("sft", "reward", "ppo")  # in the order in which they are made
 NO_RUNS = (
     "There is no run in {root} yet. `scripts/quickstart.sh --run {root}/quickstart` makes one in a few "
     "minutes, on any machine; "
@@ -24,7 +24,7 @@ class RunState:
     @property
     def can_chat(self) -> bool:
         """Whether there is a stage to talk to."""
-        return self.stages.get("sft") == FINISHED
+        return self.stages.get(SFT.name) == FINISHED
 
     @property
     def note(self) -> str:
@@ -45,7 +45,7 @@ def list_runs(root: Path) -> list[RunState]:
 def state_of(folder: Path) -> RunState:
     """What a run holds. A manifest that cannot be read is said, not raised: the app shows it and goes on."""
     stages = {}
-    for stage in STAGES:
+    for stage in BY_NAME:
         if (folder / stage / MANIFEST).is_file():
             try:
                 stages[stage] = str(read_manifest(folder / stage)["status"])
@@ -57,7 +57,7 @@ def state_of(folder: Path) -> RunState:
 def about(root: Path, name: str) -> str:
     """One line on what a run is: its base, and the stages that are finished. UserError as of `folder_of`."""
     folder = folder_of(root, name)
-    base = read_manifest(folder / "sft")["base"]
+    base = read_manifest(folder / SFT.name)["base"]
     stages = (f"{stage} {state}" for stage, state in state_of(folder).stages.items())
     return f"Base {base['name']} ({base['quantization']}); {', '.join(stages)}."
 
@@ -79,5 +79,5 @@ def _is_plain(name: str) -> bool:
 
 def _changed(folder: Path) -> float:
     """When a stage of the run was last written to."""
-    times = [path.stat().st_mtime for stage in STAGES for path in [folder / stage / MANIFEST] if path.is_file()]
+    times = [path.stat().st_mtime for stage in BY_NAME for path in [folder / stage / MANIFEST] if path.is_file()]
     return max(times, default=0.0)

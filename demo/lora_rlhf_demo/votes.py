@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from lora_rlhf.configs.catalogue import BASE, WRITERS
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.compare import LETTERS
 
 if TYPE_CHECKING:
     from lora_rlhf.stats.win_rates import WinRate
+
+NEWEST_FIRST = (*(stage.role for stage in reversed(WRITERS)), BASE)
 
 
 def best(place: int, count: int) -> tuple[int, ...]:
@@ -63,5 +66,4 @@ def _list_of(value: Any, kind: type) -> list[Any]:
 
 def _order(stage: str) -> tuple[int, str]:
     """The stages that were trained last come first: what is asked is whether they won."""
-    known = ("policy", "sft", "base")
-    return (known.index(stage) if stage in known else len(known), stage)
+    return (NEWEST_FIRST.index(stage) if stage in NEWEST_FIRST else len(NEWEST_FIRST), stage)

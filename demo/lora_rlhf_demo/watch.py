@@ -3,15 +3,15 @@
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from lora_rlhf.configs.catalogue import BY_NAME, STAGES, WRITERS, Plot
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.runs.folder import CONFIG, METRICS, SAMPLES
 from lora_rlhf.runs.manifest import RUNNING
 from lora_rlhf.system.errors import UserError
-from lora_rlhf_demo.runs import STAGES, folder_of, state_of
+from lora_rlhf_demo.runs import folder_of, state_of
 from lora_rlhf_demo.tail import Tails
 
 MOST_RUNS = 6
@@ -21,32 +21,7 @@ MOST_PROMPTS = 40
 QUIET = 120.0  # seconds without a new row after which a stage may no longer be at work
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One figure: its metric, where it comes from, and a setting of the stage that it is steered to."""
-
-    stage: str
-    metric: str
-    title: str
-    meaning: str
-    target: str | None = None
-
-
-PLOTS = (
-    Plot("ppo", "rollout/score", "Score", "the reward model's mean score of the responses; the demonstrations' is 0"),
-    Plot("ppo", "rollout/kl", "KL to the reference", "nats a response; dashed: the target", "kl_target"),
-    Plot("ppo", "rollout/length", "Length", "mean tokens of a response"),
-    Plot("ppo", "ppo/entropy", "Entropy", "nats a token; near 0 the policy always says the same"),
-    Plot("ppo", "ppo/clip_fraction", "Clip fraction", "share of tokens whose probability ratio was clipped"),
-    Plot("ppo", "ppo/value_loss", "Value loss", "how far the values are from the returns"),
-    Plot("ppo", "ppo/kl_coef", "KL coefficient", "the price of a nat of KL, steered towards the target"),
-    Plot("ppo", "time/tokens_per_s", "Tokens per second", "of the rollout"),
-    Plot("ppo", "memory/peak_gib", "Memory", "peak, GiB"),
-    Plot("sft", "sft/loss", "SFT loss", "nats a token of the response, in training"),
-    Plot("sft", "sft/validation_loss", "SFT validation loss", "nats a token, on held-out prompts"),
-    Plot("reward", "reward/loss", "Reward loss", "-log sigmoid of the better response's lead"),
-    Plot("reward", "reward/accuracy", "Reward accuracy", "share of pairs ordered as the labelers did, in training"),
-)
+PLOTS = [(stage.name, plot) for stage in reversed(STAGES) for plot in stage.plots]
 
 
 class Curve(NamedTuple):
@@ -91,15 +66,15 @@ class Watcher:
     def version(self, runs: Sequence[str]) -> tuple[Any, ...]:
         """Changes whenever something new is to be shown of these runs."""
         folders = self._folders(runs)
-        files = [self._tails.of(folder / stage / name).version for folder in folders.values() for stage in STAGES
+        files = [self._tails.of(folder / stage / name).version for folder in folders.values() for stage in BY_NAME
                  for name in (METRICS, SAMPLES)]  # fmt: skip
         return tuple(folders), tuple(files), tuple(self.states(runs))
 
     def figures(self, runs: Sequence[str]) -> list[Figure]:
         """Every plot that one of the runs has points for."""
         found = []
-        for plot in PLOTS:
-            curves = [curve for curve in self._curves(plot, runs) if curve.points]
+        for stage, plot in PLOTS:
+            curves = [curve for curve in self._curves(stage, plot, runs) if curve.points]
             if curves:
                 found.append(Figure(plot, curves))
         return found
@@ -120,7 +95,7 @@ class Watcher:
         """How the answers to the fixed prompts changed over time."""
         found: dict[tuple[str, str], dict[int, str]] = {}
         for run, folder in self._folders(runs).items():
-            for row in self._tails.of(folder / "ppo" / SAMPLES).rows:
+            for row in self._newest_samples(folder):
                 prompt, response, step = row.get("prompt"), row.get("response"), row.get("step")
                 if isinstance(prompt, str) and isinstance(response, str) and isinstance(step, int):
                     found.setdefault((prompt, run), {})[step] = response
@@ -128,21 +103,17 @@ class Watcher:
         return [Sample(run, prompt, spread(sorted(found[prompt, run].items()), MOST_STEPS))
                 for prompt, run in by_prompt[: MOST_PROMPTS]]  # fmt: skip
 
-    def _curves(self, plot: Plot, runs: Sequence[str]) -> Iterable[Curve]:
+    def _curves(self, stage: str, plot: Plot, runs: Sequence[str]) -> Iterable[Curve]:
         for run, folder in self._folders(runs).items():
-            rows = self._tails.of(folder / plot.stage / METRICS).rows
+            rows = self._tails.of(folder / stage / METRICS).rows
             pairs = ((row.get("step"), row.get(plot.metric)) for row in rows)
             points = [(float(step), float(value)) for step, value in pairs if _is_number(step) and _is_number(value)]
-            yield Curve(run, thinned(points), self._target(plot, folder))
+            yield Curve(run, thinned(points), _target(plot, folder / stage))
 
-    def _target(self, plot: Plot, folder: Path) -> float | None:
-        if plot.target is None:
-            return None
-        try:
-            value = read_yaml(folder / plot.stage / CONFIG).get(plot.target)
-        except (UserError, OSError):
-            return None
-        return float(value) if _is_number(value) else None
+    def _newest_samples(self, folder: Path) -> list[dict[str, Any]]:
+        """The samples of the run's newest stage that has any."""
+        rows = (self._tails.of(folder / stage.name / SAMPLES).rows for stage in reversed(WRITERS))
+        return next((own for own in rows if own), [])
 
     def _folders(self, runs: Sequence[str]) -> Mapping[str, Path]:
         """The folders of the runs that are there; names come from a browser."""
@@ -153,6 +124,16 @@ class Watcher:
             except UserError:
                 continue
         return found
+
+
+def _target(plot: Plot, folder: Path) -> float | None:
+    if plot.target is None:
+        return None
+    try:
+        value = read_yaml(folder / CONFIG).get(plot.target)
+    except (UserError, OSError):
+        return None
+    return float(value) if _is_number(value) else None
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_rlhf.chat.config import ChatConfig
+from lora_rlhf.configs.catalogue import BASE, BY_ROLE, PPO, WRITERS
 from lora_rlhf.data.encode import encode_prompt
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Prompt
@@ -14,7 +15,7 @@ from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.generate import stream_mixed
 from lora_rlhf.model.open import open_base
-from lora_rlhf.model.shared import BASE, SharedModel
+from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import find_stage, has_stage
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import read_object
@@ -85,7 +86,7 @@ def open_speaker(config: ChatConfig) -> Speaker:
 
 
 def _open_export(config: ChatConfig, folder: Path) -> SharedModel:
-    if config.role not in ("auto", "policy"):
+    if config.role not in ("auto", PPO.role):
         raise UserError(f"{folder} is an exported model, which has no role {config.role!r}; leave --role out")
     settings = read_object(folder / "config.json", "give a folder that `lora-rlhf export` made")
     if any(str(name).endswith("ForSequenceClassification") for name in settings.get("architectures") or []):
@@ -95,18 +96,18 @@ def _open_export(config: ChatConfig, folder: Path) -> SharedModel:
 
 
 def _open_run(config: ChatConfig, folder: Path) -> tuple[SharedModel, str]:
-    if not any(has_stage(folder, stage) for stage in ("ppo", "sft")):
+    finished = [stage for stage in WRITERS if has_stage(folder, stage.name)]
+    if not finished:
+        names = " or ".join(stage.name for stage in WRITERS)
         raise UserError(
-            f"{folder}: neither a run with a finished SFT or PPO stage nor a merged export (a folder with a "
+            f"{folder}: neither a run with a finished stage that writes ({names}) nor a merged export (a folder with a "
             "config.json); an adapter alone and a GGUF file are for PEFT, vLLM, llama.cpp and Ollama"
         )
-    role = config.role
-    if role == "auto":
-        role = "policy" if has_stage(folder, "ppo") else "sft"
-    name = {"policy": "ppo", "sft": "sft"}.get(role, "sft" if has_stage(folder, "sft") else "ppo")
-    stage = find_stage(folder / name, name)
-    model = open_base(stage.manifest["base"], config.device, trust_remote_code=config.trust_remote_code)
+    role = finished[-1].role if config.role == "auto" else config.role
+    name = finished[0].name if role == BASE else BY_ROLE[role].name
+    parent = find_stage(folder / name, name)
+    model = open_base(parent.manifest["base"], config.device, trust_remote_code=config.trust_remote_code)
     keep_dense(model.causal, config.dequantize)
     if role != BASE:
-        model.load_role(role, stage.adapter)
+        model.load_role(role, parent.adapter)
     return model, role

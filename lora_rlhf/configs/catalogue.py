@@ -74,6 +74,10 @@ class Stage:
         """Whether its role scores responses, instead of writing them."""
         return self.use == "scored"
 
+    def has_setting(self, name: str) -> bool:
+        """Whether its configuration has a field of that name."""
+        return name in self.config.__dataclass_fields__
+
     def train(self, config: Any, model: Any = None) -> Any:
         """Runs the stage, on the base in memory where `model` is given; returns that shared model."""
         return importlib.import_module(self.page).train(config, model)

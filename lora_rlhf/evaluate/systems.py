@@ -55,7 +55,7 @@ class RunStages:
 
         None where the run has no such stage or the stage no such setting; UserError for a value that it cannot have.
         """
-        if stage.name not in self.by_name or name not in stage.config.__dataclass_fields__:
+        if stage.name not in self.by_name or not stage.has_setting(name):
             return None
         path = self.by_name[stage.name].folder / CONFIG
         values = {"kl_target": None} | read_yaml(path)

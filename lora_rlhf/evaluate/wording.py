@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BASE, STAGES
 from lora_rlhf.evaluate.figures import CATALOGUE
 
-NAMES = {"base": "the base", "sft": "the SFT model", "policy": "the policy"}
+NAMES = {BASE: "the base", **{stage.role: stage.model_name for stage in STAGES}}
 JUDGES = {
     "gold": "exact gold score",
     "reward": "run's reward model",

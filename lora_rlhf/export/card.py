@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, PPO, REWARD
 from lora_rlhf.export.card_evaluation import evaluation
 from lora_rlhf.export.card_usage import usage
 from lora_rlhf.export.lineage import Lineage, Stage, at, numbers, read_lineage
@@ -13,23 +14,12 @@ from lora_rlhf.export.render import table
 from lora_rlhf.model.files import HUB_NAME
 from lora_rlhf.system.disk import write_text
 
-TITLES = {"policy": "PPO policy", "sft": "SFT model", "reward": "reward model"}
-STAGE_TITLES = {"sft": "supervised fine-tuning", "reward": "reward model", "ppo": "PPO"}
 LIBRARIES = {"merged": "transformers", "classifier": "transformers", "adapter": "peft", "gguf": "gguf"}
 KINDS = {
     "merged": "a plain transformers model, into which the adapter was merged",
     "classifier": "a plain transformers sequence classifier with one output, into which the adapter was merged",
     "adapter": "the LoRA adapter alone",
     "gguf": "a GGUF file, into which the adapter was merged",
-}
-SETTINGS = {
-    "sft": ("lora_rank", "lora_alpha", "use_rslora", "epochs", "batch_size", "learning_rate", "packing"),
-    "reward": ("epochs", "batch_size", "learning_rate", "loss"),
-    "ppo": (
-        *("iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt", "temperature", "advantage"),
-        *("gamma", "lam", "clip_range", "policy_learning_rate", "value_learning_rate", "missing_eos_score"),
-        *("whiten_rewards", "score_clip", "reward_function", "pretraining_text"),
-    ),
 }
 
 
@@ -40,12 +30,12 @@ def write_card(folder: Path, facts: Mapping[str, Any], run: Path) -> None:
 
 def card(facts: Mapping[str, Any], lineage: Lineage) -> str:
     """The card's text. No path in it is absolute, and texts of the run cannot break out of their place."""
-    base = short(facts["source"]["base"]["name"])
+    base, title = short(facts["source"]["base"]["name"]), BY_ROLE[facts["role"]].model_title
     sections = [
         _front(facts),
-        f"# {capital(TITLES[facts['role']])} on {base}\n",
+        f"# {capital(title)} on {base}\n",
         f"This is {KINDS[facts['kind']]}. It was trained with `lora-rlhf` on {base}, which stayed frozen in "
-        f"{facts['source']['base']['quantization']}: {TITLES[facts['role']]}, stage `{facts['source']['stage']}` "
+        f"{facts['source']['base']['quantization']}: {title}, stage `{facts['source']['stage']}` "
         f"(id `{facts['source']['id']}`) of run `{plain(facts['source']['run'])}`.\n",
         "## How close it is to what was trained\n\n" + _closeness(facts),
         "## How it was made\n\n" + _stages(lineage),
@@ -63,13 +53,13 @@ def card(facts: Mapping[str, Any], lineage: Lineage) -> str:
 def _front(facts: Mapping[str, Any]) -> str:
     """The metadata that the hub reads. Strings are written as JSON, which is YAML too."""
     base, licence = facts["source"]["base"]["name"], facts["licence"]["name"]
-    is_scorer = facts["role"] == "reward"
+    stage = BY_ROLE[facts["role"]]
     values: dict[str, Any] = {
         "base_model": base if "/" in base and HUB_NAME.fullmatch(base) else None,
         "license": licence,
         "library_name": LIBRARIES[facts["kind"]],
-        "pipeline_tag": "text-classification" if is_scorer else "text-generation",
-        "tags": ["lora-rlhf", "lora", "rlhf", {"policy": "ppo", "sft": "sft", "reward": "reward-model"}[facts["role"]]],
+        "pipeline_tag": "text-classification" if stage.scores else "text-generation",
+        "tags": ["lora-rlhf", "lora", "rlhf", stage.hub_tag],
     }
     lines = [f"{name}: {json.dumps(value)}" for name, value in values.items() if value is not None]
     return "\n".join(["---", *lines, "---", ""])
@@ -104,14 +94,14 @@ def _closeness(facts: Mapping[str, Any]) -> str:
 
 def _stages(lineage: Lineage) -> str:
     rows = [
-        (STAGE_TITLES[stage.name], f"`{stage.manifest['id']}`", _settings(stage), f"{stage.manifest['seconds']:.0f}")
+        (BY_NAME[stage.name].title, f"`{stage.manifest['id']}`", _settings(stage), f"{stage.manifest['seconds']:.0f}")
         for stage in lineage.stages
     ]
     return rows_of(("stage", "id", "settings", "seconds"), rows)
 
 
 def _settings(stage: Stage) -> str:
-    names = (name for name in SETTINGS[stage.name] if stage.config.get(name) not in (None, False, ""))
+    names = (name for name in BY_NAME[stage.name].settings if stage.config.get(name) not in (None, False, ""))
     return ", ".join(f"{name} {short(stage.config[name])}" for name in names)
 
 
@@ -131,17 +121,13 @@ def _data(lineage: Lineage) -> str:
 
 def _make_up(stage: Stage) -> str:
     """What a stage counted in its data."""
-    counted = {
-        "sft": (("demonstrations", "demonstrations"), ("validation", "more held out to choose an epoch")),
-        "reward": (("prompts", "ranked prompts"), ("pairs", "pairs"), ("held_out_pairs", "pairs held out")),
-        "ppo": (("prompts", "prompts"),),
-    }[stage.name]
-    parts = [f"{stage.results[name]:,} {what}" for name, what in counted if isinstance(stage.results.get(name), int)]
-    return f"{capital(STAGE_TITLES[stage.name])}: {', '.join(parts)}." if parts else ""
+    counts = BY_NAME[stage.name].counts.items()
+    parts = [f"{stage.results[name]:,} {what}" for name, what in counts if isinstance(stage.results.get(name), int)]
+    return f"{capital(BY_NAME[stage.name].title)}: {', '.join(parts)}." if parts else ""
 
 
 def _reward(lineage: Lineage) -> str:
-    stage = lineage.stage("reward")
+    stage = lineage.stage(REWARD.name)
     if stage is None:
         return ""
     found = stage.results
@@ -175,7 +161,7 @@ def _reward(lineage: Lineage) -> str:
 
 
 def _ppo(lineage: Lineage) -> str:
-    stage = lineage.stage("ppo")
+    stage = lineage.stage(PPO.name)
     if stage is None:
         return ""
     found, config = stage.results, stage.config
@@ -205,12 +191,8 @@ def _limits(facts: Mapping[str, Any], lineage: Lineage) -> str:
         f"{short(last.get('max_response_tokens'))} tokens.",
         f"The base's licence {named}" + (f" ({', '.join(licence['files'])})." if licence["files"] else "."),
     ]
-    if facts["role"] == "policy":
-        lines.insert(
-            1, "It was trained to please a reward model, which errs as shown above, and may exploit its errors."
-        )
-    if facts["role"] == "reward":
-        lines.insert(1, "Its scores compare answers to one prompt; between prompts they mean little.")
+    if limits := BY_ROLE[facts["role"]].limits:
+        lines.insert(1, limits)
     lines.append("It was not tested for safety beyond the figures above.")
     return bullets(lines)
 

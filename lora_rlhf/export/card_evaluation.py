@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.evaluate.figures import CATALOGUE
 from lora_rlhf.export.lineage import Lineage, at, numbers
 from lora_rlhf.export.markdown import bullets, capital, plain, rows_of, short
@@ -23,7 +24,7 @@ def evaluation(facts: Mapping[str, Any], lineage: Lineage) -> str:
     report, role = lineage.report, facts["role"]
     if report is None:
         return "## Evaluation\n\nThe run had no evaluation that can be read here when this was exported.\n"
-    if role == "reward":
+    if BY_ROLE[role].scores:
         return _of_reward_model(report)
     judged = at(report, "systems", role)
     if at(judged, "id") != facts["source"]["id"]:

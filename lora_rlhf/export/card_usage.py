@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.model.files import TINYWORLD
 
 EMBEDDED = 'files("lora_rlhf") / "tinyworld" / "base"'
@@ -93,7 +94,7 @@ def _classifier(facts: Mapping[str, Any], _base: str) -> str:
 
 
 def _adapter(facts: Mapping[str, Any], base: str) -> str:
-    is_scorer = facts["role"] == "reward"
+    is_scorer = BY_ROLE[facts["role"]].scores
     quantized = QUANTIZED[facts["source"]["base"]["quantization"]]
     code = PEFT.replace("QUANTIZED", quantized)
     if base == TINYWORLD:  # which no hub has: it comes with the package

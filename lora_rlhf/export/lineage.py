@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_ROLE, ancestors
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.schema import read_report
 from lora_rlhf.runs.folder import CONFIG, has_stage
@@ -13,8 +14,6 @@ from lora_rlhf.runs.manifest import read_manifest
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import is_number
 
-STAGES = ("sft", "reward", "ppo")
-ANCESTORS = {"policy": STAGES, "sft": ("sft",), "reward": ("sft", "reward")}
 REPORT = "report.json"
 
 
@@ -46,7 +45,7 @@ class Lineage:
 def read_lineage(run: Path, role: str) -> Lineage:
     """The stages of a role that are in the run folder, and its report. A stage that lies elsewhere is left out."""
     stages = []
-    for name in ANCESTORS[role]:
+    for name in (stage.name for stage in ancestors(BY_ROLE[role])):
         if has_stage(run, name):
             folder = run / name
             config = read_yaml(folder / CONFIG) if os.path.isfile(folder / CONFIG) else {}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lora_rlhf.configs.catalogue import REWARD
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.export.closeness import Closeness, closeness, same_beginning
 from lora_rlhf.export.config import ExportConfig
@@ -28,7 +29,7 @@ from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.merging import Mode
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.model.tensor_files import Entry, read_index, write_tensors
-from lora_rlhf.runs.folder import find_stage, has_stage
+from lora_rlhf.runs.folder import ADAPTER, find_stage, has_stage
 
 log = logging.getLogger("lora_rlhf")
 
@@ -171,18 +172,18 @@ def _reward_differences(source: Source, trained: Trained, others: list[list[list
 
 def _has_reward_model(source: Source) -> bool:
     """Whether the run has one, on the same base."""
-    if not has_stage(source.run, "reward"):
+    if not has_stage(source.run, REWARD.name):
         return False
-    base = find_stage(source.run / "reward", "reward").manifest["base"]
+    base = find_stage(source.run / REWARD.name, REWARD.name).manifest["base"]
     return all(base[key] == source.base[key] for key in ("source_hash", "quantization"))
 
 
 def _scorer(source: Source, trained: Trained) -> Callable[[int, list[int]], float]:
     model = SharedModel(load_base(source.spec, str(source.device)))
-    model.load_role("reward", source.run / "reward" / "adapter")
+    model.load_role(REWARD.role, source.run / REWARD.name / ADAPTER)
 
     def score(number: int, response: list[int]) -> float:
-        with model.role("reward"):
+        with model.role(REWARD.role):
             return score_of_response(model, trained.prompts[number], response)
 
     return score

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_rlhf.configs.catalogue import WRITERS
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.sources import read_prompts
@@ -16,7 +17,6 @@ from lora_rlhf.system.untrusted import read_object
 
 REPORT = "report.json"
 MOST_REPORT_BYTES = 256 * 2**20
-TRAINED_ON = (("ppo", "prompts"), ("sft", "demonstrations"))
 MOST_PROMPT_TOKENS = 512
 NEUTRAL = (
     "What is the capital of France?",
@@ -70,11 +70,11 @@ def _recorded(source: Source) -> Iterator[tuple[str, str]]:
         path = _at(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "config", "prompts")
         if path is not None:
             yield path, "the prompts that the run was evaluated on"
-    for stage, name in TRAINED_ON:
-        if (source.run / stage / "manifest.json").is_file():
-            path = _at(read_manifest(source.run / stage), "data", name, "path")
+    for stage in reversed(WRITERS):
+        if (source.run / stage.name / "manifest.json").is_file():
+            path = _at(read_manifest(source.run / stage.name), "data", stage.trains_on, "path")
             if path is not None:
-                yield path, f"prompts that {stage} was trained on, not held out"
+                yield path, f"prompts that {stage.name} was trained on, not held out"
 
 
 def _at(value: Any, *keys: str) -> str | None:

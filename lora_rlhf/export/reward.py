@@ -97,14 +97,14 @@ def _score(config: ExportConfig, source: Source, head: Tensor, offset: float) ->
     """The reward role's scores of the base's greedy answers, each to its own prompt and to the next one."""
     prompts = [encoded.prompt_ids for encoded in choose_prompts(config, source).prompts]
     model = SharedModel(load_base(source.spec, str(source.device)))
-    model.load_role("reward", source.stage.adapter)
+    model.load_role(source.role, source.stage.adapter)
     stops = set(stop_ids(source.tokenizer))
     with model.role(BASE):
         answers = [_cut(ids, stops) for ids in greedy_responses(model, prompts, config.parity_tokens)]
     pairs = [(prompt, answers[number - shift]) for shift in (0, 1) for number, prompt in enumerate(prompts)]
     scores = []
     for prompt, answer in tqdm(pairs, desc="reward role", unit="response", disable=None):
-        with model.role("reward"):
+        with model.role(source.role):
             scores.append(score_of_response(model, prompt, answer) - offset)
     ids = [[*prompt, *answer] for prompt, answer in pairs]
     without = [score_without_adapter(model, head, row) - offset for row in ids]

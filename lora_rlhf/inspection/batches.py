@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from lora_rlhf.configs.catalogue import Stage
 from lora_rlhf.data.batches import IGNORED, packed_sft_batch, pad_left, pad_right, ranking_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
 from lora_rlhf.data.template import pad_id, stop_ids
@@ -32,8 +33,8 @@ class Cell:
     """One place of a batch.
 
     text: what the token adds to the text before it. role: `end` is the token that ends a response. counts: it is in the
-    loss (sft), its state is scored (reward), it is an action (ppo). position: its position id; None for padding.
-    score: the reward model's score is read, or added to the rewards, here.
+    loss, its state is scored, or it is an action, as the stage uses responses. position: its position id; None for
+    padding. score: the reward model's score is read, or added to the rewards, here.
     """
 
     id: int
@@ -65,7 +66,7 @@ class Line:
 class Batch:
     """All lines, and the shapes of the tensors that a trainer gets."""
 
-    stage: Literal["sft", "reward", "ppo"]
+    stage: Stage
     shapes: dict[str, tuple[int, ...]]
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
@@ -79,8 +80,12 @@ class Origin:
     notes: tuple[str, ...] = ()
 
 
-def sft_lines(
-    tokenizer: "PreTrainedTokenizerBase", examples: Sequence[EncodedExample], origins: Sequence[Origin], packing: bool
+def demonstration_lines(
+    stage: Stage,
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[EncodedExample],
+    origins: Sequence[Origin],
+    packing: bool,
 ) -> Batch:
     """The batch of demonstrations; with `packing` each of them is a line of its own, of the one row that they fill."""
     tensors = packed_sft_batch(examples) if packing else sft_batch(examples, pad_id(tokenizer))
@@ -96,13 +101,19 @@ def sft_lines(
         cells = _cells(tokenizer, ids, mask, counts, positions, len(example.prompt_ids))
         lines.append(_line(origin.place, cells, origin.notes, CUT))
     note = "packed: all in one row, positions begin again at each, and attention stays inside each"
-    return Batch("sft", shapes, tuple(lines), (note,) if packing else ())
+    return Batch(stage, shapes, tuple(lines), (note,) if packing else ())
 
 
-def reward_lines(
-    tokenizer: "PreTrainedTokenizerBase", rankings: Sequence[EncodedRanking], origins: Sequence[Origin]
+def ranking_lines(
+    stage: Stage,
+    tokenizer: "PreTrainedTokenizerBase",
+    rankings: Sequence[EncodedRanking],
+    origins: Sequence[Origin],
 ) -> Batch:
-    """The batch of rankings: each response is a row, behind a copy of its prompt; its last token is scored."""
+    """The batch of rankings: each response is a row, behind a copy of its prompt.
+
+    Of a response its last token is scored, or all its tokens are in the loss, as the stage uses them.
+    """
     prompts, prompt_mask, responses, response_mask = ranking_batch(rankings, pad_id(tokenizer))
     titles, notes = [], []
     for ranking, origin in zip(rankings, origins, strict=True):
@@ -111,13 +122,16 @@ def reward_lines(
         tied = len(set(ranking.ranks)) == 1
         both = (*origin.notes, "all responses share a rank: nothing can be learned from this ranking")
         notes += [both if tied else origin.notes] * count
-    last = torch.zeros_like(response_mask)
-    last[torch.arange(len(last)), response_mask.sum(dim=1) - 1] = True
+    score = torch.zeros_like(response_mask)
+    if stage.scores:
+        score[torch.arange(len(score)), response_mask.sum(dim=1) - 1] = True
+    marks = (score if stage.scores else response_mask, score)
     parts = (prompts, prompt_mask, responses, response_mask)
-    return _prompts_and_responses("reward", tokenizer, parts, (last, last), (titles, notes), CUT)
+    return _prompts_and_responses(stage, tokenizer, parts, marks, (titles, notes), CUT)
 
 
-def ppo_lines(
+def prompt_lines(
+    stage: Stage,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[EncodedPrompt],
     origins: Sequence[Origin],
@@ -132,11 +146,11 @@ def ppo_lines(
         score[row, len(response.ids) - 1] = True
     places, notes = [origin.place for origin in origins], [origin.notes for origin in origins]
     without_end = UNSAMPLED if responses is None else ENDLESS
-    return _prompts_and_responses("ppo", tokenizer, (*left, *right), (right[1], score), (places, notes), without_end)
+    return _prompts_and_responses(stage, tokenizer, (*left, *right), (right[1], score), (places, notes), without_end)
 
 
 def _prompts_and_responses(
-    stage: Literal["reward", "ppo"],
+    stage: Stage,
     tokenizer: "PreTrainedTokenizerBase",
     parts: tuple[Tensor, Tensor, Tensor, Tensor],
     marks: tuple[Tensor, Tensor],

@@ -21,7 +21,7 @@ from lora_rlhf.inspection.duplicates import Prints, shared
 from lora_rlhf.inspection.figures import FileFigures
 from lora_rlhf.inspection.reading import Reading, processes_for, read_file
 from lora_rlhf.inspection.render import printable, text
-from lora_rlhf.inspection.usage import STAGES, fractions, is_read_as, kinds_of, usage
+from lora_rlhf.inspection.usage import READERS, fractions, is_read_as, kinds_of, usage
 from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class _Examined:
             try:
                 reading = read_file(self.name, kind, format, figures, None, pool)
             except UserError as error:
-                return {"stage": STAGES[kind], "kind": kind, "error": str(error)}
+                return {"stage": READERS[kind], "kind": kind, "error": str(error)}
         return usage(kind, reading)
 
     @property

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_rlhf.configs.catalogue import BY_NAME, StageName
 from lora_rlhf.configs.values import at_least, share
 
 
@@ -56,12 +57,12 @@ class InspectConfig:
 
     file: str
     """File, folder or hub dataset ("owner/name:split")."""
-    stage: Literal["sft", "reward", "ppo"]
+    stage: StageName
     """Whose batch to show."""
     model: str = "tinyworld"
     """Model whose tokenizer and chat template are used: a hub name, a local folder, or tinyworld."""
     run: str | None = None
-    """Run folder: its base instead of --model; for ppo, responses are sampled from its latest stage."""
+    """Run folder: its base instead of --model; for ppo, responses are sampled from its newest stage."""
     trust_remote_code: bool = False
     """Run the tokenizer's own code from the hub. Only for authors that you trust."""
     rows: int = 2
@@ -93,6 +94,9 @@ class InspectConfig:
             *([] if self.file else ["no file given: lora-rlhf inspect FILE --stage sft"]),
             *at_least(self, 1, "rows", "max_prompt_tokens", "max_response_tokens"),
             *at_least(self, 0, "start"),
-            *(["every_turn is for sft alone"] if self.every_turn and self.stage != "sft" else []),
-            *(["packing is for sft alone"] if self.packing and self.stage != "sft" else []),
+            *(
+                f"{name} is not for {self.stage}, which has no such setting"
+                for name in ("every_turn", "packing")
+                if getattr(self, name) and not BY_NAME[self.stage].has_setting(name)
+            ),
         ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
+from lora_rlhf.configs.catalogue import BY_NAME, SFT, WRITERS
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import (
@@ -26,7 +27,7 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
-from lora_rlhf.inspection.batches import Batch, Origin, ppo_lines, reward_lines, sft_lines
+from lora_rlhf.inspection.batches import Batch, Origin, demonstration_lines, prompt_lines, ranking_lines
 from lora_rlhf.inspection.config import InspectConfig
 from lora_rlhf.inspection.paint import page, terminal
 from lora_rlhf.model.base import load_tokenizer
@@ -59,7 +60,8 @@ def inspect(config: InspectConfig) -> None:
     check(config)
     require_output("--html", config.html, [config.file])
     tokenizer, heading = _tokenizer(config)
-    batch = BATCHES[config.stage](config, tokenizer)
+    stage = BY_NAME[config.stage]
+    batch = BATCHES[stage.reads[stage.trains_on]](config, tokenizer)
     heading = [f"{config.stage} batch of {config.file}", *heading]
     if config.html is not None:
         try:
@@ -88,7 +90,7 @@ def _tokenizer(config: InspectConfig) -> tuple["PreTrainedTokenizerBase", list[s
         told = "the tokenizer's own" if own else "the default of this package, since the tokenizer has none"
         name = config.model
     else:
-        base = find_stage(f"{config.run}/sft", "sft").manifest["base"]
+        base = find_stage(f"{config.run}/{SFT.name}", SFT.name).manifest["base"]
         require_trust(base, config.trust_remote_code)
         name, told = base["name"], f"as in {config.run}"
         tokenizer = load_tokenizer(name, base["trust_remote_code"])
@@ -103,7 +105,7 @@ def _tokenizer(config: InspectConfig) -> tuple["PreTrainedTokenizerBase", list[s
     ]
 
 
-def _sft(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+def _demonstrations(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
     limits = _limits(config)
 
     def encode(row: Demonstration, refused: RefusedRows) -> EncodedExample | None:
@@ -111,10 +113,10 @@ def _sft(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
 
     source: Source[Demonstration] = Source(config.file, "demonstrations", config.format)
     taken = _take(config, every_turn(source) if config.every_turn else source, source, encode)
-    return sft_lines(tokenizer, taken.encoded, taken.origins, config.packing)
+    return demonstration_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins, config.packing)
 
 
-def _reward(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+def _rankings(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
     limits = _limits(config)
 
     def encode(row: Ranking, refused: RefusedRows) -> EncodedRanking | None:
@@ -123,10 +125,10 @@ def _reward(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batc
 
     source: Source[Ranking] = Source(config.file, "rankings", config.format)
     taken = _take(config, source, source, encode)
-    return reward_lines(tokenizer, taken.encoded, taken.origins)
+    return ranking_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins)
 
 
-def _ppo(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+def _prompts(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
     def encode(row: Prompt, refused: RefusedRows) -> EncodedPrompt | None:
         ids = encode_prompt(tokenizer, row, config.max_prompt_tokens, refused)
         return None if ids is None else EncodedPrompt(ids, row)
@@ -134,10 +136,10 @@ def _ppo(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
     source: Source[Prompt] = Source(config.file, "prompts", config.format)
     taken = _take(config, source, source, encode)
     responses = None if config.run is None else _sampled(config, config.run, taken.encoded)
-    return ppo_lines(tokenizer, taken.encoded, taken.origins, responses)
+    return prompt_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins, responses)
 
 
-BATCHES = {"sft": _sft, "reward": _reward, "ppo": _ppo}
+BATCHES = {"demonstrations": _demonstrations, "rankings": _rankings, "prompts": _prompts}  # by a stage's training data
 
 
 def _limits(config: InspectConfig) -> Limits:
@@ -178,8 +180,8 @@ def _take(
 
 
 def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> list[GeneratedResponse]:
-    """A response of the run's policy to each prompt, of its SFT model while there is no policy, at temperature 1."""
-    sft = find_stage(f"{run}/sft", "sft")
+    """A response of the run's newest model to each prompt, at temperature 1."""
+    sft = find_stage(f"{run}/{SFT.name}", SFT.name)
     settings = PPOConfig(
         run=run,
         prompts=config.file,
@@ -188,6 +190,8 @@ def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> l
     )
     model = open_base(sft.manifest["base"], settings.device, trust_remote_code=config.trust_remote_code)
     require_context(model, settings)
-    role = "policy" if has_stage(run, "ppo") else "sft"
-    bring(model, role, find_stage(f"{run}/ppo", "ppo") if role == "policy" else sft)
-    return act(settings, model, prompts, torch.Generator().manual_seed(config.seed), generation_pieces(settings), role)
+    newest = [stage for stage in WRITERS if has_stage(run, stage.name)][-1]
+    bring(model, newest.role, find_stage(f"{run}/{newest.name}", newest.name))
+    return act(
+        settings, model, prompts, torch.Generator().manual_seed(config.seed), generation_pieces(settings), newest.role
+    )

@@ -6,6 +6,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from lora_rlhf.configs.catalogue import Use
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.inspection.batches import Batch, Cell, Line, Role
 
@@ -20,28 +21,28 @@ SHADES: dict[Role, tuple[tuple[int, str], tuple[int, str]]] = {
     "end": ((222, "#ffd787"), (222, "#ffd787")),
     "padding": ((252, "#d0d0d0"), (252, "#d0d0d0")),
 }
-MEANINGS: dict[str, dict[Role, str]] = {
-    "sft": {
+MEANINGS: dict[Use, dict[Role, str]] = {
+    "learned": {
         "prompt": "read, not learned",
         "response": "in the loss: each token is predicted from all before it",
         "end": "ends the response, and is in the loss",
         "padding": "masked",
     },
-    "reward": {
+    "scored": {
         "prompt": "read",
         "response": "read",
         "end": "ends the response",
         "padding": "masked",
     },
-    "ppo": {
+    "sampled": {
         "prompt": "given",
         "response": "sampled: log-probability, KL and advantage at each token",
         "end": "ends the response, and is an action like the others",
         "padding": "masked",
     },
 }
-SCORE = {"reward": "the score is read here", "ppo": "the score is added to the reward here"}
-COUNTED = {"sft": "in the loss", "reward": "scored", "ppo": "sampled"}
+SCORE: dict[Use, str] = {"scored": "the score is read here", "sampled": "the score is added to the reward here"}
+COUNTED: dict[Use, str] = {"learned": "in the loss", "scored": "scored", "sampled": "sampled"}
 
 
 def terminal(batch: Batch, heading: Sequence[str], color: bool) -> str:
@@ -56,7 +57,7 @@ def terminal(batch: Batch, heading: Sequence[str], color: bool) -> str:
         sample = f"\x1b[38;5;16;48;5;{SHADES[role][0][0]}m{role:<10}\x1b[0m" if color else f"{f'[{role}]':<10}"
         parts.append(f"  {sample} {meaning}")
     if _has_score(batch):
-        parts.append(f"  {'<- score':<10} {SCORE[batch.stage]}")
+        parts.append(f"  {'<- score':<10} {SCORE[batch.stage.use]}")
     return "\n".join(parts)
 
 
@@ -71,11 +72,11 @@ def page(batch: Batch, heading: Sequence[str]) -> str:
         f'<li><span class="{role} a">{role}</span> {html.escape(meaning)}</li>' for role, meaning in _legend(batch)
     )
     if _has_score(batch):
-        legend += f'<li><span class="score">score</span> {SCORE[batch.stage]}</li>'
+        legend += f'<li><span class="score">score</span> {SCORE[batch.stage.use]}</li>'
     sections = "".join(
         f"<h2>{number}. {html.escape(visible(line.title))}</h2><p>{_counts(batch, line)}</p>"
         + "".join(f"<p>{html.escape(note)}</p>" for note in line.notes)
-        + f"<pre>{''.join(_spans(line.cells, COUNTED[batch.stage]))}</pre>"
+        + f"<pre>{''.join(_spans(line.cells, COUNTED[batch.stage.use]))}</pre>"
         for number, line in enumerate(batch.lines, start=1)
     )
     facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in _heading(batch, heading))
@@ -85,7 +86,7 @@ def page(batch: Batch, heading: Sequence[str]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{batch.stage} batch</title>
+<title>{batch.stage.name} batch</title>
 <style>
 body{{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#111;background:#fff}}
 h1{{font-size:1.4em}} h2{{font-size:1.05em;margin:1.5em 0 0}} p{{margin:.2em 0}} ul{{list-style:none;padding:0}}
@@ -95,7 +96,7 @@ span{{color:#000;border-radius:3px;padding:1px 0}} .score{{outline:2px solid #b0
 </style>
 </head>
 <body>
-<h1>{batch.stage} batch</h1>
+<h1>{batch.stage.name} batch</h1>
 {facts}<ul>{legend}</ul>
 {sections}
 </body>
@@ -129,7 +130,7 @@ def _counts(batch: Batch, line: Line) -> str:
     response = line.count("response", "end")
     parts = [f"prompt {counted(line.count('prompt'), 'token')}"]
     if response:
-        parts.append(f"response {response} ({line.counted} {COUNTED[batch.stage]})")
+        parts.append(f"response {response} ({line.counted} {COUNTED[batch.stage.use]})")
     positions = [cell.position for cell in line.cells if cell.position is not None]
     return ", ".join([*parts, f"padding {line.count('padding')}; positions {positions[0]} to {positions[-1]}"])
 
@@ -137,7 +138,7 @@ def _counts(batch: Batch, line: Line) -> str:
 def _legend(batch: Batch) -> list[tuple[Role, str]]:
     """The roles that occur, with what they mean to this stage."""
     present = {cell.role for line in batch.lines for cell in line.cells}
-    return [(role, meaning) for role, meaning in MEANINGS[batch.stage].items() if role in present]
+    return [(role, meaning) for role, meaning in MEANINGS[batch.stage.use].items() if role in present]
 
 
 def _has_score(batch: Batch) -> bool:

@@ -2,12 +2,22 @@
 
 from typing import Any
 
-from lora_rlhf.configs.stages import RewardConfig, SFTConfig
+from lora_rlhf.configs.catalogue import ROW_KINDS, readers
 from lora_rlhf.data.formats import RecordKind, format_named
 from lora_rlhf.inspection.reading import Reading
 
-STAGES: dict[RecordKind, str] = {"demonstrations": "sft", "rankings": "reward", "prompts": "ppo", "texts": "ppo"}
-OWN_FRACTIONS = {"demonstrations": SFTConfig.validation_fraction, "rankings": RewardConfig.validation_fraction}
+# {kind of rows: the stages that read it}
+READERS: dict[RecordKind, str] = {
+    kind: ", ".join(stage.name for stage in readers(kind)) for kind in dict.fromkeys(ROW_KINDS.values())
+}
+HELD_OUT = "validation_fraction"
+# {kind of rows: the share of prompts that its first reader holds out}
+OWN_FRACTIONS: dict[str, Any] = {
+    kind: stage.config.__dataclass_fields__[HELD_OUT].default
+    for kind in READERS
+    for stage in readers(kind)[:1]
+    if stage.has_setting(HELD_OUT)
+}
 REASONS = 3  # of rows that one stage refuses
 
 
@@ -22,7 +32,7 @@ def kinds_of(reading: Reading) -> list[RecordKind]:
     Any file serves as prompts too; that is a kind of its own only where rows hold nothing else.
     """
     readable = {kind for name in reading.recognised for kind in format_named(name).readers if kind != "prompts"}
-    return [kind for kind in STAGES if kind in readable or kind in reading.figures.kinds]
+    return [kind for kind in READERS if kind in readable or kind in reading.figures.kinds]
 
 
 def is_read_as(kind: RecordKind, reading: Reading) -> bool:
@@ -42,7 +52,7 @@ def usage(kind: RecordKind, reading: Reading) -> dict[str, Any]:
     prints, rows = reading.figures.prints, reading.rows
     fraction = reading.figures.fractions.get(kind)
     return {
-        "stage": STAGES[kind],
+        "stage": READERS[kind],
         "kind": kind,
         "error": None,
         "used": rows["used"],

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BASE, WRITERS
 from lora_rlhf.release.policy import Policy
 from lora_rlhf.runs.folder import adapter_hash
 from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest
@@ -11,7 +12,7 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import is_number, shown
 
 REPORT = "report.json"
-STAGES = {"sft": "sft", "policy": "ppo"}  # {role: the stage that makes it}
+STAGES = {stage.role: stage.name for stage in WRITERS}  # {role: the stage that makes it}
 AGAIN = "evaluate again with --overwrite"
 
 
@@ -27,7 +28,7 @@ class Named:
     def of(cls, text: str) -> "Named":
         """`RUN` and `RUN:policy` are run folders where there is such a folder; all else is a system's name."""
         folder, _, role = text.rpartition(":")
-        if folder and role in ("base", *STAGES) and Path(folder).is_dir():
+        if folder and role in (BASE, *STAGES) and Path(folder).is_dir():
             return cls(text, Path(folder), role)
         return cls(text, Path(text) if Path(text).is_dir() else None, None)
 
@@ -115,9 +116,9 @@ def require_unseen(policy: Policy, report: dict[str, Any], place: Path) -> None:
 def _of_run(named: Named, systems: dict[str, Any], place: Path) -> str:
     """The name under which a run's stage stands in the report: by its id, or else by the run's name."""
     assert named.run is not None
-    roles = [named.role] if named.role else [role for role in ("policy", "sft") if (named.run / STAGES[role]).is_dir()]
+    roles = [named.role] if named.role else [role for role in reversed(STAGES) if (named.run / STAGES[role]).is_dir()]
     if not roles:
-        raise UserError(f"{named.run}: holds neither a ppo nor an sft stage; name a run folder, or RUN:sft")
+        raise UserError(f"{named.run}: holds no {' or '.join(STAGES.values())} stage; name a run folder, or RUN:ROLE")
     role = roles[0]
     folder = named.run / STAGES.get(role, role)
     here = read_manifest(folder)["id"] if role in STAGES and (folder / MANIFEST).is_file() else None
@@ -126,7 +127,7 @@ def _of_run(named: Named, systems: dict[str, Any], place: Path) -> str:
             return str(name)
     is_first = place.resolve().parent == named.run.resolve()
     other = f"{named.run.resolve().name}:{role}"
-    return other if other in systems or not (is_first or role == "base") else role
+    return other if other in systems or not (is_first or role == BASE) else role
 
 
 def _run_of(name: str, recorded: dict[str, Any], place: Path) -> Path:

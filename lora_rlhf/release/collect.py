@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf import __version__
+from lora_rlhf.configs.catalogue import BY_NAME, PPO, REWARD
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.schema import read_report
 from lora_rlhf.release.bundle import Content
@@ -19,8 +20,8 @@ from lora_rlhf.release.places import INPUTS, Places
 from lora_rlhf.release.record import FOLDER as GATES
 from lora_rlhf.release.record import read_record
 from lora_rlhf.release.records import DataFile, tell_data
-from lora_rlhf.release.repeat import RECIPE, STAGES, Step, afresh, commands_page, find_steps, repeat_script
-from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES, VALUE_ADAPTER
+from lora_rlhf.release.repeat import RECIPE, Step, afresh, commands_page, find_steps, repeat_script
+from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES
 from lora_rlhf.runs.manifest import MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import object_of, read_object
@@ -31,7 +32,6 @@ SAMPLING = (
     *("engine", "rollout"),  # one setting: its name, and the one that it has in older runs
     *("decode_weights", "min_responses", "max_responses", "samples_per_prompt", "deduplicate", "missing_eos_score"),
 )
-TRAINED_ON = {"sft": "demonstrations", "reward": "rankings", "ppo": "prompts"}  # what has a split list
 KL_SCHEDULE = ("step", "ppo/kl_coef", "rollout/kl", "rollout/score", "ppo/approx_kl")
 
 
@@ -45,7 +45,7 @@ class Collection:
         self.files: dict[str, Content] = {}
         self.left_out: dict[str, str] = {}
         self._config, self._run = config, run
-        self._stages = {stage: read_manifest(run / stage) for stage in STAGES if (run / stage / MANIFEST).is_file()}
+        self._stages = {stage: read_manifest(run / stage) for stage in BY_NAME if (run / stage / MANIFEST).is_file()}
         if not self._stages:
             raise UserError(f"{run}: holds no stage; name a run folder, for example runs/first")
         self._configs = {stage: read_yaml(run / stage / CONFIG) for stage in self._stages}
@@ -123,7 +123,8 @@ class Collection:
             for name in (METRICS, SAMPLES):
                 if (folder / name).is_file():
                     self.files[f"stages/{stage}/{name}"] = (folder / name).read_bytes()
-            adapters = [path for name in (ADAPTER, VALUE_ADAPTER) for path in sorted((folder / name).glob("*"))]
+            folders = [folder / name for name in (ADAPTER, *BY_NAME[stage].other_adapters)]
+            adapters = [path for adapter in folders for path in sorted(adapter.glob("*"))]
             for path in adapters if self._config.with_adapters else []:
                 self._add_adapter(f"adapters/{stage}/{path.parent.name}/{path.name}", path, manifest["base"]["name"])
         if not self._config.with_adapters:
@@ -145,12 +146,12 @@ class Collection:
             self._add_text(f"config/{RECIPE}", self._run / RECIPE)
         sampling = {step.name: {key: step.config[key] for key in SAMPLING if key in step.config} for step in steps}
         self.add_json("config/sampling.json", {name: values for name, values in sampling.items() if values})
-        metrics = self._run / "ppo" / METRICS
+        metrics = self._run / PPO.name / METRICS
         if metrics.is_file():
             try:
                 self.files["config/kl_schedule.csv"] = _kl_schedule(metrics.read_bytes())
             except ValueError as error:  # a kill cut the last line off, and nobody went on with the stage
-                self.left_out["KL schedule"] = f"ppo/{METRICS} cannot be read ({error})"
+                self.left_out["KL schedule"] = f"{PPO.name}/{METRICS} cannot be read ({error})"
 
     def _data(self, report: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
         """Adds what is known of the data; returns {name of the data: how labelers worked} of rankings."""
@@ -177,7 +178,7 @@ class Collection:
         for stage, manifest in self._stages.items():
             config = self._configs[stage]
             for name, record in manifest["data"].items():
-                split = "train" if name == TRAINED_ON.get(stage) else None
+                split = "train" if name == BY_NAME[stage].trains_on else None  # what has a split list
                 fraction = config.get("validation_fraction", 0.0) if split else 0.0
                 found.append(
                     DataFile(stage, name, record["path"], record["sha256"], config.get("format"), split, fraction)
@@ -201,7 +202,7 @@ class Collection:
             guidelines = {"sha256": hashlib.sha256(raw).hexdigest(), "version": version}
         else:
             self.left_out["labelling guidelines"] = "none were given with --guidelines"
-        results = self._stages.get("reward", {}).get("results", {})
+        results = self._stages.get(REWARD.name, {}).get("results", {})
         measured = {key: value for key, value in results.items() if key.startswith("label_agreement")}
         protocol = {"guidelines": guidelines, **protocols, "measured_by_the_reward_stage": measured}
         self.add_json("labelling/protocol.json", protocol)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from lora_rlhf.configs.catalogue import ROW_KINDS
 from lora_rlhf.data.containers import source_rows
-from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.labels import AgreementCounter
 from lora_rlhf.data.schema import Prompt, Ranking, row_of, split_of
 from lora_rlhf.data.sources import Source
@@ -19,12 +19,6 @@ from lora_rlhf.runs.folder import data_hash
 from lora_rlhf.system.errors import UserError
 
 ROWS_OF_SCHEMA = 1000
-KINDS: dict[str, RecordKind] = {
-    "demonstrations": "demonstrations",
-    "rankings": "rankings",
-    "agreement": "rankings",
-    "pretraining_text": "texts",
-}
 
 
 class DataFile(NamedTuple):
@@ -60,7 +54,7 @@ def tell_data(one: DataFile, run: Path, places: Places, with_texts: bool) -> Tol
         raise UserError(f"{one.path}: cannot be read ({error.strerror})") from error
     if one.sha256 is not None and now != one.sha256:
         raise UserError(f"{one.path}: has changed since {one.stage} read it")
-    source: Source[Any] = Source(place, KINDS.get(one.name, "prompts"), one.format, tolerant=True)
+    source: Source[Any] = Source(place, ROW_KINDS.get(one.name, "prompts"), one.format, tolerant=True)
     splits: dict[str, dict[str, Any]] = {}
     labelling = _Labelling()
     for record in tqdm(source, desc=f"read {one.name}", unit="row", delay=3):

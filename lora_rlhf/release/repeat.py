@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lora_rlhf.configs.catalogue import BY_NAME, SFT
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.release.places import INPUTS, Places
 from lora_rlhf.runs.folder import CONFIG
@@ -15,14 +16,12 @@ RECIPE = "recipe.yaml"
 # In the order in which they run: the section of a recipe, and the command.
 COMMANDS = {
     "tinyworld": "tinyworld make",
-    "sft": "sft",
+    SFT.name: SFT.name,
     "sample": "sample",
     "label": "tinyworld label",
-    "reward": "reward",
-    "ppo": "ppo",
+    **{stage: stage for stage in BY_NAME},  # the first one keeps its place above
     "evaluate": "evaluate",
 }
-STAGES = ("sft", "reward", "ppo")
 # What belongs to the machine or the moment: the repetition begins afresh and reports to nobody.
 AFRESH: dict[str, Any] = {
     **{"overwrite": False, "resume": False, "allow_changes": False, "report_to": [], "compare": None, "lock": False},
@@ -44,7 +43,7 @@ def find_steps(run: Path, report: Mapping[str, Any] | None) -> list[Step]:
     """
     recipe = read_yaml(run / RECIPE) if (run / RECIPE).is_file() else {}
     configs = {name: values for name, values in recipe.items() if name in COMMANDS and isinstance(values, dict)}
-    configs |= {stage: read_yaml(run / stage / CONFIG) for stage in STAGES if (run / stage / CONFIG).is_file()}
+    configs |= {stage: read_yaml(run / stage / CONFIG) for stage in BY_NAME if (run / stage / CONFIG).is_file()}
     if report is not None and isinstance(report.get("config"), dict):
         configs["evaluate"] = report["config"]
     return [Step(name, command, configs[name]) for name, command in COMMANDS.items() if name in configs]

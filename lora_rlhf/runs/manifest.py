@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.configs.catalogue import STAGES
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
 
@@ -36,7 +37,7 @@ BASE = {
 }
 PARENT = {"folder": PATH, "stage": TEXT, "id": ID}
 DATA = {"path": PATH, "sha256": TEXT_OR_NULL}
-RESULTS = {"reward": {"offset": NUMBER}}  # of a finished stage: what later stages compute with
+RESULTS = {stage.name: {"offset": NUMBER} for stage in STAGES if stage.scores}  # what later stages compute with
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

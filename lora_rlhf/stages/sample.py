@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lora_rlhf.configs.catalogue import BASE, BY_ROLE, SFT
 from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
@@ -49,14 +50,15 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     """
     check(config)
     _require_free(config)
-    sft = find_stage(f"{config.run}/sft", "sft")
-    stage = find_stage(f"{config.run}/ppo", "ppo") if config.role == "policy" else sft
+    sft = find_stage(f"{config.run}/{SFT.name}", SFT.name)
+    name = SFT.name if config.role == BASE else BY_ROLE[config.role].name
+    stage = find_stage(f"{config.run}/{name}", name)
     prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
     prompts.require_first()
     require_rollout(config, sft)
     model = open_parent_base(config, sft, model)
     require_context(model, config)
-    if config.role != "base":
+    if config.role != BASE:
         bring(model, config.role, stage)
     workers.from_main(lambda: _make_folder(config.to))
     encoded = read_prompts_for(config, prompts, model.tokenizer)

@@ -40,7 +40,7 @@ def evaluated(tmp_path: Path) -> str:
 
 def sft_on(tmp_path: Path, name: str, sha256: str | None = "changed", format: str | None = None) -> RunStages:
     config = SFTConfig(run=str(tmp_path), model="m", demonstrations=name, format=format)
-    return RunStages(stage(tmp_path / "sft", config, {"demonstrations": record(name, sha256)}), None, None)
+    return RunStages({"sft": stage(tmp_path / "sft", config, {"demonstrations": record(name, sha256)})})
 
 
 def test_prompts_are_the_same_by_key_in_every_stage(tmp_path: Path, evaluated: str) -> None:
@@ -54,17 +54,19 @@ def test_prompts_are_the_same_by_key_in_every_stage(tmp_path: Path, evaluated: s
     other = write(tmp_path / "p.jsonl", [{"prompt": "New?"}])
     common = {"run": str(tmp_path)}
     stages = RunStages(
-        stage(
-            tmp_path / "sft",
-            SFTConfig(model="m", demonstrations="d", **common),
-            {"demonstrations": record(demonstrations)},
-        ),
-        stage(
-            tmp_path / "reward",
-            RewardConfig(rankings="r", **common),
-            {"rankings": record(pairs), "agreement": record(evaluated)},
-        ),
-        stage(tmp_path / "ppo", PPOConfig(prompts="p", **common), {"prompts": record(other)}),
+        {
+            "sft": stage(
+                tmp_path / "sft",
+                SFTConfig(model="m", demonstrations="d", **common),
+                {"demonstrations": record(demonstrations)},
+            ),
+            "reward": stage(
+                tmp_path / "reward",
+                RewardConfig(rankings="r", **common),
+                {"rankings": record(pairs), "agreement": record(evaluated)},
+            ),
+            "ppo": stage(tmp_path / "ppo", PPOConfig(prompts="p", **common), {"prompts": record(other)}),
+        }
     )
     found = find_seen(stages, evaluated, PROMPTS)
     assert [(row["stage"], row["seen"], row["compared"]) for row in found["stages"]] == [
@@ -91,7 +93,7 @@ def test_the_data_of_other_runs_count_too(tmp_path: Path, evaluated: str) -> Non
 def test_nothing_seen_is_nothing_said(tmp_path: Path, evaluated: str) -> None:
     found = find_seen(sft_on(tmp_path, write(tmp_path / "d.jsonl", [{"prompt": "New?"}])), evaluated, PROMPTS)
     assert found["seen"] == 0 and warning(found) == ""
-    none = find_seen(RunStages(Parent(tmp_path, {}), None, None), evaluated, PROMPTS)
+    none = find_seen(RunStages({"sft": Parent(tmp_path, {})}), evaluated, PROMPTS)
     assert (none["seen"], none["stages"], warning(none)) == (0, [], "")
 
 

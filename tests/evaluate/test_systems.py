@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from lora_rlhf.configs.catalogue import PPO, SFT
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.systems import Compared, find_stages, find_systems, open_model
 from lora_rlhf.model.shared import SharedModel
@@ -27,10 +28,12 @@ def systems_of(run: Path, *others: Path, **changes: Any) -> Compared:
 
 def test_what_is_there_is_used(make_run: Callable[..., Path]) -> None:
     whole = find_stages(str(make_run("whole")))
-    assert whole.ppo is not None and whole.reward is not None
-    assert whole.ppo_config["kl_target"] == 2.0 and set(whole.seconds()) == {"sft", "reward", "ppo"}
+    assert whole.reward is not None and [stage for stage, _ in whole.writers] == [SFT, PPO]
+    assert whole.setting(PPO, "kl_target") == 2.0 and list(whole.seconds()) == ["sft", "reward", "ppo"]
+    assert whole.reference(PPO) == whole.reference(SFT) == "sft"
     early = find_stages(str(make_run("early", policy=None, reward=False)))
-    assert early.ppo is None and early.reward is None and early.ppo_config == {}
+    assert list(early.by_name) == ["sft"] and early.reward is None
+    assert early.setting(PPO, "kl_target") is None and early.reference(SFT) is None
 
 
 def test_without_an_sft_stage_the_way_out_is_named(tmp_path: Path) -> None:
@@ -81,18 +84,18 @@ def test_a_manifest_leads_nowhere_outside_unless_it_is_named(
         UserError, match=rf"recorded at '{other}', which is not followed outside {run.parent};.*--{stage}"
     ):
         find_stages(str(run))
-    found = find_stages(str(run), **{stage: str(other)})
-    assert getattr(found, stage).folder == other
+    found = find_stages(str(run), {stage: str(other)})
+    assert found.by_name[stage].folder == other
     shutil.copytree(other, run / stage)
-    assert getattr(find_stages(str(run)), stage).folder == run / stage
+    assert find_stages(str(run)).by_name[stage].folder == run / stage
 
 
 def test_a_stage_that_is_named_must_be_the_policys_too(make_run: Callable[..., Path]) -> None:
     run, other = make_run(), make_run("other")
     with pytest.raises(UserError, match=r"other/sft: this sft stage .* was made after the policy"):
-        find_stages(str(run), sft=str(other / "sft"))
+        find_stages(str(run), {"sft": str(other / "sft")})
     early = make_run("early", policy=None, reward=False)
-    assert find_stages(str(early), reward=str(other / "reward")).reward is not None
+    assert find_stages(str(early), {"reward": str(other / "reward")}).reward is not None
 
 
 def test_dots_and_links_do_not_lead_outside(
@@ -147,7 +150,7 @@ def test_a_policys_configuration_is_checked_where_it_is_used(
     place = run / "ppo/config.yaml"
     place.write_text(yaml.safe_dump(yaml.safe_load(place.read_text()) | {key: value}))
     with pytest.raises(UserError, match=rf"{place}: '{key}' is .*, expected"):
-        find_stages(str(run)).ppo_config  # noqa: B018
+        find_stages(str(run)).setting(PPO, key)
 
 
 def test_another_base_is_refused_with_what_differs(

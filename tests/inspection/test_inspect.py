@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 
 from lora_rlhf.cli.main import main
+from lora_rlhf.configs.catalogue import PPO, REWARD, SFT
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import encode_text
-from lora_rlhf.inspection.batches import Batch, Cell, Line, Origin, pieces, ppo_lines, reward_lines, sft_lines
+from lora_rlhf.inspection.batches import (
+    Batch,
+    Cell,
+    Line,
+    Origin,
+    demonstration_lines,
+    pieces,
+    prompt_lines,
+    ranking_lines,
+)
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base, load_tokenizer
 from lora_rlhf.model.generate import GeneratedResponse
@@ -52,7 +62,7 @@ def titles(batch: Batch) -> list[str]:
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_sft_counts_the_response_and_its_end_alone(packing: bool) -> None:
-    batch = sft_lines(TOKENIZER, [SHORT, LONG], [HERE, THERE], packing)
+    batch = demonstration_lines(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing)
     short, long = batch.lines
     assert text(of(short, "prompt")) == "User: Hi\n\nAssistant:"
     assert text(cell for cell in short.cells if cell.counts) == " Yes.</s>"
@@ -67,7 +77,7 @@ def test_sft_counts_the_response_and_its_end_alone(packing: bool) -> None:
 
 
 def test_sft_pads_to_the_longest_on_the_right() -> None:
-    batch = sft_lines(TOKENIZER, [SHORT, LONG], [HERE, THERE], packing=False)
+    batch = demonstration_lines(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing=False)
     width = len(LONG.prompt_ids + LONG.response_ids)
     missing = width - len(SHORT.prompt_ids + SHORT.response_ids)
     assert missing > 0 and batch.shapes == dict.fromkeys(("input_ids", "attention_mask", "labels"), (2, width))
@@ -76,7 +86,7 @@ def test_sft_pads_to_the_longest_on_the_right() -> None:
 
 
 def test_packed_rows_have_no_padding() -> None:
-    batch = sft_lines(TOKENIZER, [SHORT, LONG], [HERE, THERE], packing=True)
+    batch = demonstration_lines(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing=True)
     width = len(SHORT.prompt_ids + SHORT.response_ids + LONG.prompt_ids + LONG.response_ids)
     assert batch.shapes == dict.fromkeys(("input_ids", "labels", "position_ids"), (1, width))
     assert sum(len(line.cells) for line in batch.lines) == width
@@ -85,14 +95,14 @@ def test_packed_rows_have_no_padding() -> None:
 
 def test_a_cut_response_has_no_end() -> None:
     cut = EncodedExample(SHORT.prompt_ids, SHORT.response_ids[:-1])
-    (line,) = sft_lines(TOKENIZER, [cut], [HERE], packing=False).lines
+    (line,) = demonstration_lines(SFT, TOKENIZER, [cut], [HERE], packing=False).lines
     assert of(line, "end") == [] and line.counted == len(cut.response_ids)
     assert "cut at max_response_tokens" in line.notes[0]
 
 
 def test_an_end_token_within_the_prompt_is_no_end() -> None:
     history = EncodedExample([*ids("User: Hi\n\nAssistant: Yes.", end=True), *ids("\n\nUser: x")], SHORT.response_ids)
-    (line,) = sft_lines(TOKENIZER, [history], [HERE], packing=False).lines
+    (line,) = demonstration_lines(SFT, TOKENIZER, [history], [HERE], packing=False).lines
     assert [cell.position for cell in of(line, "end")] == [len(line.cells) - 1]
 
 
@@ -101,7 +111,7 @@ def test_reward_scores_the_last_token_of_each_response() -> None:
         EncodedRanking(SHORT.prompt_ids, [SHORT.response_ids, ids(" No, thank you.", end=True)], [2, 1]),
         EncodedRanking(LONG.prompt_ids, [SHORT.response_ids, LONG.response_ids], [1, 1]),
     ]
-    batch = reward_lines(TOKENIZER, rankings, [HERE, THERE])
+    batch = ranking_lines(REWARD, TOKENIZER, rankings, [HERE, THERE])
     assert titles(batch) == [
         "d.jsonl:1, response 1 of 2, rank 2",
         "d.jsonl:1, response 2 of 2, rank 1",
@@ -120,7 +130,7 @@ def test_reward_scores_the_last_token_of_each_response() -> None:
 
 def test_ppo_prompts_end_at_the_right_edge() -> None:
     prompts = [EncodedPrompt(example.prompt_ids, Prompt.of("x")) for example in (SHORT, LONG)]
-    batch = ppo_lines(TOKENIZER, prompts, [HERE, THERE], None)
+    batch = prompt_lines(PPO, TOKENIZER, prompts, [HERE, THERE], None)
     missing = len(LONG.prompt_ids) - len(SHORT.prompt_ids)
     assert [cell.role for cell in batch.lines[0].cells] == ["padding"] * missing + ["prompt"] * len(SHORT.prompt_ids)
     assert batch.lines[0].cells[missing].position == 0
@@ -134,7 +144,7 @@ def test_ppo_responses_count_up_to_where_they_stopped() -> None:
         GeneratedResponse(ids(" Yes.", end=True), True),
         GeneratedResponse(ids(" The fox lives in the"), False),
     ]
-    done, endless = ppo_lines(TOKENIZER, prompts, [HERE, HERE], responses).lines
+    done, endless = prompt_lines(PPO, TOKENIZER, prompts, [HERE, HERE], responses).lines
     assert text(cell for cell in done.cells if cell.counts) == " Yes.</s>" and done.notes == ()
     assert text(cell for cell in endless.cells if cell.counts) == " The fox lives in the"
     assert [cell.text for line in (done, endless) for cell in line.cells if cell.score] == ["</s>", " the"]

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lora_rlhf.configs.catalogue import BY_NAME
 from lora_rlhf.inspection.batches import Batch, Cell, Line
 from lora_rlhf.inspection.paint import page, terminal, visible
 
@@ -22,7 +23,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def batch(*cells: Cell, stage: str = "sft", title: str = "d.jsonl:1", notes: tuple[str, ...] = ()) -> Batch:
-    return Batch(stage, {"input_ids": (1, len(cells))}, (Line(title, cells, notes),))
+    return Batch(BY_NAME[stage], {"input_ids": (1, len(cells))}, (Line(title, cells, notes),))
 
 
 WHOLE = batch(*PROMPT, *RESPONSE, END, *PADDING, notes=("it was cut",))
