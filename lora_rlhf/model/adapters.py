@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_rlhf.model import lora_linear
 from lora_rlhf.model.adapter_folder import CONFIG, WAY_OUT, WEIGHTS, layer_of, read_config, read_weights, target_of
 from lora_rlhf.model.heads import SCORE, init_score, score_of
 from lora_rlhf.system.disk import new_folder
@@ -117,7 +116,6 @@ def add(causal: PreTrainedModel, peft: PeftModel | None, role: str, config: Lora
             peft = PeftModel(causal, config, adapter_name=role)
         else:
             peft.add_adapter(role, config)
-    lora_linear.install(peft)
     if layer := score_of(causal, role):
         init_score(layer)
     return peft

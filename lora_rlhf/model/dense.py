@@ -1,7 +1,7 @@
 """The base's linear layers as plain matrices: read out of their 4 bits at each use, or once and kept beside them.
 
-What is kept are the very numbers that bitsandbytes reads out, so that results stay the same bit for bit on a CPU. It is
-no parameter and no buffer: the quantized base, its digest, checkpoints and exports know nothing of it.
+What is kept are the very numbers that bitsandbytes reads out, so that results stay the same bit for bit on a CPU. The
+copy is neither a parameter nor a buffer: the quantized base, its digest, checkpoints and exports do not contain it.
 """
 
 import functools
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from lora_rlhf.system import memory as host
+from lora_rlhf.system import memory as host_memory
 from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
@@ -23,7 +23,7 @@ log = logging.getLogger("lora_rlhf")
 Dequantize = Literal["auto", "always", "never"]
 GIB = 2**30
 SHARE = 0.25  # of free memory that a copy may take unasked: training needs the rest
-KEPT = "dense_weight"  # the attribute of a layer that holds its matrix
+DENSE = "dense_weight"  # the attribute of a 4-bit layer that holds its dense copy
 
 
 def has_matrix(layer: nn.Module) -> bool:
@@ -32,16 +32,23 @@ def has_matrix(layer: nn.Module) -> bool:
 
 
 def matrix(layer: nn.Module) -> Tensor:
-    """The layer's weight (out, in) in the dtype that it computes in: kept, its own, or read out now."""
-    kept = layer.__dict__.get(KEPT)
-    if kept is not None:
-        found: Tensor = kept
-    elif isinstance(layer, Linear4bit):
-        found = _read_out(layer)
-    else:
+    """The layer's weight (out, in) in the dtype that it computes in: its dense copy, its own, or read out now."""
+    weight = dense_copy(layer)
+    if weight is None:
         assert isinstance(layer, nn.Linear)
-        found = layer.weight
-    return found
+        weight = _read_out(layer) if isinstance(layer, Linear4bit) else layer.weight
+    return weight
+
+
+def dense_copy(layer: nn.Module) -> Tensor | None:
+    """The dequantised weight (out, in) that `keep_dense` keeps beside a 4-bit layer, if it does."""
+    return layer.__dict__.get(DENSE)
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """inputs (..., in), weight (out, in), bias (out,) -> (..., out) as inputs' dtype, computed in the weight's."""
+    bias = None if bias is None else bias.to(weight.dtype)
+    return functional.linear(inputs.to(weight.dtype), weight, bias).to(inputs.dtype)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -49,20 +56,20 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    found = host.memory()
-    return 0 if found is None else found.available
+    memory = host_memory.memory()
+    return 0 if memory is None else memory.available
 
 
 def keep_dense(causal: PreTrainedModel, choice: Dequantize = "auto") -> bool:
-    """Keeps, or gives up, the matrices of all 4-bit layers, and returns whether they are kept.
+    """Make or drop the dense copies of all 4-bit layers, and return whether they are there.
 
-    "auto" keeps them on a CPU where they take at most a quarter of what memory is free: a GPU reads 4 bits out faster
-    than it would fetch 16. UserError for "always" where they do not fit at all.
+    "auto" makes them on a CPU where they take at most a quarter of free memory: a GPU reads 4 bits out faster than it
+    would fetch 16. UserError for "always" where they do not fit at all.
     """
     layers = [layer for layer in causal.modules() if isinstance(layer, Linear4bit)]
     if not layers:
         return False
-    kept = [layer for layer in layers if KEPT in layer.__dict__]
+    kept = [layer for layer in layers if dense_copy(layer) is not None]
     needed = sum(_dense_bytes(layer) for layer in layers)
     free = free_bytes(causal.device) + sum(_dense_bytes(layer) for layer in kept)
     if choice == "always" and needed > free:
@@ -74,30 +81,23 @@ def keep_dense(causal: PreTrainedModel, choice: Dequantize = "auto") -> bool:
     if wanted and len(kept) < len(layers):
         log.info("the base is also kept dequantised: %.2f of %.1f GiB free (dequantize)", needed / GIB, free / GIB)
     for layer in layers:
-        if wanted:
-            _keep(layer)
-        else:
-            _give_up(layer)
+        _set_dense(layer, wanted)
     return wanted
 
 
-def _keep(layer: Linear4bit) -> None:
-    if KEPT not in layer.__dict__:
-        setattr(layer, KEPT, _read_out(layer))
+def _set_dense(layer: Linear4bit, wanted: bool) -> None:
+    """Make a layer's copy and compute with it, or drop it and let the layer compute from its 4 bits."""
+    if wanted and dense_copy(layer) is None:
+        setattr(layer, DENSE, _read_out(layer))
         layer.forward = functools.partial(_forward, layer)
-
-
-def _give_up(layer: Linear4bit) -> None:
-    if KEPT in layer.__dict__:
-        delattr(layer, KEPT)
+    elif not wanted and dense_copy(layer) is not None:
+        delattr(layer, DENSE)
         del layer.forward  # its class's own again
 
 
 def _forward(layer: Linear4bit, inputs: Tensor) -> Tensor:
     """What `Linear4bit.forward` computes on a CPU, without reading the weight out."""
-    weight: Tensor = layer.__dict__[KEPT]
-    bias = None if layer.bias is None else layer.bias.to(weight.dtype)
-    return functional.linear(inputs.to(weight.dtype), weight, bias).to(inputs.dtype)
+    return linear(inputs, matrix(layer), layer.bias)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_rlhf.model import adapters
+from lora_rlhf.model.adapted_linear import PLAIN, AdaptedLinears, LinearMode
 from lora_rlhf.model.adapters import LoraSettings, without_dropout
 from lora_rlhf.model.base import Base, digest
 from lora_rlhf.model.heads import attach_score, score_of
@@ -24,7 +25,7 @@ BASE = "base"
 class _State(NamedTuple):
     role: str | None
     training: bool
-    mixture: Mixture | None = None
+    mode: LinearMode = PLAIN
 
 
 _IDLE = _State(None, False)
@@ -43,11 +44,12 @@ class SharedModel:
         self.peft: PeftModel | None = None
         self._aliases: dict[str, str] = {}
         self._state = _IDLE
+        self._linears = AdaptedLinears()
         self._enabled: str | None = None  # the adapter that PEFT applies now; it may outlive the block that set it
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._linear_names = adapters.linear_names(self.causal)
         attach_score(self.causal)
-        self.backbone.register_forward_pre_hook(self._before_forward)
+        self.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self.backbone.register_forward_hook(self._after_forward)
 
     @property
@@ -173,14 +175,20 @@ class SharedModel:
         with self._as(_State(role, training)):
             yield self
 
+    @contextmanager
+    def in_mode(self, mode: LinearMode) -> Iterator[None]:
+        """Inside, the adapted layers of the active role compute in this mode; in a block within it, in that block's."""
+        with self._as(self._state._replace(mode=mode)):
+            yield
+
     def mixture(self, roles: Sequence[str]) -> Mixture:
         """Several roles at once: `with model.mixture(roles) as mixture`, and each row of a batch computes as its own.
 
         Without gradients; else such a block is as one of `role`. A mixture holds the roles as they are when it is made,
         and may be entered again and again. ValueError for a role that does not exist.
         """
-        own = [self._adapter_of(role) for role in roles]
-        return Mixture(roles, own, self.peft, lambda mixture: self._as(_State(None, False, mixture)))
+        names = [self._adapter_of(role) for role in roles]
+        return Mixture(roles, names, self.peft, lambda mixture: self._as(_State(None, False, mixture)))
 
     @property
     def active_role(self) -> str | None:
@@ -212,8 +220,8 @@ class SharedModel:
         old, self._state = self._state, state
         if old == state and self.causal.training == state.training:
             return
-        if old.mixture is not None:
-            old.mixture.give_back()
+        old.mode.leave()
+        self._linears.mode = state.mode
         if old.training and old.role is not None:
             self._set_trainable(old.role, False)
         if state != _IDLE:
@@ -222,8 +230,6 @@ class SharedModel:
             self._set_trainable(state.role, True)
         if self.causal.training != state.training:
             (self.peft or self.causal).train(state.training)
-        if state.mixture is not None:
-            state.mixture.take_over(self.backbone)
 
     def _enable(self, adapter: str | None) -> None:
         """Let PEFT apply this adapter, or none. Walks all layers, so it does nothing where nothing changes."""
@@ -241,11 +247,13 @@ class SharedModel:
         for parameter in self._parameters[role].values():
             parameter.requires_grad_(trainable)
 
-    def _before_forward(self, _module: nn.Module, _inputs: object) -> None:
+    def _before_forward(self, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if self._state == _IDLE:
             raise RuntimeError("a forward pass outside any role: use `with model.role(...)`")
+        self._state.mode.before_pass(inputs, named)
 
     def _after_forward(self, _module: nn.Module, _inputs: object, output: object) -> None:
+        self._state.mode.after_pass()
         hidden: Tensor = output[0]  # type: ignore[index]
         if not hidden.requires_grad:
             return
@@ -288,6 +296,7 @@ class SharedModel:
 
     def _inject(self, role: str, config: LoraConfig, head: bool) -> None:
         self.peft = adapters.add(self.causal, self.peft, role, config, head)
+        self._linears.install(self.peft)
         self._parameters[role] = adapters.parameters_of(self.peft, role)
         self._freeze()
 

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from lora_rlhf.model import lora_linear
+from lora_rlhf.model.adapted_linear import AdaptedLinears
 from lora_rlhf.model.adapters import LoraSettings, linear_names
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.system.errors import UserError
@@ -166,7 +166,7 @@ def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora:
         for module in (*causal.modules(), score):
             _replace_tensors(module, fake)
     causal.requires_grad_(False)
-    lora_linear.install(peft_model)
+    AdaptedLinears().install(peft_model)
     adapter = tuple(p for name, p in peft_model.named_parameters() if f".lora_A.{ROLE}." in name or ".lora_B." in name)
     return Skeleton(mode, causal, adapter, score)
 

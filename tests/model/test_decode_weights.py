@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from lora_rlhf.model import decode_weights
+from lora_rlhf.model.adapted_linear import layers_with_matrix
 from lora_rlhf.model.decode_weights import choose_merged, merged
 from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import generate
-from lora_rlhf.model.lora_linear import wrapped_layers
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from tests.support.batches import random_batch, random_lists
@@ -37,9 +37,9 @@ def test_log_probabilities_are_the_adapter_s_within_1e_5(
         with model.role(role):
             expected = logprobs(model)
             with merged(model):
-                found = logprobs(model)
+                with_merged = logprobs(model)
             assert torch.equal(logprobs(model), expected)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(with_merged, expected, rtol=0, atol=1e-5)
     assert model.base_digest() == digest
 
 
@@ -56,7 +56,7 @@ def test_each_layer_is_one_product_and_sees_the_adapter_s_latest_state(
         assert (expected - before).abs().max() > 1e-2
         with merged(model):
             calls: list[str] = []
-            for layer in wrapped_layers(model.peft):
+            for layer in layers_with_matrix(model.peft):
                 for name, part in layer.named_modules():
                     if isinstance(part, nn.Linear):
                         monkeypatch.setattr(part, "forward", lambda *_, name=name: calls.append(name))
@@ -91,13 +91,25 @@ def test_an_error_leaves_the_model_as_it_was(shared_model: Make) -> None:
         assert torch.equal(logprobs(model), expected)
 
 
-def test_another_role_or_a_gradient_is_an_error(shared_model: Make) -> None:
+def test_a_gradient_is_an_error(shared_model: Make) -> None:
     model = shared_model()
+    with model.role("policy"), merged(model), pytest.raises(RuntimeError, match="for decoding alone"):
+        response_logprobs(model, random_batch())
+
+
+def test_a_role_inside_computes_with_its_own_adapter(shared_model: Make) -> None:
+    """Its bits are those of the adapter, not of merged weights; afterwards the merged weights are back."""
+    model = shared_model()
+    with model.role("sft"):
+        expected = logprobs(model)
     with model.role("policy"), merged(model):
-        with model.role("sft"), pytest.raises(RuntimeError, match="for decoding alone"):
-            logprobs(model)
-        with pytest.raises(RuntimeError, match="for decoding alone"):
-            response_logprobs(model, random_batch())
+        merged_policy = logprobs(model)
+        with model.role("sft"):
+            assert torch.equal(logprobs(model), expected)
+        with model.role("policy", training=True):
+            response_logprobs(model, random_batch())[0].sum().backward()
+        assert torch.equal(logprobs(model), merged_policy)
+    model.check_gradients("policy")
 
 
 def test_a_mixture_of_roles_has_no_merged_weights(shared_model: Make) -> None:
@@ -121,7 +133,7 @@ def test_auto_takes_a_quarter_of_free_memory_at_most(
     shared_model: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: float, fits: bool
 ) -> None:
     model = shared_model()
-    size = sum(4 * layer.in_features * layer.out_features for layer in wrapped_layers(model.peft))
+    size = sum(4 * layer.in_features * layer.out_features for layer in layers_with_matrix(model.peft))
     monkeypatch.setattr(decode_weights, "free_bytes", lambda _device: int(free * size))
     with caplog.at_level(logging.INFO, "lora_rlhf"):
         assert choose_merged(model) is fits

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_rlhf.model import dense
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.dense import keep_dense, matrix
+from lora_rlhf.model.dense import dense_copy, keep_dense, matrix
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
@@ -29,26 +29,26 @@ def outcome(model: SharedModel) -> dict[str, Tensor]:
     """Log-probabilities with and without gradients, as policy and as the bare base, and the policy's gradients."""
     batch = random_batch()
     with model.role("base"), torch.no_grad():
-        found = {"base": response_logprobs(model, batch)[0]}
+        tensors = {"base": response_logprobs(model, batch)[0]}
     with model.role("policy"), torch.no_grad():
-        found["scored"] = response_logprobs(model, batch)[0]
+        tensors["scored"] = response_logprobs(model, batch)[0]
     with model.role("policy", training=True):
-        found["trained"] = response_logprobs(model, batch)[0]
-        found["trained"].sum().backward()
+        tensors["trained"] = response_logprobs(model, batch)[0]
+        tensors["trained"].sum().backward()
     for name, parameter in model.named_parameters_of("policy"):
         assert parameter.grad is not None
-        found[name], parameter.grad = parameter.grad, None
-    return found
+        tensors[name], parameter.grad = parameter.grad, None
+    return tensors
 
 
 def test_results_are_the_same_bit_for_bit(shared_model: Make, architecture: str) -> None:
     model = shared_model(architecture)
     expected = outcome(model)
     assert keep_dense(model.causal, "always")
-    assert all(dense.KEPT in layer.__dict__ for layer in layers_of(model)) and layers_of(model)
-    found = outcome(model)
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+    assert all(dense_copy(layer) is not None for layer in layers_of(model)) and layers_of(model)
+    with_copy = outcome(model)
+    assert with_copy.keys() == expected.keys()
+    for name, value in with_copy.items():
         assert torch.equal(value, expected[name]), name
 
 
@@ -83,13 +83,18 @@ def test_base_digest_and_files_know_nothing_of_it(shared_model: Make, tmp_path: 
         assert (tmp_path / "after" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_it_is_given_up_again(shared_model: Make) -> None:
+def test_a_dropped_copy_is_used_no_more(shared_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = shared_model()
     keep_dense(model.causal, "always")
     assert not keep_dense(model.causal, "never")
-    for layer in layers_of(model):
-        assert dense.KEPT not in layer.__dict__ and "forward" not in layer.__dict__
-        assert matrix(layer).shape == (layer.out_features, layer.in_features)
+    layers = layers_of(model)
+    assert all(dense_copy(layer) is None for layer in layers)
+    assert all(matrix(layer).shape == (layer.out_features, layer.in_features) for layer in layers)
+    computed: list[Linear4bit] = []
+    forward = Linear4bit.forward
+    monkeypatch.setattr(Linear4bit, "forward", lambda layer, inputs: computed.append(layer) or forward(layer, inputs))
+    outcome(model)
+    assert set(computed) == set(layers), "bitsandbytes computes all of them again"
 
 
 @pytest.mark.parametrize(("free", "kept"), [(4.01, True), (3.99, False), (0.0, False)])
