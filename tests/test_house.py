@@ -46,6 +46,7 @@ ONLY_IN = {
     },
     "transformers": {"model", "export"},  # export/plain_check.py alone, which is run without this package
     "peft": {"model"},
+    "scipy": {"stats"},
     "gguf": {"export"},
     "bitsandbytes": {"model", "doctor"},
     "lm_eval": {"evaluate"},  # only where it is asked for

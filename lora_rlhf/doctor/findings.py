@@ -1,4 +1,4 @@
-"""What a finding is, and how findings are shown: aligned lines for people, or JSON."""
+"""A finding, and how findings are printed: aligned lines for people, or JSON."""
 
 import json
 import textwrap
@@ -19,10 +19,10 @@ COLORS: dict[Status, int] = {"ok": 32, "note": 33, "problem": 31}  # the termina
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check: what was found, and what to do about it.
 
     ok: works. note: works, with something to know. problem: something needed does not work.
-    `values` are the figures behind the words, for --json; sizes are in GiB. `command` is what mends it.
+    `values` are the figures behind the words, for --json; sizes are in GiB. `command` repairs it.
     """
 
     check: str
@@ -34,12 +34,12 @@ class Finding:
 
 
 def gib(size: float) -> float:
-    """Bytes in GiB, rounded as they are shown."""
+    """Bytes in GiB, rounded for printing."""
     return round(size / GIB, 1)
 
 
 def line(finding: Finding, color: bool, width: int) -> str:
-    """The finding as lines for a terminal that is `width` columns wide; what to do stands below what was found.
+    """The finding as lines for a terminal that is `width` columns wide; advice stands below what was found.
 
     A command stays on one line, however long, so that it can be copied.
     """
@@ -57,19 +57,17 @@ def line(finding: Finding, color: bool, width: int) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The last line: whether everything needed works."""
+    """The last line: whether everything that is needed works."""
     problems, notes = (sum(finding.status == status for finding in findings) for status in ("problem", "note"))
-    counted = [
-        f"{count} {word}{'s' * (count > 1)}" for count, word in ((problems, "problem"), (notes, "note")) if count
-    ]
-    told = f" ({' and '.join(counted)})" if counted else ""
-    return ("not everything that is needed works" if problems else "everything that is needed works") + told
+    counts = [f"{count} {word}{'s' * (count > 1)}" for count, word in ((problems, "problem"), (notes, "note")) if count]
+    suffix = f" ({' and '.join(counts)})" if counts else ""
+    return ("not everything that is needed works" if problems else "everything that is needed works") + suffix
 
 
 def as_json(findings: Sequence[Finding]) -> str:
     """All findings, and under "ok" whether none is a problem."""
-    told = {"ok": works(findings), "findings": [asdict(finding) for finding in findings]}
-    return json.dumps(finite(told), indent=2, allow_nan=False)
+    report = {"ok": works(findings), "findings": [asdict(finding) for finding in findings]}
+    return json.dumps(finite(report), indent=2, allow_nan=False)
 
 
 def works(findings: Sequence[Finding]) -> bool:
@@ -78,5 +76,5 @@ def works(findings: Sequence[Finding]) -> bool:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    # names and paths stay whole
+    # names and paths stay in one piece
     return textwrap.wrap(text, max(width, 30), break_long_words=False, break_on_hyphens=False) or [""]

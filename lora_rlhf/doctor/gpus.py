@@ -1,4 +1,4 @@
-"""The GPUs: what PyTorch sees, what the driver sees, and why the one may be less than the other."""
+"""The GPUs: those that PyTorch can use, those that the driver sees, and why PyTorch cannot use all of them."""
 
 import os
 import subprocess
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from lora_rlhf.doctor.findings import GIB, Finding, gib
 
 SMI_SECONDS = 5.0
-# Others' share of a GPU that is worth a note; the context of this very process takes up to about 0.6 GiB of it.
-TAKEN_GIB = 1.5
+# Memory in use that is worth a note; the CUDA context of this very process takes up to about 0.6 GiB of it.
+USED_GIB = 1.5
 LAUNCH = "accelerate launch -m lora_rlhf.cli ppo ..."
 
 
@@ -27,7 +27,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Build:
-    """PyTorch as installed: `toolkit` is what its GPU code was built for, such as CUDA 13.0; None if it has none."""
+    """PyTorch as installed: `toolkit` is what its GPU code was built for, such as CUDA 13.0; None without GPU code."""
 
     version: str
     toolkit: str | None
@@ -42,14 +42,14 @@ class Driver:
 
 
 def driver() -> Driver | None:
-    """What nvidia-smi says; None where there is none, or it fails."""
+    """What nvidia-smi says; None where it is not installed, or fails."""
     query = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS)
+        process = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    rows = [row.partition(", ") for row in told.stdout.splitlines() if ", " in row]
-    return Driver(rows[0][0], tuple(name for _, _, name in rows)) if told.returncode == 0 and rows else None
+    rows = [row.partition(", ") for row in process.stdout.splitlines() if ", " in row]
+    return Driver(rows[0][0], tuple(name for _, _, name in rows)) if process.returncode == 0 and rows else None
 
 
 def build() -> Build:
@@ -65,43 +65,44 @@ def usable() -> list[Gpu]:
     """The GPUs that PyTorch can use, in its order. RuntimeError where one of them does not answer."""
     import torch
 
-    found = []
+    gpus = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the driver is too old is said in this project's words
+        warnings.simplefilter("ignore")  # `judge_gpus` says that the driver is too old
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
         with torch.cuda.device(index):
             free, total = torch.cuda.mem_get_info()
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-            found.append(Gpu(torch.cuda.get_device_name(), total, free, torch.cuda.get_device_capability(), bf16))
-    return found
+            gpus.append(Gpu(torch.cuda.get_device_name(), total, free, torch.cuda.get_device_capability(), bf16))
+    return gpus
 
 
 def judge_gpus(
-    found: Sequence[Gpu], built: Build, smi: Driver | None, visible: str | None, python: str
+    usable_gpus: Sequence[Gpu], build: Build, smi: Driver | None, visible: str | None, python: str
 ) -> list[Finding]:
     """Each GPU, or why there is none. `visible` is CUDA_VISIBLE_DEVICES, `python` how to start this Python."""
     version = f"driver {smi.version}, " if smi else ""
-    judged = [_judge_gpu(f"gpu {index}", gpu, f"{version}{built.toolkit}") for index, gpu in enumerate(found)]
-    if len(found) > 1:
+    findings = [_judge_gpu(f"gpu {index}", gpu, f"{version}{build.toolkit}") for index, gpu in enumerate(usable_gpus)]
+    if len(usable_gpus) > 1:
         advice = "only the first is used, unless training is started so that each has a process:"
-        judged.append(Finding("gpus", "note", f"{len(found)} GPUs", advice, {"count": len(found)}, LAUNCH))
-    if found:
-        return judged
+        count = len(usable_gpus)
+        findings.append(Finding("gpus", "note", f"{count} GPUs", advice, {"count": count}, LAUNCH))
+    if usable_gpus:
+        return findings
     if smi is None:
         advice = "everything runs on the CPU, fast enough for the tiny world and models of some million parameters"
         return [Finding("gpu", "note", "none found", advice)]
-    there = f"{', '.join(smi.names)} (driver {smi.version})"
-    values = {"names": smi.names, "driver": smi.version, "torch": built.version, "toolkit": built.toolkit}
+    names = f"{', '.join(smi.names)} (driver {smi.version})"
+    values = {"names": smi.names, "driver": smi.version, "torch": build.version, "toolkit": build.toolkit}
     if visible is not None and _hides(visible, len(smi.names)):
         advice = "unset CUDA_VISIBLE_DEVICES to use it"
-        return [Finding("gpu", "note", f"{there}: hidden by CUDA_VISIBLE_DEVICES={visible!r}", advice, values)]
-    if built.toolkit is None:
-        public = built.version.partition("+")[0]
-        mend = f"{python} -m pip uninstall -y torch && {python} -m pip install torch=={public}"
-        return [Finding("gpu", "problem", f"{there}: PyTorch {built.version} is built for CPUs", "", values, mend)]
+        return [Finding("gpu", "note", f"{names}: hidden by CUDA_VISIBLE_DEVICES={visible!r}", advice, values)]
+    if build.toolkit is None:
+        public = build.version.partition("+")[0]
+        command = f"{python} -m pip uninstall -y torch && {python} -m pip install torch=={public}"
+        return [Finding("gpu", "problem", f"{names}: PyTorch {build.version} is built for CPUs", "", values, command)]
     advice = "update the NVIDIA driver, or install PyTorch for an older CUDA: https://pytorch.org/get-started/locally"
-    return [Finding("gpu", "problem", f"{there}: PyTorch for {built.toolkit} cannot use it", advice, values)]
+    return [Finding("gpu", "problem", f"{names}: PyTorch for {build.toolkit} cannot use it", advice, values)]
 
 
 def visible_devices() -> str | None:
@@ -123,16 +124,16 @@ def _judge_gpu(check: str, gpu: Gpu, versions: str) -> Finding:
         "capability": list(gpu.capability),
         "bf16": gpu.bf16,
     }
-    kind = "bfloat16" if gpu.bf16 else "no bfloat16"
+    bfloat16 = "bfloat16" if gpu.bf16 else "no bfloat16"
     major, minor = gpu.capability
-    found = (
-        f"{gpu.name}, {gib(gpu.free)} GiB of {gib(gpu.total)} GiB free, compute capability {major}.{minor}, {kind}; "
-        f"{versions}"
+    text = (
+        f"{gpu.name}, {gib(gpu.free)} GiB of {gib(gpu.total)} GiB free, compute capability {major}.{minor}, "
+        f"{bfloat16}; {versions}"
     )
     advice = []
-    if gpu.total - gpu.free > TAKEN_GIB * GIB:
-        taken = gib(gpu.total - gpu.free)
-        advice.append(f"{taken} GiB are taken by the display or other programs: nvidia-smi shows by which")
+    if gpu.total - gpu.free > USED_GIB * GIB:
+        used = gib(gpu.total - gpu.free)
+        advice.append(f"{used} GiB are taken by the display or other programs: nvidia-smi shows by which")
     if not gpu.bf16:
         advice.append("it computes in float16, which overflows sooner: --compute-dtype float32 if a loss becomes NaN")
-    return Finding(check, "note" if advice else "ok", found, "; ".join(advice), values)
+    return Finding(check, "note" if advice else "ok", text, "; ".join(advice), values)

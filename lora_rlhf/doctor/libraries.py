@@ -1,4 +1,4 @@
-"""The libraries: installed versions against those that this project needs and those that it was tested with."""
+"""The libraries: installed versions against the needed and the tested ones."""
 
 import importlib.metadata
 import os
@@ -22,7 +22,7 @@ PINS = Path(__file__).resolve().parents[2] / "constraints.txt"  # in a checkout;
 class Library:
     """A library that is needed: `needed` as pip writes it (">=5.23"), `tested` the version of the tested set.
 
-    `direct`: this project asks for it itself, rather than one of its libraries.
+    `direct`: this project needs it itself, and not only one of its libraries.
     """
 
     name: str
@@ -33,18 +33,18 @@ class Library:
 
 
 def libraries(pins: Mapping[str, str], package: str = PACKAGE) -> list[Library]:
-    """All that a package needs, what its libraries need included; empty where the package itself is not installed."""
-    found: dict[str, Library] = {}
+    """All libraries that a package needs, directly or not; empty where the package itself is not installed."""
+    known: dict[str, Library] = {}
     waiting = [(requirement, True) for requirement in _requirements(package, set())]
     while waiting:
         requirement, direct = waiting.pop(0)
         name = canonicalize_name(requirement.name)
-        if name not in found:
+        if name not in known:
             installed = _version(name)
-            found[name] = Library(name, installed, str(requirement.specifier), pins.get(name), direct)
+            known[name] = Library(name, installed, str(requirement.specifier), pins.get(name), direct)
             if installed is not None:
                 waiting += [(inner, False) for inner in _requirements(name, requirement.extras)]
-    return list(found.values())
+    return list(known.values())
 
 
 def tested_versions(path: Path = PINS) -> dict[str, str]:
@@ -55,28 +55,28 @@ def tested_versions(path: Path = PINS) -> dict[str, str]:
     return {canonicalize_name(name.strip()): version.strip() for name, _, version in rows}
 
 
-def judge_libraries(found: Sequence[Library], python: str) -> list[Finding]:
-    """What is missing or differs, each with the line that mends it. `python` is how to start this Python."""
-    if not found:
+def judge_libraries(needed: Sequence[Library], python: str) -> list[Finding]:
+    """What is missing or differs, each with the command that repairs it. `python` is how to start this Python."""
+    if not needed:
         return [Finding("libraries", "note", f"{PACKAGE} is not installed here, so what it needs is not known")]
-    judged = [finding for library in found if library.direct and (finding := _judge(library, python))]
-    others = [library for library in found if not library.direct and _differs(library)]
-    if others:
-        told = ", ".join(f"{one.name} {one.installed or 'missing'} (tested: {one.tested})" for one in others)
-        names = " ".join(f"{one.name}=={one.tested}" for one in others)
-        values = {one.name: {"installed": one.installed, "tested": one.tested} for one in others}
-        judged.append(Finding("libraries", "note", told, "", values, f"{python} -m pip install {names}"))
-    if judged:
-        return judged
-    direct = {library.name: library.installed for library in found if library.direct}
-    shown = ", ".join(f"{name} {direct[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
-    tested = sum(library.tested is not None for library in found)
+    findings = [finding for library in needed if library.direct and (finding := _judge(library, python))]
+    indirect = [library for library in needed if not library.direct and _differs(library)]
+    if indirect:
+        text = ", ".join(f"{each.name} {each.installed or 'missing'} (tested: {each.tested})" for each in indirect)
+        pins = " ".join(f"{each.name}=={each.tested}" for each in indirect)
+        values = {each.name: {"installed": each.installed, "tested": each.tested} for each in indirect}
+        findings.append(Finding("libraries", "note", text, "", values, f"{python} -m pip install {pins}"))
+    if findings:
+        return findings
+    direct = {library.name: library.installed for library in needed if library.direct}
+    versions = ", ".join(f"{name} {direct[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
+    tested = sum(library.tested is not None for library in needed)
     how = f"{tested} libraries are as tested" if tested else f"{len(direct)} libraries are new enough"
-    return [Finding("libraries", "ok", f"{how}: {shown}", values=direct)]
+    return [Finding("libraries", "ok", f"{how}: {versions}", values=direct)]
 
 
 def this_python() -> str:
-    """How to start this Python in a shell here."""
+    """How to start this Python from a shell in the working folder."""
     path = Path(sys.executable)
     here = Path(os.path.abspath(os.curdir))
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
@@ -84,16 +84,16 @@ def this_python() -> str:
 
 def _judge(library: Library, python: str) -> Finding | None:
     values = {"installed": library.installed, "needed": library.needed, "tested": library.tested}
-    wanted = f"{library.name}=={library.tested}" if library.tested else f"{library.name}{library.needed}"
-    mend = f"{python} -m pip install {shlex.quote(wanted)}"
+    requirement = f"{library.name}=={library.tested}" if library.tested else f"{library.name}{library.needed}"
+    command = f"{python} -m pip install {shlex.quote(requirement)}"
     if library.installed is None:
-        return Finding("libraries", "problem", f"{library.name} is not installed", "", values, mend)
+        return Finding("libraries", "problem", f"{library.name} is not installed", "", values, command)
     if not Requirement(f"{library.name}{library.needed}").specifier.contains(library.installed, prereleases=True):
-        found = f"{library.name} {library.installed} is installed, needed is {library.needed}"
-        return Finding("libraries", "problem", found, "", values, mend)
+        text = f"{library.name} {library.installed} is installed, needed is {library.needed}"
+        return Finding("libraries", "problem", text, "", values, command)
     if _differs(library):
-        found = f"{library.name} {library.installed} is installed, tested is {library.tested}"
-        return Finding("libraries", "note", found, "", values, mend)
+        text = f"{library.name} {library.installed} is installed, tested is {library.tested}"
+        return Finding("libraries", "note", text, "", values, command)
     return None
 
 
@@ -109,9 +109,9 @@ def _requirements(name: str, extras: set[str]) -> list[Requirement]:
         rows = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    wanted = [Requirement(row) for row in rows]
-    choices = [{"extra": extra} for extra in ("", *extras)]
-    return [one for one in wanted if one.marker is None or any(map(one.marker.evaluate, choices))]
+    requirements = [Requirement(row) for row in rows]
+    environments = [{"extra": extra} for extra in ("", *extras)]
+    return [each for each in requirements if each.marker is None or any(map(each.marker.evaluate, environments))]
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The computer itself: system, processor cores that this process may use, threads; and whether its memory suffices."""
+"""The computer: system, processor cores that this process may use, threads, and whether the memory suffices."""
 
 import os
 import platform
@@ -9,13 +9,13 @@ from pathlib import Path
 from lora_rlhf.doctor.findings import GIB, Finding, gib
 from lora_rlhf.system.memory import CONTROL_GROUPS, PROC, Memory, control_groups, read
 
-QUICKSTART_GIB = 1.5  # what the quickstart takes at its peak
+QUICKSTART_GIB = 1.5  # peak of the quickstart
 COMFORTABLE_GIB = 3.0
 
 
 @dataclass(frozen=True)
 class Cores:
-    """Processor cores: all, and as many as this process may keep busy (a share of one counts as a fraction)."""
+    """Processor cores: all, and how many this process may keep busy, which a limit can make a fraction."""
 
     total: int
     usable: float
@@ -25,14 +25,14 @@ class Cores:
 def judge_system(system: str, release: str, python: str) -> Finding:
     """The operating system and Python."""
     values = {"system": system, "release": release, "python": python, "executable": sys.executable}
-    found = f"{system} {release}, Python {python}"
+    text = f"{system} {release}, Python {python}"
     if system != "Linux":
-        return Finding("system", "note", found, "this project is tested on Linux alone", values)
-    return Finding("system", "ok", found, values=values)
+        return Finding("system", "note", text, "this project is tested on Linux alone", values)
+    return Finding("system", "ok", text, values=values)
 
 
 def cores(proc: Path = PROC, groups: Path = CONTROL_GROUPS) -> Cores:
-    """The cores of this machine and those that affinity and control groups leave to this process."""
+    """The cores of this machine, and how many of them affinity and control groups leave to this process."""
     total = os.cpu_count() or 1
     usable: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
     for folder in control_groups("cpu", proc, groups):
@@ -45,24 +45,24 @@ def cores(proc: Path = PROC, groups: Path = CONTROL_GROUPS) -> Cores:
     return Cores(total, usable, names[0] if names else platform.machine())
 
 
-def judge_cores(found: Cores) -> Finding:
+def judge_cores(available: Cores) -> Finding:
     """How many cores there are to work with."""
-    limited = f" of {found.total}" if found.usable < found.total else ""
-    values = {"total": found.total, "usable": found.usable, "name": found.name}
-    return Finding("cores", "ok", f"{found.usable:g}{limited} cores, {found.name}", values=values)
+    limited = f" of {available.total}" if available.usable < available.total else ""
+    values = {"total": available.total, "usable": available.usable, "name": available.name}
+    return Finding("cores", "ok", f"{available.usable:g}{limited} cores, {available.name}", values=values)
 
 
-def judge_memory(found: Memory | None) -> Finding:
+def judge_memory(memory: Memory | None) -> Finding:
     """Whether the memory suffices for the smallest use of this project."""
-    if found is None:
+    if memory is None:
         return Finding("memory", "note", "this system does not say how much memory is free")
-    free, total = gib(found.available), gib(found.total)
-    values = {"available_gib": free, "total_gib": total, "limited": found.limited}
-    text = f"{free} GiB of {total} GiB available" + (" (the limit of the control group)" if found.limited else "")
-    if found.available < QUICKSTART_GIB * GIB:
+    free, total = gib(memory.available), gib(memory.total)
+    values = {"available_gib": free, "total_gib": total, "limited": memory.limited}
+    text = f"{free} GiB of {total} GiB available" + (" (the limit of the control group)" if memory.limited else "")
+    if memory.available < QUICKSTART_GIB * GIB:
         advice = f"the quickstart alone takes {QUICKSTART_GIB:g} GiB: close other programs, or raise the limit"
         return Finding("memory", "problem", text, advice, values)
-    if found.available < COMFORTABLE_GIB * GIB:
+    if memory.available < COMFORTABLE_GIB * GIB:
         advice = "enough for the tiny world; other models need more while they are loaded"
         return Finding("memory", "note", text, advice, values)
     return Finding("memory", "ok", text, values=values)
@@ -71,13 +71,13 @@ def judge_memory(found: Memory | None) -> Finding:
 def judge_threads(threads: int, setting: str | None, usable: float, has_gpu: bool) -> Finding:
     """Whether PyTorch's threads fit the cores. `setting` is OMP_NUM_THREADS."""
     fitting = max(1, int(usable))
-    told = "OMP_NUM_THREADS is not set" if setting is None else f"OMP_NUM_THREADS={setting}"
-    found = f"PyTorch computes with {threads} thread{'s' * (threads > 1)} on the CPU; {told}"
+    variable = "OMP_NUM_THREADS is not set" if setting is None else f"OMP_NUM_THREADS={setting}"
+    text = f"PyTorch computes with {threads} thread{'s' * (threads > 1)} on the CPU; {variable}"
     values = {"threads": threads, "OMP_NUM_THREADS": setting, "usable_cores": usable}
     if threads > fitting:
         advice = f"more threads than cores to use wait for one another: export OMP_NUM_THREADS={fitting}"
-        return Finding("threads", "note", found, advice, values)
+        return Finding("threads", "note", text, advice, values)
     if setting is not None and threads < fitting and not has_gpu:
         advice = f"that leaves {fitting - threads} of {fitting} cores idle: unset OMP_NUM_THREADS"
-        return Finding("threads", "note", found, advice, values)
-    return Finding("threads", "ok", found, values=values)
+        return Finding("threads", "note", text, advice, values)
+    return Finding("threads", "ok", text, values=values)

@@ -7,18 +7,18 @@ from lora_rlhf.system.network import ask_hub, only_library_can_ask
 
 
 def ask(address: str) -> Callable[[], str | None]:
-    """Asks the hub in the background. The function that it gives waits, and says why no answer came."""
+    """Asks the hub in the background. The returned function waits for the answer, and says why none came."""
     if only_library_can_ask():
         return lambda: "a proxy is set through which only the hub's own library can ask"
     return ask_hub(address)
 
 
 def judge_hub(address: str, setting: str | None, fault: str | None) -> Finding:
-    """Whether the hub can be reached. It is not needed for the tiny world, nor for models and data that are here."""
+    """Whether the hub can be reached. It is not needed for the tiny world, nor for local models and data."""
     values = {"endpoint": address, "offline": setting, "fault": fault}
     if setting is not None:
-        found = f"not asked, since {setting} is set: what is in the cache can be used"
-        return Finding("hub", "note", found, f"unset {setting} to download more", values)
+        text = f"not asked, since {setting} is set: what is in the cache can be used"
+        return Finding("hub", "note", text, f"unset {setting} to download more", values)
     if fault is not None:
         advice = "what is in the cache or in local folders can be used; for more, look at the network and its proxy"
         return Finding("hub", "note", f"no answer from {address} ({fault})", advice, values)

@@ -1,4 +1,4 @@
-"""`lora-rlhf doctor`: looks at everything in turn, prints each finding as soon as it is there, and sums up."""
+"""`lora-rlhf doctor`: makes all checks in turn, prints each finding as soon as it is there, and sums up."""
 
 import contextlib
 import os
@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, storage
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.doctor.findings import Finding, as_json, line, summary, works
-from lora_rlhf.system import memory as host
+from lora_rlhf.system.memory import memory
 from lora_rlhf.system.network import endpoint, offline
 
-WIDEST = 120
+MAX_WIDTH = 120
 
 
 def examine(config: DoctorConfig) -> bool:
-    """Prints the findings; whether everything that is needed works."""
+    """Prints the findings, and returns whether everything that is needed works."""
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
+    width = min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 24)).columns)
     findings = []
-    for finding in look(config.run):
+    for finding in check(config.run):
         findings.append(finding)
         if not config.json:
             _print(line(finding, color, width))
@@ -30,17 +30,17 @@ def examine(config: DoctorConfig) -> bool:
     return works(findings)
 
 
-def look(run: str) -> Iterator[Finding]:
-    """Every finding, in the order in which they are shown; the slow ones last."""
+def check(run: str) -> Iterator[Finding]:
+    """All findings in the order in which they are printed; the slow ones last."""
     setting = offline()
     answer = network.ask(endpoint()) if setting is None else None
     yield machine.judge_system(platform.system(), platform.release(), platform.python_version())
     cores = machine.cores()
     yield machine.judge_cores(cores)
-    yield machine.judge_memory(host.memory())
+    yield machine.judge_memory(memory())
     yield from _storage(run)
-    found = libraries.libraries(libraries.tested_versions())
-    yield from libraries.judge_libraries(found, libraries.this_python())
+    needed = libraries.libraries(libraries.tested_versions())
+    yield from libraries.judge_libraries(needed, libraries.this_python())
     yield from _devices(cores.usable)
     yield network.judge_hub(endpoint(), setting, answer() if answer else None)
 
@@ -51,12 +51,12 @@ def _storage(run: str) -> Iterator[Finding]:
     except FileNotFoundError as error:
         yield Finding("disk: temporary", "problem", str(error), "set TMPDIR to a folder that can be written to")
         return
-    for place in storage.places(run, temporary, _hub_cache()):
+    for destination in storage.destinations(run, temporary, _hub_cache()):
         try:
-            yield storage.judge_space(place, storage.space(place.path))
+            yield storage.judge_space(destination, storage.space(destination.path))
         except OSError as error:
-            yield Finding(place.check, "problem", f"{place.path}: {error.strerror}", place.elsewhere)
-    with contextlib.suppress(OSError):  # that nothing can be written there was said above
+            yield Finding(destination.check, "problem", f"{destination.path}: {error.strerror}", destination.elsewhere)
+    with contextlib.suppress(OSError):  # a folder that cannot be written to was reported above
         folder = storage.space(run).folder
         yield storage.judge_locks(folder, storage.lock_fault(folder))
 
@@ -64,24 +64,24 @@ def _storage(run: str) -> Iterator[Finding]:
 def _devices(usable_cores: float) -> Iterator[Finding]:
     smi = gpus.driver()
     try:
-        built = gpus.build()
+        build = gpus.build()
     except (ImportError, OSError) as error:
-        advice = "install it again, as told above or from https://pytorch.org/get-started/locally"
+        advice = "install it again, as said above or from https://pytorch.org/get-started/locally"
         yield Finding("torch", "problem", f"does not start: {_first_line(error)}", advice)
         return
     import torch
 
     try:
-        found = gpus.usable()
-        judged = gpus.judge_gpus(found, built, smi, gpus.visible_devices(), libraries.this_python())
+        usable = gpus.usable()
+        findings = gpus.judge_gpus(usable, build, smi, gpus.visible_devices(), libraries.this_python())
     except RuntimeError as error:
         advice = "nvidia-smi shows what is at work there; a restart of the machine helps a driver that hangs"
-        found, judged = [], [Finding("gpu", "problem", f"does not answer: {_first_line(error)}", advice)]
+        usable, findings = [], [Finding("gpu", "problem", f"does not answer: {_first_line(error)}", advice)]
     setting = os.environ.get("OMP_NUM_THREADS")
-    yield machine.judge_threads(torch.get_num_threads(), setting, usable_cores, bool(found))
-    yield from judged
-    for device in ("cpu", *(f"cuda:{index}" for index in range(len(found)))):
-        needed = device != "cpu" or not found
+    yield machine.judge_threads(torch.get_num_threads(), setting, usable_cores, bool(usable))
+    yield from findings
+    for device in ("cpu", *(f"cuda:{index}" for index in range(len(usable)))):
+        needed = device != "cpu" or not usable
         try:
             yield kernels.judge_4bit(device, kernels.try_4bit(device), needed=needed)
         except Exception as error:  # an import, a missing library, the driver: anything may be broken here
@@ -89,7 +89,7 @@ def _devices(usable_cores: float) -> Iterator[Finding]:
 
 
 def _hub_cache() -> str:
-    """Where the hub's library keeps what it downloads."""
+    """The folder of the hub library's downloads."""
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError:
@@ -102,6 +102,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _print(text: str) -> None:
-    # an output that is not UTF-8, or a path that is not, shows what it can
+    # An output, or a path, that is not UTF-8 is printed with escapes.
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
