@@ -34,6 +34,7 @@ from random_base import random_base
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedConfig
 
+from lora_rlhf.configs.catalogue import BY_NAME
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.model.adapters import LoraSettings
@@ -43,7 +44,7 @@ from lora_rlhf.plan.cards import card_of
 from lora_rlhf.plan.choose import choose
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.dryrun import run_dry
-from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, peak, stage_heights
+from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest, memory_points
 from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.subject import examine
 from lora_rlhf.stages import ppo, ppo_loop, reward, sft
@@ -221,17 +222,17 @@ def compare(row: Row, device: str) -> dict[str, Any]:
 
 
 def predict(row: Row, device: str) -> dict[str, dict[str, Any]]:
-    """Per stage: the peak of what PyTorch's allocator holds, where it is, and each height."""
+    """Per stage: the peak of what PyTorch's allocator holds, where it is, and that of each memory point."""
     config, dtype = row.config(), getattr(torch, row.dtype)
     counts = count(config, "nf4", dtype)
     lora = LoraSettings(rank=row.rank)
     passes = run_dry(counts, lambda layers: build(config, "nf4", dtype, lora, layers), row.prompt, row.response)
     found = {}
     for stage in STAGES:
-        heights = stage_heights(stage, counts, passes, row.setting(), CPU if device == "cpu" else CUDA)
-        top = peak(heights)
-        heights_of = {height.name: round(height.allocated) for height in heights}
-        found[stage] = {"peak": round(top.allocated), "at": top.name, "heights": heights_of}
+        points = memory_points(BY_NAME[stage], counts, passes, row.setting(), CPU if device == "cpu" else CUDA)
+        top = highest(points)
+        allocated = {point.name: round(point.allocated) for point in points}
+        found[stage] = {"peak": round(top.allocated), "at": top.name, "heights": allocated}
     return found
 
 

@@ -1,1 +1,1 @@
-"""`lora-rlhf plan`: what each stage will take, in memory and time, told from a model's config alone."""
+"""`lora-rlhf plan`: the memory and time of each stage, predicted from a model's config alone."""

@@ -1,4 +1,4 @@
-"""Common cards by memory: what a roofline needs of each, from their makers' data sheets."""
+"""Common cards by memory: the figures that a roofline needs, from the makers' data sheets."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Card:
-    """Memory in GiB, bandwidth in GB/s, dense 16-bit TFLOP/s with float32 sums."""
+    """A graphics card: memory in GiB, bandwidth in GB/s, dense 16-bit TFLOP/s with float32 sums."""
 
     name: str
     gib: float
@@ -32,7 +32,7 @@ LARGEST = CARDS[-1]
 
 
 def card_of(config: PlanConfig) -> Card:
-    """The card that is asked for, or the GPU that is here; UserError where there is neither."""
+    """The card with the given memory, or this machine's GPU; UserError if there is neither."""
     gib = config.gpu_gib
     if gib is None and torch.cuda.is_available():
         gib = torch.cuda.get_device_properties(0).total_memory / GIB

@@ -1,4 +1,4 @@
-"""What a person can choose when a run is planned."""
+"""The settings of `lora-rlhf plan`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,13 +13,13 @@ class PlanConfig:
     model: str | None = None
     """A folder with a config.json, a hub name, a name of the table, or tinyworld. No weights are read."""
     gpu_gib: float | None = None
-    """The card's memory in GiB; the GPU that is here unless given."""
+    """The card's memory in GiB; that of this machine's GPU unless given."""
     table: bool = False
     """Popular models on cards of 6 to 48 GiB instead of one model."""
     json: bool = False
     """Print the plan as JSON."""
     device: Literal["cuda", "cpu"] = "cuda"
-    """cpu: the memory that a run on the CPU takes, in float32."""
+    """cpu: the memory of a run on the CPU, in float32."""
     quantization: Literal["nf4", "none"] = "nf4"
     """How the frozen base is held."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -37,13 +37,13 @@ class PlanConfig:
     num_epochs: int = 2
     """Passes over an iteration's responses."""
     micro_batch_size: int | None = None
-    """Responses in one forward pass; the fastest that fits unless given."""
+    """Responses in one forward pass; the fastest number that fits unless given."""
     generation_batch_size: int | None = None
-    """Responses generated at a time; the most that fit unless given."""
+    """Responses generated at a time; the fastest number that fits unless given."""
     gradient_checkpointing: bool | None = None
-    """Compute activations again in the backward pass; where it is needed unless given."""
+    """Compute activations again in the backward pass; only if it is needed unless given."""
     advantage: Literal["gae", "rloo", "grpo"] | None = None
-    """gae, which has a value role, where it fits, else rloo, unless given."""
+    """Unless given: gae, which needs a value role, if it fits, else rloo."""
     bandwidth: float | None = None
     """The card's memory bandwidth in GB/s; that of a common card of its size unless given."""
     tflops: float | None = None

@@ -1,4 +1,4 @@
-"""What a pass through a model keeps and needs, found by running the very layers on tensors without bytes."""
+"""The memory that passes through a model take, measured by running its layers on tensors without storage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,45 +14,45 @@ from lora_rlhf.model.skeleton import Counts, Skeleton
 from lora_rlhf.plan.meter import Meter
 
 FEW, MORE = 2, 4  # layers: two of each kind where two kinds alternate
-ROWS, MORE_ROWS = 2, 3  # one row would take kernels of its own
+ROWS, MORE_ROWS = 2, 3  # a single row would run other kernels
 
-Trail = list[int]  # bytes after each operation of a pass
+Trail = list[int]  # bytes in use after each operation of a pass
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """The most of many moments, each of which grows with rows in a line of its own: (at no row, per row)."""
+    """The maximum of many lines (bytes without rows, bytes per row): the peak of a pass at any number of rows."""
 
     lines: tuple[tuple[float, float], ...]
 
     @classmethod
     def through(cls, fewer: Trail, more: Trail) -> "Envelope":
-        """From the same pass with ROWS and MORE_ROWS rows."""
+        """From trails of the same pass with ROWS and MORE_ROWS rows; ValueError if they differ in length."""
         if len(fewer) != len(more):
             raise ValueError(f"a pass of {MORE_ROWS} rows takes {len(more)} operations, of {ROWS} rows {len(fewer)}")
         slopes = ((a, (b - a) / (MORE_ROWS - ROWS)) for a, b in zip(fewer, more, strict=True))
         lines = {(a - slope * ROWS, slope) for a, slope in slopes}
-        highest, kept = float("-inf"), []
+        highest, upper = float("-inf"), []
         for start, slope in sorted(lines, key=lambda line: (-line[1], -line[0])):
             if start > highest:  # else a line that begins higher also grows faster
                 highest = start
-                kept.append((start, slope))
-        return cls(tuple(kept))
+                upper.append((start, slope))
+        return cls(tuple(upper))
 
     def at(self, rows: int) -> float:
-        """The most with that many rows."""
+        """Bytes with that many rows."""
         return max(start + slope * rows for start, slope in self.lines)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The most of a pass at any number of rows and layers; each layer adds as much as the one before."""
+    """The peak of a pass at any number of rows and layers; each layer adds as much as the one before."""
 
     few: Envelope
     more: Envelope
 
     def at(self, rows: int, layers: int) -> float:
-        """The figure there."""
+        """Bytes with that many rows and layers."""
         few, more = self.few.at(rows), self.more.at(rows)
         return few + (more - few) * (layers - FEW) / (MORE - FEW)
 
@@ -61,39 +61,40 @@ class Plane:
 class Line:
     """A straight line through two measurements (rows, bytes)."""
 
-    one: tuple[int, float]
-    other: tuple[int, float]
+    first: tuple[int, float]
+    second: tuple[int, float]
 
     @classmethod
-    def through(cls, measure: Callable[[int], float], one: int, other: int) -> "Line":
+    def through(cls, measure: Callable[[int], float], fewer: int, more: int) -> "Line":
         """From measurements at two numbers of rows."""
-        return cls((one, measure(one)), (other, measure(other)))
+        return cls((fewer, measure(fewer)), (more, measure(more)))
 
     def at(self, rows: int) -> float:
-        """The figure for that many rows."""
-        slope = (self.other[1] - self.one[1]) / (self.other[0] - self.one[0])
-        return self.one[1] + slope * (rows - self.one[0])
+        """Bytes with that many rows."""
+        slope = (self.second[1] - self.first[1]) / (self.second[0] - self.first[0])
+        return self.first[1] + slope * (rows - self.first[0])
 
 
 @dataclass(frozen=True)
-class Head:
-    """Bytes of a head that works in chunks: one line while all rows are one chunk, another beyond."""
+class ChunkedLine:
+    """Bytes of a head that works in chunks: one line while all rows fit one chunk, another for more rows."""
 
     rows_of_a_chunk: int
     within: Line
     beyond: Line
 
     def at(self, rows: int) -> float:
-        """The figure for that many rows."""
+        """Bytes with that many rows."""
         return (self.within if rows <= self.rows_of_a_chunk else self.beyond).at(rows)
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What passes over rows of a prompt and a response take: bytes beside weights, adapters, gradients, optimizer.
+    """The bytes of passes over rows of a prompt and a response, without weights, adapters, gradients and optimizer.
 
-    `training` has "forward", "kept" (what the forward leaves for the backward) and "backward", without and with
-    gradient checkpointing; `decoding` has "prefill", "cache" (keys and values at full length) and "step".
+    prompt, response: tokens of each row. `training` has "forward", "kept" (what the forward leaves for the backward)
+    and "backward", without and with gradient checkpointing; `decoding` has "prefill", "cache" (keys and values at full
+    length) and "step".
     """
 
     prompt: int
@@ -101,37 +102,43 @@ class Passes:
     training: dict[bool, dict[str, Plane]]
     scoring: Plane
     decoding: dict[str, Plane]
-    logprobs: Head
-    logprobs_alone: Head  # without the entropy, as SFT has no use for it
-    logprobs_scoring: Head
+    logprobs: ChunkedLine
+    logprobs_alone: ChunkedLine  # without the entropy, which SFT does not use
+    logprobs_scoring: ChunkedLine
     values: Line
     scores: Line
     operations: float  # of one step of decoding
 
 
 def run_dry(counts: Counts, build: Callable[[int], Skeleton], prompt: int, response: int) -> Passes:
-    """Runs a few layers; `build` makes a skeleton of that many. Prompts and responses are as long as allowed."""
+    """Measures the passes on a few layers, with prompts and responses as long as allowed.
+
+    build: makes a skeleton with that many layers.
+    """
     skeletons = {layers: build(layers) for layers in (FEW, MORE)}
 
     def planes(measure: Callable[[Skeleton, int], dict[str, Trail]]) -> dict[str, Plane]:
         few, more = ([measure(skeletons[layers], rows) for rows in (ROWS, MORE_ROWS)] for layers in (FEW, MORE))
         return {name: Plane(*(Envelope.through(a[name], b[name]) for a, b in (few, more))) for name in few[0]}
 
-    some = skeletons[FEW]
+    skeleton = skeletons[FEW]
     decoding = planes(partial(_decoding, prompt=prompt, response=response))
     operations = decoding.pop("operations").at(1, counts.layers)
     length = prompt + response
     return Passes(
         prompt,
         response,
-        {kind: planes(partial(_training, length=length, checkpointing=kind)) for kind in (False, True)},
+        {
+            checkpointing: planes(partial(_training, length=length, checkpointing=checkpointing))
+            for checkpointing in (False, True)
+        },
         planes(partial(_scoring, length=length))["forward"],
         decoding,
-        _logprobs(some, counts, prompt, response, training=True),
-        _logprobs(some, counts, prompt, response, training=True, entropy=False),
-        _logprobs(some, counts, prompt, response, training=False),
-        Line.through(lambda rows: _scalar_head(some, counts, rows, prompt, response), 1, 2),
-        Line.through(lambda rows: _scalar_head(some, counts, rows, prompt, 1), 1, 2),
+        _logprobs(skeleton, counts, prompt, response, training=True),
+        _logprobs(skeleton, counts, prompt, response, training=True, entropy=False),
+        _logprobs(skeleton, counts, prompt, response, training=False),
+        Line.through(lambda rows: _scalar_head(skeleton, counts, rows, prompt, response), 1, 2),
+        Line.through(lambda rows: _scalar_head(skeleton, counts, rows, prompt, 1), 1, 2),
         operations,
     )
 
@@ -167,7 +174,7 @@ def _scoring(skeleton: Skeleton, rows: int, length: int) -> dict[str, Trail]:
 
 @torch.no_grad()
 def _decoding(skeleton: Skeleton, rows: int, prompt: int, response: int) -> dict[str, Trail]:
-    """The prompts read at once, and the last of the steps that follow, when the cache is at its longest."""
+    """The pass over the prompts, and the last of the steps that follow, at which the cache is longest."""
     with skeleton.mode:
         skeleton.eval()
         with Meter() as meter, meter.phase("prefill"):
@@ -176,25 +183,27 @@ def _decoding(skeleton: Skeleton, rows: int, prompt: int, response: int) -> dict
         with Meter() as meter:
             cache = skeleton.new_cache()
             skeleton.hidden(*_inputs(rows, prompt + response - 2), cache)
-            held, done = meter.live, meter.operations
+            cache_bytes, operations_before = meter.live, meter.operations
             ids, _, positions = _inputs(rows, 1)
             mask = _inputs(rows, prompt + response - 1)[1]
             with meter.phase("step"):
                 skeleton.hidden(ids, mask, positions, cache)
-        step = [size - held for size in meter.trails["step"]]
-        return {"prefill": prefill, "cache": [held], "step": step, "operations": [meter.operations - done]}
+        step = [size - cache_bytes for size in meter.trails["step"]]
+        operations = meter.operations - operations_before
+        return {"prefill": prefill, "cache": [cache_bytes], "step": step, "operations": [operations]}
 
 
 def _logprobs(
     skeleton: Skeleton, counts: Counts, prompt: int, response: int, training: bool, entropy: bool = True
-) -> Head:
+) -> ChunkedLine:
     chunk = max(1, CHUNK_LOGITS // counts.vocab_size)
 
     def measure(rows: int) -> float:
         return _logprob_head(skeleton, counts, rows, prompt, response, chunk, training, entropy)
 
-    several = -(-2 * chunk // response)  # rows that make two chunks
-    return Head(chunk // response, Line.through(measure, 1, 2), Line.through(measure, several, 2 * several))
+    two_chunks = -(-2 * chunk // response)  # rows
+    beyond = Line.through(measure, two_chunks, 2 * two_chunks)
+    return ChunkedLine(chunk // response, Line.through(measure, 1, 2), beyond)
 
 
 def _logprob_head(
@@ -221,7 +230,7 @@ def _logprob_head(
 
 
 def _scalar_head(skeleton: Skeleton, counts: Counts, rows: int, prompt: int, response: int) -> float:
-    """From hidden states to values, one at each response token, and back; a score is one of one token."""
+    """From hidden states to a value at each response token, and back; with one response token: to a score."""
     with skeleton.mode:
         skeleton.train(False)
         with Meter() as meter, meter.phase("head"):
@@ -234,14 +243,14 @@ def _scalar_head(skeleton: Skeleton, counts: Counts, rows: int, prompt: int, res
 
 
 def _hidden_states(skeleton: Skeleton, counts: Counts, rows: int, length: int) -> Tensor:
-    """(B, T, H), as the backbone would give them."""
+    """(B, T, H), as the backbone would return them."""
     begin = torch.zeros((), requires_grad=True)
     states: Tensor = _Backbone.apply(begin, (rows, length, counts.hidden_size), skeleton.causal.dtype)
     return states
 
 
 class _Backbone(torch.autograd.Function):
-    """In the backbone's place where only a head is of interest: makes states, and takes their gradient."""
+    """Stands for the backbone where only a head is measured: makes states, and takes their gradient."""
 
     @staticmethod
     def forward(_ctx: Any, _begin: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -253,7 +262,7 @@ class _Backbone(torch.autograd.Function):
 
 
 class _Loss(torch.autograd.Function):
-    """In a head's place where only the backbone is of interest: takes states, and makes their gradient."""
+    """Stands for a head where only the backbone is measured: takes states, and makes their gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor) -> Tensor:

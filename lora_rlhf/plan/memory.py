@@ -1,13 +1,15 @@
-"""The arithmetic of memory: what each stage holds at each of its heights, in bytes, from a model's counts and passes.
+"""The memory of each stage at each of its memory points, in bytes, computed from a model's counts and passes.
 
-One function for each component; nothing here looks at a model, a GPU or a file.
+One function for each part of memory. Nothing here reads a model, a GPU or a file.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from lora_rlhf.configs.catalogue import BY_NAME, Stage
 from lora_rlhf.model.skeleton import BLOCK, NESTED_BLOCK, Counts
-from lora_rlhf.plan.dryrun import Head, Line, Passes
+from lora_rlhf.plan.dryrun import ChunkedLine, Line, Passes
 
 FLOAT32 = 4
 MOMENTS = 2  # AdamW's, per trained parameter
@@ -15,10 +17,10 @@ CODES = FLOAT32 * (16 + 256 + 1)  # a quantized weight's own tables: its values,
 DRAWING = 24  # bytes a token of the vocabulary: logits, their softmax, and its cumulative sum twice in float64
 IDS, MASK, FIGURES = 8, 1, 5 * FLOAT32  # of a rollout's token: id, mask; log-probs, values, advantages, returns
 MIB, GIB = 2**20, 2**30
+CUDA_CONTEXT, COPIES = "cuda context", "copies on the CPU"  # names of parts
 
-
-Named = tuple[str, dict[str, float]]
-Trained = tuple[str, float, str, Head | Line]  # role, bytes of its adapter, what its head makes, and bytes for that
+Parts = dict[str, float]  # bytes by part of memory
+NamedParts = tuple[str, Parts]
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Device:
     """What a kind of device takes beside tensors.
 
     context: bytes outside the allocator (CUDA's context and kernels). libraries: workspaces inside it (cuBLAS).
-    rounding: share of passing memory that is lost to the allocator's blocks. copies: tensors "copied to the CPU" stay
-    in the same memory. step_copies: how many times its adapter an optimizer step needs for itself.
+    rounding: share of temporary memory that is lost to the allocator's blocks. copies: whether tensors "copied to the
+    CPU" stay in the same memory. step_copies: how many times its adapter an optimizer step needs for itself.
     """
 
     context: int
@@ -58,38 +60,47 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Height:
-    """A moment at which memory may be at its most: its name, and bytes by component."""
+class MemoryPoint:
+    """A moment of a stage at which memory may be highest: its name, and the bytes of each part."""
 
     name: str
-    parts: dict[str, float]
+    parts: Parts
 
     @property
     def allocated(self) -> float:
-        """What PyTorch's allocator holds."""
-        return sum(size for part, size in self.parts.items() if part != "cuda context")
+        """Bytes that PyTorch's allocator holds."""
+        return sum(size for part, size in self.parts.items() if part != CUDA_CONTEXT)
 
     @property
     def total(self) -> float:
-        """All that the card must have."""
+        """Bytes that the card must have."""
         return sum(self.parts.values())
 
 
-def stage_heights(stage: str, counts: Counts, passes: Passes, setting: Setting, device: Device) -> list[Height]:
-    """Every height of a stage: "sft", "reward" or "ppo"."""
-    find = {"sft": _sft, "reward": _reward, "ppo": _ppo}[stage]
+class TrainedRole(NamedTuple):
+    """A role that a stage trains: the bytes of its adapter, what its head computes, and the bytes that this takes."""
+
+    role: str
+    adapter: float
+    head_name: str
+    head: ChunkedLine | Line
+
+
+def memory_points(stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device) -> list[MemoryPoint]:
+    """All memory points of a stage, in the order in which it comes to them."""
+    points = _with_sampling if stage.use == "sampled" else _without_sampling
     return [
-        Height(name, {part: size for part, size in _complete(parts, device).items() if size})
-        for name, parts in find(counts, passes, setting, device)
+        MemoryPoint(name, {part: size for part, size in _with_device(parts, device).items() if size})
+        for name, parts in points(stage, counts, passes, setting, device)
     ]
 
 
-def peak(heights: list[Height]) -> Height:
-    """The highest."""
-    return max(heights, key=lambda height: height.total)
+def highest(points: list[MemoryPoint]) -> MemoryPoint:
+    """The point with the most memory: the peak."""
+    return max(points, key=lambda point: point.total)
 
 
-# What is always there
+# What is always in memory
 
 
 def base_quantized(counts: Counts) -> float:
@@ -104,12 +115,12 @@ def base_quantized(counts: Counts) -> float:
 
 
 def base_kept(counts: Counts) -> float:
-    """Embeddings, norms, biases, LM head and what else stays as it is; the buffers, and the frozen score head."""
+    """What is not quantized: embeddings, norms, biases, LM head, buffers and the frozen score head."""
     return counts.kept + counts.buffers + FLOAT32 * counts.hidden_size
 
 
 def adapter(counts: Counts, rank: int, head: bool = False) -> float:
-    """One role's own parameters, float32: rank x (in + out) for each adapted layer; a score head has one for each H."""
+    """One role's parameters in float32: rank x (in + out) for each adapted layer; a score head has H more."""
     lora = sum(rank * (linear.out_features + linear.in_features) for linear in counts.linears if linear.adapted)
     return FLOAT32 * (lora + (counts.hidden_size if head else 0))
 
@@ -119,36 +130,37 @@ def optimizer(trained: float) -> float:
     return MOMENTS * trained
 
 
-# What passes
+# What is in memory for a while
 
 
-def training_heights(
-    counts: Counts, passes: Passes, rows: int, checkpointing: bool, head: float, head_name: str, own: float
-) -> Iterator[tuple[str, dict[str, float], float]]:
-    """A micro-batch's forward, its head there and back, and its backward; with the gradients that its role has by then.
+def training_points(
+    counts: Counts, passes: Passes, rows: int, checkpointing: bool, trained: TrainedRole
+) -> Iterator[tuple[str, Parts, float]]:
+    """(name, parts, gradients) of a micro-batch's forward, of its head there and back, and of its backward.
 
-    That is for the first micro-batch, which makes them: while they grow, what the forward kept goes.
+    gradients: bytes of the role's gradients by then, in the first micro-batch, which creates them. While they grow,
+    the activations that the forward kept are freed.
     """
     planes = {name: plane.at(rows, counts.layers) for name, plane in passes.training[checkpointing].items()}
     yield "forward", {"activations": planes["forward"]}, 0.0
-    yield head_name, {"activations": planes["kept"], "logits": head}, 0.0
-    yield "backward", {"activations": planes["backward"]}, max(0.0, own - planes["kept"])
+    yield trained.head_name, {"activations": planes["kept"], "logits": trained.head.at(rows)}, 0.0
+    yield "backward", {"activations": planes["backward"]}, max(0.0, trained.adapter - planes["kept"])
 
 
-def scoring_heights(counts: Counts, passes: Passes, rows: int) -> Iterator[Named]:
+def scoring_points(counts: Counts, passes: Passes, rows: int) -> Iterator[NamedParts]:
     """A pass without gradients, and the log-probabilities of its tokens."""
     yield "scoring", {"activations": passes.scoring.at(rows, counts.layers)}
     yield "scoring: log-probs", {"logits": passes.logprobs_scoring.at(rows)}
 
 
-def generation_heights(counts: Counts, passes: Passes, rows: int) -> Iterator[Named]:
-    """The prompts' one pass; the last step, when the cache is at its longest; and the draw of its tokens."""
-    found = {name: plane.at(rows, counts.layers) for name, plane in passes.decoding.items()}
+def generation_points(counts: Counts, passes: Passes, rows: int) -> Iterator[NamedParts]:
+    """The pass over the prompts, the last step, at which the cache is longest, and the draw of its tokens."""
+    sizes = {name: plane.at(rows, counts.layers) for name, plane in passes.decoding.items()}
     logits = rows * counts.vocab_size
     tokens = rows * passes.response * 2 * IDS
-    yield "prefill", {"activations": found["prefill"], "generation": tokens + 6 * logits}
-    cache = {"kv cache": found["cache"]}
-    yield "decoding", {**cache, "activations": found["step"], "generation": tokens + 4 * logits}
+    yield "prefill", {"activations": sizes["prefill"], "generation": tokens + 6 * logits}
+    cache = {"kv cache": sizes["cache"]}
+    yield "decoding", {**cache, "activations": sizes["step"], "generation": tokens + 4 * logits}
     yield "drawing a token", {**cache, "generation": tokens + DRAWING * logits}
 
 
@@ -161,37 +173,41 @@ def rollout_data(passes: Passes, responses: int) -> float:
 # The stages
 
 
-def _sft(counts: Counts, passes: Passes, setting: Setting, device: Device) -> Iterator[Named]:
-    own = adapter(counts, setting.rank)
-    always = _always(counts, own, own, device)
-    yield from _learning(always, counts, passes, setting, device, [("sft", own, "log-probs", passes.logprobs_alone)])
+def _without_sampling(
+    stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device
+) -> Iterator[NamedParts]:
+    """A stage that trains one adapter on data, with its parents' adapters in memory."""
+    own = adapter(counts, setting.rank, head=stage.scores)
+    parents = sum(adapter(counts, setting.rank, head=BY_NAME[parent].scores) for parent in stage.parents)
+    always = _always(counts, parents + own, own)
+    head: tuple[str, ChunkedLine | Line] = ("log-probs", passes.logprobs_alone)
+    if stage.scores:
+        head = ("scores", passes.scores)
+    yield from _learning(always, counts, passes, setting, device, [TrainedRole(stage.role, own, *head)])
 
 
-def _reward(counts: Counts, passes: Passes, setting: Setting, device: Device) -> Iterator[Named]:
-    own = adapter(counts, setting.rank, head=True)
-    always = _always(counts, adapter(counts, setting.rank) + own, own, device)
-    yield from _learning(always, counts, passes, setting, device, [("reward", own, "scores", passes.scores)])
-
-
-def _ppo(counts: Counts, passes: Passes, setting: Setting, device: Device) -> Iterator[Named]:
+def _with_sampling(
+    stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device
+) -> Iterator[NamedParts]:
+    """PPO, with a value role or without."""
     policy, value = adapter(counts, setting.rank), adapter(counts, setting.rank, head=True)
-    roles: list[Trained] = [("policy", policy, "log-probs", passes.logprobs)]
+    roles = [TrainedRole(stage.role, policy, "log-probs", passes.logprobs)]
     if setting.value_role:
-        roles.append(("value", value, "values", passes.values))
-    trained = sum(own for _, own, _, _ in roles)
+        roles.append(TrainedRole("value", value, "values", passes.values))
+    trained = sum(role.adapter for role in roles)
     # the reference is the sft adapter itself; with the reward's that makes four adapters, three without a value role
-    always = _always(counts, policy + value + trained, trained, device)
-    always["copies on the CPU"] = policy if device.copies else 0.0  # to see at the end that the reference stayed
+    always = _always(counts, policy + value + trained, trained)
+    always[COPIES] = policy if device.copies else 0.0  # to see at the end that the reference has not changed
     learned = {**always, "gradients": trained, "rollout": rollout_data(passes, setting.batch)}
-    for name, parts in generation_heights(counts, passes, setting.generation_batch):
+    for name, parts in generation_points(counts, passes, setting.generation_batch):
         yield name, {**learned, **parts}
-    for name, parts in scoring_heights(counts, passes, min(setting.micro_batch, setting.batch)):
+    for name, parts in scoring_points(counts, passes, min(setting.micro_batch, setting.batch)):
         yield name, {**learned, **parts}
     always["rollout"] = learned["rollout"]
     yield from _learning(always, counts, passes, setting, device, roles)
 
 
-def _always(counts: Counts, adapters: float, trained: float, device: Device) -> dict[str, float]:
+def _always(counts: Counts, adapters: float, trained: float) -> Parts:
     return {
         "base, quantized": base_quantized(counts),
         "base, 16 or 32 bits": base_kept(counts),
@@ -201,42 +217,33 @@ def _always(counts: Counts, adapters: float, trained: float, device: Device) -> 
 
 
 def _learning(
-    always: dict[str, float],
-    counts: Counts,
-    passes: Passes,
-    setting: Setting,
-    device: Device,
-    roles: list[Trained],
-) -> Iterator[Named]:
-    """The roles' rehearsals, and their steps, in which the gradients of all are there; on a CPU, with copies aside."""
+    always: Parts, counts: Counts, passes: Passes, setting: Setting, device: Device, roles: list[TrainedRole]
+) -> Iterator[NamedParts]:
+    """Each role's rehearsal, its updates and its optimizer step, in which the gradients of all roles are there."""
     rows = min(setting.micro_batch, setting.minibatch)
-    several = setting.minibatch > rows
-    trained = sum(own for _, own, _, _ in roles)
-    for role, own, head_name, head in roles:
-        heights = list(training_heights(counts, passes, rows, setting.checkpointing, head.at(rows), head_name, own))
-        copied = always.get("copies on the CPU", 0.0)
-        aside = copied + (1 + MOMENTS) * own if device.copies else 0.0
-        for name, parts, gradients in heights:
-            yield (
-                f"rehearsal of {role}: {name}",
-                {**always, "gradients": gradients, "copies on the CPU": aside, **parts},
-            )
+    has_micro_batches = setting.minibatch > rows
+    trained = sum(role.adapter for role in roles)
+    reference_copy = always.get(COPIES, 0.0)
+    for role in roles:
+        points = list(training_points(counts, passes, rows, setting.checkpointing, role))
+        copies = reference_copy + (1 + MOMENTS) * role.adapter if device.copies else 0.0
+        for name, parts, gradients in points:
+            yield f"rehearsal of {role.role}: {name}", {**always, "gradients": gradients, COPIES: copies, **parts}
         # PPO keeps its roles as they were until the first iteration has shown that they move
-        aside = copied + (trained if len(roles) > 1 or copied else 0.0) if device.copies else 0.0
-        others = trained - own
-        for name, parts, gradients in heights:
-            held = others + (own if several else gradients)
-            yield f"update of {role}: {name}", {**always, "gradients": held, "copies on the CPU": aside, **parts}
-        step = {"gradients": trained, "copies on the CPU": aside, "step": device.step_copies * own}
-        yield f"optimizer step of {role}", {**always, **step}
+        copies = reference_copy + (trained if len(roles) > 1 or reference_copy else 0.0) if device.copies else 0.0
+        for name, parts, gradients in points:
+            present = trained - role.adapter + (role.adapter if has_micro_batches else gradients)
+            yield f"update of {role.role}: {name}", {**always, "gradients": present, COPIES: copies, **parts}
+        step = {"gradients": trained, COPIES: copies, "step": device.step_copies * role.adapter}
+        yield f"optimizer step of {role.role}", {**always, **step}
 
 
-def _complete(parts: dict[str, float], device: Device) -> dict[str, float]:
-    """With what the device itself takes."""
-    passing = sum(parts.get(name, 0.0) for name in ("activations", "logits", "kv cache", "generation", "step"))
+def _with_device(parts: Parts, device: Device) -> Parts:
+    """The parts, and what the device itself takes."""
+    temporary = sum(parts.get(name, 0.0) for name in ("activations", "logits", "kv cache", "generation", "step"))
     return {
         **parts,
         "libraries": device.libraries,
-        "allocator rounding": device.rounding * passing,
-        "cuda context": device.context,
+        "allocator rounding": device.rounding * temporary,
+        CUDA_CONTEXT: device.context,
     }

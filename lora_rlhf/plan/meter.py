@@ -1,4 +1,4 @@
-"""Counts the bytes of tensors that are alive at a time while code runs on tensors without bytes."""
+"""Counts the bytes of all tensors that exist at a time, while code runs on tensors without storage."""
 
 import math
 import weakref
@@ -14,9 +14,10 @@ GEMM_4BIT = "bitsandbytes::gemm_4bit"
 
 
 class Meter(TorchDispatchMode):
-    """Inside the block: bytes in tensors that were made there and live, after each operation of each phase.
+    """Inside the block: the bytes of the tensors that were created there, after each operation of each phase.
 
-    Tensors from outside count nothing, whatever is done to them. A view is no new tensor.
+    live: bytes that are in use now. operations: how many ran, views left out. trails: {phase: bytes after each
+    operation}. Tensors from outside count nothing, whatever is done to them, and a view is no new tensor.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What lives in the course of the block is kept under this name."""
+        """Names the trail of the operations inside the block."""
         before, self._phase = self._phase, name
         self._note(0)
         try:
@@ -39,23 +40,23 @@ class Meter(TorchDispatchMode):
 
     @property
     def peaks(self) -> dict[str, int]:
-        """The most in each phase."""
+        """The largest number of bytes in each phase."""
         return {name: max(trail) for name, trail in self.trails.items()}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            self._meet(tensor, outside=True)
+        for leaf in tree_leaves((args, kwargs)):
+            self._register(leaf, outside=True)
         result = function(*args, **(kwargs or {}))
         self.operations += not getattr(function, "is_view", False)
-        for tensor in tree_leaves(result):
-            self._meet(tensor, outside=False)
-        self._note(_inside(function, args))
+        for leaf in tree_leaves(result):
+            self._register(leaf, outside=False)
+        self._note(_workspace(function, args))
         return result
 
-    def _meet(self, thing: Any, outside: bool) -> None:
-        if not isinstance(thing, torch.Tensor):
+    def _register(self, leaf: Any, outside: bool) -> None:
+        if not isinstance(leaf, torch.Tensor):
             return
-        storage = thing.untyped_storage()
+        storage = leaf.untyped_storage()
         key = storage._cdata
         if key in self._alive:
             return
@@ -66,12 +67,12 @@ class Meter(TorchDispatchMode):
     def _free(self, key: int) -> None:
         self.live -= self._alive.pop(key)[1]
 
-    def _note(self, inside: int) -> None:
-        self.trails.setdefault(self._phase, []).append(self.live + inside)
+    def _note(self, workspace: int) -> None:
+        self.trails.setdefault(self._phase, []).append(self.live + workspace)
 
 
-def _inside(function: Any, args: Any) -> int:
-    """Bytes that an operation takes for itself and has given back when it returns."""
+def _workspace(function: Any, args: Any) -> int:
+    """Bytes that an operation allocates for itself and frees before it returns."""
     if function._schema.name == GEMM_4BIT:  # the weight in the compute dtype, and its scales twice in float32
         values = math.prod(args[2])
         return int(values * args[0].element_size() + 2 * 4 * -(-values // args[4]))

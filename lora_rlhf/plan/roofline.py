@@ -1,7 +1,7 @@
-"""A simple roofline: what a stage's passes take on a card of a given bandwidth and speed. Right within a factor of 2.
+"""A simple roofline: the seconds of a stage's passes on a card of a given bandwidth and speed, within a factor of 2.
 
-Each pass takes the longest of its arithmetic, its traffic, and the launching of its kernels, which Python does one by
-one. Nothing here was fitted to a GPU; the shares below are what such code usually reaches.
+A pass takes as long as its arithmetic and its memory traffic, or as the launching of its kernels, which Python does one
+by one, whichever is longer. Nothing here was fitted to a GPU; the shares below are what such code usually reaches.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ UNCERTAINTY = 2.0  # a figure is meant from its half to its double
 
 
 @dataclass(frozen=True)
-class Iteration:
+class IterationSeconds:
     """Seconds of one PPO iteration, by part."""
 
     rollout: float
@@ -41,12 +41,12 @@ def forward(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
 
 
 def training(counts: Counts, passes: Passes, card: Card, rows: int, checkpointing: bool) -> float:
-    """Forward and backward: the base gets no gradients, so that a backward pass costs a forward one."""
+    """Forward and backward. The base gets no gradients, so a backward pass costs as much as a forward pass."""
     return (3 if checkpointing else 2) * forward(counts, passes, card, rows)
 
 
 def decode_step(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
-    """One token for each row: every weight and the whole cache are read once."""
+    """One token for each row; every weight and the whole cache are read once."""
     read = base_quantized(counts) + 2 * counts.hidden_size * counts.vocab_size
     read += (
         passes.decoding["cache"].at(rows, counts.layers)
@@ -58,30 +58,30 @@ def decode_step(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
     return max(read / (card.bandwidth * 1e9 * TRAFFIC), flops / (card.tflops * 1e12 * ARITHMETIC), launched)
 
 
-def iteration(counts: Counts, passes: Passes, card: Card, setting: Setting, epochs: int) -> Iteration:
-    """PPO's: every response sampled to its full length, scored by each role, learned from `epochs` times."""
+def iteration(counts: Counts, passes: Passes, card: Card, setting: Setting, epochs: int) -> IterationSeconds:
+    """PPO's iteration: responses are sampled to full length, scored by each role, and trained on in each epoch."""
     rounds = -(-setting.batch // setting.generation_batch)
     rollout = rounds * (
         forward(counts, passes, card, min(setting.batch, setting.generation_batch))
         + passes.response * decode_step(counts, passes, card, min(setting.batch, setting.generation_batch))
     )
     rows = min(setting.micro_batch, setting.minibatch)
-    passes_of = setting.batch / rows
-    one = forward(counts, passes, card, rows)
-    scored = 3 + setting.value_role  # reward, reference, policy, value
-    trained = 1 + setting.value_role
+    num_passes = setting.batch / rows
+    scoring_pass = forward(counts, passes, card, rows)
+    num_scoring_roles = 3 + setting.value_role  # reward, reference, policy, value
+    num_trained_roles = 1 + setting.value_role
     steps = epochs * setting.batch / setting.minibatch
     moments = steps * 4 * MOMENTS * adapter(counts, setting.rank) / (card.bandwidth * 1e9 * TRAFFIC)
-    update = epochs * passes_of * training(counts, passes, card, rows, setting.checkpointing) + moments
-    return Iteration(rollout, scored * passes_of * one, trained * update)
+    update = epochs * num_passes * training(counts, passes, card, rows, setting.checkpointing) + moments
+    return IterationSeconds(rollout, num_scoring_roles * num_passes * scoring_pass, num_trained_roles * update)
 
 
 def step(counts: Counts, passes: Passes, card: Card, setting: Setting) -> float:
-    """An optimizer step of SFT or of the reward model on a minibatch."""
+    """One optimizer step, on a minibatch, of a stage that trains on data."""
     rows = min(setting.micro_batch, setting.minibatch)
     return setting.minibatch / rows * training(counts, passes, card, rows, setting.checkpointing)
 
 
 def _weights(counts: Counts) -> float:
-    """Of the layers that every token goes through: all linear ones but the LM head."""
+    """The weights that every token goes through: those of all linear layers but the LM head."""
     return float(sum(linear.out_features * linear.in_features for linear in counts.linears if linear.adapted))

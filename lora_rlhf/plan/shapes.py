@@ -1,11 +1,11 @@
-"""The shapes of popular models as plain numbers, so that they can be planned for without a network."""
+"""The shapes of popular models as plain numbers, so that plan needs no network for them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def _shape(family: str, hidden: int, inner: int, layers: int, heads: int, groups: int, vocab: int, **more: Any) -> Any:
-    """One row: transformers' model type, and its settings under their own names."""
+    """(model type, settings of its config), as transformers names both."""
     return family, {
         "hidden_size": hidden,
         "intermediate_size": inner,
@@ -46,8 +46,8 @@ SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 def known(name: str) -> str | None:
-    """The key of a model in SHAPES: its own, or a hub name that ends so, whatever its case and tuning."""
-    last = name.rsplit("/", maxsplit=1)[-1].lower()
+    """The key in SHAPES of a model with that key or that hub name, in any case, tuned or not; None without one."""
+    key = name.rsplit("/", maxsplit=1)[-1].lower()
     for tuning in ("-instruct", "-base", "-it", "-v0.3", "-pt"):
-        last = last.removesuffix(tuning)
-    return last if last in SHAPES else None
+        key = key.removesuffix(tuning)
+    return key if key in SHAPES else None

@@ -1,4 +1,4 @@
-"""What is planned for: a model's counts and passes, from its config alone."""
+"""The model to plan for: its counts and the memory of its passes, from its config alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under a name, on a kind of device."""
+    """A model and the kind of device that it is planned for."""
 
     name: str
     counts: Counts
@@ -29,27 +29,28 @@ class Subject:
 
 
 def examine(config: PlanConfig) -> Subject:
-    """Counts a model and runs a few of its layers without bytes; takes seconds and no weights.
+    """Counts a model's weights and measures a few of its layers. This takes seconds, and reads no weights.
 
-    UserError for a config that cannot be had or built, lengths beyond the context, and layers that need weights to run.
+    UserError for a config that cannot be read or built, lengths beyond the context, and layers that run with weights
+    only.
     """
     assert config.model is not None
     name, dtype = config.model, _dtype(config)
-    here = name == TINYWORLD or Path(name).expanduser().exists()
-    row = None if here else known(name)
-    found = load_config(name, config.trust_remote_code) if row is None else config_of(*SHAPES[row])
-    counts = count(found, config.quantization, dtype)
-    asked = config.max_prompt_tokens + config.max_response_tokens
-    if counts.context is not None and asked > counts.context:
+    is_local = name == TINYWORLD or Path(name).expanduser().exists()
+    shape = None if is_local else known(name)
+    model_config = load_config(name, config.trust_remote_code) if shape is None else config_of(*SHAPES[shape])
+    counts = count(model_config, config.quantization, dtype)
+    tokens = config.max_prompt_tokens + config.max_response_tokens
+    if counts.context is not None and tokens > counts.context:
         raise UserError(
             f"max_prompt_tokens {config.max_prompt_tokens} and max_response_tokens {config.max_response_tokens} make "
-            f"{asked} tokens, but the context of {name!r} is {counts.context}: lower one of them"
+            f"{tokens} tokens, but the context of {name!r} is {counts.context}: lower one of them"
         )
     lora = LoraSettings(rank=config.lora_rank)
     try:
         passes = run_dry(
             counts,
-            lambda layers: build(found, config.quantization, dtype, lora, layers),
+            lambda layers: build(model_config, config.quantization, dtype, lora, layers),
             config.max_prompt_tokens,
             config.max_response_tokens,
         )

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from lora_rlhf.cli.main import COMMANDS, parse
+from lora_rlhf.configs.catalogue import PPO, SFT
 from lora_rlhf.model.skeleton import config_of, count
 from lora_rlhf.plan.cards import CARDS, Card, card_of
 from lora_rlhf.plan.choose import MARGIN, choose
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.dryrun import Envelope, Head, Line, Plane
-from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, peak, stage_heights
+from lora_rlhf.plan.dryrun import ChunkedLine, Envelope, Line, Plane
+from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest, memory_points
 from lora_rlhf.plan.report import commands, plan, show_table
 from lora_rlhf.plan.shapes import SHAPES, known
 from lora_rlhf.plan.subject import Subject
@@ -85,7 +86,7 @@ def test_a_plane_goes_on_in_layers() -> None:
 
 
 def test_a_head_beyond_a_chunk_is_on_another_line() -> None:
-    head = Head(4, Line((1, 10.0), (2, 20.0)), Line((8, 100.0), (16, 116.0)))
+    head = ChunkedLine(4, Line((1, 10.0), (2, 20.0)), Line((8, 100.0), (16, 116.0)))
     assert [head.at(3), head.at(4), head.at(5), head.at(12)] == [30, 40, 94, 108]
 
 
@@ -95,8 +96,8 @@ def card(gib: float) -> Card:
 
 def test_what_is_chosen_fits_with_a_margin(tinyworld: Subject) -> None:
     for gib in (0.6, 0.7, 1, 4):
-        found = choose(tinyworld, ASKED, card(gib))
-        assert all(stage.top.total <= gib * GIB * (1 - MARGIN) for stage in found.stages.values())
+        run_plan = choose(tinyworld, ASKED, card(gib))
+        assert all(stage.peak.total <= gib * GIB * (1 - MARGIN) for stage in run_plan.stages.values())
 
 
 def test_a_larger_card_is_no_slower(tinyworld: Subject) -> None:
@@ -107,10 +108,10 @@ def test_a_larger_card_is_no_slower(tinyworld: Subject) -> None:
 
 def test_what_is_given_stays(tinyworld: Subject) -> None:
     asked = replace(ASKED, micro_batch_size=3, generation_batch_size=5, gradient_checkpointing=True, advantage="grpo")
-    found = choose(tinyworld, asked, card(6))
-    setting = found.stages["ppo"].setting
+    run_plan = choose(tinyworld, asked, card(6))
+    setting = run_plan.stages["ppo"].setting
     assert (setting.micro_batch, setting.generation_batch, setting.checkpointing) == (3, 5, True)
-    assert (found.advantage, setting.value_role) == ("grpo", False)
+    assert (run_plan.advantage, setting.value_role) == ("grpo", False)
 
 
 def test_without_room_for_a_value_role_there_is_none(tinyworld: Subject) -> None:
@@ -119,11 +120,11 @@ def test_without_room_for_a_value_role_there_is_none(tinyworld: Subject) -> None
     tops = []
     for value_role in (True, False):
         setting = Setting(1, 1, True, 256, value_role, asked.minibatch_size, asked.batch_size)
-        tops.append(peak(stage_heights("ppo", tinyworld.counts, tinyworld.passes, setting, CUDA)).total)
+        tops.append(highest(memory_points(PPO, tinyworld.counts, tinyworld.passes, setting, CUDA)).total)
     between = sum(tops) / 2 / GIB / (1 - MARGIN)
-    found = choose(tinyworld, asked, card(between))
-    assert found.advantage == "rloo"
-    assert "--advantage rloo --samples_per_prompt 4" in commands(found, asked)[2]
+    run_plan = choose(tinyworld, asked, card(between))
+    assert run_plan.advantage == "rloo"
+    assert "--advantage rloo --samples_per_prompt 4" in commands(run_plan, asked)[2]
 
 
 def test_nothing_that_fits_is_refused_with_what_it_needs(tinyworld: Subject) -> None:
@@ -141,24 +142,24 @@ def test_a_batch_that_no_card_holds_is_refused_with_one_that_fits(tinyworld: Sub
 
 def test_command_lines_parse_to_what_was_planned(tinyworld: Subject) -> None:
     asked = replace(ASKED, lora_rank=8, gradient_checkpointing=True)
-    found = choose(tinyworld, asked, card(6))
-    for line, stage in zip(commands(found, asked), ("sft", "reward", "ppo"), strict=True):
+    run_plan = choose(tinyworld, asked, card(6))
+    for line, stage in zip(commands(run_plan, asked), ("sft", "reward", "ppo"), strict=True):
         name, *words = shlex.split(line)[1:]
         assert name == stage
         config = parse(name, words)
         assert config.faults() == []
-        assert config.micro_batch_size == found.stages[stage].setting.micro_batch
+        assert config.micro_batch_size == run_plan.stages[stage].setting.micro_batch
         assert (config.gradient_checkpointing, config.max_prompt_tokens, config.max_response_tokens) == (True, 24, 8)
-    assert parse("sft", shlex.split(commands(found, asked)[0])[2:]).lora_rank == 8
-    assert parse("ppo", shlex.split(commands(found, asked)[2])[2:]).generation_batch_size == 64
+    assert parse("sft", shlex.split(commands(run_plan, asked)[0])[2:]).lora_rank == 8
+    assert parse("ppo", shlex.split(commands(run_plan, asked)[2])[2:]).generation_batch_size == 64
 
 
 def test_each_role_costs_its_adapter_gradients_and_moments(tinyworld: Subject) -> None:
     """A value role: an adapter, its gradient and two moments, float32; and nothing of the base."""
     tops = {}
     for value_role in (True, False):
-        heights = stage_heights("ppo", tinyworld.counts, tinyworld.passes, Setting(8, 8, False, 16, value_role), CUDA)
-        tops[value_role] = next(height for height in heights if height.name == "scoring").total
+        points = memory_points(PPO, tinyworld.counts, tinyworld.passes, Setting(8, 8, False, 16, value_role), CUDA)
+        tops[value_role] = next(point for point in points if point.name == "scoring").total
     lora = 16 * sum(one.in_features + one.out_features for one in tinyworld.counts.linears if one.adapted)
     assert tops[True] - tops[False] == pytest.approx(4 * 4 * (lora + tinyworld.counts.hidden_size))
 
@@ -166,8 +167,8 @@ def test_each_role_costs_its_adapter_gradients_and_moments(tinyworld: Subject) -
 def test_checkpointing_keeps_less(tinyworld: Subject) -> None:
     tops = []
     for checkpointing in (False, True):
-        heights = stage_heights("sft", tinyworld.counts, tinyworld.passes, Setting(32, 1, checkpointing, 16, True), CPU)
-        tops.append(peak(heights).total)
+        points = memory_points(SFT, tinyworld.counts, tinyworld.passes, Setting(32, 1, checkpointing, 16, True), CPU)
+        tops.append(highest(points).total)
     assert tops[1] < 0.8 * tops[0]
 
 

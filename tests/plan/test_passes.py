@@ -9,6 +9,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lora_rlhf.configs.catalogue import PPO
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import Sequences, response_logprobs, response_values
 from lora_rlhf.model.generate import generate_seeded
@@ -16,7 +17,7 @@ from lora_rlhf.model.memory import adapter_bytes
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.model.skeleton import config_of
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.memory import Setting, adapter, base_kept, base_quantized, optimizer, stage_heights
+from lora_rlhf.plan.memory import Setting, adapter, base_kept, base_quantized, memory_points, optimizer
 from lora_rlhf.plan.meter import Meter
 from lora_rlhf.plan.subject import Subject, examine
 from lora_rlhf.stages.fitting import Pieces
@@ -51,12 +52,14 @@ def batch(rows: int = ROWS) -> Sequences:
 
 
 def planned(subject: Subject, name: str, checkpointing: bool = False) -> float:
-    """What passes at a height of PPO."""
+    """The temporary memory at a memory point of PPO."""
     setting = Setting(ROWS, ROWS, checkpointing, 4, True)
-    height = next(
-        h for h in stage_heights("ppo", subject.counts, subject.passes, setting, subject.device) if h.name == name
+    point = next(
+        point
+        for point in memory_points(PPO, subject.counts, subject.passes, setting, subject.device)
+        if point.name == name
     )
-    return sum(height.parts.get(part, 0.0) for part in PASSING)
+    return sum(point.parts.get(part, 0.0) for part in PASSING)
 
 
 def most(subject: Subject, names: tuple[str, ...], checkpointing: bool = False) -> float:
@@ -169,9 +172,9 @@ def test_many_rows_are_foretold_from_few(
             response_logprobs(model, sequences)
 
     subject, setting = subjects("llama"), Setting(15, 1, False, 4, True)
-    heights = stage_heights("ppo", subject.counts, subject.passes, setting, subject.device)
-    found = [sum(h.parts.get(p, 0.0) for p in PASSING) for h in heights if h.name.startswith("scoring")]
-    assert max(found) == pytest.approx(measured(score), rel=0.01)
+    points = memory_points(PPO, subject.counts, subject.passes, setting, subject.device)
+    sizes = [sum(point.parts.get(part, 0.0) for part in PASSING) for point in points if "scoring" in point.name]
+    assert max(sizes) == pytest.approx(measured(score), rel=0.01)
 
 
 def test_a_prompt_twice_as_long_takes_more(
