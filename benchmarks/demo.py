@@ -130,7 +130,10 @@ def together(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dic
     seconds: dict[str, list[float]] = {"together": [], "one after the other": []}
     possible = []
     for number in range(rounds + 1):
-        asked = {"together": [columns], "one after the other": [(column,) for column in columns]}
+        asked: dict[str, list[tuple[str, ...]]] = {
+            "together": [columns],
+            "one after the other": [(column,) for column in columns],
+        }
         for name in list(asked)[:: 1 if number % 2 else -1]:
             started = time.perf_counter()
             answered = [end(host, question(run, stages, QUESTION, LONGEST, number)) for stages in asked[name]]

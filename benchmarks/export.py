@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from copy import deepcopy as copy_of
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def make_base(folder: Path, layers: int) -> int:
     tokenizer.save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     planned = [
-        Planned(Entry(name, tensor.dtype, tuple(tensor.shape)), lambda tensor=tensor: drawn(tensor, generator))
+        Planned(Entry(name, tensor.dtype, tuple(tensor.shape)), partial(drawn, tensor, generator))
         for name, tensor in state.items()
     ]
     size = num_bytes(state)

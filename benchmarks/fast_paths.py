@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -136,7 +137,7 @@ class Work:
                 generate_seeded(self.model, prompts, seeds, **self.drawing, batch_size=len(prompts), engine=engine)
 
     @property
-    def drawing(self) -> dict[str, object]:
+    def drawing(self) -> dict[str, Any]:
         return {"max_new_tokens": self.case.new_tokens, "temperature": 1.0, "stop_ids": self.stops}
 
     def sample(self, paths: Paths) -> list[GeneratedResponse]:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from provenance import provenance
@@ -103,7 +104,7 @@ def measure(
 ) -> dict[str, object]:
     """Tokens/s of all ways after a round that warms up, and their ratios."""
     chosen, roles = prompts[: asked.prompts], ROLES[: asked.roles]
-    settings = {"max_new_tokens": case.new_tokens, "temperature": 1.0, "stop_ids": stops}
+    settings: dict[str, Any] = {"max_new_tokens": case.new_tokens, "temperature": 1.0, "stop_ids": stops}
     seeds = list(range(len(chosen)))
 
     def mixed() -> Groups:
@@ -160,7 +161,7 @@ def alternate(
     return speeds, sum(a == b for a, b in zip(answers[MIXED], answers[ALONE], strict=True))
 
 
-def first_tokens(model: SharedModel, roles: tuple[str, ...], prompt: list[int], settings: dict[str, object]) -> float:
+def first_tokens(model: SharedModel, roles: tuple[str, ...], prompt: list[int], settings: dict[str, Any]) -> float:
     """Seconds from asking for a stream until each column has a token."""
     started = time.perf_counter()
     stream = stream_mixed(model, roles, [prompt] * len(roles), [0] * len(roles), **settings)

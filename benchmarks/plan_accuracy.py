@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -76,7 +76,7 @@ class Row:
     generation: int = 8
     rank: int = 8
     checkpointing: bool = False
-    advantage: str = "gae"
+    advantage: Literal["gae", "rloo"] = "gae"
     dtype: str = "float32"
     batch: int = 8
     minibatch: int = 8
@@ -211,13 +211,13 @@ def compare(row: Row, device: str) -> dict[str, Any]:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         lines = done.stdout.strip().splitlines()
         measured = json.loads(lines[-1]) if done.returncode == 0 and lines else {"failed": f"status {done.returncode}"}
-    stages = {}
+    stages: dict[str, Any] = {}
     for stage in STAGES:
         both = {"predicted": predicted[stage], **measured.get(stage, {})}
         if "peak" in both:
             both["error"] = round(both["predicted"]["peak"] / both["peak"] - 1, 4)
         stages[stage] = both
-    rest = {key: measured[key] for key in ("failed", "went_on_with_less") if key in measured}
+    rest: dict[str, Any] = {key: measured[key] for key in ("failed", "went_on_with_less") if key in measured}
     return {**asdict(row), "stages": stages, **rest}
 
 
@@ -283,9 +283,9 @@ def run_stage(stage: str, row: Row, folder: Path, model: SharedModel, device: to
         "gradient_checkpointing": row.checkpointing,
     }
     data = {name: str(folder / f"{name}.jsonl") for name in ("demonstrations", "rankings")}
-    held_out = {"validation_fraction": 0.0}
+    held_out: dict[str, Any] = {"validation_fraction": 0.0}
     if stage == "sft":
-        config = SFTConfig(
+        sft_config = SFTConfig(
             model=row.name,
             demonstrations=data["demonstrations"],
             epochs=1,
@@ -294,11 +294,11 @@ def run_stage(stage: str, row: Row, folder: Path, model: SharedModel, device: to
             **held_out,
             **common,
         )
-        sft.train(config, model)
+        sft.train(sft_config, model)
     elif stage == "reward":
         reward.train(RewardConfig(rankings=data["rankings"], **held_out, **common), model)
     else:
-        config = PPOConfig(
+        ppo_config = PPOConfig(
             engine="plain",
             decode_weights="adapter",
             prompts=data["demonstrations"],
@@ -313,7 +313,7 @@ def run_stage(stage: str, row: Row, folder: Path, model: SharedModel, device: to
             stop_at_approx_kl=None,
             **common,
         )
-        ppo.train(config, model)
+        ppo.train(ppo_config, model)
 
 
 def write_data(row: Row, folder: Path) -> None:

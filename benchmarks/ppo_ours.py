@@ -108,11 +108,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         clock.parts[-1] |= {f"processor_{name}": seconds for name, seconds in processor.items()}
 
     def ticking(self: TrainingLoop, *given: Any, part: int = 0, **named: Any) -> None:
-        boundary(self, *given, part=part, **named)
+        boundary(self, *given, part=part, **named)  # type: ignore[misc]  # part is a keyword
         if part == 0:
             clock.tick()
 
-    patches = {"log": logged, "boundary": ticking, "resume": resume}
+    patches: dict[str, Any] = {"log": logged, "boundary": ticking, "resume": resume}
     with patch.multiple(TrainingLoop, **patches), patch.object(PPOLoop, "_timed", timing):
         ppo.train(config)
     manifest = json.loads((folder / "run" / "ppo" / "manifest.json").read_text())

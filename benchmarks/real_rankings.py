@@ -111,7 +111,7 @@ def train(folder: Path, rankings: list[Ranking]) -> dict[str, Any]:
             **common,
         )
     )
-    settings = {"epochs": 2, "learning_rate": 1e-3}
+    settings: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-3}
     reward.train(RewardConfig(run=run, rankings=str(folder / "rankings.jsonl"), **settings, **common), model)
     found = find_stage(Path(run) / "reward", "reward").manifest["results"]
     return {"limits": LIMITS, "lora": LORA, "responses_per_prompt": RESPONSES, "reward": settings, **found}

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,7 +122,7 @@ def measure(model: SharedModel, prompts: list[list[int]], case: Case, size: int,
     """Tokens/s of all, after a round that warms up; the limit is of a full batch in the middle of its responses."""
     stops = stop_ids(model.tokenizer) if case.config is None else []
     runs: dict[str, Callable[[], int]] = {
-        engine: lambda engine=engine: _ours(model, prompts, case, size, stops, engine) for engine in ENGINES
+        engine: partial(_ours, model, prompts, case, size, stops, engine) for engine in ENGINES
     }
     runs[PEER] = lambda: _peer(model, prompts, case, stops)
     speeds: dict[str, list[float]] = {name: [] for name in runs}

@@ -7,6 +7,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -45,9 +46,10 @@ def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     return fast
 
 
-def token_stream(tokenizer: PreTrainedTokenizerFast, seed: str, block: int, batch: int):
+def token_stream(tokenizer: PreTrainedTokenizerFast, seed: str, block: int, batch: int) -> Iterator[torch.Tensor]:
     """Endless (batch, block) tensors of documents one after the other, an end-of-text token behind each."""
-    documents, ids = iter(Scrape(seed)), []
+    documents = iter(Scrape(seed))
+    ids: list[int] = []
     while True:
         while len(ids) < batch * block:
             for encoded in tokenizer(list(itertools.islice(documents, 256)))["input_ids"]:

@@ -3,6 +3,7 @@
 import math
 import random
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,11 @@ SCORES = torch.tensor([score for group in GROUPS for score in group], dtype=torc
 
 
 def test_critic_free_advantages_equal_the_reference() -> None:
-    for function, definition in [(rloo, reference.rloo), (partial(grpo, eps=0.1), partial(reference.grpo, eps=0.1))]:
+    pairs: list[tuple[Any, Any]] = [
+        (rloo, reference.rloo),
+        (partial(grpo, eps=0.1), partial(reference.grpo, eps=0.1)),
+    ]
+    for function, definition in pairs:
         expected = [advantage for group in GROUPS for advantage in definition(group)]
         assert function(SCORES, 3).tolist() == pytest.approx(expected, abs=1e-12)
 

@@ -35,7 +35,9 @@ def test_equals_the_definition() -> None:
     for row in range(2):
         for column in range(4):
             cell = logits[row, column].tolist()
-            assert logprobs[row, column].item() == pytest.approx(reference.logprob(cell, ids[row, column]), abs=1e-12)
+            assert logprobs[row, column].item() == pytest.approx(
+                reference.logprob(cell, int(ids[row, column])), abs=1e-12
+            )
             assert entropy[row, column].item() == pytest.approx(reference.entropy(cell), abs=1e-12)
 
 

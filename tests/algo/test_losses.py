@@ -48,16 +48,18 @@ TOKEN_LOSSES = pytest.mark.parametrize(
 
 
 def test_policy_loss_equals_the_reference() -> None:
-    result = policy_loss(*map(tensor, POLICY_ROWS), MASK, CLIP, NUM_TOKENS)
-    terms = [term for rows in zip(*POLICY_ROWS, strict=True) for term in reference.policy_terms(*rows, CLIP)]
+    new, old, advantages = map(tensor, POLICY_ROWS)
+    result = policy_loss(new, old, advantages, MASK, CLIP, NUM_TOKENS)
+    terms = [term for n, o, a in zip(*POLICY_ROWS, strict=True) for term in reference.policy_terms(n, o, a, CLIP)]
     expected = [math.fsum(column) / NUM_TOKENS for column in zip(*terms, strict=True)]
     assert [figure.item() for figure in result] == pytest.approx(expected, abs=1e-12)
     assert 0.2 < result.clip_fraction < 0.8 and result.approx_kl > 0.01  # the data reaches every branch
 
 
 def test_value_loss_equals_the_reference() -> None:
-    result = value_loss(*map(tensor, VALUE_ROWS), MASK, CLIP, NUM_TOKENS)
-    terms = [term for rows in zip(*VALUE_ROWS, strict=True) for term in reference.value_terms(*rows, CLIP)]
+    values, old_values, returns = map(tensor, VALUE_ROWS)
+    result = value_loss(values, old_values, returns, MASK, CLIP, NUM_TOKENS)
+    terms = [term for v, o, r in zip(*VALUE_ROWS, strict=True) for term in reference.value_terms(v, o, r, CLIP)]
     expected = [math.fsum(column) / NUM_TOKENS for column in zip(*terms, strict=True)]
     assert [figure.item() for figure in result] == pytest.approx(expected, abs=1e-12)
     assert 0.2 < result.clip_fraction < 0.8
@@ -146,7 +148,8 @@ def test_an_infinite_clip_range_is_the_plain_loss() -> None:
 
 def test_metrics_carry_no_gradient() -> None:
     logprobs = tensor(POLICY_ROWS[0]).requires_grad_()
-    result = policy_loss(logprobs, *map(tensor, POLICY_ROWS[1:]), MASK, CLIP, NUM_TOKENS)
+    old_logprobs, advantages = map(tensor, POLICY_ROWS[1:])
+    result = policy_loss(logprobs, old_logprobs, advantages, MASK, CLIP, NUM_TOKENS)
     assert result.loss.requires_grad and not result.clip_fraction.requires_grad and not result.approx_kl.requires_grad
 
 

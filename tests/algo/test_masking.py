@@ -64,6 +64,7 @@ def test_masked_cells_touch_neither_value_nor_gradient(function, poison: float) 
     weights = torch.arange(1.0, values.numel() + 1).view(values.shape)  # a plain sum of normalised cells is flat
     (values * weights).sum().backward()
     (poisoned_values * weights).sum().backward()
+    assert clean.grad is not None and poisoned.grad is not None
     assert torch.equal(clean.grad, poisoned.grad)
     assert clean.grad[MASK].any() and not clean.grad[~MASK].any()
 

@@ -26,6 +26,7 @@ def test_equals_the_reference_and_is_blind_to_padding(poison: float) -> None:
     expected = reference.pad([reference.token_rewards(s, row, 0.3) for s, row in zip(SCORES, KL, strict=True)], WIDTH)
     torch.testing.assert_close(rewards, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
     rewards.sum().backward()
+    assert kl.grad is not None and scores.grad is not None
     assert torch.equal(kl.grad, -0.3 * MASK.double())
     assert torch.equal(scores.grad, torch.ones(3, dtype=torch.float64))
 

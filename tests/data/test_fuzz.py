@@ -154,7 +154,7 @@ def csv_file(rng: random.Random, path: Path) -> int:
     names = list(dict.fromkeys(names))
     written = io.StringIO(rng.choice(("", "\ufeff")))
     written.seek(0, io.SEEK_END)
-    quoting = rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    quoting: Any = rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     # the library leaves line breaks of another kind than its own unquoted in cells
     ending = "\r\n" if quoting == csv.QUOTE_MINIMAL else rng.choice(("\n", "\r\n", "\r"))
     delimiter = rng.choice(",;\t") if len(names) > 1 else ","
@@ -212,7 +212,7 @@ def parquet_file(rng: random.Random, path: Path) -> int:
 def check_records(records: list[Any], path: Path) -> None:
     """They hold text that can be written, and are the same after they were written and read again."""
     for cls, format in NATIVE.items():
-        some = [record for record in records if type(record) is cls]
+        some: list[Any] = [record for record in records if type(record) is cls]
         for record in some:
             prompt = record if isinstance(record, Prompt) else getattr(record, "prompt", None)
             texts = [message.content for message in prompt.messages] if prompt else [record.text]
@@ -227,7 +227,8 @@ def lines_of(path: Path) -> int:
     """The lines of a text file, as far as it can be unpacked, and the one where it breaks."""
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
-        unpacking, parts = zlib.decompressobj(wbits=31), []
+        unpacking = zlib.decompressobj(wbits=31)
+        parts: list[bytes] = []
         with suppress(zlib.error):
             parts.extend(unpacking.decompress(data[place : place + 1]) for place in range(len(data)))
         data = b"".join(parts)

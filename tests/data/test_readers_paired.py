@@ -21,6 +21,7 @@ KIND_HI = Prompt((Message("system", "Be kind."), Message("user", "Hi")))
 def read(row: dict) -> Ranking:
     (format,) = recognise(row, "rankings")
     (record,) = format.readers["rankings"](row)
+    assert isinstance(record, Ranking)
     return record
 
 

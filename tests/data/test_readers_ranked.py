@@ -1,5 +1,7 @@
 """Scores and places become ranks with the right sign, ties stay ties, and neighbouring rows are read together."""
 
+from typing import Any
+
 import pytest
 
 from lora_rlhf.data.formats import RecordKind, recognise
@@ -115,7 +117,7 @@ def test_summaries_of_posts_and_of_articles() -> None:
 # neighbouring rows
 
 
-def steer(text: str, helpfulness, prompt: str = "Hi") -> dict:
+def steer(text: Any, helpfulness, prompt: str = "Hi") -> dict:
     return {"prompt": prompt, "response": text, "helpfulness": helpfulness, **STEER}
 
 
@@ -136,11 +138,12 @@ def test_helpsteer_turns_are_messages() -> None:
 def test_rows_belong_together_by_their_prompt_alone() -> None:
     (format,) = recognise(steer("a", 1), "rankings")
     group = format.group
+    assert group is not None
     assert group(steer("a", 1)) == group(steer("b", 4)) != group(steer("b", 4, "Ho"))
     (format,) = recognise({"prompt": [ANSWER], "completion": "a", "label": True}, "rankings")
-    assert (
-        format.group({"prompt": [dict(ANSWER)]}) == format.group({"prompt": [ANSWER]}) != format.group({"prompt": "x"})
-    )
+    group = format.group
+    assert group is not None
+    assert group({"prompt": [dict(ANSWER)]}) == group({"prompt": [ANSWER]}) != group({"prompt": "x"})
 
 
 def unpaired(text, label) -> dict:

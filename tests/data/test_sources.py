@@ -321,12 +321,13 @@ def test_a_format_can_be_named_also_where_another_fits_better(tmp_path: Path) ->
 
 
 def test_a_format_of_another_kind_or_of_no_known_name_is_an_error() -> None:
-    for name, kind, held in [
+    cases: list[tuple[str, Any, str]] = [
         ("alpaca", "rankings", "demonstrations and prompts"),
         ("hh-rlhf", "demonstrations", "rankings and prompts"),
         ("text", "prompts", "texts"),
         ("prompt", "texts", "prompts"),
-    ]:
+    ]
+    for name, kind, held in cases:
         with pytest.raises(UserError, match=f"--format {name} holds {held}; {kind} are wanted from x.jsonl"):
             Source("x.jsonl", kind, name)
     with pytest.raises(UserError, match="did you mean alpaca"):

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -119,7 +120,7 @@ def test_resuming_on_anything_else_is_an_error(make_tokenizer: Callable[[str], P
         (TEXTS, plain, 8, 3, 5),
         (TEXTS, plain, 8, 4, 6),
     ):
-        stream = TextStream(lambda texts=texts: texts, tokenizer, block_tokens, seed, buffer_blocks)
+        stream = TextStream(partial(list, texts), tokenizer, block_tokens, seed, buffer_blocks)
         name = "fingerprint" if seed == 3 else "seed"
         with pytest.raises(UserError, match=f"{name} was {state[name]}.*resume with the same text"):
             stream.load_state_dict(state)

@@ -77,6 +77,7 @@ def test_flat_rows_may_stand_in_any_order_but_not_without_the_first() -> None:
 def test_the_messages_of_one_tree_belong_together() -> None:
     rows = flat(DEEP)
     (format,) = recognise(rows[0], "rankings")
+    assert format.group is not None
     assert len({format.group(row) for row in rows}) == 1
     assert format.group(rows[0]) != format.group({**rows[0], "message_tree_id": "other"})
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -46,7 +47,7 @@ def served(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     root = tmp_path_factory.mktemp("served") / "runs"
     save_run(model, root / "first")
     with launched(DemoConfig(root=str(root), port=PORT)) as blocks:
-        yield Served(blocks.local_url, root)
+        yield Served(str(blocks.local_url), root)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]
         if parts.scheme not in ("data", "blob", "about") and parts.hostname != "127.0.0.1":
             faults.append(f"a request to {request_url}")
 
-    def open_one(url: str | None = None, **context: object) -> Page:
+    def open_one(url: str | None = None, **context: Any) -> Page:
         contexts.append(browser.new_context(**context))
         page = contexts[-1].new_page()
         page.set_default_timeout(SECONDS)

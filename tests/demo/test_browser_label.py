@@ -34,7 +34,7 @@ def labelled(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> It
     for step in range(1, 6):
         append_row(root / "first" / "ppo" / "metrics.jsonl", {"step": step, "rollout/score": 0.1 * step})
     with launched(DemoConfig(root=str(root), port=PORT + 300)) as blocks:
-        yield Served(blocks.local_url, root)
+        yield Served(str(blocks.local_url), root)
 
 
 def rankings(served: Served) -> RowFile:

@@ -5,6 +5,7 @@ import random
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -86,7 +87,7 @@ def test_a_stopped_answer_keeps_what_was_said(host: Host) -> None:
 
 
 def test_a_page_closed_in_the_middle_does_not_hold_up_the_next(host: Host) -> None:
-    leaving = host.submit(ask("first", QUESTION, length=100)).events()
+    leaving: Any = host.submit(ask("first", QUESTION, length=100)).events()
     while not isinstance(next(leaving), Partial):
         pass
     leaving.close()

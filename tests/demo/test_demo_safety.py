@@ -61,9 +61,10 @@ def test_nothing_is_seen_without_the_password(tmp_path: Path) -> None:
     secret.write_text("long enough\nnot this\n")
     (tmp_path / "runs").mkdir()
     with launched(DemoConfig(root=str(tmp_path / "runs"), port=PORT + 200, password_file=str(secret))) as blocks:
+        url = str(blocks.local_url)
         for place in ("config", "gradio_api/info"):
-            assert get(blocks.local_url + place)[0] == 401
-        wrong, right = (login(blocks.local_url, word) for word in ("not this", "long enough"))
+            assert get(url + place)[0] == 401
+        wrong, right = (login(url, word) for word in ("not this", "long enough"))
         assert (wrong, right) == (400, 200)
 
 

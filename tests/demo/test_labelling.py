@@ -45,7 +45,7 @@ def rankings(tmp_path: Path) -> RowFile:
 
 
 def test_tasks_are_read_from_what_sample_writes(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "One?", "responses": ["a", "b ", "b", " ", "c"], "use_case": "chat"},
         {
             "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Two?"}],

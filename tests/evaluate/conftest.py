@@ -55,7 +55,7 @@ def make_run(tmp_path: Path, trained: SharedModel) -> Callable[..., Path]:
     """make_run(name, policy=role whose adapter is saved as the policy's, or None) -> a run of finished stages."""
 
     def make(
-        name: str = "run", policy: str | None = "policy", reward: bool = True, reference: str = "sft", sft: str = ""
+        name: str = "run", policy: str | None = "policy", reward: bool = True, reference: Any = "sft", sft: str = ""
     ) -> Path:
         run, base = tmp_path / name, describe_base(trained)
         if not sft:

@@ -15,7 +15,9 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from tests.support.evaluation import NUM_PROBES, OTHERS, QUESTIONS, letter_share, letters
 
-Run, Settings, Write = Callable[..., Path], Callable[..., EvaluateConfig], Callable[..., str]
+Run = Callable[..., Path]
+Settings = Callable[..., EvaluateConfig]
+Write = Callable[..., str]
 
 
 def samples_of(run: Path) -> list[dict[str, Any]]:
@@ -54,7 +56,8 @@ def test_a_better_policy_wins_and_all_is_written(make_run: Run, settings: Settin
         assert row["scores"] == {name: letter_share("", text) for name, text in row["responses"].items()}
     for key, suffix in (("win_rates", ""), ("win_rates_best_temperature", "_best_temperature")):
         for pair in ("policy_vs_sft", "policy_vs_base", "sft_vs_base"):
-            expected = share_won(rows, *pair.split("_vs_"), key=f"scores{suffix}")
+            first, second = pair.split("_vs_")
+            expected = share_won(rows, first, second, key=f"scores{suffix}")
             assert report[key][pair]["rate"] == pytest.approx(expected, abs=1e-9)
     assert report["win_rates"]["policy_vs_sft"]["low"] > 0.8
     assert report["best_temperature"]["policy"] == 0.0 and report["temperature_sweep"]["policy"]["0"] == 1.0
@@ -255,7 +258,7 @@ def test_mistakes_are_named_before_anything_is_loaded(
     run = make_run()
     monkeypatch.setattr("lora_rlhf.evaluate.report.open_model", lambda *_: pytest.fail("the model was opened"))
     others = write_prompts("others.jsonl", [*OTHERS, QUESTIONS[5].lower()])
-    mistakes = [
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"prompts": write_prompts("one.jsonl", QUESTIONS[:1])}, r"one\.jsonl: 1 distinct prompt, --prompts needs"),
         (
             {"selection_prompts": others},

@@ -18,7 +18,7 @@ from lora_rlhf.system.errors import UserError
 
 installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra")
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question": f"What does the sailor number {i} count?", "choices": ["aaaa", "the ships", "bread"], "answer": i % 3}
     for i in range(8)
 ]

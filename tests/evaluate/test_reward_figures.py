@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_rlhf.evaluate.reward_figures import change, on_own_answers, ordering_figures
-from lora_rlhf.stats.ordering import ordering_report
+from lora_rlhf.stats.ordering import OrderingReport, ordering_report
 
 
 def test_the_reward_model_is_right_where_it_orders_as_the_judge_did() -> None:
@@ -24,7 +24,7 @@ def test_a_reward_model_that_was_gamed_is_worse_after_than_before() -> None:
     """Before: ordered rightly with the stated confidence. After: as sure as ever, and wrong as often as right."""
     rng = random.Random(0)
 
-    def pairs(outcomes: list[float]) -> dict[str, object]:
+    def pairs(outcomes: list[float]) -> OrderingReport:
         return on_own_answers(outcomes, ([1.4] * 300, [0.0] * 300), ([9.0] * 300, [9.0] * 300))
 
     right, wrong = ([float(rng.random() < share) for _ in range(300)] for share in (0.8, 0.5))

@@ -52,7 +52,7 @@ def test_prompts_are_the_same_by_key_in_every_stage(tmp_path: Path, evaluated: s
         tmp_path / "r.jsonl", [{"prompt": f"Question {n}?", "chosen": "a", "rejected": "b"} for n in (1, 2, 2)]
     )
     other = write(tmp_path / "p.jsonl", [{"prompt": "New?"}])
-    common = {"run": str(tmp_path)}
+    common: dict[str, Any] = {"run": str(tmp_path)}
     stages = RunStages(
         {
             "sft": stage(
@@ -129,7 +129,7 @@ def test_reading_ends_when_it_takes_too_long_or_all_is_known(
     rows = [{"prompt": f"Question {number}?"} for number in range(1000)]
     stages = sft_on(tmp_path, write(tmp_path / "d.jsonl", rows))
     read = []
-    key = Prompt.key.fget
+    key: Any = vars(Prompt)["key"].fget
     monkeypatch.setattr(Prompt, "key", property(lambda prompt: read.append(prompt) or key(prompt)))
     assert find_seen(stages, evaluated, PROMPTS)["seen"] == 6
     assert len(read) < 50, "all six stand at the beginning"

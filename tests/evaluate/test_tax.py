@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -26,22 +25,16 @@ from lora_rlhf.evaluate.tax import (
     window_of,
 )
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.probes.records import Choice
 from lora_rlhf.system.errors import UserError
 
 TEXTS = [Text(f"The river is wide; the boat number {place} is small." * (1 + place % 3)) for place in range(9)]
 
 
-@dataclass(frozen=True)
-class Question:
-    prompt: Prompt
-    options: tuple[str, ...]
-    answer: int
-
-
 QUESTIONS = [
-    Question(Prompt.of("Say the answer."), ("aaaa", "the boat is small and wide", "ship"), 0),
-    Question(Prompt.of("What is it?"), ("aaaa", "the river"), 1),
-    Question(Prompt.of("Count the ships."), ("one", "two", "three", "aaaa"), 3),
+    Choice(Prompt.of("Say the answer."), ("aaaa", "the boat is small and wide", "ship"), 0),
+    Choice(Prompt.of("What is it?"), ("aaaa", "the river"), 1),
+    Choice(Prompt.of("Count the ships."), ("one", "two", "three", "aaaa"), 3),
 ]
 
 
@@ -95,10 +88,10 @@ def test_the_interval_of_a_perplexity_is_scipys_bootstrap_of_documents() -> None
     others = [value + n * rng.gauss(0.1, 0.05) for n, value in zip(tokens, sums, strict=True)]
     one, other = Column("perplexity", others, tokens), Column("perplexity", sums, tokens)
 
-    def perplexity(above, below, axis):  # type: ignore[no-untyped-def]
+    def perplexity(above, below, axis):
         return numpy.exp(above.sum(axis) / below.sum(axis))
 
-    def difference(above, below, other_above, axis):  # type: ignore[no-untyped-def]
+    def difference(above, below, other_above, axis):
         return perplexity(above, below, axis) - perplexity(other_above, below, axis)
 
     columns = tuple(map(numpy.array, (others, tokens, sums)))
@@ -109,7 +102,9 @@ def test_the_interval_of_a_perplexity_is_scipys_bootstrap_of_documents() -> None
     gap = one.against(other)
     ends = scipy.stats.bootstrap(columns, difference, paired=True, method="percentile", rng=0).confidence_interval
     assert (gap.low, gap.high) == pytest.approx((ends.low, ends.high), rel=0.01)
-    assert gap.difference == pytest.approx(found.value - other.figure().value, abs=1e-9)
+    of_other = other.figure().value
+    assert found.value is not None and of_other is not None
+    assert gap.difference == pytest.approx(found.value - of_other, abs=1e-9)
     assert gap.p == pytest.approx(2 / 4001)
 
 

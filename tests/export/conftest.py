@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.support.exports import write_run
 def tiny_run(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
     """tiny_run(architecture, quantization, compute_dtype) -> the folder of a run on that tiny model."""
 
-    def make(name: str = "llama", **settings: str | bool) -> Path:
+    def make(name: str = "llama", **settings: Any) -> Path:
         return write_run(tmp_path / "runs" / name, tiny_model(name), **settings)
 
     return make

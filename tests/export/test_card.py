@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from lora_rlhf.export.card import card
 from lora_rlhf.export.card_usage import usage
 from lora_rlhf.export.lineage import read_lineage
 
-REPORT = {
+REPORT: dict[str, Any] = {
     **{"format": 2, "created": "2026-01-02T03:04:05+00:00", "config": {}, "base": {}},
     "systems": {
         "policy": {"run": "/secret/place/run", "stage": "ppo", "id": "ppo0"},

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
 
 
-def exported(run: Path, **settings: object) -> tuple[Path, dict]:
+def exported(run: Path, **settings: Any) -> tuple[Path, dict]:
     to = Path("out")
     facts = export(ExportConfig(folder=str(run), to=str(to), device="cpu", prompts="prompts.jsonl", **settings))
     return to, facts
@@ -178,7 +179,7 @@ def test_what_is_wrong_is_said_before_any_work(
     shutil.copytree(tiny_model("llama"), base)
     run = write_run(tmp_path / "runs" / "own", base)
 
-    def refused(match: str, **settings: object) -> None:
+    def refused(match: str, **settings: Any) -> None:
         with pytest.raises(UserError, match=match):
             exported(run, **settings)
         assert not Path("out").exists()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ FORKS.set_forkserver_preload(["lora_rlhf.export.export", "peft"])
 
 def make(folder: str, run: str) -> None:
     os.chdir(folder)
-    settings = {"parity_prompts": 2, "parity_tokens": 4, "min_agreement": 0.0, "device": "cpu"}
+    settings: dict[str, Any] = {"parity_prompts": 2, "parity_tokens": 4, "min_agreement": 0.0, "device": "cpu"}
     export(ExportConfig(folder=run, role="sft", to="out", max_shard_size="1MB", **settings))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,12 @@ def test_three_stages_on_the_gpu(tmp_path: Path) -> None:
     demonstrations, rankings = tmp_path / "demonstrations.jsonl", tmp_path / "rankings.jsonl"
     write_jsonl(demonstrations, [{"prompt": prompt, "completion": ANSWERS[0]} for prompt in prompts])
     write_jsonl(rankings, [{"prompt": prompt, "responses": ANSWERS, "ranks": [1, 2, 3, 4]} for prompt in prompts])
-    common = {"run": str(tmp_path / "run"), "device": "cuda", "max_prompt_tokens": 96, "max_response_tokens": 32}
+    common: dict[str, Any] = {
+        "run": str(tmp_path / "run"),
+        "device": "cuda",
+        "max_prompt_tokens": 96,
+        "max_response_tokens": 32,
+    }
 
     model = SharedModel(load_base(BaseSpec("tinyworld"), "cuda"))
     assert next(model.causal.parameters()).device.type == "cuda"

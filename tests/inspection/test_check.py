@@ -259,9 +259,9 @@ def test_no_input_is_written_over(tmp_path: Path, flag: str, role: str) -> None:
     name = write(tmp_path / "rows.jsonl", DEMONSTRATIONS)
     other = write(tmp_path / "other.jsonl", PROMPTS)
     before = Path(name).read_bytes()
-    inputs = {"files": (other,), role: (name,)}
+    inputs: dict[str, Any] = {"files": (other,), role: (name,), flag: name}
     with pytest.raises(UserError, match=f"--{flag} .*would destroy it"):
-        run_check(CheckConfig(**inputs, **{flag: name}))
+        run_check(CheckConfig(**inputs))
     assert Path(name).read_bytes() == before
 
 

@@ -18,7 +18,7 @@ def talk(*turns: str, system: str | None = None) -> Prompt:
     """A conversation: user, assistant, user, ..."""
     roles = ("user", "assistant")
     messages = [Message(roles[place % 2], turn) for place, turn in enumerate(turns)]
-    return Prompt(([Message("system", system)] if system else []) + messages)
+    return Prompt((*([Message("system", system)] if system else []), *messages))
 
 
 def prints_of(*prompts: Prompt, most: int = 1000) -> Prints:

@@ -65,10 +65,10 @@ def test_sft_counts_the_response_and_its_end_alone(packing: bool) -> None:
     batch = demonstration_lines(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing)
     short, long = batch.lines
     assert text(of(short, "prompt")) == "User: Hi\n\nAssistant:"
-    assert text(cell for cell in short.cells if cell.counts) == " Yes.</s>"
+    assert text([cell for cell in short.cells if cell.counts]) == " Yes.</s>"
     assert text(of(short, "response")) == " Yes." and text(of(short, "end")) == "</s>"
     assert text(of(long, "prompt")) == "User: Where does the fox live?\n\nAssistant:"
-    assert text(cell for cell in long.cells if cell.counts) == " The fox lives in the forest.</s>"
+    assert text([cell for cell in long.cells if cell.counts]) == " The fox lives in the forest.</s>"
     for line, example in ((short, SHORT), (long, LONG)):
         real = of(line, "prompt", "response", "end")
         assert [cell.id for cell in real] == example.prompt_ids + example.response_ids
@@ -145,8 +145,8 @@ def test_ppo_responses_count_up_to_where_they_stopped() -> None:
         GeneratedResponse(ids(" The fox lives in the"), False),
     ]
     done, endless = prompt_lines(PPO, TOKENIZER, prompts, [HERE, HERE], responses).lines
-    assert text(cell for cell in done.cells if cell.counts) == " Yes.</s>" and done.notes == ()
-    assert text(cell for cell in endless.cells if cell.counts) == " The fox lives in the"
+    assert text([cell for cell in done.cells if cell.counts]) == " Yes.</s>" and done.notes == ()
+    assert text([cell for cell in endless.cells if cell.counts]) == " The fox lives in the"
     assert [cell.text for line in (done, endless) for cell in line.cells if cell.score] == ["</s>", " the"]
     assert "missing_eos_score" in endless.notes[0]
 

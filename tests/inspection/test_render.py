@@ -18,7 +18,9 @@ def write(path: Path, rows: list[Any]) -> str:
 
 @pytest.fixture
 def report(tmp_path: Path) -> dict[str, Any]:
-    rankings = [{"prompt": f"Task {n}", "responses": ["aa", "b", "c"], "ranks": [1, 2, 2]} for n in range(1100)]
+    rankings: list[dict[str, Any]] = [
+        {"prompt": f"Task {n}", "responses": ["aa", "b", "c"], "ranks": [1, 2, 2]} for n in range(1100)
+    ]
     rankings += [{"prompt": f"Task {n}", "responses": ["aa", "b"], "ranks": [2, 1], "id": n} for n in range(100)]
     demonstrations = [{"prompt": f"Task {n}", "completion": "x" * n} for n in range(1, 60)]
     names = (

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,8 @@ def test_verdicts_come_back_from_the_file_and_the_first_one_stays(tmp_path: Path
     path = tmp_path / "j.jsonl"
     cache = Cache(path)
     assert cache.get(KEYS[0]) is None
-    for key, verdict in zip(KEYS, ("A", "B", "tie"), strict=False):
+    verdicts: list[Any] = ["A", "B", "tie"]
+    for key, verdict in zip(KEYS, verdicts, strict=False):
         cache.put(key, verdict, 'a "judge"')
     cache.put(KEYS[0], "B", "j")
     assert [Cache(path).get(key) for key in KEYS[:4]] == ["A", "B", "tie", None]
@@ -31,9 +33,13 @@ def test_verdicts_come_back_from_the_file_and_the_first_one_stays(tmp_path: Path
 
 
 def test_every_part_of_the_content_is_in_the_key() -> None:
-    parts = [{"model": "m"}, "v", "prompt", "one", "two"]
-    others = [{"model": "n"}, "w", "prompt ", "two", "one"]
-    keys = {key_of(*parts)} | {key_of(*parts[:i], others[i], *parts[i + 1 :]) for i in range(5)}  # type: ignore[arg-type]
+    parts: list[Any] = [{"model": "m"}, "v", "prompt", "one", "two"]
+    others: list[Any] = [{"model": "n"}, "w", "prompt ", "two", "one"]
+
+    def changed(i: int) -> Any:
+        return (*parts[:i], others[i], *parts[i + 1 :])
+
+    keys = {key_of(*parts)} | {key_of(*changed(i)) for i in range(5)}
     assert len(keys) == 6
     assert key_of({"a": 1, "b": 2}, "v", "p", "x", "y") == key_of({"b": 2, "a": 1}, "v", "p", "x", "y")
     assert key_of({}, "v", "p", "ab", "c") != key_of({}, "v", "p", "a", "bc")

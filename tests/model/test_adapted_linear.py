@@ -1,6 +1,7 @@
 """The adapted layers' own forward and backward pass: PEFT's arithmetic, with less kept."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_in_16_bits_the_inputs_are_kept_in_16_bits_and_results_are_peft_s_to_rou
     expected = (
         nn.functional.linear(wide[0], base.weight.float(), base.bias.float()) + 0.1 * wide[0] @ wide[1].T @ wide[2].T
     )
-    tolerance = {"rtol": 2**-7, "atol": 2**-7}  # a last place of bfloat16
+    tolerance: dict[str, Any] = {"rtol": 2**-7, "atol": 2**-7}  # a last place of bfloat16
     torch.testing.assert_close(product.float(), expected, **tolerance)
     upstream = torch.randn(6, 10, 48)
     expected_gradients = torch.autograd.grad(expected, wide, upstream.bfloat16().float())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from lora_rlhf.model.base import BaseSpec, digest, load_base
+from lora_rlhf.model.base import Base, BaseSpec, digest, load_base
 from lora_rlhf.system.errors import UserError
 
 Tiny = Callable[[str], Path]
@@ -27,7 +28,7 @@ def folder(tiny_model: Tiny, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model("mistral"), tmp_path / "model"))
 
 
-def load(name: str | Path, **spec: object) -> object:
+def load(name: str | Path, **spec: Any) -> Base:
     return load_base(BaseSpec(str(name), **spec), "cpu")
 
 
@@ -188,7 +189,7 @@ def test_a_checkpoint_that_is_quantized_already_is_refused(folder: Path) -> None
 
 
 @pytest.mark.parametrize("wrong", [{"quantization": "fp4"}, {"compute_dtype": "int8"}])
-def test_unknown_choices_are_refused(wrong: dict[str, str]) -> None:
+def test_unknown_choices_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="choose one of"):
         BaseSpec("tinyworld", **wrong)
 

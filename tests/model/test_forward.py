@@ -1,6 +1,7 @@
 """Log-probs, values and scores against one unpadded sequence at a time through the model's own forward."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lora_rlhf.model.shared import SharedModel
 from tests.support.batches import random_batch, random_lists, sequences
 
 Make = Callable[..., SharedModel]
-NEAR = {"rtol": 1e-4, "atol": 2e-5}
+NEAR: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 
 
 def assert_rows(found: Tensor, expected: list[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,9 @@ Make = Callable[..., SharedModel]
 
 
 def sample(
-    model: SharedModel, prompts: list[list[int]], seed: int = 0, **changes: object
+    model: SharedModel, prompts: list[list[int]], seed: int = 0, **changes: Any
 ) -> list[list[GeneratedResponse]]:
-    settings: dict[str, object] = {"max_new_tokens": 12, "temperature": 1.0, "stop_ids": [0], "batch_size": 64}
+    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "stop_ids": [0], "batch_size": 64}
     return generate(model, prompts, generator=torch.Generator().manual_seed(seed), **(settings | changes))
 
 
@@ -132,7 +133,7 @@ def test_the_same_seed_gives_the_same_and_another_does_not(shared_model: Make) -
 
 def test_dropping_finished_rows_changes_nothing(shared_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (prompts, _) = shared_model("mistral"), random_lists()
-    settings = {"num_samples": 8, "max_new_tokens": 24, "stop_ids": list(range(40))}
+    settings: dict[str, Any] = {"num_samples": 8, "max_new_tokens": 24, "stop_ids": list(range(40))}
     widths: list[int] = []
 
     def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def test_each_role_says_what_it_says_alone(several: Make, name: str, engine: str
 
 
 @pytest.mark.parametrize("engine", ["plain", "static"])
-def test_without_quantization_and_in_training_too(several: Make, engine: str) -> None:
+def test_without_quantization_and_in_training_too(several: Make, engine: Any) -> None:
     model = several("gpt2", "none")
     model.enable_gradient_checkpointing()
     settings = {**SETTINGS, "batch_size": 6, "engine": engine}
@@ -85,7 +85,7 @@ def test_in_8_bits_it_runs(several: Make) -> None:
 
 
 @pytest.mark.parametrize("engine", ["plain", "static"])
-def test_a_prompt_is_read_once_for_each_role(several: Make, engine: str) -> None:
+def test_a_prompt_is_read_once_for_each_role(several: Make, engine: Any) -> None:
     model, shapes = several(), []
     model.causal.get_input_embeddings().register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     prompts = [prompt for prompt in PROMPTS for _ in range(2)]
@@ -159,7 +159,8 @@ def test_a_stream_says_what_each_role_says_alone(several: Make, architecture: st
 def test_streams_interleave_with_each_other_and_with_roles(several: Make) -> None:
     model = several()
     expected = [expected_columns(model, prompt) for prompt in (0, 1)]
-    one, other, found = columns(model, 0), columns(model, 1), ([], [])
+    one, other = columns(model, 0), columns(model, 1)
+    found: tuple[list[Any], list[Any]] = ([], [])
     for _ in range(SETTINGS["max_new_tokens"]):
         for stream, steps in zip((one, other), found, strict=True):
             steps += [step for step in [next(stream, None)] if step is not None]
@@ -170,7 +171,8 @@ def test_streams_interleave_with_each_other_and_with_roles(several: Make) -> Non
 
 
 def test_a_stream_stops_when_it_is_told_to(several: Make) -> None:
-    model, steps = several(), []
+    model = several()
+    steps: list[Any] = []
     whole = list(columns(model, stop_ids=[]))
     for step in columns(model, stop_ids=[], stop=lambda: len(steps) == 3):
         steps.append(step)
@@ -181,7 +183,7 @@ def test_a_stream_stops_when_it_is_told_to(several: Make) -> None:
 
 def test_a_closed_stream_leaves_the_model_idle(several: Make) -> None:
     model = several()
-    stream = columns(model, stop_ids=[])
+    stream: Any = columns(model, stop_ids=[])
     next(stream)
     stream.close()
     assert list(stream) == []

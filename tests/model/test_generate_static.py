@@ -33,7 +33,7 @@ def prompts_of(lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
 def sample(
     model: SharedModel, prompts: list[list[int]], engine: Engine = "static", **changes: Any
 ) -> list[list[GeneratedResponse]]:
-    settings = {"max_new_tokens": NEW, "temperature": 1.0, "stop_ids": list(range(40)), "batch_size": 4}
+    settings: dict[str, Any] = {"max_new_tokens": NEW, "temperature": 1.0, "stop_ids": list(range(40)), "batch_size": 4}
     generator = torch.Generator().manual_seed(SEED)
     return generate(model, prompts, generator=generator, engine=engine, **(settings | changes))
 
@@ -82,7 +82,7 @@ class Replayed(Step):
     captured: ClassVar[list[tuple[int, int]]] = []
 
     def __init__(self, *args: Any, graphs: bool) -> None:
-        super().__init__(*args, graphs=graphs)
+        super().__init__(*args, graphs=graphs)  # type: ignore[misc]
         self.graphs = True
 
     def _capture(self, rows: int, columns: int) -> Any:
@@ -228,7 +228,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(
     """Without a GPU every capture fails; what fails for want of memory is the caller's to mend."""
     model, prompts = shared_model(), prompts_of()
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(decode_static, "Step", lambda *args, graphs: Step(*args, graphs=True))
+    monkeypatch.setattr(decode_static, "Step", lambda *args, graphs: Step(*args, graphs=True))  # type: ignore[misc]
     decode_step._say_eager.cache_clear()
     with model.role("policy"):
         require_same(model, prompts, sample(model, prompts), sample(model, prompts, engine="plain"))
@@ -286,7 +286,8 @@ def test_what_cannot_be_generated_is_refused(shared_model: Make) -> None:
 
 
 def test_tokens_are_told_of_as_they_are_drawn(shared_model: Make, way: str) -> None:
-    model, prompts, told = shared_model(), prompts_of(), []
+    model, prompts = shared_model(), prompts_of()
+    told: list[Any] = []
     with model.role("policy"):
         decode_static.generate_static(
             model,

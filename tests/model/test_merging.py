@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def merged(part: Part, mode: merging.Mode = "rounded", dtype: torch.dtype = torc
     return torch.cat(list(part.pieces(mode, dtype, CPU)))
 
 
-def with_adapter(base: Path, folder: Path, quantization: str, dtype: str, **settings: object) -> SharedModel:
+def with_adapter(base: Path, folder: Path, quantization: str, dtype: str, **settings: Any) -> SharedModel:
     model = SharedModel(load_base(BaseSpec(str(base), quantization, dtype), "cpu"))
     model.add_role("sft", LoraSettings(rank=4, alpha=8, **settings))
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +53,7 @@ def with_adapter(base: Path, folder: Path, quantization: str, dtype: str, **sett
     return model
 
 
-def live_weight(layer: torch.nn.Module, dtype: torch.dtype) -> Tensor:
+def live_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     """What a layer computes with, (out, in), by bitsandbytes' own functions."""
     if isinstance(layer, Linear4bit):
         return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)

@@ -45,6 +45,7 @@ def of_peft(model: SharedModel, roles: tuple[str, ...], places: tuple[int, ...],
     """PEFT's own way to mix adapters in a batch, with its own arithmetic."""
     names = {"base": "__base__", "reference": "sft"}
     compute_as_peft(model)
+    assert model.peft is not None
     with model.role("policy"), torch.no_grad():  # PEFT needs adapters to be on
         chosen = [names.get(roles[place], roles[place]) for place in places]
         found: Tensor = model.peft(input_ids=ids, adapter_names=chosen, use_cache=False).logits
@@ -76,9 +77,9 @@ def test_in_8_bits_an_adapter_is_added_as_it_is_alone(shared_model: Make) -> Non
     found = logits(model, ROLES, PLACES, ids_of(len(PLACES), tokens=3))
     hook.remove()
     assert found.isfinite().all()
-    for row, place in enumerate(PLACES):
+    for index, place in enumerate(PLACES):
         with model.role(ROLES[place]), torch.no_grad():
-            torch.testing.assert_close(seen[0][row], layer(inputs)[row], rtol=0, atol=1e-5)
+            torch.testing.assert_close(seen[0][index], layer(inputs)[index], rtol=0, atol=1e-5)
     assert len({round(float(row.sum()), 3) for row in seen[0]}) == len({"base", "sft", "policy", "wide"})
 
 
@@ -162,6 +163,7 @@ def state(model: SharedModel) -> object:
     """What could leak: role, train mode, what is trainable, what a forward pass computes."""
     train_modes = {module.training for module in model.causal.modules()}
     trainable = [name for name, parameter in model.causal.named_parameters() if parameter.requires_grad]
+    result: float | str
     try:
         with torch.no_grad():
             result = float(model.causal(ids_of(2), use_cache=False).logits.double().sum())

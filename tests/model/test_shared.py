@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def flags(model: SharedModel) -> tuple[str | None, bool, list[str]]:
 
 def test_only_the_trained_role_is_trainable_and_everything_comes_back(shared_model: Make) -> None:
     model = shared_model()
-    idle = (None, False, [])
+    idle: tuple[None, bool, list[str]] = (None, False, [])
     assert flags(model) == idle
     for role in TRAINABLE:
         with model.role(role, training=True):
@@ -233,7 +234,9 @@ def test_a_nested_role_before_backward_does_no_harm(shared_model: Make, checkpoi
             response_logprobs(model, batch)
         gradients(model, "value", batch)
         loss.backward()
-    assert all(torch.equal(p.grad, expected[name]) for name, p in model.named_parameters_of("policy"))
+    assert all(
+        p.grad is not None and torch.equal(p.grad, expected[name]) for name, p in model.named_parameters_of("policy")
+    )
 
 
 def test_check_gradients_names_a_parameter_without_one(shared_model: Make) -> None:
@@ -332,7 +335,7 @@ def test_inits_that_could_write_to_the_base_are_refused(init: str) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": "q_proj"}, {"targets": ()}]
 )
-def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         LoraSettings(**wrong)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def subjects(tiny_model: Callable[[str], Path]) -> Callable[[str], Subject]:
 
     def subject(name: str) -> Subject:
         if name not in found:
-            limits = {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE}
+            limits: dict[str, Any] = {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE}
             found[name] = examine(PlanConfig(model=str(tiny_model(name)), device="cpu", lora_rank=4, **limits))
         return found[name]
 
@@ -204,7 +205,7 @@ def test_drawing_from_a_large_vocabulary_takes_what_was_planned(
     def sample() -> None:
         with model.role("base"):
             prompts, seeds = [[7] * 4] * ROWS, [[row] for row in range(ROWS)]
-            settings = {"max_new_tokens": 4, "temperature": 1.0, "stop_ids": [], "batch_size": ROWS}
+            settings: dict[str, Any] = {"max_new_tokens": 4, "temperature": 1.0, "stop_ids": [], "batch_size": ROWS}
             generate_seeded(model, prompts, seeds, **settings)
 
     real, subject = measured(sample), examine(asked)

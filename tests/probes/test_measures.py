@@ -85,7 +85,7 @@ def test_the_interval_covers_at_the_nominal_rate() -> None:
     for _ in range(300):
         logs = rng.normal(3, 1, (40, 3))
         rewards = 0.5 * logs + rng.normal(0, 1, (40, 3)) * math.sqrt(1)
-        groups = [Graded(r, np.expm1(x), np.zeros(3)) for r, x in zip(rewards.tolist(), logs, strict=True)]
+        groups = [Graded(r, np.expm1(x).tolist(), [0.0] * 3) for r, x in zip(rewards.tolist(), logs, strict=True)]
         found = partial_correlation(groups)
         covered += found.low < truth < found.high
     assert 0.92 < covered / 300 < 0.98

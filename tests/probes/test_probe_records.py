@@ -69,8 +69,8 @@ def test_the_content_hash_is_the_sha256_of_the_canonical_rows() -> None:
     row = {"bin": "instruction_miss", "check": SHORT, "prompt": [["user", "Answer in five words: what is rain?"]]}
     text = json.dumps(row, sort_keys=True, separators=(",", ":"))
     assert ProbeSet("few", "7", PROBES.probes[:1]).content_hash == hashlib.sha256(text.encode()).hexdigest()
-    row = {"answer": 1, "options": ["three", "four"], "prompt": [["user", "What is two plus two?"]]}
-    text = json.dumps(row, sort_keys=True, separators=(",", ":"))
+    choice = {"answer": 1, "options": ["three", "four"], "prompt": [["user", "What is two plus two?"]]}
+    text = json.dumps(choice, sort_keys=True, separators=(",", ":"))
     assert CHOICES.content_hash == hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Every family through all three stages, each on a tiny random model of its architecture in 4 bits."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def test_all_three_stages(name: str, tiny_model: Models, data: Path, tmp_path: P
     demonstrations, rankings = str(data / "demonstrations.jsonl"), str(data / "rankings.jsonl")
     sft.train(SFTConfig(model=str(folder), demonstrations=demonstrations, validation_fraction=0.2, **common), model)
     reward.train(RewardConfig(rankings=rankings, **common), model)
-    short = {"max_prompt_tokens": 48, "max_response_tokens": 8}
+    short: dict[str, Any] = {"max_prompt_tokens": 48, "max_response_tokens": 8}
     ppo.train(
         PPOConfig(
             run=run,

@@ -73,7 +73,10 @@ def train(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Call
     def make(stage: str, run: str) -> SharedModel:
         usual: dict[str, Any] = {"run": str(tmp_path / run), **LIMITS, "micro_batch_size": 8}
         if stage == "sft":
-            sources = {"model": str(tiny_model("llama")), "demonstrations": str(data / "demonstrations.jsonl")}
+            sources: dict[str, Any] = {
+                "model": str(tiny_model("llama")),
+                "demonstrations": str(data / "demonstrations.jsonl"),
+            }
             return sft.train(SFTConfig(**usual, **sources, epochs=1, batch_size=8, validation_fraction=0.1))
         usual |= {"sft": str(parents / "sft")}
         if stage == "reward":

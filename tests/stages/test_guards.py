@@ -27,7 +27,10 @@ def config(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Mak
     def make(stage: str, **changes: Any) -> Any:
         usual: dict[str, Any] = {"run": str(tmp_path / "run"), "save_every": 1, "batch_size": 8, **LIMITS}
         if stage == "sft":
-            sources = {"model": str(tiny_model("llama")), "demonstrations": str(data / "demonstrations.jsonl")}
+            sources: dict[str, Any] = {
+                "model": str(tiny_model("llama")),
+                "demonstrations": str(data / "demonstrations.jsonl"),
+            }
             return SFTConfig(**(usual | sources | {"epochs": 1, "validation_fraction": 0.0} | changes))
         usual |= {"sft": str(parents / "sft")}
         if stage == "reward":

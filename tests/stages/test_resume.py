@@ -272,7 +272,7 @@ def test_a_corrupt_configuration_is_named(config: Make, monkeypatch: pytest.Monk
 
 def test_a_second_process_is_kept_out(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config("reward")
-    tried = []
+    tried: list[int] = []
 
     def second(self: TrainingLoop, *args: Any, **kwargs: Any) -> None:
         if not tried:

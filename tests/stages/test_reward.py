@@ -96,7 +96,7 @@ def test_one_batch_is_learnt_by_heart(shared_model: Make) -> None:
 
 @pytest.mark.parametrize("loss", ["pairwise", "listwise"])
 @pytest.mark.parametrize("ranks", [[[1, 2, 3, 4], [4, 1, 3, 1]], [[2, 1, 2, 2], [1, 1, 3, 3]]])
-def test_loss_and_gradient_are_those_of_the_paper(shared_model: Make, loss: str, ranks: list[list[int]]) -> None:
+def test_loss_and_gradient_are_those_of_the_paper(shared_model: Make, loss: Any, ranks: list[list[int]]) -> None:
     model = shared_model()
     rankings = [
         dataclasses.replace(ranking, ranks=own)
@@ -346,7 +346,7 @@ def test_a_ranking_with_one_response_is_refused_alone(config: Callable[..., Rewa
 
 def test_a_parent_that_is_not_there_or_not_finished(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
     assert_refused(config(sft=str(tmp_path / "nowhere")), "nowhere: no sft stage there", "lora-rlhf sft")
-    made = json.loads((Path(config().sft) / "manifest.json").read_text())
+    made = json.loads((Path(str(config().sft)) / "manifest.json").read_text())
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "manifest.json").write_text(json.dumps({**made, "status": "running"}))
     assert_refused(config(sft=str(tmp_path / "half")), "did not finish", "'running'")

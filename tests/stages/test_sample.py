@@ -52,10 +52,8 @@ def test_every_prompt_gets_distinct_responses(config: Config, tiny_model: Models
 
 
 def test_seed_and_role_decide(config: Config, tmp_path: Path) -> None:
-    runs = {
-        name: config(to=str(tmp_path / f"{name}.jsonl"), **changes)
-        for name, changes in {"one": {}, "again": {}, "other": {"seed": 1}, "base": {"role": "base"}}.items()
-    }
+    changed: dict[str, dict[str, Any]] = {"one": {}, "again": {}, "other": {"seed": 1}, "base": {"role": "base"}}
+    runs = {name: config(to=str(tmp_path / f"{name}.jsonl"), **changes) for name, changes in changed.items()}
     for settings in runs.values():
         sample(settings)
     found = {name: rows(settings) for name, settings in runs.items()}

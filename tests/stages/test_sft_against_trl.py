@@ -27,16 +27,22 @@ class _Log(TrainerCallback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if logs and "loss" in logs:
             self.rows.append(logs)
 
 
 def test_sft_is_what_trl_makes_of_the_same_batches(tiny_model: Models, data: Path, tmp_path: Path) -> None:
     settings = SFTConfig(
-        **{"run": str(tmp_path / "run"), "model": str(tiny_model("llama")), "lora_rank": 4, "learning_rate": 2e-3},
-        **{"demonstrations": str(data / "demonstrations.jsonl"), "batch_size": BATCH, "micro_batch_size": 3},
-        **{"epochs": EPOCHS, "validation_fraction": 0.0},
+        run=str(tmp_path / "run"),
+        model=str(tiny_model("llama")),
+        lora_rank=4,
+        learning_rate=2e-3,
+        demonstrations=str(data / "demonstrations.jsonl"),
+        batch_size=BATCH,
+        micro_batch_size=3,
+        epochs=EPOCHS,
+        validation_fraction=0.0,
         **LIMITS,
     )
     ours = sft.train(settings).adapter_state("sft")
@@ -64,7 +70,7 @@ def test_sft_is_what_trl_makes_of_the_same_batches(tiny_model: Models, data: Pat
         assert (value - ours[name]).abs().max() < 1e-2, name
 
 
-def _by_trl(model, examples: list[EncodedExample], settings: SFTConfig, folder: Path) -> list[dict[str, float]]:  # type: ignore[no-untyped-def]
+def _by_trl(model, examples: list[EncodedExample], settings: SFTConfig, folder: Path) -> list[dict[str, float]]:
     before, log = model.adapter_state("sft"), _Log()
     arguments = TrainerConfig(
         **{"output_dir": str(folder / "trl"), "num_train_epochs": 1, "gradient_accumulation_steps": 2},

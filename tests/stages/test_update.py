@@ -53,7 +53,8 @@ def rollout_of(model: SharedModel, config: PPOConfig = CONFIG) -> Rollout:
     return collect(config, model, Judge(1.0, OFFSET, None, 1.0, None), prompts, uneven, training_pieces(config))
 
 
-def rows(values: Tensor, mask: Tensor) -> list[list[float]]:
+def rows(values: Tensor | None, mask: Tensor) -> list[list[float]]:
+    assert values is not None
     return [row[counts].double().tolist() for row, counts in zip(values, mask, strict=True)]
 
 
@@ -99,7 +100,7 @@ def test_whitened_rewards_keep_their_mean_and_have_sd_1(model: SharedModel) -> N
 
 
 @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
-def test_critic_free_targets(model: SharedModel, advantage: str) -> None:
+def test_critic_free_targets(model: SharedModel, advantage: Any) -> None:
     config = dataclasses.replace(CONFIG, advantage=advantage, samples_per_prompt=4)
     batch = rollout_of(model)
     goal = targets(config, batch, kl_coef=0.3)

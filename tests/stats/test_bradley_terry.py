@@ -16,7 +16,7 @@ STRENGTHS = {"base": 0.0, "sft": 0.8, "policy": 1.5, "other": -0.4}
 def contests(n: int, seed: int, names: tuple[str, ...] = tuple(STRENGTHS)) -> dict[tuple[str, str], list[float | None]]:
     """Each pair's outcomes over n prompts: the mean of two tosses, so that there are ties."""
     rng = random.Random(seed)
-    outcomes = {}
+    outcomes: dict[tuple[str, str], list[float | None]] = {}
     for first, second in combinations(names, 2):
         p = 1 / (1 + math.exp(STRENGTHS[second] - STRENGTHS[first]))
         outcomes[first, second] = [(float(rng.random() < p) + float(rng.random() < p)) / 2 for _ in range(n)]
@@ -26,7 +26,7 @@ def contests(n: int, seed: int, names: tuple[str, ...] = tuple(STRENGTHS)) -> di
 def test_ratings_are_a_logistic_regression_on_who_plays() -> None:
     """+1 for the first, -1 for the second, no constant; half a win is added to either side of each pair."""
     games = contests(200, seed=1)
-    games["base", "other"] = [None] * 60 + games["base", "other"][60:]
+    games["base", "other"] = [*[None] * 60, *games["base", "other"][60:]]
     ratings = bradley_terry(games, "sft")
     names = ["base", "policy", "other"]
     rows, won, weights = [], [], []

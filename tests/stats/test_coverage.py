@@ -6,6 +6,7 @@ Exact intervals hold it in at least as many by design; for those the lower bound
 import math
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy
 import pytest
@@ -81,7 +82,7 @@ def test_length_controlled_win_rate() -> None:
 def test_kl_per_token_over_responses_of_unlike_length() -> None:
     """Longer responses have more KL per token, and all tokens of one share what is particular to it."""
 
-    def parts(rng: numpy.random.Generator, slope: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+    def parts(rng: numpy.random.Generator, slope: float) -> tuple[Any, Any]:
         tokens = rng.integers(5, 61, 200)
         return tokens * (0.02 + slope * tokens) * rng.gamma(4, 0.25, 200), tokens
 

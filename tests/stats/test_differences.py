@@ -67,7 +67,7 @@ def test_paired_ratios_are_scipys_bootstrap_of_the_difference() -> None:
     difference = paired_ratios(sums, tokens, other_sums, others)
     assert difference.difference == pytest.approx(sum(sums) / sum(tokens) - sum(other_sums) / sum(others), abs=1e-12)
 
-    def ratio(a, b, c, d, axis):  # type: ignore[no-untyped-def]
+    def ratio(a, b, c, d, axis):
         return a.sum(axis) / b.sum(axis) - c.sum(axis) / d.sum(axis)
 
     columns = tuple(map(numpy.array, (sums, tokens, other_sums, others)))

@@ -98,7 +98,7 @@ def test_a_bootstrap_of_a_ratio_is_scipys() -> None:
     tokens = [rng.randint(3, 60) for _ in range(250)]
     sums = [n * rng.expovariate(4) for n in tokens]
 
-    def ratio(above, below, axis):  # type: ignore[no-untyped-def]
+    def ratio(above, below, axis):
         return above.sum(axis) / below.sum(axis)
 
     columns = (numpy.array(sums), numpy.array(tokens))

@@ -19,7 +19,7 @@ from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage
+from lora_rlhf.runs.folder import ADAPTER, Parent, StageFolder, find_stage
 
 OFFSET = 0.25
 STAGES = ("base", "sft", "policy")
@@ -53,7 +53,7 @@ def save_run(model: SharedModel, folder: Path, sft: str = "sft", policy: str = "
     first = StageFolder(SFTConfig(run=str(folder), model="m", demonstrations="d.jsonl"), "sft")
     reward = StageFolder(RewardConfig(run=str(folder), rankings="r.jsonl"), "reward")
     ppo = StageFolder(PPOConfig(run=str(folder), prompts="p.jsonl", reference="sft"), "ppo")
-    parents = {}
+    parents: dict[str, Parent] = {}
     for stage, role, results in ((first, sft, {}), (reward, "reward", {"offset": OFFSET}), (ppo, policy, {})):
         stage.begin(base, parents, {})
         model.save_role(role, stage.path / ADAPTER)

@@ -22,7 +22,7 @@ DEMONSTRATIONS = [
     for asks, answers in ASKED.items()
     for word in WORDS
 ]
-RANKINGS = [
+RANKINGS: list[dict[str, Any]] = [
     {
         "prompt": row["prompt"],
         "responses": ["What?", row["completion"], "Say thank you", f"{row['completion']} brave!"],

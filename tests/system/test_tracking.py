@@ -119,7 +119,8 @@ def test_tensorboard_shows_each_step_and_the_configuration(tmp_path: Path) -> No
 
 def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
     trackers = Trackers(["tensorboard"], tmp_path, "x", {}, IDENTITY)
-    trackers.log(0, {"a": None, "b": math.nan, "c": math.inf, "d": np.float32(2.0), "e": 3})
+    of_numpy: Any = np.float32(2.0)
+    trackers.log(0, {"a": None, "b": math.nan, "c": math.inf, "d": of_numpy, "e": 3})
     trackers.close()
     assert sorted(read(tmp_path).Tags()["scalars"]) == ["d", "e"]
     assert (scalars(tmp_path, "d"), scalars(tmp_path, "e")) == ([(0, 2.0)], [(0, 3.0)])

@@ -103,7 +103,7 @@ def test_another_answer_to_the_second_wording_is_inconsistent() -> None:
 
 
 def test_the_right_option_is_the_best_by_the_gold_score() -> None:
-    places = Counter()
+    places: Counter[int] = Counter()
     for row in CHOICES.choices:
         scores = [score(row.prompt.messages[-1].content, option) for option in row.options]
         assert scores[row.answer] > max(value for place, value in enumerate(scores) if place != row.answer)

@@ -43,7 +43,7 @@ def test_find_looks_past_white_space_and_knows_its_limits() -> None:
 
 
 def test_held_out_goes_by_task_and_entities_alone() -> None:
-    shares = []
+    shares: list[float] = []
     for skill in SKILLS:
         for key in skill.keys:
             sides = {
