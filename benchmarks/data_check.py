@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from provenance import provenance
 
-from lora_rlhf.runs.folder import write_json
+from lora_rlhf.system.disk import write_json
 
 ROW_BYTES = 1024
 WORDS = 20000  # of the vocabulary

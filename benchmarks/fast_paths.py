@@ -48,7 +48,7 @@ from lora_rlhf.model.forward import (
     response_scores,
     response_values,
 )
-from lora_rlhf.model.generate import GeneratedResponse, generate_mixed, generate_seeded
+from lora_rlhf.model.generate import Engine, GeneratedResponse, generate_mixed, generate_seeded
 from lora_rlhf.model.optimizers import make_optimizer
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.disk import write_json
@@ -124,7 +124,8 @@ class Work:
 
     def evaluation(self, paths: Paths) -> None:
         """One answer of each role to each prompt, by the plain engine, as `lora-rlhf evaluate` asks for."""
-        prompts, engine = self.prompts[: self.sizes.evaluated], "plain"
+        prompts = self.prompts[: self.sizes.evaluated]
+        engine: Engine = "plain"
         seeds = [[number] for number in range(len(prompts))]
         if paths.mixture:
             roles = [role for role in ANSWERING for _ in prompts]

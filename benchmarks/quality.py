@@ -23,10 +23,11 @@ from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.report import evaluate
 from lora_rlhf.evaluate.schema import read_report
-from lora_rlhf.runs.folder import find_stage, has_stage, write_json
+from lora_rlhf.runs.folder import find_stage, has_stage
 from lora_rlhf.stages import ppo, reward
 from lora_rlhf.stats.intervals import mean_interval
 from lora_rlhf.stats.win_rates import mean_outcome
+from lora_rlhf.system.disk import write_json
 from lora_rlhf.tinyworld.config import LabelConfig
 from lora_rlhf.tinyworld.datasets import label
 from lora_rlhf.tinyworld.gold import score

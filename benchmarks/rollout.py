@@ -30,8 +30,9 @@ from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.generate import Engine, generate_seeded
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.runs.folder import write_json
+from lora_rlhf.system.disk import write_json
 from lora_rlhf.tinyworld import datasets
+from lora_rlhf.tinyworld.config import TinyworldConfig
 
 ENGINES: tuple[Engine, ...] = ("plain", "static")
 PEER = "transformers generate"
@@ -106,7 +107,7 @@ def make_prompts(case: Case, model: SharedModel, count: int, folder: Path) -> li
         ids = torch.randint(5, 2000, (count, case.prompt_tokens), generator=generator)
         return [row.tolist() for row in ids]
     numbers = {"num_demonstrations": 1, "num_ranking_prompts": 1, "num_evaluation_prompts": 1}
-    datasets.make(datasets.TinyworldConfig(to=str(folder / "data"), num_ppo_prompts=count, **numbers))
+    datasets.make(TinyworldConfig(to=str(folder / "data"), num_ppo_prompts=count, **numbers))
     lines = (folder / "data" / "ppo_prompts.jsonl").read_text().splitlines()
     texts = [json.loads(line)["prompt"] for line in lines]
     tokenizer = model.tokenizer

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.shared import LoraSettings, SharedModel
+from lora_rlhf.model.shared import SharedModel
 from tests.support.models import ARCHITECTURES, randomize, save_tiny_model
 from tests.support.planted_runs import planted, planted_report  # noqa: F401  (fixtures for every test)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.cli.main import COMMANDS, parse
+from lora_rlhf.cli.commands import COMMANDS
+from lora_rlhf.cli.main import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,9 +8,10 @@ from tqdm import tqdm
 
 from lora_rlhf.algo.kl import k1, k3
 from lora_rlhf.algo.masking import zero_masked
+from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.evaluate.columns import Column
-from lora_rlhf.evaluate.generation import Answer, sequences_of
+from lora_rlhf.evaluate.generation import sequences_of
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stats.text_metrics import (

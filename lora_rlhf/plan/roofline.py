@@ -6,9 +6,10 @@ by one, whichever is longer. Nothing here was fitted to a GPU; the shares below 
 
 from dataclasses import dataclass
 
+from lora_rlhf.model.skeleton import Counts
 from lora_rlhf.plan.cards import Card
 from lora_rlhf.plan.dryrun import Passes
-from lora_rlhf.plan.memory import MOMENTS, Counts, Setting, adapter, base_quantized
+from lora_rlhf.plan.memory import MOMENTS, Setting, adapter, base_quantized
 
 ARITHMETIC, TRAFFIC = 0.45, 0.7  # shares of a card's FLOP/s and bandwidth that are reached
 LAUNCH = 8e-6  # seconds an operation, from Python to the card

@@ -21,9 +21,10 @@ from lora_rlhf.chat.speaker import open_speaker, pieces
 from lora_rlhf.cli import main as cli
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.open import describe_base
-from lora_rlhf.model.shared import LoraSettings, SharedModel
+from lora_rlhf.model.shared import SharedModel
 
 
 def said(conversation: Conversation, question: str) -> list[tuple[str, str]]:

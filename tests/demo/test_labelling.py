@@ -20,9 +20,10 @@ from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import read_rankings
+from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.open import describe_base
-from lora_rlhf.model.shared import LoraSettings, SharedModel
+from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder
 from lora_rlhf.stages import reward
 from lora_rlhf.system.errors import UserError

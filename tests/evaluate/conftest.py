@@ -15,10 +15,11 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.generation import sequences_of
+from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.open import describe_base
-from lora_rlhf.model.shared import LoraSettings, SharedModel
+from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage
 from tests.support.evaluation import OFFSET, QUESTIONS
 

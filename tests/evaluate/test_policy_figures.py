@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluate.columns import Column, figures, paired
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.figures import CATALOGUE, Figure
-from lora_rlhf.evaluate.generation import Answer, respond
+from lora_rlhf.evaluate.generation import respond
 from lora_rlhf.evaluate.policy_figures import answer_columns, distance_columns, measure_distances
 from lora_rlhf.model.shared import SharedModel
 from tests.support.evaluation import QUESTIONS

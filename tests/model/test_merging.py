@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.model import merging
-from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.model.adapters import LoraSettings, read_adapter
 from lora_rlhf.model.base import BaseSpec, load_base, load_config
 from lora_rlhf.model.files import find_files, weight_files
 from lora_rlhf.model.merging import Part, plan_merge
 from lora_rlhf.model.rounding import piece_rows, read_out
-from lora_rlhf.model.shared import LoraSettings, SharedModel
+from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 
 CPU = torch.device("cpu")

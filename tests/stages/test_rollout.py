@@ -13,9 +13,10 @@ from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.model.adapters import LoraSettings
+from lora_rlhf.model.forward import in_micro_batches
 from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages.rollout import Judge, Rollout, act, collect, in_micro_batches
+from lora_rlhf.stages.rollout import Judge, Rollout, act, collect
 from lora_rlhf.stages.session import generation_pieces, training_pieces
 from lora_rlhf.system.errors import UserError
 from tests.support import rewards

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
+from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.open import describe_base
-from lora_rlhf.model.shared import LoraSettings, SharedModel
+from lora_rlhf.model.shared import SharedModel
 
 STAGES = {"sft": "sft", "policy": "ppo", "reward": "reward"}
 SPREAD = 0.05
