@@ -1,4 +1,4 @@
-"""The plain engine: one batch after the other, over a cache that grows by a token a step. Every model can do this."""
+"""The plain engine: one batch after the other, over a cache that grows by a token a step. It runs every model."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lora_rlhf.model.drawing import Cast, Drawing, GeneratedResponse, draw, uniforms
+from lora_rlhf.model.drawing import Drawing, GeneratedResponse, RowRoles, draw, uniforms
 from lora_rlhf.model.forward import position_ids
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
@@ -19,13 +19,13 @@ def generate_plain(
     prompts: list[list[int]],
     seeds: list[list[int]],
     drawing: Drawing,
-    cast: Cast,
+    row_roles: RowRoles,
     batch_size: int,
-    drawn: Callable[[int], None],
+    on_tokens: Callable[[int], None],
 ) -> list[list[GeneratedResponse]]:
     """A response of each prompt for each of its seeds, in order, at most `batch_size` at a time.
 
-    `drawn` is told after every step how many tokens it gave.
+    `on_tokens` is called after every step with the number of tokens that it drew.
     """
     num_samples = len(seeds[0]) if seeds else 1
     results: list[list[GeneratedResponse]] = [[] for _ in prompts]
@@ -34,43 +34,50 @@ def generate_plain(
     rounds = [min(batch_size, num_samples - done) for done in range(0, num_samples, batch_size)]
     step = max(1, batch_size // rounds[0])
     for first in range(0, len(order), step):
-        chosen = order[first : first + step]
+        indices = order[first : first + step]
+        batch_roles = RowRoles([row_roles.indices[i] for i in indices], row_roles.mixture)
         for samples in rounds:
-            own = [seeds[i][len(results[i]) : len(results[i]) + samples] for i in chosen]
-            places = [cast.places[i] for i in chosen]
-            batch = Batch(model, [prompts[i] for i in chosen], own, drawing, Cast(places, cast.mixture))
+            batch_seeds = [seeds[i][len(results[i]) : len(results[i]) + samples] for i in indices]
+            batch = Batch(model, [prompts[i] for i in indices], batch_seeds, drawing, batch_roles)
             while not batch.done:
-                drawn(batch.step())
+                on_tokens(batch.step())
             responses = batch.responses()
-            for place, i in enumerate(chosen):
-                results[i] += responses[place * samples : (place + 1) * samples]
+            for row, i in enumerate(indices):
+                results[i] += responses[row * samples : (row + 1) * samples]
     return results
 
 
 class Batch:
     """Responses that are drawn together: each prompt is read once, then each step gives a token to all that still run.
 
-    tokens (N, limit) and length (N,): what each of the N responses has so far; a length is the limit while one runs.
+    tokens (N, limit) and length (N,): what each of the N responses has so far. The length of a response that still
+    runs is the limit.
     """
 
     def __init__(
-        self, model: SharedModel, prompts: list[list[int]], seeds: list[list[int]], drawing: Drawing, cast: Cast
+        self,
+        model: SharedModel,
+        prompts: list[list[int]],
+        seeds: list[list[int]],
+        drawing: Drawing,
+        row_roles: RowRoles,
     ) -> None:
-        self.model, self.drawing, self.cast, self.samples = model, drawing, cast, len(seeds[0])
+        self.model, self.drawing, self.row_roles, self.samples = model, drawing, row_roles, len(seeds[0])
         total, limit, device = len(prompts) * self.samples, drawing.max_new_tokens, model.device
         self.tokens = torch.zeros((total, limit), dtype=torch.long, device=device)
         self.length = torch.full((total,), limit, device=device)
         self.finished = torch.zeros(total, dtype=torch.bool, device=device)
         self.steps = 0  # made so far
         self.num_running = total
-        self._uniforms = torch.stack([uniforms(seed, limit) for own in seeds for seed in own], dim=1).to(device)
+        flat_seeds = [seed for prompt_seeds in seeds for seed in prompt_seeds]
+        self._uniforms = torch.stack([uniforms(seed, limit) for seed in flat_seeds], dim=1).to(device)
         self._stops = torch.tensor(drawing.stop_ids, device=device)
         self._cache = DynamicCache(config=model.config)
-        # The rows that are still in the cache: which response each is, whether it runs, and its role.
-        self._place = torch.arange(total, device=device)
+        # Of each row that is still in the cache: the number of its response, whether it runs, and its role.
+        self._response = torch.arange(total, device=device)
         self._running = torch.ones(total, dtype=torch.bool, device=device)
-        self._role = torch.tensor(cast.places, device=device).repeat_interleave(self.samples)
-        # What each sees and where its tokens stand (n, T); before the first step these are of the prompts.
+        self._role = torch.tensor(row_roles.indices, device=device).repeat_interleave(self.samples)
+        # The tokens that each row sees, and their positions (n, T). Before the first step these are the prompts'.
         self._ids, self._mask = _pad_left(prompts, device)
         self._position = position_ids(self._mask)
 
@@ -81,23 +88,23 @@ class Batch:
 
     def step(self) -> int:
         """Draw a token for every row, and return how many rows there were."""
-        logits = self._go_on() if self.steps else self._read()
-        latest = draw(logits, self.drawing.temperature, self._uniforms[self.steps, self._place])
-        self.tokens[self._place, self.steps] = latest
+        logits = self._next_logits() if self.steps else self._read_prompts()
+        latest = draw(logits, self.drawing.temperature, self._uniforms[self.steps, self._response])
+        self.tokens[self._response, self.steps] = latest
         self.steps += 1
         stopped = self._running & torch.isin(latest, self._stops)
-        self.length[self._place[stopped]] = self.steps
-        self.finished[self._place[stopped]] = True
+        self.length[self._response[stopped]] = self.steps
+        self.finished[self._response[stopped]] = True
         self._running &= ~stopped
         self.num_running = int(self._running.sum())
         return len(latest)
 
     def responses(self) -> list[GeneratedResponse]:
-        """What was drawn, sample by sample of each prompt in turn."""
-        parts = zip(self.tokens.tolist(), self.length.tolist(), self.finished.tolist(), strict=True)
-        return [GeneratedResponse(row[:length], done) for row, length, done in parts]
+        """The responses, sample by sample of each prompt in turn."""
+        rows = zip(self.tokens.tolist(), self.length.tolist(), self.finished.tolist(), strict=True)
+        return [GeneratedResponse(tokens[:length], finished) for tokens, length, finished in rows]
 
-    def _read(self) -> Tensor:
+    def _read_prompts(self) -> Tensor:
         """Logits (N, V) of every response's first token."""
         logits = self._logits(self._ids, self._role[:: self.samples]).repeat_interleave(self.samples, dim=0)
         self._cache.batch_repeat_interleave(self.samples)
@@ -105,20 +112,20 @@ class Batch:
         self._position = self._position[:, -1:].repeat_interleave(self.samples, dim=0)
         return logits
 
-    def _go_on(self) -> Tensor:
+    def _next_logits(self) -> Tensor:
         """Logits (n, V) of the next token of the rows, after dropping the finished ones if they are many."""
-        if self.num_running <= COMPACT_AT * len(self._place):
-            kept = self._running.nonzero().squeeze(1)
-            self._cache.batch_select_indices(kept)
-            self._place, self._running, self._role = self._place[kept], self._running[kept], self._role[kept]
-            self._mask, self._position = self._mask[kept], self._position[kept]
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._place), 1)], dim=1)
+        if self.num_running <= COMPACT_AT * len(self._response):
+            rows = self._running.nonzero().squeeze(1)
+            self._cache.batch_select_indices(rows)
+            self._response, self._running, self._role = self._response[rows], self._running[rows], self._role[rows]
+            self._mask, self._position = self._mask[rows], self._position[rows]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._response), 1)], dim=1)
         self._position = self._position + 1
-        return self._logits(self.tokens[self._place, self.steps - 1].unsqueeze(1), self._role)
+        return self._logits(self.tokens[self._response, self.steps - 1].unsqueeze(1), self._role)
 
     def _logits(self, ids: Tensor, role: Tensor) -> Tensor:
-        """Read ids (n, T) into the cache; float32 logits (n, V) of the token after the last one only."""
-        self.cast.assign(role)
+        """Read ids (n, T) into the cache. Float32 logits (n, V), of the token after the last one only."""
+        self.row_roles.assign(role)
         hidden = self.model.backbone(
             input_ids=ids,
             attention_mask=self._mask.long(),

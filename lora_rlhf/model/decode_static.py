@@ -1,4 +1,4 @@
-"""The static engine: fixed slots over a cache written in place; a slot that becomes free takes the next response."""
+"""The static engine: fixed slots over a cache written in place. A slot that becomes free takes the next response."""
 
 import math
 from collections import deque
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lora_rlhf.model.decode_step import Slots, Step
-from lora_rlhf.model.drawing import Cast, Drawing, GeneratedResponse, draw, uniforms
+from lora_rlhf.model.decode_step import Slots, Step, capture_on
+from lora_rlhf.model.drawing import Drawing, GeneratedResponse, RowRoles, draw, uniforms
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
 
-# Free slots wait until they are this share of all: reading prompts costs about as much as a step of all slots, so that
-# with responses of L tokens the share that costs least is near sqrt(2 / L), a quarter for L = 32.
+# Free slots are refilled once they are this share of all. Reading prompts costs about as much as a step of all slots,
+# so that with responses of L tokens the share that costs least is near sqrt(2 / L), a quarter for L = 32.
 REFILL_AT = 0.25
 READ_TOKENS = 4096  # of prompts, padding included, that are read at a time: enough to keep a GPU busy
-COLUMNS = 16  # attention covers whole multiples of so many columns
-GRAPH_COLUMNS = 64  # and of so many, or a quarter of the width, where each multiple costs a graph
-LOOK_EVERY = 4  # steps on a GPU between two looks at who has finished, each of which waits for the GPU
+COLUMNS = 16  # attention covers a multiple of this many columns
+GRAPH_COLUMNS = 64  # with CUDA graphs, of this many or of a quarter of the width: each multiple costs a graph
+LOOK_EVERY = 4  # steps with CUDA graphs between two looks at which slots have finished: each look waits for the GPU
 
 
 def generate_static(
@@ -28,20 +28,20 @@ def generate_static(
     prompts: list[list[int]],
     seeds: list[list[int]],
     drawing: Drawing,
-    cast: Cast,
+    row_roles: RowRoles,
     batch_size: int,
-    drawn: Callable[[int], None],
+    on_tokens: Callable[[int], None],
 ) -> list[list[GeneratedResponse]]:
     """A response of each prompt for each of its seeds, in order, in `batch_size` slots.
 
-    Each prompt is read once, whatever its samples. `drawn` is told every few steps how many tokens they gave. For
-    models that `engines.static_fault` finds nothing wrong with.
+    Each prompt is read once, however many samples it has. `on_tokens` is called every few steps with the number of
+    tokens that they drew. For models in which `engines.static_fault` finds no fault.
     """
-    return _Run(model, prompts, seeds, drawing, cast, batch_size, drawn).run() if prompts else []
+    return _Run(model, prompts, seeds, drawing, row_roles, batch_size, on_tokens).run() if prompts else []
 
 
 @dataclass
-class _Read:
+class _ReadPrompts:
     """Prompts that were read together, and the samples of them that no slot has taken yet."""
 
     cache: DynamicCache
@@ -51,7 +51,7 @@ class _Read:
 
 
 class _Run:
-    """One call of the engine: what waits, what is read, and which response each slot holds."""
+    """One call of the engine: the prompts that wait, those that are read, and the response in each slot."""
 
     def __init__(
         self,
@@ -59,134 +59,134 @@ class _Run:
         prompts: list[list[int]],
         seeds: list[list[int]],
         drawing: Drawing,
-        cast: Cast,
+        row_roles: RowRoles,
         batch_size: int,
-        drawn: Callable[[int], None],
+        on_tokens: Callable[[int], None],
     ) -> None:
-        self.model, self.prompts, self.seeds, self.drawing, self.tell = model, prompts, seeds, drawing, drawn
-        self.cast, self.samples = cast, len(seeds[0])
+        self.model, self.prompts, self.seeds, self.drawing = model, prompts, seeds, drawing
+        self.row_roles, self.samples, self.on_tokens = row_roles, len(seeds[0]), on_tokens
         # Longest first: prompts of like lengths pad little, and memory that does not suffice shows at once.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-        self.read: _Read | None = None
+        self.read_prompts: _ReadPrompts | None = None  # with samples that still wait for a slot
         self.results: list[dict[int, GeneratedResponse]] = [{} for _ in prompts]
 
         count = min(batch_size, len(prompts) * self.samples)
         self.width = _multiple(max(map(len, prompts)) + drawing.max_new_tokens, 16)
         layers = len(DynamicCache(config=model.config).layers)
         self.slots = Slots(count, layers, self.width, drawing.max_new_tokens, model.device)
-        self.held: list[tuple[int, int] | None] = [None] * count  # (prompt, sample)
-        self.ahead = [0] * count  # an upper bound of each slot's position, known without waiting for the GPU
-        self.untold = 0  # tokens
-        self.step = Step(model, self.slots, drawing, cast, graphs=model.device.type == "cuda")
+        self.occupants: list[tuple[int, int] | None] = [None] * count  # (prompt, sample) in each slot; None: it is free
+        self.last_columns = [0] * count  # an upper bound of each slot's position, known without waiting for the GPU
+        self.unreported_tokens = 0
+        self.step = Step(model, self.slots, drawing, row_roles, capture_on(model.device))
 
     def run(self) -> list[list[GeneratedResponse]]:
         while True:
             self._collect()
             while self._fill():
                 self._collect()  # the first token may have been the last
-            if not any(self.held):
-                return [[found[sample] for sample in range(self.samples)] for found in self.results]
+            if not any(self.occupants):
+                return [[by_sample[sample] for sample in range(self.samples)] for by_sample in self.results]
             self._advance()
 
     @property
     def _left(self) -> int:
         """Responses that no slot has taken yet."""
-        return len(self.waiting) * self.samples + (len(self.read.waiting) if self.read else 0)
+        return len(self.waiting) * self.samples + (len(self.read_prompts.waiting) if self.read_prompts else 0)
 
     def _fill(self) -> bool:
-        """Start waiting responses, if enough slots are free to make it worth while; whether any was started."""
-        free = [slot for slot, held in enumerate(self.held) if held is None]
-        if not self._left or len(free) < min(self._left, math.ceil(REFILL_AT * len(self.held))):
+        """Start waiting responses if enough slots are free to make it worth while. Returns whether any was started."""
+        free = [slot for slot, occupant in enumerate(self.occupants) if occupant is None]
+        if not self._left or len(free) < min(self._left, math.ceil(REFILL_AT * len(self.occupants))):
             return False
         while free and self._left:
-            read = self.read or self._read_prompts(len(free))
-            taken = [read.waiting.popleft() for _ in range(min(len(free), len(read.waiting)))]
-            self._begin(read, taken, free[: len(taken)])
-            self.read, free = (read if read.waiting else None), free[len(taken) :]
+            prompts = self.read_prompts or self._read_next(len(free))
+            count = min(len(free), len(prompts.waiting))
+            self._begin(prompts, [prompts.waiting.popleft() for _ in range(count)], free[:count])
+            self.read_prompts, free = (prompts if prompts.waiting else None), free[count:]
         return True
 
-    def _read_prompts(self, responses: int) -> _Read:
-        """Read the next prompts, about as many as the responses that can start. Padding on the right is not seen."""
+    def _read_next(self, responses: int) -> _ReadPrompts:
+        """Read the next prompts, for about this many responses. They are padded on the right, which no token sees."""
         longest = len(self.prompts[self.waiting[0]])
         count = min(math.ceil(responses / self.samples), max(1, READ_TOKENS // longest), len(self.waiting))
-        chosen = [self.waiting.popleft() for _ in range(count)]
+        indices = [self.waiting.popleft() for _ in range(count)]
         device, cache = self.model.device, DynamicCache(config=self.model.config)
-        self.cast.assign(torch.tensor([self.cast.places[i] for i in chosen], device=device))
-        padded = [self.prompts[i] + [0] * (longest - len(self.prompts[i])) for i in chosen]
+        self.row_roles.assign(torch.tensor([self.row_roles.indices[i] for i in indices], device=device))
+        padded = [self.prompts[i] + [0] * (longest - len(self.prompts[i])) for i in indices]
         hidden = self.model.backbone(
             input_ids=torch.tensor(padded, device=device),
             position_ids=torch.arange(longest, device=device).expand(count, longest),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        last = torch.tensor([len(self.prompts[i]) - 1 for i in chosen], device=device)
+        last = torch.tensor([len(self.prompts[i]) - 1 for i in indices], device=device)
         logits = lm_logits(self.model.causal, hidden[torch.arange(count, device=device), last]).float()
         waiting = deque((row, sample) for row in range(count) for sample in range(self.samples))
-        return _Read(cache, logits, chosen, waiting)
+        return _ReadPrompts(cache, logits, indices, waiting)
 
-    def _begin(self, read: _Read, taken: list[tuple[int, int]], free: list[int]) -> None:
-        """Draw the first tokens of `taken` (rows and samples of what was read), and put them into free slots."""
+    def _begin(self, read: _ReadPrompts, samples: list[tuple[int, int]], free: list[int]) -> None:
+        """Draw the first tokens of `samples`, each (row of `read`, number of the sample), and fill the free slots."""
         device, limit = self.model.device, self.drawing.max_new_tokens
-        rows, slots = (torch.tensor(places, device=device) for places in ([row for row, _ in taken], free))
-        responses = [(read.prompts[row], sample) for row, sample in taken]
+        rows = torch.tensor([row for row, _ in samples], device=device)
+        slots = torch.tensor(free, device=device)
+        responses = [(read.prompts[row], sample) for row, sample in samples]
         lengths = [len(self.prompts[prompt]) for prompt, _ in responses]
         numbers = torch.stack([uniforms(self.seeds[prompt][sample], limit) for prompt, sample in responses]).to(device)
-        roles = torch.tensor([self.cast.places[prompt] for prompt, _ in responses], device=device)
+        roles = torch.tensor([self.row_roles.indices[prompt] for prompt, _ in responses], device=device)
         token = draw(read.logits[rows], self.drawing.temperature, numbers[:, 0])
         more = ~self.step.stops(token) if limit > 1 else torch.zeros_like(token, dtype=torch.bool)
         self.slots.begin(slots, roles, token, torch.tensor(lengths, device=device), numbers, more)
         self.slots.cache.place(read.cache, rows, slots)
         for slot, response, length in zip(free, responses, lengths, strict=True):
-            self.held[slot], self.ahead[slot] = response, length
-        self.untold += len(taken)
+            self.occupants[slot], self.last_columns[slot] = response, length
+        self.unreported_tokens += len(samples)
 
     def _advance(self) -> None:
-        """A step, or with graphs a few; without them only of slots that hold something."""
-        if not self.step.graphs:
+        """With graphs, a few steps of all slots. Without, one step of those that are busy."""
+        if not self.step.captures:
             self._close_ranks()
-        steps, rows = (LOOK_EVERY, len(self.held)) if self.step.graphs else (1, sum(map(bool, self.held)))
-        busy = [slot for slot, held in enumerate(self.held) if held is not None]
+        busy = [slot for slot, occupant in enumerate(self.occupants) if occupant is not None]
+        steps, rows = (LOOK_EVERY, len(self.occupants)) if self.step.captures else (1, len(busy))
         for _ in range(steps):
-            self.step(rows, self._columns(max(self.ahead[slot] for slot in busy) + 1))
+            self.step(rows, self._columns(max(self.last_columns[slot] for slot in busy) + 1))
             for slot in busy:
-                self.ahead[slot] += 1
-        self.untold += steps * len(busy)
+                self.last_columns[slot] += 1
+        self.unreported_tokens += steps * len(busy)
 
     def _columns(self, needed: int) -> int:
-        unit = max(GRAPH_COLUMNS, _multiple(self.width // 4, 64)) if self.step.graphs else COLUMNS
+        unit = max(GRAPH_COLUMNS, _multiple(self.width // 4, 64)) if self.step.captures else COLUMNS
         return min(self.width, _multiple(needed, unit))
 
     def _close_ranks(self) -> None:
         """Move the last responses into free slots before them, so that the first slots are all busy."""
-        count = sum(map(bool, self.held))
-        targets = [slot for slot in range(count) if self.held[slot] is None]
-        sources = [slot for slot in range(count, len(self.held)) if self.held[slot] is not None]
+        count = sum(map(bool, self.occupants))
+        targets = [slot for slot in range(count) if self.occupants[slot] is None]
+        sources = [slot for slot in range(count, len(self.occupants)) if self.occupants[slot] is not None]
         if not sources:
             return
-        come, go = (torch.tensor(slots, device=self.model.device) for slots in (sources, targets))
-        self.slots.move(come, go, max(self.ahead[slot] for slot in sources))
+        columns, device = max(self.last_columns[slot] for slot in sources), self.model.device
+        self.slots.move(torch.tensor(sources, device=device), torch.tensor(targets, device=device), columns)
         for source, target in zip(sources, targets, strict=True):
-            self.held[target], self.ahead[target] = self.held[source], self.ahead[source]
-            self.held[source] = None
+            self.occupants[target], self.last_columns[target] = self.occupants[source], self.last_columns[source]
+            self.occupants[source] = None
 
     def _collect(self) -> None:
         """Take the responses that have ended out of their slots."""
         running = self.slots.running.tolist()  # waits for the GPU
-        if self.untold:
-            self.tell(self.untold)
-            self.untold = 0
-        ended = [slot for slot, held in enumerate(self.held) if held is not None and not running[slot]]
+        if self.unreported_tokens:
+            self.on_tokens(self.unreported_tokens)
+            self.unreported_tokens = 0
+        ended = {slot: occupant for slot, occupant in enumerate(self.occupants) if occupant and not running[slot]}
         if not ended:
             return
-        places = torch.tensor(ended, device=self.model.device)
-        tokens, counts = self.slots.drawn[places].tolist(), self.slots.count[places].tolist()
-        for slot, row, count in zip(ended, tokens, counts, strict=True):
-            prompt, sample = self.held[slot] or (0, 0)
+        slots = torch.tensor(list(ended), device=self.model.device)
+        tokens, counts = self.slots.drawn[slots].tolist(), self.slots.count[slots].tolist()
+        for (slot, (prompt, sample)), row, count in zip(ended.items(), tokens, counts, strict=True):
             ids = row[:count]
             self.results[prompt][sample] = GeneratedResponse(ids, ids[-1] in self.drawing.stop_ids)
-            self.held[slot] = None
+            self.occupants[slot] = None
 
 
-def _multiple(number: int, of: int) -> int:
-    """The number, rounded up to a multiple."""
-    return -(-number // of) * of
+def _multiple(number: int, unit: int) -> int:
+    """The number, rounded up to a multiple of the unit."""
+    return -(-number // unit) * unit

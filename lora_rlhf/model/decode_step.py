@@ -1,12 +1,13 @@
-"""One token for every slot of a static cache: the same step run eagerly, or on a GPU replayed as a CUDA graph."""
+"""One token for every slot of a static cache: a step that runs eagerly, or on a GPU is replayed as a CUDA graph."""
 
 import functools
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lora_rlhf.model.drawing import Cast, Drawing, draw
+from lora_rlhf.model.drawing import Drawing, RowRoles, draw
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.kv_cache import SlotCache
 from lora_rlhf.model.shared import SharedModel
@@ -15,12 +16,12 @@ log = logging.getLogger("lora_rlhf")
 
 
 class Slots:
-    """What is under way: in each slot a response, its cache, and the tokens drawn so far. All written in place.
+    """The state of S slots: in each a response, its cache, and the tokens drawn so far. All is written in place.
 
-    role (S,): the place of the response's role, see `Cast`. token, position (S,): the token to read next and where it
-    stands. count (S,): tokens drawn. running (S,): False once a stop token or the limit was reached, and in slots that
-    hold nothing: these compute on, but their position and count stay. uniforms, drawn (S, limit + 1): each response's
-    randomness and tokens, with a column to spare for them.
+    role (S,): the index of the response's role, see `RowRoles`. token, position (S,): the token to read next, and its
+    position. count (S,): tokens drawn. running (S,): False once a stop token or the limit was reached, and in empty
+    slots; these compute on, but their position and count stay. uniforms, drawn (S, limit + 1): each response's random
+    numbers and tokens, with one column more for slots that do not run.
     """
 
     def __init__(self, slots: int, num_layers: int, width: int, limit: int, device: torch.device) -> None:
@@ -34,7 +35,7 @@ class Slots:
         self.cache = SlotCache(num_layers, width, self.position)
 
     def begin(self, slots: Tensor, role: Tensor, token: Tensor, length: Tensor, uniforms: Tensor, more: Tensor) -> None:
-        """Start responses in slots (n,): roles, first tokens, prompt lengths, if `more` is to come (n,); uniforms."""
+        """Start responses in slots (n,). All are (n,) but uniforms (n, limit); `more`: whether the response goes on."""
         self.role[slots] = role
         self.token[slots], self.position[slots], self.running[slots] = token, length, more
         self.count[slots] = 1
@@ -42,59 +43,94 @@ class Slots:
         self.drawn[slots, 0] = token
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
-        """Copy some slots (n,) with the first columns of their cache to others (n,); the sources run no more."""
+        """Copy slots (n,) with the first columns of their cache to other slots (n,). The sources run no more."""
         for state in (self.role, self.token, self.position, self.count, self.running, self.uniforms, self.drawn):
             state[targets] = state[sources]
         self.running[sources] = False
         self.cache.move(sources, targets, columns)
 
 
-class Step:
-    """Reads each slot's token, draws the next one and notes it.
+Replay = Callable[[], None]
+Capture = Callable[[Replay], Replay]
 
-    With `graphs`, each size that comes twice is captured as a CUDA graph: the first time runs eagerly, which also warms
-    the kernels up. The graphs live as long as this object, so that no change of role, adapter or slots can make one
-    stale; weights that change in place would not. Where capture fails, all goes on eagerly.
+
+class GraphCapture:
+    """Captures steps as CUDA graphs, which share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Replay) -> Replay:
+        """What repeats the work of `run` on the GPU. RuntimeError for work that cannot be captured."""
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads, such as NCCL's watchdog, must not spoil the capture
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            run()
+        replay: Replay = graph.replay
+        return replay
+
+
+def capture_on(device: torch.device) -> Capture | None:
+    """How steps are captured on a device; None where they run eagerly."""
+    return GraphCapture() if device.type == "cuda" else None
+
+
+class Step:
+    """Reads each slot's token, draws the next one and writes it down.
+
+    With `capture`, each size that comes twice is captured: the first time runs eagerly, which also warms the kernels
+    up. The captured steps live as long as this object, so that no change of role, adapter or slots can make one stale;
+    weights that change in place would not. Where a capture fails, this and all later steps run eagerly.
     """
 
-    def __init__(self, model: SharedModel, slots: Slots, drawing: Drawing, cast: Cast, graphs: bool) -> None:
-        self.model, self.slots, self.drawing, self.cast, self.graphs = model, slots, drawing, cast, graphs
-        self._column = torch.arange(slots.cache.view.width, device=model.device)
+    def __init__(
+        self,
+        model: SharedModel,
+        slots: Slots,
+        drawing: Drawing,
+        row_roles: RowRoles,
+        capture: Capture | None = None,
+    ) -> None:
+        self.model, self.slots, self.drawing, self.row_roles = model, slots, drawing, row_roles
+        self._capture = capture
+        self._replays: dict[tuple[int, int], Replay | None] = {}
+        self._columns = torch.arange(slots.cache.view.width, device=model.device)
         self._stops = torch.tensor(drawing.stop_ids, dtype=torch.long, device=model.device)
         self._additive = model.config._attn_implementation == "eager"  # which adds its mask to the scores
-        self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
-        self._pool = torch.cuda.graph_pool_handle() if graphs else None
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are captured; no longer, once a capture has failed."""
+        return self._capture is not None
 
     def __call__(self, rows: int, columns: int) -> None:
         """One step of the first `rows` slots, none of which has a token at or beyond `columns`."""
         size = (rows, columns)
-        if self.graphs and size in self._captured and self._captured[size] is None:
-            self._captured[size] = self._capture(rows, columns)
-        graph = self._captured.setdefault(size, None)
-        if graph is None:
+        if size in self._replays and self._replays[size] is None:
+            self._replays[size] = self._captured(rows, columns)
+        replay = self._replays.setdefault(size, None)
+        if replay is None:
             self._run(rows, columns)
         else:
-            graph.replay()
+            replay()
 
-    def _capture(self, rows: int, columns: int) -> torch.cuda.CUDAGraph | None:
+    def _captured(self, rows: int, columns: int) -> Replay | None:
+        if self._capture is None:
+            return None
         try:
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: what other threads do, such as NCCL's watchdog, must not spoil the capture
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._run(rows, columns)
+            return self._capture(lambda: self._run(rows, columns))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self.graphs = False
-            _say_eager(type(self.model.causal).__name__, str(error).strip().split("\n")[0])
+            self._capture = None
+            _warn_eager(type(self.model.causal).__name__, str(error).strip().split("\n")[0])
             return None
-        return graph
 
     def _run(self, rows: int, columns: int) -> None:
         slots, drawing = self.slots, self.drawing
         position, count, running = (state[:rows] for state in (slots.position, slots.count, slots.running))
-        numbers = slots.uniforms[:rows].gather(1, count[:, None])[:, 0]
-        token = draw(self.logits(rows, columns), drawing.temperature, numbers)
+        uniforms = slots.uniforms[:rows].gather(1, count[:, None])[:, 0]
+        token = draw(self.logits(rows, columns), drawing.temperature, uniforms)
         slots.token[:rows] = token
         slots.drawn[:rows].scatter_(1, count[:, None], token[:, None])
         position += running
@@ -102,11 +138,11 @@ class Step:
         running &= ~self.stops(token) & (count < drawing.max_new_tokens)
 
     def logits(self, rows: int, columns: int) -> Tensor:
-        """Read the tokens of the first `rows` slots into the cache: float32 logits (rows, V) of the ones after them."""
+        """Read the tokens of the first `rows` slots into the cache. Float32 logits (rows, V) of the next tokens."""
         slots = self.slots
         position = slots.position[:rows]
         slots.cache.look_at(rows, columns)
-        self.cast.assign(slots.role[:rows])  # a graph holds this too, and reads the roles where they stand
+        self.row_roles.assign(slots.role[:rows])  # a graph repeats this too, and reads the roles in place
         hidden = self.model.backbone(
             input_ids=slots.token[:rows, None],
             attention_mask=self._mask(position, columns),
@@ -117,12 +153,12 @@ class Step:
         return lm_logits(self.model.causal, hidden[:, -1]).float()
 
     def stops(self, token: Tensor) -> Tensor:
-        """Which tokens (n,) end a response."""
+        """Whether each token (n,) ends a response."""
         return (token[:, None] == self._stops).any(dim=1)
 
     def _mask(self, position: Tensor, columns: int) -> Tensor:
         """(rows, 1, 1, columns): each row sees its columns up to the token that it reads."""
-        visible = (self._column[:columns] <= position[:, None])[:, None, None]
+        visible = (self._columns[:columns] <= position[:, None])[:, None, None]
         if not self._additive:
             return visible
         dtype = self.model.causal.dtype
@@ -130,6 +166,6 @@ class Step:
 
 
 @functools.cache
-def _say_eager(model: str, reason: str) -> None:
+def _warn_eager(model: str, reason: str) -> None:
     """Once for each model, since every rollout tries again."""
     log.warning("%s: its decoding step cannot be captured as a CUDA graph, so it runs step by step (%s)", model, reason)

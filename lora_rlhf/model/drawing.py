@@ -1,4 +1,4 @@
-"""What every generation engine shares: what a response is, which role gives it, and how its tokens are drawn."""
+"""What both generation engines share: what a response is, which role gives it, and how its tokens are drawn."""
 
 from dataclasses import dataclass
 
@@ -26,20 +26,23 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Which role answers each prompt: its place in the mixture that is active; None where a single role is."""
+class RowRoles:
+    """Which role answers each prompt, as its index in the roles of the active mixture.
 
-    places: list[int]
+    Without a mixture a single role is active, and answers all of them.
+    """
+
+    indices: list[int]
     mixture: Mixture | None = None
 
-    def assign(self, places: Tensor) -> None:
-        """To be called before each forward pass, with the place of each row's role: (B,)."""
+    def assign(self, indices: Tensor) -> None:
+        """Call it before each forward pass, with the index of each row's role: (B,)."""
         if self.mixture is not None:
-            self.mixture.assign(places)
+            self.mixture.assign(indices)
 
 
 def uniforms(seed: int, count: int) -> Tensor:
-    """A response's own randomness, one number a token: (count,) float64, on the CPU."""
+    """The random numbers of one response, one a token: (count,) float64, on the CPU."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

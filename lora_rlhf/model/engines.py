@@ -1,4 +1,4 @@
-"""Which engine generates: what a model's config allows, whether it computes the same, and which is faster here."""
+"""The choice of the engine: what a model's config allows, whether it computes the same, and which is faster here."""
 
 import logging
 import statistics
@@ -11,19 +11,19 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lora_rlhf.model.base import load_config
 from lora_rlhf.model.decode_step import Slots, Step
-from lora_rlhf.model.drawing import Cast, Drawing
+from lora_rlhf.model.drawing import Drawing, RowRoles
 from lora_rlhf.model.generate import Engine, generate_seeded
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 
-Rollout = Literal["auto", "plain", "static"]
+EngineChoice = Literal["auto", "plain", "static"]
 
-PROBED = 24  # tokens a response that both engines draw to be timed
-# The static engine is taken unless the plain one is this much faster: the timing sees no slot that is refilled.
+TIMED_TOKENS = 24  # of each response that both engines draw to be timed
+# The static engine is taken unless the plain one is this much faster: no slot is refilled while they are timed.
 MARGIN = 1.05
-PROBE = (13, 7, 2)  # lengths of the texts that are read with a static cache and without one
+PROBE_LENGTHS = (13, 7, 2)  # of the texts that are read with a static cache and without one
 # How far log-probabilities may be apart, in nats. Rounding makes less than 1e-4 in float32; a row that sees its
 # neighbour's tokens, or not all of its own, is off by 1 and more.
 EXACT = 1e-3
@@ -47,7 +47,7 @@ def static_fault(config: PreTrainedConfig, context: int) -> str | None:
 
 
 def require_static(name: str, trust_remote_code: bool, context: int) -> None:
-    """UserError where the config of a base model, whose weights need not be there, rules the static engine out."""
+    """UserError where the config of a base model rules the static engine out. Its weights are not needed."""
     _require(static_fault(load_config(name, trust_remote_code).get_text_config(), context), name)
 
 
@@ -57,7 +57,7 @@ def _require(fault: str | None, name: str) -> None:
 
 
 def pick_engine(
-    rollout: Rollout,
+    choice: EngineChoice,
     model: SharedModel,
     prompts: list[list[int]],
     *,
@@ -66,23 +66,23 @@ def pick_engine(
     temperature: float,
     batch_size: int,
 ) -> Engine:
-    """The engine for rollouts of the active role; "auto" times both on these prompts, and says what it picked and why.
+    """The engine for rollouts of the active role. "auto" times both on these prompts, and logs its pick and the reason.
 
-    `context` is the most that a prompt and its response may have together. UserError for "static" where the model
-    cannot, by its config or by what it computes.
+    `context` is the most tokens that a prompt and its response may have together. UserError for "static" where the
+    model cannot, by its config or by what it computes.
     """
-    if rollout == "plain":
+    if choice == "plain":
         return "plain"
     fault = static_fault(model.config, context) or _disagreement(model)
-    if rollout == "static":
+    if choice == "static":
         _require(fault, model.base.spec.name)
         return "static"
     if fault is not None:
         log.info("engine: plain, since %s", fault)
         return "plain"
-    new = min(PROBED, max_new_tokens)
+    tokens = min(TIMED_TOKENS, max_new_tokens)
     plain, static = (
-        tokens_per_second(model, engine, prompts, new, temperature, batch_size) for engine in ("plain", "static")
+        tokens_per_second(model, engine, prompts, tokens, temperature, batch_size) for engine in ("plain", "static")
     )
     picked: Engine = "static" if static * MARGIN >= plain else "plain"
     log.info("engine: %s, of plain %.0f and static %.0f tokens/s in a first try", picked, plain, static)
@@ -90,37 +90,37 @@ def pick_engine(
 
 
 def tokens_per_second(
-    model: SharedModel, engine: Engine, prompts: list[list[int]], new: int, temperature: float, batch_size: int
+    model: SharedModel, engine: Engine, prompts: list[list[int]], tokens: int, temperature: float, batch_size: int
 ) -> float:
-    """How fast an engine draws for the first `batch_size` of some prompts, with responses of `new` tokens.
+    """How fast an engine draws for `batch_size` prompts, the given ones in turn, with responses of `tokens` tokens.
 
-    The upper quartile of its steps: slower ones read prompts, captured a CUDA graph, or were held up by others.
+    The upper quartile of its steps: slower ones read prompts, captured a CUDA graph, or shared the machine.
     """
-    chosen = [prompts[place % len(prompts)] for place in range(batch_size)]
+    batch = [prompts[row % len(prompts)] for row in range(batch_size)]
     rates, last = [], time.monotonic()
 
-    def drawn(tokens: int) -> None:
+    def record_rate(count: int) -> None:
         nonlocal last
         now = time.monotonic()
-        rates.append(tokens / max(now - last, 1e-9))
+        rates.append(count / max(now - last, 1e-9))
         last = now
 
     generate_seeded(
         model,
-        chosen,
-        [[place] for place in range(batch_size)],
-        max_new_tokens=new,
+        batch,
+        [[row] for row in range(batch_size)],
+        max_new_tokens=tokens,
         temperature=temperature,
         stop_ids=[],
         batch_size=batch_size,
         engine=engine,
-        drawn=drawn,
+        on_tokens=record_rate,
     )
     return statistics.quantiles(rates, n=4)[2] if len(rates) > 1 else rates[0]
 
 
 def _disagreement(model: SharedModel) -> str | None:
-    """What is wrong with the model's log-probabilities from a static cache; None where they are as without a cache."""
+    """How the model's log-probabilities from a static cache are wrong; None where they are those without a cache."""
     with model.role(BASE):
         gap = _largest_gap(model)
     rounded = model.causal.dtype != torch.float32 or model.base.spec.quantization == "int8"
@@ -131,23 +131,23 @@ def _disagreement(model: SharedModel) -> str | None:
 
 @torch.no_grad()
 def _largest_gap(model: SharedModel) -> float:
-    """In nats, over the likely next tokens of a few texts of unlike lengths, whose last token alone is not cached."""
-    generator, device = torch.Generator().manual_seed(0), model.device
-    width, lengths = max(PROBE), torch.tensor(PROBE, device=device)
-    ids = torch.randint(model.config.vocab_size, (len(PROBE), width), generator=generator).to(device)
-    read = DynamicCache(config=model.config)
+    """In nats, over the likely next tokens of a few texts of unlike lengths. All but their last token is cached."""
+    generator, device, count = torch.Generator().manual_seed(0), model.device, len(PROBE_LENGTHS)
+    width, lengths = max(PROBE_LENGTHS), torch.tensor(PROBE_LENGTHS, device=device)
+    ids = torch.randint(model.config.vocab_size, (count, width), generator=generator).to(device)
+    prompt_cache = DynamicCache(config=model.config)
     positions = torch.arange(width, device=device).expand_as(ids)
-    model.backbone(input_ids=ids, position_ids=positions, past_key_values=read, use_cache=True)
-    places = torch.arange(len(PROBE), device=device)
-    slots = Slots(len(PROBE), len(read.layers), width, 1, device)
-    slots.cache.place(read, places, places)
-    last = ids.gather(1, lengths[:, None] - 1)[:, 0]
-    none = torch.zeros((len(PROBE), 1), dtype=torch.float64, device=device)
-    more = torch.ones_like(last, dtype=torch.bool)
-    slots.begin(places, torch.zeros_like(last), last, lengths - 1, none, more)
-    step = Step(model, slots, Drawing(1, 1.0, []), Cast([0] * len(PROBE)), graphs=False)
-    found = step.logits(len(PROBE), width).log_softmax(-1)
-    texts = [row[:length] for row, length in zip(ids, PROBE, strict=True)]
-    whole = torch.stack([model.causal(input_ids=text[None], use_cache=False).logits[0, -1] for text in texts])
-    expected, likely = whole.float().log_softmax(-1).topk(LIKELY)
-    return float((found.gather(1, likely) - expected).abs().nan_to_num(nan=torch.inf).max())
+    model.backbone(input_ids=ids, position_ids=positions, past_key_values=prompt_cache, use_cache=True)
+    rows = torch.arange(count, device=device)
+    slots = Slots(count, len(prompt_cache.layers), width, 1, device)
+    slots.cache.place(prompt_cache, rows, rows)
+    last_ids = ids.gather(1, lengths[:, None] - 1)[:, 0]
+    uniforms = torch.zeros((count, 1), dtype=torch.float64, device=device)
+    more = torch.ones_like(last_ids, dtype=torch.bool)
+    slots.begin(rows, torch.zeros_like(last_ids), last_ids, lengths - 1, uniforms, more)
+    step = Step(model, slots, Drawing(1, 1.0, []), RowRoles([0] * count))
+    static = step.logits(count, width).log_softmax(-1)
+    texts = [row[:length] for row, length in zip(ids, PROBE_LENGTHS, strict=True)]
+    logits = torch.stack([model.causal(input_ids=text[None], use_cache=False).logits[0, -1] for text in texts])
+    expected, likely = logits.float().log_softmax(-1).topk(LIKELY)
+    return float((static.gather(1, likely) - expected).abs().nan_to_num(nan=torch.inf).max())

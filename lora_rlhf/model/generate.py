@@ -1,4 +1,4 @@
-"""Sampling: many responses at once, of one role or several, at exactly the distribution that the log-probs describe."""
+"""Sampling: many responses at once, of one role or several, from the very distribution that log-probs are taken of."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 from lora_rlhf.model.decode_plain import Batch, generate_plain
 from lora_rlhf.model.decode_static import generate_static
-from lora_rlhf.model.drawing import Cast, Drawing, GeneratedResponse
+from lora_rlhf.model.drawing import Drawing, GeneratedResponse, RowRoles
 from lora_rlhf.model.mixed import Mixture
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
@@ -76,20 +76,21 @@ def generate_seeded(
     stop_ids: list[int],
     batch_size: int,
     engine: Engine = "plain",
-    drawn: Callable[[int], None] = lambda _tokens: None,
+    on_tokens: Callable[[int], None] = lambda _count: None,
 ) -> list[list[GeneratedResponse]]:
     """A response of each prompt for each of its seeds, in order; as many seeds for one prompt as for another.
 
     Each token is drawn from softmax(logits / temperature) in float32, over the whole vocabulary; temperature 0 takes
-    the most probable one. At most `batch_size` responses run at a time. A response hangs on its prompt and its seed
-    alone, not on the others beside it, nor on how many run at a time or in which process, nor, up to rounding, on the
-    engine; "static" is for models that `engines.static_fault` finds nothing wrong with. `drawn` is told of tokens as
-    they are drawn.
+    the most probable one. At most `batch_size` responses run at a time. A response depends on its prompt and its seed
+    alone: not on the other responses, nor on how many run at a time or in which process, nor, up to rounding, on the
+    engine. "static" is for models in which `engines.static_fault` finds no fault. `on_tokens` is called with the number
+    of tokens drawn since its last call.
     """
     _check(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
     drawing = Drawing(max_new_tokens, temperature, stop_ids)
+    row_roles = RowRoles([0] * len(prompt_ids))
     with _eval_mode(model):
-        return ENGINES[engine](model, prompt_ids, seeds, drawing, Cast([0] * len(prompt_ids)), batch_size, drawn)
+        return ENGINES[engine](model, prompt_ids, seeds, drawing, row_roles, batch_size, on_tokens)
 
 
 def generate_mixed(
@@ -103,18 +104,18 @@ def generate_mixed(
     stop_ids: list[int],
     batch_size: int,
     engine: Engine = "plain",
-    drawn: Callable[[int], None] = lambda _tokens: None,
+    on_tokens: Callable[[int], None] = lambda _count: None,
 ) -> list[list[GeneratedResponse]]:
-    """As `generate_seeded`, but prompt i is answered by `roles[i]`, all in the same batches; no role need be active.
+    """As `generate_seeded`, but `roles[i]` answers prompt i, all in the same batches. No role need be active.
 
-    Each role gives, up to rounding, the responses that it gives alone. In 8 bits rounding hangs on what else is in a
-    batch, so that there responses part sooner than in 4.
+    Each role gives, up to rounding, the responses that it gives alone. In 8 bits rounding depends on the other rows of
+    a batch, so that responses differ sooner than in 4.
     """
-    distinct, places = _places(roles, prompt_ids)
+    distinct, indices = _role_indices(roles, prompt_ids)
     _check(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
     drawing = Drawing(max_new_tokens, temperature, stop_ids)
     with model.mixture(distinct) as mixture:
-        return ENGINES[engine](model, prompt_ids, seeds, drawing, Cast(places, mixture), batch_size, drawn)
+        return ENGINES[engine](model, prompt_ids, seeds, drawing, RowRoles(indices, mixture), batch_size, on_tokens)
 
 
 def stream_mixed(
@@ -130,18 +131,19 @@ def stream_mixed(
 ) -> Iterator[list[int | None]]:
     """One response of `roles[i]` to each prompt i, token by token: yields after every step each row's new token.
 
-    Tokens are those of `generate_mixed`; None for a response that has ended. The stream ends with the last response,
-    or before the next step once `stop` says so. It holds the roles as they were when it was asked for, and its own
-    cache; between two steps the model is as it was found, so that others can use it meanwhile. Dropped or closed, it
-    leaves nothing behind.
+    The tokens are those of `generate_mixed`; None for a response that has ended. The stream ends with the last
+    response, or before the next step once `stop` returns True. It has its own cache and a copy of the roles as they
+    were at the call. Between two steps the model is in the state that it had before, so that others can use it
+    meanwhile. A stream that is dropped or closed leaves nothing behind.
     """
-    distinct, places = _places(roles, prompt_ids)
-    each = [[seed] for seed in seeds]
-    _check(model, prompt_ids, each, max_new_tokens, temperature, batch_size=1)
+    distinct, indices = _role_indices(roles, prompt_ids)
+    single_seeds = [[seed] for seed in seeds]
+    _check(model, prompt_ids, single_seeds, max_new_tokens, temperature, batch_size=1)
     if not prompt_ids:
         return iter(())
     mixture = model.mixture(distinct)
-    batch = Batch(model, prompt_ids, each, Drawing(max_new_tokens, temperature, stop_ids), Cast(places, mixture))
+    drawing = Drawing(max_new_tokens, temperature, stop_ids)
+    batch = Batch(model, prompt_ids, single_seeds, drawing, RowRoles(indices, mixture))
     return _stream(batch, mixture, stop)
 
 
@@ -153,8 +155,8 @@ def _stream(batch: Batch, mixture: Mixture, stop: Callable[[], bool]) -> Iterato
         yield [token if length >= batch.steps else None for token, length in zip(latest, lengths, strict=True)]
 
 
-def _places(roles: Sequence[str], prompt_ids: list[list[int]]) -> tuple[list[str], list[int]]:
-    """Each role once, and the place of each prompt's role among them."""
+def _role_indices(roles: Sequence[str], prompt_ids: list[list[int]]) -> tuple[list[str], list[int]]:
+    """Each role once, and the index of each prompt's role among them."""
     if len(roles) != len(prompt_ids):
         raise ValueError(f"{len(roles)} roles for {len(prompt_ids)} prompts")
     distinct = list(dict.fromkeys(roles))
@@ -190,7 +192,7 @@ def _check(
 
 @contextmanager
 def _eval_mode(model: SharedModel) -> Iterator[None]:
-    """Without dropout, and without gradient checkpointing, which cannot use a cache; then the mode that was."""
+    """Inside, no dropout, and no gradient checkpointing, which cannot use a cache. Then the mode from before."""
     was_training = model.causal.training
     model.causal.eval()
     try:

@@ -1,4 +1,4 @@
-"""A key-value cache of fixed slots, written in place: each row has its own length, and nothing is moved to grow."""
+"""A key-value cache of fixed slots, written in place: each row has its own length, and no growth moves anything."""
 
 from dataclasses import dataclass
 
@@ -23,10 +23,10 @@ class View:
 
 
 class SlotCache(Cache):
-    """Room for `slots` sequences of up to `width` tokens. A token of position p stands in column p of its row.
+    """Room for `slots` sequences of up to `width` tokens. The token at position p is in column p of its row.
 
     A forward pass reads one token of each row in view, writes it to its column and attends to the columns in view.
-    What stands beyond a row's position is left from others and must be masked; it is finite.
+    The columns beyond a row's position hold values of earlier sequences and must be masked; they are finite.
     """
 
     def __init__(self, num_layers: int, width: int, position: Tensor) -> None:
@@ -35,11 +35,11 @@ class SlotCache(Cache):
         super().__init__(layers=[_SlotLayer(self.view) for _ in range(num_layers)])
 
     def look_at(self, rows: int, columns: int) -> None:
-        """What the next forward passes work on."""
+        """Say which part the next forward passes work on."""
         self.view.rows, self.view.columns = rows, columns
 
     def place(self, read: DynamicCache, rows: Tensor, slots: Tensor) -> None:
-        """Put rows (n,) of prompts that were read, padded on the right, at the beginning of slots (n,)."""
+        """Copy rows (n,) of the cache of right-padded prompts to the beginning of slots (n,)."""
         for layer, source in zip(self.layers, read.layers, strict=True):
             layer.lazy_initialization(source.keys, source.values)
             length = source.keys.shape[2]
@@ -47,7 +47,7 @@ class SlotCache(Cache):
             layer.values[slots, :, :length] = source.values[rows]
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
-        """Copy the first columns of some slots (n,) to others (n,)."""
+        """Copy the first columns of slots (n,) to other slots (n,)."""
         for layer in self.layers:
             layer.keys[targets, :, :columns] = layer.keys[sources, :, :columns]
             layer.values[targets, :, :columns] = layer.values[sources, :, :columns]
@@ -61,11 +61,11 @@ class _SlotLayer(CacheLayerMixin):
 
     def __init__(self, view: View) -> None:
         super().__init__()
-        self._view = view  # and not the cache, which holds this layer: a cycle would keep the memory when it is gone
+        self._view = view  # not the cache: it holds this layer, and a cycle would keep the memory after its end
         self._number = torch.arange(view.slots, device=view.position.device)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make room, in the shape and precision of the states; zeros, since what is masked must still be finite."""
+        """Make room, in the shape and precision of the states. Zeros, since masked values must still be finite."""
         if self.is_initialized:
             return
         slots, width = self._view.slots, self._view.width
@@ -74,7 +74,7 @@ class _SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: object, **_kw: object) -> tuple[Tensor, Tensor]:
-        """Write (rows, heads, 1, size) and give back what the rows may attend to, (rows, heads, columns, size)."""
+        """Write (rows, heads, 1, size), and return what the rows may attend to, (rows, heads, columns, size)."""
         rows, columns = self._view.rows, self._view.columns
         number, position = self._number[:rows], self._view.position[:rows]
         self.keys[number, :, position] = key_states[:, :, 0]

@@ -72,12 +72,12 @@ class Mixture(LinearMode):
     def __exit__(self, *error: Any) -> None:
         self._entered.pop().__exit__(*error)
 
-    def assign(self, places: Tensor) -> None:
-        """Which role each row of the next forward pass has: (B,), places in `roles`, on the model's device."""
-        if places.dim() != 1:
-            raise ValueError(f"expected the place of a role for each row, (B,), got {tuple(places.shape)}")
-        self._assigned_rows = len(places)
-        self._masks = {ranks: table[places] for ranks, table in self._tables.items()}
+    def assign(self, indices: Tensor) -> None:
+        """Say which role each row of the next forward pass has: (B,), indices in `roles`, on the model's device."""
+        if indices.dim() != 1:
+            raise ValueError(f"expected the index of a role for each row, (B,), got {tuple(indices.shape)}")
+        self._assigned_rows = len(indices)
+        self._masks = {ranks: table[indices] for ranks, table in self._tables.items()}
 
     def before_pass(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         rows, tokens = (inputs[0] if inputs else named["input_ids"]).shape

@@ -8,7 +8,7 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.model.decode_weights import choose_merged
-from lora_rlhf.model.engines import Rollout, pick_engine, require_static
+from lora_rlhf.model.engines import EngineChoice, pick_engine, require_static
 from lora_rlhf.model.generate import Engine
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
@@ -37,7 +37,7 @@ def require_rollout(config: PPOConfig | SampleConfig, parent: Parent) -> None:
 
 def choose_engine(
     config: PPOConfig | SampleConfig,
-    rollout: Rollout,
+    rollout: EngineChoice,
     model: SharedModel,
     role: str,
     prompts: Sequence[EncodedPrompt],
@@ -65,7 +65,7 @@ def choose_merge(config: PPOConfig, model: SharedModel) -> bool:
     return all(workers.gather([choose_merged(model, config.decode_weights)]))
 
 
-def asked_for(config: PPOConfig, before: dict[str, Any] | None) -> tuple[Rollout, bool | None]:
+def asked_for(config: PPOConfig, before: dict[str, Any] | None) -> tuple[EngineChoice, bool | None]:
     """Engine and merging as the settings have them or, where these leave it open, as the run began; None: to choose."""
     rollout = config.engine if config.engine != "auto" or before is None else before["engine"]
     merge = before["merge"] if config.decode_weights == "auto" and before is not None else None

@@ -7,7 +7,7 @@ import torch
 
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.decode_step import Step
+from lora_rlhf.model.decode_step import GraphCapture, Replay
 from lora_rlhf.model.engines import pick_engine, tokens_per_second
 from lora_rlhf.model.generate import GeneratedResponse, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.shared import SharedModel
@@ -63,14 +63,15 @@ def test_replayed_steps_draw_what_the_forward_pass_says(
     quantization: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In slots that are refilled, in every role, and after an adapter's weights have changed in place."""
-    captured: list[object] = []
-    capture = Step._capture
+    replays: list[Replay | None] = []
+    capture = GraphCapture.__call__
 
-    def watched(self: Step, rows: int, columns: int) -> Any:
-        captured.append(capture(self, rows, columns))
-        return captured[-1]
+    def watched(self: GraphCapture, run: Replay) -> Replay:
+        replays.append(None)  # stays where the capture fails
+        replays[-1] = capture(self, run)
+        return replays[-1]
 
-    monkeypatch.setattr(Step, "_capture", watched)
+    monkeypatch.setattr(GraphCapture, "__call__", watched)
     model = make(quantization, dtype)
     prompts = prompts_of(model, 40)
     seen = []
@@ -82,7 +83,7 @@ def test_replayed_steps_draw_what_the_forward_pass_says(
         assert max(gaps) < NATS[quantization, dtype]
         seen.append([answer.ids for answer in answers])
     assert seen[0] != seen[1] != seen[2] != seen[0]
-    assert captured and None not in captured, "no step ran eagerly for want of a graph"
+    assert replays and None not in replays, "no step ran eagerly for want of a graph"
 
 
 def test_sampling_from_replayed_steps_equals_the_plain_engine_s() -> None:

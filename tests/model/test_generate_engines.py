@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING
 
 from lora_rlhf.model import engines
 from lora_rlhf.model.decode_step import Step
-from lora_rlhf.model.engines import Rollout, pick_engine, require_static, static_fault, tokens_per_second
+from lora_rlhf.model.engines import EngineChoice, pick_engine, require_static, static_fault, tokens_per_second
 from lora_rlhf.model.generate import Engine
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
@@ -21,10 +21,10 @@ Make = Callable[..., SharedModel]
 PROMPTS = [[7, 8, 9], [10, 11], [12]]
 
 
-def pick(model: SharedModel, rollout: Rollout = "auto", context: int = 32) -> Engine:
+def pick(model: SharedModel, choice: EngineChoice = "auto", context: int = 32) -> Engine:
     with model.role("policy"):
         return pick_engine(
-            rollout, model, PROMPTS, context=context, max_new_tokens=8, temperature=1.0, batch_size=len(PROMPTS)
+            choice, model, PROMPTS, context=context, max_new_tokens=8, temperature=1.0, batch_size=len(PROMPTS)
         )
 
 

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lora_rlhf.model import decode_static, decode_step
-from lora_rlhf.model.decode_step import Slots, Step
-from lora_rlhf.model.drawing import Cast, Drawing, draw
+from lora_rlhf.model.decode_step import Replay, Slots, Step
+from lora_rlhf.model.drawing import Drawing, RowRoles, draw
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import Engine, GeneratedResponse, generate, generate_mixed, generate_seeded
+from lora_rlhf.model.kv_cache import SlotCache
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from tests.support.batches import sequences
@@ -76,27 +76,26 @@ def require_same(
     assert parted <= 1
 
 
-class Replayed(Step):
-    """As on a GPU: all slots in each step, looked at every few steps, sizes that come again from what was captured."""
+class FakeCapture:
+    """In place of CUDA graphs: a replay runs the step again.
 
-    captured: ClassVar[list[tuple[int, int]]] = []
+    All else is as on a GPU: every step has all slots, and only every few steps the engine looks which have finished.
+    """
 
-    def __init__(self, *args: Any, graphs: bool) -> None:
-        super().__init__(*args, graphs=graphs)  # type: ignore[misc]
-        self.graphs = True
+    def __init__(self) -> None:
+        self.count = 0
 
-    def _capture(self, rows: int, columns: int) -> Any:
-        self.captured.append((rows, columns))
-        return SimpleNamespace(replay=lambda: self._run(rows, columns))
+    def __call__(self, run: Replay) -> Replay:
+        self.count += 1
+        return run
 
 
 @pytest.fixture(params=["eager", "replayed"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Eagerly, and with the bookkeeping that goes with CUDA graphs."""
-    monkeypatch.setattr(Replayed, "captured", [])
-    if request.param == "replayed":
-        monkeypatch.setattr(decode_static, "Step", Replayed)
-    return request.param
+def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCapture | None:
+    """Steps that run eagerly (None), and steps that are captured and replayed."""
+    fake = FakeCapture() if request.param == "replayed" else None
+    monkeypatch.setattr(decode_static, "capture_on", lambda _device: fake)
+    return fake
 
 
 def test_greedy_equals_the_plain_loop(shared_model: Make, architecture: str) -> None:
@@ -121,7 +120,7 @@ def test_samples_equal_the_plain_engine_s(shared_model: Make, name: str) -> None
             require_same(model, prompts, sample(model, prompts, **changes), expected, changes.get("temperature", 1.0))
 
 
-def test_slots_and_neighbours_do_not_matter(shared_model: Make, way: str) -> None:
+def test_slots_and_neighbours_do_not_matter(shared_model: Make, capture: FakeCapture | None) -> None:
     model, prompts = shared_model("qwen2"), prompts_of()
     with model.role("policy"):
         expected = sample(model, prompts, engine="plain", num_samples=3)
@@ -133,7 +132,7 @@ def test_slots_and_neighbours_do_not_matter(shared_model: Make, way: str) -> Non
     assert [[(len(r.ids), r.finished) for r in group] for group in one] == [[(1, False)]] * len(prompts)
 
 
-def test_slots_carry_their_role(shared_model: Make, way: str) -> None:
+def test_slots_carry_their_role(shared_model: Make, capture: FakeCapture | None) -> None:
     """Through refills and moves; the same seeds for every role, so that a wrong role shows."""
     model, prompts = shared_model("mistral"), prompts_of()
     roles = [("base", "policy", "sft")[place % 3] for place in range(len(prompts))]
@@ -192,7 +191,7 @@ def test_each_prompt_is_read_once_and_slots_are_refilled(shared_model: Make) -> 
 
 
 def test_the_cache_is_written_in_place_and_read_as_far_as_needed(
-    shared_model: Make, monkeypatch: pytest.MonkeyPatch, way: str
+    shared_model: Make, monkeypatch: pytest.MonkeyPatch, capture: FakeCapture | None
 ) -> None:
     model, prompts = shared_model(), prompts_of((40, 9, 3, 2, 5))
     addresses: set[int] = set()
@@ -200,46 +199,45 @@ def test_the_cache_is_written_in_place_and_read_as_far_as_needed(
     monkeypatch.setattr(decode_static, "COLUMNS", 16)
     monkeypatch.setattr(decode_static, "GRAPH_COLUMNS", 16)
 
-    def spy(step: Step, rows: int, columns: int) -> None:
-        addresses.add(step.slots.cache.layers[0].keys.data_ptr())
-        longest = (
-            int(step.slots.position[:rows][step.slots.running[:rows]].amax(dim=0))
-            if bool(step.slots.running[:rows].any())
-            else 0
-        )
-        assert columns > longest
-        sizes.append((rows, columns))
-        run(step, rows, columns)
+    def spy(_module: object, _args: object, named: dict[str, Any]) -> None:
+        cache = named["past_key_values"]
+        if isinstance(cache, SlotCache):
+            addresses.add(cache.layers[0].keys.data_ptr())
+            assert cache.view.columns > int(named["position_ids"].max())
+            sizes.append((cache.view.rows, cache.view.columns))
 
-    run = Step._run
-    monkeypatch.setattr(Step, "_run", spy)
+    model.backbone.register_forward_pre_hook(spy, with_kwargs=True)
     with model.role("policy"):
         found = sample(model, prompts, batch_size=2, max_new_tokens=20, stop_ids=[])
     assert all(len(response.ids) == 20 for group in found for response in group)
     assert len(addresses) == 1
-    assert {columns for _, columns in sizes} == ({16, 32, 48, 64} if way == "eager" else {64})
-    if way == "replayed":
-        assert Replayed.captured == [(2, 64)]
+    if capture is None:
+        assert {columns for _, columns in sizes} == {16, 32, 48, 64}
+    else:
+        assert set(sizes) == {(2, 64)} and capture.count == 1
 
 
 def test_a_step_that_cannot_be_captured_runs_eagerly(
     shared_model: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a GPU every capture fails; what fails for want of memory is the caller's to mend."""
+    """It warns once for each model. Without enough memory the error goes to the caller, who can do with less."""
     model, prompts = shared_model(), prompts_of()
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(decode_static, "Step", lambda *args, graphs: Step(*args, graphs=True))  # type: ignore[misc]
-    decode_step._say_eager.cache_clear()
+
+    def fail_with(error: Exception) -> None:
+        def capture(_run: Replay) -> Replay:
+            raise error
+
+        monkeypatch.setattr(decode_static, "capture_on", lambda _device: capture)
+
+    fail_with(RuntimeError("operation not permitted when stream is capturing\nmore lines"))
     with model.role("policy"):
         require_same(model, prompts, sample(model, prompts), sample(model, prompts, engine="plain"))
         sample(model, prompts)
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1 and "LlamaForCausalLM: its decoding step cannot be captured" in said[0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "LlamaForCausalLM: its decoding step cannot be captured" in messages[0] and "capturing)" in messages[0]
 
-    def full() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", full)
+    fail_with(torch.OutOfMemoryError("CUDA out of memory"))
     with model.role("policy"), pytest.raises(torch.OutOfMemoryError):
         sample(model, prompts)
 
@@ -248,7 +246,7 @@ def test_a_slot_that_holds_nothing_stays_where_it_is(shared_model: Make) -> None
     """On a GPU it computes on for as long as others run, and must not leave the cache."""
     model = shared_model()
     slots = Slots(2, 2, 16, NEW, model.device)
-    step = Step(model, slots, Drawing(NEW, 1.0, []), Cast([0, 0]), graphs=False)
+    step = Step(model, slots, Drawing(NEW, 1.0, []), RowRoles([0, 0]))
     with model.role("policy"), torch.no_grad():
         read = DynamicCache(config=model.config)
         model.backbone(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=read, use_cache=True)
@@ -285,18 +283,19 @@ def test_what_cannot_be_generated_is_refused(shared_model: Make) -> None:
         sample(model, [[5]])
 
 
-def test_tokens_are_told_of_as_they_are_drawn(shared_model: Make, way: str) -> None:
+def test_tokens_are_counted_as_they_are_drawn(shared_model: Make, capture: FakeCapture | None) -> None:
     model, prompts = shared_model(), prompts_of()
-    told: list[Any] = []
+    counts: list[int] = []
     with model.role("policy"):
         decode_static.generate_static(
             model,
             prompts,
             [[0]] * len(prompts),
             Drawing(NEW, 1.0, []),
-            Cast([0] * len(prompts)),
+            RowRoles([0] * len(prompts)),
             len(prompts),
-            told.append,
+            counts.append,
         )
-    steps = math.ceil((NEW - 1) / decode_static.LOOK_EVERY) * decode_static.LOOK_EVERY if way == "replayed" else NEW - 1
-    assert sum(told) == len(prompts) * (1 + steps)
+    looks = math.ceil((NEW - 1) / decode_static.LOOK_EVERY)
+    steps = NEW - 1 if capture is None else looks * decode_static.LOOK_EVERY
+    assert sum(counts) == len(prompts) * (1 + steps)
