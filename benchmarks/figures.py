@@ -1,0 +1,218 @@
+"""Writes the figures of the committed results into README.md and docs/*.md.
+
+    python benchmarks/figures.py
+
+A figure stands between `<!-- figure NAME -->` and `<!-- /figure -->`: within a line, or, a table, on lines of its own.
+Change a figure's formula here and the sentence around it there. Never edit the text between the markers.
+"""
+
+import json
+import re
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from lora_rlhf.plan.config import PlanConfig
+from lora_rlhf.plan.report import show_table
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+FIGURE = re.compile(r"<!-- figure (\w+) -->(.*?)<!-- /figure -->", re.DOTALL)
+CONTROLS = {
+    "shuffled": "reward model of shuffled labels, with the real scale",
+    "flipped": "sign-flipped reward, 15 iterations",
+    "kl_free": "no KL price, 60 iterations",
+    "kl_priced": "the same with kl_coef 0.15",
+}
+
+
+def main() -> None:
+    texts = figures()
+    for path in PAGES:
+        path.write_text(updated(path.read_text(), texts))
+
+
+def updated(page: str, texts: dict[str, str]) -> str:
+    """The page with the text of each figure as it is now. KeyError for a name that `figures` does not have."""
+
+    def text_of(match: re.Match[str]) -> str:
+        name, newline = match[1], "\n" if match[2].startswith("\n") else ""
+        return f"<!-- figure {name} -->{newline}{texts[name]}{newline}<!-- /figure -->"
+
+    return FIGURE.sub(text_of, page)
+
+
+def figures() -> dict[str, str]:
+    """The text of every figure, from benchmarks/results/*.json."""
+    results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    pages = (_quickstart, _against_trl, _speed, _app, _plan, _commands)
+    return {name: text for page in pages for name, text in page(results).items()}
+
+
+def _quickstart(results: Any) -> dict[str, str]:
+    last, pooled, controls = results["quickstart"], results["quality"]["pooled"], results["quality"]["controls"]
+    seeds = list(results["quality"]["seeds"].values())
+    win, best = "win_rate", "win_rate_best_temperature"
+    by_seed = {
+        "policy against SFT, both at temperature 1": [f"{seed[win]['policy_vs_sft']['rate']:.1%}" for seed in seeds],
+        "policy against SFT, each at its best temperature": [
+            f"{seed[best]['policy_vs_sft']['rate']:.1%}" for seed in seeds
+        ],
+        "two labelers agree on a pair": [f"{seed['reward']['label_agreement']:.1%}" for seed in seeds],
+        "the reward model orders new pairs as their labeler did": [
+            f"{seed['reward']['accuracy']['rate']:.1%}" for seed in seeds
+        ],
+        "the gold score orders them so": [f"{seed['reward']['gold_accuracy']:.1%}" for seed in seeds],
+        "expected calibration error of the reward model": [f"{seed['reward']['ece']:.3f}" for seed in seeds],
+        "KL at the end, nats per response (target 1.2)": [f"{seed['ppo']['kl']:.2f}" for seed in seeds],
+    }
+    return {
+        "quickstart_minutes": f"{last['wall_seconds'] / 60:.1f}",
+        "quickstart_gib": f"{last['peak_rss_gib']:.1f}",
+        "quickstart_win_rate": _rate(last[best]["policy_vs_sft"]),
+        "win_rates": _table(
+            "win rate | both sampled at temperature 1 | each at its own best temperature",
+            *(
+                f"{pair.replace('_', ' ')} | {_rate(rate)} | {_rate(pooled['scores_best_temperature'][pair])}"
+                for pair, rate in pooled["scores"].items()
+            ),
+        ),
+        "by_seed": _table("measured | by seed", *(f"{title} | {', '.join(row)}" for title, row in by_seed.items())),
+        "controls": _table(
+            "control | win rate | mean gold score, SFT to policy | KL, mean of the last 10 iterations",
+            *(
+                f"{title} | {_rate(control['win_rate_policy_vs_sft'])} | {control['gold']['sft']['mean']:.2f} to "
+                f"{control['gold']['policy']['mean']:.2f} | {fmean(control['rollout_kl'][-10:]):.2f}"
+                for title, control in ((title, controls[name]) for name, title in CONTROLS.items())
+            ),
+        ),
+    }
+
+
+def _against_trl(results: Any) -> dict[str, str]:
+    result = results["ppo_against_trl_llama-4x256"]
+    ours, theirs = result["ours"], result["trl"]
+    by_seconds, by_cpu = (result[f"times_as_fast_by_{clock}"] for clock in ("seconds", "processor_seconds"))
+    return {
+        "our_seconds": f"{ours['seconds']:.1f}",
+        "trl_seconds": f"{theirs['seconds']:.1f}",
+        "times_as_fast_as_trl": f"{by_seconds['of_medians']:.2f}",
+        "times_as_fast_as_trl_of_pairs": _range(by_seconds["of_each_pair"]),
+        "times_as_fast_as_trl_by_cpu": f"{by_cpu['of_medians']:.2f}, {_range(by_cpu['of_each_pair'])}",
+        "share_of_trls_memory": f"{result['share_of_peak_memory']['share']:.2f}",
+        "against_trl": _table(
+            " | seconds of an iteration | sampling, scoring, update | CPU seconds | peak memory",
+            *(
+                f"{name} | {side['seconds']:.2f} | {', '.join(f'{seconds:.2f}' for seconds in side['parts'].values())}"
+                f" | {side['processor_seconds']:.2f} | {side['peak_resident_mib']:.0f} MiB"
+                for name, side in (("lora-rlhf", ours), ("TRL 1.12", theirs))
+            ),
+        ),
+    }
+
+
+def _speed(results: Any) -> dict[str, str]:
+    rollouts = {
+        "llama-4x256, 32 responses of 48 tokens": results["rollout_llama-4x256"],
+        "tiny world, 416 responses that end at different lengths": results["rollout_tinyworld"],
+    }
+    mixed = {"llama-4x256": results["mixed_roles_llama-4x256"], "tiny world": results["mixed_roles_tinyworld"]}
+    against, merged = "one after the other", "one after the other, merged weights"
+    shapes = results["role_memory"]["shapes"]
+    return {
+        "rollouts": _table(
+            " | plain | static | transformers' `generate`, batches of 32",
+            *(
+                f"{name} | {' | '.join(f'{speed:.0f}' for speed in rollout['tokens_per_s'].values())}"
+                for name, rollout in rollouts.items()
+            ),
+        ),
+        "mixed_roles": _table(
+            "shape | asked | against adapters | against merged weights",
+            *(
+                f"{shape} | {asked} | {row['mixed_against'][against]} | {row['mixed_against'].get(merged, '')}"
+                for shape, result in mixed.items()
+                for asked, row in result["measured"].items()
+            ),
+        ),
+        "role_memory": _table(
+            "shape | 4-bit base | one role | share of the base",
+            *(
+                f"{name} | {shape['base_mib']:.1f} MiB | {shape['roles']['policy']['mib']:.1f} MiB | "
+                f"{100 * shape['roles']['policy']['share_of_base']:.1f} %"
+                for name, shape in shapes.items()
+            ),
+        ),
+    }
+
+
+def _app(results: Any) -> dict[str, str]:
+    demo = results["demo"]
+    page, columns, words = (median(demo["start"][key]) for key in ("first_page_s", "columns_s", "first_tokens_s"))
+    equal, natural, load = (demo[name] for name in ("columns_of_equal_length", "columns_as_they_end", "load"))
+    memory = load["resident_mib"]
+    return {
+        "app": _table(
+            "what | measured",
+            f"the page is there, after the command | {page:.1f} s",
+            f"it can be asked, after the command | {columns:.1f} s",
+            f"the first words of all columns, after Enter | {words:.2f} s",
+            f"three answers of {equal['tokens']} tokens in one batch | "
+            f"{equal['times_as_fast']:.1f} times as fast as one after the other",
+            f"the tiny world's answers, which end at different lengths | "
+            f"{natural['times_as_fast']:.1f} times as fast, of {natural['most_possible']:.1f} that a batch can reach",
+            f"{load['users']} users, {load['prompts']} prompts | {load['answered']} answers",
+            f"memory after the first twenty answers, and at the end | {memory[0]:.0f} MiB, {memory[-1]:.0f} MiB",
+        ),
+    }
+
+
+def _plan(results: Any) -> dict[str, str]:
+    rows = results["plan_accuracy_cpu"]["rows"]
+    errors = [stage["error"] for row in rows for stage in row["stages"].values()]
+    return {
+        "plan_errors": f"between {min(errors):+.1%} and {max(errors):+.1%}",
+        "plan_median_error": f"{median(map(abs, errors)):.1%}",
+        "plan_within": f"{sum(-0.05 <= error <= 0.10 for error in errors)} of {len(errors)}",
+        "plan_settings": f"{len(rows)} settings",
+        "plan_table": show_table(PlanConfig(table=True), results["plan_table"]),
+    }
+
+
+def _commands(results: Any) -> dict[str, str]:
+    check, evaluation, export = results["data_check"]["check"], results["evaluation"], results["export"]
+    return {
+        "data_check": f"{check['mb_per_s']:.0f} MB of JSONL a second in {check['peak_mb']} MB of memory",
+        "evaluation_size": f"{evaluation['prompts']} prompts and {evaluation['probes']} probes",
+        "evaluation_cost": f"{evaluation['wall_seconds'] / 60:.1f} minutes and {evaluation['peak_rss_gib']:.2f} GiB",
+        "exports": _table(
+            " | layers | GB | peak memory | seconds a GB | times a plain copy",
+            *(
+                f"{name} | {row['layers']} | {row['gb']:.1f} | {row['peak_rss_gib']:.2f} GiB | "
+                f"{row['seconds_per_gb']:.1f} | {row['times_a_copy']:.1f}"
+                for name, row in (
+                    ("`lora-rlhf export`", export["export"]),
+                    ("PEFT's `merge_and_unload`, `save_pretrained`", export["peft"]),
+                )
+            ),
+        ),
+        "kills": f"{results['kill']['kills']}",
+        "memory_slope": f"{results['memory_over_time']['slope_mib_per_100']['resident']['slope']:+.1f} MiB",
+    }
+
+
+def _rate(rate: Any) -> str:
+    return f"{rate['rate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _table(head: str, *rows: str) -> str:
+    rule = "|---" * (head.count("|") + 1) + "|"
+    return "\n".join([f"| {head.strip()} |", rule, *(f"| {row.strip()} |" for row in rows)])
+
+
+if __name__ == "__main__":
+    main()
