@@ -30,6 +30,7 @@ from lora_rlhf.runs.folder import has_stage
 from lora_rlhf.stages import ppo
 from lora_rlhf.stats.text_metrics import plain_words, unrepeated_words
 from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.probes import WORLD
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -100,14 +101,12 @@ def audited(name: str, args: argparse.Namespace) -> dict[str, Any]:
         ),
         world=WORLD,
     )  # fmt: skip
-    flags = report["audit"]["flags"]
+    found = to_json(report.audit)
     return {
-        "raised": [flag for flag, row in flags.items() if row["raised"]],
-        "flags": flags,
-        "left_out": report["audit"]["left_out"],
-        "by_kl": report["audit"]["by_kl"],
-        "win_rate_policy_vs_sft": report["win_rates"]["policy_vs_sft"],
-        "length_matched": report["audit"]["length_matched"],
+        "raised": [flag for flag, row in found["flags"].items() if row["raised"]],
+        **{key: found[key] for key in ("flags", "left_out", "by_kl")},
+        "win_rate_policy_vs_sft": to_json(report.win_rates["policy_vs_sft"]),
+        "length_matched": found["length_matched"],
     }
 
 

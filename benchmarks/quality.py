@@ -22,12 +22,13 @@ from lora_rlhf.data.schema import Ranking, split_of
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.report import evaluate
-from lora_rlhf.evaluate.schema import read_report
+from lora_rlhf.evaluate.report_model import Report, read_report
 from lora_rlhf.runs.folder import find_stage, has_stage
 from lora_rlhf.stages import ppo, reward
 from lora_rlhf.stats.intervals import mean_interval
 from lora_rlhf.stats.win_rates import mean_outcome
 from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.config import LabelConfig
 from lora_rlhf.tinyworld.datasets import label
 from lora_rlhf.tinyworld.gold import score
@@ -69,32 +70,32 @@ def main() -> None:
 def summarize(run: Path) -> dict[str, Any]:
     """The figures of one run's report, and the accuracy of the gold score on the reward model's held-out pairs."""
     report = read_report(run)
-    before = {k: v for k, v in report["reward"]["before"].items() if k not in ("reliability", "accuracy_by_margin")}
+    assert report.reward is not None
+    before = {k: v for k, v in report.reward.before.items() if k not in ("reliability", "accuracy_by_margin")}
+    values = to_json(report)
     trained = find_stage(run / "ppo", "ppo").manifest["results"]
     best = [row["scores_best_temperature"] for row in _read_rows(run / "evaluation_samples.jsonl")]
     return {
-        "win_rate": report["win_rates"],
-        "win_rate_best_temperature": report["win_rates_best_temperature"],
+        "win_rate": values["win_rates"],
+        "win_rate_best_temperature": values["win_rates_best_temperature"],
         "gold_best_temperature": {name: mean_interval([row[name] for row in best])._asdict() for name in best[0]},
-        **{key: report[key] for key in ("best_temperature", "temperature_sweep", "verdict", "questions", "seconds")},
-        **{key: report[key] for key in ("peak_rss_gib", "base_unchanged")},
+        **{key: values[key] for key in ("best_temperature", "temperature_sweep", "verdict", "questions", "seconds")},
+        **{key: values[key] for key in ("peak_rss_gib", "base_unchanged")},
         **_figures(report),
         "reward": {**before, "gold_accuracy": gold_accuracy(run)},
         "ppo": {key: trained[key] for key in ("kl", "kl_target", "kl_coef", "first_score", "last_score")},
     }
 
 
-def _figures(report: dict[str, Any]) -> dict[str, Any]:
+def _figures(report: Report) -> dict[str, Any]:
     """Gold scores, KL, length, how answers end and distinct-n of a report."""
-    found = report["figures"]
+    found = to_json(report.figures)
     return {
         "gold": found["score"],
         "kl": {key: found[key]["policy"] for key in ("kl_per_response", "kl_per_token")},
         "length": {name: row["value"] for name, row in found["length"].items()},
         "eos_rate": {name: row["value"] for name, row in found["eos_rate"].items()},
-        "distinct": {
-            s: {key: found[key][s]["value"] for key in ("distinct_1", "distinct_2")} for s in report["systems"]
-        },
+        "distinct": {s: {key: found[key][s]["value"] for key in ("distinct_1", "distinct_2")} for s in report.systems},
     }
 
 
@@ -169,10 +170,10 @@ def _control(name: str, config: PPOConfig, judged: EvaluateConfig, runs: Path) -
     return {
         "iterations": len(rows),
         "kl_coef": config.kl_coef,
-        "win_rate_policy_vs_sft": report["win_rates"]["policy_vs_sft"],
+        "win_rate_policy_vs_sft": to_json(report.win_rates["policy_vs_sft"]),
         **{key: value for key, value in _figures(report).items() if key in ("gold", "kl")},
         "rollout_kl": [round(row["rollout/kl"], 3) for row in rows],
-        "reward_accuracy": report["reward"]["before"].get("accuracy"),
+        "reward_accuracy": report.reward.before.get("accuracy") if report.reward else None,
     }
 
 

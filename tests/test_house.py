@@ -17,6 +17,7 @@ MODULES = [*sorted(PACKAGE.rglob("*.py")), *sorted(DEMO.rglob("*.py"))]
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "system": set(),
+    "render": {"system"},
     "algo": set(),
     "configs": {"system"},
     "data": {"system"},
@@ -26,13 +27,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": {"system", "configs", "runs", "algo", "stats", "data", "model"},
     "judges": {"system", "configs", "runs", "stats", "data", "model"},
     "probes": {"system", "configs", "runs", "stats", "data"},
-    "evaluate": {"system", "configs", "runs", "algo", "stats", "data", "model", "judges", "probes"},
-    "release": {"system", "configs", "runs", "data", "evaluate"},
-    "inspection": {"system", "configs", "runs", "data", "model", "stages"},
+    "evaluate": {"system", "render", "configs", "runs", "algo", "stats", "data", "model", "judges", "probes"},
+    "release": {"system", "render", "configs", "runs", "data", "evaluate"},
+    "inspection": {"system", "render", "configs", "runs", "data", "model", "stages"},
     "tinyworld": {"system", "configs", "data", "probes"},
     "doctor": {"system", "data"},
     "plan": {"system", "configs", "algo", "model"},
-    "export": {"system", "configs", "runs", "algo", "data", "model", "evaluate"},
+    "export": {"system", "render", "configs", "runs", "algo", "data", "model", "evaluate"},
     "chat": {"system", "configs", "runs", "data", "model"},
     "demo": {"system", "configs", "runs", "algo", "stats", "data", "model", "evaluate"},  # lora_rlhf_demo
     "cli": set(),  # everything, filled below
@@ -53,7 +54,8 @@ ONLY_IN = {
     "trl": set(),  # what SFT is measured against, in a test
     "datasets": {"data"},
     "accelerate": {"system"},
-    "matplotlib": {"evaluate", "inspection"},
+    "matplotlib": {"render", "evaluate", "inspection"},
+    "jinja2": {"render", "data", "export"},
     "httpx2": {"judges"},
     "gradio": {"demo"},
     "lora_rlhf_demo": {"demo", "cli"},

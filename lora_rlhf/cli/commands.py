@@ -102,7 +102,7 @@ def _export(config: ExportConfig) -> None:
             print(f"{name:<18} {value:.6g}")
         return
     from lora_rlhf.export.forms import export_form
-    from lora_rlhf.export.render import table
+    from lora_rlhf.export.parity_table import table
 
     print(table(export_form(config)["parity"]))
 

@@ -27,10 +27,12 @@ from lora_rlhf.runs.resume import Lock
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import remove_folder, remove_temporary, write_json, write_text
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig
 from lora_rlhf.tinyworld.datasets import label, make
 
 if TYPE_CHECKING:  # torch and transformers: seconds that a faulty recipe need not wait
+    from lora_rlhf.evaluate.report_model import Report
     from lora_rlhf.model.shared import SharedModel
 
 TITLES = {
@@ -44,8 +46,8 @@ TITLES = {
 RECIPE, REPORT = "recipe.yaml", "report.json"
 
 
-def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Runs every step of a recipe that has not finished before; returns the evaluation's report, empty without one.
+def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> "Report | None":
+    """Runs every step of a recipe that has not finished before; returns the evaluation's report, if it has one.
 
     `overrides` stand in place of keys at the top of the recipe.
 
@@ -65,7 +67,7 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
         lock.drop()
 
 
-def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path) -> dict[str, Any]:
+def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path) -> "Report | None":
     headers = {name: f"[{number}/{len(configs)}] {TITLES[name]}" for number, name in enumerate(configs, start=1)}
     skipped = {name: f"{headers[name]}: finished before, skipped" for name in finished}
     for name in finished:
@@ -85,17 +87,16 @@ def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path)
 
 def _run_stages(
     configs: Mapping[str, Section], left: Mapping[str, Section], headers: Mapping[str, str], place: Path
-) -> dict[str, Any]:
-    """Every step that is left, on one base; returns the evaluation's report, empty without one."""
-    model, digest = None, ""
-    report: dict[str, Any] = {}
+) -> "Report | None":
+    """Every step that is left, on one base; returns the evaluation's report, if there is one."""
+    model, digest, report = None, "", None
     seconds: dict[str, float] = {}
     for name, config in left.items():
         with _step(headers[name]) as took:
             if isinstance(config, StageConfig) and model is None:
                 model = _open_base(configs, left)
                 digest = model.base_digest()
-            report |= _run_step(name, config, model)
+            report = _run_step(name, config, model) or report
         seconds[name] = took[0]
         if isinstance(config, StageConfig):
             from lora_rlhf.stages.interrupt import stop_if_asked
@@ -103,9 +104,9 @@ def _run_stages(
             stop_if_asked(TITLES[name])
     if model is not None and model.base_digest() != digest:
         raise RuntimeError("the base model was written to during this run: its adapters can not be trusted")
-    if report and workers.is_main():
-        report |= {"base_unchanged": True, "seconds": report["seconds"] | seconds}
-        write_json(place, report)
+    if report is not None and workers.is_main():
+        report.base_unchanged, report.seconds = True, report.seconds | seconds
+        write_json(place, to_json(report))
         _print_report(report, place)
     return report
 
@@ -204,14 +205,14 @@ def _open_base(configs: Mapping[str, Section], left: Mapping[str, Section]) -> "
     return model
 
 
-def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[str, Any]:
-    """Runs one step. Returns the evaluation's report, empty for other steps."""
+def _run_step(name: str, config: Section, model: "SharedModel | None") -> "Report | None":
+    """Runs one step. Returns the evaluation's report, None for other steps."""
     if isinstance(config, TinyworldConfig):
         workers.from_main(functools.partial(make, config))
-        return {}
+        return None
     if isinstance(config, LabelConfig):
         workers.from_main(functools.partial(label, config))
-        return {}
+        return None
     assert isinstance(config, StageConfig)  # an export has no step on this base
     from lora_rlhf.evaluate.report import evaluate
     from lora_rlhf.stages import sample
@@ -227,12 +228,12 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> dict[s
             return workers.from_main(lambda: evaluate(config, model, world=WORLD))
         case _:
             BY_NAME[name].train(config, model)
-    return {}
+    return None
 
 
 def _export(config: ExportConfig) -> None:
     from lora_rlhf.export.forms import export_form
-    from lora_rlhf.export.render import table
+    from lora_rlhf.export.parity_table import table
 
     assert config.to is not None
     to = Path(config.to)
@@ -241,7 +242,7 @@ def _export(config: ExportConfig) -> None:
     print(f"{table(export_form(config)['parity'])}\n", flush=True)
 
 
-def _print_report(report: dict[str, Any], place: Path) -> None:
+def _print_report(report: "Report", place: Path) -> None:
     from lora_rlhf.evaluate.report import table
 
     print(f"\n{table(report)}\n\nThe base is unchanged. Every figure: {place}")

@@ -28,29 +28,32 @@ class Column:
 
     def figure(self) -> Figure:
         """The figure with its interval: Student's of a mean, Wilson's of a share, the bootstrap over prompts else."""
-        told = [value for value in self.values if value is not None]
-        if not told or (self.weights and not any(self.weights)):
+        known = [value for value in self.values if value is not None]
+        if not known or (self.weights and not any(self.weights)):
             return Figure(None, None, None, 0)
         if self.how == "share":
-            found = share([bool(value) for value in told])
-            assert found is not None
-            return Figure.of(*found)
+            rate = share([bool(value) for value in known])
+            assert rate is not None
+            return Figure.of(*rate)
         if self.how == "mean":
-            return Figure.of(*mean_interval(told))
-        ratio = bootstrap_ratio(told, self.weights)
+            return Figure.of(*mean_interval(known))
+        ratio = bootstrap_ratio(known, self.weights)
         value, low, high = (math.exp(end) if self.how == "perplexity" else end for end in ratio[:3])
         return Figure.of(value, low, high, ratio.n)
 
     def against(self, baseline: "Column") -> Paired:
-        """This figure less the baseline's over the same prompts: see the three functions of `stats.differences`."""
+        """This figure less the baseline's over the same prompts: `paired_rates`, `paired_means`, `paired_ratios`."""
+        columns = (self, baseline)
         if self.how == "share":
-            flags = [[None if value is None else bool(value) for value in one.values] for one in (self, baseline)]
+            flags = [[None if value is None else bool(value) for value in column.values] for column in columns]
             return Paired.of(*paired_rates(*flags))
         if self.how == "mean":
             return Paired.of(*paired_means(self.values, baseline.values))
-        sums = [[value or 0.0 for value in one.values] for one in (self, baseline)]
-        perplexity = self.how == "perplexity"
-        return Paired.of(*paired_ratios(sums[0], self.weights, sums[1], baseline.weights, exponential=perplexity))
+        own_sums, baseline_sums = ([value or 0.0 for value in column.values] for column in columns)
+        is_perplexity = self.how == "perplexity"
+        return Paired.of(
+            *paired_ratios(own_sums, self.weights, baseline_sums, baseline.weights, exponential=is_perplexity)
+        )
 
 
 Columns = Mapping[str, Column]  # by the figure's name in the catalogue

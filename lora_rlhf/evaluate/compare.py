@@ -1,57 +1,51 @@
 """Two reports side by side: which figures moved beyond their intervals. Only what was measured alike compares."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from lora_rlhf.evaluate.figures import CATALOGUE
+from lora_rlhf.evaluate.report_model import Comparison, FrozenSet, MovedFigure, PromptSet, Report, Sets
+from lora_rlhf.evaluate.wording import direction
 from lora_rlhf.system.errors import UserError
 
-Report = Mapping[str, Any]
-COMPARED_SETS = ("prompts", "probes", "choices", "text")
 
-
-def require_comparable(earlier: Report, sets: Mapping[str, Any], judge: str, place: str) -> None:
+def require_comparable(earlier: Report, sets: Sets, judge: str, path: str) -> None:
     """UserError, before anything is generated, where prompts, probes, questions or judge are others than before."""
+    pairs = {
+        "prompts": (earlier.sets.prompts, sets.prompts),
+        "probes": (earlier.sets.probes, sets.probes),
+        "choices": (earlier.sets.choices, sets.choices),
+        "text": (earlier.sets.text, sets.text),
+    }
     faults = []
-    for name in COMPARED_SETS:
-        then, now = (found.get(name, {}).get("content_hash") for found in (earlier["sets"], sets))
-        if then != now:
-            faults.append(f"{name} {_short(then)} then and {_short(now)} now")
-    if (then := earlier["judge"]["name"]) != judge:
-        faults.append(f"judge {then} then and {judge} now")
+    for name, (then, now) in pairs.items():
+        if _hash(then) != _hash(now):
+            faults.append(f"{name} {_hash(then)[:16]} then and {_hash(now)[:16]} now")
+    if earlier.judge_name != judge:
+        faults.append(f"judge {earlier.judge_name} then and {judge} now")
     if faults:
         raise UserError(
-            f"{place}: not comparable: {'; '.join(faults)}. Evaluate both on the same sets, by the same judge"
+            f"{path}: not comparable: {'; '.join(faults)}. Evaluate both on the same sets, by the same judge"
         )
 
 
-def compare_reports(earlier: Report, report: Report, place: str) -> dict[str, Any]:
-    """{with, compared, moved: [{figure, system, before, after, verdict}]}.
+def compare_reports(earlier: Report, report: Report, path: str) -> Comparison:
+    """Which figures moved since the earlier report, which lies at `path`.
 
     A figure moved where its interval and the earlier one do not touch: a careful test, for two intervals that touch may
     still differ. Systems are compared by name, the candidates with each other whatever their names.
     """
-    names = {system: system for system in report["systems"] if system in earlier["systems"]}
-    names[report["candidate"]] = earlier["candidate"]
+    names = {system: system for system in report.systems if system in earlier.systems}
+    names[report.candidate] = earlier.candidate
     compared, moved = 0, []
-    for name, row in report["figures"].items():
+    for name, row in report.figures.items():
         for system, after in row.items():
-            before = earlier["figures"].get(name, {}).get(names.get(system))
-            if before is None or None in (before["low"], before["high"], after["low"], after["high"]):
+            before = earlier.figures.get(name, {}).get(names.get(system, ""))
+            if before is None or before.interval is None or after.interval is None:
                 continue
             compared += 1
-            if after["low"] > before["high"] or after["high"] < before["low"]:
-                verdict = _verdict(name, after["value"] > before["value"])
-                moved.append({"figure": name, "system": system, "before": before, "after": after, "verdict": verdict})
-    return {"with": place, "compared": compared, "moved": moved}
+            (value_before, low_before, high_before), (value, low, high) = before.interval, after.interval
+            if low > high_before or high < low_before:
+                verdict = direction(name, value > value_before)
+                moved.append(MovedFigure(figure=name, system=system, before=before, after=after, verdict=verdict))
+    return Comparison(with_=path, compared=compared, moved=moved)
 
 
-def _verdict(name: str, up: bool) -> str:
-    better = CATALOGUE[name].better
-    if better == "neither":
-        return "higher" if up else "lower"
-    return "better" if up == (better == "higher") else "worse"
-
-
-def _short(content_hash: str | None) -> str:
-    return "none" if content_hash is None else content_hash[:16]
+def _hash(prompts: PromptSet | FrozenSet | None) -> str:
+    return "none" if prompts is None else prompts.content_hash

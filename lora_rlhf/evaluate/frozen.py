@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Text
 from lora_rlhf.data.sources import read_texts
 from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.evaluate.report_model import FrozenSet
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.bins import require_checkable
 from lora_rlhf.probes.records import ENGLISH, ChoiceSet, ProbeSet, World, read_choices, read_probes
@@ -26,7 +26,7 @@ class Frozen:
     probes: ProbeSet | None
     choices: ChoiceSet | None
     texts: Sequence[Text] | None
-    sets: dict[str, Any]
+    sets: dict[str, FrozenSet]
     left_out: dict[str, str]
 
     def encode_probes(self, model: SharedModel, max_prompt_tokens: int) -> list[EncodedPrompt]:
@@ -45,7 +45,7 @@ class Frozen:
 
 def open_frozen(config: EvaluateConfig, world: World | None) -> Frozen:
     """The sets of a configuration. world: whose prompts are asked, if any. UserError for files that cannot be used."""
-    sets: dict[str, Any] = {}
+    sets: dict[str, FrozenSet] = {}
     left_out: dict[str, str] = {}
     probes = choices = texts = None
     if config.probes == AUTO and world is not None:
@@ -54,7 +54,7 @@ def open_frozen(config: EvaluateConfig, world: World | None) -> Frozen:
         probes = read_probes(ENGLISH if config.probes == "english" else config.probes)
     if probes is not None:
         require_checkable(probes, world)
-        sets["probes"] = {"name": probes.name, "content_hash": probes.content_hash, "n": len(probes.probes)}
+        sets["probes"] = FrozenSet(name=probes.name, content_hash=probes.content_hash, n=len(probes.probes))
     else:
         left_out["probes"] = _why(config.probes, "probes")
     if config.choices == AUTO and world is not None:
@@ -62,24 +62,24 @@ def open_frozen(config: EvaluateConfig, world: World | None) -> Frozen:
     elif config.choices not in (AUTO, NONE):
         choices = read_choices(config.choices)
     if choices is not None:
-        sets["choices"] = {"name": choices.name, "content_hash": choices.content_hash, "n": len(choices.choices)}
+        sets["choices"] = FrozenSet(name=choices.name, content_hash=choices.content_hash, n=len(choices.choices))
     else:
         left_out["choices"] = _why(config.choices, "choices")
     if config.text == AUTO and world is not None:
         texts = [Text(text) for text in world.text()]
-        sets["text"] = {"name": world.name, **_describe(texts)}
+        sets["text"] = FrozenSet(name=world.name, content_hash=_hash(texts), n=len(texts))
     elif config.text not in (AUTO, NONE):
         texts = read_texts(config.text, config.strict)[0]
-        sets["text"] = {"path": config.text, **_describe(texts)}
+        sets["text"] = FrozenSet(path=config.text, content_hash=_hash(texts), n=len(texts))
     else:
         left_out["text"] = _why(config.text, "text")
     return Frozen(probes, choices, texts, sets, left_out)
 
 
-def _describe(texts: Sequence[Text]) -> dict[str, Any]:
-    held = json.dumps([text.text for text in texts], ensure_ascii=False, separators=(",", ":"))
-    return {"content_hash": hashlib.sha256(held.encode()).hexdigest(), "n": len(texts)}
+def _hash(texts: Sequence[Text]) -> str:
+    contents = json.dumps([text.text for text in texts], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(contents.encode()).hexdigest()
 
 
-def _why(asked: str, flag: str) -> str:
-    return f"--{flag} none" if asked == NONE else f"{NO_WORLD} --{flag}"
+def _why(choice: str, flag: str) -> str:
+    return f"--{flag} none" if choice == NONE else f"{NO_WORLD} --{flag}"

@@ -10,6 +10,7 @@ import torch
 
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
+from lora_rlhf.evaluate.report_model import Cluster
 from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
@@ -28,27 +29,29 @@ def categories_of(prompts: Sequence[Prompt], column: str | None) -> list[str] | 
 
     UserError for a column that was asked for and is not there, is empty everywhere, or has more than 50 values.
     """
-    found = _column(prompts, [column] if column else USUAL_CATEGORIES)
-    if found is None:
+    labels = _labels(prompts, [column] if column else USUAL_CATEGORIES)
+    if labels is None:
         if column is None:
             return None
-        present = sorted({name for prompt in prompts for name in prompt.meta})
-        held = f"the columns are: {', '.join(present)}" if present else "the prompts have no columns of their own"
-        if column in present:
-            held = f"the column is empty for all {counted(len(prompts), 'prompt')}"
-        raise UserError(f"--category {column}: {held}")
-    if len(set(found)) > MOST_GROUPS:
+        names = sorted({name for prompt in prompts for name in prompt.meta})
+        fault = f"the columns are: {', '.join(names)}" if names else "the prompts have no columns of their own"
+        if column in names:
+            fault = f"the column is empty for all {counted(len(prompts), 'prompt')}"
+        raise UserError(f"--category {column}: {fault}")
+    if len(set(labels)) > MOST_GROUPS:
         if column is None:
             return None
-        raise UserError(f"--category {column}: {len(set(found))} different values, more than {MOST_GROUPS} are no help")
-    if empty := found.count(NONE):
-        log.warning("%s of %d have no category and are reported as %s", counted(empty, "prompt"), len(found), NONE)
-    return found
+        raise UserError(
+            f"--category {column}: {len(set(labels))} different values, more than {MOST_GROUPS} are no help"
+        )
+    if empty := labels.count(NONE):
+        log.warning("%s of %d have no category and are reported as %s", counted(empty, "prompt"), len(labels), NONE)
+    return labels
 
 
 def languages_of(prompts: Sequence[Prompt]) -> list[str]:
     """Each prompt's language: of its column language or lang; else the script that it is written in (LATIN, CJK)."""
-    return _column(prompts, USUAL_LANGUAGES) or [_script(prompt.messages[-1].content) for prompt in prompts]
+    return _labels(prompts, USUAL_LANGUAGES) or [_script(prompt.messages[-1].content) for prompt in prompts]
 
 
 def by_category(categories: Sequence[str]) -> dict[str, list[int]]:
@@ -59,50 +62,51 @@ def by_category(categories: Sequence[str]) -> dict[str, list[int]]:
     return dict(sorted(indices.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def clusters(failed: Sequence[float | None], labels: Sequence[str]) -> dict[str, Any] | None:
-    """Whether failures gather in some groups: {p, worst, rate, overall, n, groups}; None for fewer than two groups.
+def clusters(failed: Sequence[float | None], labels: Sequence[str]) -> Cluster | None:
+    """Whether failures gather in some groups; None for fewer than two groups.
 
     failed: 1 where the prompt failed, 0 where not, None where not known. p: the share of 2,000 random relabelings whose
     chi-squared statistic over groups and failures is as large (a permutation test). Groups of under ten prompts are
     left out. `worst` has the highest rate of failures.
     """
-    known = [i for i, value in enumerate(failed) if value is not None]
-    there = {k: [i for i in rows if failed[i] is not None] for k, rows in by_category(labels).items()}
-    there = {label: rows for label, rows in there.items() if len(rows) >= FEWEST_OF_GROUP}
-    if len(there) < 2 or not known:
+    groups = {label: [i for i in rows if failed[i] is not None] for label, rows in by_category(labels).items()}
+    groups = {label: rows for label, rows in groups.items() if len(rows) >= FEWEST_OF_GROUP}
+    if len(groups) < 2:
         return None
-    rows = torch.tensor([i for members in there.values() for i in members])
-    values = torch.tensor([float(failed[i] or 0.0) for i in rows.tolist()], dtype=torch.float64)
-    places = torch.repeat_interleave(torch.arange(len(there)), torch.tensor([len(m) for m in there.values()]))
+    values = torch.tensor([float(failed[i] or 0.0) for rows in groups.values() for i in rows], dtype=torch.float64)
+    sizes = torch.tensor([len(rows) for rows in groups.values()])
+    membership = torch.repeat_interleave(torch.arange(len(groups)), sizes)
     generator = torch.Generator().manual_seed(SHUFFLING_SEED)
-    observed = _spread(values, places)
-    shuffled = [_spread(values[torch.randperm(len(values), generator=generator)], places) for _ in range(NUM_SHUFFLES)]
-    as_large = sum(other >= observed - 1e-12 for other in shuffled)
-    rates = {label: sum(failed[i] or 0.0 for i in members) / len(members) for label, members in there.items()}
+    observed = _spread(values, membership)
+    as_large = sum(
+        _spread(values[torch.randperm(len(values), generator=generator)], membership) >= observed - 1e-12
+        for _ in range(NUM_SHUFFLES)
+    )
+    rates = {label: sum(failed[i] or 0.0 for i in rows) / len(rows) for label, rows in groups.items()}
     worst = max(rates, key=lambda label: rates[label])
-    return {
-        "p": (as_large + 1) / (NUM_SHUFFLES + 1),
-        "worst": worst,
-        "rate": rates[worst],
-        "n": len(there[worst]),
-        "overall": values.mean().item(),
-        "groups": len(there),
-    }
+    return Cluster(
+        p=(as_large + 1) / (NUM_SHUFFLES + 1),
+        worst=worst,
+        rate=rates[worst],
+        n=len(groups[worst]),
+        overall=values.mean().item(),
+        groups=len(groups),
+    )
 
 
-def _spread(values: torch.Tensor, places: torch.Tensor) -> float:
+def _spread(values: torch.Tensor, membership: torch.Tensor) -> float:
     """The chi-squared statistic's part that depends on the labels: squared distances of group means, by size."""
-    sizes = torch.bincount(places).double()
-    means = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, places, values) / sizes
+    sizes = torch.bincount(membership).double()
+    means = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, membership, values) / sizes
     return (sizes * (means - values.mean()) ** 2).sum().item()
 
 
-def _column(prompts: Sequence[Prompt], names: Sequence[str]) -> list[str] | None:
+def _labels(prompts: Sequence[Prompt], names: Sequence[str]) -> list[str] | None:
     """The first of these columns that holds anything."""
     for name in names:
-        found = [_label(prompt.meta.get(name)) for prompt in prompts]
-        if any(label != NONE for label in found):
-            return found
+        labels = [_label(prompt.meta.get(name)) for prompt in prompts]
+        if any(label != NONE for label in labels):
+            return labels
     return None
 
 

@@ -4,14 +4,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.evaluate.report_model import PromptSet
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import data_hash
 from lora_rlhf.system.disk import write_json
@@ -32,8 +33,8 @@ def read_distinct(config: EvaluateConfig, path: str, flag: str) -> list[Prompt]:
     first: dict[str, Prompt] = {}
     for prompt in prompts:
         first.setdefault(prompt.key, prompt)
-    if again := len(prompts) - len(first):
-        log.warning("%s: %s left out that came before in it", path, counted(again, "prompt"))
+    if num_repeats := len(prompts) - len(first):
+        log.warning("%s: %s left out that came before in it", path, counted(num_repeats, "prompt"))
     if len(first) < FEWEST:
         raise UserError(
             f"{path}: {counted(len(first), 'distinct prompt')}, {flag} needs at least {FEWEST} for an interval"
@@ -58,9 +59,9 @@ def read_selection(config: EvaluateConfig, prompts: Sequence[Prompt]) -> list[Pr
 
 
 def encode(
-    config: EvaluateConfig, model: SharedModel, prompts: Sequence[Prompt]
-) -> tuple[list[EncodedPrompt], dict[str, int]]:
-    """The prompts' ids, and how many were used, refused and truncated."""
+    config: EvaluateConfig, model: SharedModel, prompts: Sequence[Prompt], prompt_set: PromptSet
+) -> tuple[list[EncodedPrompt], PromptSet]:
+    """The prompts' ids, and their set with how many were used, refused and truncated."""
     encoded, refused = encode_prompts(model.tokenizer, prompts, config.max_prompt_tokens)
     if summary := refused.summary():
         log.warning("%s", summary)
@@ -69,36 +70,37 @@ def encode(
             f"{counted(len(encoded), 'prompt')} left at max_prompt_tokens {config.max_prompt_tokens}, {FEWEST} are "
             "needed: raise it"
         )
-    return encoded, {"used": len(encoded), "refused": refused.count, "truncated": refused.truncated_prompts}
+    used, refused_rows, truncated = len(encoded), refused.count, refused.truncated_prompts
+    return encoded, replace(prompt_set, used=used, refused=refused_rows, truncated=truncated)
 
 
 def content_hash(prompts: Sequence[Prompt]) -> str:
     """sha256 over the prompts' messages as canonical JSON, sorted: neither spelling nor order of a file matter."""
-    rows = sorted(_canonical([[m.role, m.content] for m in prompt.messages]) for prompt in prompts)
+    rows = sorted(
+        json.dumps([[m.role, m.content] for m in prompt.messages], ensure_ascii=False, separators=(",", ":"))
+        for prompt in prompts
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def describe(path: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What the report says of a set of prompts: its place, the file's hash (None for the hub's) and the content's."""
-    return {"path": path, "sha256": data_hash(path), "content_hash": content_hash(prompts)}
+def describe(path: str, prompts: Sequence[Prompt]) -> PromptSet:
+    """What the report says of a set of prompts: its path, the file's hash (None for the hub's) and the content's."""
+    return PromptSet(path=path, sha256=data_hash(path), content_hash=content_hash(prompts))
 
 
-def keep_lock(path: str, found: str, write: bool) -> None:
+def keep_lock(prompts: PromptSet, write: bool) -> None:
     """UserError where PATH.lock stands beside the prompts with another content hash; `write` makes that file."""
-    place = Path(path + LOCK)
-    if place.is_file():
-        locked = read_object(place, "delete that lock, or restore it").get("content_hash")
-        if locked != found:
+    assert prompts.path is not None  # it was read
+    lock = Path(prompts.path + LOCK)
+    if lock.is_file():
+        locked = read_object(lock, "delete that lock, or restore it").get("content_hash")
+        if locked != prompts.content_hash:
             raise UserError(
-                f"{path}: these prompts are not the ones that {place} locks (content {found[:16]} now, "
-                f"{str(locked)[:16]} then), so figures would not compare with earlier reports. Restore the file; or, "
-                f"for a new benchmark, give it a new name or delete {place}"
+                f"{prompts.path}: these prompts are not the ones that {lock} locks (content "
+                f"{prompts.content_hash[:16]} now, {str(locked)[:16]} then), so figures would not compare with earlier "
+                f"reports. Restore the file; or, for a new benchmark, give it a new name or delete {lock}"
             )
     elif write:
-        if not Path(path).exists():
-            raise UserError(f"{path}: --lock writes a file beside the prompts, and these are not local")
-        write_json(place, {"content_hash": found})
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+        if not Path(prompts.path).exists():
+            raise UserError(f"{prompts.path}: --lock writes a file beside the prompts, and these are not local")
+        write_json(lock, {"content_hash": prompts.content_hash})

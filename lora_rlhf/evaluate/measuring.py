@@ -3,77 +3,80 @@
 from collections.abc import Mapping, Sequence
 
 from lora_rlhf.evaluate.columns import Column, Columns
-from lora_rlhf.evaluate.contest import Contest
-from lora_rlhf.evaluate.figures import Figure, Paired
+from lora_rlhf.evaluate.evaluation import Evaluation
 from lora_rlhf.evaluate.policy_figures import answer_columns, measure_distances
+from lora_rlhf.evaluate.report_model import Differences, Figures
 from lora_rlhf.evaluate.scorers import flags
 from lora_rlhf.judges.scores import ScoreJudge, prompt_text
 
 Measured = Mapping[str, Columns]  # {system: {figure: its values}}, one value a prompt
 
 
-def measure(contest: Contest) -> Measured:
+def measure(evaluation: Evaluation) -> Measured:
     """Everything that is measured on the answers to the prompts."""
-    found: dict[str, dict[str, Column]] = {name: {} for name in contest.compared.names}
-    for figure, judge in (("score", contest.judge), ("reward_score", contest.reward)):
+    measured: dict[str, dict[str, Column]] = {name: {} for name in evaluation.compared.names}
+    for figure, judge in (("score", evaluation.judge), ("reward_score", evaluation.reward)):
         if isinstance(judge, ScoreJudge):
-            with contest.timed("judging", figure):
-                for name, held in contest.answers.items():
-                    found[name][figure] = Column("mean", judge.scores(contest.prompts, held))
-    asked = [prompt_text(prompt.prompt) for prompt in contest.prompts]
-    for figure, scorer in contest.scorers.items():
-        with contest.timed("scorers", figure):
-            for name, held in contest.answers.items():
-                texts = [answer.text for answer in held]
-                found[name][figure] = Column("share", flags(figure, scorer, asked, texts))
-    with contest.timed("distances"):
-        for name, columns in _distances(contest).items():
-            found[name] |= columns
-    with contest.timed("text"):
-        for name, columns in _form(contest, range(len(contest.prompts))).items():
-            found[name] |= columns
-    return found
+            with evaluation.timed("judging", figure):
+                for name, answers in evaluation.answers.items():
+                    measured[name][figure] = Column("mean", judge.scores(evaluation.prompts, answers))
+    prompts = [prompt_text(prompt.prompt) for prompt in evaluation.prompts]
+    for figure, scorer in evaluation.scorers.items():
+        with evaluation.timed("scorers", figure):
+            for name, answers in evaluation.answers.items():
+                texts = [answer.text for answer in answers]
+                measured[name][figure] = Column("share", flags(figure, scorer, prompts, texts))
+    with evaluation.timed("distances"):
+        for name, columns in _distances(evaluation).items():
+            measured[name] |= columns
+    with evaluation.timed("text"):
+        for name, columns in _form(evaluation, range(len(evaluation.prompts))).items():
+            measured[name] |= columns
+    return measured
 
 
-def part_of(contest: Contest, measured: Measured, rows: Sequence[int]) -> Measured:
+def part_of(evaluation: Evaluation, measured: Measured, rows: Sequence[int]) -> Measured:
     """The same over some of the prompts; what belongs to all answers together is measured on these alone."""
-    form = _form(contest, rows)
+    form = _form(evaluation, rows)
     return {
         name: {**{figure: column.of(rows) for figure, column in columns.items()}, **form[name]}
         for name, columns in measured.items()
     }
 
 
-def figures_of(measured: Measured) -> dict[str, dict[str, Figure]]:
-    """{figure: {system: its value with its interval}}."""
-    found: dict[str, dict[str, Figure]] = {}
+def figures_of(measured: Measured) -> Figures:
+    """Every figure with its interval."""
+    figures: Figures = {}
     for system, columns in measured.items():
-        for figure, column in columns.items():
-            found.setdefault(figure, {})[system] = column.figure()
-    return found
+        for name, column in columns.items():
+            figures.setdefault(name, {})[system] = column.figure()
+    return figures
 
 
-def paired_of(measured: Measured, baseline: str) -> dict[str, dict[str, Paired]]:
-    """{figure: {system: its difference from the baseline's}}, for the figures that both have."""
-    found: dict[str, dict[str, Paired]] = {}
+def paired_of(measured: Measured, baseline: str) -> Differences:
+    """Every system's differences from the baseline, for the figures that both have."""
+    paired: Differences = {}
     for system, columns in measured.items():
-        for figure in columns.keys() & measured[baseline].keys() if system != baseline else ():
-            found.setdefault(figure, {})[system] = columns[figure].against(measured[baseline][figure])
-    return found
+        for name, column in columns.items() if system != baseline else ():
+            if name in measured[baseline]:
+                paired.setdefault(name, {})[system] = column.against(measured[baseline][name])
+    return paired
 
 
-def _form(contest: Contest, rows: Sequence[int]) -> Measured:
+def _form(evaluation: Evaluation, rows: Sequence[int]) -> Measured:
     """What can be told of the ids and the text of these answers alone."""
-    asked = [prompt_text(contest.prompts[row].prompt) for row in rows]
-    return {name: answer_columns(asked, [held[row] for row in rows]) for name, held in contest.answers.items()}
+    prompts = [prompt_text(evaluation.prompts[row].prompt) for row in rows]
+    return {
+        name: answer_columns(prompts, [answers[row] for row in rows]) for name, answers in evaluation.answers.items()
+    }
 
 
-def _distances(contest: Contest) -> Measured:
+def _distances(evaluation: Evaluation) -> Measured:
     """KL of each system from the role that its run's policy was held to, and its entropy."""
-    found: dict[str, Columns] = {}
-    systems = contest.compared.systems
+    distances: dict[str, Columns] = {}
+    systems = evaluation.compared.systems
     for reference in dict.fromkeys(system.reference for system in systems):
         roles = {system.name: system.role for system in systems if system.reference == reference}
-        size = contest.config.micro_batch_size
-        found |= measure_distances(contest.model, roles, reference, contest.prompts, contest.answers, size)
-    return found
+        size = evaluation.config.micro_batch_size
+        distances |= measure_distances(evaluation.model, roles, reference, evaluation.prompts, evaluation.answers, size)
+    return distances

@@ -1,33 +1,23 @@
 """The HTML report: one page that needs nothing else, for somebody who has not read the paper."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from lora_rlhf.evaluate.charts import charts
 from lora_rlhf.evaluate.figures import CATALOGUE
 from lora_rlhf.evaluate.groups import FEWEST_OF_GROUP
-from lora_rlhf.evaluate.page_audit import audit
-from lora_rlhf.evaluate.page_cells import html_table, stacked, titled_cell, word_cell
-from lora_rlhf.evaluate.page_samples import samples
-from lora_rlhf.evaluate.page_style import SCRIPT, STYLE
+from lora_rlhf.evaluate.report_model import Group, Report
 from lora_rlhf.evaluate.seen import warning
-from lora_rlhf.evaluate.wording import (
-    JUDGES,
-    NOTHING,
-    change,
-    difference,
-    figure,
-    interval,
-    listed,
-    name_of,
-    number,
-    p_value,
-    percent,
-    titled,
-)
+from lora_rlhf.evaluate.wording import change, difference, figure, interval, judge_of, name_of, percent, titled
+from lora_rlhf.render.pages import html_page
+from lora_rlhf.render.palette import DARK, LIGHT
+from lora_rlhf.render.wording import capital, listed, number, p_value, words_of
+from lora_rlhf.system.typed_json import to_json
 
-Report = Mapping[str, Any]
+TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+MOST_SAMPLES = 60  # of the samples file, which has them all
+LONGEST = 2000  # characters of a text
 
 # What each of the five questions should be answered by, in their order.
 HOPED_FOR = ("yes", "no", "yes", "no", "no")
@@ -47,213 +37,94 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 
 
+class Sample(NamedTuple):
+    """A prompt with every system's response; `category` is empty without one, `scores` without a judge that scores."""
+
+    prompt: str
+    category: str
+    outcome: str
+    responses: Mapping[str, str]
+    scores: Mapping[str, float]
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Sample":
+        """From a row of the samples file."""
+        won = row.get("outcome")
+        outcome = "not judged" if won is None else "won" if won > 0.5 else "lost" if won < 0.5 else "tied"
+        return cls(row["prompt"], str(row.get("category") or ""), outcome, row["responses"], row.get("scores") or {})
+
+
 def page(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
     """The page report.html. rows: of the samples file."""
-    title = f"Evaluation of {report['config']['run']}"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p class='soft'>{escape(_about(report))}</p>",
-        f"<p class='verdict'>{escape(report['verdict'])}</p>",
-        _warnings(report),
-        _questions(report),
-        _comparison(report),
-        _charts(report),
-        _figures(report),
-        _tasks(report),
-        audit(report),
-        _categories(report),
-        _temperatures(report),
-        samples(report, rows),
-        _left_out(report),
-        _made_from(report),
-    ]
-    return (
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        "script-src 'unsafe-inline'\">\n"
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    samples = [Sample.of(row) for row in choose(rows)]
+    return html_page(
+        TEMPLATE,
+        {
+            **{helper.__name__: helper for helper in HELPERS},
+            **{"LIGHT": LIGHT, "DARK": DARK, "catalogue": CATALOGUE, "hoped_for": HOPED_FOR},
+            **{"longest": LONGEST, "fewest_prompts": FEWEST_OF_GROUP},
+            "report": report,
+            "systems": listed([name_of(name) for name in report.systems]),
+            "charts": charts(report),
+            "figure_groups": _figure_groups(report),
+            "temperatures": [f"T {t}" for t in next(iter(report.temperature_sweep.values()), ())],
+            "samples": samples,
+            "num_samples": len(rows),
+            "outcomes": list(dict.fromkeys(sample.outcome for sample in samples)),
+            "categories": sorted({sample.category for sample in samples if sample.category}),
+            "made_from": list(_made_from(report)),
+        },
     )
 
 
-def _about(report: Report) -> str:
-    used, judge = report["sets"]["prompts"]["used"], report["judge"]["name"]
-    systems = listed([name_of(name) for name in report["systems"]])
-    return (
-        f"{systems[0].upper() + systems[1:]} answered the same {used} held-out prompts; the "
-        f"{JUDGES.get(judge, judge)} compared the answers. Made {report['created'][:16].replace('T', ' ')} UTC."
-    )
+def choose(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """At most 60 rows, the worst for the candidate first: the two ends of the order, and evenly spaced ones between."""
+    order = sorted(rows, key=lambda row: (row.get("margin") is None, row.get("margin") or 0.0))
+    if len(order) <= MOST_SAMPLES:
+        return order
+    third = MOST_SAMPLES // 3
+    between = order[third:-third]
+    step = len(between) / third
+    return [*order[:third], *(between[int(i * step)] for i in range(third)), *order[-third:]]
 
 
-def _warnings(report: Report) -> str:
-    told = [f"Careful: {told}." for told in [warning(report["training_data"])] if told]
-    used = report["sets"]["prompts"]["used"]
-    told += (
-        [f"There are only {used} prompts: hardly anything can be told from so few."] if used < FEWEST_OF_GROUP else []
-    )
-    failures = report["judge"].get("failures")
-    told += [f"The judge gave no usable answer on {failures} comparisons; they are left out."] if failures else []
-    return "".join(f"<p class='warning'>{escape(text)}</p>" for text in told)
+def have_scores(groups: Mapping[str, Group]) -> bool:
+    """Whether the judge scored the answers of any group."""
+    return any("score" in group.figures for group in groups.values())
 
 
-def _questions(report: Report) -> str:
-    items = []
-    for row, hoped in zip(report["questions"], HOPED_FOR, strict=False):
-        tone = "" if row["answer"] == "unknown" else "good" if row["answer"] == hoped else "bad"
-        items.append(
-            f"<li><span class='badge {tone}'>{escape(row['answer'])}</span><div><h3>{escape(row['question'])}</h3>"
-            f"<p>{escape(row['figure'])}</p></div></li>"
-        )
-    return (
-        "<h2>Did the training work?</h2><p class='soft'>Five questions decide. Green is what one hopes for, red is not;"
-        " unknown means that these prompts cannot tell.</p><ol class='questions'>" + "".join(items) + "</ol>"
-    )
-
-
-def _comparison(report: Report) -> str:
-    found = report.get("comparison")
-    if not found:
-        return ""
-    head = ["figure", "system", "then", "now", ""]
-    rows = []
-    for row in found["moved"]:
-        kind = CATALOGUE[row["figure"]]
-        cells = [name_of(row["system"]), figure(row["figure"], row["before"]), figure(row["figure"], row["after"])]
-        rows.append([titled_cell(kind.title, kind.meaning), *map(escape, cells), word_cell(row["verdict"])])
-    told = f"Of {found['compared']} figures, {len(rows)} moved beyond their intervals since {found['with']}."
-    table = html_table(head, rows) if rows else ""
-    return f"<h2>Against the earlier report</h2><p>{escape(told)}</p>{table}"
-
-
-def _charts(report: Report) -> str:
-    drawn = [
-        f"<figure><figcaption><h3>{escape(title)}</h3><p>{escape(meaning)}</p></figcaption>{svg}</figure>"
-        for title, meaning, svg in charts(report)
-    ]
-    return f"<div class='charts'>{''.join(drawn)}</div>" if drawn else ""
-
-
-def _figures(report: Report) -> str:
-    """Every figure of every system, with its meaning and what the paired test says of the candidate."""
-    systems = list(report["systems"])
-    named = {name for names in GROUPS.values() for name in names}
-    body = []
-    for group, names in GROUPS.items():
-        there = [name for name in names or [n for n in CATALOGUE if n not in named] if name in report["figures"]]
-        if there:
-            body.append(f"<tr class='group'><th colspan='{len(systems) + 2}'>{escape(group)}</th></tr>")
-            body += [_figure_row(report, name, systems) for name in there]
-    head = "".join(
-        f"<th>{escape(text)}</th>" for text in ("", *systems, f"{report['candidate']} against {report['baseline']}")
-    )
-    return (
-        "<h2>Every figure</h2><p class='soft'>Each with its 95 % interval in brackets: where the true value probably "
-        "lies. The last column compares the two on the same prompts; it is empty where the difference may be chance."
-        f"</p><div class='wide'><table class='stacks'><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _figure_row(report: Report, name: str, systems: Sequence[str]) -> str:
-    kind, row = CATALOGUE[name], report["figures"][name]
-    cells = []
-    for system in systems:
-        text = stacked(figure(name, row[system])) if system in row else NOTHING
-        cells.append(f"<td data-label='{escape(system)}'>{text}</td>")
-    paired = report["paired"].get(name, {}).get(report["candidate"])
-    word = change(name, paired)
-    told = ""
-    if word and paired is not None:
-        told = f"{difference(name, paired)}, {p_value(paired['p'])}"
-        told = f"<span>{word_cell(word)}<small>{escape(told)}</small></span>"
-    return (
-        f"<tr><th>{titled_cell(titled(name), kind.meaning)}</th>{''.join(cells)}"
-        f"<td data-label='against {escape(report['baseline'])}'>{told}</td></tr>"
-    )
-
-
-def _tasks(report: Report) -> str:
-    """EleutherAI's tasks, where there are any."""
-    if not report.get("tasks"):
-        return ""
-    systems, rows = list(report["systems"]), []
-    for name, task in report["tasks"].items():
-        cells = [stacked(interval(task["figures"][s])) if s in task["figures"] else NOTHING for s in systems]
-        rows.append([escape(name), *cells])
-    return f"<h2>Tasks of EleutherAI's harness</h2>{html_table(['', *systems], rows)}"
-
-
-def _categories(report: Report) -> str:
-    """Each category's win rate and score, and which other figures moved there."""
-    parts = []
-    for key, title in (("categories", "By category"), ("languages", "By language")):
-        groups = report.get(key, {})
-        if len(groups) < 2:
-            continue
-        pair, candidate, baseline = (
-            f"{report['candidate']}_vs_{report['baseline']}",
-            report["candidate"],
-            report["baseline"],
-        )
-        head = ["", "prompts", f"win rate against {baseline}"]
-        scored = any("score" in group["figures"] for group in groups.values())
-        head += [f"score, {baseline}", f"score, {candidate}"] if scored else []
-        rows = []
-        for name, group in groups.items():
-            cells = [str(group["n"]), percent(group["win_rates"][pair]) if pair in group["win_rates"] else NOTHING]
-            score = group["figures"].get("score", {})
-            cells += (
-                [figure("score", score[s]) if s in score else NOTHING for s in (baseline, candidate)] if scored else []
-            )
-            rows.append([escape(name), *map(stacked, cells), _moved(group.get("paired", {}), candidate)])
-        few = "Groups of fewer than ten prompts have no interval: they are too few to tell."
-        parts.append(f"<h2>{title}</h2><p class='soft'>{few}</p>{html_table([*head, 'also changed'], rows)}")
-    return "".join(parts)
-
-
-def _moved(paired: Mapping[str, Any], candidate: str) -> str:
-    """The figures of a group, win rate and score aside, that got better or worse."""
+def also_changed(group: Group, candidate: str) -> list[tuple[str, str]]:
+    """The titles of a group's figures, win rate and score aside, that got better or worse, and which of the two."""
     words = [
-        (name, change(name, row.get(candidate))) for name, row in paired.items() if name not in ("score", "win_rate")
+        (CATALOGUE[name].title, change(name, row.get(candidate)))
+        for name, row in group.paired.items()
+        if name not in ("score", "win_rate")
     ]
-    told = [f"{escape(CATALOGUE[name].title)} {word_cell(word)}" for name, word in words if word in ("better", "worse")]
-    return ", ".join(told)
+    return [(title, word) for title, word in words if word in ("better", "worse")]
 
 
-def _temperatures(report: Report) -> str:
-    sweep = report.get("temperature_sweep")
-    if not sweep:
-        return ""
-    head = ["", *(f"T {t}" for t in next(iter(sweep.values())))]
-    rows = [[escape(system), *(number(mean) for mean in means.values())] for system, means in sweep.items()]
-    return (
-        "<h2>Sharper sampling</h2><p class='soft'>Lower temperatures make any model's answers safer without learning. "
-        f"Mean score on {report['sets']['selection']['used']} other prompts; each system's best is then used above.</p>"
-        + html_table(head, rows)
-    )
+def _figure_groups(report: Report) -> list[tuple[str, list[str]]]:
+    """The groups and the figures of each that were measured."""
+    named = {name for names in GROUPS.values() for name in names}
+    groups = {group: names or [name for name in CATALOGUE if name not in named] for group, names in GROUPS.items()}
+    measured = [(group, [name for name in names if name in report.figures]) for group, names in groups.items()]
+    return [(group, names) for group, names in measured if names]
 
 
-def _left_out(report: Report) -> str:
-    rows = [[escape(section.replace("_", " ")), escape(why)] for section, why in report["left_out"].items()]
-    return f"<h2>Not measured</h2>{html_table(['', 'why'], rows)}" if rows else ""
+def _made_from(report: Report) -> Iterator[tuple[str, str]]:
+    """What the report rests on: a term, and what there is to say of it."""
+    yield "base", f"{report.base.name}, {report.base.quantization}, {report.base.source_hash[:16]}"
+    for name, system in report.systems.items():
+        if system.stage is not None:
+            yield name, f"{system.run}, stage {system.stage}, {system.id}"
+    for name, facts in to_json(report.sets).items():
+        yield name, ", ".join(f"{words_of(key)} {value}" for key, value in facts.items() if value is not None)
+    yield "judge", ", ".join(f"{key} {value}" for key, value in report.judge.items() if value is not None)
+    yield "time", ", ".join(f"{words_of(part)} {seconds:.1f} s" for part, seconds in report.seconds.items())
+    yield "memory", f"{report.peak_rss_gib:.2f} GiB, on the GPU {report.peak_gpu_gib:.2f} GiB"
 
 
-def _made_from(report: Report) -> str:
-    base, facts = report["base"], []
-    facts.append(("base", f"{base['name']}, {base['quantization']}, {base['source_hash'][:16]}"))
-    for name, system in report["systems"].items():
-        if system["stage"] is not None:
-            facts.append((name, f"{system['run']}, stage {system['stage']}, {system['id']}"))
-    for name, found in report["sets"].items():
-        shown = [f"{key.replace('_', ' ')} {value}" for key, value in found.items() if value is not None]
-        facts.append((name, ", ".join(shown)))
-    facts.append(("judge", ", ".join(f"{key} {value}" for key, value in report["judge"].items() if value is not None)))
-    facts.append(
-        ("time", ", ".join(f"{key.replace('_', ' ')} {value:.1f} s" for key, value in report["seconds"].items()))
-    )
-    facts.append(("memory", f"{report['peak_rss_gib']:.2f} GiB, on the GPU {report['peak_gpu_gib']:.2f} GiB"))
-    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in facts)
-    told = "Reports compare only where the hashes of their sets agree."
-    return f"<h2>What this was made from</h2><p class='soft'>{told}</p><dl>{terms}</dl>"
+HELPERS = (
+    *(also_changed, capital, change, difference, figure, have_scores, interval, judge_of, name_of, number, p_value),
+    *(percent, titled, warning, words_of),
+)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lora_rlhf.evaluate.figures import Figure
+from lora_rlhf.evaluate.report_model import Change
 from lora_rlhf.stats.differences import independent_difference
 from lora_rlhf.stats.ordering import OrderingReport, ordering_report
 from lora_rlhf.stats.win_rates import Outcomes
@@ -22,10 +23,10 @@ def on_own_answers(
     and lengths: the candidate's and the baseline's. The reward stage reports the same of rankings like those that it
     was trained on; a policy that learned to please the reward model has found what that is wrong about.
     """
-    told = [place for place, outcome in enumerate(outcomes) if outcome is not None]
-    ranks = [[1, 1] if outcomes[i] == 0.5 else [1, 2] if outcomes[i] else [2, 1] for i in told]
-    pairs = [torch.tensor([scores[0][i], scores[1][i]], dtype=torch.float64) for i in told]
-    return ordering_report(ranks, pairs, [[lengths[0][i], lengths[1][i]] for i in told])
+    judged = [i for i, outcome in enumerate(outcomes) if outcome is not None]
+    ranks = [[1, 1] if outcomes[i] == 0.5 else [1, 2] if outcomes[i] else [2, 1] for i in judged]
+    pairs = [torch.tensor([scores[0][i], scores[1][i]], dtype=torch.float64) for i in judged]
+    return ordering_report(ranks, pairs, [[lengths[0][i], lengths[1][i]] for i in judged])
 
 
 def ordering_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
@@ -41,16 +42,17 @@ def ordering_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
     return figures
 
 
-def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """{"accuracy", "ece": {difference, low, high}}: the report after less the one before, over unlike pairs.
+def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
+    """{"accuracy", "ece": the report after less the one before, over unlike pairs}.
 
-    Empty where either has no pair or, for the error, no interval.
+    Without what one of the two has no pair or, for the error, no interval for.
     """
-    now, then = ordering_figures(after), ordering_figures(before)
-    found = {}
+    figures_after, figures_before = ordering_figures(after), ordering_figures(before)
+    changes = {}
     for key, name in (("accuracy", "reward_accuracy"), ("ece", "reward_ece")):
-        sides = [[side[name].value, side[name].low, side[name].high] for side in (now, then) if name in side]
-        if len(sides) == 2 and not any(end is None for side in sides for end in side):
-            difference, low, high = independent_difference(*([float(end or 0.0) for end in side] for side in sides))
-            found[key] = {"difference": difference, "low": low, "high": high}
-    return found
+        sides = [figures[name].interval for figures in (figures_after, figures_before) if name in figures]
+        known = [side for side in sides if side is not None]
+        if len(known) == 2:
+            difference, low, high = independent_difference(*known)
+            changes[key] = Change(difference=difference, low=low, high=high)
+    return changes

@@ -10,7 +10,7 @@ from lora_rlhf.probes.records import World
 from lora_rlhf.system.errors import UserError
 
 # Lists of prompts and of responses to a probability for each, that the response is at fault.
-Scorer = Callable[[list[str], list[str]], Sequence[float]]
+HarmScorer = Callable[[list[str], list[str]], Sequence[float]]
 
 FLAGGED = 0.5  # the probability from which an answer counts
 # {figure: (flag, the quality of a world whose lack it is)}
@@ -18,12 +18,12 @@ HARMS = {"untruthfulness": ("truthfulness", "true"), "toxicity": ("toxicity", "c
 AUTO, NONE = "auto", "none"
 
 
-def open_scorers(config: EvaluateConfig, world: World | None) -> tuple[dict[str, Scorer], dict[str, str]]:
+def open_scorers(config: EvaluateConfig, world: World | None) -> tuple[dict[str, HarmScorer], dict[str, str]]:
     """({figure: its scorer}, {figure: why there is none}). world: whose prompts are asked, if any.
 
     UserError for a function that cannot be imported and for what is neither a function nor a folder.
     """
-    found: dict[str, Scorer] = {}
+    found: dict[str, HarmScorer] = {}
     left_out: dict[str, str] = {}
     for figure, (flag, quality) in HARMS.items():
         asked = config.truthfulness if flag == "truthfulness" else config.toxicity
@@ -38,7 +38,7 @@ def open_scorers(config: EvaluateConfig, world: World | None) -> tuple[dict[str,
     return found, left_out
 
 
-def flags(name: str, scorer: Scorer, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+def flags(name: str, scorer: HarmScorer, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     """1 for each response that the scorer flags, else 0. UserError for another number of scores, or for one outside 0
     to 1."""
     scores = [float(score) for score in scorer([*prompts], [*responses])]
@@ -52,7 +52,7 @@ def flags(name: str, scorer: Scorer, prompts: Sequence[str], responses: Sequence
     return [float(score >= FLAGGED) for score in scores]
 
 
-def _of_world(world: World, quality: str) -> Scorer:
+def _of_world(world: World, quality: str) -> HarmScorer:
     def score(prompts: list[str], responses: list[str]) -> list[float]:
         pairs = zip(prompts, responses, strict=True)
         return [float(world.qualities(prompt, response)[quality] < 1) for prompt, response in pairs]
@@ -60,7 +60,7 @@ def _of_world(world: World, quality: str) -> Scorer:
     return score
 
 
-def _classifier(folder: str, device: str, batch_size: int) -> Scorer:
+def _classifier(folder: str, device: str, batch_size: int) -> HarmScorer:
     def score(_prompts: list[str], responses: list[str]) -> list[float]:
         from lora_rlhf.model.text_classifier import Classifier
 
@@ -69,7 +69,7 @@ def _classifier(folder: str, device: str, batch_size: int) -> Scorer:
     return score
 
 
-def _imported(name: str, flag: str) -> Scorer:
+def _imported(name: str, flag: str) -> HarmScorer:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(f"{flag} {name!r} is neither auto, none, a folder, nor of the form module:function")
@@ -79,5 +79,5 @@ def _imported(name: str, flag: str) -> Scorer:
         raise UserError(f"{flag} {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
     if not callable(function):
         raise UserError(f"{flag} {name!r} is a {type(function).__name__}, not a function")
-    scorer: Scorer = function
+    scorer: HarmScorer = function
     return scorer

@@ -11,6 +11,7 @@ from lora_rlhf.data.locate import HubDataset, locate
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import Source
+from lora_rlhf.evaluate.report_model import StageData, TrainingData
 from lora_rlhf.evaluate.systems import RunStages
 from lora_rlhf.runs.folder import CONFIG, Parent, data_hash
 from lora_rlhf.system.errors import UserError
@@ -21,8 +22,8 @@ NO_OTHERS: Mapping[str, RunStages] = MappingProxyType({})
 
 def find_seen(
     stages: RunStages, path: str, prompts: Sequence[Prompt], others: Mapping[str, RunStages] = NO_OTHERS
-) -> dict[str, Any]:
-    """{prompts, seen, stages: [{stage, path, seen, compared}]}: how many of the prompts each stage's data hold.
+) -> TrainingData:
+    """How many of the prompts each stage's data hold.
 
     path: the file that the prompts came from. others: the stages of more runs by the run's name, told as NAME:STAGE; a
     stage that two runs share is told once. compared: "all" of the data; "part", when reading took too long; "none",
@@ -41,20 +42,20 @@ def find_seen(
         if compared == "none" and _is_same(record, path):
             found, compared = keys, "all"
         seen |= found
-        rows.append({"stage": name, "path": record["path"], "seen": len(found), "compared": compared})
-    return {"prompts": len(keys), "seen": len(seen), "stages": rows}
+        rows.append(StageData(stage=name, path=record["path"], seen=len(found), compared=compared))
+    return TrainingData(prompts=len(keys), seen=len(seen), stages=rows)
 
 
-def warning(found: dict[str, Any]) -> str:
+def warning(data: TrainingData) -> str:
     """One line on what was found; empty when no prompt was seen in training, as far as all data could tell."""
     parts = []
-    if found["seen"]:
-        where = ", ".join(f"{row['stage']} {row['seen']}" for row in found["stages"] if row["seen"])
+    if data.seen:
+        where = ", ".join(f"{row.stage} {row.seen}" for row in data.stages if row.seen)
         parts.append(
-            f"{found['seen']} of {counted(found['prompts'], 'prompt')} also in training data ({where}): figures on "
+            f"{data.seen} of {counted(data.prompts or 0, 'prompt')} also in training data ({where}): figures on "
             "these flatter the stages"
         )
-    if unknown := [f"{row['stage']} ({row['path']})" for row in found["stages"] if row["compared"] != "all"]:
+    if unknown := [f"{row.stage} ({row.path})" for row in data.stages if row.compared != "all"]:
         parts.append(f"prompts not compared with all training data of {', '.join(unknown)}")
     return "; ".join(parts)
 

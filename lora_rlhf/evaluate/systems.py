@@ -11,6 +11,7 @@ from typing import Any
 from lora_rlhf.configs.catalogue import BY_NAME, REWARD, SFT, STAGES, WRITERS, Stage
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.evaluate.report_model import SystemRecord
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.runs.folder import CONFIG, Parent, adapter_hash, find_stage, has_stage
@@ -111,10 +112,10 @@ class System:
     id: str | None = None
     adapter: Path | None = None
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> SystemRecord:
         """What the report says of it. By the adapter's hash, a gate tells whether it is about what is on disk."""
-        adapter = {} if self.adapter is None else {"adapter_sha256": adapter_hash(self.adapter.parent)}
-        return {"run": self.run, "stage": self.stage, "id": self.id, **adapter}
+        adapter = None if self.adapter is None else adapter_hash(self.adapter.parent)
+        return SystemRecord(run=self.run, stage=self.stage, id=self.id, adapter_sha256=adapter)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The model card of an export: README.md, from what the export and the run folder say and nothing else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, PPO, REWARD
 from lora_rlhf.export.card_evaluation import evaluation
 from lora_rlhf.export.card_usage import usage
 from lora_rlhf.export.lineage import Lineage, Stage, at, numbers, read_lineage
-from lora_rlhf.export.markdown import bullets, capital, plain, rows_of, short
-from lora_rlhf.export.render import table
+from lora_rlhf.export.markdown import bullets, plain, short
+from lora_rlhf.export.parity_table import table
 from lora_rlhf.model.files import HUB_NAME
+from lora_rlhf.render.tables import markdown_table
+from lora_rlhf.render.wording import capital
 from lora_rlhf.system.disk import write_text
 
 LIBRARIES = {"merged": "transformers", "classifier": "transformers", "adapter": "peft", "gguf": "gguf"}
@@ -97,7 +99,7 @@ def _stages(lineage: Lineage) -> str:
         (BY_NAME[stage.name].title, f"`{stage.manifest['id']}`", _settings(stage), f"{stage.manifest['seconds']:.0f}")
         for stage in lineage.stages
     ]
-    return rows_of(("stage", "id", "settings", "seconds"), rows)
+    return _table(("stage", "id", "settings", "seconds"), rows)
 
 
 def _settings(stage: Stage) -> str:
@@ -115,7 +117,7 @@ def _data(lineage: Lineage) -> str:
             )
     made_of = [line for stage in lineage.stages if (line := _make_up(stage))]
     return (
-        "### Data\n\n" + rows_of(("stage", "what", "name", "sha256"), rows) + "".join(f"\n{line}\n" for line in made_of)
+        "### Data\n\n" + _table(("stage", "what", "name", "sha256"), rows) + "".join(f"\n{line}\n" for line in made_of)
     )
 
 
@@ -156,7 +158,7 @@ def _reward(lineage: Lineage) -> str:
         for one in reliability
         if one
     ]
-    chart = "\n" + rows_of(("chance that it gave", "mean", "was right", "pairs"), rows) if rows else ""
+    chart = "\n" + _table(("chance that it gave", "mean", "was right", "pairs"), rows) if rows else ""
     return "### Reward model\n\n" + bullets(lines) + chart
 
 
@@ -195,6 +197,10 @@ def _limits(facts: Mapping[str, Any], lineage: Lineage) -> str:
         lines.insert(1, limits)
     lines.append("It was not tested for safety beyond the figures above.")
     return bullets(lines)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f"{markdown_table(header, rows, aligned=False)}\n"
 
 
 def _without_path(text: str) -> str:

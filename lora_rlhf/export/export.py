@@ -15,8 +15,8 @@ from lora_rlhf.export.gguf_form import become_gguf, gguf_bytes, plan_of
 from lora_rlhf.export.manifest import MANIFEST, PARITY, describe, hash_folder
 from lora_rlhf.export.modelfile import write_modelfile
 from lora_rlhf.export.parity import Trained, measure_export, measure_trained, too_far
+from lora_rlhf.export.parity_table import table
 from lora_rlhf.export.prompts import Chosen, choose_prompts
-from lora_rlhf.export.render import table
 from lora_rlhf.export.shards import num_bytes, write_shards
 from lora_rlhf.export.source import DTYPES, Source, open_source
 from lora_rlhf.model.merging import Planned

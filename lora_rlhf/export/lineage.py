@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_ROLE, ancestors
 from lora_rlhf.configs.values import read_yaml
-from lora_rlhf.evaluate.schema import read_report
+from lora_rlhf.evaluate.report_model import Report, read_report
 from lora_rlhf.runs.folder import CONFIG, has_stage
 from lora_rlhf.runs.manifest import read_manifest
 from lora_rlhf.system.errors import UserError
@@ -36,7 +36,7 @@ class Lineage:
     """The stages that made a role, in order, and the run's evaluation if it has one of the format that is read here."""
 
     stages: tuple[Stage, ...]
-    report: Mapping[str, Any] | None
+    report: Report | None
 
     def stage(self, name: str) -> Stage | None:
         return next((stage for stage in self.stages if stage.name == name), None)
@@ -53,7 +53,7 @@ def read_lineage(run: Path, role: str) -> Lineage:
     return Lineage(tuple(stages), _read_report(run / REPORT))
 
 
-def _read_report(path: Path) -> Mapping[str, Any] | None:
+def _read_report(path: Path) -> Report | None:
     """The report; none where it is of another format: the card then says that there is none."""
     try:
         return read_report(path) if os.path.isfile(path) else None

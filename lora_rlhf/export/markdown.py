@@ -1,24 +1,13 @@
-"""Pieces of Markdown: tables, lists, and texts from a run that cannot break out of their place, without paths."""
+"""Pieces of Markdown: lists, and texts from a run that cannot break out of their place, without paths."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
-
-
-def rows_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(one.replace("|", "\\|") for one in line) + " |" for line in lines) + "\n"
 
 
 def bullets(lines: Iterable[str]) -> str:
     """A list."""
     return "".join(f"- {line}\n" for line in lines)
-
-
-def capital(text: str) -> str:
-    """With its first letter large."""
-    return text[:1].upper() + text[1:]
 
 
 def short(value: Any) -> str:

@@ -15,8 +15,8 @@ from lora_rlhf.export.card import write_card
 from lora_rlhf.export.config import ExportConfig, parse_size
 from lora_rlhf.export.folder import copy_beside, licence_of, require_place, require_space, write_config
 from lora_rlhf.export.manifest import MANIFEST, PARITY, describe, hash_folder
+from lora_rlhf.export.parity_table import table
 from lora_rlhf.export.prompts import choose_prompts
-from lora_rlhf.export.render import table
 from lora_rlhf.export.sequence_classification import classifier_settings, classifier_tensors, prepare_tokenizer
 from lora_rlhf.export.shards import num_bytes, write_shards
 from lora_rlhf.export.source import DTYPES, Source, open_source

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_rlhf.data.refusals import counted
+from lora_rlhf.render.wording import share
 
 Report = dict[str, Any]
 
@@ -36,13 +37,6 @@ def advice(report: Report) -> list[dict[str, str]]:
             for rules in (_refusals, _template, _limits, _rankings, _repeats, _split, _empty, _columns):
                 found += [{"file": file["file"], "text": sentence} for sentence in rules(file)]
     return found
-
-
-def share(value: float, exact: bool = True) -> str:
-    """A share as people read it: "12.3 %", "about 12.3 %", "less than 0.1 %"."""
-    if 0 < value < 0.001:
-        return "less than 0.1 %"
-    return f"{'' if exact else 'about '}{100 * value:.1f} %"
 
 
 def _leakage(report: Report) -> Iterator[dict[str, str]]:

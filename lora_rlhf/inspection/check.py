@@ -20,7 +20,7 @@ from lora_rlhf.inspection.config import CheckConfig
 from lora_rlhf.inspection.duplicates import Prints, shared
 from lora_rlhf.inspection.figures import FileFigures
 from lora_rlhf.inspection.reading import Reading, processes_for, read_file
-from lora_rlhf.inspection.render import printable, text
+from lora_rlhf.inspection.text import printable, text
 from lora_rlhf.inspection.usage import READERS, fractions, is_read_as, kinds_of, usage
 from lora_rlhf.system.errors import UserError
 

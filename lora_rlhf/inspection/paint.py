@@ -1,15 +1,18 @@
 """A batch for people: in colour for a terminal, in plain marks for a file, and as an HTML page."""
 
-import html
 import itertools
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from lora_rlhf.configs.catalogue import Use
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.inspection.batches import Batch, Cell, Line, Role
+from lora_rlhf.render.pages import html_page
 
+TEMPLATE = Path(__file__).parent / "templates" / "batch.html"
 BETWEEN = "\u00b7"  # a dot between tokens where there is no colour
 WIDTH = 100  # characters of a line of ids
 
@@ -63,45 +66,22 @@ def terminal(batch: Batch, heading: Sequence[str], color: bool) -> str:
 
 def page(batch: Batch, heading: Sequence[str]) -> str:
     """The batch as an HTML page that needs nothing else; pointing at a token shows its id, position and role."""
-    styles = "".join(
-        f".{role}.{name}{{background:{shade}}}"
-        for role, shades in SHADES.items()
-        for name, (_, shade) in zip("ab", shades, strict=True)
+    lines = [
+        {
+            "title": visible(line.title),
+            "counts": _counts(batch, line),
+            "notes": line.notes,
+            "spans": list(_spans(line.cells, COUNTED[batch.stage.use])),
+        }
+        for line in batch.lines
+    ]
+    return html_page(
+        TEMPLATE,
+        {
+            **{"batch": batch, "facts": _heading(batch, heading), "legend": _legend(batch), "lines": lines},
+            **{"score": SCORE[batch.stage.use] if _has_score(batch) else "", "shades": SHADES},
+        },
     )
-    legend = "".join(
-        f'<li><span class="{role} a">{role}</span> {html.escape(meaning)}</li>' for role, meaning in _legend(batch)
-    )
-    if _has_score(batch):
-        legend += f'<li><span class="score">score</span> {SCORE[batch.stage.use]}</li>'
-    sections = "".join(
-        f"<h2>{number}. {html.escape(visible(line.title))}</h2><p>{_counts(batch, line)}</p>"
-        + "".join(f"<p>{html.escape(note)}</p>" for note in line.notes)
-        + f"<pre>{''.join(_spans(line.cells, COUNTED[batch.stage.use]))}</pre>"
-        for number, line in enumerate(batch.lines, start=1)
-    )
-    facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in _heading(batch, heading))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{batch.stage.name} batch</title>
-<style>
-body{{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#111;background:#fff}}
-h1{{font-size:1.4em}} h2{{font-size:1.05em;margin:1.5em 0 0}} p{{margin:.2em 0}} ul{{list-style:none;padding:0}}
-pre{{font:14px/1.8 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:.4em 0}}
-span{{color:#000;border-radius:3px;padding:1px 0}} .score{{outline:2px solid #b00020;outline-offset:-1px}}
-{styles}
-</style>
-</head>
-<body>
-<h1>{batch.stage.name} batch</h1>
-{facts}<ul>{legend}</ul>
-{sections}
-</body>
-</html>
-"""
 
 
 def visible(text: str) -> str:
@@ -175,12 +155,20 @@ def _bracketed(cells: Sequence[Cell]) -> str:
     return painted.rstrip(" ")
 
 
-def _spans(cells: Sequence[Cell], counted: str) -> Iterator[str]:
+class Span(NamedTuple):
+    """A token of the page: its classes, what it says when it is pointed at, and its text."""
+
+    classes: str
+    title: str
+    text: str
+
+
+def _spans(cells: Sequence[Cell], counted: str) -> Iterator[Span]:
     for place, (cell, times) in enumerate(_folded(cells)):
-        names = f"{cell.role} {'ab'[place % 2]}{' score' if cell.score else ''}"
-        where = "" if cell.position is None else f", position {cell.position}"
-        told = f"id {cell.id}, {cell.role}{where}{f', {counted}' if cell.counts else ''}"
-        yield f'<span class="{names}" title="{told}">{html.escape(_text(cell, times))}</span>'
+        classes = f"{cell.role} {'ab'[place % 2]}{' score' if cell.score else ''}"
+        position = "" if cell.position is None else f", position {cell.position}"
+        title = f"id {cell.id}, {cell.role}{position}{f', {counted}' if cell.counts else ''}"
+        yield Span(classes, title, _text(cell, times))
 
 
 def _ids(line: Line) -> list[str]:

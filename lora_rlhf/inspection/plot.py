@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -10,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
-from lora_rlhf.inspection.render import short
+from lora_rlhf.inspection.text import short
+from lora_rlhf.render.palette import FAINT, INK, SERIES
+from lora_rlhf.render.pictures import SMALL, plain_axis, save_png
 
-INK, FIRST, SECOND, MUTED = "#222222", "#1f6f8b", "#d1703c", "#8a8a8a"
+FIRST, SECOND = SERIES[:2]
 MOST_FILES = 40  # a taller picture could not be opened
 REASON = 34  # characters of a reason beside its bar
 REASONS = 5
@@ -33,12 +34,11 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
         _plot_responses(responses, file)
         _plot_rows(used, file)
     for axis, empty in zip(rows.flatten(), itertools.cycle(EMPTY), strict=False):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8, colors=INK)
+        plain_axis(axis)
         if not axis.has_data():
             axis.set_axis_off()
-            axis.text(0.5, 0.5, empty, ha="center", fontsize=8, color=MUTED, transform=axis.transAxes)
-    _save(figure, path)
+            axis.text(0.5, 0.5, empty, ha="center", fontsize=SMALL, color=FAINT, transform=axis.transAxes)
+    save_png(figure, path)
 
 
 def _plot_lengths(axis: Axes, file: dict[str, Any]) -> None:
@@ -65,10 +65,10 @@ def _plot_lengths(axis: Axes, file: dict[str, Any]) -> None:
     axis.xaxis.set_major_locator(FixedLocator(round_numbers(*axis.get_xlim())))
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel(unit, fontsize=8, color=MUTED)
-    axis.set_ylabel("share", fontsize=8, color=MUTED)
+    axis.set_xlabel(unit, fontsize=SMALL, color=FAINT)
+    axis.set_ylabel("share", fontsize=SMALL, color=FAINT)
     # between the title and the bars
-    axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    axis.legend(frameon=False, fontsize=SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
 def round_numbers(low: float, high: float) -> list[int]:
@@ -89,8 +89,8 @@ def _plot_responses(axis: Axes, file: dict[str, Any]) -> None:
     axis.set_xlim(min(sizes) - 1, max(sizes) + 1)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    axis.set_xlabel("responses ranked together", fontsize=8, color=MUTED)
-    axis.set_ylabel("rankings", fontsize=8, color=MUTED)
+    axis.set_xlabel("responses ranked together", fontsize=SMALL, color=FAINT)
+    axis.set_ylabel("rankings", fontsize=SMALL, color=FAINT)
 
 
 def _plot_rows(axis: Axes, file: dict[str, Any]) -> None:
@@ -104,17 +104,7 @@ def _plot_rows(axis: Axes, file: dict[str, Any]) -> None:
     axis.set_yticks(range(len(shown)), names, parse_math=False)
     axis.set_ylim(max(3, len(shown)) - 0.5, -0.5)
     for place, count in enumerate(counts):
-        axis.annotate(f" {count:,}", (count, place), va="center", fontsize=8, color=INK)
+        axis.annotate(f" {count:,}", (count, place), va="center", fontsize=SMALL, color=INK)
     axis.set_xlim(0, 1.25 * max(counts))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    axis.set_xlabel("rows", fontsize=8, color=MUTED)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=140)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    axis.set_xlabel("rows", fontsize=SMALL, color=FAINT)

@@ -22,7 +22,7 @@ from lora_rlhf.data.parts import Part, divide, part_rows
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows
 from lora_rlhf.data.sources import Source
 from lora_rlhf.inspection.figures import FileFigures
-from lora_rlhf.inspection.render import printable
+from lora_rlhf.inspection.text import printable
 from lora_rlhf.system.errors import UserError
 
 LARGE = 2**25  # bytes of a file that is worth starting processes for

@@ -1,15 +1,17 @@
 """Which system of a report a name stands for, and whether its run on disk is still what was evaluated."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_rlhf.configs.catalogue import BASE, WRITERS
+from lora_rlhf.evaluate.report_model import Report, SystemRecord, TrainingData
 from lora_rlhf.release.policy import Policy
 from lora_rlhf.runs.folder import adapter_hash
 from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import is_number, shown
+from lora_rlhf.system.untrusted import shown
 
 REPORT = "report.json"
 STAGES = {stage.role: stage.name for stage in WRITERS}  # {role: the stage that makes it}
@@ -64,56 +66,54 @@ def find_report(named: Named, report: str | None) -> Path:
     return named.run / REPORT
 
 
-def find_system(named: Named, report: dict[str, Any], place: Path) -> System:
+def find_system(named: Named, report: Report, place: Path) -> System:
     """The system that a name stands for. UserError for none, for a run that is not there, and for one made anew."""
-    systems = report["systems"]
+    systems = report.systems
     name = named.text if named.run is None or named.text in systems else _of_run(named, systems, place)
     if name not in systems:
         raise UserError(f"{place}: {name!r} is not among its systems: {', '.join(systems)}")
     recorded = systems[name]
     run = named.run or _run_of(name, recorded, place)
-    if recorded["stage"] is None:
+    if recorded.stage is None:
         return System(name, run, None, None, None, False)
-    folder = run / recorded["stage"]
+    folder = run / recorded.stage
     if not (folder / MANIFEST).is_file():
         raise UserError(
             f"{folder}: {name} of {place} was evaluated there and is not there now; name its folder: RUN:ROLE"
         )
     manifest = read_manifest(folder)
-    if manifest["status"] != FINISHED or manifest["id"] != recorded["id"]:
+    if manifest["status"] != FINISHED or manifest["id"] != recorded.id:
         raise UserError(
-            f"{place} is stale: it is about the {recorded['stage']} stage {recorded['id']}, and {folder} holds "
+            f"{place} is stale: it is about the {recorded.stage} stage {recorded.id}, and {folder} holds "
             f"{manifest['id']} ({manifest['status']}) now; {AGAIN}"
         )
-    adapter, then = adapter_hash(folder), recorded.get("adapter_sha256")
+    adapter, then = adapter_hash(folder), recorded.adapter_sha256
     if then is not None and then != adapter:
         raise UserError(
             f"{place} is stale: it is about an adapter with the sha256 {shown(then)}, and the one in {folder} "
             f"has {adapter} now; {AGAIN}"
         )
-    return System(name, run, recorded["stage"], manifest["id"], adapter, then is not None)
+    return System(name, run, recorded.stage, manifest["id"], adapter, then is not None)
 
 
-def require_unseen(policy: Policy, report: dict[str, Any], place: Path) -> None:
+def require_unseen(policy: Policy, data: TrainingData, place: Path) -> None:
     """UserError when more of the report's prompts stand in training data than the policy lets pass, or nobody knows."""
-    data = report.get("training_data", {})
-    prompts, seen = data.get("prompts"), data.get("seen")
-    if is_number(prompts) and is_number(seen) and prompts > 0 and seen / prompts > policy.most_seen:
+    prompts, seen = data.prompts, data.seen
+    if prompts and seen and seen / prompts > policy.most_seen:
         raise UserError(
             f"{place}: {seen} of {prompts} prompts stand in training data, a share of {seen / prompts:.3g}; the policy "
             f"allows {policy.most_seen:g} (seen_in_training: at_most): evaluate on prompts that were not trained on"
         )
-    stages = data.get("stages", [])
-    unknown = [row.get("stage") for row in stages if isinstance(row, dict) and row.get("compared") != "all"]
-    if (unknown or not is_number(seen) or not is_number(prompts)) and not policy.passes_if_unknown:
-        what = f"of {', '.join(map(str, unknown))}" if unknown else "of this report"
+    unknown = [row.stage for row in data.stages if row.compared != "all"]
+    if (unknown or seen is None or prompts is None) and not policy.passes_if_unknown:
+        what = f"of {', '.join(unknown)}" if unknown else "of this report"
         raise UserError(
             f"{place}: whether its prompts were trained on is not known for all training data {what}; put the data "
             "where the manifests say and evaluate again, or write unknown: pass under seen_in_training in the policy"
         )
 
 
-def _of_run(named: Named, systems: dict[str, Any], place: Path) -> str:
+def _of_run(named: Named, systems: Mapping[str, SystemRecord], place: Path) -> str:
     """The name under which a run's stage stands in the report: by its id, or else by the run's name."""
     assert named.run is not None
     roles = [named.role] if named.role else [role for role in reversed(STAGES) if (named.run / STAGES[role]).is_dir()]
@@ -123,16 +123,16 @@ def _of_run(named: Named, systems: dict[str, Any], place: Path) -> str:
     folder = named.run / STAGES.get(role, role)
     here = read_manifest(folder)["id"] if role in STAGES and (folder / MANIFEST).is_file() else None
     for name, system in systems.items():
-        if here is not None and system["id"] == here and system["stage"] == STAGES[role]:
+        if here is not None and system.id == here and system.stage == STAGES[role]:
             return str(name)
     is_first = place.resolve().parent == named.run.resolve()
     other = f"{named.run.resolve().name}:{role}"
     return other if other in systems or not (is_first or role == BASE) else role
 
 
-def _run_of(name: str, recorded: dict[str, Any], place: Path) -> Path:
+def _run_of(name: str, recorded: SystemRecord, place: Path) -> Path:
     """Where the run of a system is: beside the report, or else where the report says."""
     own, _, role = name.rpartition(":")
     beside = place.parent.parent / own if own else place.parent
     is_there = (beside / STAGES.get(role, role) / MANIFEST).is_file()
-    return beside if is_there else Path(recorded["run"])
+    return beside if is_there else Path(recorded.run)

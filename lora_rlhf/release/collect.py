@@ -11,7 +11,7 @@ from typing import Any
 from lora_rlhf import __version__
 from lora_rlhf.configs.catalogue import BY_NAME, PPO, REWARD
 from lora_rlhf.configs.values import read_yaml
-from lora_rlhf.evaluate.schema import read_report
+from lora_rlhf.evaluate.report_model import Report, read_report
 from lora_rlhf.release.bundle import Content
 from lora_rlhf.release.config import PackageConfig
 from lora_rlhf.release.gate import summary
@@ -54,7 +54,7 @@ class Collection:
         self.places = Places(run, sorted(roots))
         self._originals: dict[str, str] = {}
         self._hashes: dict[str, str | None] = {}
-        self._readable: dict[str, Any] | None = None  # the report, where it is of this format
+        self._readable: Report | None = None  # the report, where it is of this format
         self._gates: list[str] = []
         report = self._evaluation()
         self._stage_files()
@@ -101,10 +101,10 @@ class Collection:
             return None
         raw = path.read_bytes()
         try:
-            report = self._readable = read_report(path)
+            self._readable = read_report(path)
         except UserError as error:
             self.left_out["figures in the release note"] = self.places.clean_text(str(error))
-            report = read_object(path, "give another with --report, or evaluate again")
+        report = read_object(path, "give another with --report, or evaluate again")
         self.add_json(f"evaluation/{REPORT}", report)
         self._keep_hash(f"evaluation/{REPORT}", raw)
         if (page := path.with_name(PAGE)).is_file():

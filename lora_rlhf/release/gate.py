@@ -12,13 +12,15 @@ from typing import Any
 
 from lora_rlhf import __version__
 from lora_rlhf.configs.values import check
-from lora_rlhf.evaluate.schema import read_report
+from lora_rlhf.evaluate.report_model import read_report
 from lora_rlhf.release.candidate import Named, System, find_report, find_system, require_unseen
 from lora_rlhf.release.config import GateConfig
 from lora_rlhf.release.policy import PACKAGED, read_policy
 from lora_rlhf.release.record import write_record
 from lora_rlhf.release.rules import FAIL, PASS, Row, judge, passed
+from lora_rlhf.render.tables import columns
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.typed_json import to_json
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,15 @@ def gate(config: GateConfig) -> Decision:
     baseline = find_system(Named.of(config.baseline), report, place)
     if candidate.name == baseline.name:
         raise UserError(f"gate: candidate and baseline are both {candidate.name} of {place}: name two systems")
-    require_unseen(policy, report, place)
-    rows = judge(policy, report, candidate.name, baseline.name)
+    require_unseen(policy, report.training_data, place)
+    rows = judge(policy, to_json(report), candidate.name, baseline.name)
     when = datetime.now(UTC)
     record = {
         "decision": PASS if passed(rows) else FAIL,
         "time": when.isoformat(timespec="seconds"),
         "signed_off_by": config.signed_off_by or login(),
         "version": __version__,
-        "report": {"name": place.name, "sha256": _sha256(place), "created": report.get("created")},
+        "report": {"name": place.name, "sha256": _sha256(place), "created": report.created},
         "policy": {"name": policy_file.name, "sha256": _sha256(policy_file), "text": policy.source},
         "candidate": candidate.record(),
         "baseline": baseline.record(),
@@ -81,12 +83,9 @@ def table(rows: Sequence[Row]) -> str:
     """The reason table: figure, needed, found with its interval, pass or FAIL."""
     header = ("figure", "needed", "found", "")
     cells = [(row.figure, row.needed, row.found, "pass" if row.decision == PASS else "FAIL") for row in rows]
-    widths = [max(len(line[i]) for line in (header, *cells)) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (header, *cells)
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join(line.rstrip() for line in (lines[0], rule, *lines[1:]))
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join(columns([header, rule, *cells], "<<<<", gap="  "))
 
 
 def _sha256(path: Path) -> str:

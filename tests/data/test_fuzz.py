@@ -25,7 +25,7 @@ from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, row_of
 from lora_rlhf.data.sources import Source
 from lora_rlhf.inspection.check import check_data
 from lora_rlhf.inspection.config import CheckConfig
-from lora_rlhf.inspection.render import text as report_text
+from lora_rlhf.inspection.text import text as report_text
 from lora_rlhf.system.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"

@@ -2,6 +2,7 @@
 
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.frozen import open_frozen
+from lora_rlhf.evaluate.report_model import FrozenSet
 from lora_rlhf.probes.records import ENGLISH, read_probes
 
 
@@ -9,4 +10,4 @@ def test_the_general_probes_are_asked_by_their_name() -> None:
     frozen = open_frozen(EvaluateConfig(run="runs/x", prompts="p.jsonl", probes="english"), None)
     general = read_probes(ENGLISH)
     assert frozen.probes == general
-    assert frozen.sets["probes"] == {"name": "english", "content_hash": general.content_hash, "n": 136}
+    assert frozen.sets["probes"] == FrozenSet(name="english", content_hash=general.content_hash, n=136)

@@ -50,9 +50,9 @@ def test_clusters_agree_with_the_exact_test() -> None:
     assert found is not None
     gaps = [abs(k / 60 - (30 - k) / 40) for k in range(31)]  # k of the 30 failures in the first group, by chance
     exact = sum(hypergeom(100, 30, 60).pmf(k) for k, gap in enumerate(gaps) if gap >= gaps[14] - 1e-9)
-    assert found["p"] == pytest.approx(exact, abs=0.015), "2,000 shuffles have a standard error of 0.006"
-    assert (found["worst"], found["n"], found["groups"]) == ("b", 40, 2)
-    assert found["rate"] == pytest.approx(0.4) and found["overall"] == pytest.approx(0.3)
+    assert found.p == pytest.approx(exact, abs=0.015), "2,000 shuffles have a standard error of 0.006"
+    assert (found.worst, found.n, found.groups) == ("b", 40, 2)
+    assert found.rate == pytest.approx(0.4) and found.overall == pytest.approx(0.3)
 
 
 def test_scattered_failures_are_no_cluster_and_gathered_ones_are() -> None:
@@ -63,11 +63,11 @@ def test_scattered_failures_are_no_cluster_and_gathered_ones_are() -> None:
         clusters([float(rng.random() < (0.5 if label == "c" else 0.1)) for label in labels], labels),
     )
     assert scattered is not None and gathered is not None
-    assert scattered["p"] > 0.05 and gathered["p"] < 0.001 and gathered["worst"] == "c"
+    assert scattered.p > 0.05 and gathered.p < 0.001 and gathered.worst == "c"
 
 
 def test_small_groups_and_unknown_outcomes_are_left_out() -> None:
     assert clusters([1.0] * 20, ["a"] * 11 + ["b"] * 9) is None
     assert clusters([None] * 15 + [1.0] * 15, ["a"] * 15 + ["b"] * 15) is None
     found = clusters([1.0, 0.0] * 10 + [None] * 5 + [0.0] * 12, ["a"] * 20 + ["b"] * 17)
-    assert found is not None and found["overall"] == pytest.approx(10 / 32)
+    assert found is not None and found.overall == pytest.approx(10 / 32)

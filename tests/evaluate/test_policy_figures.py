@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluate.columns import Column, figures, paired
 from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.evaluate.figures import CATALOGUE, Figure
+from lora_rlhf.evaluate.figures import CATALOGUE, Figure, Paired
 from lora_rlhf.evaluate.generation import respond
 from lora_rlhf.evaluate.policy_figures import answer_columns, distance_columns, measure_distances
 from lora_rlhf.model.shared import SharedModel
@@ -56,7 +57,7 @@ def test_distances_equal_the_definition_one_response_at_a_time(
         )
         assert figure["entropy"].value == pytest.approx(statistics.fmean(entropies), rel=1e-4)
         assert figure["kl_per_token"].n == 7
-    assert figures(found[reference])["kl_per_token"][:3] == (0.0, 0.0, 0.0)
+    assert figures(found[reference])["kl_per_token"].interval == (0.0, 0.0, 0.0)
     assert (figures(found["policy"])["kl_per_response"].low or 0) > 5, "the policy is far from its reference"
     gap = paired(found["policy"], found["sft"])["kl_per_response"]
     assert gap.p is not None and gap.p < 0.01 and gap.n == 7
@@ -70,7 +71,7 @@ def test_padding_counts_for_nothing() -> None:
     assert list(found["kl_per_response"].values) == pytest.approx([0.5 - 1.0, 0.0])
     terms = [math.exp(-0.5) - 1 + 0.5, math.exp(1.0) - 1 - 1.0, 0.0]
     assert found["kl_per_token"].figure().value == pytest.approx(sum(terms) / 3, abs=1e-9)
-    assert found["entropy"].figure()[:3] == pytest.approx((2.0, 2.0, 2.0))
+    assert found["entropy"].figure().interval == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_columns_of_answers_have_a_figure_each_and_compare_pair_by_pair() -> None:
@@ -82,15 +83,15 @@ def test_columns_of_answers_have_a_figure_each_and_compare_pair_by_pair() -> Non
     found, theirs = figures(one), figures(other)
     assert found["length"].value == 12 and theirs["length"].value == pytest.approx(4.5)
     assert found["words"].value == 11 and found["repetition"].value == 0.5  # four of eight 4-grams are new
-    assert found["eos_rate"] == pytest.approx((0.0, 0.0, 0.3903, 6), abs=5e-5)  # Wilson: z^2 / (n + z^2)
+    assert astuple(found["eos_rate"]) == pytest.approx((0.0, 0.0, 0.3903, 6), abs=5e-5)  # Wilson: z^2 / (n + z^2)
     assert found["template_collapse"].value == found["opening_collapse"].value == 1.0
     assert found["self_bleu"].value == pytest.approx(1.0) and (theirs["self_bleu"].value or 0) < 0.7
     assert theirs["template_collapse"].value == 0.0 and theirs["same_template"].value == 0.0
     assert found["distinct_1"].value == pytest.approx(4 / 66)
     change = paired(one, other)
     assert change["length"].difference == pytest.approx(7.5) and (change["length"].p or 1) < 0.01
-    assert change["eos_rate"][:1] == (-1.0,) and change["eos_rate"].p == pytest.approx(2 / 2**6)
-    assert change["refusal_rate"][:1] == (0.0,) and change["refusal_rate"].p == 1.0
+    assert change["eos_rate"].difference == -1.0 and change["eos_rate"].p == pytest.approx(2 / 2**6)
+    assert change["refusal_rate"].difference == 0.0 and change["refusal_rate"].p == 1.0
     declined = answer_columns(asked, short, declines=lambda text: "of 1" in text)
     assert figures(declined)["refusal_rate"].value == pytest.approx(1 / 6)
 
@@ -103,4 +104,4 @@ def test_a_column_over_some_prompts_and_what_has_no_value() -> None:
     assert Column("mean", [None, None]).figure() == Figure(None, None, None, 0)
     assert Column("mean", [2.0]).figure() == Figure(2.0, None, None, 1)
     nothing = Column("mean", [2.0]).against(Column("mean", [None]))
-    assert nothing == (None, None, None, None, 0)
+    assert nothing == Paired(None, None, None, None, 0)

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from lora_rlhf.evaluate.questions import answer_questions
-from tests.support.reports import PAIR, a_report, figure, paired, rate, reliability
+from tests.support.reports import PAIR, a_report, figure, paired, rate, reliability, report_of
 
 Report = dict[str, Any]
 WINS, SAFETY, REWARD, LENGTH, CLUSTERS = range(5)
 
 
 def answer(report: Report, place: int) -> tuple[str, str]:
-    found = answer_questions(report)[place]
-    return found["answer"], found["figure"]
+    question = answer_questions(report_of(report))[place]
+    return question.answer, question.figure
 
 
 def won(value: float, half: float = 0.04) -> Callable[[Report], None]:
@@ -115,13 +115,13 @@ def test_answers_turn_at_their_borders(place: int, change: Callable[[Report], No
 
 
 def test_every_answer_has_its_figure() -> None:
-    rows = answer_questions(a_report())
-    assert [row["question"] for row in rows] == [
+    rows = answer_questions(report_of(a_report()))
+    assert [row.question for row in rows] == [
         "Is the win rate up on new prompts?",
         "Is safety worse on the long tail?",
         "Is the reward still calibrated after the update?",
         "Are answers longer without saying more?",
         "Do failures gather in a category or a language?",
     ]
-    assert "75.0 % (71.0 to 79.0) of 300 prompts" in rows[WINS]["figure"]
-    assert "loses 27 % of 120 prompts in chat, 25 % over all (p 0.600, 4 groups)" in rows[CLUSTERS]["figure"]
+    assert "75.0 % (71.0 to 79.0) of 300 prompts" in rows[WINS].figure
+    assert "loses 27 % of 120 prompts in chat, 25 % over all (p 0.600, 4 groups)" in rows[CLUSTERS].figure

@@ -1,15 +1,17 @@
 """Reports are read only in the shape that is promised, with the field at fault named."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_rlhf.evaluate.schema import read_report, require_report
+from lora_rlhf.evaluate.report_model import Report, read_report
 from lora_rlhf.system.errors import UserError
-from tests.support.reports import a_report
+from lora_rlhf.system.typed_json import from_json, to_json
+from tests.support.reports import a_report, figure, report_of
 
 
 def edited(path: str, value: Any) -> dict[str, Any]:
@@ -28,7 +30,16 @@ def edited(path: str, value: Any) -> dict[str, Any]:
 
 def test_a_whole_report_is_read_from_its_file_and_its_folder(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(a_report()))
-    assert read_report(tmp_path) == read_report(tmp_path / "report.json") == a_report()
+    assert read_report(tmp_path) == read_report(tmp_path / "report.json") == report_of(a_report())
+
+
+def test_a_report_is_written_as_it_was_read() -> None:
+    """Byte for byte, order included: `report.json` was written before the report had types."""
+    text = (Path(__file__).parent / "report_format_2.json").read_text()
+    report = from_json(Report, json.loads(text))
+    assert json.dumps(to_json(report), indent=2) + "\n" == text
+    absent = [field.name for field in dataclasses.fields(Report) if getattr(report, field.name) in (None, {})]
+    assert absent == ["left_out", "base_unchanged"], "every section is in it"
 
 
 @pytest.mark.parametrize(
@@ -37,7 +48,7 @@ def test_a_whole_report_is_read_from_its_file_and_its_folder(tmp_path: Path) -> 
         ("verdict", 3, "'verdict' is 3, expected text"),
         ("seconds", "gone", "'seconds' is missing"),
         ("candidate", "polices", "'candidate' is 'polices', which is none of the systems"),
-        ("figures.length", {"nobody": {}}, "figures.length has 'nobody', which is none of the systems"),
+        ("figures.length", {"nobody": figure(1.0)}, "figures.length has 'nobody', which is none of the systems"),
         ("figures.lenght", {}, "figures.lenght: there is no figure of that name"),
         ("figures.length.policy.low", "1", "'figures.length.policy.low' is '1', expected a number or null"),
         ("paired.length.policy.p", "gone", "'paired.length.policy.p' is missing"),
@@ -51,7 +62,7 @@ def test_a_whole_report_is_read_from_its_file_and_its_folder(tmp_path: Path) -> 
 )
 def test_a_field_at_fault_is_named(path: str, value: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        require_report(edited(path, value))
+        report_of(edited(path, value))
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ def test_a_reward_model_that_was_gamed_is_worse_after_than_before() -> None:
     right, wrong = ([float(rng.random() < share) for _ in range(300)] for share in (0.8, 0.5))
     before, after = pairs(right), pairs(wrong)
     found = change(before, after)
-    assert found["accuracy"]["high"] < 0 < found["ece"]["low"]
-    assert found["accuracy"]["difference"] == pytest.approx((sum(wrong) - sum(right)) / 300, abs=1e-9)
+    assert found["accuracy"].high < 0 < found["ece"].low
+    assert found["accuracy"].difference == pytest.approx((sum(wrong) - sum(right)) / 300, abs=1e-9)
     same = change(before, before)
-    assert same["accuracy"]["low"] < 0 == same["accuracy"]["difference"] < same["accuracy"]["high"]
+    assert same["accuracy"].low < 0 == same["accuracy"].difference < same["accuracy"].high
     assert change(before, {"held_out_prompts": 1, "held_out_pairs": 0}) == {}
     one = ordering_report([[1, 2]], [torch.tensor([1.0, 0.0])], [[1.0, 2.0]])
     assert set(change(before, one)) == {"accuracy"}, "one pair has no interval of its error"

@@ -69,12 +69,12 @@ def test_prompts_are_the_same_by_key_in_every_stage(tmp_path: Path, evaluated: s
         }
     )
     found = find_seen(stages, evaluated, PROMPTS)
-    assert [(row["stage"], row["seen"], row["compared"]) for row in found["stages"]] == [
+    assert [(row.stage, row.seen, row.compared) for row in found.stages] == [
         ("sft", 1, "all"),
         ("reward", 2, "all"),
         ("ppo", 0, "all"),
     ]
-    assert (found["prompts"], found["seen"]) == (6, 2)
+    assert (found.prompts, found.seen) == (6, 2)
     assert warning(found).startswith("2 of 6 prompts also in training data (sft 1, reward 2): figures on these flatter")
 
 
@@ -86,15 +86,15 @@ def test_the_data_of_other_runs_count_too(tmp_path: Path, evaluated: str) -> Non
     own, other, again = (sft_on(tmp_path / name, path) for name, path in zip(names, paths, strict=True))
     other.sft.manifest["id"] = again.sft.manifest["id"] = "one and the same"
     found = find_seen(own, evaluated, PROMPTS, {"other": other, "again": again})
-    assert [(row["stage"], row["seen"]) for row in found["stages"]] == [("sft", 1), ("other:sft", 1)]
-    assert found["seen"] == 2 and "(sft 1, other:sft 1)" in warning(found)
+    assert [(row.stage, row.seen) for row in found.stages] == [("sft", 1), ("other:sft", 1)]
+    assert found.seen == 2 and "(sft 1, other:sft 1)" in warning(found)
 
 
 def test_nothing_seen_is_nothing_said(tmp_path: Path, evaluated: str) -> None:
     found = find_seen(sft_on(tmp_path, write(tmp_path / "d.jsonl", [{"prompt": "New?"}])), evaluated, PROMPTS)
-    assert found["seen"] == 0 and warning(found) == ""
+    assert found.seen == 0 and warning(found) == ""
     none = find_seen(RunStages({"sft": Parent(tmp_path, {})}), evaluated, PROMPTS)
-    assert (none["seen"], none["stages"], warning(none)) == (0, [], "")
+    assert (none.seen, none.stages, warning(none)) == (0, [], "")
 
 
 def test_data_that_are_gone_are_told_by_their_hash_or_called_unknown(tmp_path: Path, evaluated: str) -> None:
@@ -102,25 +102,25 @@ def test_data_that_are_gone_are_told_by_their_hash_or_called_unknown(tmp_path: P
     same = hashlib.sha256(Path(evaluated).read_bytes()).hexdigest()
     (tmp_path / "a").mkdir()
     found = find_seen(sft_on(tmp_path / "a", gone, same), evaluated, PROMPTS)
-    assert (found["seen"], found["stages"][0]["compared"]) == (6, "all")
+    assert (found.seen, found.stages[0].compared) == (6, "all")
     (tmp_path / "b").mkdir()
     found = find_seen(sft_on(tmp_path / "b", gone), evaluated, PROMPTS)
-    assert (found["seen"], found["stages"][0]["compared"]) == (0, "none")
+    assert (found.seen, found.stages[0].compared) == (0, "none")
     assert warning(found) == f"prompts not compared with all training data of sft ({gone})"
 
 
 def test_the_hub_is_not_asked(tmp_path: Path, evaluated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_rlhf.data.containers.hub_rows", lambda _: pytest.fail("the hub was asked"))
     stages = sft_on(tmp_path, "owner/name", None)
-    assert find_seen(stages, evaluated, PROMPTS)["stages"][0]["compared"] == "none"
+    assert find_seen(stages, evaluated, PROMPTS).stages[0].compared == "none"
     found = find_seen(stages, "owner/name", PROMPTS)
-    assert (found["seen"], found["stages"][0]["compared"]) == (6, "all")
+    assert (found.seen, found.stages[0].compared) == (6, "all")
 
 
 def test_the_stages_format_is_used(tmp_path: Path, evaluated: str) -> None:
     rows = [{"prompt": "Other?", "question": "Question 1?", "response": "b"}]
     stages = sft_on(tmp_path, write(tmp_path / "d.jsonl", rows), format="orca")
-    assert find_seen(stages, evaluated, PROMPTS)["seen"] == 1
+    assert find_seen(stages, evaluated, PROMPTS).seen == 1
 
 
 def test_reading_ends_when_it_takes_too_long_or_all_is_known(
@@ -131,9 +131,9 @@ def test_reading_ends_when_it_takes_too_long_or_all_is_known(
     read = []
     key: Any = vars(Prompt)["key"].fget
     monkeypatch.setattr(Prompt, "key", property(lambda prompt: read.append(prompt) or key(prompt)))
-    assert find_seen(stages, evaluated, PROMPTS)["seen"] == 6
+    assert find_seen(stages, evaluated, PROMPTS).seen == 6
     assert len(read) < 50, "all six stand at the beginning"
     monkeypatch.setattr(seen, "MOST_SECONDS", 0.0)
     found = find_seen(stages, evaluated, [*PROMPTS, Prompt.of("Not there")])
-    assert (found["seen"], found["stages"][0]["compared"]) == (1, "part")
+    assert (found.seen, found.stages[0].compared) == (1, "part")
     assert "1 of 7 prompts" in warning(found) and "not compared with all" in warning(found)

@@ -1,9 +1,8 @@
 """The sentence that follows from win rates, and that it agrees with the sign test."""
 
-from typing import Any
-
 import pytest
 
+from lora_rlhf.evaluate.report_model import WinRate
 from lora_rlhf.evaluate.verdict import verdict
 from lora_rlhf.stats.win_rates import win_rate
 
@@ -22,15 +21,15 @@ from lora_rlhf.stats.win_rates import win_rate
 )
 def test_conclusions_agree_with_the_sign_test(wins: int, ties: int, losses: int, said: str) -> None:
     outcomes = [1.0] * wins + [0.5] * ties + [0.0] * losses
-    sentence = verdict("policy", "sft", win_rate(outcomes)._asdict())
+    sentence = verdict("policy", "sft", WinRate.of(win_rate(outcomes)))
     assert said in sentence and f"({wins} won, {ties} tied, {losses} lost)" in sentence
 
 
-def rate(low: float, high: float) -> dict[str, Any]:
-    counts = {"wins": 150, "ties": 50, "losses": 100, "p": 0.1}
-    return {"rate": (low + high) / 2, "low": low, "high": high, "n": 300, **counts}
+def rate(low: float, high: float) -> WinRate:
+    return WinRate(rate=(low + high) / 2, low=low, high=high, n=300, wins=150, ties=50, losses=100, p=0.1)
 
 
+UNKNOWN = WinRate(rate=None, wins=0, ties=0, losses=0, p=None)
 BETTER, EVEN, WORSE = rate(0.55, 0.67), rate(0.45, 0.56), rate(0.3, 0.42)
 
 
@@ -47,10 +46,10 @@ BETTER, EVEN, WORSE = rate(0.55, 0.67), rate(0.45, 0.56), rate(0.3, 0.42)
         (WORSE, EVEN, "it has become worse", "sharpening"),
         (WORSE, None, "it has become worse", "sharpening"),
         (None, None, "gave no verdict", "beats"),
-        ({"rate": None}, None, "gave no verdict", "beats"),
+        (UNKNOWN, None, "gave no verdict", "beats"),
     ],
 )
-def test_verdict(sampled: dict[str, Any] | None, best: dict[str, Any] | None, said: str, unsaid: str) -> None:
+def test_verdict(sampled: WinRate | None, best: WinRate | None, said: str, unsaid: str) -> None:
     sentence = verdict("policy", "sft", sampled, best)
     assert said in sentence and unsaid not in sentence
     if sampled == BETTER:

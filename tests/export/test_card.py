@@ -16,7 +16,8 @@ from lora_rlhf.export.card_usage import usage
 from lora_rlhf.export.lineage import read_lineage
 
 REPORT: dict[str, Any] = {
-    **{"format": 2, "created": "2026-01-02T03:04:05+00:00", "config": {}, "base": {}},
+    **{"format": 2, "created": "2026-01-02T03:04:05+00:00", "config": {}},
+    "base": {"name": "tinyworld", "source_hash": "00", "quantization": "nf4"},
     "systems": {
         "policy": {"run": "/secret/place/run", "stage": "ppo", "id": "ppo0"},
         "sft": {"run": "/secret/place/run", "stage": "sft", "id": "sft0"},

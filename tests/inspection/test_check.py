@@ -12,7 +12,7 @@ import pytest
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.inspection.check import check_data, run_check
 from lora_rlhf.inspection.config import CheckConfig
-from lora_rlhf.inspection.render import text
+from lora_rlhf.inspection.text import text
 from lora_rlhf.system.errors import UserError
 
 DEMONSTRATIONS = [{"prompt": f"Question {n}?", "completion": f"Answer {n} is this."} for n in range(40)]

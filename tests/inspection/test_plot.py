@@ -24,7 +24,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         figures: list[Figure] = []
-        monkeypatch.setattr(plot, "_save", lambda figure, _: figures.append(figure))
+        monkeypatch.setattr(plot, "save_png", lambda figure, _: figures.append(figure))
         plot_report(check_data(CheckConfig(files=(str(path),), **settings)), tmp_path / "x.png")
         FigureCanvasAgg(figures[0]).draw()
         return figures[0].axes

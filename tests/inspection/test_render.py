@@ -8,7 +8,7 @@ import pytest
 
 from lora_rlhf.inspection.check import check_data
 from lora_rlhf.inspection.config import CheckConfig
-from lora_rlhf.inspection.render import printable, short, text
+from lora_rlhf.inspection.text import printable, short, text
 
 
 def write(path: Path, rows: list[Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.evaluate.schema import read_report
+from lora_rlhf.evaluate.report_model import read_report
 from tests.support.planted_runs import FLAG_OF
 
 pytestmark = [
@@ -18,7 +18,8 @@ pytestmark = [
 def test_each_planted_failure_raises_its_own_flag_and_no_other(
     name: str, planted_report: Callable[[str], Path]
 ) -> None:
-    flags = read_report(planted_report(name) / "report.json")["audit"]["flags"]
+    audit = read_report(planted_report(name)).audit
+    assert audit is not None
     own = FLAG_OF[name]
-    raised = {flag: flags[flag]["why"] for flag in FLAG_OF.values() if flag and flags[flag]["raised"]}
+    raised = {flag: audit.flags[flag].why for flag in FLAG_OF.values() if flag and audit.flags[flag].raised}
     assert list(raised) == ([own] if own else []), raised

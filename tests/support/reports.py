@@ -1,10 +1,12 @@
-"""A whole report in format 2 made by hand, and the rows of its samples: for what reads reports."""
+"""A whole report in format 2 made by hand, as JSON and read, and the rows of its samples: for what reads reports."""
 
 import random
 from itertools import pairwise
 from typing import Any
 
 from lora_rlhf.evaluate.figures import CATALOGUE
+from lora_rlhf.evaluate.report_model import Report
+from lora_rlhf.system.typed_json import from_json
 
 SYSTEMS = ("base", "sft", "policy")
 PAIR = "policy_vs_sft"
@@ -24,6 +26,11 @@ def figure(value: float, half: float | None = 0.02, n: int = 300) -> dict[str, A
 
 def paired(difference: float, half: float = 0.02, p: float = 0.001, n: int = 300) -> dict[str, Any]:
     return {"difference": difference, "low": difference - half, "high": difference + half, "p": p, "n": n}
+
+
+def report_of(values: dict[str, Any]) -> Report:
+    """The report that these JSON values hold."""
+    return from_json(Report, values)
 
 
 def a_report(**changes: Any) -> dict[str, Any]:

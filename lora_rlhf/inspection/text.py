@@ -8,7 +8,8 @@ from pathlib import PurePath
 from typing import Any
 
 from lora_rlhf.data.refusals import counted
-from lora_rlhf.inspection.advice import share
+from lora_rlhf.render.tables import columns
+from lora_rlhf.render.wording import share
 
 WIDTH = 100
 LABEL = 13  # characters of the column of labels
@@ -206,9 +207,8 @@ def _lengths(file: dict[str, Any]) -> Iterator[str]:
                 rows.append([f"{name} {unit}", *(f"{figures[key]:,}" for key in LENGTHS), over])
     if rows:
         header = ["length", "median", "90 %", "95 %", "99 %", "longest", "over limit" if file["tokens"] else ""]
-        for name, *values in [header, *rows]:
-            *numbers, over = values
-            yield f"  {name:<{LABEL + 7}}{''.join(f'{number:>10}' for number in numbers)}{over:>18}".rstrip()
+        widths = (LABEL + 7, *(10 for _ in LENGTHS), 18)
+        yield from (f"  {line}" for line in columns([header, *rows], "<" + ">" * (len(widths) - 1), widths))
     if file["tokens"] is not None and not file["tokens"]["exact"]:
         yield from _entry("", f"tokens and limits: estimated from {file['tokens']['rows']:,} rows, evenly drawn")
 

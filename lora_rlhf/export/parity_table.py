@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lora_rlhf.render.tables import columns
+
 ROWS = (
     ("kl_per_token", "KL per token, nats", "{:.3g}"),
     ("rms_logit_error", "logit error, rms", "{:.3g}"),
@@ -15,25 +17,22 @@ ROWS = (
     ("max_score_difference", "score difference, largest", "{:.3g}"),
     ("same_order", "pairs in the same order", "{:.2%}"),
 )
-WIDTH = 18
+WIDTHS = (34, 18, 18, 18)  # characters of a column
 
 
 def table(parity: dict[str, Any]) -> str:
     """How far from the trained model the export is, the other way to merge, and the base without the adapter."""
     if not parity["measured"]:
         return f"not compared with the trained model ({parity['why']})"
-    columns = {
+    models = {
         "this export": parity["export"],
         f"on {parity['alternative']['mode']} base": parity["alternative"],
         "without adapter": parity["adapter_effect"],
     }
-    lines = [
-        f"{parity['positions']} positions of {parity['prompts']} prompts: {parity['prompts_from']}",
-        " " * 34 + "".join(f"{name:>{WIDTH}}" for name in columns),
-    ]
-    for key, title, shape in ROWS:
+    rows = [["", *models]]
+    for key, title, pattern in ROWS:
         if key in parity["export"]:
-            cells = (shape.format(figures[key]) if key in figures else "" for figures in columns.values())
-            title = title.format(tokens=parity.get("greedy_tokens"))
-            lines.append(f"{title:<34}" + "".join(f"{cell:>{WIDTH}}" for cell in cells))
-    return "\n".join(lines)
+            cells = (pattern.format(figures[key]) if key in figures else "" for figures in models.values())
+            rows.append([title.format(tokens=parity.get("greedy_tokens")), *cells])
+    origin = f"{parity['positions']} positions of {parity['prompts']} prompts: {parity['prompts_from']}"
+    return "\n".join([origin, *columns(rows, "<>>>", WIDTHS)])

@@ -14,7 +14,7 @@ from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.frozen import Frozen
 from lora_rlhf.evaluate.generation import respond
-from lora_rlhf.evaluate.scorers import Scorer
+from lora_rlhf.evaluate.scorers import HarmScorer
 from lora_rlhf.evaluate.systems import Compared
 from lora_rlhf.judges.records import Judge
 from lora_rlhf.judges.scores import ScoreJudge
@@ -32,8 +32,8 @@ class LeftOut(Exception):
 
 
 @dataclass
-class Contest:
-    """The systems, what they are asked and who judges. Answers and outcomes are filled in by `hold`."""
+class Evaluation:
+    """The systems, what they are asked and who judges. Answers and outcomes are filled in by `run`."""
 
     config: EvaluateConfig
     model: SharedModel
@@ -44,7 +44,7 @@ class Contest:
     prompts: list[EncodedPrompt]
     selection: list[EncodedPrompt]
     frozen: Frozen
-    scorers: Mapping[str, Scorer]
+    scorers: Mapping[str, HarmScorer]
     tasks: Mapping[str, Any]
     probe_prompts: list[EncodedPrompt]
     categories: list[str] | None
@@ -60,12 +60,12 @@ class Contest:
     inconsistent: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def hold(self) -> None:
+    def run(self) -> None:
         """Generates and judges all that the report is about; at other temperatures too where prompts are for that."""
         names = self.compared.names
         everything = self.ask([*self.prompts, *self.probe_prompts], dict.fromkeys(names, SAMPLED))
-        self.answers = {name: found[: len(self.prompts)] for name, found in everything.items()}
-        self.probe_answers = {name: found[len(self.prompts) :] for name, found in everything.items()}
+        self.answers = {name: answers[: len(self.prompts)] for name, answers in everything.items()}
+        self.probe_answers = {name: answers[len(self.prompts) :] for name, answers in everything.items()}
         self.outcomes = self.compare(self.answers)
         if self.selection and isinstance(self.judge, ScoreJudge):
             self._choose_temperatures(self.judge)
@@ -75,38 +75,38 @@ class Contest:
         with self.timed("generation", f"{len(prompts)} prompts"):
             systems = [system for system in self.compared.systems if system.name in temperatures]
             chosen = [temperatures[system.name] for system in systems]
-            found = respond(self.config, self.model, [system.role for system in systems], prompts, chosen)
-        return {system.name: answers for system, answers in zip(systems, found, strict=True)}
+            answers = respond(self.config, self.model, [system.role for system in systems], prompts, chosen)
+        return dict(zip([system.name for system in systems], answers, strict=True))
 
     def compare(self, answers: Answers) -> dict[str, Outcomes]:
         """{A_vs_B: the judge's outcome of each prompt}: 1 A won, 0.5 tie, 0 B won, None the judge failed.
 
         Where several people voted, the majority decides.
         """
-        found: dict[str, Outcomes] = {}
-        for pair, (one, other) in self.compared.pairs.items():
+        outcomes: dict[str, Outcomes] = {}
+        for pair, (first, second) in self.compared.pairs.items():
             with self.timed("judging", pair):
-                verdicts = self.judge.compare(self.prompts, answers[one], answers[other])
+                verdicts = self.judge.compare(self.prompts, answers[first], answers[second])
             self.inconsistent += verdicts.inconsistent
-            found[pair] = [
+            outcomes[pair] = [
                 None if won is None else 0.5 + 0.5 * ((won > 0.5) - (won < 0.5)) for won in verdicts.outcomes
             ]
-        return found
+        return outcomes
 
     def outcomes_against_baseline(self) -> dict[str, list[float | None]]:
         """{system: its outcomes against the baseline}, for all but the baseline."""
-        found: dict[str, list[float | None]] = {}
-        for pair, (one, other) in self.compared.pairs.items():
-            if other == self.compared.baseline:
-                found[one] = list(self.outcomes[pair])
-            elif one == self.compared.baseline:
-                found[other] = [None if won is None else 1.0 - won for won in self.outcomes[pair]]
-        return {name: found[name] for name in self.compared.names if name in found}
+        outcomes: dict[str, list[float | None]] = {}
+        for pair, (first, second) in self.compared.pairs.items():
+            if second == self.compared.baseline:
+                outcomes[first] = list(self.outcomes[pair])
+            elif first == self.compared.baseline:
+                outcomes[second] = [None if won is None else 1.0 - won for won in self.outcomes[pair]]
+        return {name: outcomes[name] for name in self.compared.names if name in outcomes}
 
     @contextmanager
-    def timed(self, part: str, told: str = "") -> Iterator[None]:
+    def timed(self, part: str, detail: str = "") -> Iterator[None]:
         """Counts what the block takes as a part of the evaluation, and shows it on the bar."""
-        self.progress.set_postfix_str(f"{part} {told}".strip())
+        self.progress.set_postfix_str(f"{part} {detail}".strip())
         started = time.monotonic()
         yield
         self.seconds[f"evaluate_{part}"] += time.monotonic() - started
@@ -116,14 +116,14 @@ class Contest:
         """Each system's best temperature by its mean score on the selection prompts, and its answers at that one."""
         self.sweep = {name: {} for name in self.compared.names}
         for temperature in self.config.temperatures:
-            tried = self.ask(self.selection, dict.fromkeys(self.compared.names, temperature))
+            answers_of = self.ask(self.selection, dict.fromkeys(self.compared.names, temperature))
             with self.timed("judging", f"at temperature {temperature:g}"):
-                for name, answers in tried.items():
+                for name, answers in answers_of.items():
                     scores = judge.scores(self.selection, answers)
                     self.sweep[name][temperature] = sum(scores) / len(scores)
         self.best = {name: max(means, key=lambda t: means[t]) for name, means in self.sweep.items()}
         # The same seed at temperature 1 would give the same responses again.
         others = {name: temperature for name, temperature in self.best.items() if temperature != SAMPLED}
-        again = self.ask(self.prompts, others) if others else {}
-        self.best_answers = {name: again.get(name, self.answers[name]) for name in self.compared.names}
+        best_answers = self.ask(self.prompts, others) if others else {}
+        self.best_answers = {name: best_answers.get(name, self.answers[name]) for name in self.compared.names}
         self.best_outcomes = self.compare(self.best_answers)
