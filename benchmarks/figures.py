@@ -67,8 +67,7 @@ def _quickstart(results: Any) -> dict[str, str]:
         "KL at the end, nats per response (target 1.2)": [f"{seed['ppo']['kl']:.2f}" for seed in seeds],
     }
     return {
-        "quickstart_minutes": f"{last['wall_seconds'] / 60:.1f}",
-        "quickstart_gib": f"{last['peak_rss_gib']:.1f}",
+        "quickstart_cost": f"{last['wall_seconds'] / 60:.1f} minutes and {last['peak_rss_gib']:.1f} GiB",
         "quickstart_win_rate": _rate(last[best]["policy_vs_sft"]),
         "win_rates": _table(
             "win rate | both sampled at temperature 1 | each at its own best temperature",
@@ -94,8 +93,8 @@ def _against_trl(results: Any) -> dict[str, str]:
     ours, theirs = result["ours"], result["trl"]
     by_seconds, by_cpu = (result[f"times_as_fast_by_{clock}"] for clock in ("seconds", "processor_seconds"))
     return {
-        "our_seconds": f"{ours['seconds']:.1f}",
-        "trl_seconds": f"{theirs['seconds']:.1f}",
+        "against_trl_short": f"{ours['seconds']:.1f} s; TRL's last PPO takes {theirs['seconds']:.1f} s, so it is "
+        f"{by_seconds['of_medians']:.2f} times as fast, at {result['share_of_peak_memory']['share']:.2f} of the memory",
         "times_as_fast_as_trl": f"{by_seconds['of_medians']:.2f}",
         "times_as_fast_as_trl_of_pairs": _range(by_seconds["of_each_pair"]),
         "times_as_fast_as_trl_by_cpu": f"{by_cpu['of_medians']:.2f}, {_range(by_cpu['of_each_pair'])}",

@@ -1,6 +1,7 @@
 """The house rules: who may import whom, what each module says of itself, how long it is. Read from the source alone."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +160,14 @@ def test_forbidden_imports_are_found(room: str, source: str) -> None:
 def test_type_checking_imports_do_not_count() -> None:
     source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from transformers import PreTrainedTokenizerBase"
     assert violations("data", source) == []
+
+
+def test_the_page_on_architecture_has_the_same_table() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|[^|]+\|([^|]*)\|$", page, re.MULTILINE)
+    allowed = {room: set(re.findall(r"`(\w+)`", cell)) for room, cell in rows if "every room" not in cell}
+    assert allowed == {room: rooms for room, rooms in MAY_IMPORT.items() if room not in ("__init__", "cli")}
+    assert [room for room, _ in rows] == [room for room in MAY_IMPORT if room != "__init__"]
 
 
 def test_every_room_has_rules() -> None:
