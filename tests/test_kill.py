@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kill import World, differences, torment, unreadable
 
+pytestmark = pytest.mark.kill
 KILLS = {"sft": 3, "reward": 3, "ppo": 4, "sample": 2}
 
 

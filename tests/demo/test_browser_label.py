@@ -16,6 +16,7 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.disk import append_row
 from tests.support.demo import PORT, Served, save_run, write
 
+pytestmark = pytest.mark.browser
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
 ORDER = """[...document.querySelectorAll('.ranker .group')].map(group =>
   [...group.querySelectorAll('.letter')].map(letter => letter.textContent).join('=')).join(' > ')"""

@@ -17,6 +17,7 @@ from playwright.sync_api import Page, expect
 from lora_rlhf.data.sources import read_rankings
 from tests.support.demo import PORT, Served, write
 
+pytestmark = pytest.mark.browser
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
 TURNS = "#talk .turn"
 

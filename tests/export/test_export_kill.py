@@ -19,6 +19,7 @@ from lora_rlhf.export.manifest import read_manifest
 from lora_rlhf.export.verify import _require_files
 from lora_rlhf.system.disk import TEMPORARY
 
+pytestmark = pytest.mark.kill
 KILLS = 15
 SEEN = ("scratch", "model.safetensors", "config.json", "README.md", "export.json")  # in the folder that is being made
 FORKS = multiprocessing.get_context("forkserver")

@@ -14,7 +14,7 @@ from lora_rlhf.model.memory import peak_gpu_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo, reward, sft
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 ANSWERS = ["The fox is brown.", "It is brown.", "Brown.", "I do not know."]
 
