@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lora_rlhf.configs.catalogue import SFT
+
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
@@ -13,7 +15,7 @@ class GateConfig:
 
     candidate: str
     """System of the report that may be released: policy, sft or NAME:policy; or a run folder, or RUN:policy."""
-    baseline: str = "sft"
+    baseline: str = SFT.role
     """System that it must beat, named likewise."""
     policy: str | None = None
     """YAML file with the rules; the packaged one (configs/gate.yaml) unless given."""
