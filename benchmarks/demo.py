@@ -31,7 +31,7 @@ from lora_rlhf_demo import desk
 from lora_rlhf_demo.desk import Desk, Limits
 from lora_rlhf_demo.memory import Memory
 from lora_rlhf_demo.requests import Answered, Ask, Column, Open, Opened, Settings
-from lora_rlhf_demo.worker import Host
+from lora_rlhf_demo.worker import ModelWorker
 from playwright.sync_api import Error, Page, sync_playwright
 from provenance import provenance
 
@@ -55,16 +55,16 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/demo.json"))
     args = parser.parse_args()
     starts = [first_words(args.root, args.run) for _ in range(3)]
-    host = Host(lambda: Desk(Memory(args.root, "cpu"), Limits()))
-    opened = end(host, Open(args.run))
+    worker = ModelWorker(lambda: Desk(Memory(args.root, "cpu"), Limits()))
+    opened = end(worker, Open(args.run))
     assert isinstance(opened, Opened), opened
     found = {
         "start": {name: [start[name] for start in starts] for name in starts[0]},
-        "columns_as_they_end": together(host, args.run, opened.columns, args.rounds),
-        "columns_of_equal_length": endless(host, args.run, opened.columns, args.rounds),
-        "load": load(host, args.run, opened.columns),
+        "columns_as_they_end": together(worker, args.run, opened.columns, args.rounds),
+        "columns_of_equal_length": endless(worker, args.run, opened.columns, args.rounds),
+        "load": load(worker, args.run, opened.columns),
     }
-    host.close()
+    worker.close()
     command = f"python benchmarks/demo.py --root {args.root} --run {args.run} --rounds {args.rounds}"
     settings = {"torch": torch.__version__, "torch_threads": torch.get_num_threads(), "run": args.run}
     write_json(args.to, {**provenance(command), **settings, **found})
@@ -119,13 +119,13 @@ def visit(page: Page, started: float) -> None:
     raise SystemExit("the app did not start")
 
 
-def endless(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dict[str, object]:
+def endless(worker: ModelWorker, run: str, columns: tuple[str, ...], rounds: int) -> dict[str, object]:
     """`together` where no token ends an answer."""
     with patch.object(desk, "stop_ids", lambda tokenizer: []):
-        return together(host, run, columns, rounds)
+        return together(worker, run, columns, rounds)
 
 
-def together(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dict[str, object]:
+def together(worker: ModelWorker, run: str, columns: tuple[str, ...], rounds: int) -> dict[str, object]:
     """Seconds of all columns in one batch, and one after the other; each answer has LONGEST tokens at most."""
     seconds: dict[str, list[float]] = {"together": [], "one after the other": []}
     possible = []
@@ -136,7 +136,7 @@ def together(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dic
         }
         for name in list(asked)[:: 1 if number % 2 else -1]:
             started = time.perf_counter()
-            answered = [end(host, question(run, stages, QUESTION, LONGEST, number)) for stages in asked[name]]
+            answered = [end(worker, question(run, stages, QUESTION, LONGEST, number)) for stages in asked[name]]
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started)
         tokens = [answer.num_tokens for event in answered for answer in event.answers]
@@ -151,7 +151,7 @@ def together(host: Host, run: str, columns: tuple[str, ...], rounds: int) -> dic
     }
 
 
-def load(host: Host, run: str, columns: tuple[str, ...]) -> dict[str, object]:
+def load(worker: ModelWorker, run: str, columns: tuple[str, ...]) -> dict[str, object]:
     """Every user asks one prompt after the other, all at once: answers that came, and memory after every 20th."""
     answered: list[str] = []
     memory: list[float] = []
@@ -160,7 +160,7 @@ def load(host: Host, run: str, columns: tuple[str, ...]) -> dict[str, object]:
     def chat(user: int) -> None:
         for number in range(PROMPTS):
             prompt = f"User {user}, prompt {number}: {QUESTION}"
-            if isinstance(end(host, question(run, columns, prompt, 32, number)), Answered):
+            if isinstance(end(worker, question(run, columns, prompt, 32, number)), Answered):
                 with lock:
                     answered.append(prompt)
                     if len(answered) % 20 == 0:
@@ -180,9 +180,9 @@ def question(run: str, columns: tuple[str, ...], text: str, length: int, seed: i
     return Ask(run, tuple(Column(stage, (Message("user", text),)) for stage in columns), Settings(1.0, length, seed))
 
 
-def end(host: Host, request: Open | Ask) -> Any:
+def end(worker: ModelWorker, request: Open | Ask) -> Any:
     """How a request ends."""
-    *_, last = host.submit(request).events()
+    *_, last = worker.submit(request).events()
     return last
 
 

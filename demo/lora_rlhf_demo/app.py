@@ -25,7 +25,7 @@ from lora_rlhf_demo.requests import Open
 from lora_rlhf_demo.runs import NO_RUNS, list_runs
 from lora_rlhf_demo.state import App
 from lora_rlhf_demo.watch_tab import WatchTab
-from lora_rlhf_demo.worker import MOST_WAITING, Host
+from lora_rlhf_demo.worker import MOST_WAITING, ModelWorker
 
 if TYPE_CHECKING:
     from lora_rlhf_demo.desk import Desk
@@ -60,7 +60,7 @@ def serve(config: DemoConfig) -> None:
 @contextlib.contextmanager
 def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
     """The app while it runs; its base is let go of at the end of the block."""
-    app = App(config, Host(lambda: _desk(config)))
+    app = App(config, ModelWorker(lambda: _desk(config)))
     blocks = layout(app)
     blocks.queue(default_concurrency_limit=8, max_size=256, api_open=False)
     try:
@@ -84,11 +84,11 @@ def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
             css_paths=sorted(HERE.glob("*.css")),
         )
         if runs := app.runs():
-            app.host.submit(Open(runs[0].name))  # while the first page is drawn
+            app.worker.submit(Open(runs[0].name))  # while the first page is drawn
         yield blocks
     finally:
         blocks.close(verbose=False)
-        app.host.close()
+        app.worker.close()
 
 
 def _desk(config: DemoConfig) -> "Desk":

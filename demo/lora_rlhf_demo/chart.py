@@ -1,4 +1,4 @@
-"""Curves as small SVG charts: colours and sizes come from the page's style, so they fit light, dark and a phone."""
+"""Curves as small SVG charts. The page's style sets colours and sizes, so they fit light, dark and a phone."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ TICKS = 4
 
 
 def legend(runs: Sequence[str]) -> str:
-    """Which colour is whose."""
-    items = (f'<li><i class="run{place}"></i>{safe(run)}</li>' for place, run in enumerate(runs))
+    """The colour of each run."""
+    items = (f'<li><i class="run{index}"></i>{safe(run)}</li>' for index, run in enumerate(runs))
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
@@ -22,28 +22,28 @@ def charts(figures: Sequence[Figure], runs: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(_chart(figure, runs) for figure in figures)}</div>'
 
 
-def states(found: Sequence[StageState]) -> str:
+def states(states: Sequence[StageState]) -> str:
     """The state of every stage, as a table."""
     rows = "".join(
         f"<tr><td>{safe(run)}</td><td>{safe(stage)}</td><td>{safe(state)}</td>"
         f"<td>{'' if step is None else f'{step:,}'}</td></tr>"
-        for run, stage, state, step in found
+        for run, stage, state, step in states
     )
     head = "<tr><th>Run</th><th>Stage</th><th>State</th><th>Step</th></tr>"
     return f'<table class="states">{head}{rows}</table>' if rows else ""
 
 
-def samples(found: Sequence[Sample], several: bool) -> str:
-    """How the answers to fixed prompts changed. `several`: name the runs."""
+def samples(samples: Sequence[Sample], with_names: bool) -> str:
+    """The answers to fixed prompts over time. with_names: show which run each is from."""
     cards = []
-    for run, prompt, responses in found:
-        name = f'<span class="who">{safe(run)}</span>' if several else ""
+    for run, prompt, responses in samples:
+        name = f'<span class="who">{safe(run)}</span>' if with_names else ""
         rows = "".join(
             f'<li><span class="step">{step:,}</span><div class="text" dir="auto">{safe(text)}</div></li>'
             for step, text in responses
         )
-        asked = f'<div class="text asked" dir="auto">{safe(prompt)}</div>'
-        cards.append(f'<article class="sample">{name}{asked}<ol>{rows}</ol></article>')
+        question = f'<div class="text asked" dir="auto">{safe(prompt)}</div>'
+        cards.append(f'<article class="sample">{name}{question}<ol>{rows}</ol></article>')
     return f'<div class="samples">{"".join(cards)}</div>' if cards else ""
 
 
@@ -56,18 +56,18 @@ def _chart(figure: Figure, runs: Sequence[str]) -> str:
     lines = [_curve(curve, frame, runs.index(curve.run)) for curve in curves]
     last = ", ".join(f"{curve.run} {number(curve.points[-1][1])}" for curve in curves)
     now = " ".join(f'<span class="run{runs.index(curve.run)}">{number(curve.points[-1][1])}</span>' for curve in curves)
-    described = f"{plot.title}, last: {last}"
+    description = f"{plot.title}, last: {last}"
     return (
         f'<figure class="chart"><figcaption title="{safe(plot.meaning)}"><span>{safe(plot.title)}</span>'
         f'<span class="now">{now}</span></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{safe(described)}">'
+        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{safe(description)}">'
         f"{_grid(frame, across, up)}{''.join(lines)}</svg>"
         f'<p class="meaning">{safe(plot.meaning)}</p></figure>'
     )
 
 
 class _Frame:
-    """From a metric's numbers to places in the picture."""
+    """The scales of a chart: from a metric's numbers to coordinates in the picture."""
 
     def __init__(self, left: float, right: float, low: float, high: float) -> None:
         self.left, self.low = left, low
@@ -117,7 +117,7 @@ def ticks(low: float, high: float, most: int = TICKS) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [place * step for place in range(first, last + 1)]
+    return [index * step for index in range(first, last + 1)]
 
 
 def number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""A comparison in progress: what its columns are asked next, and what a blind vote on their answers says."""
+"""A comparison in progress: the next question to its columns, and blind votes on their answers."""
 
 import random
 from collections.abc import Sequence
@@ -7,37 +7,37 @@ from typing import Any
 
 from lora_rlhf.data.schema import Message, Prompt, Ranking, row_of
 from lora_rlhf.system.errors import UserError
-from lora_rlhf_demo.requests import Answer, Ask, Column, Settings
+from lora_rlhf_demo.requests import Ask, Column, ColumnAnswer, Settings
 
 LETTERS = "ABCDEF"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, and every column's answer to it.
+    """A question, and the answer of every column.
 
-    stages: of the columns, in the order shown. ranks: the vote on a blind turn, 1 = best; all columns go on from the
-    best answer, so that the next vote compares answers to one and the same conversation again. settings: how the
-    answers were drawn.
+    stages: of the columns, in the order of display. settings: how the answers were drawn. ranks: the vote on a blind
+    turn, 1 = best. After a vote all columns go on from the best answer, so that the next vote compares answers to the
+    same conversation.
     """
 
     question: str
     stages: tuple[str, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[ColumnAnswer, ...]
     settings: Settings
     ranks: tuple[int, ...] | None = None
 
-    def told(self, stage: str) -> str:
+    def continued_answer(self, stage: str) -> str:
         """The answer that a column goes on from."""
-        place = self.stages.index(stage) if self.ranks is None else self.ranks.index(1)
-        return self.answers[place].text
+        index = self.stages.index(stage) if self.ranks is None else self.ranks.index(1)
+        return self.answers[index].text
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Stages of one run that answer the same questions, each within its own conversation.
 
-    `blind`: names are hidden, and the order drawn anew for every turn, until it is voted on.
+    blind: each turn has a new random order of columns, whose names are hidden until the vote.
     """
 
     run: str
@@ -52,11 +52,11 @@ class Comparison:
         return self.blind and bool(self.turns) and self.turns[-1].ranks is None
 
     def order(self, rng: random.Random) -> tuple[str, ...]:
-        """The columns of the next turn."""
+        """The columns of the next turn, in order."""
         return tuple(rng.sample(self.stages, len(self.stages))) if self.blind else self.stages
 
     def ask(self, question: str, order: Sequence[str], settings: Settings) -> Ask:
-        """The request for the next turn. UserError for an empty question, and while a vote is due."""
+        """The request for the next turn. UserError for an empty question, and while a vote is missing."""
         if not question.strip():
             raise UserError("Write a question first.")
         if self.is_open:
@@ -68,51 +68,54 @@ class Comparison:
         columns = (Column(stage, (*self._history(stage), Message("user", question))) for stage in order)
         return Ask(self.run, tuple(columns), settings)
 
-    def answered(self, question: str, ask: Ask, answers: Sequence[Answer]) -> "Comparison":
-        """With one more turn: what was asked, and the answers to it."""
+    def answered(self, question: str, ask: Ask, answers: Sequence[ColumnAnswer]) -> "Comparison":
+        """The comparison with one more turn."""
         order = tuple(column.stage for column in ask.columns)
         return replace(self, turns=(*self.turns, Turn(question, order, tuple(answers), ask.settings)))
 
-    def back_to(self, place: int) -> "Comparison":
-        """As it was before the turn at that place: to ask it again, or something else."""
-        return replace(self, turns=self.turns[:place])
+    def back_to(self, turn: int) -> "Comparison":
+        """The comparison as it was before the turn with that index."""
+        return replace(self, turns=self.turns[:turn])
 
     def voted(self, ranks: Sequence[int], labeler: str) -> tuple["Comparison", dict[str, Any], bool]:
-        """The vote on the last turn: the names are revealed. Its row, and whether that is a ranking to train on.
+        """The comparison with a vote on its last turn, the row to save, and whether that is a ranking to train on.
 
-        ranks: one an answer in the order shown, 1 = best, ties share a rank; equal answers get the better of their
-        ranks. An empty answer can be voted on, but no reward model learns from it. UserError where there is nothing to
-        vote on, and for ranks that leave out an answer.
+        ranks: of the answers in the order of display, 1 = best, ties share a rank; equal answers get the better of
+        their ranks. A vote on an empty answer is not a ranking to train on. UserError if there is nothing to vote on,
+        and for ranks that leave out an answer.
         """
         if not self.is_open:
             raise UserError("There is nothing to vote on: ask a question in blind mode first.")
         if len(ranks) != len(self.stages) or min(ranks, default=0) != 1:
             raise UserError("Rank every answer; the best has rank 1.")
         texts = [answer.text.strip() for answer in self.turns[-1].answers]
-        equal = (min(rank for rank, other in zip(ranks, texts, strict=True) if other == text) for text in texts)
-        last, before = replace(self.turns[-1], ranks=tuple(equal)), self.back_to(len(self.turns) - 1)
-        row = vote_row(before._history(""), last, labeler) | {"run": self.run}
-        return replace(self, turns=(*before.turns, last)), row, "" not in texts
+        best_rank = {text: min(rank for rank, t in zip(ranks, texts, strict=True) if t == text) for text in texts}
+        turn = replace(self.turns[-1], ranks=tuple(best_rank[text] for text in texts))
+        before = self.back_to(len(self.turns) - 1)
+        row = vote_row(before._history(""), turn, labeler) | {"run": self.run}
+        return replace(self, turns=(*before.turns, turn)), row, "" not in texts
 
     def exported(self) -> dict[str, Any]:
-        """The conversation as JSON. What a vote is still due on has no names."""
+        """The conversation as JSON, without names in a turn that waits for a vote."""
         return {
             **{"run": self.run, "columns": list(self.stages), "system": self.system.strip(), "blind": self.blind},
             "turns": [_exported(turn, self.blind and turn.ranks is None) for turn in self.turns],
         }
 
     def _history(self, stage: str) -> tuple[Message, ...]:
-        """What was said before, as one column knows it."""
+        """The messages so far of one column's conversation."""
         system = (Message("system", self.system.strip()),) if self.system.strip() else ()
-        turns = ((Message("user", turn.question), Message("assistant", turn.told(stage))) for turn in self.turns)
+        turns = (
+            (Message("user", turn.question), Message("assistant", turn.continued_answer(stage))) for turn in self.turns
+        )
         return (*system, *(message for pair in turns for message in pair))
 
 
 def vote_row(history: Sequence[Message], turn: Turn, labeler: str) -> dict[str, Any]:
-    """One row of a rankings file, and beside it which system wrote what."""
+    """A row of a rankings file, with the system that wrote each response."""
     assert turn.ranks is not None
     prompt, texts = Prompt((*history, Message("user", turn.question))), tuple(answer.text for answer in turn.answers)
-    if not all(text.strip() for text in texts):  # which no ranking may be
+    if not all(text.strip() for text in texts):  # a Ranking refuses empty responses
         row = row_of(prompt) | {"responses": texts, "ranks": turn.ranks, "labeler": labeler or None}
     else:
         row = row_of(Ranking(prompt, texts, turn.ranks, labeler or None))
@@ -121,9 +124,9 @@ def vote_row(history: Sequence[Message], turn: Turn, labeler: str) -> dict[str, 
 
 def _exported(turn: Turn, hidden: bool) -> dict[str, Any]:
     answers = [
-        {"answer": LETTERS[place], "text": answer.text, "finished": answer.finished}
+        {"answer": LETTERS[column], "text": answer.text, "finished": answer.finished}
         if hidden
         else {"stage": stage} | {name: value for name, value in asdict(answer).items() if name != "tokens"}
-        for place, (stage, answer) in enumerate(zip(turn.stages, turn.answers, strict=True))
+        for column, (stage, answer) in enumerate(zip(turn.stages, turn.answers, strict=True))
     ]
     return {"question": turn.question, **asdict(turn.settings), "answers": answers, "ranks": turn.ranks}

@@ -16,7 +16,19 @@ from lora_rlhf.model.generate import stream_mixed
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.memory import Memory, Shown
-from lora_rlhf_demo.requests import Answer, Answered, Ask, Event, Loading, Open, Opened, Partial, Score, Scored, Token
+from lora_rlhf_demo.requests import (
+    Answered,
+    Ask,
+    ColumnAnswer,
+    Event,
+    Loading,
+    Open,
+    Opened,
+    Partial,
+    Score,
+    Scored,
+    Token,
+)
 
 WARM_TOKENS = 4
 SHOW_EVERY = 0.04  # seconds between two states of an answer: a browser shows no more, and decoding costs time
@@ -180,9 +192,9 @@ class Desk:
         prompts: Sequence[EncodedPrompt],
         ids: Sequence[list[int]],
         seconds: Sequence[float],
-    ) -> tuple[Answer, ...]:
+    ) -> tuple[ColumnAnswer, ...]:
         """What is known of each answer; a column stopped before its first token has nothing but its text."""
-        answers = [Answer("", False, 0, 0.0, None, None, ())] * len(ids)
+        answers = [ColumnAnswer("", False, 0, 0.0, None, None, ())] * len(ids)
         begun = [column for column, own in enumerate(ids) if own]
         if not begun:
             return tuple(answers)
@@ -192,7 +204,7 @@ class Desk:
         stops = set(stop_ids(self._model.tokenizer))
         for row, column in enumerate(begun):
             own, gap = ids[column], gaps[row]
-            answers[column] = Answer(
+            answers[column] = ColumnAnswer(
                 self._text(own),
                 own[-1] in stops,
                 len(own),

@@ -1,4 +1,4 @@
-"""Labelling: which task comes next for whom, what is saved, what is taken back, and how far labelers agree."""
+"""The tasks of one file: which comes next for a labeler, saving and taking back labels, and how labelers agree."""
 
 import time
 from collections import Counter
@@ -19,7 +19,7 @@ from lora_rlhf_demo.tasks import FLAGS, PROMPT_FLAGS, RATINGS, Task
 
 @dataclass(frozen=True)
 class Label:
-    """What a labeler says of a task, in the order of its responses; a rating is None where none was given."""
+    """A labeler's ranks, ratings and flags for a task, in the order of its responses; a rating may be None."""
 
     ranks: tuple[int, ...]
     ratings: tuple[int | None, ...]
@@ -28,7 +28,10 @@ class Label:
 
 
 class Progress(NamedTuple):
-    """How many tasks a labeler has ranked of how many; `skipped` wait at the end. Likewise in the qualification."""
+    """A labeler's progress: `done` of `total` tasks are ranked, and `skipped` ones come at the end.
+
+    exam_done, exam_total: the same of the qualification.
+    """
 
     done: int
     total: int
@@ -38,14 +41,14 @@ class Progress(NamedTuple):
 
 
 class Qualification(NamedTuple):
-    """How a labeler ordered the `pairs` that the known answers order: `rate` of them alike, a tie counts half."""
+    """A labeler's agreement with the known answers: the share of `pairs` in the same order; a tie counts half."""
 
     rate: float | None
     pairs: int
 
 
-class Concord(NamedTuple):
-    """How far the labelers of a file agree, and how many there are."""
+class LabelerAgreement(NamedTuple):
+    """How many labelers and rankings a file has, and how far the labelers agree."""
 
     labelers: int
     rankings: int
@@ -55,45 +58,45 @@ class Concord(NamedTuple):
 
 
 class Labelling:
-    """The tasks of one file, and what people make of them. Several people, and several servers, may go on at once.
+    """The tasks of one file and their labels. Several people, and several servers, may label at the same time.
 
-    `exam`: tasks with known answers, which a labeler does first. What was ranked is in `rankings`; what was skipped,
-    and the answers to the exam, are in files of their own beside it: the reward model never sees the exam.
+    exam: tasks with known answers, which a labeler does first. Rankings are saved in `rankings`; skipped tasks and the
+    answers to the exam are saved in separate files beside it, so the reward model never sees the exam.
     """
 
     def __init__(self, tasks: Sequence[Task], rankings: RowFile, exam: Sequence[Task] = ()) -> None:
         self.tasks, self.exam, self.rankings = tasks, exam, rankings
-        self._known = {task.id: task for task in (*tasks, *exam)}
+        self._tasks_by_id = {task.id: task for task in (*tasks, *exam)}
         path = rankings.path
         self.skips = RowFile(path.with_name(f"{path.stem}.skipped.jsonl"))
         self.answers = RowFile(path.with_name(f"{path.stem}.qualification.jsonl"))
 
     def next(self, labeler: str) -> Task | None:
-        """What this labeler does now: the exam, then what is new to them, then what they skipped. None: all is done."""
-        answered, skipped = self._of(self.answers, labeler), self._of(self.skips, labeler)
+        """This labeler's next task: of the exam, then a new one, then a skipped one. None when all are done."""
+        answered, skipped = self._rows_by_task(self.answers, labeler), self._rows_by_task(self.skips, labeler)
         for task in self.exam:
             if task.id not in answered and task.id not in skipped:
                 return task
-        done = self._of(self.rankings, labeler)
-        left = (task for task in self.tasks if task.id not in done)
-        return min(left, key=lambda task: skipped[task.id], default=None)
+        ranked = self._rows_by_task(self.rankings, labeler)
+        remaining = (task for task in self.tasks if task.id not in ranked)
+        return min(remaining, key=lambda task: skipped[task.id], default=None)
 
     def progress(self, labeler: str) -> Progress:
-        """How far this labeler has come."""
-        answered, skipped = self._of(self.answers, labeler), self._of(self.skips, labeler)
-        done = self._of(self.rankings, labeler)
+        """How many of their tasks this labeler has done."""
+        answered, skipped = self._rows_by_task(self.answers, labeler), self._rows_by_task(self.skips, labeler)
+        ranked = self._rows_by_task(self.rankings, labeler)
         return Progress(
-            sum(task.id in done for task in self.tasks),
+            sum(task.id in ranked for task in self.tasks),
             len(self.tasks),
-            sum(task.id in skipped and task.id not in done for task in self.tasks),
+            sum(task.id in skipped and task.id not in ranked for task in self.tasks),
             sum(task.id in answered or task.id in skipped for task in self.exam),
             len(self.exam),
         )
 
     def save(self, labeler: str, task: Task, label: Label, seconds: float) -> None:
-        """Adds the label, safely on disk when this returns. UserError for one that does not fit, OSError of the disk.
+        """Adds the label; it is on disk when this returns. UserError if it does not fit the task, OSError of the disk.
 
-        seconds: that the labeler took.
+        seconds: the time that the labeler took.
         """
         _require_fit(task, label)
         row = row_of(Ranking(task.prompt, task.responses, label.ranks, labeler)) | {
@@ -103,62 +106,62 @@ class Labelling:
             "shown": list(task.order(labeler)),
             "seconds": round(seconds, 1),
         }
-        rows = self.rankings if task.known is None else self.answers
-        rows.add(row | {"task": task.id, "saved": time.time()})
+        file = self.rankings if task.known is None else self.answers
+        file.add(row | {"task": task.id, "saved": time.time()})
 
     def skip(self, labeler: str, task: Task) -> None:
-        """Puts a task off; one of the exam is left out, and one that is in no file forgotten."""
-        if task.id in self._known:
+        """Moves a task to the end. A skipped task of the exam does not come again, nor does one that is in no file."""
+        if task.id in self._tasks_by_id:
             self.skips.add({"labeler": labeler, "task": task.id, "saved": time.time()})
 
     def undo(self, labeler: str) -> tuple[Task, Label | None] | None:
-        """Takes back what this labeler did last: its task, and the label where there was one. None: nothing there."""
+        """Removes this labeler's last row; returns its task, and its label unless it was a skip. None without a row."""
 
-        def mine(row: Row) -> bool:
+        def is_own(row: Row) -> bool:
             return row.get("labeler") == labeler and isinstance(row.get("task"), str)
 
-        latest = {file: _saved(filter(mine, file.rows())) for file in (self.rankings, self.skips, self.answers)}
+        latest = {file: _last_saved(filter(is_own, file.rows())) for file in (self.rankings, self.skips, self.answers)}
         file = max(latest, key=lambda file: latest[file])
-        row = file.take_back(mine) if latest[file] > 0 else None
+        row = file.take_back(is_own) if latest[file] > 0 else None
         if row is None:
             return None
-        task = self._known.get(row["task"])
+        task = self._tasks_by_id.get(row["task"])
         if file is self.skips:
             return None if task is None else (task, None)
-        found = ranking(row)[0]
-        return task or Task(found.prompt, found.responses), _label_of(row, found)
+        saved_ranking = ranking(row)[0]
+        return task or Task(saved_ranking.prompt, saved_ranking.responses), _label_of(row, saved_ranking)
 
     def qualification(self, labeler: str) -> Qualification:
         """How a labeler's answers to the exam agree with the known ones."""
         known = {task.id: task.known for task in self.exam}
         outcomes = []
         for row in self.answers.rows():
-            right = known.get(str(row.get("task")))
-            if row.get("labeler") != labeler or right is None or len(row["ranks"]) != len(right):
+            known_ranks = known.get(str(row.get("task")))
+            if row.get("labeler") != labeler or known_ranks is None or len(row["ranks"]) != len(known_ranks):
                 continue
-            for one, other in combinations(range(len(right)), 2):
-                order = (right[one] - right[other]) * (row["ranks"][one] - row["ranks"][other])
-                if right[one] != right[other]:
+            for i, j in combinations(range(len(known_ranks)), 2):
+                order = (known_ranks[i] - known_ranks[j]) * (row["ranks"][i] - row["ranks"][j])
+                if known_ranks[i] != known_ranks[j]:
                     outcomes.append(0.5 if order == 0 else float(order > 0))
         return Qualification(sum(outcomes) / len(outcomes) if outcomes else None, len(outcomes))
 
-    def concord(self) -> Concord:
+    def agreement(self) -> LabelerAgreement:
         """How far all labelers of the file agree."""
         rankings = list(_rankings(self.rankings.rows()))
         names = {ranking.labeler for ranking in rankings if ranking.labeler is not None}
-        return Concord(
+        return LabelerAgreement(
             len(names), len(rankings), agreement(rankings), alpha_of_rankings(rankings), alpha_of_ratings(rankings)
         )
 
-    def _of(self, rows: RowFile, labeler: str) -> Counter[str]:
-        """{task: how often this labeler has a row of it}."""
-        return Counter(str(row.get("task")) for row in rows.rows() if row.get("labeler") == labeler)
+    def _rows_by_task(self, file: RowFile, labeler: str) -> Counter[str]:
+        """{task: number of rows that this labeler has of it}."""
+        return Counter(str(row.get("task")) for row in file.rows() if row.get("labeler") == labeler)
 
 
 def label_of(value: Mapping[str, Any], task: Task, labeler: str, prompt_flags: Sequence[str] = ()) -> Label:
-    """What the page says of a task, brought from the order shown to that of its responses.
+    """The label that a page sends, from the order in which responses are displayed to the order that they have.
 
-    UserError for anything that the page would not send: a browser can send what it likes.
+    UserError for anything that the page itself would not send, since a browser may send any value.
     """
     order = task.order(labeler)
     if not isinstance(value, dict) or value.get("id") != task.id:
@@ -169,9 +172,9 @@ def label_of(value: Mapping[str, Any], task: Task, labeler: str, prompt_flags: S
         if not isinstance(column, list) or len(column) != len(order):
             raise UserError(f"The page sent {name} that do not fit the task; reload it.")
         columns.append(column)
-    # responses[order[place]] was shown at `place`
-    ranks, ratings, flags = ([column[order.index(own)] for own in range(len(order))] for column in columns)
-    if not all(isinstance(own, list) for own in flags):
+    # responses[order[position]] is displayed at `position`
+    ranks, ratings, flags = ([column[order.index(index)] for index in range(len(order))] for column in columns)
+    if not all(isinstance(names, list) for names in flags):
         raise UserError("The page sent flags that do not fit the task; reload it.")
     label = Label(tuple(ranks), tuple(ratings), tuple(map(tuple, flags)), tuple(prompt_flags))
     _require_fit(task, label)
@@ -179,7 +182,7 @@ def label_of(value: Mapping[str, Any], task: Task, labeler: str, prompt_flags: S
 
 
 def _require_fit(task: Task, label: Label) -> None:
-    """UserError for a label that is none of this task."""
+    """UserError for a label that does not fit this task."""
     count = len(task.responses)
     if any(type(rank) is not int for rank in label.ranks):
         raise UserError("A rank is a whole number.")
@@ -187,33 +190,33 @@ def _require_fit(task: Task, label: Label) -> None:
         raise UserError("Rank every response; the best has rank 1, and no rank is left out.")
     if any(rating is not None and (type(rating) is not int or rating not in RATINGS) for rating in label.ratings):
         raise UserError(f"A rating is a whole number from {RATINGS[0]} to {RATINGS[-1]}.")
-    fit = all(isinstance(flag, str) and flag in FLAGS for flags in label.flags for flag in flags)
-    fit = fit and all(isinstance(flag, str) and flag in PROMPT_FLAGS for flag in label.prompt_flags)
-    if len(label.ratings) != count or len(label.flags) != count or not fit:
+    are_known = all(isinstance(flag, str) and flag in FLAGS for flags in label.flags for flag in flags)
+    are_known = are_known and all(isinstance(flag, str) and flag in PROMPT_FLAGS for flag in label.prompt_flags)
+    if len(label.ratings) != count or len(label.flags) != count or not are_known:
         raise UserError("Ratings or flags do not fit the task; reload the page.")
 
 
-def _label_of(row: Row, found: Ranking) -> Label:
-    """The label that a row of ours holds; fields that somebody changed are left empty."""
-    count = len(found.responses)
+def _label_of(row: Row, saved_ranking: Ranking) -> Label:
+    """The label that a saved row holds; fields that somebody has changed are left empty."""
+    count = len(saved_ranking.responses)
     ratings, flags = row.get("ratings"), row.get("flags")
     return Label(
-        found.ranks,
+        saved_ranking.ranks,
         tuple(ratings) if isinstance(ratings, list) and len(ratings) == count else (None,) * count,
         tuple(map(tuple, flags)) if isinstance(flags, list) and len(flags) == count else ((),) * count,
         tuple(row.get("prompt_flags") or ()),
     )
 
 
-def _saved(rows: Iterable[Row]) -> float:
-    """When the last of these rows was saved; 0 without any."""
+def _last_saved(rows: Iterable[Row]) -> float:
+    """Time at which the last of these rows was saved; 0 without rows."""
     return max((float(row["saved"]) for row in rows if isinstance(row.get("saved"), int | float)), default=0.0)
 
 
 def _rankings(rows: Iterable[Row]) -> Iterable[Ranking]:
     for row in rows:
         try:
-            found = ranking(row)[0]
-            yield Ranking(Prompt(found.prompt.messages, row), found.responses, found.ranks, found.labeler)
+            saved = ranking(row)[0]
+            yield Ranking(Prompt(saved.prompt.messages, row), saved.responses, saved.ranks, saved.labeler)
         except (BadRow, KeyError):
             continue

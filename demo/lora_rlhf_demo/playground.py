@@ -1,4 +1,4 @@
-"""The reward playground: a conversation as people type it, and scores with their order and what an edit did to them."""
+"""The reward playground: a conversation as people type it, and the scores of answers with their changes."""
 
 import re
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ ROLES = {"System": "system", "User": "user", "Human": "user", "Assistant": "assi
 
 @dataclass(frozen=True)
 class Scoring:
-    """The scores of the answers that are not empty: {place of the answer: score}, and those before the last edit."""
+    """{index of an answer: its score} of the answers that are not empty, now and before their last change."""
 
     scores: dict[int, float]
     before: dict[int, float]
 
     def then(self, scores: dict[int, float]) -> "Scoring":
-        """With new scores; the answers whose score did not move keep what they were compared with."""
+        """The new scores; `before` stays as it is for the answers whose score did not change."""
         before = {
-            place: self.before.get(place, score) if self.scores.get(place) == score else self.scores.get(place, score)
-            for place, score in scores.items()
+            index: self.before.get(index, score) if self.scores.get(index) == score else self.scores.get(index, score)
+            for index, score in scores.items()
         }
         return Scoring(scores, before)
 
 
 def conversation(text: str) -> tuple[Message, ...]:
-    """The messages of a text: one of the user, or turns whose lines begin with "User:", "Assistant:" or "System:".
+    """The messages of a text: one message of the user, or turns that begin with "User:", "Assistant:" or "System:".
 
-    UserError where there is nothing to answer.
+    UserError if the text does not end with a message of the user.
     """
     text = text.strip()
     marks = list(TURN.finditer(text))
@@ -48,26 +48,28 @@ def conversation(text: str) -> tuple[Message, ...]:
 
 
 def ranks(scores: dict[int, float]) -> dict[int, int]:
-    """The place of each, 1 for the highest score; equal scores share one."""
-    return {place: 1 + sum(other > score for other in scores.values()) for place, score in scores.items()}
+    """The rank of each answer, 1 for the highest score; equal scores share a rank."""
+    return {index: 1 + sum(value > score for value in scores.values()) for index, score in scores.items()}
 
 
 def bars(scoring: Scoring, answers: Sequence[str]) -> str:
-    """Score, order and a bar for each answer, the best first."""
+    """The rank, score and bar of each answer as HTML, the best first."""
     if not scoring.scores:
         return '<p class="note">Write an answer: its score appears here, and follows as you edit.</p>'
-    reach = max(1.0, *(abs(score) for score in scoring.scores.values()))
-    order = ranks(scoring.scores)
+    largest = max(1.0, *(abs(score) for score in scoring.scores.values()))
+    rank_of = ranks(scoring.scores)
     rows = []
-    for place in sorted(scoring.scores, key=lambda place: (order[place], place)):
-        score, change = scoring.scores[place], scoring.scores[place] - scoring.before.get(place, scoring.scores[place])
-        width = 50 * abs(score) / reach
+    for index in sorted(scoring.scores, key=lambda index: (rank_of[index], index)):
+        score, change = scoring.scores[index], scoring.scores[index] - scoring.before.get(index, scoring.scores[index])
+        width = 50 * abs(score) / largest
         side = f"left:50%;width:{width:.1f}%" if score >= 0 else f"right:50%;width:{width:.1f}%"
-        moved = f'<span class="{"up" if change > 0 else "down"}">{change:+.2f}</span>' if abs(change) >= 0.005 else ""
+        change_html = (
+            f'<span class="{"up" if change > 0 else "down"}">{change:+.2f}</span>' if abs(change) >= 0.005 else ""
+        )
         rows.append(
-            f'<li><span class="badge">{order[place]}</span><div class="of">'
-            f'<div class="head"><strong>{LETTERS[place]}</strong>'
-            f'<span class="start" dir="auto">{safe(answers[place][:80])}</span>{moved}'
+            f'<li><span class="badge">{rank_of[index]}</span><div class="of">'
+            f'<div class="head"><strong>{LETTERS[index]}</strong>'
+            f'<span class="start" dir="auto">{safe(answers[index][:80])}</span>{change_html}'
             f'<span class="score">{score:+.2f}</span></div>'
             f'<div class="track"><i class="{"plus" if score >= 0 else "minus"}" style="{side}"></i></div></div></li>'
         )

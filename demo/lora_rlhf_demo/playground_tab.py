@@ -1,4 +1,4 @@
-"""The tab to try the reward model: a conversation, up to six answers, and their scores as they are written."""
+"""The Reward tab: a conversation, up to six answers, and their scores while a person writes them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,12 +17,12 @@ FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "a
 
 
 class PlaygroundTab:
-    """Its controls, and what they do. What a page was shown last is in its `gr.State`."""
+    """The controls of the tab and their handlers. The scores that a page displays are in its `gr.State`."""
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.scoring = gr.State(None)
-        self.shown = gr.State(2)
+        self.num_boxes = gr.State(2)
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
                 self.run = gr.Dropdown([], label="Run", elem_id="reward-run")
@@ -32,10 +32,10 @@ class PlaygroundTab:
                 )  # fmt: skip
                 self.answers = [
                     gr.Textbox(
-                        "", label=f"Answer {letter}", lines=2, max_lines=10, visible=place < 2,
+                        "", label=f"Answer {letter}", lines=2, max_lines=10, visible=index < 2,
                         elem_id=f"reward-answer-{letter}",
                     )
-                    for place, letter in enumerate(LETTERS)
+                    for index, letter in enumerate(LETTERS)
                 ]  # fmt: skip
                 self.more = gr.Button("Add an answer", size="sm", scale=0, min_width=140, elem_id="reward-more")
             with gr.Column(scale=2, min_width=300):
@@ -43,48 +43,48 @@ class PlaygroundTab:
         self._wire()
 
     def _wire(self) -> None:
-        typed = [self.scoring, self.run, self.prompt, *self.answers]
+        inputs = [self.scoring, self.run, self.prompt, *self.answers]
         for box in (self.prompt, *self.answers):
-            # while one edit is scored the next ones wait, and of those only the last is: that is all the pace there is
-            box.change(self._score, typed, [self.scoring, self.scores], trigger_mode="always_last", **FREE)
-        self.run.input(self._afresh, typed, [self.scoring, self.scores], **FREE)
-        self.more.click(self._add, self.shown, [self.shown, self.more, *self.answers], **FREE)
+            # while one edit is scored, only the last of the following edits waits: nothing else limits the rate
+            box.change(self._score, inputs, [self.scoring, self.scores], trigger_mode="always_last", **FREE)
+        self.run.input(self._score_anew, inputs, [self.scoring, self.scores], **FREE)
+        self.more.click(self._add, self.num_boxes, [self.num_boxes, self.more, *self.answers], **FREE)
         self.arrive: tuple[Callable[..., Any], list[Any], list[Any]] = (self._arrive, [], [self.run])
 
     def _arrive(self) -> Any:
-        """A page was opened: the runs that there are now."""
+        """A page was opened: lists the runs."""
         runs = [run.name for run in self.app.runs()]
         return gr.update(choices=runs, value=runs[0] if runs else None)
 
-    def _afresh(self, _: Any, *typed: Any) -> Iterator[tuple[Any, Any]]:
-        """Another reward model: its scores are not compared with the other's."""
-        yield from self._score(None, *typed)
+    def _score_anew(self, _: Any, *inputs: Any) -> Iterator[tuple[Any, Any]]:
+        """Another reward model was chosen: its scores are not compared with those before."""
+        yield from self._score(None, *inputs)
 
     def _score(self, before: Scoring | None, run: str | None, prompt: str, *answers: str) -> Iterator[tuple[Any, Any]]:
-        written = [place for place, answer in enumerate(answers) if answer.strip()]
-        if not run or not prompt.strip() or not written:
+        filled = [index for index, answer in enumerate(answers) if answer.strip()]
+        if not run or not prompt.strip() or not filled:
             yield None, bars(Scoring({}, {}), answers)
             return
         try:
             for text in (prompt, *answers):
                 self.app.require_short(text)
-            request = Score(run, conversation(prompt), tuple(answers[place] for place in written))
+            request = Score(run, conversation(prompt), tuple(answers[index] for index in filled))
         except UserError as error:
             yield before, label_show.note(str(error), "failure")
             return
-        for event in self.app.host.submit(request).events():
+        for event in self.app.worker.submit(request).events():
             if isinstance(event, Scored):
-                scores = dict(zip(written, event.scores, strict=True))
-                now = (before or Scoring({}, {})).then(scores)
-                yield now, bars(now, answers)
+                scores = dict(zip(filled, event.scores, strict=True))
+                scoring = (before or Scoring({}, {})).then(scores)
+                yield scoring, bars(scoring, answers)
             elif isinstance(event, Failed):
                 yield before, label_show.note(event.reason, "failure")
             elif isinstance(event, Loading):
-                yield before, label_show.note(f"Loading {event.what} ...")
+                yield before, label_show.note(f"Loading {event.run} ...")
             elif isinstance(event, Waiting):
                 yield before, gr.skip()
 
-    def _add(self, shown: int) -> tuple[Any, ...]:
-        shown = min(shown + 1, MOST_ANSWERS)
-        boxes = [gr.update(visible=place < shown) for place in range(MOST_ANSWERS)]
-        return shown, gr.update(visible=shown < MOST_ANSWERS), *boxes
+    def _add(self, num_boxes: int) -> tuple[Any, ...]:
+        num_boxes = min(num_boxes + 1, MOST_ANSWERS)
+        boxes = [gr.update(visible=index < num_boxes) for index in range(MOST_ANSWERS)]
+        return num_boxes, gr.update(visible=num_boxes < MOST_ANSWERS), *boxes

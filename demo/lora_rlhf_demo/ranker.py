@@ -9,7 +9,7 @@ import gradio as gr
 from lora_rlhf_demo.show import PICTURES
 from lora_rlhf_demo.tasks import FLAGS, RATINGS
 
-# Nothing of the value stands in the template: it is drawn by the script, as text.
+# The template holds nothing of the value: the script draws it, as text.
 TEMPLATE = """<div class="ranker" hidden>
   <p class="sr-only help"></p>
   <p class="sr-only" aria-live="polite"></p>
@@ -19,7 +19,7 @@ SCRIPT = (Path(__file__).parent / "ranker.js").read_text(encoding="utf-8")
 
 
 def ranker(elem_id: str) -> gr.HTML:
-    """The component, empty. Its value is what `to_rank` makes; the page changes its ranks, ratings, flags, touched."""
+    """The empty component. `to_rank` makes its value, in which the page changes ranks, ratings, flags and touched."""
     return gr.HTML(None, html_template=TEMPLATE, js_on_load=SCRIPT, apply_default_css=False, elem_id=elem_id)
 
 
@@ -31,14 +31,14 @@ def to_rank(
     flags: Sequence[Sequence[str]] | None = None,
     fields: bool = True,
 ) -> dict[str, Any]:
-    """The value that shows these texts, in this order unless ranks are given. `fields`: ask for ratings and flags."""
+    """The value that displays these texts, in this order unless ranks are given. fields: ask for ratings and flags."""
     count = len(texts)
     return {
         "id": name,
         "texts": [text.translate(PICTURES) for text in texts],
         "ranks": list(ranks or range(1, count + 1)),
         "ratings": list(ratings or [None] * count),
-        "flags": [list(own) for own in flags or [()] * count],
+        "flags": [list(names) for names in flags or [()] * count],
         "fields": {"ratings": len(RATINGS), "flags": list(FLAGS.items())} if fields else None,
         "touched": ranks is not None,
     }

@@ -1,4 +1,4 @@
-"""What the app asks of the model, and what comes back while it works."""
+"""The requests that pages send to the model, and the events that come back."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Column:
-    """One stage ("policy"; of another run on the same base "NAME:policy") and its own conversation.
+    """One model and its own conversation, which ends with the user's message.
 
-    The conversation ends with the user's message. `seed` is added to that of the settings: equal stages with equal
-    seeds answer alike.
+    stage: the role, for example policy; NAME:policy in another run on the same base. seed: added to the seed of the
+    settings; columns with the same stage and seed get the same answer.
     """
 
     stage: str
@@ -29,7 +29,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Ask:
-    """One answer of every column, all drawn at the same time."""
+    """A request for one answer of every column, drawn together."""
 
     run: str
     columns: tuple[Column, ...]
@@ -38,7 +38,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Score:
-    """The reward model's score of each response to one conversation."""
+    """A request for the reward model's score of each response to one conversation."""
 
     run: str
     messages: tuple[Message, ...]
@@ -47,23 +47,23 @@ class Score:
 
 @dataclass(frozen=True)
 class Open:
-    """Have a run ready, so that its first answer does not wait for it."""
+    """A request to load a run."""
 
     run: str
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Still in the queue; `ahead` requests come first."""
+    """The request is in the queue; `ahead` requests come first."""
 
     ahead: int
 
 
 @dataclass(frozen=True)
 class Loading:
-    """The run's adapters, or another base, are being loaded."""
+    """The adapters of a run, and its base where it is another one, are being loaded."""
 
-    what: str
+    run: str
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,18 @@ class Partial:
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of an answer, and the log-probability that the stage gave it less the reference's, in nats."""
+    """A piece of an answer, and its log-probability under the stage minus that under the reference, in nats."""
 
     text: str
     gap: float
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One column's answer with what is known of it. `score` and `kl` are None where the run has no such stage.
+class ColumnAnswer:
+    """One column's answer with its figures.
 
-    kl: sum over the answer of its log-probability less the reference's (k1), in nats.
+    score: of the reward model; None without one. kl: log-probability of the answer minus that under the reference, in
+    nats (k1, summed over its tokens); None where the run has no reference.
     """
 
     text: str
@@ -102,31 +103,31 @@ class Answer:
 class Answered:
     """The end of an `Ask`: every column's answer.
 
-    stopped: the user ended it early. shortened: a conversation did not fit, and lost its oldest part.
+    stopped: the user ended it early. shortened: a conversation did not fit the context, and lost its oldest part.
     """
 
-    answers: tuple[Answer, ...]
+    answers: tuple[ColumnAnswer, ...]
     stopped: bool
     shortened: bool
 
     @property
     def is_silent(self) -> bool:
-        """Whether it was stopped before anybody said a word."""
+        """Whether it was stopped before the first token."""
         return not any(answer.num_tokens for answer in self.answers)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The end of a `Score`: one score a response, in the order given; the demonstrations' mean is 0, their sd 1."""
+    """The end of a `Score`: a score for each response, in their order. The demonstrations have mean 0 and sd 1."""
 
     scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The end of an `Open`: the columns that the run has, and whether it has a reward model.
+    """The end of an `Open`: the columns of the run, and whether it has a reward model.
 
-    others: columns of other runs on the same base. longest_answer: in tokens, as far as the context allows.
+    others: columns of other runs on the same base. longest_answer: in tokens, as the context allows.
     """
 
     columns: tuple[str, ...]
@@ -137,7 +138,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Failed:
-    """The end of a request that could not be met; `reason` is for the user."""
+    """The end of a request that failed; `reason` is a text for the user."""
 
     reason: str
 
@@ -148,10 +149,10 @@ END = (Opened, Answered, Scored, Failed)
 
 
 def waiting_note(event: Event) -> str:
-    """What a page says while nothing has come yet; empty once something has."""
+    """The status line of a page for a request that waits or loads; empty for other events."""
     match event:
         case Waiting(ahead):
             return f"In the queue: {ahead} before you." if ahead > 1 else "In the queue: you are next."
-        case Loading(what):
-            return f"Loading {what} ..."
+        case Loading(run):
+            return f"Loading {run} ..."
     return ""

@@ -1,4 +1,4 @@
-"""A JSONL file that several people add rows to: never half a row, never one lost, even when a process dies."""
+"""A JSONL file to which several people add rows. No row is lost or left half written, even when a process dies."""
 
 import contextlib
 import fcntl
@@ -14,20 +14,20 @@ Row = dict[str, Any]
 
 
 class RowFile:
-    """Rows of JSON that are added under a lock, and on disk when `add` returns.
+    """Rows of JSON, added under a lock. A row is on disk when `add` returns.
 
-    A row that a killed process left half written at the end is taken off before the next one is added.
+    If a killed process left half a row at the end, the next `add` removes it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def add(self, row: Row) -> None:
-        """Adds one row. OSError where it cannot be written; then the file is as it was."""
+        """Adds one row. If it cannot be written, the file stays as it was, and this raises OSError."""
         line = json_line(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(), open(self.path, "ab", buffering=0) as file:
-            end = self._whole()
+            end = self._end_of_rows()
             os.truncate(self.path, end)
             try:
                 while line:
@@ -38,36 +38,36 @@ class RowFile:
                 raise
 
     def rows(self) -> list[Row]:
-        """Every whole row; none where there is no such file."""
+        """All complete rows; none if there is no such file."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return []
-        found = []
+        rows = []
         for line in content.split(b"\n")[:-1]:
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
                 if isinstance(row, dict):
-                    found.append(row)
-        return found
+                    rows.append(row)
+        return rows
 
-    def take_back(self, mine: Callable[[Row], bool]) -> Row | None:
-        """Removes the last row that fits, and returns it; None where there is none."""
+    def take_back(self, matches: Callable[[Row], bool]) -> Row | None:
+        """Removes the last row that matches, and returns it; None without such a row."""
         if not self.path.exists():
             return None
         with self._locked():
-            lines = self.path.read_bytes()[: self._whole()].splitlines(keepends=True)
-            for place in reversed(range(len(lines))):
+            lines = self.path.read_bytes()[: self._end_of_rows()].splitlines(keepends=True)
+            for index in reversed(range(len(lines))):
                 with contextlib.suppress(ValueError):
-                    row = json.loads(lines[place])
-                    if isinstance(row, dict) and mine(row):
+                    row = json.loads(lines[index])
+                    if isinstance(row, dict) and matches(row):
                         with new_file(self.path) as file:
-                            file.write(b"".join(lines[:place] + lines[place + 1 :]))
+                            file.write(b"".join(lines[:index] + lines[index + 1 :]))
                         return row
         return None
 
-    def _whole(self) -> int:
-        """How many bytes of the file are whole rows."""
+    def _end_of_rows(self) -> int:
+        """Number of bytes up to the end of the last complete row."""
         if not self.path.exists():
             return 0
         return self.path.read_bytes().rfind(b"\n") + 1

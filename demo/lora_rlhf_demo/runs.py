@@ -1,4 +1,4 @@
-"""Which runs there are under the run root, what state each is in, and where its files may lie."""
+"""The runs under the root folder: their names, states and folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,34 +16,33 @@ NO_RUNS = (
 
 @dataclass(frozen=True)
 class RunState:
-    """A run's stages and what became of each: "finished", "running" (or left so), or what is wrong with it."""
+    """The stages of a run and the state of each: "finished", "running" (or left so), or why it cannot be read."""
 
     name: str
     stages: dict[str, str]
 
     @property
     def can_chat(self) -> bool:
-        """Whether there is a stage to talk to."""
+        """Whether the run has a model that answers."""
         return self.stages.get(SFT.name) == FINISHED
 
     @property
     def note(self) -> str:
-        """One line about what is there; says what is missing."""
+        """One line with the state of each stage."""
         parts = [f"{stage} {state}" for stage, state in self.stages.items()]
         return f"{self.name}: {', '.join(parts)}" if parts else f"{self.name}: no stage yet"
 
 
 def list_runs(root: Path) -> list[RunState]:
-    """Every folder under the root that holds a stage, the one that changed last first."""
-    folders = (
-        [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")] if root.is_dir() else []
-    )
-    found = [(state_of(path), _changed(path)) for path in folders]
-    return [state for state, _ in sorted(found, key=lambda pair: -pair[1]) if state.stages]
+    """Every folder under the root that holds a stage, the last changed one first."""
+    paths = root.iterdir() if root.is_dir() else ()
+    folders = [path for path in paths if path.is_dir() and not path.name.startswith(".")]
+    states = [(state_of(path), _last_change(path)) for path in folders]
+    return [state for state, _ in sorted(states, key=lambda pair: -pair[1]) if state.stages]
 
 
 def state_of(folder: Path) -> RunState:
-    """What a run holds. A manifest that cannot be read is said, not raised: the app shows it and goes on."""
+    """The state of each stage of a run. An unreadable manifest is a state too, not an error: the app displays it."""
     stages = {}
     for stage in BY_NAME:
         if (folder / stage / MANIFEST).is_file():
@@ -55,7 +54,7 @@ def state_of(folder: Path) -> RunState:
 
 
 def about(root: Path, name: str) -> str:
-    """One line on what a run is: its base, and the stages that are finished. UserError as of `folder_of`."""
+    """One line on a run: its base, and the state of its stages. UserError as of `folder_of`."""
     folder = folder_of(root, name)
     base = read_manifest(folder / SFT.name)["base"]
     stages = (f"{stage} {state}" for stage, state in state_of(folder).stages.items())
@@ -63,21 +62,21 @@ def about(root: Path, name: str) -> str:
 
 
 def folder_of(root: Path, name: str) -> Path:
-    """The folder of a run that a browser named. UserError for a name that leads anywhere but into the root."""
+    """The folder of a run by a name from a browser. UserError for a name that leads outside the root."""
     folder = root / name
-    if not _is_plain(name) or folder.resolve().parent != root.resolve():
+    if not _is_plain_name(name) or folder.resolve().parent != root.resolve():
         raise UserError(f"run {name[:80]!r}: not a run in {root.name}/; choose one of the list")
     if not folder.is_dir():
         raise UserError(f"run {name[:80]!r}: no longer there; choose another")
     return folder
 
 
-def _is_plain(name: str) -> bool:
-    """Whether it can be the name of a folder, and leads nowhere else."""
+def _is_plain_name(name: str) -> bool:
+    """Whether it is the name of one folder, and no path to another."""
     return name not in ("", ".", "..") and Path(name).name == name and "\0" not in name and len(name.encode()) <= 255
 
 
-def _changed(folder: Path) -> float:
-    """When a stage of the run was last written to."""
+def _last_change(folder: Path) -> float:
+    """Time of the last change of a manifest in the run."""
     times = [path.stat().st_mtime for stage in BY_NAME for path in [folder / stage / MANIFEST] if path.is_file()]
     return max(times, default=0.0)

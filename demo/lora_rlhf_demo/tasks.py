@@ -1,4 +1,4 @@
-"""What there is to label: a prompt with its responses, from a file or just drawn, and the order they are shown in."""
+"""A labelling task: a prompt with its responses, from a file or just drawn, and their order on a labeler's page."""
 
 import hashlib
 import json
@@ -19,7 +19,8 @@ from lora_rlhf.system.errors import UserError
 MOST_RESPONSES = 9  # what one digit can rank
 LONGEST_NAME = 40
 
-# What is asked of every response beside its rank (InstructGPT, arXiv 2203.02155, table 3), and of a prompt (table 7).
+# What a labeler is asked of every response beside its rank (InstructGPT, arXiv 2203.02155, table 3), and of a prompt
+# (table 7).
 RATINGS = range(1, 8)
 FLAGS = {
     "fails_instruction": "Fails to follow the instruction",
@@ -51,7 +52,7 @@ PROMPT_FLAGS = {
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt and 2 to 9 different responses. `known`: the right ranks, where it is there to try a labeler."""
+    """A prompt and 2 to 9 different responses. known: the right ranks, in a task that tests labelers."""
 
     prompt: Prompt
     responses: tuple[str, ...]
@@ -64,44 +65,44 @@ class Task:
 
     @property
     def id(self) -> str:
-        """Stands for the prompt and its responses, the same in every process."""
+        """A hash of the prompt and its responses, the same in every process."""
         turns = [[message.role, message.content] for message in self.prompt.messages]
         return hashlib.sha256(json.dumps([turns, self.responses]).encode()).hexdigest()[:16]
 
     def order(self, labeler: str) -> tuple[int, ...]:
-        """The places of the responses in the order shown: another for each labeler, and the same after a reload.
+        """Indices of the responses in the order of display: different for each labeler, the same after a reload.
 
-        Else whoever likes what stands first would teach the reward model to.
+        With one order for all, the reward model would learn the labelers' preference for the first position.
         """
         return tuple(random.Random(f"{labeler}\n{self.id}").sample(range(len(self.responses)), len(self.responses)))
 
 
 def task_of(prompt: Prompt, responses: Sequence[str], known: tuple[int, ...] | None = None) -> Task:
     """A task without empty and repeated responses. BadRow where fewer than 2 or more than 9 are left."""
-    kept: dict[str, int] = {}
-    for place, response in enumerate(responses):
+    first_index: dict[str, int] = {}
+    for index, response in enumerate(responses):
         if response.strip():
-            kept.setdefault(response.strip(), place)
-    places = tuple(kept.values())
-    ranks = None if known is None else tuple(known[place] for place in places)
-    return Task(prompt, tuple(responses[place] for place in places), ranks)
+            first_index.setdefault(response.strip(), index)
+    indices = tuple(first_index.values())
+    ranks = None if known is None else tuple(known[index] for index in indices)
+    return Task(prompt, tuple(responses[index] for index in indices), ranks)
 
 
 def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
-    """The tasks of a file that `lora-rlhf sample` wrote, each once, and what could not be used.
+    """The distinct tasks of a file that `lora-rlhf sample` wrote, and the rows that could not be used.
 
-    UserError where the file cannot be read, or holds no task.
+    UserError for a file that cannot be read, or that holds no task.
     """
     source: Source[Prompt] = Source(str(path), "prompts")
     tasks: dict[str, Task] = {}
     refused = RefusedRows()
     for prompt in source:
         try:
-            found = prompt.meta.get("responses")
-            if not isinstance(found, list):
+            values = prompt.meta.get("responses")
+            if not isinstance(values, list):
                 raise BadRow("no responses to rank", "`lora-rlhf sample` writes them")
             meta = {name: value for name, value in prompt.meta.items() if name != "responses"}
-            responses = [to_response(response, "response") for response in found]
+            responses = [to_response(value, "response") for value in values]
             task = task_of(Prompt(prompt.messages, meta), responses)
         except BadRow as fault:
             refused.add(prompt.origin, fault)
@@ -114,7 +115,7 @@ def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
 
 
 def read_qualification(path: Path) -> list[Task]:
-    """Rankings with known answers. UserError where there is none that can be used."""
+    """Tasks with known ranks. UserError for a file that holds none."""
     rankings, refused = read_rankings(str(path))
     tasks = list(_usable(rankings))
     if not tasks:
@@ -131,7 +132,7 @@ def _usable(rankings: Sequence[Ranking]) -> Iterator[Task]:
 
 
 def labeler_name(text: Any) -> str:
-    """A labeler's name as it is saved. UserError for what is none."""
+    """A labeler's name as it is saved. UserError for a text that is no name."""
     name = unicodedata.normalize("NFC", " ".join(str(text or "").split()))
     if not name:
         raise UserError("Write your name first.")

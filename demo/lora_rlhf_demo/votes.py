@@ -1,4 +1,4 @@
-"""Votes: a ranking as people type it, and what all votes of a run say of its stages."""
+"""Votes: a ranking as people type it, and the result of all votes of a run."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 NEWEST_FIRST = (*(stage.role for stage in reversed(WRITERS)), BASE)
 
 
-def best(place: int, count: int) -> tuple[int, ...]:
-    """Ranks that say only which answer is best; the others share the second place."""
-    return tuple(1 if other == place else 2 for other in range(count))
+def best(winner: int, count: int) -> tuple[int, ...]:
+    """Ranks in which one answer is the best, and all others share rank 2."""
+    return tuple(1 if answer == winner else 2 for answer in range(count))
 
 
 def tie(count: int) -> tuple[int, ...]:
-    """Ranks of answers that are all as good."""
+    """Ranks of answers that are equally good."""
     return (1,) * count
 
 
 def parse_ranks(text: str, count: int) -> tuple[int, ...]:
-    """Ranks of "B > A = C": B first, A and C share the second place. UserError says what is wrong with it."""
+    """The ranks of a text such as "B > A = C": B has rank 1, A and C share rank 2. UserError for other texts."""
     letters = LETTERS[:count]
     form = f"write all of {', '.join(letters)}, the best first, for example {' > '.join(letters[:2])}" + (
         f" = {letters[2]}" if count > 2 else ""
     )
     groups = [re.findall(r"[A-Z]", group) for group in text.upper().split(">")]
-    named = [letter for group in groups for letter in group]
-    if sorted(named) != sorted(letters) or re.search(r"[^A-Za-z>=,\s]", text):
+    ranked = [letter for group in groups for letter in group]
+    if sorted(ranked) != sorted(letters) or re.search(r"[^A-Za-z>=,\s]", text):
         raise UserError(f"{text[:80]!r} is not a ranking: {form}")
     ranks: dict[str, int] = {}
     before = 0
@@ -44,26 +44,26 @@ def parse_ranks(text: str, count: int) -> tuple[int, ...]:
 
 
 def standings(rows: Sequence[Mapping[str, Any]]) -> "dict[tuple[str, str], WinRate]":
-    """{(stage, other): how often the first was ranked above}: over the votes that ranked both, ties half."""
-    from lora_rlhf.stats.win_rates import win_rate  # with torch, which no page waits for
+    """{(stage, other stage): how often the first was ranked above}, of the votes on both; ties count half."""
+    from lora_rlhf.stats.win_rates import win_rate  # imports torch, for which no page should wait
 
     outcomes: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         systems, ranks = _list_of(row.get("systems"), str), _list_of(row.get("ranks"), int)
         if len(systems) != len(ranks):
             continue
-        placed = dict(zip(systems, ranks, strict=True))
-        for one, other in combinations(sorted(placed, key=_order), 2):
-            gap = placed[other] - placed[one]
-            outcomes.setdefault((one, other), []).append(0.5 if gap == 0 else float(gap > 0))
-    return {pair: win_rate(found) for pair, found in outcomes.items()}
+        rank_of = dict(zip(systems, ranks, strict=True))
+        for pair in combinations(sorted(rank_of, key=_order), 2):
+            gap = rank_of[pair[1]] - rank_of[pair[0]]
+            outcomes.setdefault(pair, []).append(0.5 if gap == 0 else float(gap > 0))
+    return {pair: win_rate(values) for pair, values in outcomes.items()}
 
 
 def _list_of(value: Any, kind: type) -> list[Any]:
-    """The value if it is such a list, else an empty one: the file may be anybody's."""
+    """The value if it is a list of that type, else an empty list: the file may come from anybody."""
     return value if isinstance(value, list) and all(isinstance(item, kind) for item in value) else []
 
 
 def _order(stage: str) -> tuple[int, str]:
-    """The stages that were trained last come first: what is asked is whether they won."""
+    """Sort key: the newest stage first, so that its wins are counted."""
     return (NEWEST_FIRST.index(stage) if stage in NEWEST_FIRST else len(NEWEST_FIRST), stage)

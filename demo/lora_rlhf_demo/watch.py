@@ -1,4 +1,4 @@
-"""What there is to see of runs while they train: curves of their metrics, the state of each stage, their samples."""
+"""What the Watch tab displays of runs while they train: metrics, the state of each stage, and samples."""
 
 import math
 import time
@@ -40,7 +40,7 @@ class Figure(NamedTuple):
 
 
 class StageState(NamedTuple):
-    """What a stage of a run is at."""
+    """The state of a stage, and its last step."""
 
     run: str
     stage: str
@@ -49,7 +49,7 @@ class StageState(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A prompt, and what one run answered to it at some steps: [(step, response)]."""
+    """A prompt, and a run's responses to it at some steps: [(step, response)]."""
 
     run: str
     prompt: str
@@ -57,51 +57,54 @@ class Sample(NamedTuple):
 
 
 class Watcher:
-    """Reads the metrics and samples of runs under one root, each file once however many pages are open."""
+    """Reads the metrics and samples of the runs under one root; each file once for all open pages."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tails = Tails()
 
     def version(self, runs: Sequence[str]) -> tuple[Any, ...]:
-        """Changes whenever something new is to be shown of these runs."""
+        """A value that changes whenever the page of these runs does."""
         folders = self._folders(runs)
         files = [self._tails.of(folder / stage / name).version for folder in folders.values() for stage in BY_NAME
                  for name in (METRICS, SAMPLES)]  # fmt: skip
         return tuple(folders), tuple(files), tuple(self.states(runs))
 
     def figures(self, runs: Sequence[str]) -> list[Figure]:
-        """Every plot that one of the runs has points for."""
-        found = []
+        """Every plot for which at least one of the runs has points."""
+        figures = []
         for stage, plot in PLOTS:
             curves = [curve for curve in self._curves(stage, plot, runs) if curve.points]
             if curves:
-                found.append(Figure(plot, curves))
-        return found
+                figures.append(Figure(plot, curves))
+        return figures
 
     def states(self, runs: Sequence[str]) -> list[StageState]:
-        """Of every stage that was begun, what became of it and how far it is."""
-        found = []
+        """The state of every stage that was begun, and its last step."""
+        states = []
         for run, folder in self._folders(runs).items():
             for stage, state in state_of(folder).stages.items():
                 rows = self._tails.of(folder / stage / METRICS).rows
                 steps = [row["step"] for row in rows[-1:] if isinstance(row.get("step"), int)]
                 if state == RUNNING and _age(folder / stage / METRICS) > QUIET:
                     state = "not finished, and quiet for over 2 minutes"
-                found.append(StageState(run, stage, state, steps[0] if steps else None))
-        return found
+                states.append(StageState(run, stage, state, steps[0] if steps else None))
+        return states
 
     def samples(self, runs: Sequence[str]) -> list[Sample]:
-        """How the answers to the fixed prompts changed over time."""
-        found: dict[tuple[str, str], dict[int, str]] = {}
+        """The responses to the fixed prompts over time, those of one prompt together."""
+        responses: dict[tuple[str, str], dict[int, str]] = {}
         for run, folder in self._folders(runs).items():
             for row in self._newest_samples(folder):
                 prompt, response, step = row.get("prompt"), row.get("response"), row.get("step")
                 if isinstance(prompt, str) and isinstance(response, str) and isinstance(step, int):
-                    found.setdefault((prompt, run), {})[step] = response
-        by_prompt = sorted(found, key=lambda key: list(dict.fromkeys(own for own, _ in found)).index(key[0]))
-        return [Sample(run, prompt, spread(sorted(found[prompt, run].items()), MOST_STEPS))
-                for prompt, run in by_prompt[: MOST_PROMPTS]]  # fmt: skip
+                    responses.setdefault((prompt, run), {})[step] = response
+        prompts = list(dict.fromkeys(prompt for prompt, _ in responses))
+        by_prompt = sorted(responses, key=lambda key: prompts.index(key[0]))
+        return [
+            Sample(run, prompt, spread(sorted(responses[prompt, run].items()), MOST_STEPS))
+            for prompt, run in by_prompt[:MOST_PROMPTS]
+        ]
 
     def _curves(self, stage: str, plot: Plot, runs: Sequence[str]) -> Iterable[Curve]:
         for run, folder in self._folders(runs).items():
@@ -112,18 +115,18 @@ class Watcher:
 
     def _newest_samples(self, folder: Path) -> list[dict[str, Any]]:
         """The samples of the run's newest stage that has any."""
-        rows = (self._tails.of(folder / stage.name / SAMPLES).rows for stage in reversed(WRITERS))
-        return next((own for own in rows if own), [])
+        tails = (self._tails.of(folder / stage.name / SAMPLES) for stage in reversed(WRITERS))
+        return next((tail.rows for tail in tails if tail.rows), [])
 
     def _folders(self, runs: Sequence[str]) -> Mapping[str, Path]:
-        """The folders of the runs that are there; names come from a browser."""
-        found = {}
+        """The folders of those runs that exist; the names come from a browser."""
+        folders = {}
         for run in runs[:MOST_RUNS]:
             try:
-                found[run] = folder_of(self.root, run)
+                folders[run] = folder_of(self.root, run)
             except UserError:
                 continue
-        return found
+        return folders
 
 
 def _target(plot: Plot, folder: Path) -> float | None:
@@ -137,23 +140,22 @@ def _target(plot: Plot, folder: Path) -> float | None:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """The points of a curve, or the lowest and the highest of each of equal stretches: no spike is lost."""
+    """At most so many points: the lowest and the highest of equal parts of the curve, so that no spike is lost."""
     if len(points) <= most:
         return list(points)
-    kept = []
-    stretches = most // 2
-    for number in range(stretches):
-        stretch = points[len(points) * number // stretches : len(points) * (number + 1) // stretches]
-        ends = {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
-        kept += sorted(ends)
-    return kept
+    extremes = []
+    num_parts = most // 2
+    for number in range(num_parts):
+        part = points[len(points) * number // num_parts : len(points) * (number + 1) // num_parts]
+        extremes += sorted({min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])})
+    return extremes
 
 
 def spread(items: Sequence[tuple[int, str]], most: int) -> list[tuple[int, str]]:
-    """The first, the last and some between."""
+    """At most so many items: the first, the last and some between."""
     if len(items) <= most:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -1,4 +1,4 @@
-"""The one thread that works at the desk: requests wait their turn, and each sees only what is its own."""
+"""The thread that handles requests to the model: they wait in a queue, and each gets its own events."""
 
 import logging
 import queue
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lora_rlhf")
 
-LOOK_EVERY = 0.25  # seconds between two looks at the place in the queue
+LOOK_EVERY = 0.25  # seconds between two updates of the position in the queue
 MOST_WAITING = 64
 OUT_OF_MEMORY = (
     "Out of memory. Ask for shorter answers or fewer columns, or begin a new conversation; the app goes on working."
@@ -25,16 +25,16 @@ GONE = "The app is shutting down."
 
 
 class Ticket:
-    """One request on its way. `events` is what the page follows; `stop` ends an answer where it is."""
+    """A request in the queue or at work. The page follows `events`; `stop` ends the answer early."""
 
-    def __init__(self, request: Request, host: "Host") -> None:
+    def __init__(self, request: Request, worker: "ModelWorker") -> None:
         self.request = request
-        self._host = host
+        self._worker = worker
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Ends the answer at the next token; one still waiting ends at its turn."""
+        """Ends the answer at the next token; a waiting request ends when its turn comes."""
         self._stopped.set()
 
     @property
@@ -42,26 +42,26 @@ class Ticket:
         return self._stopped.is_set()
 
     def put(self, event: Event) -> None:
-        """From the desk's thread."""
+        """Adds an event; called by the worker's thread."""
         self._events.put(event)
 
     def events(self) -> Iterator[Event]:
-        """What happens, to the end. Of several `Partial` that came meanwhile only the last. Leaving it early stops."""
+        """All events to the end; of several waiting `Partial` only the last. Leaving the loop early stops the request."""
         try:
             yield from self._follow()
         finally:
             self.stop()
 
     def _follow(self) -> Iterator[Event]:
-        ahead = None
+        last_position = None
         while True:
             try:
                 event = self._events.get(timeout=LOOK_EVERY)
             except queue.Empty:
-                now = self._host.ahead_of(self)
-                if now is not None and now != ahead:
-                    ahead = now
-                    yield Waiting(now)
+                position = self._worker.position(self)
+                if position is not None and position != last_position:
+                    last_position = position
+                    yield Waiting(position)
                 continue
             event = self._latest(event)
             yield event
@@ -77,10 +77,10 @@ class Ticket:
         return event
 
 
-class Host:
-    """Takes requests from any thread, and meets them one after the other on a thread of its own.
+class ModelWorker:
+    """Takes requests from any thread, and handles them one after the other in its own thread.
 
-    The desk is made on that thread, at the first request: a page need not wait for torch to be imported.
+    That thread makes the handler at the first request, so that a page need not wait for the import of torch.
     """
 
     def __init__(self, make_desk: "Callable[[], Desk]") -> None:
@@ -89,7 +89,7 @@ class Host:
         self._waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._at_work: Ticket | None = None
+        self._current: Ticket | None = None
         self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
         self._thread.start()
 
@@ -104,34 +104,34 @@ class Host:
                 self._changed.notify()
         return ticket
 
-    def ahead_of(self, ticket: Ticket) -> int | None:
-        """How many requests come before it, the one at work included; None once it is no longer waiting."""
+    def position(self, ticket: Ticket) -> int | None:
+        """How many requests come before it, the current one included; None once it is no longer waiting."""
         with self._changed:
-            places = (place for place, other in enumerate(self._waiting, start=1) if other is ticket)
-            return next(places, None)
+            positions = (number for number, waiting in enumerate(self._waiting, start=1) if waiting is ticket)
+            return next(positions, None)
 
     def close(self) -> None:
-        """Ends the request at work and then the thread, and lets go of the model; those that wait are told."""
+        """Stops the current request, fails the waiting ones, ends the thread and frees the model."""
         with self._changed:
             self._closing = True
-            if self._at_work is not None:
-                self._at_work.stop()
+            if self._current is not None:
+                self._current.stop()
             self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
         while (ticket := self._next()) is not None:
             try:
-                self._meet(ticket)
+                self._handle(ticket)
             except UserError as error:
                 ticket.put(Failed(str(error)))
-            except Exception as error:  # the thread must live: others wait
+            except Exception as error:  # the thread must live on: other requests wait
                 ticket.put(Failed(self._unexpected(error)))
         if self._desk is not None:
             self._desk.close()
 
     def _unexpected(self, error: Exception) -> str:
-        """What the user is told of an error that is not the user's."""
+        """The message to the user for an error that is not the user's."""
         # by name: torch is not imported for this
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             error.__traceback__ = None  # its frames hold the tensors of the answer that did not fit
@@ -143,17 +143,17 @@ class Host:
 
     def _next(self) -> Ticket | None:
         with self._changed:
-            self._at_work = None
+            self._current = None
             while not self._waiting and not self._closing:
                 self._changed.wait()
             if self._closing:
                 for ticket in self._waiting:
                     ticket.put(Failed(GONE))
                 return None
-            self._at_work = self._waiting.popleft()
-            return self._at_work
+            self._current = self._waiting.popleft()
+            return self._current
 
-    def _meet(self, ticket: Ticket) -> None:
+    def _handle(self, ticket: Ticket) -> None:
         self._desk = desk = self._desk or self._make_desk()
         request = ticket.request
         match request:

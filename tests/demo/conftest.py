@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 import pytest
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
-from lora_rlhf_demo.worker import Host
+from lora_rlhf_demo.worker import ModelWorker
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lora_rlhf.model.shared import SharedModel
-from tests.support.demo import PORT, Served, host_of, save_run, trained
+from tests.support.demo import PORT, Served, save_run, trained, worker_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 30_000  # ms: how long a page may take, on a busy machine
@@ -34,9 +34,9 @@ def root(model: SharedModel, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def host(root: Path) -> Iterator[Host]:
-    """A host of that root."""
-    opened = host_of(root)
+def worker(root: Path) -> Iterator[ModelWorker]:
+    """A worker of that root."""
+    opened = worker_of(root)
     yield opened
     opened.close()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lora_rlhf_demo import show
 from lora_rlhf_demo.compare import Comparison
-from lora_rlhf_demo.requests import Answer, Settings, Token
+from lora_rlhf_demo.requests import ColumnAnswer, Settings, Token
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.runs import RunState
 from lora_rlhf_demo.votes import best, parse_ranks, standings, tie
@@ -23,8 +23,8 @@ SETTINGS = Settings(0.7, 40, 3)
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">[link](javascript:alert(3))'
 
 
-def answer(text: str) -> Answer:
-    return Answer(text, True, 3, 50.0, 0.5, 1.25, (Token(text, 1.25),))
+def answer(text: str) -> ColumnAnswer:
+    return ColumnAnswer(text, True, 3, 50.0, 0.5, 1.25, (Token(text, 1.25),))
 
 
 def after(talk: Comparison, question: str, *texts: str, order: tuple[str, ...] | None = None) -> Comparison:

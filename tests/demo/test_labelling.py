@@ -255,7 +255,7 @@ def test_agreement_of_labelers_by_hand(rankings: RowFile) -> None:
     labelling = Labelling([task], rankings)
     labelling.save("Ann", task, Label((1, 2, 3), (7, 4, 1), ((),) * 3), 1.0)
     labelling.save("Ben", task, Label((1, 3, 2), (7, 4, 1), ((),) * 3), 1.0)
-    found = labelling.concord()
+    found = labelling.agreement()
     assert (found.labelers, found.rankings) == (2, 2)
     assert found.pairs == (2 / 3, 3)
     assert found.ratings.alpha == 1.0

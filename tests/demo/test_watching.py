@@ -185,5 +185,5 @@ def test_nothing_of_a_file_becomes_markup(tmp_path: Path) -> None:
     stage.sample(1, [{"prompt": "<script>", "response": '<img src=x onerror="x">'}])
     watcher = Watcher(tmp_path)
     watcher.version(["first"])
-    html = chart.samples(watcher.samples(["first"]), several=True)
+    html = chart.samples(watcher.samples(["first"]), with_names=True)
     assert "<script" not in html and "<img" not in html and "&lt;img" in html

@@ -10,7 +10,7 @@ import torch
 from lora_rlhf_demo.desk import Desk, Limits
 from lora_rlhf_demo.memory import Memory
 from lora_rlhf_demo.requests import Answered, Ask, Column, Event, Request, Settings
-from lora_rlhf_demo.worker import Host
+from lora_rlhf_demo.worker import ModelWorker
 from playwright.sync_api import Locator
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
@@ -62,9 +62,9 @@ def save_run(model: SharedModel, folder: Path, sft: str = "sft", policy: str = "
     return folder
 
 
-def host_of(root: Path, limits: Limits | None = None) -> Host:
-    """A host of the runs there."""
-    return Host(lambda: Desk(Memory(root, "cpu"), limits or Limits()))
+def worker_of(root: Path, limits: Limits | None = None) -> ModelWorker:
+    """A worker of the runs there."""
+    return ModelWorker(lambda: Desk(Memory(root, "cpu"), limits or Limits()))
 
 
 def ask(run: str, text: str, seed: int = 0, stages: Sequence[str] = STAGES, length: int = 8) -> Ask:
@@ -73,9 +73,9 @@ def ask(run: str, text: str, seed: int = 0, stages: Sequence[str] = STAGES, leng
     return Ask(run, tuple(Column(stage, messages) for stage in stages), Settings(1.0, length, seed))
 
 
-def last(host: Host, request: Request) -> Event:
+def last(worker: ModelWorker, request: Request) -> Event:
     """How a request ends."""
-    *_, event = host.submit(request).events()
+    *_, event = worker.submit(request).events()
     return event
 
 

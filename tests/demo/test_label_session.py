@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_rlhf_demo import sitting as module
+from lora_rlhf_demo import session as module
 from lora_rlhf_demo.config import DemoConfig
+from lora_rlhf_demo.label_session import NOT_MOVED, LabelActions, LabelSession
 from lora_rlhf_demo.rows import RowFile
-from lora_rlhf_demo.sitting import NOT_MOVED, Sitting, Sittings
 
 CANDIDATES = [{"prompt": f"Question {number}?", "responses": ["a", "b", "c"]} for number in range(3)]
 
@@ -25,100 +25,100 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def moved(sitting: Sitting, ranks: list[int]) -> dict[str, Any]:
+def moved(session: LabelSession, ranks: list[int]) -> dict[str, Any]:
     """What the page sends after the answers were put into that order."""
-    assert sitting.value is not None
-    return {**sitting.value, "ranks": ranks, "touched": True}
+    assert session.value is not None
+    return {**session.value, "ranks": ranks, "touched": True}
 
 
 def test_from_the_name_to_the_last_prompt(runs: Path) -> None:
-    sittings = Sittings(DemoConfig(root=str(runs)))
-    sitting = sittings.begin("first", " Ann ")
-    assert sitting.labeler == "Ann"
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    session = actions.begin("first", " Ann ")
+    assert session.labeler == "Ann"
     for number in range(3):
-        assert sitting.task is not None and sitting.task.prompt.messages[0].content == f"Question {number}?"
-        sitting = sittings.save(sitting, moved(sitting, [1, 1, 2]), ["unclear"])
-    assert sitting.task is None and "everything" in sitting.note
+        assert session.task is not None and session.task.prompt.messages[0].content == f"Question {number}?"
+        session = actions.save(session, moved(session, [1, 1, 2]), ["unclear"])
+    assert session.task is None and "everything" in session.note
     rows = RowFile(runs / "first" / "rankings.jsonl").rows()
     assert [sorted(row["ranks"]) for row in rows] == [[1, 1, 2]] * 3
-    assert "3 of 3" in sittings.progress(sitting)
+    assert "3 of 3" in actions.progress(session)
 
 
 def test_an_order_that_nobody_touched_is_questioned_once(runs: Path) -> None:
-    sittings = Sittings(DemoConfig(root=str(runs)))
-    first = sittings.begin("first", "Ann")
-    asked = sittings.save(first, first.value or {}, [])
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    first = actions.begin("first", "Ann")
+    asked = actions.save(first, first.value or {}, [])
     assert asked.note == NOT_MOVED and asked.task == first.task
     assert RowFile(runs / "first" / "rankings.jsonl").rows() == []
-    saved = sittings.save(asked, asked.value or {}, [])
+    saved = actions.save(asked, asked.value or {}, [])
     assert saved.task != first.task
     assert len(RowFile(runs / "first" / "rankings.jsonl").rows()) == 1
 
 
 def test_what_was_taken_back_is_shown_as_it_was(runs: Path) -> None:
-    sittings = Sittings(DemoConfig(root=str(runs)))
-    first = sittings.begin("first", "Ann")
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    first = actions.begin("first", "Ann")
     value = moved(first, [2, 3, 1]) | {"ratings": [5, None, 7], "flags": [[], ["opinion"], []]}
-    back = sittings.undo(sittings.save(first, value, ["unclear"]))
+    back = actions.undo(actions.save(first, value, ["unclear"]))
     assert back.task == first.task and back.value is not None
     assert (back.value["ranks"], back.value["ratings"]) == ([2, 3, 1], [5, None, 7])
     assert (back.value["flags"], back.prompt_flags) == ([[], ["opinion"], []], ["unclear"])
 
 
 def test_a_stale_page_cannot_label_another_prompt(runs: Path) -> None:
-    sittings = Sittings(DemoConfig(root=str(runs)))
-    first = sittings.begin("first", "Ann")
-    second = sittings.skip(first)
-    failed = sittings.save(second, moved(first, [1, 2, 3]), [])
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    first = actions.begin("first", "Ann")
+    second = actions.skip(first)
+    failed = actions.save(second, moved(first, [1, 2, 3]), [])
     assert failed.is_failure and "another task" in failed.note and failed.task == second.task
 
 
 @pytest.mark.parametrize("run", ["../first", "", ".", "nowhere", "first/../first"])
 def test_a_run_that_is_none_is_refused_with_a_message(runs: Path, run: str) -> None:
-    sitting = Sittings(DemoConfig(root=str(runs))).begin(run, "Ann")
-    assert sitting.is_failure and sitting.task is None
+    session = LabelActions(DemoConfig(root=str(runs))).begin(run, "Ann")
+    assert session.is_failure and session.task is None
 
 
 def test_without_candidates_the_page_says_how_to_make_them(tmp_path: Path) -> None:
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    sitting = Sittings(DemoConfig(root=str(tmp_path / "runs"))).begin("first", "Ann")
-    assert sitting.is_failure and "lora-rlhf sample" in sitting.note
-    assert sitting.labeler == "Ann"
+    session = LabelActions(DemoConfig(root=str(tmp_path / "runs"))).begin("first", "Ann")
+    assert session.is_failure and "lora-rlhf sample" in session.note
+    assert session.labeler == "Ann"
 
 
 def test_a_disk_that_fails_keeps_the_task(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sittings = Sittings(DemoConfig(root=str(runs)))
-    first = sittings.begin("first", "Ann")
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    first = actions.begin("first", "Ann")
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RowFile, "add", fail)
-    failed = sittings.save(first, moved(first, [1, 2, 3]), [])
+    failed = actions.save(first, moved(first, [1, 2, 3]), [])
     assert failed.is_failure and "No space left" in failed.note and failed.task == first.task
 
 
 def test_candidates_that_were_made_anew_are_read_anew(runs: Path) -> None:
-    sittings = Sittings(DemoConfig(root=str(runs)))
-    assert len(sittings.labelling("first").tasks) == 3
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    assert len(actions.labelling("first").tasks) == 3
     write(runs / "first" / "data" / "candidates.jsonl", CANDIDATES[:2])
-    assert len(sittings.labelling("first").tasks) == 2
+    assert len(actions.labelling("first").tasks) == 2
 
 
 def test_the_qualification_ends_with_what_it_showed(runs: Path, tmp_path: Path) -> None:
     known = write(tmp_path / "known.jsonl", [{"prompt": "Exam?", "responses": ["a", "b"], "ranks": [2, 1]}])
-    sittings = Sittings(DemoConfig(root=str(runs), qualification=known))
-    sitting = sittings.begin("first", "Ann")
-    assert sitting.task is not None and sitting.task.known == (2, 1)
-    wrong = [1, 2] if sitting.task.order("Ann") == (0, 1) else [2, 1]
-    told = sittings.save(sitting, moved(sitting, wrong), [])
+    actions = LabelActions(DemoConfig(root=str(runs), qualification=known))
+    session = actions.begin("first", "Ann")
+    assert session.task is not None and session.task.known == (2, 1)
+    wrong = [1, 2] if session.task.order("Ann") == (0, 1) else [2, 1]
+    told = actions.save(session, moved(session, wrong), [])
     assert "0 % of 1 pairs" in told.note and "75 % are asked for" in told.note and "You may go on" in told.note
     assert told.task is not None and told.task.known is None
     assert len(RowFile(runs / "first" / "rankings.qualification.jsonl").rows()) == 1
 
 
 def test_the_order_shown_is_the_labelers_own(runs: Path) -> None:
-    sittings = Sittings(DemoConfig(root=str(runs)))
-    shown = {name: sittings.begin("first", name).value for name in ("Ann", "Ben", "Cleo", "Dan", "Eve")}
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    shown = {name: actions.begin("first", name).value for name in ("Ann", "Ben", "Cleo", "Dan", "Eve")}
     assert len({tuple(value["texts"]) for value in shown.values() if value}) > 1
     assert module.RANKINGS == "rankings.jsonl"

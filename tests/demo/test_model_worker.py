@@ -1,4 +1,4 @@
-"""The host and its desk: answers of every column at once, one user's apart from another's, whatever goes wrong."""
+"""The worker and its desk: answers of every column at once, one user's apart from another's, whatever goes wrong."""
 
 import gc
 import random
@@ -15,7 +15,7 @@ from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Open, Opened, Partial, Score, Scored, Settings
 from lora_rlhf_demo.state import App
-from lora_rlhf_demo.worker import OUT_OF_MEMORY, Host
+from lora_rlhf_demo.worker import OUT_OF_MEMORY, ModelWorker
 
 from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.schema import Message, Prompt
@@ -23,7 +23,7 @@ from lora_rlhf.data.template import decode_response, pad_id, render_prompt, stop
 from lora_rlhf.model.forward import Sequences, response_logprobs, response_scores
 from lora_rlhf.model.generate import generate_seeded
 from lora_rlhf.model.shared import SharedModel
-from tests.support.demo import OFFSET, STAGES, ask, host_of, last, save_run, texts, trained
+from tests.support.demo import OFFSET, STAGES, ask, last, save_run, texts, trained, worker_of
 
 QUESTION = "Who counts the ships?"
 SAYING = "The river is wide."
@@ -40,16 +40,16 @@ def alone(model: SharedModel, role: str, text: str, seed: int, length: int) -> l
     return found.ids
 
 
-def test_each_column_says_what_its_stage_says_alone(host: Host, model: SharedModel) -> None:
+def test_each_column_says_what_its_stage_says_alone(worker: ModelWorker, model: SharedModel) -> None:
     for seed in range(3):
         expected = [alone(model, stage, QUESTION, seed, 24) for stage in STAGES]
-        spoken = texts(last(host, ask("first", QUESTION, seed, length=24)))
+        spoken = texts(last(worker, ask("first", QUESTION, seed, length=24)))
         assert spoken == tuple(decode_response(model.tokenizer, ids).rstrip("\ufffd").strip() for ids in expected)
         assert len(set(spoken)) == len(STAGES)
 
 
-def test_under_an_answer_are_its_score_its_kl_and_its_tokens(host: Host, model: SharedModel) -> None:
-    event = last(host, ask("first", QUESTION, length=12))
+def test_under_an_answer_are_its_score_its_kl_and_its_tokens(worker: ModelWorker, model: SharedModel) -> None:
+    event = last(worker, ask("first", QUESTION, length=12))
     assert isinstance(event, Answered)
     prompt = render_prompt(model.tokenizer, Prompt.of(QUESTION))
     for stage, answer in zip(STAGES, event.answers, strict=True):
@@ -72,9 +72,9 @@ def test_under_an_answer_are_its_score_its_kl_and_its_tokens(host: Host, model: 
     assert abs(event.answers[2].kl or 0) > 0.1
 
 
-def test_a_stopped_answer_keeps_what_was_said(host: Host) -> None:
-    whole = texts(last(host, ask("first", QUESTION, length=60)))
-    ticket = host.submit(ask("first", QUESTION, length=60))
+def test_a_stopped_answer_keeps_what_was_said(worker: ModelWorker) -> None:
+    whole = texts(last(worker, ask("first", QUESTION, length=60)))
+    ticket = worker.submit(ask("first", QUESTION, length=60))
     for event in ticket.events():
         if isinstance(event, Partial):
             ticket.stop()
@@ -86,16 +86,16 @@ def test_a_stopped_answer_keeps_what_was_said(host: Host) -> None:
         assert answer.score is not None
 
 
-def test_a_page_closed_in_the_middle_does_not_hold_up_the_next(host: Host) -> None:
-    leaving: Any = host.submit(ask("first", QUESTION, length=100)).events()
+def test_a_page_closed_in_the_middle_does_not_hold_up_the_next(worker: ModelWorker) -> None:
+    leaving: Any = worker.submit(ask("first", QUESTION, length=100)).events()
     while not isinstance(next(leaving), Partial):
         pass
     leaving.close()
-    assert len(texts(last(host, ask("first", QUESTION)))) == 3
+    assert len(texts(last(worker, ask("first", QUESTION)))) == 3
 
 
-def test_a_tab_ends_only_its_own_question_and_a_closed_page_all_of_its_own(root: Path, host: Host) -> None:
-    app = App(DemoConfig(root=str(root)), host)
+def test_a_tab_ends_only_its_own_question_and_a_closed_page_all_of_its_own(root: Path, worker: ModelWorker) -> None:
+    app = App(DemoConfig(root=str(root)), worker)
     first, label, other = (
         app.submit(page, tab, ask("first", QUESTION, length=100))
         for page, tab in (("page", "compare"), ("page", "label"), ("another page", "compare"))
@@ -109,13 +109,13 @@ def test_a_tab_ends_only_its_own_question_and_a_closed_page_all_of_its_own(root:
     app.stop("page", "label")  # nobody's any more
 
 
-def test_two_users_at_once_see_only_their_own_words(host: Host) -> None:
-    expected = {text: texts(last(host, ask("first", text))) for text in (QUESTION, SAYING)}
+def test_two_users_at_once_see_only_their_own_words(worker: ModelWorker) -> None:
+    expected = {text: texts(last(worker, ask("first", text))) for text in (QUESTION, SAYING)}
     seen: dict[str, set[tuple[str, ...]]] = {QUESTION: set(), SAYING: set()}
 
     def chat(text: str) -> None:
         for _ in range(5):
-            for event in host.submit(ask("first", text)).events():
+            for event in worker.submit(ask("first", text)).events():
                 if isinstance(event, Partial | Answered):
                     of = event.texts if isinstance(event, Partial) else texts(event)
                     seen[text].add(of)
@@ -126,18 +126,18 @@ def test_two_users_at_once_see_only_their_own_words(host: Host) -> None:
             assert all(full.startswith(part) for part, full in zip(parts, whole, strict=True)), (text, parts)
 
 
-def test_of_eight_users_and_200_prompts_none_is_lost_none_is_crossed_and_memory_is_flat(host: Host) -> None:
+def test_of_eight_users_and_200_prompts_none_is_lost_none_is_crossed_and_memory_is_flat(worker: ModelWorker) -> None:
     prompts = [f"User {user}, prompt {number}: {random.Random(user * 25 + number).random()}" for user in range(8)
                for number in range(25)]  # fmt: skip
     some = prompts[::10]
-    expected = {text: texts(last(host, ask("first", text, length=4))) for text in some}
+    expected = {text: texts(last(worker, ask("first", text, length=4))) for text in some}
     answers: dict[str, tuple[str, ...]] = {}
     before: list[int] = []
 
     def chat(user: int) -> None:
         for number in range(25):
             text = prompts[user * 25 + number]
-            answers[text] = texts(last(host, ask("first", text, length=4)))
+            answers[text] = texts(last(worker, ask("first", text, length=4)))
             if len(answers) == 60:
                 before.append(live_bytes())
 
@@ -174,7 +174,7 @@ def run_together(jobs: list) -> None:
     assert errors == []
 
 
-def test_those_who_wait_are_told_their_place(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_those_who_wait_are_told_their_place(worker: ModelWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     real = desk.stream_mixed
 
@@ -182,38 +182,38 @@ def test_those_who_wait_are_told_their_place(host: Host, monkeypatch: pytest.Mon
         gate.wait(30)
         return real(*args, **kwargs)
 
-    last(host, Open("first"))
+    last(worker, Open("first"))
     monkeypatch.setattr(desk, "stream_mixed", slow)
-    tickets = [host.submit(ask("first", QUESTION)) for _ in range(3)]
+    tickets = [worker.submit(ask("first", QUESTION)) for _ in range(3)]
     event = next(tickets[2].events())
     gate.set()
     assert event.ahead == 2
 
 
-def test_a_longer_conversation_than_the_context_loses_its_beginning_and_says_so(host: Host) -> None:
+def test_a_longer_conversation_than_the_context_loses_its_beginning_and_says_so(worker: ModelWorker) -> None:
     turns = tuple(Message("user" if n % 2 == 0 else "assistant", f"turn {n}: " + SAYING) for n in range(21))
-    event = last(host, Ask("first", (Column("sft", turns),), Settings(1.0, 10_000, 0)))
+    event = last(worker, Ask("first", (Column("sft", turns),), Settings(1.0, 10_000, 0)))
     assert isinstance(event, Answered) and event.shortened
     assert event.answers[0].num_tokens <= 128  # half of the tiny model's 256
-    short = last(host, ask("first", QUESTION))
+    short = last(worker, ask("first", QUESTION))
     assert isinstance(short, Answered) and not short.shortened
 
 
-def test_scores_come_in_the_order_of_the_responses(host: Host, model: SharedModel) -> None:
+def test_scores_come_in_the_order_of_the_responses(worker: ModelWorker, model: SharedModel) -> None:
     messages = (Message("user", QUESTION),)
-    one, other = (last(host, Score("first", messages, (text,))) for text in ("The keeper.", "thank you the"))
-    both = last(host, Score("first", messages, ("The keeper.", "thank you the")))
+    one, other = (last(worker, Score("first", messages, (text,))) for text in ("The keeper.", "thank you the"))
+    both = last(worker, Score("first", messages, ("The keeper.", "thank you the")))
     assert isinstance(both, Scored) and isinstance(one, Scored) and isinstance(other, Scored)
     assert both.scores == pytest.approx((one.scores[0], other.scores[0]), abs=1e-4)
     assert one.scores[0] != pytest.approx(other.scores[0], abs=1e-3)
 
 
-def test_each_answer_of_the_playground_has_its_own_score(root: Path, host: Host) -> None:
+def test_each_answer_of_the_playground_has_its_own_score(root: Path, worker: ModelWorker) -> None:
     with gr.Blocks():
-        tab = PlaygroundTab(App(DemoConfig(root=str(root)), host))
+        tab = PlaygroundTab(App(DemoConfig(root=str(root)), worker))
     *_, (now, page) = tab._score(None, "first", QUESTION, "The keeper.", " ", "thank you the")
     alone = {
-        place: last(host, Score("first", (Message("user", QUESTION),), (text,))).scores[0]
+        place: last(worker, Score("first", (Message("user", QUESTION),), (text,))).scores[0]
         for place, text in ((0, "The keeper."), (2, "thank you the"))
     }
     assert now.scores == pytest.approx(alone, abs=1e-4)
@@ -223,13 +223,13 @@ def test_each_answer_of_the_playground_has_its_own_score(root: Path, host: Host)
 
 
 def test_stages_of_another_run_on_the_same_base_answer_beside_ones_own(
-    root: Path, host: Host, model: SharedModel
+    root: Path, worker: ModelWorker, model: SharedModel
 ) -> None:
     save_run(model, root / "second")
-    opened = last(host, Open("first"))
+    opened = last(worker, Open("first"))
     assert isinstance(opened, Opened)
     assert (opened.columns, opened.others) == (STAGES, ("second:sft", "second:policy"))
-    answers = texts(last(host, ask("first", QUESTION, stages=("policy", "second:policy", "second:sft"))))
+    answers = texts(last(worker, ask("first", QUESTION, stages=("policy", "second:policy", "second:sft"))))
     assert answers[0] == answers[1] != answers[2]  # the two policies are the same adapter
 
 
@@ -252,35 +252,37 @@ def test_only_the_runs_shown_last_are_kept_in_memory(
     assert held.held("first") is None and held.held("c") is not None
 
 
-def test_a_stage_made_again_is_loaded_again(root: Path, host: Host, model: SharedModel) -> None:
-    before = texts(last(host, ask("first", QUESTION)))
+def test_a_stage_made_again_is_loaded_again(root: Path, worker: ModelWorker, model: SharedModel) -> None:
+    before = texts(last(worker, ask("first", QUESTION)))
     shutil.rmtree(root / "first")
     save_run(model, root / "first", sft="policy", policy="sft")
-    base, sft, policy = texts(last(host, ask("first", QUESTION)))
+    base, sft, policy = texts(last(worker, ask("first", QUESTION)))
     assert (base, policy, sft) == before
 
 
-def test_a_truncated_adapter_is_said_and_the_rest_goes_on(root: Path, host: Host, model: SharedModel) -> None:
+def test_a_truncated_adapter_is_said_and_the_rest_goes_on(root: Path, worker: ModelWorker, model: SharedModel) -> None:
     broken = save_run(model, root / "broken") / "ppo" / "adapter" / "adapter_model.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
     for _ in range(2):
-        event = last(host, Open("broken"))
+        event = last(worker, Open("broken"))
         assert isinstance(event, Failed) and "broken/ppo" in event.reason
-    assert len(texts(last(host, ask("first", QUESTION)))) == 3
+    assert len(texts(last(worker, ask("first", QUESTION)))) == 3
 
 
-def test_a_run_on_another_base_takes_its_place(root: Path, host: Host, tiny_model, model: SharedModel) -> None:
+def test_a_run_on_another_base_takes_its_place(root: Path, worker: ModelWorker, tiny_model, model: SharedModel) -> None:
     save_run(trained(tiny_model("qwen3")), root / "other")
-    first = texts(last(host, ask("first", QUESTION)))
-    other = texts(last(host, ask("other", QUESTION)))
-    assert texts(last(host, ask("first", QUESTION))) == first != other
-    mixed = last(host, ask("first", QUESTION, stages=("sft", "other:sft")))
+    first = texts(last(worker, ask("first", QUESTION)))
+    other = texts(last(worker, ask("other", QUESTION)))
+    assert texts(last(worker, ask("first", QUESTION))) == first != other
+    mixed = last(worker, ask("first", QUESTION, stages=("sft", "other:sft")))
     assert isinstance(mixed, Failed) and "different bases" in mixed.reason
-    assert texts(last(host, ask("first", QUESTION))) == first
+    assert texts(last(worker, ask("first", QUESTION))) == first
 
 
-def test_out_of_memory_in_a_forward_is_said_and_the_host_goes_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = texts(last(host, ask("first", QUESTION)))
+def test_out_of_memory_in_a_forward_is_said_and_the_host_goes_on(
+    worker: ModelWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = texts(last(worker, ask("first", QUESTION)))
     real, calls = desk.mixed_logprobs, []
 
     def full(*args, **kwargs):
@@ -288,34 +290,34 @@ def test_out_of_memory_in_a_forward_is_said_and_the_host_goes_on(host: Host, mon
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(desk, "mixed_logprobs", full)
-    assert last(host, ask("first", QUESTION)) == Failed(OUT_OF_MEMORY)
+    assert last(worker, ask("first", QUESTION)) == Failed(OUT_OF_MEMORY)
     monkeypatch.setattr(desk, "mixed_logprobs", real)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", full)
-    assert last(host, ask("first", QUESTION)) == Failed(OUT_OF_MEMORY)
+    assert last(worker, ask("first", QUESTION)) == Failed(OUT_OF_MEMORY)
     monkeypatch.undo()
     assert len(calls) == 2
-    assert texts(last(host, ask("first", QUESTION))) == before
+    assert texts(last(worker, ask("first", QUESTION))) == before
 
 
 @pytest.mark.parametrize("name", ["../first", "", ".", "..", "/etc", "first/sft", "gone", "a" * 300, "fir\0st"])
-def test_a_name_that_is_no_run_is_refused(host: Host, name: str) -> None:
-    event = last(host, Open(name))
+def test_a_name_that_is_no_run_is_refused(worker: ModelWorker, name: str) -> None:
+    event = last(worker, Open(name))
     assert isinstance(event, Failed) and repr(name[:80]) in event.reason
 
 
-def test_a_link_out_of_the_root_is_refused(root: Path, host: Host, model: SharedModel, tmp_path: Path) -> None:
+def test_a_link_out_of_the_root_is_refused(root: Path, worker: ModelWorker, model: SharedModel, tmp_path: Path) -> None:
     outside = save_run(model, tmp_path / "elsewhere" / "run")
     (root / "link").symlink_to(outside)
-    event = last(host, Open("link"))
+    event = last(worker, Open("link"))
     assert isinstance(event, Failed) and "not a run in runs/" in event.reason
 
 
-def test_a_stage_that_a_run_does_not_have_is_refused(host: Host) -> None:
-    event = last(host, ask("first", QUESTION, stages=("sft", "reward")))
+def test_a_stage_that_a_run_does_not_have_is_refused(worker: ModelWorker) -> None:
+    event = last(worker, ask("first", QUESTION, stages=("sft", "reward")))
     assert isinstance(event, Failed) and "'reward'" in event.reason
 
 
 def test_after_closing_every_request_is_answered(root: Path) -> None:
-    closed = host_of(root)
+    closed = worker_of(root)
     closed.close()
     assert isinstance(last(closed, Open("first")), Failed)
