@@ -43,7 +43,7 @@ HEADER = """<header class="top"><div><h1>lora-rlhf</h1>
 
 
 def serve(config: DemoConfig) -> None:
-    """Serves the app until Ctrl-C. UserError where it cannot be served so, or a run that was named is not there."""
+    """Serves the app until Ctrl-C. UserError for settings with which it cannot be served, and for a missing --run."""
     names = [run.name for run in list_runs(Path(config.root))]
     if config.run is not None and config.run not in names:
         raise UserError(f"run {config.run!r}: not in {config.root}; there: {', '.join(names) or 'none yet'}")
@@ -59,7 +59,7 @@ def serve(config: DemoConfig) -> None:
 
 @contextlib.contextmanager
 def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
-    """The app while it runs; its base is let go of at the end of the block."""
+    """The running app; the end of the block stops it and frees its base."""
     app = App(config, ModelWorker(lambda: _desk(config)))
     blocks = layout(app)
     blocks.queue(default_concurrency_limit=8, max_size=256, api_open=False)
@@ -75,7 +75,7 @@ def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
             show_error=False,
             allowed_paths=[],
             max_file_size="20mb",
-            max_threads=MOST_WAITING + 16,  # one follows each request that waits; some are left to stop them
+            max_threads=MOST_WAITING + 16,  # one for each waiting request; the others can stop requests
             state_session_capacity=MOST_PAGES,
             enable_monitoring=False,
             ssr_mode=False,
@@ -92,7 +92,7 @@ def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
 
 
 def _desk(config: DemoConfig) -> "Desk":
-    from lora_rlhf_demo.desk import Desk, Limits  # torch comes with these: the page is there before it
+    from lora_rlhf_demo.desk import Desk, Limits  # imports torch, for which the page should not wait
     from lora_rlhf_demo.memory import Memory
 
     memory = Memory(Path(config.root), workers.device(config.device), config.trust_remote_code, config.dequantize)
@@ -100,7 +100,7 @@ def _desk(config: DemoConfig) -> "Desk":
 
 
 def theme() -> gr.themes.Base:
-    """Quiet colours and the system's own fonts."""
+    """The colours and fonts of the app; fonts are those of the system."""
     base = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO)
     return base.set(body_background_fill="*neutral_50", block_background_fill="white", block_border_width="1px")
 
@@ -109,7 +109,7 @@ def layout(app: App) -> gr.Blocks:
     """All tabs of the app."""
     with gr.Blocks(title="lora-rlhf", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(HEADER, js_on_load=None, apply_default_css=False)
-        # outside the tabs, since one that is not shown would not read it; a name is no secret
+        # outside the tabs, since a hidden tab would not read it; a name is no secret
         labeler = gr.BrowserState("", storage_key="lora-rlhf-labeler", secret="labeler")
         with gr.Tabs():
             with gr.Tab("Compare"):
@@ -146,9 +146,9 @@ def _password(config: DemoConfig) -> tuple[str, str] | None:
     return USER, lines[0].strip()
 
 
-def _free_port(host: str, wanted: int) -> int:
-    """That port, or the next that nobody listens on. UserError where the address is not this machine's."""
-    for port in range(wanted, min(wanted + MOST_PORTS, 65536)):
+def _free_port(host: str, first: int) -> int:
+    """The first free port from `first` on. UserError if the address is not this machine's, or all ports are taken."""
+    for port in range(first, min(first + MOST_PORTS, 65536)):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port left a minute ago is free
             try:
@@ -160,4 +160,4 @@ def _free_port(host: str, wanted: int) -> int:
                     ) from error
                 continue
             return port
-    raise UserError(f"ports {wanted} to {wanted + MOST_PORTS - 1} are all taken; give another --port")
+    raise UserError(f"ports {first} to {first + MOST_PORTS - 1} are all taken; give another --port")

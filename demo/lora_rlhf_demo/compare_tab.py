@@ -1,4 +1,4 @@
-"""The tab that compares: one question to all stages of a run at once, blind votes, and what the votes say so far."""
+"""The Compare tab: one question to all stages of a run at once, blind votes, and their standings."""
 
 import json
 import random
@@ -33,11 +33,11 @@ DOWNLOAD = """(text) => {
   URL.revokeObjectURL(link.href);
 }"""
 
-Values = dict[Any, Any]  # {control: its value}: what handlers take, and what they change
+Values = dict[Any, Any]  # {control: its value}: the inputs of handlers, and their outputs
 
 
 class CompareTab:
-    """Its controls, and what they do. A page's own things are in its `gr.State`: nothing here belongs to anybody."""
+    """The controls of the tab and their handlers. All that belongs to one page is in its `gr.State`."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -100,8 +100,8 @@ class CompareTab:
     def _wire(self) -> None:
         controls = [self.question, self.ranking, self.system, self.temperature, self.length, self.seed]
         inputs: set[Any] = {self.talk, self.run, self.stages, self.blind, self.differences, *controls}
-        shown = [self.talk, self.page, self.live, self.question, self.send, self.stop, self.vote_row, *self.best]
-        outputs = [*shown, self.run, self.stages, self.length, self.about, self.standing, self.ranking]
+        outputs = [self.talk, self.page, self.live, self.question, self.send, self.stop, self.vote_row, *self.best]
+        outputs += [self.run, self.stages, self.length, self.about, self.standing, self.ranking]
         free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         asking = [
             gr.on([self.send.click, self.question.submit], self._ask, inputs, outputs, **free),
@@ -114,16 +114,16 @@ class CompareTab:
         self.page.click(self._edit, inputs, outputs, cancels=asking, **free)
         self.differences.input(self._draw, inputs, outputs, **free)
         self.export.click(self._export, inputs, self.text, **free).then(None, self.text, None, js=DOWNLOAD)
-        for place, button in enumerate(self.best):
-            button.click(self._vote_best(place), inputs, outputs, **free)
+        for column, button in enumerate(self.best):
+            button.click(self._vote_best(column), inputs, outputs, **free)
         self.tie.click(self._vote_tie, inputs, outputs, **free)
         self.ranking.submit(self._vote_ranking, inputs, outputs, **free)
         self.arrive: tuple[Callable[..., Any], set[Any], list[Any]] = (self._arrive, inputs, outputs)
 
-    # What the controls do; each takes the values of all controls
+    # Handlers; each takes the values of all controls
 
     def _arrive(self, values: Values, request: gr.Request) -> Iterator[Values]:
-        """A page was opened: the runs that there are now, and the first of them."""
+        """A page was opened: lists the runs, and loads the first."""
         runs = [run.name for run in self.app.runs()]
         if not runs:
             yield {
@@ -136,14 +136,17 @@ class CompareTab:
     def _choose(self, values: Values, request: gr.Request) -> Iterator[Values]:
         yield from self._load(values[self.run], request, {})
 
-    def _load(self, run: str, request: gr.Request, also: Values) -> Iterator[Values]:
-        """Has a run loaded, and shows its columns. Few steps: the browser loses some of two that come at once."""
+    def _load(self, run: str, request: gr.Request, updates: Values) -> Iterator[Values]:
+        """Loads a run and displays its columns, in few steps: of two that come together, the browser loses one.
+
+        updates: other controls to change at the same time.
+        """
         yield {
             **self._free(None),
             self.standing: "",
             self.about: "",
             self.live: show.notice(f"Loading {run} ..."),
-            **also,
+            **updates,
         }
         for event in self.app.submit(str(request.session_hash), TAB, Open(run)).events():
             if isinstance(event, Opened):
@@ -179,21 +182,21 @@ class CompareTab:
     def _follow(
         self, talk: Comparison, question: str, ask: Ask, values: Values, request: gr.Request
     ) -> Iterator[Values]:
-        """The answers as they come; what was asked comes back into the box where they do not."""
+        """Streams the answers; if there are none, the question comes back into its box."""
         empty = [""] * len(ask.columns)
         busy = {self.send: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
         page = show.page(talk, values[self.differences])
         yield {**busy, self.question: "", self.page: page, self.live: show.live(talk, question, empty)}
         for event in self.app.submit(str(request.session_hash), TAB, ask).events():
             if isinstance(event, Failed) or (isinstance(event, Answered) and event.is_silent):
-                said = show.failure(event.reason) if isinstance(event, Failed) else show.notice("Stopped.")
-                back = {self.question: gr.update(value=question, interactive=True)}
-                yield {**self._free(talk if talk.turns else None), **back, self.live: said}
+                message = show.failure(event.reason) if isinstance(event, Failed) else show.notice("Stopped.")
+                box = {self.question: gr.update(value=question, interactive=True)}
+                yield {**self._free(talk if talk.turns else None), **box, self.live: message}
             elif isinstance(event, Answered):
-                done = talk.answered(question, ask, event.answers)
+                answered = talk.answered(question, ask, event.answers)
                 notes = [*(["Stopped."] if event.stopped else []), *([SHORTENED] if event.shortened else [])]
-                page = show.page(done, values[self.differences])
-                yield {**self._free(done), self.page: page, self.live: show.notice(" ".join(notes))}
+                page = show.page(answered, values[self.differences])
+                yield {**self._free(answered), self.page: page, self.live: show.notice(" ".join(notes))}
             else:
                 texts = event.texts if isinstance(event, Partial) else empty
                 yield {self.live: show.live(talk, question, texts, waiting_note(event))}
@@ -214,7 +217,7 @@ class CompareTab:
         self.app.stop(str(request.session_hash), TAB)
 
     def _edit(self, values: Values, event: gr.EventData, request: gr.Request) -> Values:
-        """A question back in the box, and the conversation as it was before it."""
+        """Puts a question back into its box, and the conversation back to before it."""
         talk, turn = values[self.talk], event._data.get("turn")
         if talk is None or not isinstance(turn, int) or not 0 <= turn < len(talk.turns):
             return {self.live: gr.update()}
@@ -224,7 +227,7 @@ class CompareTab:
         return {**self._free(before), self.question: question, self.page: show.page(before, values[self.differences])}
 
     def _begin(self, values: Values, request: gr.Request) -> Values:
-        """A new conversation: another choice of columns, say, has no history in common with the old one."""
+        """A new conversation, for example because other columns were chosen."""
         self._stop(request)
         return self._free(None)
 
@@ -232,9 +235,9 @@ class CompareTab:
         talk = values[self.talk]
         return {self.page: gr.update() if talk is None else show.page(talk, values[self.differences])}
 
-    def _vote_best(self, place: int) -> Callable[[Values, gr.Request], Values]:
+    def _vote_best(self, column: int) -> Callable[[Values, gr.Request], Values]:
         def vote(values: Values, request: gr.Request) -> Values:
-            return self._vote(values, lambda count: best(place, count), request)
+            return self._vote(values, lambda count: best(column, count), request)
 
         return vote
 
@@ -245,17 +248,17 @@ class CompareTab:
         return self._vote(values, lambda count: parse_ranks(values[self.ranking], count), request)
 
     def _vote(self, values: Values, ranks: Callable[[int], tuple[int, ...]], request: gr.Request) -> Values:
-        """Saves the vote, and shows who wrote what."""
+        """Saves the vote, and displays the names of the columns."""
         talk: Comparison | None = values[self.talk]
         try:
             if talk is None:
                 raise UserError("There is nothing to vote on: ask a question in blind mode first.")
-            done, row, is_ranking = talk.voted(ranks(len(talk.stages)), request.username or "")
+            voted, row, is_ranking = talk.voted(ranks(len(talk.stages)), request.username or "")
             self.app.save_vote(talk.run, row, is_ranking)
         except (UserError, OSError) as error:
             return {self.live: show.failure(str(error))}
-        shown = {self.page: show.page(done, values[self.differences]), self.live: show.notice("Your vote is saved.")}
-        return {**self._free(done), **shown, self.standing: self._standings(talk.run), self.ranking: ""}
+        page = {self.page: show.page(voted, values[self.differences]), self.live: show.notice("Your vote is saved.")}
+        return {**self._free(voted), **page, self.standing: self._standings(talk.run), self.ranking: ""}
 
     def _export(self, values: Values) -> str:
         talk: Comparison | None = values[self.talk]
@@ -269,9 +272,9 @@ class CompareTab:
             return ""
 
     def _free(self, talk: Comparison | None) -> Values:
-        """The page when nothing is under way: an empty one without a conversation; where a vote is due, its buttons."""
-        due, count = talk is not None and talk.is_open, 0 if talk is None else len(talk.stages)
-        changed: Values = {button: gr.update(visible=place < count) for place, button in enumerate(self.best)}
-        changed |= {self.vote_row: gr.update(visible=due), self.question: gr.update(interactive=not due)}
-        changed |= {self.send: gr.update(interactive=not due), self.stop: gr.update(interactive=False)}
-        return {**changed, self.talk: talk, self.live: "", **({self.page: ""} if talk is None else {})}
+        """The page when no request is running: with the voting buttons if a vote is missing; empty without `talk`."""
+        votes, count = talk is not None and talk.is_open, 0 if talk is None else len(talk.stages)
+        updates: Values = {button: gr.update(visible=column < count) for column, button in enumerate(self.best)}
+        updates |= {self.vote_row: gr.update(visible=votes), self.question: gr.update(interactive=not votes)}
+        updates |= {self.send: gr.update(interactive=not votes), self.stop: gr.update(interactive=False)}
+        return {**updates, self.talk: talk, self.live: "", **({self.page: ""} if talk is None else {})}

@@ -46,7 +46,7 @@ class Ticket:
         self._events.put(event)
 
     def events(self) -> Iterator[Event]:
-        """All events to the end; of several waiting `Partial` only the last. Leaving the loop early stops the request."""
+        """All events to the end; of several waiting `Partial` only the last. Leaving early stops the request."""
         try:
             yield from self._follow()
         finally:

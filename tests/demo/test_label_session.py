@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_rlhf_demo import session as module
+from lora_rlhf_demo import label_session as module
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.label_session import NOT_MOVED, LabelActions, LabelSession
 from lora_rlhf_demo.rows import RowFile
