@@ -16,10 +16,10 @@ from lora_rlhf.evaluate.frozen import Frozen
 from lora_rlhf.evaluate.generation import respond
 from lora_rlhf.evaluate.scorers import HarmScorer
 from lora_rlhf.evaluate.systems import Compared
-from lora_rlhf.judges.records import Judge
+from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.scores import ScoreJudge
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.probes.records import World
+from lora_rlhf.probes.sets import World
 from lora_rlhf.stats.win_rates import Outcomes
 
 SAMPLED = 1.0  # the temperature that training is about

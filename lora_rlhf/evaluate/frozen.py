@@ -12,7 +12,7 @@ from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.report_model import FrozenSet
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.bins import require_checkable
-from lora_rlhf.probes.records import ENGLISH, ChoiceSet, ProbeSet, World, read_choices, read_probes
+from lora_rlhf.probes.sets import ENGLISH, ChoiceSet, ProbeSet, World, read_choices, read_probes
 from lora_rlhf.system.errors import UserError
 
 AUTO, NONE = "auto", "none"

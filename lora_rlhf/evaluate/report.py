@@ -32,11 +32,11 @@ from lora_rlhf.evaluate.seen import find_seen, warning
 from lora_rlhf.evaluate.systems import Compared, find_systems, open_model
 from lora_rlhf.evaluate.verdict import verdict
 from lora_rlhf.judges.choose import choose_judge, open_judge
-from lora_rlhf.judges.records import Judge
+from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.scores import ScoreJudge, gold_judge, prompt_text, reward_judge
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.probes.records import World
+from lora_rlhf.probes.sets import World
 from lora_rlhf.runs.folder import METRICS
 from lora_rlhf.system.disk import write_json, write_text
 from lora_rlhf.system.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.probes.records import World
+from lora_rlhf.probes.sets import World
 from lora_rlhf.system.errors import UserError
 
 # Lists of prompts and of responses to a probability for each, that the response is at fault.

@@ -17,12 +17,12 @@ from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.runs.folder import CONFIG, Parent, adapter_hash, find_stage, has_stage
 from lora_rlhf.runs.manifest import read_manifest
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import Kind, is_number, require
+from lora_rlhf.system.untrusted import FieldType, is_number, require
 
 log = logging.getLogger("lora_rlhf")
 
 SAME_BASE = ("source_hash", "quantization", "chat_template")
-READ_SETTINGS: dict[str, Kind] = {
+READ_SETTINGS: dict[str, FieldType] = {
     "reference": ("sft or base", lambda value: value in (SFT.role, BASE)),
     "kl_target": ("a number or null", lambda value: value is None or is_number(value)),
 }

@@ -17,7 +17,7 @@ from lora_rlhf.data.template import encode_text, leading_bos, pad_id
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, text_logprobs
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.probes.records import Choice
+from lora_rlhf.probes.sets import Choice
 from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,16 +9,16 @@ from typing import Any
 from lora_rlhf import __version__
 from lora_rlhf.export.source import Source
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
+from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, shown
 
 MANIFEST = "export.json"
 PARITY = "parity.json"
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors")
 WAY_OUT = "give a folder that `lora-rlhf export` made"
-OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
-TEXT: Kind = ("a text", lambda value: isinstance(value, str))
-NUMBER: Kind = ("a number", is_number)
+OBJECT: FieldType = ("an object", lambda value: isinstance(value, dict))
+TEXT: FieldType = ("a text", lambda value: isinstance(value, str))
+NUMBER: FieldType = ("a number", is_number)
 
 
 def describe(source: Source, mode: str, dtype: str) -> dict[str, Any]:

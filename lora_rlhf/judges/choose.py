@@ -7,9 +7,9 @@ from lora_rlhf.data.schema import Prompt
 from lora_rlhf.judges.cache import FILE, Cache
 from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.human import HumanJudge
+from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.question import read_questions
-from lora_rlhf.judges.records import Judge
 from lora_rlhf.judges.scores import Gold, first_unknown, prompt_text
 from lora_rlhf.runs.folder import Parent
 from lora_rlhf.system.errors import UserError

@@ -9,7 +9,7 @@ from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Ranking
 from lora_rlhf.data.sources import read_rankings
-from lora_rlhf.judges.records import Verdicts
+from lora_rlhf.judges.judge import Verdicts
 from lora_rlhf.runs.folder import data_hash
 
 log = logging.getLogger("lora_rlhf")
@@ -50,7 +50,7 @@ class HumanJudge:
         )
 
     def describe(self) -> dict[str, Any]:
-        """See `records.Judge`. `failures`: pairs that nobody ranked; `divided`: pairs on which votes differ."""
+        """See `judge.Judge`. `failures`: pairs that nobody ranked; `divided`: pairs on which votes differ."""
         return {"name": self.name, **self._about, **self._counts}
 
     def close(self) -> None:

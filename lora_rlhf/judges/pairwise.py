@@ -13,8 +13,8 @@ from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.judges.cache import Cache, key_of
+from lora_rlhf.judges.judge import Verdicts
 from lora_rlhf.judges.question import Questions, Side
-from lora_rlhf.judges.records import Verdicts
 from lora_rlhf.system.errors import UserError
 
 FIRST_FAILURES = 5  # as many without a single verdict, and the judge is taken not to work at all
@@ -130,7 +130,7 @@ class PairwiseJudge:
         return Verdicts(outcomes, self._tally.inconsistent - inconsistent, cost)
 
     def describe(self) -> dict[str, Any]:
-        """See `records.Judge`. `inconsistent`: pairs whose verdict hung on the order; the share is of those judged."""
+        """See `judge.Judge`. `inconsistent`: pairs whose verdict hung on the order; the share is of those judged."""
         tally = self._tally
         judged = tally.pairs - tally.identical - tally.failed_pairs
         return {

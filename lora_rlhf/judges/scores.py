@@ -11,7 +11,7 @@ from lora_rlhf.data.batches import answer_batch
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import pad_id
-from lora_rlhf.judges.records import Verdicts
+from lora_rlhf.judges.judge import Verdicts
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
 

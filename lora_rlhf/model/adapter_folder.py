@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_rlhf.model.heads import SCORE
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
+from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, shown
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -47,7 +47,7 @@ def _is_of_transformers(value: Any) -> bool:
 
 
 # What plain LoRA may choose. These fields become the configuration; nothing else does.
-CHOSEN: dict[str, Kind] = {
+CHOSEN: dict[str, FieldType] = {
     "r": ("a whole number of at least 1", lambda value: is_number(value) and isinstance(value, int) and value >= 1),
     "lora_alpha": (f"a number above 0, up to {MOST_ALPHA:g}", lambda v: is_number(v) and 0 < v <= MOST_ALPHA),
     "target_modules": ("a list of layer names (a pattern is not run: list what it stands for)", _is_names),
@@ -58,7 +58,7 @@ CHOSEN: dict[str, Kind] = {
 REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")  # the rest has PEFT's default where it is not given
 # What PEFT notes down of where an adapter comes from, and the head that is known by its tensor. Checked and dropped.
 NOTES = ("base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode")
-NOTED: dict[str, Kind] = {
+NOTED: dict[str, FieldType] = {
     "peft_type": ("LORA", lambda value: value == "LORA"),
     "modules_to_save": ("null or the score head", _is_heads),
     "init_lora_weights": ("one that leaves the base as it was", lambda v: isinstance(v, bool) or v == "gaussian"),

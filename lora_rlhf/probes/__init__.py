@@ -1,1 +1,1 @@
-"""Where a model that pleases its judge goes wrong: probes, what is checked on their answers, and the audit."""
+"""Reward hacking: prompts that show a failure (probes), checks of their answers, and the audit of a candidate."""

@@ -1,4 +1,4 @@
-"""How the audit's figures read in a sentence."""
+"""The audit's figures as parts of a sentence."""
 
 import math
 
@@ -14,19 +14,19 @@ def longer(ratio: MeanInterval) -> str:
     return f"{size} % {'longer' if ratio.mean > 0 else 'shorter'}{_brackets(ends)} than"
 
 
-def more(found: Difference) -> str:
+def more(difference: Difference) -> str:
     """A difference of two shares, such as "5 points fewer (9 to 0) than"."""
-    size, ends = _percent(found)
+    size, ends = _percent(difference)
     if size == "0":
         return f"as many{_brackets(ends, ' points')} as"
     unit = "point" if size == "1" else "points"
-    return f"{size} {unit} {'more' if found.difference > 0 else 'fewer'}{_brackets(ends)} than"
+    return f"{size} {unit} {'more' if difference.difference > 0 else 'fewer'}{_brackets(ends)} than"
 
 
-def moved(found: Difference) -> str:
+def moved(difference: Difference) -> str:
     """A difference of two means, such as "rose by 0.73 (0.616 to 0.845)"."""
-    sign = 1 if found.difference >= 0 else -1
-    value, low, high = (signed(sign * end, ".3g") for end in found[:3])
+    sign = 1 if difference.difference >= 0 else -1
+    value, low, high = (signed(sign * end, ".3g") for end in difference[:3])
     return f"{'rose' if sign > 0 else 'fell'} by {value} ({low} to {high})"
 
 
@@ -36,9 +36,9 @@ def signed(value: float, form: str) -> str:
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
-def _percent(found: MeanInterval | Difference) -> tuple[str, list[str]]:
+def _percent(figure: MeanInterval | Difference) -> tuple[str, list[str]]:
     """Size and ends in whole hundredths, the ends in the direction of the difference; no ends where too few tell."""
-    value, low, high = (100 * end for end in found[:3])
+    value, low, high = (100 * end for end in figure[:3])
     size = f"{abs(value):.0f}"
     if math.isnan(low):
         return size, []

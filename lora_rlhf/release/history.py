@@ -10,13 +10,13 @@ from typing import Any
 from lora_rlhf.runs.manifest import LIST, OBJECT, TEXT
 from lora_rlhf.system.disk import write_text
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import Kind, read_object, require, shown
+from lora_rlhf.system.untrusted import FieldType, read_object, require, shown
 
 FORMAT = 1
 MOVING, DONE, STOPPED = "moving", "done", "stopped"
 PROMOTE, ROLLBACK, FOUND = "promote", "rollback", "found"  # found: what a hand made the pointer lead to
-STATE: Kind = ("moving, done or stopped", lambda value: value in (MOVING, DONE, STOPPED))
-ACTION: Kind = ("promote, rollback or found", lambda value: value in (PROMOTE, ROLLBACK, FOUND))
+STATE: FieldType = ("moving, done or stopped", lambda value: value in (MOVING, DONE, STOPPED))
+ACTION: FieldType = ("promote, rollback or found", lambda value: value in (PROMOTE, ROLLBACK, FOUND))
 ENTRY = {"action": ACTION, "to": TEXT, "state": STATE, "time": TEXT}
 
 

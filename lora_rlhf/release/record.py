@@ -14,13 +14,13 @@ from lora_rlhf.release.rules import FAIL, PASS
 from lora_rlhf.runs.manifest import LIST, OBJECT, TEXT
 from lora_rlhf.system.disk import TEMPORARY, finite, new_file, sync
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import Kind, read_object, require, shown
+from lora_rlhf.system.untrusted import FieldType, read_object, require, shown
 
 FOLDER = "gate"
 FORMAT = 1
 SEAL = "seal"  # sha256 over the rest: tells a change, by accident or by hand, and not who made it
 WAY_OUT = "give a record that `lora-rlhf gate` wrote, unchanged"
-DECISION: Kind = (f"{PASS} or {FAIL}", lambda value: value in (PASS, FAIL))
+DECISION: FieldType = (f"{PASS} or {FAIL}", lambda value: value in (PASS, FAIL))
 RECORD = {
     "decision": DECISION,
     "rows": LIST,

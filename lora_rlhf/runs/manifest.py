@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import STAGES
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import YES_OR_NO, Kind, is_number, read_object, require, shown
+from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, shown
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # raised when an older version could no longer read what is written
@@ -20,14 +20,14 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 
 
-TEXT: Kind = ("a text", _is_text)
-TEXT_OR_NULL: Kind = ("a text or null", lambda value: value is None or _is_text(value))
-PATH: Kind = ("a path", lambda value: _is_text(value) and len(value) <= LONGEST_PATH)
-ID: Kind = ("letters and digits", lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)))
-NUMBER: Kind = ("a number", is_number)
-DURATION: Kind = ("a number of seconds", lambda value: is_number(value) and value >= 0)
-OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
-LIST: Kind = ("a list", lambda value: isinstance(value, list))
+TEXT: FieldType = ("a text", _is_text)
+TEXT_OR_NULL: FieldType = ("a text or null", lambda value: value is None or _is_text(value))
+PATH: FieldType = ("a path", lambda value: _is_text(value) and len(value) <= LONGEST_PATH)
+ID: FieldType = ("letters and digits", lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)))
+NUMBER: FieldType = ("a number", is_number)
+DURATION: FieldType = ("a number of seconds", lambda value: is_number(value) and value >= 0)
+OBJECT: FieldType = ("an object", lambda value: isinstance(value, dict))
+LIST: FieldType = ("a list", lambda value: isinstance(value, list))
 
 ALWAYS = {"stage": TEXT, "status": TEXT, "id": ID, "base": OBJECT, "parents": OBJECT, "data": OBJECT}
 ONCE_FINISHED = {"seconds": DURATION, "results": OBJECT}

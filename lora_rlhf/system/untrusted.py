@@ -15,8 +15,8 @@ MOST_DEEP = 32  # levels of objects and lists; what this package and PEFT write 
 LONGEST_INTEGER = 20  # digits: those of 64 bits
 
 # What a field may hold, in words and as a test.
-Kind = tuple[str, Callable[[Any], bool]]
-YES_OR_NO: Kind = ("true or false", lambda value: isinstance(value, bool))
+FieldType = tuple[str, Callable[[Any], bool]]
+YES_OR_NO: FieldType = ("true or false", lambda value: isinstance(value, bool))
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
@@ -55,7 +55,7 @@ def object_of(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str = "") -> None:
+def require(values: Mapping[str, Any], kinds: Mapping[str, FieldType], where: str = "") -> None:
     """ValueError for a field that is missing or not of its kind; `where` stands before its name."""
     for name, (expected, fits) in kinds.items():
         if name not in values:

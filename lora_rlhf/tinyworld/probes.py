@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.probes.records import Choice, ChoiceSet, Probe, ProbeSet, World
+from lora_rlhf.probes.sets import Choice, ChoiceSet, Probe, ProbeSet, World
 from lora_rlhf.tinyworld.facts import ATTRIBUTES, KIND_OF, article, subject
 from lora_rlhf.tinyworld.gold import score, score_request
 from lora_rlhf.tinyworld.language import count_words, say

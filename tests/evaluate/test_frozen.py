@@ -3,7 +3,7 @@
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.frozen import open_frozen
 from lora_rlhf.evaluate.report_model import FrozenSet
-from lora_rlhf.probes.records import ENGLISH, read_probes
+from lora_rlhf.probes.sets import ENGLISH, read_probes
 
 
 def test_the_general_probes_are_asked_by_their_name() -> None:

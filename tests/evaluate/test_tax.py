@@ -25,7 +25,7 @@ from lora_rlhf.evaluate.tax import (
     window_of,
 )
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.probes.records import Choice
+from lora_rlhf.probes.sets import Choice
 from lora_rlhf.system.errors import UserError
 
 TEXTS = [Text(f"The river is wide; the boat number {place} is small." * (1 + place % 3)) for place in range(9)]

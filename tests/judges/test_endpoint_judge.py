@@ -26,9 +26,9 @@ from lora_rlhf.judges.cache import Cache
 from lora_rlhf.judges.choose import open_judge
 from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.endpoint import Endpoint
+from lora_rlhf.judges.judge import Judge, Verdicts
 from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.question import read_questions
-from lora_rlhf.judges.records import Judge, Verdicts
 from lora_rlhf.system.errors import UserError
 from tests.support.fake_api import Raw, longer_wins, says, serve, sides
 from tests.support.judges import QUESTIONS, answers, asked

@@ -13,8 +13,8 @@ from lora_rlhf.data.template import render_verbatim, stop_ids
 from lora_rlhf.judges import local
 from lora_rlhf.judges.choose import open_judge
 from lora_rlhf.judges.config import JudgeConfig
+from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.question import Questions
-from lora_rlhf.judges.records import Judge
 from lora_rlhf.model.chat import ChatModel, hash_model
 from lora_rlhf.system.errors import UserError
 from tests.support.judges import QUESTIONS, answer, answers, asked

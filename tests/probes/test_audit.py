@@ -27,18 +27,18 @@ def texts(seed: int, count: int = 12) -> list[str]:
 
 def side(responses: Sequence[str], quality: float = 0.5, failed: int = 0, **more: Any) -> Side:
     rng = random.Random(len(responses[0]))
-    flags = [place < failed for place in range(30)]
+    flags = [index < failed for index in range(30)]
     values = {"quality": [quality + rng.gauss(0, 0.1) for _ in range(N)], "failed": {"sycophancy": flags}, **more}
     return Side(responses, **values)
 
 
-def outcomes(one: Side, other: Side) -> list[float | None]:
-    assert one.quality is not None and other.quality is not None
-    return [float(a > b) for a, b in zip(one.quality, other.quality, strict=True)]
+def outcomes(candidate: Side, baseline: Side) -> list[float | None]:
+    assert candidate.quality is not None and baseline.quality is not None
+    return [float(a > b) for a, b in zip(candidate.quality, baseline.quality, strict=True)]
 
 
 BASELINE = side(texts(1), quality=0.5)
-LONGER = [f"{one} {other}" for one, other in zip(texts(2), texts(3), strict=True)]
+LONGER = [f"{first} {second}" for first, second in zip(texts(2), texts(3), strict=True)]
 FAULTS: dict[str, tuple[str | None, Side]] = {
     "nothing": (None, side(texts(2))),
     "long": ("length_inflation", side(LONGER, 0.4)),
@@ -55,21 +55,24 @@ FAULTS: dict[str, tuple[str | None, Side]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_raises_its_own_flag_and_no_other(name: str) -> None:
     expected, candidate = FAULTS[name]
-    found = audit(PROMPTS, candidate, BASELINE, outcomes=outcomes(candidate, BASELINE))
-    assert [flag for flag, row in found["flags"].items() if row["raised"]] == ([expected] if expected else [])
-    for flag, row in found["flags"].items():
+    report = audit(PROMPTS, candidate, BASELINE, outcomes=outcomes(candidate, BASELINE))
+    assert [flag for flag, row in report["flags"].items() if row["raised"]] == ([expected] if expected else [])
+    for flag, row in report["flags"].items():
         assert row["threshold"] == THRESHOLDS[flag] and row["low"] <= row["value"] <= row["high"]
         assert row["why"].endswith(".") and row["n"] in (N, 30)
-    assert set(found["left_out"]) == {"inconsistency", "reward_length_bias", "reward_parts_from_quality"}
+    assert set(report["left_out"]) == {"inconsistency", "reward_length_bias", "reward_parts_from_quality"}
 
 
 def test_a_flag_says_by_how_much() -> None:
-    found = audit(PROMPTS, FAULTS["long"][1], BASELINE)["flags"]
-    assert found["length_inflation"]["value"] == pytest.approx(25 / 13 - 1, abs=1e-9)
-    found = audit(PROMPTS, FAULTS["repeats"][1], BASELINE)["flags"]
-    assert found["repetition"]["value"] == pytest.approx(0.5) and found["length_inflation"]["value"] == 0
-    assert audit(PROMPTS, FAULTS["agrees"][1], BASELINE)["flags"]["sycophancy"]["value"] == pytest.approx(0.5)
-    assert audit(PROMPTS, FAULTS["one answer"][1], BASELINE)["flags"]["collapse"]["value"] == 1.0
+    def flags(fault: str) -> dict[str, Any]:
+        values: dict[str, Any] = audit(PROMPTS, FAULTS[fault][1], BASELINE)["flags"]
+        return values
+
+    assert flags("long")["length_inflation"]["value"] == pytest.approx(25 / 13 - 1, abs=1e-9)
+    assert flags("repeats")["repetition"]["value"] == pytest.approx(0.5)
+    assert flags("repeats")["length_inflation"]["value"] == 0
+    assert flags("agrees")["sycophancy"]["value"] == pytest.approx(0.5)
+    assert flags("one answer")["collapse"]["value"] == 1.0
 
 
 def test_without_a_judge_length_alone_decides() -> None:
@@ -79,8 +82,8 @@ def test_without_a_judge_length_alone_decides() -> None:
 
 
 def test_few_prompts_raise_no_flag() -> None:
-    one, other = (Side(side_.responses[:1], failed={"sycophancy": [True]}) for side_ in (FAULTS["long"][1], BASELINE))
-    flags = audit(PROMPTS[:1], one, other)["flags"]
+    long, baseline = (Side(each.responses[:1], failed={"sycophancy": [True]}) for each in (FAULTS["long"][1], BASELINE))
+    flags = audit(PROMPTS[:1], long, baseline)["flags"]
     assert not any(row["raised"] for row in flags.values())
     assert flags["length_inflation"]["low"] is None
 
@@ -106,14 +109,14 @@ def test_a_reward_that_pays_for_length_beyond_quality_is_flagged(
     reward: Callable[[str, float], float], raised: bool
 ) -> None:
     sides = [rewarded(reward, *mixed(seed)) for seed in range(3)]
-    found = audit(PROMPTS, sides[0], sides[1], sides[2:])["flags"]["reward_length_bias"]
-    assert found["raised"] is raised and found["n"] == N
+    flag = audit(PROMPTS, sides[0], sides[1], sides[2:])["flags"]["reward_length_bias"]
+    assert flag["raised"] is raised and flag["n"] == N
 
 
 def test_the_same_answer_of_two_systems_is_one_answer() -> None:
-    one, other = Side(["a b", "c"], [1.0, 2.0], [3.0, 4.0]), Side(["a b", "d e f"], [1.0, 0.0], [3.0, 5.0])
-    assert graded([one, other]) == [Graded([3.0], [2], [1.0]), Graded([4.0, 5.0], [1, 3], [2.0, 0.0])]
-    assert graded([one, Side(["x", "y"])]) == []
+    sft, policy = Side(["a b", "c"], [1.0, 2.0], [3.0, 4.0]), Side(["a b", "d e f"], [1.0, 0.0], [3.0, 5.0])
+    assert graded([sft, policy]) == [Graded([3.0], [2], [1.0]), Graded([4.0, 5.0], [1, 3], [2.0, 0.0])]
+    assert graded([sft, Side(["x", "y"])]) == []
 
 
 @pytest.mark.parametrize(
@@ -123,52 +126,51 @@ def test_reward_and_quality_part_where_one_rises_and_the_other_falls(
     reward: float, quality: float, raised: bool
 ) -> None:
     rng = random.Random(4)
-    one, other = (
+    candidate, baseline = (
         Side(texts(seed), [by[0] + rng.gauss(0, 0.2) for _ in range(N)], [by[1] + rng.gauss(0, 0.2) for _ in range(N)])
         for seed, by in ((1, (quality, reward)), (2, (0.0, 0.0)))
     )
-    row = audit(PROMPTS, one, other)["flags"]["reward_parts_from_quality"]
+    row = audit(PROMPTS, candidate, baseline)["flags"]["reward_parts_from_quality"]
     assert row["raised"] is raised and row["value"] == pytest.approx(-quality, abs=0.15)
 
 
 def test_rows_to_look_at_are_the_highest_rewards_and_the_widest_partings() -> None:
-    rewards, quality = [float(place) for place in range(N)], [float(place) for place in range(N)]
+    rewards, quality = [float(index) for index in range(N)], [float(index) for index in range(N)]
     quality[7] = 1000.0
-    found = audit(PROMPTS, Side(texts(1), quality, rewards), Side(texts(2), quality, rewards))
-    assert [row["prompt"] for row in found["highest_reward"]] == [f"Question {N - 1 - place}?" for place in range(10)]
-    first = found["highest_reward"][0]
+    report = audit(PROMPTS, Side(texts(1), quality, rewards), Side(texts(2), quality, rewards))
+    assert [row["prompt"] for row in report["highest_reward"]] == [f"Question {N - 1 - rank}?" for rank in range(10)]
+    first = report["highest_reward"][0]
     assert first == {
         "prompt": PROMPTS[-1], "response": texts(1)[-1], "reward": 59.0, "quality": 59.0, "baseline": texts(2)[-1],
     }  # fmt: skip
-    assert found["parting"][0]["prompt"] == PROMPTS[7]
-    assert found["parting"][0]["rank_difference"] == pytest.approx(7 / 59 - 1)
+    assert report["parting"][0]["prompt"] == PROMPTS[7]
+    assert report["parting"][0]["rank_difference"] == pytest.approx(7 / 59 - 1)
 
 
 def test_means_over_quantiles_of_sqrt_kl() -> None:
-    kl = [float(place * place) for place in range(10)]
+    kl = [float(index * index) for index in range(10)]
     kl[0] = -1.0  # an estimate may be below 0
-    found = by_kl(Side(["x"] * 10, [1.0] * 5 + [0.0] * 5, [float(place) for place in range(10)], kl))
-    assert [row["sqrt_kl"] for row in found] == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5])
-    assert [row["reward"] for row in found] == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5])
-    assert [row["quality"] for row in found] == pytest.approx([1, 1, 0.5, 0, 0])
-    assert [row["n"] for row in found] == [2] * 5
+    rows = by_kl(Side(["x"] * 10, [1.0] * 5 + [0.0] * 5, [float(index) for index in range(10)], kl))
+    assert [row["sqrt_kl"] for row in rows] == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5])
+    assert [row["reward"] for row in rows] == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5])
+    assert [row["quality"] for row in rows] == pytest.approx([1, 1, 0.5, 0, 0])
+    assert [row["n"] for row in rows] == [2] * 5
     assert by_kl(Side(["x"])) == []
 
 
 def test_length_matched_wins_are_those_of_answers_of_like_length() -> None:
-    alike = [f"{text[:-1]} more." for text in texts(1, 30)]
-    candidate = Side([*alike[:20], *LONGER[20:]])
+    matched = [f"{text[:-1]} more." for text in texts(1, 30)]
+    candidate = Side([*matched[:20], *LONGER[20:]])
     baseline = Side([*texts(1, 30)[:20], *texts(1)[20:]])
     won: list[float | None] = [0.0] * 15 + [1.0] * 4 + [None] + [1.0] * 40
-    found = audit(PROMPTS, candidate, baseline, outcomes=won)["length_matched"]
-    assert (found["wins"], found["losses"], found["failed"], found["n"]) == (4, 15, 1, 19)
+    rate = audit(PROMPTS, candidate, baseline, outcomes=won)["length_matched"]
+    assert (rate["wins"], rate["losses"], rate["failed"], rate["n"]) == (4, 15, 1, 19)
     assert audit(PROMPTS, candidate, baseline)["length_matched"] is None
 
 
 def test_the_audit_is_json() -> None:
-    one, other = (rewarded(lambda text, quality: math.pi, *mixed(seed)) for seed in range(2))
-
-    json.dumps(audit(PROMPTS, one, other), allow_nan=False)
+    candidate, baseline = (rewarded(lambda text, quality: math.pi, *mixed(seed)) for seed in range(2))
+    json.dumps(audit(PROMPTS, candidate, baseline), allow_nan=False)
 
 
 NONE, MINUS = math.nan, "\N{MINUS SIGN}"
@@ -189,16 +191,17 @@ READS: list[tuple[Callable[[Any], str], tuple[float, float, float], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("told", "found", "reads"), READS, ids=[row[2] for row in READS])
+@pytest.mark.parametrize(("wording", "ends", "text"), READS, ids=[row[2] for row in READS])
 def test_a_difference_reads_as_people_say_it(
-    told: Callable[[Any], str], found: tuple[float, float, float], reads: str
+    wording: Callable[[Any], str], ends: tuple[float, float, float], text: str
 ) -> None:
-    assert told(MeanInterval(*found, 9) if told is longer else Difference(*found, 0.5, 9)) == reads.replace("-", MINUS)
+    figure = MeanInterval(*ends, 9) if wording is longer else Difference(*ends, 0.5, 9)
+    assert wording(figure) == text.replace("-", MINUS)
 
 
 def test_whole_sentences() -> None:
-    one, other = (rewarded(lambda text, quality: quality, *mixed(seed)) for seed in range(2))
-    flags = audit(PROMPTS, one, one)["flags"]
+    candidate, baseline = (rewarded(lambda text, quality: quality, *mixed(seed)) for seed in range(2))
+    flags = audit(PROMPTS, candidate, candidate)["flags"]
     assert flags["length_inflation"]["why"] == (
         "Answers are as long (0 to 0 %) as the baseline's once repeats are left out; "
         "no judge said whether they say more."
@@ -210,7 +213,7 @@ def test_whole_sentences() -> None:
         f"Of answers, as many ({MINUS}6 to 6 points) as the baseline's equal another prompt's or share the commonest "
         "opening."
     )
-    flags = audit(PROMPTS, one, other)["flags"]
+    flags = audit(PROMPTS, candidate, baseline)["flags"]
     assert flags["reward_parts_from_quality"]["why"].startswith(("The mean reward rose by", "The mean reward fell by"))
     agreeing = audit(PROMPTS, FAULTS["agrees"][1], BASELINE)["flags"]["sycophancy"]["why"]
     assert agreeing.startswith("Of answers to probes, 50 points more (") and agreeing.endswith(
@@ -219,6 +222,9 @@ def test_whole_sentences() -> None:
 
 
 def test_other_systems_answers_tell_what_the_reward_pays_for_too() -> None:
-    one, other = (rewarded(lambda text, quality: quality + 0.05 * len(text.split()), *mixed(seed)) for seed in range(2))
-    assert "reward_length_bias" in audit(PROMPTS, one, one)["left_out"], "one answer to a prompt tells nothing"
-    assert audit(PROMPTS, one, one, [other])["flags"]["reward_length_bias"]["raised"]
+    def reward(text: str, quality: float) -> float:
+        return quality + 0.05 * len(text.split())
+
+    policy, sft = (rewarded(reward, *mixed(seed)) for seed in range(2))
+    assert "reward_length_bias" in audit(PROMPTS, policy, policy)["left_out"], "a single answer says nothing"
+    assert audit(PROMPTS, policy, policy, [sft])["flags"]["reward_length_bias"]["raised"]

@@ -6,13 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from lora_rlhf.probes.measures import (
-    Graded,
-    collapsed,
-    fractional_ranks,
-    partial_correlation,
-    repeated_share,
-)
+from lora_rlhf.probes.measures import Graded, collapsed, fractional_ranks, partial_correlation, repeated_share
 
 
 @pytest.mark.parametrize(
@@ -38,7 +32,7 @@ def test_an_answer_counts_as_collapsed_if_another_prompt_got_it_or_it_opens_like
     assert collapsed([]) == []
 
 
-def test_fractional_ranks_share_the_middle_of_their_places() -> None:
+def test_equal_values_share_their_mean_rank() -> None:
     assert fractional_ranks([3.0, 1.0, 2.0, 2.0, 9.0]) == [0.75, 0.0, 0.375, 0.375, 1.0]
     assert fractional_ranks([5.0]) == [0.0]
 
@@ -46,14 +40,14 @@ def test_fractional_ranks_share_the_middle_of_their_places() -> None:
 def simulated(groups: int, taste: float, paid: float, seed: int) -> list[Graded]:
     """Answers whose reward is their quality, plus `taste` for log length; the quality pays `paid` for it too."""
     rng = random.Random(seed)
-    found = []
+    responses = []
     for _ in range(groups):
         level = rng.gauss(0, 3)  # some prompts ask for long answers, and their rewards are all higher
         lengths = [float(round(math.exp(rng.gauss(3, 0.5)))) for _ in range(4)]
         quality = [rng.gauss(0, 1) + paid * math.log1p(length) for length in lengths]
         rewards = [level + q + taste * math.log1p(n) + rng.gauss(0, 0.5) for q, n in zip(quality, lengths, strict=True)]
-        found.append(Graded(rewards, lengths, quality))
-    return found
+        responses.append(Graded(rewards, lengths, quality))
+    return responses
 
 
 def residuals(values: np.ndarray, control: np.ndarray) -> np.ndarray:
@@ -67,9 +61,9 @@ def test_the_partial_correlation_is_that_of_the_residuals_within_prompts(seed: i
     columns = [[np.asarray(g.rewards), np.log1p(g.lengths), np.asarray(g.qualities)] for g in groups]
     reward, length, quality = (np.concatenate([row[i] - row[i].mean() for row in columns]) for i in range(3))
     expected = np.corrcoef(residuals(reward, quality), residuals(length, quality))[0, 1]
-    found = partial_correlation(groups)
-    assert found.mean == pytest.approx(expected, abs=1e-12) and found.n == 40
-    assert found.low < found.mean < found.high
+    correlation = partial_correlation(groups)
+    assert correlation.mean == pytest.approx(expected, abs=1e-12) and correlation.n == 40
+    assert correlation.low < correlation.mean < correlation.high
 
 
 def test_what_the_judge_pays_for_length_too_is_no_bias() -> None:
@@ -84,10 +78,10 @@ def test_the_interval_covers_at_the_nominal_rate() -> None:
     covered = 0
     for _ in range(300):
         logs = rng.normal(3, 1, (40, 3))
-        rewards = 0.5 * logs + rng.normal(0, 1, (40, 3)) * math.sqrt(1)
+        rewards = 0.5 * logs + rng.normal(0, 1, (40, 3))
         groups = [Graded(r, np.expm1(x).tolist(), [0.0] * 3) for r, x in zip(rewards.tolist(), logs, strict=True)]
-        found = partial_correlation(groups)
-        covered += found.low < truth < found.high
+        correlation = partial_correlation(groups)
+        covered += correlation.low < truth < correlation.high
     assert 0.92 < covered / 300 < 0.98
 
 

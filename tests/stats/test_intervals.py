@@ -18,6 +18,7 @@ from lora_rlhf.stats.intervals import bootstrap_ratio, clopper_pearson, mean_int
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0000, 0.1611),
         (1, 29, 0.0061, 0.1718),
+        (3, 12, 0.0889, 0.5323),  # R: prop.test(3, 12, correct = FALSE)
     ],
 )
 def test_wilson_gives_newcombes_published_intervals(successes: int, n: int, low: float, high: float) -> None:

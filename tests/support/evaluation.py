@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.probes.records import Choice, ChoiceSet, Probe, ProbeSet, World
+from lora_rlhf.probes.sets import Choice, ChoiceSet, Probe, ProbeSet, World
 
 OFFSET = 0.7  # of the reward stage in every run made here
 QUESTIONS = [f"What does the sailor number {number} count?" for number in range(24)]

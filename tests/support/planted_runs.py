@@ -19,7 +19,6 @@ from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, row_of
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.report import evaluate
-from lora_rlhf.probes.records import ProbeSet, write_probes
 from lora_rlhf.stages import reward, sft
 from lora_rlhf.tinyworld.facts import ATTRIBUTES, KIND_OF, subject
 from lora_rlhf.tinyworld.labelers import labelers
@@ -121,7 +120,8 @@ def evaluate_planted(planted: Planted, name: str, to: Path) -> None:
     drawn = islice(draw(random.Random("planted-evaluation"), held_out=True), NUM_PROMPTS)
     write_jsonl(to / "prompts.jsonl", (row_of(Prompt.of(request.text)) for request in drawn))
     of_bin = (probe for probe in WORLD.probes().probes if probe.bin == "sycophancy")
-    write_probes(to / "probes.jsonl", ProbeSet("false premises", "1", tuple(islice(of_bin, 2 * NUM_PAIRS))))
+    header = {"name": "false premises", "version": "1"}
+    write_jsonl(to / "probes.jsonl", [header, *(probe.row for probe in islice(of_bin, 2 * NUM_PAIRS))])
     has_policy = (getattr(planted, name) / "sft").exists()
     policy, judge = (getattr(planted, name), planted.baseline) if has_policy else (planted.honest, planted.likes_length)
     config = EvaluateConfig(

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from lora_rlhf.probes.bins import failures, require_checkable
-from lora_rlhf.probes.records import BINS, Probe
+from lora_rlhf.probes.sets import BINS, Probe
 from lora_rlhf.tinyworld.gold import score
 from lora_rlhf.tinyworld.language import CLOSING_FILLER, RUDE, fact
 from lora_rlhf.tinyworld.probes import PER_BIN, WORLD, choices, probes, text

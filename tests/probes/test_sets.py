@@ -1,4 +1,4 @@
-"""Probe and choice files: read back as written, known by what they say, refused with the place of the fault."""
+"""Probe and choice files: read back as written, known by what they say, refused with the line of the fault."""
 
 import gzip
 import hashlib
@@ -8,19 +8,18 @@ from typing import Any
 
 import pytest
 
+from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.probes.audit import THRESHOLDS
 from lora_rlhf.probes.checks import KINDS
-from lora_rlhf.probes.records import (
+from lora_rlhf.probes.sets import (
     Choice,
     ChoiceSet,
     Probe,
     ProbeSet,
     read_choices,
     read_probes,
-    write_choices,
-    write_probes,
 )
 from lora_rlhf.system.errors import UserError
 
@@ -49,20 +48,20 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def test_a_probe_file_is_read_back_as_the_same_set(tmp_path: Path) -> None:
-    for name in ("probes.jsonl", "probes.jsonl.gz"):
-        write_probes(tmp_path / name, PROBES)
-        assert read_probes(tmp_path / name) == PROBES
+@pytest.mark.parametrize("name", ["probes.jsonl", "probes.jsonl.gz"])
+def test_a_probe_file_is_read_back_as_the_same_set(tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / name, [{"name": "few", "version": "7"}, *(probe.row for probe in PROBES.probes)])
+    assert read_probes(tmp_path / name) == PROBES
 
 
 def test_a_choice_file_is_read_back_as_the_same_set(tmp_path: Path) -> None:
-    write_choices(tmp_path / "choices.jsonl", CHOICES)
+    write_jsonl(tmp_path / "choices.jsonl", [{"name": "quiz", "version": "1"}, CHOICES.choices[0].row])
     assert read_choices(tmp_path / "choices.jsonl") == CHOICES
 
 
 def test_a_file_without_a_first_row_of_its_own_is_named_after_itself(tmp_path: Path) -> None:
-    read = read_probes(write(tmp_path / "mine.v2.jsonl", [PROBES.probes[0].row]))
-    assert (read.name, read.version, read.probes) == ("mine", "1", PROBES.probes[:1])
+    probes = read_probes(write(tmp_path / "mine.v2.jsonl", [PROBES.probes[0].row]))
+    assert (probes.name, probes.version, probes.probes) == ("mine", "1", PROBES.probes[:1])
 
 
 def test_the_content_hash_is_the_sha256_of_the_canonical_rows() -> None:
@@ -77,22 +76,22 @@ def test_the_content_hash_is_the_sha256_of_the_canonical_rows() -> None:
 def test_the_spelling_of_a_file_does_not_change_the_content_hash(tmp_path: Path) -> None:
     rows = [{**probe.row, "prompt": [{"content": m.content, "role": m.role} for m in probe.prompt.messages]}
             for probe in PROBES.probes]  # fmt: skip
-    spelt = [json.dumps(dict(reversed(row.items())), indent=None, separators=(" , ", " : ")) for row in rows]
-    with gzip.open(tmp_path / "other.jsonl.gz", "wt") as file:
-        file.write("\n\n".join(spelt))
-    assert read_probes(tmp_path / "other.jsonl.gz").content_hash == PROBES.content_hash
+    lines = [json.dumps(dict(reversed(row.items())), indent=None, separators=(" , ", " : ")) for row in rows]
+    with gzip.open(tmp_path / "spelling.jsonl.gz", "wt") as file:
+        file.write("\n\n".join(lines))
+    assert read_probes(tmp_path / "spelling.jsonl.gz").content_hash == PROBES.content_hash
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_any_other_probe_changes_the_content_hash(place: int) -> None:
+@pytest.mark.parametrize("index", range(4))
+def test_another_probe_changes_the_content_hash(index: int) -> None:
     probes = list(PROBES.probes)
-    old = probes[place]
-    probes[place] = Probe(Prompt.of("Something else?"), old.bin, old.check, old.pair)
+    old = probes[index]
+    probes[index] = Probe(Prompt.of("Something else?"), old.bin, old.check, old.pair)
     assert ProbeSet("few", "7", tuple(probes)).content_hash != PROBES.content_hash
 
 
 def test_a_pair_is_one_case() -> None:
-    assert [(case.bin, case.places) for case in PROBES.cases] == [
+    assert [(case.bin, case.indices) for case in PROBES.cases] == [
         ("instruction_miss", (0,)),
         ("inconsistency", (1, 3)),
         ("refusal_overreach", (2,)),
@@ -100,7 +99,7 @@ def test_a_pair_is_one_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"bin": "sycophancy", "check": SHORT}, "no column prompt"),
         ({"prompt": "A?", "bin": "rudeness", "check": SHORT}, "bin is not one of instruction_miss"),
@@ -117,29 +116,29 @@ def test_a_pair_is_one_case() -> None:
         (["A?"], "not an object with columns"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_probe_is_refused_with_its_place(tmp_path: Path, row: Any, said: str) -> None:
+def test_a_row_that_is_no_probe_is_refused_with_its_line(tmp_path: Path, row: Any, message: str) -> None:
     path = write(tmp_path / "probes.jsonl", [PROBES.probes[0].row, row])
     with pytest.raises(UserError) as error:
         read_probes(path)
-    assert said in str(error.value) and f"{path}:2: " in str(error.value)
+    assert message in str(error.value) and f"{path}:2: " in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
-        ({"options": ["a", "b"], "answer": 2}, "answer is not the place of an option (0 to 1) (got 2)"),
-        ({"options": ["a", "b"], "answer": True}, "answer is not the place of an option"),
+        ({"options": ["a", "b"], "answer": 2}, "answer is not the index of an option (0 to 1) (got 2)"),
+        ({"options": ["a", "b"], "answer": True}, "answer is not the index of an option"),
         ({"options": ["a"], "answer": 0}, "at least 2 options"),
         ({"options": ["a", "a"], "answer": 0}, "an option stands twice"),
         ({"options": "ab", "answer": 0}, "options is not a list"),
         ({"options": ["a", 2], "answer": 0}, "an option is not text"),
     ],
 )
-def test_a_row_that_is_no_choice_is_refused_with_its_place(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_a_row_that_is_no_choice_is_refused_with_its_line(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "choices.jsonl", [CHOICES.choices[0].row, {"prompt": "A?", **row}])
     with pytest.raises(UserError) as error:
         read_choices(path)
-    assert said in str(error.value) and f"{path}:2: " in str(error.value)
+    assert message in str(error.value) and f"{path}:2: " in str(error.value)
 
 
 def test_files_that_hold_no_probes_are_refused(tmp_path: Path) -> None:
@@ -153,16 +152,16 @@ def test_files_that_hold_no_probes_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_pair_is_two_probes_of_one_bin(tmp_path: Path) -> None:
-    one, other = PROBES.probes[1], PROBES.probes[3]
+    first, second = PROBES.probes[1], PROBES.probes[3]
     with pytest.raises(UserError, match="a pair is two probes, 'ice' has 1"):
-        read_probes(write(tmp_path / "one.jsonl", [one.row]))
+        read_probes(write(tmp_path / "one.jsonl", [first.row]))
     with pytest.raises(BadRow, match="in different bins"):
-        ProbeSet("x", "1", (one, Probe(other.prompt, "sycophancy", other.check, "ice")))
+        ProbeSet("x", "1", (first, Probe(second.prompt, "sycophancy", second.check, "ice")))
 
 
-def test_the_rows_that_the_page_shows_are_probes_and_it_names_every_kind_and_flag(tmp_path: Path) -> None:
+def test_the_rows_of_the_page_are_probes_and_it_names_every_kind_and_flag(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "probes.md").read_text()
-    (tmp_path / "shown.jsonl").write_text(page.split("```json\n")[1].split("```")[0])
-    assert len(read_probes(tmp_path / "shown.jsonl").cases) == 3
+    (tmp_path / "page.jsonl").write_text(page.split("```json\n")[1].split("```")[0])
+    assert len(read_probes(tmp_path / "page.jsonl").cases) == 3
     assert all(f"`{kind}`" in page for kind in KINDS)
     assert all(f"| {flag} |" in page for flag in THRESHOLDS)

@@ -1,15 +1,15 @@
-"""Probes and multiple-choice questions as records and as JSONL files, and the world that may judge answers to them."""
+"""Sets of probes and of multiple-choice questions, from JSONL files, and the world that may judge answers to them."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lora_rlhf.data.containers import file_rows
-from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.readers import to_prompt
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, require_text, row_of
@@ -25,9 +25,8 @@ BINS = (
     "inconsistency",
     "sycophancy",
 )
-Record = TypeVar("Record")
-ENGLISH = Path(__file__).parent / "english.jsonl"  # the general set that this package brings
-HEADER = {"name", "version"}  # the columns of a first row that is no probe
+ENGLISH = Path(__file__).parent / "english.jsonl"  # the general set, part of this package
+HEADER = {"name", "version"}  # the columns of a first row that names the set
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Probe:
     """A prompt that shows one failure, and the check that an answer must pass.
 
     `check` is {"kind": a name of `checks.KINDS`, and that kind's fields}. Two probes with the same `pair` are one case:
-    it fails where one of their checks does. BadRow for a bin or a check that there is not.
+    it fails where one of their checks does. BadRow for an unknown bin or check.
     """
 
     prompt: Prompt
@@ -46,8 +45,8 @@ class Probe:
     def __post_init__(self) -> None:
         if self.bin not in BINS:
             raise BadRow("a probe's bin is not one of " + ", ".join(BINS), f"got {self.bin!r}")
-        if wrong := fault(self.check):
-            raise BadRow("a probe's check cannot be made", wrong)
+        if reason := fault(self.check):
+            raise BadRow("a probe's check cannot be made", reason)
         if self.pair is not None:
             require_text(self.pair, "a probe's pair")
         elif self.check["kind"] in PAIRED:
@@ -62,10 +61,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Case:
-    """What counts once in a bin: the place of a probe in its set, or those of the two probes of a pair."""
+    """What counts once in a bin: the index of a probe in its set, or those of the two probes of a pair."""
 
     bin: str
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class ProbeSet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "probes", tuple(self.probes))
         for case in self.cases:
-            members = [self.probes[place] for place in case.places]
+            members = [self.probes[index] for index in case.indices]
             pair = members[0].pair
             if pair is not None and len(members) != 2:
                 raise BadRow(f"a pair is two probes, {pair!r} has {len(members)}")
@@ -89,20 +88,20 @@ class ProbeSet:
     @cached_property
     def cases(self) -> tuple[Case, ...]:
         """In the order of their first probe."""
-        places: dict[Any, list[int]] = {}
-        for place, probe in enumerate(self.probes):
-            places.setdefault(place if probe.pair is None else probe.pair, []).append(place)
-        return tuple(Case(self.probes[found[0]].bin, tuple(found)) for found in places.values())
+        members: dict[int | str, list[int]] = {}  # by pair, or by index where there is no pair
+        for index, probe in enumerate(self.probes):
+            members.setdefault(index if probe.pair is None else probe.pair, []).append(index)
+        return tuple(Case(self.probes[indices[0]].bin, tuple(indices)) for indices in members.values())
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of what the probes say, in their order; neither the file's spelling nor its name counts."""
+        """sha256 of the probes in their order; neither the file's spelling nor its name counts."""
         return _content_hash({**probe.row, "prompt": _turns(probe.prompt)} for probe in self.probes)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A multiple-choice question: `options` are answers as the assistant would give them, `answer` the right one's."""
+    """A multiple-choice question: `options` are answers by the assistant, `answer` is the index of the right one."""
 
     prompt: Prompt
     options: tuple[str, ...]
@@ -117,7 +116,7 @@ class Choice:
         if len(set(self.options)) < len(self.options):
             raise BadRow("an option stands twice")
         if type(self.answer) is not int or not 0 <= self.answer < len(self.options):
-            raise BadRow(f"answer is not the place of an option (0 to {len(self.options) - 1})", f"got {self.answer!r}")
+            raise BadRow(f"answer is not the index of an option (0 to {len(self.options) - 1})", f"got {self.answer!r}")
 
     @property
     def row(self) -> dict[str, Any]:
@@ -147,8 +146,8 @@ class World:
     """A world in which the quality of every answer is known exactly.
 
     gold(prompt, response) is its score; qualities(prompt, response) is {asked, true, constraint, point, civil}, each
-    from 0 to 1. Both raise KeyError for a prompt that the world does not know. text() are held-out documents of the
-    kind that its base was pretrained on.
+    from 0 to 1. Both raise KeyError for a prompt that the world does not know. text() are held-out documents like those
+    that its base was pretrained on.
     """
 
     name: str
@@ -162,68 +161,60 @@ class World:
 def read_probes(path: str | Path) -> ProbeSet:
     """The probes of a JSONL file (JSON and gzip work too): rows of prompt, bin, check and perhaps pair.
 
-    A first row of name and version names the set, else its file does. UserError names the row that is at fault.
+    A first row of name and version names the set, else its file does. UserError names the row with the fault.
     """
     name, version, rows = _read(path, "probes", ("prompt", "bin", "check"), ("pair",))
-
-    def probe(row: dict[str, Any]) -> Probe:
-        return Probe(to_prompt(row["prompt"]), row["bin"], row["check"], row.get("pair"))
-
-    probes = tuple(_made(origin, lambda row=row: probe(row)) for origin, row in rows)  # type: ignore[misc]
-    return _made(str(path), lambda: ProbeSet(name, version, probes))
+    probes = []
+    for origin, row in rows:
+        with _named(origin):
+            probes.append(Probe(to_prompt(row["prompt"]), row["bin"], row["check"], row.get("pair")))
+    with _named(str(path)):
+        return ProbeSet(name, version, tuple(probes))
 
 
 def read_choices(path: str | Path) -> ChoiceSet:
-    """The questions of a JSONL file: rows of prompt, options and answer (the place of the right one, from 0)."""
+    """The questions of a JSONL file: rows of prompt, options and answer (the index of the right one, from 0)."""
     name, version, rows = _read(path, "choices", ("prompt", "options", "answer"), ())
-
-    def choice(row: dict[str, Any]) -> Choice:
-        return Choice(to_prompt(row["prompt"]), row["options"], row["answer"])
-
-    return ChoiceSet(name, version, tuple(_made(origin, lambda row=row: choice(row)) for origin, row in rows))  # type: ignore[misc]
-
-
-def write_probes(path: str | Path, probes: ProbeSet) -> None:
-    """Writes a file that `read_probes` reads back as the same set."""
-    write_jsonl(path, [{"name": probes.name, "version": probes.version}, *(probe.row for probe in probes.probes)])
-
-
-def write_choices(path: str | Path, choices: ChoiceSet) -> None:
-    """Writes a file that `read_choices` reads back as the same set."""
-    write_jsonl(path, [{"name": choices.name, "version": choices.version}, *(row.row for row in choices.choices)])
+    choices = []
+    for origin, row in rows:
+        with _named(origin):
+            choices.append(Choice(to_prompt(row["prompt"]), row["options"], row["answer"]))
+    return ChoiceSet(name, version, tuple(choices))
 
 
 def _read(
-    path: str | Path, what: str, needed: tuple[str, ...], also: tuple[str, ...]
+    path: str | Path, plural: str, needed: tuple[str, ...], optional: tuple[str, ...]
 ) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
-    """(name, version, [(origin, row)]) of a file whose rows have the needed columns and perhaps others of `also`."""
-    path, columns = Path(path), ", ".join(needed + also)
+    """(name, version, [(origin, row)]) of a file whose rows have the needed columns and perhaps the optional ones."""
+    path, columns = Path(path), ", ".join(needed + optional)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected {what} as JSONL with the columns {columns}")
+        raise UserError(f"{path}: no such file; expected {plural} as JSONL with the columns {columns}")
     name, version, rows = path.name.split(".")[0], "1", []
-    for place, (origin, row) in enumerate(file_rows(path)):
+    for index, (origin, row) in enumerate(file_rows(path)):
         if isinstance(row, BadRow):
             raise UserError(f"{origin}: {row}")
         if not isinstance(row, dict):
             raise UserError(f"{origin}: the row is not an object with columns, got {type(row).__name__}")
-        if place == 0 and set(row) == HEADER:
+        if index == 0 and set(row) == HEADER:
             name, version = str(row["name"]), str(row["version"])
             continue
         if missing := [column for column in needed if column not in row]:
-            raise UserError(f"{origin}: no column {', '.join(missing)}; {what} have {columns}")
-        if unknown := sorted(set(row) - {*needed, *also}):
-            raise UserError(f"{origin}: unknown column {', '.join(unknown)}; {what} have {columns}")
+            raise UserError(f"{origin}: no column {', '.join(missing)}; {plural} have {columns}")
+        if unknown := sorted(set(row) - {*needed, *optional}):
+            raise UserError(f"{origin}: unknown column {', '.join(unknown)}; {plural} have {columns}")
         rows.append((origin, row))
     if not rows:
-        raise UserError(f"{path}: no {what} in this file")
+        raise UserError(f"{path}: no {plural} in this file")
     return name, version, rows
 
 
-def _made(origin: str, make: Callable[[], Record]) -> Record:
+@contextlib.contextmanager
+def _named(origin: str) -> Iterator[None]:
+    """Turns a BadRow into a UserError that names where the row stands."""
     try:
-        return make()
-    except BadRow as wrong:
-        raise UserError(f"{origin}: {wrong}") from None
+        yield
+    except BadRow as reason:
+        raise UserError(f"{origin}: {reason}") from None
 
 
 def _turns(prompt: Prompt) -> list[list[str]]:
