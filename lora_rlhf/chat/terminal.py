@@ -8,7 +8,7 @@ from types import FrameType
 
 from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.chat.conversation import Conversation, Done, harmless
-from lora_rlhf.chat.speaker import Speaker, open_speaker
+from lora_rlhf.chat.loaded_run import LoadedRun, load_run
 from lora_rlhf.configs.values import check
 from lora_rlhf.system.errors import UserError
 
@@ -21,16 +21,23 @@ def chat(config: ChatConfig) -> None:
     Answers go to standard output; everything else, unless somebody is typing, to standard error.
     """
     check(config)
-    speaker = open_speaker(config)
+    run = load_run(
+        config.folder,
+        None if config.role == "auto" else config.role,
+        config.device,
+        dequantize=config.dequantize,
+        trust_remote_code=config.trust_remote_code,
+    )
+    longest_answer = min(config.max_response_tokens, run.context // 2)
     is_typed = sys.stdin.isatty()
     if is_typed:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (lines can then be edited, and earlier ones fetched back)
-        print(f"{speaker.role} of {config.folder}; /help lists commands")
+        print(f"{run.role} of {config.folder}; /help lists commands")
     conversation = Conversation(config.system, config.temperature, config.seed)
     with contextlib.suppress(Done):
         for line in _lines(is_typed):
-            _take(line, conversation, speaker, is_typed)
+            _take(line, conversation, run, longest_answer, is_typed)
 
 
 def _lines(is_typed: bool) -> Iterator[str]:
@@ -51,7 +58,7 @@ def _lines(is_typed: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _take(line: str, conversation: Conversation, speaker: Speaker, is_typed: bool) -> None:
+def _take(line: str, conversation: Conversation, run: LoadedRun, longest_answer: int, is_typed: bool) -> None:
     told = sys.stdout if is_typed else sys.stderr
     if line.startswith("/") and not line.startswith("//"):
         print(harmless(conversation.command(line)), file=told)
@@ -59,7 +66,7 @@ def _take(line: str, conversation: Conversation, speaker: Speaker, is_typed: boo
     question = line[1:] if line.startswith("//") else line
     try:
         prompt, seed = conversation.ask(question)
-        ids, is_cut = speaker.encode(prompt)
+        ids, is_cut = run.encode(prompt, longest_answer)
     except UserError as error:
         print(harmless(str(error)), file=told)
         return
@@ -67,7 +74,7 @@ def _take(line: str, conversation: Conversation, speaker: Speaker, is_typed: boo
         print("(the beginning of the conversation no longer fits, and is left out)", file=told)
     said: list[str] = []
     with _interruptible() as interrupt:
-        for piece in speaker.answer(ids, conversation.temperature, seed, lambda: interrupt.came):
+        for piece in run.stream(ids, conversation.temperature, seed, longest_answer, lambda: interrupt.came):
             said.append(piece)
             print(harmless(piece), end="", flush=True)
     print(flush=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_rlhf_demo.config import DemoConfig
 
+from lora_rlhf import api
 from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.cli.config import RecipeConfig
 from lora_rlhf.cli.recipe import read_recipe, what_next
@@ -51,17 +52,12 @@ def _inspect(config: InspectConfig) -> None:
     inspect(config)
 
 
-def _sample(config: SampleConfig) -> None:
-    from lora_rlhf.stages import sample
-
-    sample.sample(config)
-
-
 def _evaluate(config: EvaluateConfig) -> None:
-    from lora_rlhf.evaluate.report import evaluate, table
-    from lora_rlhf.tinyworld.probes import WORLD
+    from lora_rlhf.evaluate.report import table
 
-    workers.from_main(lambda: print(table(evaluate(config, world=WORLD))))
+    report = api.evaluate(config)
+    if workers.is_main():
+        print(table(report))
 
 
 def _gate(config: GateConfig) -> None:
@@ -101,10 +97,9 @@ def _export(config: ExportConfig) -> None:
         for name, value in verify(config).items():
             print(f"{name:<18} {value:.6g}")
         return
-    from lora_rlhf.export.forms import export_form
     from lora_rlhf.export.parity_table import table
 
-    print(table(export_form(config)["parity"]))
+    print(table(api.export(config)["parity"]))
 
 
 def _chat(config: ChatConfig) -> None:
@@ -156,7 +151,7 @@ class Command:
 
     summary: str
     kind: type[Any]
-    call: Callable[[Any], None]
+    call: Callable[[Any], Any]
 
 
 TRAINING = {stage.name: Command(stage.summary, stage.config, stage.train) for stage in STAGES}
@@ -171,7 +166,7 @@ COMMANDS = {
     ),
     "inspect": Command("the exact tokens that a trainer sees of a file, marked by role", InspectConfig, _inspect),
     SFT.name: TRAINING[SFT.name],
-    "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
+    "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, api.sample),
     **TRAINING,  # the first one keeps its place above
     "evaluate": Command("one report over the stages of runs, on held-out prompts", EvaluateConfig, _evaluate),
     "export": Command("a trained role as a plain model, an adapter or a GGUF file", ExportConfig, _export),

@@ -15,16 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.chat.conversation import HELP, Conversation, Done, harmless
-from lora_rlhf.chat.speaker import open_speaker, pieces
+from lora_rlhf.chat.loaded_run import load_run, pieces
 from lora_rlhf.cli import main as cli
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.open import describe_base
-from lora_rlhf.model.shared import SharedModel
 
 
 def said(conversation: Conversation, question: str) -> list[tuple[str, str]]:
@@ -97,26 +92,6 @@ def test_text_streams_without_halves_of_characters() -> None:
     assert list(pieces(iter([]), lambda drawn: "")) == [""]
 
 
-@pytest.fixture
-def run(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A run with an SFT model and a policy, which answer differently."""
-    model = SharedModel(load_base(BaseSpec(str(tiny_model("llama"))), "cpu"))
-    for number, (role, stage) in enumerate((("sft", "sft"), ("policy", "ppo"))):
-        model.add_role(role, LoraSettings(rank=4))
-        for name, parameter in model.named_parameters_of(role):
-            if ".lora_B." in name:
-                parameter.data.fill_(0.02 * (1 + number))
-        folder = tmp_path / "run" / stage
-        folder.mkdir(parents=True)
-        model.save_role(role, folder / "adapter")
-        manifest = {
-            **{"format": 1, "stage": stage, "status": "finished", "id": stage, "parents": {}, "data": {}},
-            **{"seconds": 1.0, "results": {}, "base": describe_base(model)},
-        }
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-    return tmp_path / "run"
-
-
 def piped(folder: Path, lines: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     return cli.main(["chat", str(folder), "--device", "cpu", "--max-response-tokens", "6", *words])
@@ -183,11 +158,11 @@ from lora_rlhf.cli import main as cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 
 class Endless:
-    role = "policy"
-    def encode(self, prompt):
+    role, context = "policy", 64
+    def encode(self, prompt, longest_answer):
         self.question = prompt.messages[-1].content
         return [1], False
-    def answer(self, ids, temperature, seed, stop):
+    def stream(self, ids, temperature, seed, longest_answer, stop):
         while not stop():
             yield "word "
             time.sleep(0.001)
@@ -197,8 +172,8 @@ class Endless:
                 yield "word "
                 time.sleep(0.001)
 
-speaker = types.SimpleNamespace(Speaker=Endless, open_speaker=lambda config: Endless())
-sys.modules["lora_rlhf.chat.speaker"] = speaker  # which would load torch
+module = types.SimpleNamespace(LoadedRun=Endless, load_run=lambda *words, **settings: Endless())
+sys.modules["lora_rlhf.chat.loaded_run"] = module  # which would load torch
 sys.exit(cli.main(["chat", "nobody"]))
 """
 
@@ -243,11 +218,11 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_the_program(
 
 def test_a_model_stops_when_it_is_told_to(run: Path) -> None:
     """With the same seed, what it had said by then is how the whole answer begins."""
-    speaker = open_speaker(ChatConfig(folder=str(run), device="cpu", max_response_tokens=40))
-    ids, _ = speaker.encode(Prompt((Message("user", "Hello"),)))
-    whole = list(speaker.answer(ids, 1.0, 0, lambda: False))
+    loaded = load_run(run, device="cpu")
+    ids, _ = loaded.encode(Prompt((Message("user", "Hello"),)), 40)
+    whole = list(loaded.stream(ids, 1.0, 0, 40, lambda: False))
     said: list[str] = []
-    for piece in speaker.answer(ids, 1.0, 0, lambda: len(said) >= 3):
+    for piece in loaded.stream(ids, 1.0, 0, 40, lambda: len(said) >= 3):
         said.append(piece)
     assert 3 <= len(said) < len(whole) / 2 and "".join(whole).startswith("".join(said[:3]))
 

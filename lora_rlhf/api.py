@@ -1,0 +1,94 @@
+"""The Python API: stages, samples, reports and exports as functions of their configurations. See docs/python.md.
+
+Heavy imports wait until a function is called.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_rlhf.configs.catalogue import PPO, REWARD, SFT, Stage
+from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.runs.folder import METRICS, find_stage
+from lora_rlhf.system import workers
+
+if TYPE_CHECKING:
+    from lora_rlhf.evaluate.report_model import Report
+    from lora_rlhf.model.shared import SharedModel
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """A finished stage.
+
+    folder: with adapter/, manifest.json, config.yaml and metrics.jsonl. results: those of its manifest. model: the base
+    in memory with the run's roles; give it to the next stage, so that the base is loaded once.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    model: "SharedModel"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, one a step."""
+        return [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
+
+
+def train_sft(config: SFTConfig, model: "SharedModel | None" = None) -> TrainedStage:
+    """Supervised fine-tuning on demonstrations. An unfinished run of the same settings goes on where it stopped.
+
+    model: the base in memory, of a stage before; loaded unless given. UserError for a mistake in what is asked for;
+    Stopped for a run that ended before its end, whose checkpoints are in order.
+    """
+    return _train(SFT, config, model)
+
+
+def train_reward(config: RewardConfig, model: "SharedModel | None" = None) -> TrainedStage:
+    """A reward model on rankings, from the run's SFT stage. `model` and errors as of `train_sft`."""
+    return _train(REWARD, config, model)
+
+
+def train_ppo(config: PPOConfig, model: "SharedModel | None" = None) -> TrainedStage:
+    """PPO against the run's reward model, from its SFT stage. `model` and errors as of `train_sft`."""
+    return _train(PPO, config, model)
+
+
+def _train(stage: Stage, config: TrainingConfig, model: "SharedModel | None") -> TrainedStage:
+    trained = stage.train(config, model)
+    finished = find_stage(Path(config.run) / stage.name, stage.name)
+    return TrainedStage(finished.folder, finished.manifest["results"], trained)
+
+
+def sample(config: SampleConfig, model: "SharedModel | None" = None) -> Path:
+    """Writes K distinct responses of each prompt, ready to be ranked; returns the file. Errors as of `train_sft`."""
+    from lora_rlhf.stages.sample import sample as write_samples
+
+    write_samples(config, model)
+    return Path(config.to)
+
+
+def evaluate(config: EvaluateConfig, model: "SharedModel | None" = None) -> "Report":
+    """Compares the stages of runs on held-out prompts; writes report.json, .html and .md, and returns the report.
+
+    model: a base with roles of these runs, which are not loaded again. UserError for a mistake in what is asked for.
+    """
+    from lora_rlhf.evaluate import report
+    from lora_rlhf.tinyworld.probes import WORLD
+
+    return workers.from_main(lambda: report.evaluate(config, model, world=WORLD))
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Writes a trained role as a plain model, an adapter or a GGUF file; returns the export's manifest.
+
+    It loads a base of its own. UserError for a mistake in what is asked for; Stopped where the export is further from
+    the trained model than the limits allow.
+    """
+    from lora_rlhf.export.forms import export_form
+
+    return export_form(config)

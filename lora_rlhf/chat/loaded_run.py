@@ -1,0 +1,260 @@
+"""A finished run, or an exported model, in memory: its roles on one base, to generate and to score with."""
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from tqdm import tqdm
+
+from lora_rlhf.configs.catalogue import BASE, BY_ROLE, PPO, REWARD, STAGES, WRITERS
+from lora_rlhf.data.answers import Answer
+from lora_rlhf.data.batches import answer_batch
+from lora_rlhf.data.encode import EncodedPrompt, encode_prompt
+from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.data.template import decode_response, pad_id, render_response, stop_ids
+from lora_rlhf.model.base import BaseSpec, load_base
+from lora_rlhf.model.dense import Dequantize, keep_dense
+from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
+from lora_rlhf.model.generate import draw_seeds, generate_mixed, stream_mixed
+from lora_rlhf.model.open import open_base
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.runs.folder import find_stage, has_stage
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import read_object
+
+HALF = "\ufffd"  # what a decoder writes for a character whose last bytes are still to come
+UNBOUNDED = 2**15  # tokens of context for a model that does not say
+
+# A user's message, or messages with "role" and "content" that end with one.
+PromptLike = str | Sequence[Mapping[str, str]]
+
+
+class LoadedRun:
+    """One base with the roles of a run; an adapter is loaded when its role is first asked for.
+
+    folder: of the run or the export. role: who answers unless a call names another. Used in a `with` block, or closed
+    with `close`, it gives its memory back.
+    """
+
+    def __init__(self, folder: Path, model: SharedModel, role: str) -> None:
+        self.folder, self.role = folder, role
+        self._model: SharedModel | None = model
+        self._offset = 0.0  # of the reward model's scores
+
+    def __enter__(self) -> "LoadedRun":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the base and of all adapters."""
+        self._model = None
+        gc.collect()  # a model holds itself
+
+    @property
+    def model(self) -> SharedModel:
+        """The base in memory. RuntimeError once it is closed."""
+        if self._model is None:
+            raise RuntimeError(f"{self.folder} was closed; load it again with load_run")
+        return self._model
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The base, and the roles of the finished stages."""
+        return (BASE, *(stage.role for stage in STAGES if has_stage(self.folder, stage.name)))
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its answer may have together."""
+        return getattr(self.model.config, "max_position_embeddings", None) or UNBOUNDED
+
+    def generate(
+        self,
+        prompts: Sequence[PromptLike],
+        *,
+        role: str | None = None,
+        temperature: float = 1.0,
+        max_response_tokens: int = 256,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> list[Answer]:
+        """One answer to each prompt, in the prompts' order; the same seed and prompts give the same answers.
+
+        prompts: texts, or lists of messages. temperature: 1 samples as training does, 0 takes the most probable token.
+        Prompts that leave no room for the answer lose their beginning, as in training. `batch_size` is how many are
+        answered at a time. UserError for a prompt that the chat template refuses, and a role that the run has not.
+        """
+        _require_list(prompts, "prompts")
+        role = self._load_role(role or self.role)
+        _require_writer(self.folder, role)
+        limit = min(max_response_tokens, self.context // 2)
+        encoded = [self.encode(_prompt(prompt), limit)[0] for prompt in prompts]
+        seeds = draw_seeds(torch.Generator().manual_seed(seed), len(encoded), 1)
+        answers: list[Answer] = []
+        with tqdm(total=len(encoded), desc="generate", unit="prompt", disable=len(encoded) <= batch_size) as bar:
+            for start in range(0, len(encoded), batch_size):
+                batch = slice(start, start + batch_size)
+                groups = generate_mixed(
+                    self.model,
+                    [role] * len(encoded[batch]),
+                    encoded[batch],
+                    seeds[batch],
+                    max_new_tokens=limit,
+                    temperature=temperature,
+                    stop_ids=stop_ids(self.model.tokenizer),
+                    batch_size=batch_size,
+                )
+                for (response,) in groups:
+                    text = decode_response(self.model.tokenizer, response.ids).strip()
+                    answers.append(Answer(response.ids, text, response.finished))
+                bar.update(len(groups))
+        return answers
+
+    @torch.no_grad()
+    def score(self, prompt: PromptLike, answers: Sequence[str | Answer], *, batch_size: int = 32) -> list[float]:
+        """The reward model's score of each answer to a prompt, as PPO is given it; higher is better.
+
+        Answers that `generate` gave are scored as they were drawn, texts as the template writes them. UserError where
+        the run has no reward stage, and for what does not fit the model's context.
+        """
+        _require_list(answers, "answers")
+        role, asked, tokenizer = self._load_role(REWARD.role), _prompt(prompt), self.model.tokenizer
+        rows = [
+            answer if isinstance(answer, Answer) else Answer(render_response(tokenizer, asked, answer), answer, True)
+            for answer in answers
+        ]
+        if not rows:
+            return []
+        longest = max(len(row.ids) for row in rows)
+        if longest >= self.context:
+            raise UserError(f"an answer has {longest} tokens; with its prompt it exceeds the context of {self.context}")
+        prompts = [EncodedPrompt(self.encode(asked, longest)[0], asked)] * len(rows)
+        batch = Sequences(*answer_batch(prompts, rows, pad_id(tokenizer))).to(self.model.device)
+        with self.model.role(role):
+            raw = in_micro_batches(lambda part: response_scores(self.model, part), batch, batch_size)
+        return (raw - self._offset).tolist()
+
+    def encode(self, prompt: Prompt, max_response_tokens: int) -> tuple[list[int], bool]:
+        """A prompt's ids, and whether it lost its beginning for want of room, at a message boundary, as in training.
+
+        UserError for a conversation that the chat template refuses.
+        """
+        refused = RefusedRows()
+        ids = encode_prompt(self.model.tokenizer, prompt, self.context - max_response_tokens, refused)
+        if ids is None:
+            raise UserError(refused.summary())
+        return ids, bool(refused.truncated_prompts)
+
+    def stream(
+        self, ids: list[int], temperature: float, seed: int, max_response_tokens: int, stop: Callable[[], bool]
+    ) -> Iterator[str]:
+        """The answer to a prompt's ids, piece by piece, until its end or until `stop` says so."""
+        steps = stream_mixed(
+            self.model,
+            [self.role],
+            [ids],
+            [seed],
+            max_new_tokens=max_response_tokens,
+            temperature=temperature,
+            stop_ids=stop_ids(self.model.tokenizer),
+            stop=stop,
+        )
+        tokenizer = self.model.tokenizer
+        tokens = (token for (token,) in steps if token is not None)
+        return pieces(tokens, lambda drawn: decode_response(tokenizer, drawn))
+
+    def _load_role(self, role: str) -> str:
+        """The role, with its adapter in memory."""
+        if role in self.model.roles:
+            return role
+        if role not in BY_ROLE:
+            raise UserError(f"{self.folder}: no role {role!r}; there are: {', '.join(self.roles)}")
+        name = BY_ROLE[role].name
+        parent = find_stage(self.folder / name, name)
+        if parent.manifest["base"]["source_hash"] != self.model.base.source_hash:
+            raise UserError(f"{parent.folder} was trained on another base than {self.model.base.spec.name!r} as loaded")
+        self.model.load_role(role, parent.adapter)
+        if role == REWARD.role:
+            self._offset = float(parent.manifest["results"]["offset"])
+        return role
+
+
+def load_run(
+    folder: str | Path,
+    role: str | None = None,
+    device: str = "auto",
+    *,
+    dequantize: Dequantize = "auto",
+    trust_remote_code: bool = False,
+) -> LoadedRun:
+    """A finished run, or a merged export of one, to generate and score with.
+
+    role: who answers: base, or the role of a stage that writes; the latest one's unless given. device: auto, cpu, cuda
+    or cuda:N. dequantize: whether a run's 4-bit base is also kept dequantised (more memory, less time); auto: on a CPU
+    with memory to spare. UserError for a folder that is neither a run nor a model that writes text, and for a role
+    that it has not.
+    """
+    folder = Path(folder)
+    if os.path.isfile(folder / "config.json"):
+        return LoadedRun(folder, _open_export(folder, role, device, trust_remote_code), BASE)
+    finished = [stage for stage in WRITERS if has_stage(folder, stage.name)]
+    if not finished:
+        names = " or ".join(stage.name for stage in WRITERS)
+        raise UserError(
+            f"{folder}: neither a run with a finished stage that writes ({names}) nor a merged export (a folder with a "
+            "config.json); an adapter alone and a GGUF file are for PEFT, vLLM, llama.cpp and Ollama"
+        )
+    role = role or finished[-1].role
+    _require_writer(folder, role)
+    name = BY_ROLE[role].name if role in BY_ROLE else finished[0].name
+    parent = find_stage(folder / name, name)
+    model = open_base(parent.manifest["base"], device, trust_remote_code=trust_remote_code)
+    keep_dense(model.causal, dequantize)
+    run = LoadedRun(folder, model, role)
+    run._load_role(role)
+    return run
+
+
+def _open_export(folder: Path, role: str | None, device: str, trust_remote_code: bool) -> SharedModel:
+    if role not in (None, PPO.role):
+        raise UserError(f"{folder} is an exported model, which has no role {role!r}; leave --role out")
+    settings = read_object(folder / "config.json", "give a folder that `lora-rlhf export` made")
+    if any(str(name).endswith("ForSequenceClassification") for name in settings.get("architectures") or []):
+        raise UserError(f"{folder} holds a reward model, which scores and does not write; chat with a policy")
+    return SharedModel(load_base(BaseSpec(str(folder), "none", trust_remote_code=trust_remote_code), device))
+
+
+def _prompt(prompt: PromptLike) -> Prompt:
+    if isinstance(prompt, str):
+        return Prompt.of(prompt)
+    return Prompt(tuple(Message(message.get("role", ""), message.get("content", "")) for message in prompt))
+
+
+def _require_writer(folder: Path, role: str) -> None:
+    if role in BY_ROLE and BY_ROLE[role].scores:
+        raise UserError(f"{folder}: role {role!r} scores and does not write; choose another one to answer")
+
+
+def _require_list(values: object, name: str) -> None:
+    if isinstance(values, str):
+        raise UserError(f"{name} is one text; give a list, also of one")
+
+
+def pieces(tokens: Iterator[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """The text of tokens as they come. A piece is held back while its last character lacks bytes."""
+    drawn: list[int] = []
+    shown = text = ""
+    for token in tokens:
+        drawn.append(token)
+        text = decode(drawn)
+        if text.startswith(shown) and not text.endswith(HALF):
+            yield text[len(shown) :]
+            shown = text
+    yield text[len(shown) :] if text.startswith(shown) else f"\n{text}"
