@@ -219,7 +219,8 @@ class Desk:
     def _scores(self, shown: Shown, batch: Sequences) -> list[float]:
         assert shown.reward is not None
         with self._model.role(shown.reward):
-            return (response_scores(self._model, batch) - shown.offset).tolist()
+            scores: list[float] = response_scores(self._model, batch).tolist()
+            return scores
 
     def _gaps(self, cast: _Cast, batch: Sequences) -> list[list[float] | None]:
         """Of each token, its log-probability in the column's own role less that in its reference, in nats."""

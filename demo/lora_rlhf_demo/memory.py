@@ -22,14 +22,12 @@ MOST_RUNS = 8  # whose adapters are kept; the run that was not shown for longest
 class Shown:
     """A run as it is loaded: the role of each column, of the reward model and of the reference (None: there is none).
 
-    `ids` are those of the stages, so that a stage that is made again is loaded again. `offset`: what the reward
-    stage subtracts from its head's output.
+    `ids` are those of the stages, so that a stage that is made again is loaded again.
     """
 
     roles: dict[str, str]
     reward: str | None
     reference: str | None
-    offset: float
     ids: tuple[str, ...]
 
 
@@ -84,15 +82,17 @@ class Memory:
         named = f"run{self._loaded}"
         roles = {column: BASE if adapter is None else f"{named}-{column}" for column, adapter in _adapters(stages)}
         adapters = {roles[column]: adapter for column, adapter in _adapters(stages) if adapter is not None}
-        reward, offset = None, 0.0
+        reward = None
         if stages.reward is not None:
-            reward, offset = f"{named}-reward", float(stages.reward.manifest["results"]["offset"])
+            reward = f"{named}-reward"
             adapters[reward] = stages.reward.adapter
         self._load_all(adapters)
+        if reward is not None and stages.reward is not None:
+            self._model.set_score_offset(reward, stages.reward.score_offset)
         # only now: PEFT cannot add an adapter to a model that has lost its last one
         if run in self._shown:
             self._unload(run)
-        shown = Shown(roles, reward, None if reference is None else roles[reference], offset, _ids(stages))
+        shown = Shown(roles, reward, None if reference is None else roles[reference], _ids(stages))
         self._shown[run] = shown
         while len(self._shown) > MOST_RUNS:
             self._unload(next(iter(self._shown)))

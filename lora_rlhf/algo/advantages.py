@@ -1,9 +1,40 @@
-"""How much better an action was than expected: against a learned value (GAE) or against its siblings (RLOO, GRPO)."""
+"""From scores to advantages: the reward of each token, and how much better it was than expected.
+
+A *score* is what the reward model says of a whole response. A *reward* is what the policy earns for one token: nothing
+but the price of leaving the reference, until the last token, which also earns the score. An *advantage* compares it:
+against a learned value (GAE), or the whole response against its siblings (RLOO, GRPO).
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lora_rlhf.algo.masking import require_prefix, zero_masked
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """-kl_coef * kl per token, plus the score on the last counted one (InstructGPT, arXiv 2203.02155, eq. 2).
+
+    scores (B,), kl (B, R) = k1 of policy and reference, mask (B, R) -> (B, R), 0 where masked. ValueError for a
+    response without a counted token: its score would be lost.
+    """
+    require_prefix(mask)
+    last = mask.sum(dim=1) - 1  # (B,) EOS where there is one: EOS is an action and counts
+    if (last < 0).any():
+        row = int((last < 0).nonzero()[0])
+        raise ValueError(f"response {row} has no counted token, so its score has nowhere to land")
+    is_last = torch.arange(mask.shape[1], device=mask.device) == last.unsqueeze(1)  # (B, R)
+    return -kl_coef * zero_masked(kl, mask) + torch.where(is_last, scores.unsqueeze(1), 0.0)
+
+
+def apply_missing_eos(scores: Tensor, has_eos: Tensor, missing_eos_score: float | None) -> Tensor:
+    """The scores (B,), with a fixed one where the response never ended (has_eos (B,) False); None changes nothing.
+
+    Replaced, not subtracted: the reward model was never shown unfinished text, so its opinion of it means nothing
+    (the "EOS trick" of Huang et al., arXiv 2403.17031, with -1).
+    """
+    return scores if missing_eos_score is None else torch.where(has_eos, scores, missing_eos_score)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -16,7 +47,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     require_prefix(mask)
     rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-    deltas = rewards + gamma * next_values - values  # (B, R) what one step told us that the value did not know
+    deltas = rewards + gamma * next_values - values  # (B, R) TD errors: what one step told that the value did not know
 
     advantage = torch.zeros_like(deltas[:, 0])  # (B,)
     backwards = []
@@ -55,3 +86,7 @@ def _groups(scores: Tensor, group_size: int) -> Tensor:
     if len(scores) % group_size:
         raise ValueError(f"the number of scores ({len(scores)}) must be a multiple of group_size ({group_size})")
     return scores.view(-1, group_size)
+
+
+# Critic-free estimators by the name that a config gives: scores (B,) and the size of a group -> advantages (B,).
+ESTIMATORS: dict[str, Callable[[Tensor, int], Tensor]] = {"rloo": rloo, "grpo": grpo}

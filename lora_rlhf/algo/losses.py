@@ -29,6 +29,7 @@ class RankingLoss(NamedTuple):
     loss: Tensor  # scalar
     num_pairs: int
     num_correct: int  # pairs whose winner scores strictly higher
+    sum_of_leads: float  # of the pairs, winner's minus loser's score
 
 
 def policy_loss(
@@ -79,8 +80,16 @@ def value_loss(
 
 
 def lm_loss(logprobs: Tensor, mask: Tensor, denominator: Tensor | float) -> Tensor:
-    """Negative log-likelihood, a scalar: SFT, and the pretraining term of PPO-ptx (InstructGPT, eq. 2)."""
+    """Negative log-likelihood of the counted tokens over `denominator`, a scalar: the loss of SFT."""
     return -masked_mean(logprobs, mask, denominator)
+
+
+def ptx_loss(logprobs: Tensor, denominator: Tensor | float) -> Tensor:
+    """Negative log-likelihood of pretraining text, a scalar: the term that InstructGPT, eq. 2 weighs by gamma (27.8).
+
+    logprobs (B, T - 1), all of which count. The term keeps the policy from forgetting what the base had learned.
+    """
+    return -(logprobs.sum() / denominator)
 
 
 def ranking_pairs(ranks: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +115,7 @@ def ranking_loss(scores: Tensor, ranks: Tensor, margins: Tensor | None = None) -
         loss=-logsigmoid(demanded).sum() / max(num_pairs, 1),
         num_pairs=num_pairs,
         num_correct=int((leads > 0).sum()),
+        sum_of_leads=float(leads.detach().sum()),
     )
 
 

@@ -164,8 +164,8 @@ def _reward(config: EvaluateConfig, plan: EvaluationPlan, model: SharedModel) ->
     stage = plan.compared.stages.reward
     if stage is None:
         return None
-    manifest = stage.manifest
-    return reward_judge(model, float(manifest["results"]["offset"]), config.micro_batch_size, str(manifest["id"]))
+    model.set_score_offset("reward", stage.score_offset)
+    return reward_judge(model, config.micro_batch_size, str(stage.manifest["id"]))
 
 
 def _judge(plan: EvaluationPlan, reward: ScoreJudge | None) -> Judge:

@@ -31,12 +31,12 @@ from lora_rlhf.inspection.batches import Batch, Origin, demonstration_lines, pro
 from lora_rlhf.inspection.config import InspectConfig
 from lora_rlhf.inspection.paint import page, terminal
 from lora_rlhf.model.base import load_tokenizer
-from lora_rlhf.model.generate import GeneratedResponse
+from lora_rlhf.model.generate import GeneratedResponse, draw_seeds
 from lora_rlhf.model.open import open_base, require_trust
 from lora_rlhf.runs.folder import find_stage, has_stage
-from lora_rlhf.stages.rollout import act
 from lora_rlhf.stages.rows import report_refusals
-from lora_rlhf.stages.session import bring, generation_pieces, require_context
+from lora_rlhf.stages.sampler import Sampler
+from lora_rlhf.stages.session import load_parent_role, require_context
 from lora_rlhf.system.disk import write_text
 from lora_rlhf.system.errors import UserError
 
@@ -191,7 +191,7 @@ def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> l
     model = open_base(sft.manifest["base"], settings.device, trust_remote_code=config.trust_remote_code)
     require_context(model, settings)
     newest = [stage for stage in WRITERS if has_stage(run, stage.name)][-1]
-    bring(model, newest.role, find_stage(f"{run}/{newest.name}", newest.name))
-    return act(
-        settings, model, prompts, torch.Generator().manual_seed(config.seed), generation_pieces(settings), newest.role
-    )
+    load_parent_role(model, newest.role, find_stage(f"{run}/{newest.name}", newest.name))
+    seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(prompts), 1)
+    groups = Sampler(settings, model, newest.role).sample_shared([prompt.prompt_ids for prompt in prompts], seeds)
+    return [group[0] for group in groups]

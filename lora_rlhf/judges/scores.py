@@ -67,8 +67,8 @@ def gold_judge(gold: Gold) -> ScoreJudge:
     return ScoreJudge("gold", score)
 
 
-def reward_judge(model: SharedModel, offset: float, micro_batch_size: int, stage: str) -> ScoreJudge:
-    """The score that PPO was given: the head's output less the offset that centres the demonstrations.
+def reward_judge(model: SharedModel, micro_batch_size: int, stage: str) -> ScoreJudge:
+    """The score that PPO was given.
 
     model: has the role "reward". stage: the id of the reward stage, for the report.
     """
@@ -77,10 +77,12 @@ def reward_judge(model: SharedModel, offset: float, micro_batch_size: int, stage
     def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
         batch = Sequences(*answer_batch(prompts, answers, pad_id(model.tokenizer))).to(model.device)
         with model.role("reward"):
-            raw = in_micro_batches(lambda part: response_scores(model, part), batch, micro_batch_size)
-        return (raw - offset).tolist()
+            scores: list[float] = in_micro_batches(
+                lambda part: response_scores(model, part), batch, micro_batch_size
+            ).tolist()
+        return scores
 
-    return ScoreJudge("reward", score, {"stage": stage, "offset": offset})
+    return ScoreJudge("reward", score, {"stage": stage, "offset": model.score_offset("reward")})
 
 
 def outcomes(scores: Sequence[float], other: Sequence[float]) -> list[float]:

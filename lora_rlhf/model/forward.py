@@ -117,21 +117,24 @@ def best_and_logprobs(model: SharedModel, batch: Sequences) -> tuple[Tensor, Ten
 
 
 def response_values(model: SharedModel, batch: Sequences) -> Tensor:
-    """V before each response token: [:, t] sees the prompt and response[:t]. (B, R), float32, 0 where masked."""
+    """V before each response token: [:, t] sees the prompt and response[:t]. (B, R), float32, 0 where masked.
+
+    In units of the score: the role's offset is taken off, as it is from scores.
+    """
     short = batch.trim()
     # The head sees (N, H), never a (B, R, H) view: for that PyTorch sums in another order when gradients are on.
-    values = model.head(_response_hidden(model, short)[short.response_mask].float()).squeeze(-1)
+    values = model.score(_response_hidden(model, short)[short.response_mask])
     return _spread(values, short.response_mask, batch.response_ids.shape[1])
 
 
 def response_scores(model: SharedModel, batch: Sequences) -> Tensor:
-    """The active role's score of each response, read at its last counted token: (B,), float32."""
+    """The active role's score of each response, read at its last counted token, less its offset: (B,), float32."""
     short = batch.trim()
     if not bool(short.response_mask.any(dim=1).all()):
         raise ValueError("a response without a token has no score")
     last = short.prompt_ids.shape[1] + short.response_mask.sum(dim=1) - 1
     hidden = _hidden(model, *_joined(short))
-    return model.head(hidden[torch.arange(len(short), device=hidden.device), last].float()).squeeze(-1)
+    return model.score(hidden[torch.arange(len(short), device=hidden.device), last])
 
 
 def in_micro_batches(function: Callable[[Sequences], Tensor], batch: Sequences, size: int) -> Tensor:

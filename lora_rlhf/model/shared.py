@@ -47,6 +47,7 @@ class SharedModel:
         self._linears = AdaptedLinears()
         self._enabled: str | None = None  # the adapter that PEFT applies now; it may outlive the block that set it
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
+        self._score_offsets: dict[str, float] = {}  # of the roles whose scores were calibrated
         self._linear_names = adapters.linear_names(self.causal)
         attach_score(self.causal)
         self.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True)
@@ -83,13 +84,27 @@ class SharedModel:
     @property
     def head(self) -> nn.Linear:
         """The score head of the active role."""
-        if self._state.role is None:
-            raise RuntimeError("no role is active: use `with model.role(...)`")
-        adapter = self._adapter_of(self._state.role)
+        adapter = self._adapter_of(self._active_role())
         head = None if adapter is None else score_of(self.causal, adapter)
         if head is None:
             raise ValueError(f"role {self._state.role!r} has no score head")
         return head
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """What the active role's head gives for hidden states (N, H), less the role's offset: (N,), float32."""
+        return self.head(hidden.float()).squeeze(-1) - self.score_offset(self._active_role())
+
+    def score_offset(self, role: str) -> float:
+        """What is taken off a role's head: the mean score of the demonstrations, once they were scored; else 0."""
+        return self._score_offsets.get(role, 0.0)
+
+    def set_score_offset(self, role: str, offset: float) -> None:
+        """From now on the role's scores and values are those of its head less `offset`, which the head cannot hold.
+
+        A head has no bias, as PEFT and transformers store none; the reward stage's manifest holds the offset.
+        """
+        self._trainable_of(role)
+        self._score_offsets[role] = offset
 
     def base_digest(self) -> str:
         """Hash of every live tensor of the base: the same before and after anything done here."""
@@ -103,7 +118,10 @@ class SharedModel:
         self._inject(role, settings.to_peft(self._linear_names), head)
 
     def copy_role(self, source: str, target: str, head: Literal["copy", "new"] | None = None) -> None:
-        """Add `target` as a bit-exact copy of `source`, without dropout; its head is copied, new, or left out."""
+        """Add `target` as a bit-exact copy of `source`, without dropout; its head is copied, new, or left out.
+
+        The score offset goes with the head.
+        """
         self._check_new(target)
         parameters = self._trainable_of(source)
         if head == "copy" and score_of(self.causal, source) is None:
@@ -112,6 +130,8 @@ class SharedModel:
         for name, parameter in self._parameters[target].items():
             if head == "copy" or not adapters.is_head(name):
                 parameter.data.copy_(parameters[name].data)
+        if head == "copy":
+            self.set_score_offset(target, self.score_offset(source))
 
     def load_role(self, role: str, folder: str | Path) -> None:
         """Add an adapter, and its head if it has one, from a standard PEFT folder.
@@ -136,6 +156,7 @@ class SharedModel:
             self.peft.delete_adapter(role)
             self._freeze()
         self._parameters.pop(role, None)
+        self._score_offsets.pop(role, None)
 
     def save_role(self, role: str, folder: str | Path) -> None:
         """Write a standard PEFT folder (safetensors), whole or not at all; an older one there is replaced."""
@@ -269,6 +290,11 @@ class SharedModel:
         hidden.register_hook(check)
 
     # Bookkeeping
+
+    def _active_role(self) -> str:
+        if self._state.role is None:
+            raise RuntimeError("no role is active: use `with model.role(...)`")
+        return self._state.role
 
     def _adapter_of(self, role: str) -> str | None:
         """The adapter that a role stands for; None is the bare base."""

@@ -77,6 +77,11 @@ class Parent:
     def adapter(self) -> Path:
         return self.folder / ADAPTER
 
+    @property
+    def score_offset(self) -> float:
+        """What a reward stage takes off its head's output (`SharedModel.set_score_offset`); 0 for other stages."""
+        return float(self.manifest["results"].get("offset", 0.0))
+
     def lineage(self, run: str) -> dict[str, Any]:
         """What a child in that run records of it: inside the run, a folder that is right wherever the run is moved."""
         folder, root = self.folder.resolve(), Path(run).resolve()

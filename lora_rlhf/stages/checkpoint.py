@@ -35,7 +35,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The folder `checkpoints` of a stage: `step-N`, and `step-N+M` in the middle of what follows step N."""
+    """The folder `checkpoints` of a stage: `step-N` stands after step N.
+
+    Version 0.1.0 also saved `step-N+M` in the middle of an iteration of PPO. Those are passed over.
+    """
 
     def __init__(self, folder: StageFolder, keep: int) -> None:
         self._folder, self._keep = folder, keep
@@ -47,7 +50,6 @@ class Checkpoints:
         state: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
         write_adapters: Callable[[Path], None],
-        part: int = 0,
         score: float | None = None,
     ) -> None:
         """Writes one checkpoint and drops those that are not to be kept. Of several processes the main one does.
@@ -57,7 +59,7 @@ class Checkpoints:
         """
         if not workers.is_main():
             return
-        target = self._path / (f"step-{step:08d}" + (f"+{part}" if part else ""))
+        target = self._path / f"step-{step:08d}"
         record = {"step": step, "score": score, "position": self._folder.position(), "state": dict(state)}
         self._path.mkdir(exist_ok=True)  # not the stage's own folder: where that was deleted, the run ends
         with new_folder(target) as temporary:
@@ -73,17 +75,21 @@ class Checkpoints:
 
         A damaged one is said, passed over for the one before, and removed. UserError when none is whole.
         """
-        damaged = []
+        useless = []
         for path in reversed(self._all()):
+            if "+" in path.name:
+                log.warning("%s stands in the middle of an iteration: taking the one before", path)
+                useless.append(path)
+                continue
             try:
                 record = _read(path)
                 tensors = load_file(path / TENSORS)
             except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 log.warning("%s is damaged (%s): taking the one before", path, error)
-                damaged.append(path)
+                useless.append(path)
                 continue
-            for useless in damaged if workers.is_main() else ():
-                remove_folder(useless)
+            for other in useless if workers.is_main() else ():
+                remove_folder(other)
             self._folder.rewind(record["position"])
             _restore_generators(tensors)
             log.info("going on from %s", path)

@@ -39,8 +39,11 @@ def stop_if_asked(done: str) -> None:
 
 
 @contextmanager
-def graceful() -> Iterator[Request]:
-    """Inside the block a first Ctrl-C or SIGTERM is only noted; a second Ctrl-C raises KeyboardInterrupt."""
+def graceful(unit: str = "step") -> Iterator[Request]:
+    """Inside the block a first Ctrl-C or SIGTERM is only noted; a second Ctrl-C raises KeyboardInterrupt.
+
+    `unit` names what is finished first, in the line that the user sees.
+    """
     global _latest
     _latest = request = Request()
     if threading.current_thread() is not threading.main_thread():
@@ -52,7 +55,7 @@ def graceful() -> Iterator[Request]:
             raise KeyboardInterrupt
         if request.signal is None and workers.is_main():
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            print(f"\nfinishing this step and saving{again}", file=sys.stderr, flush=True)
+            print(f"\nfinishing this {unit} and saving{again}", file=sys.stderr, flush=True)
         request.signal = number
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,124 +1,426 @@
-"""Stage 3, proximal policy optimization: its parents, roles and reward; the iterations are in `ppo_loop`."""
+"""Stage 3, PPO (InstructGPT, section 3.5, eq. 2). An iteration acts, judges, rewards, learns and steers, in this order.
 
-import importlib
+`PPO` reads from top to bottom, and each of its equations is a function of `algo/`. Beside this page stand `sampler.py`
+(responses), `scorer.py` (what a response is worth), `trainer.py` (optimizer steps, checkpoints), `ppo_setup.py`
+(parents, roles, data, guards) and `ppo_loop.py` (resume, records, samples over time).
+"""
 
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lora_rlhf.algo.advantages import ESTIMATORS, apply_missing_eos, gae, token_rewards
+from lora_rlhf.algo.kl import AdaptiveKL, FixedKL, k1, k3
+from lora_rlhf.algo.losses import policy_loss, ptx_loss, value_loss
+from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale, zero_masked
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.configs.values import check
-from lora_rlhf.data.schema import Prompt, Text
-from lora_rlhf.data.sources import Source
+from lora_rlhf.data.batches import pad_left, pad_right
+from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.stream import TextStream
-from lora_rlhf.data.template import ensure_template
-from lora_rlhf.model.memory import adapter_bytes
-from lora_rlhf.model.open import describe_base, require_same_base
+from lora_rlhf.data.template import decode_response, pad_id
+from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, response_values, text_logprobs
+from lora_rlhf.model.generate import GeneratedResponse, draw_seeds
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
-from lora_rlhf.stages.decoding import require_rollout
+from lora_rlhf.runs.folder import StageFolder
+from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.ppo_loop import PPOLoop
-from lora_rlhf.stages.rollout import Judge, RewardFunction
-from lora_rlhf.stages.rows import read_prompts_for, report_refusals
-from lora_rlhf.stages.session import (
-    bring,
-    log,
-    open_parent_base,
-    require_context,
-    seed_everything,
-)
+from lora_rlhf.stages.ppo_setup import check_first_step, finish, set_up
+from lora_rlhf.stages.sampler import Sampler
+from lora_rlhf.stages.scorer import ResponseScorer
+from lora_rlhf.stages.session import warmup
+from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer
 from lora_rlhf.system import workers
-from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.errors import Stopped
+
+PATIENCE = 3  # iterations in a row that were not learned from and end the run
+CAUSES = (
+    "likely causes: policy_learning_rate too high, kl_coef too low, num_epochs too many, a reward that pays for "
+    "leaving the language. Go on from an earlier checkpoint with other settings (--allow_changes), or set max_kl or "
+    "max_ratio to null"
+)
+
+Metrics = dict[str, float]
+
+
+class PolicyTooFar(Exception):
+    """The policy has moved so far from the rollout's on a minibatch that its probability ratios mean nothing."""
 
 
 def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
     """Trains the `policy` adapter against the reward, held to the reference by a KL penalty."""
     check(config)
     with StageFolder.open(config, "ppo") as folder:
-        sft, reward = _parents(config)
-        prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
-        prompts.require_first()
-        function = _load_function(config.reward_function)
-        require_rollout(config, sft)
-        model = open_parent_base(config, sft, model)
-        require_context(model, config)
-        ensure_template(model.tokenizer)
-        encoded = read_prompts_for(config, prompts, model.tokenizer)
-        text = _pretraining_text(config, model)
-        seed_everything(config.seed)
-        parents = {"sft": sft} | ({"reward": reward} if reward else {})
-        _make_roles(config, model, sft, reward)
-        data = {"prompts": config.prompts, "pretraining_text": config.pretraining_text}
-        folder.begin(describe_base(model), parents, data)
-        offset = reward.manifest["results"]["offset"] if reward else 0.0
-        roles = [role for role in ("sft", "reward", "policy", "value") if role in model.roles]
-        sizes = {role: adapter_bytes(model, role) for role in roles}
-        reference = f"the adapter of {sft.folder}, frozen" if config.reference == "sft" else "the bare base"
-        log.info("KL is measured to %s; roles on one base: %s", reference, ", ".join(model.roles))
-        judge = Judge(config.reward_model_weight, offset, function, config.reward_function_weight, config.score_clip)
-        results = PPOLoop(config, model, folder, judge, encoded, text).run()
-        workers.from_main(lambda: _save(model, folder))
-        folder.finish({"prompts": len(encoded), "reference": config.reference, "adapter_bytes": sizes, **results})
-    return model
+        setup = set_up(config, folder, model)
+        ppo = PPO(config, setup.model, setup.scorer, setup.text)
+        finish(config, setup, folder, PPOLoop(ppo, folder, setup.prompts).run())
+    return setup.model
 
 
-def _save(model: SharedModel, folder: StageFolder) -> None:
-    model.save_role("policy", folder.path / ADAPTER)
-    if "value" in model.roles:
-        model.save_role("value", folder.path / VALUE_ADAPTER)
+@dataclass(frozen=True)
+class Rollout:
+    """An iteration's experience: B responses and all that the update needs of them, on the model's device.
+
+    finished (B,) is True where the response ended by itself. raw_scores (B,) are the scorer's; scores (B,) hold the
+    fixed score where a response did not end. old_logprobs, ref_logprobs, entropy and values (B, R) are 0 where masked;
+    values are None without a value role. Scores and values are in units of the demonstrations' standard deviation.
+    """
+
+    sequences: Sequences
+    finished: Tensor
+    raw_scores: Tensor
+    scores: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    entropy: Tensor
+    values: Tensor | None
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, R) bool: True on sampled tokens, EOS included."""
+        return self.sequences.response_mask
+
+    @property
+    def kl(self) -> Tensor:
+        """(B, R), nats: what each token moved from the reference (k1), 0 where masked."""
+        return zero_masked(k1(self.old_logprobs, self.ref_logprobs), self.mask)
+
+    def metrics(self) -> Metrics:
+        """Means over the batch, as they are recorded; KL in nats per response."""
+        lengths = self.mask.sum(dim=1).double()
+        kl_k3 = zero_masked(k3(self.old_logprobs, self.ref_logprobs), self.mask)
+        return {
+            "rollout/score": float(self.scores.mean()),
+            "rollout/score_sd": float(self.scores.std()) if len(self.scores) > 1 else 0.0,
+            "rollout/kl": float(self.kl.sum(dim=1).mean()),
+            "rollout/kl_k3": float(kl_k3.sum(dim=1).mean()),
+            "rollout/length": float(lengths.mean()),
+            "rollout/eos_rate": float(self.finished.double().mean()),
+            "rollout/entropy": float(self.entropy.sum() / self.mask.sum()),
+        }
 
 
-def _parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
-    """The finished SFT stage, and the reward stage unless a function alone is the reward. They must share a base."""
-    sft = find_stage(config.sft or f"{config.run}/sft", "sft")
-    require_same_base(config.model, sft.manifest["base"], str(sft.folder))
-    if config.reward_model_weight == 0:
-        return sft, None
-    reward = find_stage(config.reward or f"{config.run}/reward", "reward")
-    for key, value in sft.manifest["base"].items():
-        if reward.manifest["base"].get(key) != value:
-            raise UserError(
-                f"{reward.folder} and {sft.folder} stand on different bases: {key} is "
-                f"{reward.manifest['base'].get(key)!r} and {value!r}; train both on one base"
-            )
-    if (parent := reward.manifest["parents"].get("sft")) and parent["id"] != sft.manifest["id"]:
-        log.warning(
-            "%s was trained from another SFT model than %s: train it again, unless that is meant",
-            *(reward.folder, sft.folder),
+@dataclass(frozen=True)
+class Targets:
+    """What a rollout teaches: advantages (B, R) for the policy, returns (B, R) for the value (None without one)."""
+
+    advantages: Tensor
+    returns: Tensor | None
+
+
+class PPO:
+    """One iteration after the other, and what they carry from one to the next."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        model: SharedModel,
+        scorer: ResponseScorer,
+        text: TextStream | None = None,  # for the pretraining term
+    ) -> None:
+        self.config, self.model, self.scorer, self.text = config, model, scorer, text
+        self.batch = AutoBatch.for_training(config)
+        peaks = {"policy": config.policy_learning_rate}
+        if config.has_value_role:
+            peaks["value"] = config.value_learning_rate
+        self.optimizers = {role: RoleOptimizer(config, model, role, peak, self.batch) for role, peak in peaks.items()}
+        self.sampler = Sampler(config, model, "policy", config.temperature)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.kl: FixedKL | AdaptiveKL = FixedKL(config.kl_coef)
+        if config.kl_target is not None:
+            self.kl = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.done = 0  # iterations
+        self.unlearned = 0  # of the last iterations, how many in a row were not learned from
+        self.seconds: dict[str, float] = defaultdict(float)  # of each part, over all iterations
+        self.latest: dict[str, float] = {}  # of each part, in this iteration
+        self.responses: list[GeneratedResponse] = []  # this iteration's
+        self.rollout: Rollout | None = None  # this iteration's, once it was judged
+
+    def iterate(self, prompts: list[EncodedPrompt]) -> Metrics:
+        """One iteration; returns its metrics. NotFinite when a number is none; nothing was applied then."""
+        config = self.config
+        self.responses, self.rollout = [], None
+        with self._timed("rollout_s"):
+            self.responses = self.act(prompts, self.generator)
+        with self._timed("score_s"):
+            self.rollout = self.judge(prompts, self.responses)
+        metrics = self.rollout.metrics()
+        kl = metrics["rollout/kl"]
+        if config.max_kl is None or kl <= config.max_kl:
+            metrics |= self._reward_and_learn(self.rollout)
+        else:
+            self._leave_unlearned(f"the KL, {kl:.4g} nats per response, is above max_kl {config.max_kl}")
+            metrics["ppo/updates"] = 0.0
+        metrics["ppo/kl_coef"] = self.kl.coef
+        self.kl.update(kl, config.batch_size)  # 5 steer
+        return metrics
+
+    def _reward_and_learn(self, rollout: Rollout) -> Metrics:
+        before = {role: self.model.adapter_state(role) for role in self.optimizers} if self.done == 0 else {}
+        with self._timed("update_s"):
+            targets = self.reward(rollout, self.kl.coef)
+            for optimizer in self.optimizers.values():
+                optimizer.schedule(warmup(self.done, self.config.warmup_iterations))
+            metrics, too_far = self.learn(rollout, targets)
+        if too_far:
+            limit = self.config.max_ratio
+            self._leave_unlearned(f"the probability ratio of a minibatch has a mean above max_ratio {limit}")
+        else:
+            self.unlearned = 0
+        if before and metrics["ppo/updates"]:
+            check_first_step(self.config, self.model, rollout, targets, metrics["ppo/ratio_deviation"], before)
+        return metrics
+
+    # 1 Act
+
+    def act(self, prompts: list[EncodedPrompt], generator: torch.Generator) -> list[GeneratedResponse]:
+        """Samples `samples_per_prompt` responses of each prompt from the policy, side by side."""
+        seeds = draw_seeds(generator, len(prompts), self.config.samples_per_prompt)
+        groups = self.sampler.sample_shared([prompt.prompt_ids for prompt in prompts], seeds)
+        return [response for group in groups for response in group]
+
+    # 2 Judge
+
+    @torch.no_grad()
+    def judge(self, prompts: list[EncodedPrompt], responses: list[GeneratedResponse]) -> Rollout:
+        """Scores each response once; takes log-probabilities and values at every token.
+
+        Each process judges its share; all get the whole. NotFinite for a score, log-prob or value that is not a number.
+        """
+        config, model, tokenizer = self.config, self.model, self.model.tokenizer
+        repeated, pad = self.repeat(prompts), pad_id(tokenizer)
+        sequences = Sequences(
+            *pad_left([prompt.prompt_ids for prompt in repeated], pad), *pad_right([r.ids for r in responses], pad)
+        ).to(model.device)
+        rows = workers.share(range(len(sequences)))
+        share = sequences.index(rows)
+        questions = [repeated[row].prompt.messages[-1].content for row in rows]
+        answers = [decode_response(tokenizer, responses[row].ids).strip() for row in rows]
+
+        def policy(part: Sequences) -> Tensor:
+            return torch.stack(response_logprobs(model, part, config.temperature), dim=-1)
+
+        def reference(part: Sequences) -> Tensor:
+            return response_logprobs(model, part, config.temperature, entropy=False)[0]
+
+        judged = {"score": self.scorer.scores(model, share, questions, answers, self.batch)}
+        judged["reference log-probability"] = self._in_batches("reference", reference, share)
+        judged["log-probability"] = self._in_batches("policy", policy, share)
+        if config.has_value_role:
+            judged["value"] = self._in_batches("value", lambda part: response_values(model, part), share)
+        for name in judged:
+            judged[name] = workers.gather_rows(judged[name])
+            if not bool(judged[name].isfinite().all()):
+                raise NotFinite(name)
+        finished = torch.tensor([response.finished for response in responses], device=model.device)
+        # contiguous: PyTorch sums a strided view in another order
+        logprobs, entropy = judged["log-probability"].movedim(-1, 0).contiguous()
+        return Rollout(
+            sequences=sequences,
+            finished=finished,
+            raw_scores=judged["score"],
+            scores=apply_missing_eos(judged["score"], finished, config.missing_eos_score),
+            old_logprobs=logprobs,
+            ref_logprobs=judged["reference log-probability"],
+            entropy=entropy,
+            values=judged.get("value"),
         )
-    return sft, reward
+
+    def _in_batches(self, role: str, forward: Callable[[Sequences], Tensor], sequences: Sequences) -> Tensor:
+        with self.model.role(role):
+            return self.batch.run(lambda size: in_micro_batches(forward, sequences, size), "scoring")
+
+    # 3 Reward
+
+    def reward(self, rollout: Rollout, kl_coef: float) -> Targets:
+        """Token rewards, then advantages: GAE against the value role, or each response against its siblings.
+
+        GAE's are normalised over the batch. Without a critic, the KL penalty of the whole response is taken off its
+        score first, and every token of it gets the same advantage (RLOO, arXiv 2402.14740; GRPO, arXiv 2402.03300).
+        """
+        config, mask = self.config, rollout.mask
+        if not config.has_value_role:
+            returns = rollout.scores - kl_coef * rollout.kl.sum(dim=1)
+            advantages = ESTIMATORS[config.advantage](returns, config.samples_per_prompt)
+            return Targets(torch.where(mask, advantages.unsqueeze(1), 0.0), None)
+        assert rollout.values is not None
+        rewards = token_rewards(rollout.scores, rollout.kl, mask, kl_coef)
+        if config.whiten_rewards:
+            rewards = masked_rescale(rewards, mask)
+        advantages, returns = gae(rewards, rollout.values, mask, config.gamma, config.lam)
+        return Targets(masked_normalize(advantages, mask), returns)
+
+    # 4 Learn
+
+    def learn(self, rollout: Rollout, targets: Targets) -> tuple[Metrics, bool]:
+        """`num_epochs` passes over the rollout in minibatches; returns the steps' mean metrics, and "went too far".
+
+        It ends early when the policy has moved further from the rollout's than `stop_at_approx_kl`, in nats per token,
+        or, without that step, when a minibatch's mean probability ratio is above `max_ratio`: then it went too far.
+        """
+        limit, steps, too_far = self.config.stop_at_approx_kl, list[Metrics](), False
+        for rows in self._minibatches(len(rollout.sequences)):
+            try:
+                metrics = self._policy_step(rollout, targets, rows)
+            except PolicyTooFar:
+                too_far = True
+                break
+            if targets.returns is not None:
+                metrics |= self._value_step(rollout, targets, rows)
+            steps.append(metrics)
+            if limit is not None and metrics["ppo/approx_kl"] > limit:
+                break
+        means = {key: sum(step[key] for step in steps) / len(steps) for key in (steps[0] if steps else {})}
+        if steps:
+            means["ppo/ratio_deviation"] = steps[0]["ppo/ratio_deviation"]  # of the first step, where it should be 0
+        means["ppo/updates"] = float(len(steps))
+        if targets.returns is not None and rollout.values is not None:
+            means["ppo/explained_variance"] = float(explained_variance(rollout.values, targets.returns, rollout.mask))
+        return means, too_far
+
+    def _minibatches(self, num_responses: int) -> list[list[int]]:
+        """The rows of every step: each epoch has each response once, in an order of its own."""
+        size, minibatches = self.config.minibatch_size, list[list[int]]()
+        for _ in range(self.config.num_epochs):
+            order = torch.randperm(num_responses, generator=self.generator).tolist()
+            minibatches += [order[start : start + size] for start in range(0, num_responses, size)]
+        return minibatches
+
+    def _policy_step(self, rollout: Rollout, targets: Targets, rows: list[int]) -> Metrics:
+        blocks = None
+        if self.text is not None:
+            blocks = torch.stack([next(self.text) for _ in range(self.config.ptx_batch_size)]).to(self.model.device)
+        deviation = 0.0
+
+        def accumulate(size: int) -> Metrics:
+            nonlocal deviation
+            totals, deviation = self.accumulate_policy(rollout, targets, rows, blocks, size)
+            return totals
+
+        def inspect(totals: Metrics) -> None:
+            if self.config.max_ratio is not None and totals["ppo/ratio"] > self.config.max_ratio:
+                raise PolicyTooFar
+
+        metrics = self.optimizers["policy"].step(accumulate, inspect)
+        metrics["ppo/grad_norm"] = metrics.pop("grad_norm")
+        return {**metrics, "ppo/ratio_deviation": max(workers.gather([deviation]))}
+
+    def _value_step(self, rollout: Rollout, targets: Targets, rows: list[int]) -> Metrics:
+        optimizer = self.optimizers["value"]
+        metrics = optimizer.step(lambda size: self.accumulate_value(rollout, targets, rows, size))
+        metrics["ppo/value_grad_norm"] = metrics.pop("grad_norm")
+        return metrics
+
+    def accumulate_policy(
+        self, rollout: Rollout, targets: Targets, rows: list[int], blocks: Tensor | None, size: int
+    ) -> tuple[Metrics, float]:
+        """Gradient of the policy's loss on some rows, and of the pretraining term on blocks (b, T) of text.
+
+        Returns metrics that add up over micro-batches, and the largest distance of a log-prob from the rollout's.
+        """
+        num_tokens = int(rollout.mask[rows].sum())
+        totals: dict[str, Tensor] = defaultdict(float)  # type: ignore[arg-type]
+        deviation = torch.zeros((), device=self.model.device)
+        for part in self._micro_batches(rollout, rows, size):
+            mask, old = rollout.mask[part], rollout.old_logprobs[part]
+            new, entropy = response_logprobs(self.model, rollout.sequences.index(part), self.config.temperature)
+            loss = policy_loss(new, old, targets.advantages[part], mask, self.config.clip_range, num_tokens)
+            loss.loss.backward()
+            log_ratio = new.detach() - old
+            deviation = torch.maximum(deviation, log_ratio.abs().amax())
+            totals["ppo/policy_loss"] += loss.loss.detach().double()
+            totals["ppo/clip_fraction"] += loss.clip_fraction.double()
+            totals["ppo/approx_kl"] += loss.approx_kl.double()
+            totals["ppo/entropy"] += masked_mean(entropy, mask, num_tokens).double()
+            totals["ppo/ratio"] += masked_mean(log_ratio.exp(), mask, num_tokens).double()
+        if blocks is not None:
+            totals["ppo/ptx_loss"] = self._accumulate_ptx(blocks, size)
+        return _read(totals), float(deviation)
+
+    def _accumulate_ptx(self, blocks: Tensor, size: int) -> Tensor:
+        """Adds ptx_coef times the gradient of the pretraining term (PPO-ptx) to the policy's; returns the term."""
+        num_tokens = blocks.shape[0] * (blocks.shape[1] - 1)
+        share = blocks[workers.share(range(len(blocks)))]
+        total = torch.zeros((), dtype=torch.float64, device=blocks.device)
+        for part in share.split(size):
+            logprobs = text_logprobs(self.model, part, torch.ones_like(part, dtype=torch.bool))
+            loss = ptx_loss(logprobs, num_tokens)
+            (self.config.ptx_coef * loss).backward()
+            total += loss.detach()
+        return total
+
+    def accumulate_value(self, rollout: Rollout, targets: Targets, rows: list[int], size: int) -> Metrics:
+        """Gradient of the value's loss on some rows; returns metrics that add up over micro-batches."""
+        assert rollout.values is not None and targets.returns is not None
+        num_tokens = int(rollout.mask[rows].sum())
+        totals: dict[str, Tensor] = defaultdict(float)  # type: ignore[arg-type]
+        for part in self._micro_batches(rollout, rows, size):
+            values = response_values(self.model, rollout.sequences.index(part))
+            old, returns, mask = rollout.values[part], targets.returns[part], rollout.mask[part]
+            loss = value_loss(values, old, returns, mask, self.config.value_clip_range, num_tokens)
+            loss.loss.backward()
+            totals["ppo/value_loss"] += loss.loss.detach().double()
+            totals["ppo/value_clip_fraction"] += loss.clip_fraction.double()
+        return _read(totals)
+
+    def _micro_batches(self, rollout: Rollout, rows: list[int], size: int) -> list[list[int]]:
+        """This process's share of a minibatch, in groups of like length."""
+        share = workers.share(rows)
+        return [[share[index] for index in group] for group in rollout.sequences.index(share).micro_batches(size)]
+
+    # Around the steps
+
+    def rehearse(self, longest: list[int]) -> None:
+        """Samples and learns once at the largest sizes, without a trace. Stopped where even one response does not fit.
+
+        What cannot fit into memory fails here and not hours later. `longest` are the ids of the longest prompt.
+        """
+        config, device = self.config, self.model.device
+        self.sampler.rehearse(longest)
+        count = min(self.batch.size, config.minibatch_size) * workers.count()
+        prompts = torch.tensor([longest] * count, device=device)
+        responses = prompts[:, -1:].expand(count, config.max_response_tokens).contiguous()
+        prompt_mask, response_mask = (torch.ones_like(ids, dtype=torch.bool) for ids in (prompts, responses))
+        sequences = Sequences(prompts, prompt_mask, responses, response_mask)
+        zeros = torch.zeros(responses.shape, device=device)
+        values = zeros if config.has_value_role else None
+        rollout = Rollout(sequences, response_mask[:, 0], zeros[:, 0], zeros[:, 0], zeros, zeros, zeros, values)
+        targets, rows = Targets(zeros, values), list(range(count))
+        blocks = None
+        if self.text is not None:
+            blocks = torch.zeros((count, config.ptx_block_tokens), dtype=torch.long, device=device)
+        self.optimizers["policy"].rehearse(lambda size: self.accumulate_policy(rollout, targets, rows, blocks, size)[0])
+        if config.has_value_role:
+            self.optimizers["value"].rehearse(lambda size: self.accumulate_value(rollout, targets, rows, size))
+
+    def repeat(self, prompts: list[EncodedPrompt]) -> list[EncodedPrompt]:
+        """Each prompt once for each of its responses."""
+        return [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
+
+    def _leave_unlearned(self, reason: str) -> None:
+        """Says that an iteration was not learned from. Stopped after some in a row."""
+        self.unlearned += 1
+        message = f"iteration {self.done + 1}: {reason}; it is not learned from"
+        if self.unlearned >= PATIENCE:
+            raise Stopped(f"{message}. This is iteration {PATIENCE} in a row: {CAUSES}")
+        tqdm.write(message)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.latest[name] = time.monotonic() - started
+        self.seconds[name] += self.latest[name]
 
 
-def _load_function(name: str | None) -> RewardFunction | None:
-    """The callable that module:function names."""
-    if name is None:
-        return None
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"reward_function {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?"
-        ) from error
-    if not callable(function):
-        raise UserError(f"reward_function {name!r} is a {type(function).__name__}, not a function")
-    return function
-
-
-def _pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream | None:
-    if config.pretraining_text is None:
-        return None
-    source: Source[Text] = Source(config.pretraining_text, "texts", strict=config.strict)
-    blocks, seed, held = config.ptx_block_tokens, config.seed, config.ptx_shuffle_blocks
-    stream = TextStream(lambda: source, model.tokenizer, blocks, seed, held)
-    report_refusals(config.pretraining_text, source.refused)  # of what was read so far: a long text is read as it goes
-    return stream
-
-
-def _make_roles(config: PPOConfig, model: SharedModel, sft: Parent, reward: Parent | None) -> None:
-    """Policy begins as the SFT model, value as the reward model, each a bit-exact copy; the reference is no copy."""
-    bring(model, "sft", sft)
-    model.alias("reference", "sft" if config.reference == "sft" else "base")
-    model.copy_role("sft", "policy")
-    if reward is not None:
-        bring(model, "reward", reward)
-    if config.advantage == "gae" and reward is not None:
-        model.copy_role("reward", "value", head="copy")
-    elif config.advantage == "gae":
-        model.copy_role("sft", "value", head="new")
+def _read(totals: dict[str, Tensor]) -> Metrics:
+    """The totals as numbers, read together: each reading waits for the GPU."""
+    return dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True)) if totals else {}

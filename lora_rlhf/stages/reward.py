@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from lora_rlhf.algo.losses import listwise_loss, ranking_loss
+from lora_rlhf.algo.losses import listwise_loss, ranking_loss, ranking_pairs
 from lora_rlhf.configs.stages import RewardConfig
 from lora_rlhf.configs.values import check, read_yaml
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking, encode_demonstration, encode_ranking
@@ -20,24 +19,22 @@ from lora_rlhf.model.forward import response_scores
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_stage
-from lora_rlhf.stages.fitting import Pieces
-from lora_rlhf.stages.learning import NotFinite, RoleOptimizer
-from lora_rlhf.stages.loop import TrainingLoop
+from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_report import held_out_report
 from lora_rlhf.stages.reward_scores import calibrate, ranking_sequences, require_same_after_reload, score_rankings
-from lora_rlhf.stages.rows import Split, limits_of, report_refusals, watched
+from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, watched
 from lora_rlhf.stages.samples import RANKINGS, TIMES, of_reward
 from lora_rlhf.stages.session import (
-    bring,
     cosine,
     epochs_of_batches,
+    load_parent_role,
     log,
     open_parent_base,
     pick_fixed,
     require_context,
     seed_everything,
-    training_pieces,
 )
+from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer, Trainer
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 
@@ -66,17 +63,17 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
 
         rng = seed_everything(config.seed)
         data = {"rankings": config.rankings, "demonstrations": demonstrations.name, "agreement": config.agreement}
-        bring(model, "sft", sft)
+        load_parent_role(model, "sft", sft)
         model.copy_role("sft", "reward", head="new")
         folder.begin(describe_base(model), {"sft": sft}, data)
-        pieces = training_pieces(config)
+        micro_batch = AutoBatch.for_training(config)
         order = epochs_of_batches(len(training), config.batch_size, config.epochs, rng)
-        fixed = [validation[place] for place in pick_fixed(validation, RANKINGS)]
-        _optimize(config, model, training, fixed, folder, order, pieces)
-        offset, sd = calibrate(config, model, examples, pieces)
+        fixed = [validation[index] for index in pick_fixed(validation, RANKINGS)]
+        _optimize(config, model, training, fixed, folder, order, micro_batch)
+        offset, sd = calibrate(config, model, examples, micro_batch)
         workers.from_main(lambda: model.save_role("reward", folder.path / ADAPTER))
-        scores = score_rankings(model, validation, pieces, offset)
-        require_same_after_reload(model, folder, validation, scores, offset, pieces)
+        scores = score_rankings(model, validation, micro_batch)
+        require_same_after_reload(model, folder, validation, scores, micro_batch)
         folder.finish(
             {
                 "prompts": len(training),
@@ -113,20 +110,23 @@ def _encode(
     refused, limits = RefusedRows(config.strict), limits_of(config)
     repeated = RefusedRows()
     counter, tied = AgreementCounter(), 0
-    for ranking in watched(rankings):
+
+    def encode(ranking: Ranking, refused: RefusedRows) -> EncodedRanking | None:
         distinct = distinct_responses(ranking, repeated)
         if distinct is None:
-            continue
+            return None
         counter.add(distinct)
-        row = encode_ranking(model.tokenizer, distinct, limits, refused)
-        if row is None:
-            continue
+        return encode_ranking(model.tokenizer, distinct, limits, refused)
+
+    def keep(ranking: Ranking, row: EncodedRanking) -> None:
+        nonlocal tied
         if _num_pairs(row):
             split.add(ranking.prompt.opening, row)
         else:
             tied += 1  # nothing to learn from, and nothing to be measured on
-    for other in (rankings.refused, repeated):
-        refused.extend(other)
+
+    encode_source(rankings, encode, keep, refused, watched(rankings))
+    refused.extend(repeated)
     report_refusals(config.rankings, refused)
     if tied:
         log.warning("%s: %d rankings are all ties and are left out", config.rankings, tied)
@@ -144,10 +144,13 @@ def _encode_demonstrations(
     config: RewardConfig, model: SharedModel, demonstrations: Source[Demonstration]
 ) -> Spool[EncodedExample]:
     examples, refused = spool_examples(), RefusedRows()
-    for demonstration in watched(demonstrations):
-        example = encode_demonstration(model.tokenizer, demonstration, limits_of(config), refused)
-        if example is not None:
-            examples.append(example)
+    encode_source(
+        demonstrations,
+        lambda row, refused: encode_demonstration(model.tokenizer, row, limits_of(config), refused),
+        lambda _row, example: examples.append(example),
+        refused,
+        watched(demonstrations),
+    )
     if not examples:
         raise UserError(
             f"{demonstrations.name}: none of its demonstrations fits these limits, so scores cannot be centred\n"
@@ -157,8 +160,8 @@ def _encode_demonstrations(
 
 
 def _num_pairs(ranking: EncodedRanking) -> int:
-    ranks = ranking.ranks
-    return sum(one < other for one in ranks for other in ranks)
+    """Pairs of responses that are not tied."""
+    return len(ranking_pairs(torch.tensor(ranking.ranks))[0])
 
 
 def _optimize(
@@ -168,37 +171,38 @@ def _optimize(
     fixed: list[EncodedRanking],
     folder: StageFolder,
     order: list[list[int]],
-    pieces: Pieces,
+    micro_batch: AutoBatch,
 ) -> None:
-    rate, most = config.learning_rate, config.max_grad_norm
-    optimizer = RoleOptimizer(model, "reward", rate, most, pieces, optimizer=config.optimizer)
+    optimizer = RoleOptimizer(config, model, "reward", config.learning_rate, micro_batch)
     done, steps = 0, len(order)
-    loop = TrainingLoop(config, folder, model, [optimizer], lambda: ({"step": done}, {}), "step")
-    with loop.running():
+    trainer = Trainer(config, model, folder, {"reward": optimizer}, lambda: ({"step": done}, {}))
+    with trainer.running():
         longest = training.longest
-        most = max(1, pieces.size // len(longest.ranks))
-        optimizer.rehearse(lambda size: accumulate(model, [longest] * most * workers.count(), config.loss, size))
-        if (found := loop.resume()) is not None:
-            done = found.state["step"]
+        count = max(1, micro_batch.size // len(longest.ranks)) * workers.count()
+        optimizer.rehearse(lambda size: accumulate(model, [longest] * count, config.loss, size))
+        if (checkpoint := trainer.resume()) is not None:
+            done = checkpoint.state["step"]
         with tqdm(total=steps, initial=done, desc="reward", unit="step") as bar:
             while done < steps:
-                optimizer.set_learning_rate(config.learning_rate * cosine(done, steps))
-                batch = [training[place] for place in order[done]]
+                optimizer.schedule(cosine(done, steps))
+                rankings = [training[index] for index in order[done]]
                 try:
-                    metrics = update(model, batch, optimizer, config)
+                    metrics = update(model, rankings, optimizer, config)
                 except NotFinite as error:
                     advice = f"Lower --learning_rate ({config.learning_rate:g}) and go on with --allow_changes"
-                    raise loop.broken(done + 1, error, [_shown(model, row) for row in batch], advice) from error
+                    raise trainer.failure(
+                        done + 1, error, [_readable(model, row) for row in rankings], advice
+                    ) from error
                 done += 1
                 if fixed and done % max(1, steps // TIMES) == 0:
-                    metrics |= of_reward(model, fixed, pieces)
-                loop.log(done, metrics)
+                    metrics |= of_reward(model, fixed, micro_batch)
+                trainer.log(done, metrics)
                 bar.update()
                 bar.set_postfix(loss=f"{metrics['reward/loss']:.3f}", accuracy=f"{metrics['reward/accuracy']:.2f}")
-                loop.boundary(done, steps)
+                trainer.boundary(done, steps)
 
 
-def _shown(model: SharedModel, ranking: EncodedRanking) -> dict[str, Any]:
+def _readable(model: SharedModel, ranking: EncodedRanking) -> dict[str, Any]:
     decode = model.tokenizer.decode
     texts = {"prompt": decode(ranking.prompt_ids), "responses": [decode(ids) for ids in ranking.response_ids]}
     return {**texts, **vars(ranking)}
@@ -233,13 +237,13 @@ def accumulate(model: SharedModel, rankings: list[EncodedRanking], loss: str, si
             read = torch.cat([response_scores(model, part) for part in parts])
         scores = read if len(parts) == 1 else read.requires_grad_()
         part_loss = torch.zeros((), device=scores.device)
-        for ranking, own in zip(group, scores.split(counts), strict=True):
-            ranks = torch.tensor(ranking.ranks, device=own.device)
-            pairwise = ranking_loss(own, ranks)
-            part_loss = part_loss + (pairwise.loss if loss == "pairwise" else listwise_loss(own, ranks))
+        for ranking, its_scores in zip(group, scores.split(counts), strict=True):
+            ranks = torch.tensor(ranking.ranks, device=scores.device)
+            pairwise = ranking_loss(its_scores, ranks)
+            part_loss = part_loss + (pairwise.loss if loss == "pairwise" else listwise_loss(its_scores, ranks))
             totals["pairs"] += pairwise.num_pairs
             totals["correct"] += pairwise.num_correct
-            totals["margin"] += _margins(own.detach(), ranks)
+            totals["margin"] += pairwise.sum_of_leads
         (part_loss / len(rankings)).backward()
         totals["loss"] += float(part_loss.detach()) / len(rankings)
         if len(parts) > 1:
@@ -249,22 +253,16 @@ def accumulate(model: SharedModel, rankings: list[EncodedRanking], loss: str, si
     return totals
 
 
-def _margins(scores: Tensor, ranks: Tensor) -> float:
-    """Sum over a ranking's pairs of winner's minus loser's score."""
-    beats = ranks.unsqueeze(1) < ranks.unsqueeze(0)
-    return float(((scores.unsqueeze(1) - scores.unsqueeze(0)) * beats).sum())
-
-
 def _micro_batches(rankings: list[EncodedRanking], size: int) -> list[list[EncodedRanking]]:
     """Rankings of like length together, as many as hold at most `size` responses; one ranking is never divided."""
     groups: list[list[EncodedRanking]] = []
-    held = size
+    num_responses = size  # of the last group
     for ranking in sorted(rankings, key=_length, reverse=True):
-        if held + len(ranking.ranks) > size:
+        if num_responses + len(ranking.ranks) > size:
             groups.append([])
-            held = 0
+            num_responses = 0
         groups[-1].append(ranking)
-        held += len(ranking.ranks)
+        num_responses += len(ranking.ranks)
     return groups
 
 

@@ -13,10 +13,11 @@ from lora_rlhf.data.batches import pad_left, pad_right, ranking_batch
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 from lora_rlhf.data.template import pad_id
 from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
+from lora_rlhf.model.forward import Sequences
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder
-from lora_rlhf.stages.fitting import Pieces
+from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.scorer import score_in_batches
 from lora_rlhf.system import workers
 
 log = logging.getLogger("lora_rlhf")
@@ -30,23 +31,14 @@ def ranking_sequences(model: SharedModel, rankings: Sequence[EncodedRanking]) ->
 
 
 @torch.no_grad()
-def score_rankings(
-    model: SharedModel, rankings: Sequence[EncodedRanking], pieces: Pieces, offset: float
-) -> list[Tensor]:
+def score_rankings(model: SharedModel, rankings: Sequence[EncodedRanking], batch: AutoBatch) -> list[Tensor]:
     """Each ranking's scores (K,), in the given order, on the CPU."""
-    own = workers.share(range(len(rankings)))
-    shown = tqdm(own, desc="held-out rankings", unit="prompt", disable=len(own) < pieces.size)
+    indices = workers.share(range(len(rankings)))
+    progress = tqdm(indices, desc="held-out rankings", unit="prompt", disable=len(indices) < batch.size)
     with model.role("reward"):
         return workers.gather(
-            [_in_pieces(model, ranking_sequences(model, [rankings[place]]), pieces) - offset for place in shown]
+            [score_in_batches(model, ranking_sequences(model, [rankings[index]]), batch).cpu() for index in progress]
         )
-
-
-def _in_pieces(model: SharedModel, sequences: Sequences, pieces: Pieces) -> Tensor:
-    """The active role's scores (B,), on the CPU."""
-    return pieces.run(
-        lambda size: in_micro_batches(lambda part: response_scores(model, part), sequences, size), "scoring"
-    ).cpu()
 
 
 def _example_sequences(model: SharedModel, examples: Sequence[EncodedExample]) -> Sequences:
@@ -57,20 +49,21 @@ def _example_sequences(model: SharedModel, examples: Sequence[EncodedExample]) -
 
 @torch.no_grad()
 def calibrate(
-    config: RewardConfig, model: SharedModel, examples: Sequence[EncodedExample], pieces: Pieces
+    config: RewardConfig, model: SharedModel, examples: Sequence[EncodedExample], batch: AutoBatch
 ) -> tuple[float, float]:
     """Makes the demonstrations score mean 0 and sd 1 (InstructGPT, section 3.5: "a bias ... mean score of 0").
 
     The scale goes into the head, so that the saved model carries it and a value function copied from it starts in
-    units of the score. The offset, which a head without a bias cannot hold, is returned, with the sd divided by.
+    units of the score. The offset goes to the role, since a head has no bias to hold it. Returns the offset, and the sd
+    that the head was divided by.
     """
     lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
-    longest_first = workers.share(sorted(range(len(lengths)), key=lambda place: -lengths[place]))
+    longest_first = workers.share(sorted(range(len(lengths)), key=lambda index: -lengths[index]))
     parts: list[float] = []
     with model.role("reward"):
         for start in range(0, len(longest_first), config.micro_batch_size):
-            part = [examples[place] for place in longest_first[start : start + config.micro_batch_size]]
-            parts += _in_pieces(model, _example_sequences(model, part), pieces).tolist()
+            part = [examples[index] for index in longest_first[start : start + config.micro_batch_size]]
+            parts += score_in_batches(model, _example_sequences(model, part), batch).tolist()
     scores = torch.tensor(workers.gather(parts), dtype=torch.float64)
     sd = float(scores.std()) if len(scores) > 1 else 1.0
     if config.scale is not None:
@@ -80,7 +73,9 @@ def calibrate(
         sd = SMALLEST_SCALE
     with model.role("reward", training=True):
         model.head.weight.data.div_(sd)
-    return float(scores.mean()) / sd, sd
+    offset = float(scores.mean()) / sd
+    model.set_score_offset("reward", offset)
+    return offset, sd
 
 
 def require_same_after_reload(
@@ -88,11 +83,10 @@ def require_same_after_reload(
     folder: StageFolder,
     rankings: Sequence[EncodedRanking],
     scores: list[Tensor],
-    offset: float,
-    pieces: Pieces,
+    batch: AutoBatch,
 ) -> None:
     """What was saved scores exactly like what was trained: a head lost on disk would show here, not weeks later."""
     model.load_adapter_state("reward", read_adapter(folder.path / ADAPTER)[1])
-    again = score_rankings(model, list(itertools.islice(rankings, 8)), pieces, offset)
-    if any(not torch.equal(one, other) for one, other in zip(scores, again, strict=False)):
+    again = score_rankings(model, list(itertools.islice(rankings, 8)), batch)
+    if any(not torch.equal(before, after) for before, after in zip(scores, again, strict=False)):
         raise RuntimeError(f"{folder.path / ADAPTER}: the saved reward model scores differently from the trained one")

@@ -1,7 +1,7 @@
 """From a data file to what a stage reads many times: encoded, split, on disk, and every row accounted for."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -14,7 +14,7 @@ from lora_rlhf.data.duplicates import without_repeats
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
 from lora_rlhf.data.refusals import RefusedRows, counted, none_of
 from lora_rlhf.data.schema import Prompt, fraction_between, split_of, split_position
-from lora_rlhf.data.sources import Source
+from lora_rlhf.data.sources import Record, Source
 from lora_rlhf.data.spool import Spool, spool_prompts
 from lora_rlhf.system.errors import UserError
 
@@ -64,21 +64,41 @@ class Split(Generic[Encoded]):
             )
 
 
-def read_prompts_for(
+def encode_source(
+    source: Source[Record],
+    encode: Callable[[Record, RefusedRows], Encoded | None],
+    keep: Callable[[Record, Encoded], None],
+    refused: RefusedRows,
+    rows: Iterable[Record] | None = None,
+) -> None:
+    """Encodes each row of a source and keeps what fits; `refused` gets what does not, and what the file refused.
+
+    `rows` stands for the source where it is read in another way, without repeats for example.
+    """
+    for row in source if rows is None else rows:
+        encoded = encode(row, refused)
+        if encoded is not None:
+            keep(row, encoded)
+    refused.extend(source.refused)
+
+
+def encode_prompts(
     config: SampleConfig | PPOConfig, source: Source[Prompt], tokenizer: "PreTrainedTokenizerBase"
 ) -> Spool[EncodedPrompt]:
     """The source's distinct prompts, encoded. UserError if none is left."""
-    encoded, refused, repeated = spool_prompts(), RefusedRows(config.strict), RefusedRows()
-    for prompt in without_repeats(watched(source), config.deduplicate, repeated):
-        ids = encode_prompt(tokenizer, prompt, config.max_prompt_tokens, refused)
-        if ids is not None:
-            encoded.append(EncodedPrompt(ids, prompt))
-    for other in (source.refused, repeated):
-        refused.extend(other)
-    if not encoded:
+    prompts, refused, repeated = spool_prompts(), RefusedRows(config.strict), RefusedRows()
+    encode_source(
+        source,
+        lambda prompt, refused: encode_prompt(tokenizer, prompt, config.max_prompt_tokens, refused),
+        lambda prompt, ids: prompts.append(EncodedPrompt(ids, prompt)),
+        refused,
+        without_repeats(watched(source), config.deduplicate, repeated),
+    )
+    refused.extend(repeated)
+    if not prompts:
         raise UserError(f"{config.prompts}: {none_of(source.read, 'prompt')} is left\n{refused.summary()}")
     report_refusals(config.prompts, refused)
-    return encoded
+    return prompts
 
 
 def watched(rows: Iterable[Row]) -> Iterable[Row]:

@@ -18,28 +18,20 @@ from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Prompt, row_of
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool
-from lora_rlhf.data.template import decode_response, stop_ids
-from lora_rlhf.model.generate import Engine, GeneratedResponse, draw_seeds, generate_seeded
+from lora_rlhf.data.template import decode_response
+from lora_rlhf.model.generate import Engine, GeneratedResponse, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, data_hash, find_stage
-from lora_rlhf.stages.decoding import choose_engine, require_rollout
-from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.stages.interrupt import graceful
-from lora_rlhf.stages.loop import GO_ON
-from lora_rlhf.stages.rows import read_prompts_for
-from lora_rlhf.stages.session import (
-    bring,
-    generation_pieces,
-    log,
-    open_parent_base,
-    require_context,
-    seed_everything,
-)
+from lora_rlhf.stages.rows import encode_prompts
+from lora_rlhf.stages.sampler import Sampler, require_engine
+from lora_rlhf.stages.session import load_parent_role, log, open_parent_base, require_context, seed_everything
+from lora_rlhf.stages.trainer import GO_ON
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row
 from lora_rlhf.system.errors import Stopped, UserError
 
-PIECES = 4  # sampled in one go by an engine that refills its slots: fewer, and most would wait for the last response
+ROUNDS = 4  # slots' worth sampled in one go by the static engine: with fewer, most slots wait for the last response
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself
 
 
@@ -55,23 +47,23 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     stage = find_stage(f"{config.run}/{name}", name)
     prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
     prompts.require_first()
-    require_rollout(config, sft)
+    require_engine(config, sft)
     model = open_parent_base(config, sft, model)
     require_context(model, config)
     if config.role != BASE:
-        bring(model, config.role, stage)
+        load_parent_role(model, config.role, stage)
     workers.from_main(lambda: _make_folder(config.to))
-    encoded = read_prompts_for(config, prompts, model.tokenizer)
+    encoded = encode_prompts(config, prompts, model.tokenizer)
 
     rng = seed_everything(config.seed)
     draws = config.max_responses + SPARE
     seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(encoded), draws)
     most = [rng.randint(config.min_responses, config.max_responses) for _ in seeds]
     attempt = _Attempt(config, stage)
-    found, attempt.engine = workers.from_main(attempt.begin)
-    if len(found) < len(encoded):
-        _sample_rest(config, model, encoded, seeds, most, attempt, found)
-    rows = [row for row in found if row is not None]
+    rows_of_prompts, attempt.engine = workers.from_main(attempt.begin)
+    if len(rows_of_prompts) < len(encoded):
+        _sample_rest(config, model, encoded, seeds, most, attempt, rows_of_prompts)
+    rows = [row for row in rows_of_prompts if row is not None]
     if not rows:
         raise UserError(
             f"no prompt gave {config.min_responses} distinct responses; lower --min-responses or raise --temperature"
@@ -142,56 +134,33 @@ def _sample_rest(
     seeds: list[list[int]],
     most: list[int],
     attempt: _Attempt,
-    found: list[dict[str, Any] | None],
+    rows: list[dict[str, Any] | None],
 ) -> None:
-    """Appends to `found` the row of every prompt that has none yet: None where there are too few distinct responses."""
-    pieces = generation_pieces(config)
-    rollout = config.engine if config.engine != "auto" else attempt.engine or "auto"
-    attempt.engine = engine = choose_engine(config, rollout, model, config.role, encoded, pieces)
-    step = max(1, pieces.size * (PIECES if engine == "static" else 1) // len(seeds[0])) * workers.count()
-    with graceful() as request, tqdm(total=len(encoded), initial=len(found), desc="sample", unit="prompt") as bar:
-        while (first := len(found)) < len(encoded):
-            places = range(first, min(first + step, len(encoded)))
-            own = workers.share(places)
-            prompts = [encoded[place] for place in own]
-            groups = _generate(config, model, prompts, [seeds[place] for place in own], pieces, engine)
-            rows = [
-                _row(config, model, prompt, group, most[place])
-                for prompt, group, place in zip(prompts, groups, own, strict=True)
-            ]
-            together = workers.gather(rows)
-            if workers.is_main():
-                attempt.add(together)
-            found += together
-            bar.update(len(together))
-            if request.made and len(found) < len(encoded):
-                raise Stopped(
-                    f"stopped after {len(found)} of {len(encoded)} prompts; they are kept. {GO_ON}", request.status
-                )
-
-
-def _generate(
-    config: SampleConfig,
-    model: SharedModel,
-    prompts: list[EncodedPrompt],
-    seeds: list[list[int]],
-    pieces: Pieces,
-    engine: Engine,
-) -> list[list[GeneratedResponse]]:
-    def run(size: int) -> list[list[GeneratedResponse]]:
-        with model.role(config.role):
-            return generate_seeded(
-                model,
-                [prompt.prompt_ids for prompt in prompts],
-                seeds,
-                max_new_tokens=config.max_response_tokens,
-                temperature=config.temperature,
-                stop_ids=stop_ids(model.tokenizer),
-                batch_size=size,
-                engine=engine,
+    """Appends to `rows` that of every prompt that has none yet: None where there are too few distinct responses."""
+    sampler = Sampler(config, model, config.role, config.temperature)
+    sampler.choose_engine(config.engine if config.engine != "auto" else attempt.engine or "auto", encoded)
+    attempt.engine = sampler.engine
+    rounds = ROUNDS if sampler.engine == "static" else 1
+    step = max(1, sampler.batch.size * rounds // len(seeds[0])) * workers.count()
+    with graceful() as request, tqdm(total=len(encoded), initial=len(rows), desc="sample", unit="prompt") as bar:
+        while (first := len(rows)) < len(encoded):
+            indices = workers.share(range(first, min(first + step, len(encoded))))
+            prompts = [encoded[index] for index in indices]
+            groups = sampler.sample([prompt.prompt_ids for prompt in prompts], [seeds[index] for index in indices])
+            new_rows = workers.gather(
+                [
+                    _row(config, model, prompt, group, most[index])
+                    for prompt, group, index in zip(prompts, groups, indices, strict=True)
+                ]
             )
-
-    return pieces.run(run, "sampling")
+            if workers.is_main():
+                attempt.add(new_rows)
+            rows += new_rows
+            bar.update(len(new_rows))
+            if request.made and len(rows) < len(encoded):
+                raise Stopped(
+                    f"stopped after {len(rows)} of {len(encoded)} prompts; they are kept. {GO_ON}", request.status
+                )
 
 
 def _row(

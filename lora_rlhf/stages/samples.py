@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 
-from lora_rlhf.configs.stages import PPOConfig, SFTConfig
-from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
-from lora_rlhf.data.template import decode_response, stop_ids
-from lora_rlhf.model.generate import GeneratedResponse, generate
+from lora_rlhf.configs.stages import SFTConfig
+from lora_rlhf.data.encode import EncodedExample, EncodedRanking
+from lora_rlhf.data.template import decode_response
+from lora_rlhf.model.generate import GeneratedResponse, draw_seeds
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages.decoding import Decoding
-from lora_rlhf.stages.fitting import Pieces
-from lora_rlhf.stages.learning import NotFinite
+from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_scores import score_rankings
-from lora_rlhf.stages.rollout import Judge, act, collect, describe
+from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stats.ordering import ordering_report
 from lora_rlhf.stats.text_metrics import distinct, repetition
 
@@ -35,71 +33,39 @@ def text_figures(texts: Sequence[str]) -> Figures:
     return found if pairs is None else {**found, "samples/distinct_2": pairs}
 
 
-def of_policy(
-    config: PPOConfig,
-    model: SharedModel,
-    judge: Judge,
-    prompts: list[EncodedPrompt],
-    sampled: Pieces,
-    pieces: Pieces,
-    how: Decoding,
-) -> tuple[Figures, list[dict[str, Any]]]:
-    """Figures, and a row for each prompt: its first response, with score, KL from the reference (k1, nats) and tokens.
-
-    Without what has to be judged, where that is no number: the next iteration says what is wrong.
-    """
-    answers = act(config, model, prompts, torch.Generator().manual_seed(config.seed), sampled, how=how)
-    texts = [decode_response(model.tokenizer, answer.ids).strip() for answer in answers]
-    every = config.samples_per_prompt
-    rows: list[dict[str, Any]] = [
-        {"prompt": prompt.prompt.messages[-1].content, "response": text, "tokens": len(answer.ids)}
-        for prompt, answer, text in zip(prompts, answers[::every], texts[::every], strict=True)
+def sample_rows(
+    prompts: Sequence[str], texts: Sequence[str], responses: Sequence[GeneratedResponse]
+) -> list[dict[str, Any]]:
+    """A row of samples.jsonl for each prompt and its response."""
+    return [
+        {"prompt": prompt, "response": text, "tokens": len(response.ids)}
+        for prompt, text, response in zip(prompts, texts, responses, strict=True)
     ]
-    figures = text_figures(texts)
-    try:
-        rollout = collect(config, model, judge, prompts, answers, pieces)
-    except NotFinite:
-        return figures, rows
-    distances = (rollout.old_logprobs - rollout.ref_logprobs).sum(dim=1)[::every]
-    for row, score, distance in zip(rows, rollout.scores[::every].tolist(), distances.tolist(), strict=True):
-        row |= {"score": score, "kl": distance}
-    judged = describe(config, rollout)
-    shown = ("score", "kl", "length", "eos_rate", "entropy")
-    return figures | {f"samples/{name}": judged[f"rollout/{name}"] for name in shown}, rows
 
 
 def of_sft(
-    config: SFTConfig, model: SharedModel, examples: Sequence[EncodedExample], pieces: Pieces
+    config: SFTConfig, model: SharedModel, examples: Sequence[EncodedExample]
 ) -> tuple[Figures, list[dict[str, Any]]]:
     """Figures, and a row for each example: what the model answers at temperature 1."""
-
-    def answer(size: int) -> list[list[GeneratedResponse]]:
-        with model.role("sft"):
-            return generate(
-                model,
-                [example.prompt_ids for example in examples],
-                max_new_tokens=config.max_response_tokens,
-                temperature=1.0,
-                stop_ids=stop_ids(model.tokenizer),
-                generator=torch.Generator().manual_seed(config.seed),
-                batch_size=size,
-            )
-
-    answers = [group[0] for group in pieces.run(answer, "the answers that are recorded over time")]
-    texts = [decode_response(model.tokenizer, one.ids).strip() for one in answers]
+    generator = torch.Generator().manual_seed(config.seed)
+    groups = Sampler(config, model, "sft").sample(
+        [example.prompt_ids for example in examples],
+        draw_seeds(generator, len(examples), 1),
+        "the answers that are recorded over time",
+    )
+    answers = [group[0] for group in groups]
+    texts = [decode_response(model.tokenizer, answer.ids).strip() for answer in answers]
     figures = {
-        "samples/length": sum(len(one.ids) for one in answers) / len(answers),
-        "samples/eos_rate": sum(one.finished for one in answers) / len(answers),
+        "samples/length": sum(len(answer.ids) for answer in answers) / len(answers),
+        "samples/eos_rate": sum(answer.finished for answer in answers) / len(answers),
         **text_figures(texts),
     }
-    asked = [model.tokenizer.decode(example.prompt_ids) for example in examples]
-    rows = zip(asked, texts, answers, strict=True)
-    return figures, [{"prompt": prompt, "response": text, "tokens": len(one.ids)} for prompt, text, one in rows]
+    return figures, sample_rows([model.tokenizer.decode(example.prompt_ids) for example in examples], texts, answers)
 
 
-def of_reward(model: SharedModel, rankings: Sequence[EncodedRanking], pieces: Pieces) -> Figures:
+def of_reward(model: SharedModel, rankings: Sequence[EncodedRanking], batch: AutoBatch) -> Figures:
     """How the reward model orders the same held-out rankings: accuracy, ECE, and how it hangs on length."""
-    scores = score_rankings(model, rankings, pieces, 0.0)
+    scores = score_rankings(model, rankings, batch)
     lengths = [[len(ids) for ids in ranking.response_ids] for ranking in rankings]
     report = ordering_report([ranking.ranks for ranking in rankings], scores, lengths)
     return {

@@ -14,7 +14,6 @@ from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
-from lora_rlhf.stages.fitting import Pieces
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 
@@ -39,8 +38,8 @@ def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | N
     return model
 
 
-def bring(model: SharedModel, role: str, parent: Parent) -> None:
-    """Loads a parent's adapter under its role, unless it is in memory. UserError when another one is."""
+def load_parent_role(model: SharedModel, role: str, parent: Parent) -> None:
+    """Loads a parent's adapter under a role, unless it is in memory. UserError when another one is."""
     if role not in model.roles:
         model.load_role(role, parent.adapter)
     elif not same_state(model.adapter_state(role), read_adapter(parent.adapter)[1]):
@@ -48,6 +47,7 @@ def bring(model: SharedModel, role: str, parent: Parent) -> None:
             f"{parent.adapter} is not the {role} adapter in memory, which another stage of this run left there: run "
             "this stage by itself, or leave the other folder out"
         )
+    model.set_score_offset(role, parent.score_offset)
 
 
 def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -83,24 +83,6 @@ def pick_fixed(prompts: Sequence[object], count: int) -> list[int]:
     """Indices of the prompts whose responses are recorded over time: spread evenly over the data."""
     step = max(1, len(prompts) // count)
     return list(range(0, len(prompts), step))[:count]
-
-
-def training_pieces(config: StageConfig) -> Pieces:
-    """How many responses go through the model at a time in training and scoring."""
-    return Pieces(
-        "micro_batch_size",
-        config.micro_batch_size,
-        "give --gradient_checkpointing, or lower --max_prompt_tokens or --max_response_tokens",
-    )
-
-
-def generation_pieces(config: StageConfig) -> Pieces:
-    """How many responses are generated at a time."""
-    return Pieces(
-        "generation_batch_size",
-        config.generation_batch_size,
-        "lower --max_prompt_tokens or --max_response_tokens, or take a smaller base",
-    )
 
 
 def cosine(step: int, steps: int) -> float:

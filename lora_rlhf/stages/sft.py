@@ -18,35 +18,32 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.spool import Spool, spool_examples
-from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
+from lora_rlhf.data.template import ensure_template, pad_id
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.forward import Sequences, counted_logprobs, response_scores
-from lora_rlhf.model.generate import generate
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.packing import require_no_leak
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage, has_stage
-from lora_rlhf.stages.fitting import Pieces
-from lora_rlhf.stages.learning import NotFinite, RoleOptimizer
-from lora_rlhf.stages.loop import TrainingLoop
-from lora_rlhf.stages.rows import Split, limits_of, report_refusals, watched
+from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, watched
+from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.samples import FIXED, of_sft
 from lora_rlhf.stages.session import (
-    bring,
     cosine,
     epochs_of_batches,
-    generation_pieces,
+    load_parent_role,
     pick_fixed,
     require_context,
     seed_everything,
-    training_pieces,
 )
+from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer, Trainer
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 
-JUDGE = "judge"  # the role of the reward model of an earlier round; `reward` is for the one that this run will train
+SELECTOR = "selector"  # the role of an earlier round's reward model; `reward` is the one that this run will train
 SELECTION_PROMPTS = 64  # validation prompts that the reward model judges an epoch by
 EPS = 1e-8  # AdamW's usual one: nothing here is normalised by a noisy advantage, as it is in PPO
 BEST = "best."  # how the best epoch's tensors begin in a checkpoint
@@ -93,11 +90,13 @@ def _encode(config: SFTConfig, model: SharedModel, source: Source[Demonstration]
     """Training and validation examples; a prompt is never in both."""
     split = Split(config.validation_fraction, spool_examples(), spool_examples())
     refused, limits = RefusedRows(config.strict), limits_of(config)
-    for demonstration in watched(every_turn(source) if config.every_turn else source):
-        example = encode_demonstration(model.tokenizer, demonstration, limits, refused)
-        if example is not None:
-            split.add(demonstration.prompt.opening, example)
-    refused.extend(source.refused)
+    encode_source(
+        source,
+        lambda row, refused: encode_demonstration(model.tokenizer, row, limits, refused),
+        lambda row, example: split.add(row.prompt.opening, example),
+        refused,
+        watched(every_turn(source) if config.every_turn else source),
+    )
     if not split.train:
         raise UserError(
             f"{config.demonstrations}: none of its {source.read} rows is left to train on: {len(split.validation)} are "
@@ -127,37 +126,34 @@ class _Training:
     best_epoch: int | None = None
 
     def run(self) -> None:
-        config, steps, pieces = self.config, len(self.order), training_pieces(self.config)
-        optimizer = RoleOptimizer(
-            self.model, "sft", config.learning_rate, config.max_grad_norm, pieces, EPS, config.optimizer
-        )
-        loop = TrainingLoop(config, self.folder, self.model, [optimizer], self._snapshot, "step")
-        with loop.running():
+        config, steps, micro_batch = self.config, len(self.order), AutoBatch.for_training(self.config)
+        optimizer = RoleOptimizer(config, self.model, "sft", config.learning_rate, micro_batch, EPS)
+        trainer = Trainer(config, self.model, self.folder, {"sft": optimizer}, self._snapshot)
+        with trainer.running():
             optimizer.rehearse(lambda size: self._accumulate([self.examples.longest] * size, size))
-            if (found := loop.resume()) is not None:
-                self._restore(found.state, found.tensors)
+            if (checkpoint := trainer.resume()) is not None:
+                self._restore(checkpoint.state, checkpoint.tensors)
             with tqdm(total=steps, initial=self.step, desc="sft", unit="step") as bar:
                 while self.step < steps:
-                    optimizer.set_learning_rate(config.learning_rate * cosine(self.step, steps))
-                    self._take_step(optimizer, loop)
+                    self._take_step(optimizer, trainer)
                     bar.update()
                     bar.set_postfix(loss=f"{self.loss:.3f}")
                     if self.step % (steps // config.epochs) == 0:
-                        self._end_epoch(loop, pieces)
-                    loop.boundary(self.step, steps)
+                        self._end_epoch(trainer, micro_batch)
+                    trainer.boundary(self.step, steps)
 
-    def _take_step(self, optimizer: RoleOptimizer, loop: TrainingLoop) -> None:
-        rows = [self.examples[place] for place in self.order[self.step]]
-        rate = self.config.learning_rate * cosine(self.step, len(self.order))
+    def _take_step(self, optimizer: RoleOptimizer, trainer: Trainer) -> None:
+        rows = [self.examples[index] for index in self.order[self.step]]
+        rate = optimizer.schedule(cosine(self.step, len(self.order)))
         try:
             figures = optimizer.step(lambda size: self._accumulate(rows, size))
         except NotFinite as error:
             advice = f"Lower --learning_rate ({self.config.learning_rate:g}) and go on with --allow_changes"
-            raise loop.broken(self.step + 1, error, [self._shown(row) for row in rows], advice) from error
+            raise trainer.failure(self.step + 1, error, [self._readable(row) for row in rows], advice) from error
         self.step += 1
         self.loss = figures["loss"]
         row = {"sft/loss": figures["loss"], "sft/grad_norm": figures["grad_norm"], "sft/learning_rate": rate}
-        loop.log(self.step, row)
+        trainer.log(self.step, row)
 
     def _accumulate(self, rows: Sequence[EncodedExample], size: int) -> dict[str, float]:
         """Forward and backward over this process's share of a batch; the loss is a mean over all its answer tokens."""
@@ -169,22 +165,25 @@ class _Training:
             total += float(loss.detach())
         return {"loss": total}
 
-    def _end_epoch(self, loop: TrainingLoop, pieces: Pieces) -> None:
+    def _end_epoch(self, trainer: Trainer, micro_batch: AutoBatch) -> None:
         """Records answers to fixed prompts, and measures the epoch where something is held out."""
-        held = self.validation or self.examples
-        shown = [held[place] for place in pick_fixed(held, FIXED)]
-        figures, rows = of_sft(self.config, self.model, shown, generation_pieces(self.config))
-        loop.log(self.step, figures)
+        examples = self.validation or self.examples
+        fixed = [examples[index] for index in pick_fixed(examples, FIXED)]
+        figures, rows = of_sft(self.config, self.model, fixed)
+        trainer.log(self.step, figures)
         self.folder.sample(self.step, rows)
         if self.validation:
-            self._compare_epoch(loop, pieces)
+            self._compare_epoch(trainer, micro_batch)
 
-    def _compare_epoch(self, loop: TrainingLoop, pieces: Pieces) -> None:
-        loss = pieces.run(lambda size: _validation_loss(self.config, self.model, self.validation, size), "validation")
+    def _compare_epoch(self, trainer: Trainer, micro_batch: AutoBatch) -> None:
+        def validate(size: int) -> float:
+            return _validation_loss(self.config, self.model, self.validation, size)
+
+        loss = micro_batch.run(validate, "validation")
         figures = {"epoch": len(self.epochs) + 1, "loss": loss}
         if self.selector is not None:
             figures["reward"] = self.selector()
-        loop.log(self.step, {f"sft/validation_{name}": value for name, value in figures.items()})
+        trainer.log(self.step, {f"sft/validation_{name}": value for name, value in figures.items()})
         better = min if self.selector is None else max
         if not self.epochs or better(figures, *self.epochs, key=lambda row: row[self.criterion]) is figures:
             self.best, self.best_epoch = self.model.adapter_state("sft"), int(figures["epoch"])
@@ -216,7 +215,7 @@ class _Training:
         best = {name.removeprefix(BEST): value for name, value in tensors.items() if name.startswith(BEST)}
         self.best = best or None
 
-    def _shown(self, row: EncodedExample) -> dict[str, Any]:
+    def _readable(self, row: EncodedExample) -> dict[str, Any]:
         decode = self.model.tokenizer.decode
         return {"prompt": decode(row.prompt_ids), "response": decode(row.response_ids), **vars(row)}
 
@@ -241,8 +240,8 @@ def _validation_loss(config: SFTConfig, model: SharedModel, examples: Spool[Enco
     """Mean over all answer tokens."""
     totals = {"loss": 0.0, "tokens": 0.0}
     with model.role("sft"):
-        own = iter(workers.share(range(len(examples))))
-        while rows := [examples[place] for place in itertools.islice(own, size)]:
+        indices = iter(workers.share(range(len(examples))))
+        while rows := [examples[index] for index in itertools.islice(indices, size)]:
             totals["loss"] += float(_loss(config, model, rows, 1))
             totals["tokens"] += sum(len(row.response_ids) for row in rows)
     totals = workers.sum_all(totals)
@@ -256,7 +255,7 @@ def _selector(config: SFTConfig, model: SharedModel, validation: Sequence[Encode
         find_stage(f"{config.run}/reward", "reward")  # says what is missing
     if not available or config.select_by == "loss" or not validation:
         return None
-    bring(model, JUDGE, find_stage(f"{config.run}/reward", "reward"))
+    load_parent_role(model, SELECTOR, find_stage(f"{config.run}/reward", "reward"))
     judged = itertools.islice(validation, SELECTION_PROMPTS)
     return _RewardSelector(model, config, [example.prompt_ids for example in judged])
 
@@ -271,25 +270,14 @@ class _RewardSelector:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        tokenizer = self.model.tokenizer
-
-        def answer(size: int) -> list[list[int]]:
-            with self.model.role("sft"):
-                groups = generate(
-                    self.model,
-                    self.prompts,
-                    max_new_tokens=self.config.max_response_tokens,
-                    temperature=0.0,
-                    stop_ids=stop_ids(tokenizer),
-                    generator=torch.Generator().manual_seed(self.config.seed),
-                    batch_size=size,
-                )
-            return [group[0].ids for group in groups]
-
-        answers = generation_pieces(self.config).run(answer, "the answers that an epoch is judged by")
-        pad, size = pad_id(tokenizer), self.config.micro_batch_size
+        seeds = [[0]] * len(self.prompts)  # of no effect: the most probable token is taken
+        groups = Sampler(self.config, self.model, "sft", temperature=0.0).sample(
+            self.prompts, seeds, "the answers that an epoch is judged by"
+        )
+        answers = [group[0].ids for group in groups]
+        pad, size = pad_id(self.model.tokenizer), self.config.micro_batch_size
         total = 0.0
-        with self.model.role(JUDGE):
+        with self.model.role(SELECTOR):
             for start in range(0, len(self.prompts), size):
                 prompts = pad_left(self.prompts[start : start + size], pad)
                 responses = pad_right(answers[start : start + size], pad)

@@ -1,0 +1,167 @@
+"""What stands around PPO's iterations: parents, roles and data before them, guards of the first step, saving after."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lora_rlhf.configs.stages import PPOConfig
+from lora_rlhf.data.encode import EncodedPrompt
+from lora_rlhf.data.schema import Prompt, Text
+from lora_rlhf.data.sources import Source
+from lora_rlhf.data.spool import Spool
+from lora_rlhf.data.stream import TextStream
+from lora_rlhf.data.template import ensure_template
+from lora_rlhf.model.memory import adapter_bytes
+from lora_rlhf.model.open import describe_base, require_same_base
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
+from lora_rlhf.stages.rows import encode_prompts, report_refusals
+from lora_rlhf.stages.sampler import require_engine
+from lora_rlhf.stages.scorer import ResponseScorer
+from lora_rlhf.stages.session import (
+    load_parent_role,
+    log,
+    open_parent_base,
+    require_context,
+    same_state,
+    seed_everything,
+)
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import UserError
+
+if TYPE_CHECKING:
+    from lora_rlhf.stages.ppo import Rollout, Targets
+
+# Largest difference of log-probabilities that is still "the same policy" before the first update. On a CPU only the
+# order of summation differs; on a GPU passes with and without gradients run different 4-bit kernels in 16 bits.
+TOLERANCE = {"cpu": 1e-4, "cuda": 0.25}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the iterations work with: the model with its roles, the reward, prompts, and text for PPO-ptx."""
+
+    model: SharedModel
+    scorer: ResponseScorer
+    prompts: Spool[EncodedPrompt]
+    text: TextStream | None
+
+
+def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) -> Setup:
+    """Checks parents and data, loads what is not in memory, and begins the stage's folder.
+
+    UserError, before any weights are loaded where that can be, for all that cannot be used.
+    """
+    sft, reward = _find_parents(config)
+    prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
+    prompts.require_first()
+    scorer = ResponseScorer.of(config)
+    require_engine(config, sft)
+    model = open_parent_base(config, sft, model)
+    require_context(model, config)
+    ensure_template(model.tokenizer)
+    encoded = encode_prompts(config, prompts, model.tokenizer)
+    text = _pretraining_text(config, model)
+    seed_everything(config.seed)
+    _make_roles(config, model, sft, reward)
+    parents = {"sft": sft} | ({"reward": reward} if reward else {})
+    folder.begin(
+        describe_base(model), parents, {"prompts": config.prompts, "pretraining_text": config.pretraining_text}
+    )
+    reference = f"the adapter of {sft.folder}, frozen" if config.reference == "sft" else "the bare base"
+    log.info("KL is measured to %s; roles on one base: %s", reference, ", ".join(model.roles))
+    return Setup(model, scorer, encoded, text)
+
+
+def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[str, Any]) -> None:
+    """Saves the adapters and marks the stage as finished."""
+    model = setup.model
+    workers.from_main(lambda: _save(model, folder))
+    roles = [role for role in ("sft", "reward", "policy", "value") if role in model.roles]
+    folder.finish(
+        {
+            "prompts": len(setup.prompts),
+            "reference": config.reference,
+            "adapter_bytes": {role: adapter_bytes(model, role) for role in roles},
+            **results,
+        }
+    )
+
+
+def check_first_step(
+    config: PPOConfig,
+    model: SharedModel,
+    rollout: "Rollout",
+    targets: "Targets",
+    ratio_deviation: float,
+    before: dict[str, dict[str, Tensor]],
+) -> None:
+    """What must hold before anything was learned, and after the first step; a breach means a broken set-up.
+
+    `ratio_deviation` is the largest distance, in nats, of the first step's log-probabilities from the rollout's;
+    `before` holds the trained roles' parameters before it.
+    """
+    tolerance = TOLERANCE.get(model.device.type, TOLERANCE["cuda"])
+    if config.reference == "sft":
+        drift = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
+        if drift > tolerance:
+            raise RuntimeError(f"policy and reference differ by {drift:.2g} nats before the first update")
+    if ratio_deviation > tolerance:
+        raise RuntimeError(f"the first update sees log-probabilities {ratio_deviation:.2g} nats off the rollout's")
+    # Where all responses to a prompt are worth the same (none is right yet), siblings have nothing to teach.
+    must_move = [role for role in before if role != "policy" or bool(targets.advantages.any())]
+    for role in must_move:
+        if same_state(before[role], model.adapter_state(role)):
+            raise RuntimeError(f"the {role} adapter did not move in the first update; is its learning rate 0?")
+
+
+def _save(model: SharedModel, folder: StageFolder) -> None:
+    model.save_role("policy", folder.path / ADAPTER)
+    if "value" in model.roles:
+        model.save_role("value", folder.path / VALUE_ADAPTER)
+
+
+def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
+    """The finished SFT stage, and the reward stage unless a function alone is the reward. They must share a base."""
+    sft = find_stage(config.sft or f"{config.run}/sft", "sft")
+    require_same_base(config.model, sft.manifest["base"], str(sft.folder))
+    if config.reward_model_weight == 0:
+        return sft, None
+    reward = find_stage(config.reward or f"{config.run}/reward", "reward")
+    for key, value in sft.manifest["base"].items():
+        if reward.manifest["base"].get(key) != value:
+            raise UserError(
+                f"{reward.folder} and {sft.folder} stand on different bases: {key} is "
+                f"{reward.manifest['base'].get(key)!r} and {value!r}; train both on one base"
+            )
+    if (parent := reward.manifest["parents"].get("sft")) and parent["id"] != sft.manifest["id"]:
+        log.warning(
+            "%s was trained from another SFT model than %s: train it again, unless that is meant",
+            *(reward.folder, sft.folder),
+        )
+    return sft, reward
+
+
+def _pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream | None:
+    if config.pretraining_text is None:
+        return None
+    source: Source[Text] = Source(config.pretraining_text, "texts", strict=config.strict)
+    stream = TextStream(
+        lambda: source, model.tokenizer, config.ptx_block_tokens, config.seed, config.ptx_shuffle_blocks
+    )
+    report_refusals(config.pretraining_text, source.refused)  # of what was read so far: a long text is read as it goes
+    return stream
+
+
+def _make_roles(config: PPOConfig, model: SharedModel, sft: Parent, reward: Parent | None) -> None:
+    """Policy begins as the SFT model, value as the reward model, each a bit-exact copy; the reference is no copy."""
+    load_parent_role(model, "sft", sft)
+    model.alias("reference", "sft" if config.reference == "sft" else "base")
+    model.copy_role("sft", "policy")
+    if reward is not None:
+        load_parent_role(model, "reward", reward)
+    if config.has_value_role and reward is not None:
+        model.copy_role("reward", "value", head="copy")
+    elif config.has_value_role:
+        model.copy_role("sft", "value", head="new")

@@ -1,0 +1,100 @@
+"""The service that samples: a role's responses, by the engine that suits, as many at a time as memory allows."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.stages import PPOConfig, SampleConfig
+from lora_rlhf.data.encode import EncodedPrompt
+from lora_rlhf.data.template import stop_ids
+from lora_rlhf.model.decode_weights import choose_merged, merged
+from lora_rlhf.model.engines import EngineChoice, pick_engine, require_static
+from lora_rlhf.model.generate import Engine, GeneratedResponse, generate_seeded
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.runs.folder import Parent
+from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.session import pick_fixed
+from lora_rlhf.system import workers
+
+Responses = list[list[GeneratedResponse]]  # of each prompt, one response for each of its seeds
+
+
+class Sampler:
+    """Samples one role's responses. A response depends on its prompt and its seed alone, up to rounding.
+
+    `engine` and `merge` (decode with base and adapter added up in a copy) choose the way; another way rounds otherwise,
+    so a run that goes on keeps to the way that it began with.
+    """
+
+    def __init__(self, config: StageConfig, model: SharedModel, role: str, temperature: float = 1.0) -> None:
+        self._model, self._role, self._temperature = model, role, temperature
+        self._max_new_tokens, self._context = (
+            config.max_response_tokens,
+            config.max_prompt_tokens + config.max_response_tokens,
+        )
+        self.batch = AutoBatch.for_sampling(config)
+        self.engine: Engine = "plain"
+        self.merge = False
+
+    def sample(self, prompt_ids: list[list[int]], seeds: list[list[int]], activity: str = "sampling") -> Responses:
+        """A response of each prompt for each of its seeds, in order, by this process."""
+        stop = stop_ids(self._model.tokenizer)
+        return self.batch.run(lambda size: self._generate(prompt_ids, seeds, stop, size), activity)
+
+    def sample_shared(self, prompt_ids: list[list[int]], seeds: list[list[int]]) -> Responses:
+        """The same, where each process samples for its share of the prompts and all get the whole."""
+        rows = workers.share(range(len(prompt_ids)))
+        return workers.gather(self.sample([prompt_ids[row] for row in rows], [seeds[row] for row in rows]))
+
+    def rehearse(self, longest: list[int]) -> None:
+        """Samples once at the largest size, with the longest prompt and responses as long as allowed.
+
+        Stopped where even one response does not fit into memory.
+        """
+        self.batch.run(lambda size: self._generate([longest] * size, [[0]] * size, [], size), "sampling")
+
+    def choose_engine(self, choice: EngineChoice, prompts: Sequence[EncodedPrompt]) -> None:
+        """Settles the engine: "auto" times both on some of the prompts. All processes take the main one's pick."""
+
+        def pick(size: int) -> Engine:
+            with self._model.role(self._role):
+                return pick_engine(
+                    choice,
+                    self._model,
+                    [prompts[index].prompt_ids for index in pick_fixed(prompts, size)],
+                    context=self._context,
+                    max_new_tokens=self._max_new_tokens,
+                    temperature=self._temperature,
+                    batch_size=size,
+                )
+
+        self.engine = workers.from_main(lambda: self.batch.run(pick, "sampling"))
+
+    def choose_weights(self, choice: Literal["auto", "merged", "adapter"]) -> None:
+        """Settles whether all processes decode with merged weights. Call it after the largest steps were rehearsed."""
+        self.merge = all(workers.gather([choose_merged(self._model, choice)]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The way that was chosen, for a checkpoint."""
+        return {"engine": self.engine, "merge": self.merge}
+
+    def _generate(self, prompt_ids: list[list[int]], seeds: list[list[int]], stop: list[int], size: int) -> Responses:
+        with self._model.role(self._role), merged(self._model) if self.merge else nullcontext():
+            return generate_seeded(
+                self._model,
+                prompt_ids,
+                seeds,
+                max_new_tokens=self._max_new_tokens,
+                temperature=self._temperature,
+                stop_ids=stop,
+                batch_size=size,
+                engine=self.engine,
+            )
+
+
+def require_engine(config: PPOConfig | SampleConfig, parent: Parent) -> None:
+    """UserError, before any weights are loaded, where the static engine is asked for and the base cannot run it."""
+    if config.engine == "static":
+        base = parent.manifest["base"]
+        require_static(base["name"], config.trust_remote_code, config.max_prompt_tokens + config.max_response_tokens)

@@ -1,0 +1,211 @@
+"""The service that trains roles: optimizer steps that fit into memory, checkpoints, stopping, figures."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.configs.values import to_yaml
+from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.model.optimizers import make_optimizer, moments, put_back
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.runs.folder import StageFolder
+from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.checkpoint import Checkpoint, Checkpoints
+from lora_rlhf.stages.interrupt import Request, graceful
+from lora_rlhf.system import workers
+from lora_rlhf.system.errors import Stopped, UserError
+from lora_rlhf.system.tracking import Trackers
+
+log = logging.getLogger("lora_rlhf")
+
+EPS = 1e-5  # AdamW's: with PyTorch's 1e-8 the first PPO updates are several times larger (arXiv 2403.17031)
+FAILURE = "failure.json"
+GO_ON = "Give the same command again to go on"
+
+Accumulate = Callable[[int], dict[str, float]]
+Snapshot = Callable[[], tuple[Mapping[str, Any], Mapping[str, Tensor]]]
+
+
+class NotFinite(Exception):
+    """A loss, gradient, score or log-probability is not a number, or infinite; nothing was applied."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+class RoleOptimizer:
+    """One role's AdamW, in the form that the config names. `peak` is its highest learning rate."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: SharedModel,
+        role: str,
+        peak: float,
+        batch: AutoBatch,
+        eps: float = EPS,
+    ) -> None:
+        self.role = role
+        self._peak, self._max_grad_norm = peak, config.max_grad_norm
+        self._model, self._batch = model, batch
+        self._named = model.named_parameters_of(role)
+        self._parameters = [parameter for _, parameter in self._named]
+        self._adamw = make_optimizer(config.optimizer, self._parameters, peak, eps)
+
+    def schedule(self, share_of_peak: float) -> float:
+        """Sets the learning rate, as a share of its peak, from the next step on; returns it."""
+        rate = self._peak * share_of_peak
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def step(
+        self, accumulate: Accumulate, inspect: Callable[[dict[str, float]], None] | None = None
+    ) -> dict[str, float]:
+        """One step; returns the summed metrics, and `grad_norm`, the gradient's norm before it was clipped.
+
+        `accumulate(size)` goes forward and backward over this process's rows in micro-batches of at most `size` and
+        returns metrics that add up over rows. It may be called again, with a smaller size, when memory runs out.
+        NotFinite, before anything is applied, for a metric or gradient that is not finite; `inspect`, which gets the
+        metrics, may raise as well to prevent the step.
+        """
+        totals, norm = self._gradient(accumulate)
+        for name, value in {**totals, "gradient": norm}.items():
+            if not math.isfinite(value):
+                raise NotFinite(name)
+        if inspect is not None:
+            inspect(totals)
+        self._adamw.step()
+        return {**totals, "grad_norm": norm}
+
+    def rehearse(self, accumulate: Accumulate) -> None:
+        """Takes a step and undoes it, so that the largest step fails at the start and not hours later."""
+        parameters, optimizer_state = self._model.adapter_state(self.role), self.state()
+        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self._gradient(accumulate)
+            self._adamw.step()
+        self._model.load_adapter_state(self.role, parameters)
+        self.load(optimizer_state)
+        self._adamw.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """AdamW's moments, copied to the CPU, under the role's and the parameters' names."""
+        return {
+            f"{self.role}.{moment}.{name}": value
+            for name, parameter in self._named
+            for moment, value in moments(self._adamw, parameter).items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Puts the moments back, bit for bit. UserError for another optimizer's, RuntimeError for another shape."""
+        for name, parameter in self._named:
+            keys = {moment: f"{self.role}.{moment}.{name}" for moment in self._adamw.state[parameter]}
+            if missing := sorted(set(keys.values()) - state.keys()):
+                raise UserError(f"the checkpoint lacks {missing[0]}: give the --optimizer that the run began with")
+            put_back(self._adamw, parameter, {moment: state[key] for moment, key in keys.items()})
+
+    def _gradient(self, accumulate: Accumulate) -> tuple[dict[str, float], float]:
+        """Metrics and the gradient's norm, summed over all processes; the gradient is clipped."""
+
+        def begin_anew(size: int) -> dict[str, float]:
+            self._adamw.zero_grad()
+            return accumulate(size)
+
+        with self._model.role(self.role, training=True):
+            totals = self._batch.run(begin_anew, f"the update of {self.role}")
+        workers.sum_gradients(self._parameters)
+        self._model.check_gradients(self.role)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        return workers.sum_all(totals), float(norm)
+
+
+class Trainer:
+    """What stands around one stage's training: checkpoints between steps, stopping, and where figures go.
+
+    `snapshot` gives what the stage itself must remember in a checkpoint, as JSON values and as tensors. `unit` is what
+    the stage counts in: "step" or "iteration".
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: SharedModel,
+        folder: StageFolder,
+        optimizers: Mapping[str, RoleOptimizer],
+        snapshot: Snapshot,
+        unit: str = "step",
+    ) -> None:
+        self._config, self._folder, self._model = config, folder, model
+        self._optimizers, self._snapshot, self._unit = optimizers, snapshot, unit
+        self._checkpoints = Checkpoints(folder, config.keep_checkpoints)
+        self._request = Request()
+        self._trackers: Trackers | None = None
+        self._last_saved = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside the block signals are noted instead of ending the process, and figures are reported."""
+        settings = yaml.safe_load(to_yaml(self._config))
+        name, identity = f"{self._config.run}/{self._folder.stage}", self._folder.identity
+        names = self._config.report_to if workers.is_main() else ()
+        self._trackers = Trackers(names, self._folder.path, name, settings, identity)
+        try:
+            with graceful(self._unit) as self._request:
+                yield
+        finally:
+            self._trackers.close()
+
+    def resume(self) -> Checkpoint | None:
+        """An unfinished run's checkpoint, its adapters and optimizers put back; None where a run begins."""
+        if not self._folder.resumes:
+            return None
+        checkpoint = self._checkpoints.resume()
+        for role, optimizer in self._optimizers.items():
+            self._model.load_adapter_state(role, read_adapter(checkpoint.folder / role)[1])
+            optimizer.load(checkpoint.tensors)
+        return checkpoint
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One row of figures, to metrics.jsonl and wherever else they are to go."""
+        self._folder.log(step, metrics)
+        if self._trackers is not None:
+            self._trackers.log(step, metrics)
+
+    def boundary(self, done: int, total: int, score: float | None = None) -> None:
+        """Between two steps, `done` of `total` behind us: saves when it is due, and stops when somebody asked to.
+
+        `score` ranks the checkpoints, higher is better. Raises Stopped after saving.
+        """
+        asked = self._request.made and done < total
+        if asked or (done % self._config.save_every == 0 and done < total):
+            state, tensors = self._snapshot()
+            for optimizer in self._optimizers.values():
+                tensors = {**tensors, **optimizer.state()}
+            self._checkpoints.save(done, state, tensors, self._write_adapters, score)
+            self._last_saved = done
+        if asked:
+            raise Stopped(
+                f"stopped after {self._unit} {done} of {total}; everything is saved. {GO_ON}", self._request.status
+            )
+
+    def failure(self, step: int, error: NotFinite, rows: list[dict[str, Any]], advice: str) -> Stopped:
+        """The error to raise when step `step` gave a number that is not finite; its rows are kept for inspection."""
+        self._folder.write(FAILURE, {"step": step, "not_finite": error.what, "batch": rows})
+        return Stopped(
+            f"{self._unit} {step}: {error.what} is not finite; it was not applied. Its batch is in "
+            f"{self._folder.path / FAILURE}, the last checkpoint is of {self._unit} {self._last_saved}. {advice}"
+        )
+
+    def _write_adapters(self, folder: Path) -> None:
+        for role in self._optimizers:
+            self._model.save_role(role, folder / role)
