@@ -31,7 +31,7 @@ from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.model.adapters import write_adapter
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.checkpoint import Checkpoints
-from lora_rlhf.stages.loop import TrainingLoop
+from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system.disk import write_json
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -89,21 +89,18 @@ def train(run: Path) -> dict[str, Any]:
         recipe[stage] = recipe[stage] | {"save_every": every}
     recipe["ppo"]["iterations"] = ITERATIONS
     clocks = {stage: Clock() for stage in MEASURED_EVERY}
-    boundary = TrainingLoop.boundary
+    boundary = Trainer.boundary
 
-    def timed(self: TrainingLoop, step: int, of: int, part: int = 0, score: float | None = None) -> None:
-        if part:
-            return boundary(self, step, of, part, score)
+    def timed(self: Trainer, step: int, of: int, score: float | None = None) -> None:
         clock, begun = clocks[self._folder.stage], time.monotonic()
         if clock.ended is not None:
             clock.steps.append(begun - clock.ended)
-        boundary(self, step, of, part, score)
+        boundary(self, step, of, score)
         clock.ended = time.monotonic()
         if step % MEASURED_EVERY[self._folder.stage] == 0 and step < of:
             clock.saves.append(clock.ended - begun)
-        return None
 
-    with patch.object(TrainingLoop, "boundary", timed):
+    with patch.object(Trainer, "boundary", timed):
         run_recipe(recipe)
     return {stage: _figures(clock, USUAL[stage], size_of(run / stage)) for stage, clock in clocks.items()}
 

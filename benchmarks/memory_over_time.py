@@ -26,7 +26,7 @@ from tiny import DATA, make_data, make_model
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.stages import ppo, reward, sft
-from lora_rlhf.stages.loop import TrainingLoop
+from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system.disk import write_json
 
 MIB = 2**20
@@ -83,14 +83,14 @@ def measure(folder: Path, iterations: int) -> dict[str, list[float]]:
         **common,
     )
     measured: dict[str, list[float]] = {}
-    log = TrainingLoop.log
+    log = Trainer.log
 
-    def observed(self: TrainingLoop, step: int, metrics: Any) -> None:
+    def observed(self: Trainer, step: int, metrics: Any) -> None:
         log(self, step, metrics)
         for name, value in memory().items():
             measured.setdefault(name, []).append(value / MIB)
 
-    with patch.object(TrainingLoop, "log", observed):
+    with patch.object(Trainer, "log", observed):
         ppo.train(config, model)
     return measured
 

@@ -47,19 +47,19 @@ from lora_rlhf.plan.dryrun import run_dry
 from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest, memory_points
 from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.subject import examine
-from lora_rlhf.stages import ppo, ppo_loop, reward, sft
-from lora_rlhf.stages.update import Learner
+from lora_rlhf.stages import ppo, reward, sft
+from lora_rlhf.stages.ppo import PPO
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import Stopped, UserError
 
 WORDS = "fox owl barn mill river brown black bread".split()
 STAGES = ("sft", "reward", "ppo")
 PARTS = (
-    (ppo_loop, "rehearse", "rehearsal"),
-    (ppo_loop, "act", "rollout"),
-    (ppo_loop, "collect", "scoring"),
-    (Learner, "_policy_step", "update of policy"),
-    (Learner, "_value_step", "update of value"),
+    (PPO, "rehearse", "rehearsal"),
+    (PPO, "act", "rollout"),
+    (PPO, "judge", "scoring"),
+    (PPO, "_policy_step", "update of policy"),
+    (PPO, "_value_step", "update of value"),
 )
 
 

@@ -21,8 +21,8 @@ from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import render_prompt
 from lora_rlhf.model.memory import quantized_storages
 from lora_rlhf.stages import ppo, reward, sft
-from lora_rlhf.stages.loop import TrainingLoop
-from lora_rlhf.stages.ppo_loop import PPOLoop
+from lora_rlhf.stages.ppo import PPO
+from lora_rlhf.stages.trainer import Trainer
 
 PARTS = ("rollout_s", "score_s", "update_s")
 NEVER = 10**9  # iterations between two checkpoints, or two records of samples
@@ -86,34 +86,33 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         save_every=NEVER,
         sample_every=NEVER,
     )
-    log, boundary, running = TrainingLoop.log, TrainingLoop.boundary, TrainingLoop.resume
-    timed, processor = PPOLoop._timed, dict.fromkeys(PARTS, 0.0)
+    log, boundary, running = Trainer.log, Trainer.boundary, Trainer.resume
+    timed, processor = PPO._timed, dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
-    def timing(self: PPOLoop, name: str) -> Iterator[None]:
+    def timing(self: PPO, name: str) -> Iterator[None]:
         begun = time.process_time()
         with timed(self, name):
             yield
         processor[name] = time.process_time() - begun
 
-    def resume(self: TrainingLoop) -> Any:  # the last thing before the first iteration
+    def resume(self: Trainer) -> Any:  # the last thing before the first iteration
         found = running(self)
         clock.start()
         return found
 
-    def logged(self: TrainingLoop, step: int, metrics: Any) -> None:
+    def logged(self: Trainer, step: int, metrics: Any) -> None:
         log(self, step, metrics)
         clock.rollout(0.0, round(metrics["rollout/length"] * args.batch_size))
         clock.parts[-1] = {name: metrics[f"time/{name}"] for name in PARTS}
         clock.parts[-1] |= {f"processor_{name}": seconds for name, seconds in processor.items()}
 
-    def ticking(self: TrainingLoop, *given: Any, part: int = 0, **named: Any) -> None:
-        boundary(self, *given, part=part, **named)  # type: ignore[misc]  # part is a keyword
-        if part == 0:
-            clock.tick()
+    def ticking(self: Trainer, *positions: int, score: float) -> None:
+        boundary(self, *positions, score=score)
+        clock.tick()
 
     patches: dict[str, Any] = {"log": logged, "boundary": ticking, "resume": resume}
-    with patch.multiple(TrainingLoop, **patches), patch.object(PPOLoop, "_timed", timing):
+    with patch.multiple(Trainer, **patches), patch.object(PPO, "_timed", timing):
         ppo.train(config)
     manifest = json.loads((folder / "run" / "ppo" / "manifest.json").read_text())
     return {

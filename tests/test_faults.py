@@ -32,7 +32,7 @@ from lora_rlhf.cli.main import main
 from lora_rlhf.model import adapters
 from lora_rlhf.stages import reward
 from lora_rlhf.stages import sample as sampling
-from lora_rlhf.stages.loop import TrainingLoop
+from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system import disk
 from tests.support.stages import DEMONSTRATIONS, RANKINGS, manifest, rows_of, write_rows
 
@@ -314,15 +314,15 @@ def test_a_disk_that_is_full_at_any_write_costs_nothing_that_was_saved(place: Pl
 
 def stopped_at(place: Place, stage: str, step: int, what: Callable[[], None]) -> Result:
     """Runs a command; does something before the boundary after a step."""
-    boundary = TrainingLoop.boundary
+    boundary = Trainer.boundary
 
-    def watching(self: TrainingLoop, done: int, *args: Any, **kwargs: Any) -> None:
+    def watching(self: Trainer, done: int, *args: Any, **kwargs: Any) -> None:
         if done == step:
             what()
         boundary(self, done, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingLoop, "boundary", watching)
+        patch.setattr(Trainer, "boundary", watching)
         return place.command(stage)
 
 
@@ -516,13 +516,13 @@ def test_a_second_process_is_kept_out_and_sigterm_ends_the_first_after_it_saved(
     line = require_clear(place.command("ppo"), 2, "another process is at work there", f"process {first.process.pid}")
     assert str(place.run) in line and time.monotonic() - began < SOON / 4
     first.signal(signal.SIGTERM)
-    first.wait_for(lambda: "finishing this step and saving" in first.said.read_text())
+    first.wait_for(lambda: "finishing this iteration and saving" in first.said.read_text())
     first.gate.unlink()
     result = first.end()
     assert result.status == 143 and "everything is saved. Give the same command again" in result.said
     assert "Traceback" not in result.said
     require_whole(place.run)
-    assert {path.name for path in place.run.rglob("step-*")} == {"step-00000001", "step-00000001+2"}
+    assert {path.name for path in place.run.rglob("step-*")} == {"step-00000001", "step-00000002"}
     place.goes_on("ppo")
 
 

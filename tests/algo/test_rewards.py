@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lora_rlhf.algo.rewards import apply_missing_eos, token_rewards
+from lora_rlhf.algo.advantages import apply_missing_eos, token_rewards
 from tests.support import reference
 
 KL = [[0.1, -0.2, 0.3, 0.05], [0.4], [-0.1, 0.2]]

@@ -22,7 +22,7 @@ from lora_rlhf.model.memory import quantized_storages
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.resume import Lock
 from lora_rlhf.stages import sft
-from lora_rlhf.stages.loop import TrainingLoop
+from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system.errors import UserError
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -283,15 +283,15 @@ def test_ctrl_c_after_the_last_step_of_a_stage_stops_the_recipe(
         if key not in ("label", "reward", "ppo", "evaluate", "export")
     }
     command = write(recipe, tmp_path / "recipe.yaml")
-    boundary = TrainingLoop.boundary
+    boundary = Trainer.boundary
 
-    def late(self: TrainingLoop, step: int, of: int, *args: Any, **kwargs: Any) -> None:
+    def late(self: Trainer, step: int, of: int, *args: Any, **kwargs: Any) -> None:
         boundary(self, step, of, *args, **kwargs)
         if step == of:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "boundary", late)
+        patch.setattr(Trainer, "boundary", late)
         assert main(command) == 130
     said = capsys.readouterr()
     assert "stopped after supervised fine-tuning, which is finished. Give the same command again to go on" in said.err

@@ -64,7 +64,8 @@ def test_gold_sees_the_last_question_and_the_answer() -> None:
 
 def test_the_reward_judge_gives_the_head_less_the_offset(shared_model) -> None:
     model: SharedModel = shared_model("llama", "none")
-    judge = reward_judge(model, 0.7, 2, "abc")
+    model.set_score_offset("reward", 0.7)
+    judge = reward_judge(model, 2, "abc")
     prompts = encode_prompts(model.tokenizer, PROMPTS[:3], 100)[0]
     answers = [Answer([40, 50, 60, 0], "", True), Answer([70], "", False), Answer([80, 0], "", True)]
     head = model.adapter_state("reward")

@@ -11,6 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_rlhf.configs.catalogue import PPO
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import Sequences, response_logprobs, response_values
 from lora_rlhf.model.generate import generate_seeded
@@ -21,8 +22,8 @@ from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.memory import Setting, adapter, base_kept, base_quantized, memory_points, optimizer
 from lora_rlhf.plan.meter import Meter
 from lora_rlhf.plan.subject import Subject, examine
-from lora_rlhf.stages.fitting import Pieces
-from lora_rlhf.stages.learning import RoleOptimizer
+from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.trainer import RoleOptimizer
 
 PROMPT, RESPONSE, ROWS = 64, 32, 6
 Measured = Callable[[Callable[[], object]], int]
@@ -139,10 +140,11 @@ def test_base_adapters_and_optimizer_are_counted_to_the_byte(
     family: str, shared_model: Callable[..., SharedModel], subjects: Callable[[str], Subject]
 ) -> None:
     model, counts = shared_model(family), subjects(family).counts
+    config = PPOConfig(run="unused", prompts="unused")
     assert base_quantized(counts) + base_kept(counts) == bytes_of_base(model)
     for role in ("policy", "value"):
         assert adapter(counts, 4, head=role == "value") == adapter_bytes(model, role)
-        trained = RoleOptimizer(model, role, 1e-4, 1.0, Pieces("", 1, ""))
+        trained = RoleOptimizer(config, model, role, 1e-4, AutoBatch("", 1, ""))
         moments = [tensor for name, tensor in trained.state().items() if not name.startswith(f"{role}.step.")]
         assert optimizer(adapter_bytes(model, role)) == sum(t.numel() * t.element_size() for t in moments)
 

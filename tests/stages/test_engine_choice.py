@@ -9,13 +9,12 @@ import pytest
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.model import engines
-from lora_rlhf.stages import decoding, ppo, rollout, sample, worst_case
+from lora_rlhf.stages import ppo, ppo_setup, sample, sampler
 from lora_rlhf.stages.interrupt import Request
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped, UserError
 from tests.support.stages import LIMITS
 
-MODULES = {"ppo": (rollout, worst_case), "sample": (sample,)}
 Run = Callable[..., None]
 
 
@@ -45,7 +44,7 @@ def spy_on(monkeypatch: pytest.MonkeyPatch, stage: str, picked: str) -> tuple[li
         asked.append(rollout)
         return picked if rollout == "auto" else rollout
 
-    monkeypatch.setattr(decoding, "pick_engine", pick)
+    monkeypatch.setattr(sampler, "pick_engine", pick)
     generate = engines.generate_seeded
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -53,8 +52,7 @@ def spy_on(monkeypatch: pytest.MonkeyPatch, stage: str, picked: str) -> tuple[li
         counts.append(len(args[1]))
         return generate(*args, **kwargs)
 
-    for module in MODULES[stage]:
-        monkeypatch.setattr(module, "generate_seeded", watched)
+    monkeypatch.setattr(sampler, "generate_seeded", watched)
     return asked, used, counts
 
 
@@ -102,7 +100,7 @@ def test_static_is_refused_before_the_weights_are_loaded(run: Run, monkeypatch: 
 
     contexts: list[int] = []
     monkeypatch.setattr(engines, "static_fault", lambda _config, context: contexts.append(context) or "it is odd")
-    monkeypatch.setattr({"ppo": ppo, "sample": sample}[stage], "open_parent_base", load)
+    monkeypatch.setattr({"ppo": ppo_setup, "sample": sample}[stage], "open_parent_base", load)
     with pytest.raises(UserError, match=r"engine is 'static', but base model .* cannot: it is odd; use --engine"):
         run(stage, engine="static")
     assert contexts == [LIMITS["max_prompt_tokens"] + 6]

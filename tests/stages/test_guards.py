@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.stages import ppo, ppo_loop, reward, rollout, sft, update
+from lora_rlhf.stages import ppo, reward, scorer, sft
+from lora_rlhf.stages.ppo import PPO, Rollout
 from lora_rlhf.system.errors import Stopped
 from tests.support.stages import LIMITS, Models, manifest, rows_of
 
@@ -42,13 +44,18 @@ def config(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Mak
     return make
 
 
-def poisoned(function: Callable[..., Any], after: int, value: float) -> Callable[..., Any]:
-    """What `function` gives, times a value that is no number once it was called `after` times."""
+def poisoned(function: Callable[..., Any], after: int, value: float, training: bool) -> Callable[..., Any]:
+    """What `function` gives, times a value that is no number once it was called `after` times.
+
+    Of its calls those count that are made in training, or those that are not.
+    """
     calls = []
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
         result = function(*args, **kwargs)
+        if torch.is_grad_enabled() != training:
+            return result
+        calls.append(1)
         if len(calls) <= after:
             return result
         return (result[0] * value, *result[1:]) if isinstance(result, tuple) else result * value
@@ -61,10 +68,10 @@ def poisoned(function: Callable[..., Any], after: int, value: float) -> Callable
 PLACES = [
     ("sft", sft, "counted_logprobs", 3, "step 3: loss is not finite"),
     ("reward", reward, "response_scores", 9, "step 3: loss is not finite"),
-    ("ppo", rollout, "response_scores", 3, "iteration 3: score is not finite"),
-    ("ppo", rollout, "response_values", 3, "iteration 3: value is not finite"),
-    ("ppo", update, "response_logprobs", 9, "iteration 3: ppo/"),
-    ("ppo", update, "response_values", 9, "iteration 3: ppo/"),
+    ("ppo", scorer, "response_scores", 3, "iteration 3: score is not finite"),
+    ("ppo", ppo, "response_values", 3, "iteration 3: value is not finite"),
+    ("ppo", ppo, "response_logprobs", 9, "iteration 3: ppo/"),
+    ("ppo", ppo, "response_values", 9, "iteration 3: ppo/"),
 ]
 
 
@@ -84,7 +91,8 @@ def test_what_is_not_finite_is_not_learned_from(
 ) -> None:
     settings = config(stage)
     with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
-        patch.setattr(module, name, poisoned(getattr(module, name), after, value))
+        training = stage != "ppo" or message.endswith("ppo/")
+        patch.setattr(module, name, poisoned(getattr(module, name), after, value, training))
         TRAIN[stage](settings)
     assert message in str(caught.value) and "is not finite; it was not applied" in str(caught.value)
     assert caught.value.status == 1
@@ -123,11 +131,17 @@ def test_a_kl_above_the_ceiling_is_not_learned_from_and_ends_the_run(
     """The second of six iterations is fine, so that the three in a row are the third to the fifth."""
     settings, kls = config("ppo", max_kl=100.0, iterations=6), iter([100.5, 99.5, 101.0, 102.0, 103.0])
 
-    def far(settings: PPOConfig, batch: rollout.Rollout) -> dict[str, float]:
-        return {**rollout.describe(settings, batch), "rollout/kl": next(kls)}
+    metrics_of, iterate = Rollout.metrics, PPO.iterate
 
-    monkeypatch.setattr(ppo_loop, "describe", far)
-    with pytest.raises(Stopped, match=r"iteration 5: the KL, 103 nats .* above max_kl 100\.0; .*3rd .*: likely causes"):
+    def far(self: PPO, prompts: list[EncodedPrompt]) -> dict[str, float]:
+        kl = next(kls)
+        with monkeypatch.context() as patch:
+            patch.setattr(Rollout, "metrics", lambda rollout: {**metrics_of(rollout), "rollout/kl": kl})
+            return iterate(self, prompts)
+
+    monkeypatch.setattr(PPO, "iterate", far)
+    message = r"iteration 5: the KL, 103 nats .* above max_kl 100\.0; .*iteration 3 in a row: likely causes"
+    with pytest.raises(Stopped, match=message):
         ppo.train(settings)
     assert [row["ppo/updates"] for row in rows_of(settings.run, "ppo")] == [0.0, 4.0, 0.0, 0.0]
     states = {

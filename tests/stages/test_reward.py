@@ -20,9 +20,9 @@ from lora_rlhf.data.schema import Prompt, split_of
 from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import reward, sft
-from lora_rlhf.stages.fitting import Pieces
-from lora_rlhf.stages.learning import RoleOptimizer
+from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_report import held_out_report
+from lora_rlhf.stages.trainer import RoleOptimizer
 from lora_rlhf.system.errors import UserError
 from tests.support.stages import (
     DEMONSTRATIONS,
@@ -74,7 +74,7 @@ def listwise(scores: Tensor, ranks: list[int]) -> Tensor:
 
 
 def optimizer_of(model: SharedModel, rate: float, size: int = 8) -> RoleOptimizer:
-    return RoleOptimizer(model, "reward", rate, UPDATE.max_grad_norm, Pieces("micro_batch_size", size, "advice"))
+    return RoleOptimizer(UPDATE, model, "reward", rate, AutoBatch("micro_batch_size", size, "advice"))
 
 
 def test_one_batch_is_learnt_by_heart(shared_model: Make) -> None:

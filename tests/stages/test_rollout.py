@@ -16,8 +16,8 @@ from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.forward import in_micro_batches
 from lora_rlhf.model.generate import GeneratedResponse
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages.rollout import Judge, Rollout, act, collect
-from lora_rlhf.stages.session import generation_pieces, training_pieces
+from lora_rlhf.stages.ppo import PPO, Rollout
+from lora_rlhf.stages.scorer import ResponseScorer
 from lora_rlhf.system.errors import UserError
 from tests.support import rewards
 from tests.support.stages import DEMONSTRATIONS, Models, open_model
@@ -34,6 +34,8 @@ def model(shared_model: Make) -> SharedModel:
     """Every role with an adapter of its own, the policy not yet different from the SFT model."""
     made = shared_model()
     made.load_adapter_state("policy", made.adapter_state("sft"))
+    for role in ("reward", "value"):
+        made.set_score_offset(role, OFFSET)
     return made
 
 
@@ -42,12 +44,12 @@ def prompts(model: SharedModel, count: int = 4) -> list[EncodedPrompt]:
     return encode_prompts(model.tokenizer, [Prompt.of(text) for text in texts], 64)[0]
 
 
-def judge(**changes: Any) -> Judge:
-    return dataclasses.replace(Judge(1.0, OFFSET, None, 1.0, None), **changes)
-
-
 def responses(model: SharedModel, config: PPOConfig = CONFIG, seed: int = 0) -> list[GeneratedResponse]:
-    return act(config, model, prompts(model), torch.Generator().manual_seed(seed), generation_pieces(config))
+    return PPO(config, model, ResponseScorer()).act(prompts(model), torch.Generator().manual_seed(seed))
+
+
+def judge(model: SharedModel, given: list[GeneratedResponse], config: PPOConfig = CONFIG, **scorer: Any) -> Rollout:
+    return PPO(config, model, ResponseScorer(**scorer)).judge(prompts(model), given)
 
 
 def some_that_end(model: SharedModel) -> list[GeneratedResponse]:
@@ -87,7 +89,7 @@ def test_responses_stand_side_by_side_and_say_whether_they_ended(model: SharedMo
 
 
 def test_log_probabilities_values_and_scores(model: SharedModel) -> None:
-    batch = collect(CONFIG, model, judge(), prompts(model), some_that_end(model), training_pieces(CONFIG))
+    batch = judge(model, some_that_end(model))
     assert batch.finished.tolist() == [i % 3 == 0 or r.finished for i, r in enumerate(responses(model))]
     assert batch.mask.sum(dim=1).tolist() == [len(r.ids) for r in some_that_end(model)]
     for name, role in (("old_logprobs", "policy"), ("ref_logprobs", "reference")):
@@ -108,29 +110,29 @@ def test_log_probabilities_values_and_scores(model: SharedModel) -> None:
         assert batch.values[row, : len(ids)].tolist() == pytest.approx(expected, abs=1e-4)
         assert batch.values[row, len(ids) :].abs().sum() == 0
     for row, (_, hidden, _, _) in enumerate(plain(model, "reward", batch)):
-        assert float(batch.scores[row]) == pytest.approx(float(head["reward"](hidden[-1])) - OFFSET, abs=1e-4)
+        assert float(batch.raw_scores[row]) == pytest.approx(float(head["reward"](hidden[-1])) - OFFSET, abs=1e-4)
 
 
 def test_before_the_first_update_policy_and_reference_agree_exactly(model: SharedModel) -> None:
-    batch = collect(CONFIG, model, judge(), prompts(model), responses(model), training_pieces(CONFIG))
+    batch = judge(model, responses(model))
     assert torch.equal(batch.old_logprobs, batch.ref_logprobs)
     model.alias("reference", "base")
-    other = collect(CONFIG, model, judge(), prompts(model), responses(model), training_pieces(CONFIG))
+    other = judge(model, responses(model))
     assert torch.equal(other.old_logprobs, batch.old_logprobs)
     assert (other.ref_logprobs - batch.ref_logprobs).abs().max() > 0.01
 
 
 def test_micro_batches_change_nothing(model: SharedModel) -> None:
     one, other = (
-        collect(CONFIG, model, judge(), prompts(model), some_that_end(model), training_pieces(config))
+        judge(model, some_that_end(model), config)
         for config in (dataclasses.replace(CONFIG, micro_batch_size=size) for size in (1, 100))
     )
-    for name in ("scores", "old_logprobs", "ref_logprobs", "values", "entropy"):
+    for name in ("raw_scores", "old_logprobs", "ref_logprobs", "values", "entropy"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-4)
 
 
 def test_rows_come_back_in_their_order(model: SharedModel) -> None:
-    sequences = collect(CONFIG, model, judge(), prompts(model), some_that_end(model), training_pieces(CONFIG)).sequences
+    sequences = judge(model, some_that_end(model)).sequences
     for size in (1, 3, 8):
         first = in_micro_batches(lambda part: part.response_ids[:, 0], sequences, size)
         assert first.tolist() == sequences.response_ids[:, 0].tolist()
@@ -142,10 +144,7 @@ def test_a_critic_free_rollout_has_no_values(tiny_model: Models) -> None:
         model.add_role(role, LoraSettings(rank=2), head=role == "reward")
     model.alias("reference", "sft")
     config = dataclasses.replace(CONFIG, advantage="rloo")
-    assert (
-        collect(config, model, judge(), prompts(model), responses(model, config), training_pieces(config)).values
-        is None
-    )
+    assert judge(model, responses(model, config), config).values is None
 
 
 # What a response is worth
@@ -153,9 +152,7 @@ def test_a_critic_free_rollout_has_no_values(tiny_model: Models) -> None:
 
 def test_rewards_can_be_weighed_and_clipped(model: SharedModel) -> None:
     def scores(**changes: Any) -> Tensor:
-        return collect(
-            CONFIG, model, judge(**changes), prompts(model), responses(model), training_pieces(CONFIG)
-        ).scores
+        return judge(model, responses(model), **changes).raw_scores
 
     by_model = scores()
     by_function = scores(model_weight=0.0, function=rewards.ascii_share)
@@ -164,7 +161,6 @@ def test_rewards_can_be_weighed_and_clipped(model: SharedModel) -> None:
         scores(model_weight=0.5, function=rewards.ascii_share, function_weight=-2.0),
         0.5 * by_model - 2.0 * by_function,
     )
-    torch.testing.assert_close(scores(offset=OFFSET + 1.0), by_model - 1.0)
     limit = float(by_model.abs().median())
     clipped = scores(clip=limit)
     inside = by_model.abs() <= limit
@@ -182,7 +178,7 @@ def test_a_function_is_given_each_response_with_its_prompt(model: SharedModel) -
     eos = model.tokenizer.eos_token_id
     texts = [f"The {word}" for word in "a b c d e f g h".split()]
     given = [GeneratedResponse([*model.tokenizer(text)["input_ids"], eos], True) for text in texts]
-    collect(CONFIG, model, judge(function=watch), prompts(model), given, training_pieces(CONFIG))
+    judge(model, given, function=watch)
     asked = [prompt.prompt.messages[-1].content for prompt in prompts(model)]
     assert seen == [([text for text in asked for _ in range(2)], texts)]
 
@@ -200,6 +196,5 @@ def test_a_function_is_given_each_response_with_its_prompt(model: SharedModel) -
     ],
 )
 def test_what_is_no_list_of_numbers_is_one_clear_message(model: SharedModel, name: str, message: str) -> None:
-    broken = judge(function=getattr(rewards, name))
     with pytest.raises(UserError, match=message):
-        collect(CONFIG, model, broken, prompts(model), responses(model), training_pieces(CONFIG))
+        judge(model, responses(model), function=getattr(rewards, name))

@@ -16,9 +16,8 @@ from lora_rlhf.data.encode import encode_prompts
 from lora_rlhf.data.schema import Prompt, Text
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages.rollout import Judge, Rollout, act, collect
-from lora_rlhf.stages.session import generation_pieces, training_pieces
-from lora_rlhf.stages.update import Learner, Learning, Targets, targets
+from lora_rlhf.stages.ppo import PPO, Rollout, Targets
+from lora_rlhf.stages.scorer import ResponseScorer
 from tests.support import reference
 from tests.support.stages import DEMONSTRATIONS, gradients, same
 
@@ -42,15 +41,26 @@ OFFSET = 0.25
 
 @pytest.fixture
 def model(shared_model: Make) -> SharedModel:
-    return shared_model()
+    model = shared_model()
+    for role in ("reward", "value"):
+        model.set_score_offset(role, OFFSET)
+    return model
+
+
+def ppo_of(model: SharedModel, config: PPOConfig, text: TextStream | None = None) -> PPO:
+    return PPO(config, model, ResponseScorer(), text)
 
 
 def rollout_of(model: SharedModel, config: PPOConfig = CONFIG) -> Rollout:
     """Eight responses of unlike lengths, policy and reference already apart."""
     prompts, _ = encode_prompts(model.tokenizer, [Prompt.of(row["prompt"]) for row in DEMONSTRATIONS[:4]], 64)
-    responses = act(config, model, prompts, torch.Generator().manual_seed(0), generation_pieces(config))
-    uneven = [dataclasses.replace(r, ids=r.ids[: 2 + i % 5]) for i, r in enumerate(responses)]
-    return collect(config, model, Judge(1.0, OFFSET, None, 1.0, None), prompts, uneven, training_pieces(config))
+    ppo = ppo_of(model, config)
+    responses = ppo.act(prompts, torch.Generator().manual_seed(0))
+    uneven = [
+        dataclasses.replace(response, ids=response.ids[: 2 + index % 5], finished=index % 2 == 0)
+        for index, response in enumerate(responses)
+    ]
+    return ppo.judge(prompts, uneven)
 
 
 def rows(values: Tensor | None, mask: Tensor) -> list[list[float]]:
@@ -64,11 +74,12 @@ def rows(values: Tensor | None, mask: Tensor) -> list[list[float]]:
 @pytest.mark.parametrize("missing_eos_score", [None, -3.0])
 def test_gae_targets(model: SharedModel, missing_eos_score: float | None) -> None:
     config = dataclasses.replace(CONFIG, gamma=0.9, lam=0.8, missing_eos_score=missing_eos_score)
-    batch = dataclasses.replace(rollout_of(model), finished=torch.tensor([True, False] * 4))
-    goal = targets(config, batch, kl_coef=0.3)
+    batch = rollout_of(model, config)
+    assert batch.finished.tolist() == [True, False] * 4
+    goal = ppo_of(model, config).reward(batch, kl_coef=0.3)
     advantages, returns = [], []
     parts = zip(*(rows(x, batch.mask) for x in (batch.old_logprobs, batch.ref_logprobs, batch.values)), strict=True)
-    for (old, ref, values), score, ended in zip(parts, batch.scores.tolist(), batch.finished.tolist(), strict=True):
+    for (old, ref, values), score, ended in zip(parts, batch.raw_scores.tolist(), batch.finished.tolist(), strict=True):
         kl = [o - r for o, r in zip(old, ref, strict=True)]
         worth = score if ended or missing_eos_score is None else missing_eos_score
         estimate = reference.gae(reference.token_rewards(worth, kl, 0.3), values, 0.9, 0.8)
@@ -86,7 +97,7 @@ def test_gae_targets(model: SharedModel, missing_eos_score: float | None) -> Non
 def test_whitened_rewards_keep_their_mean_and_have_sd_1(model: SharedModel) -> None:
     config = dataclasses.replace(CONFIG, gamma=1.0, lam=1.0, whiten_rewards=True)
     batch = rollout_of(model)
-    goal = targets(config, batch, kl_coef=0.3)
+    goal = ppo_of(model, config).reward(batch, kl_coef=0.3)
     parts = zip(*(rows(x, batch.mask) for x in (batch.old_logprobs, batch.ref_logprobs)), strict=True)
     rewards = [
         reference.token_rewards(score, [o - r for o, r in zip(old, ref, strict=True)], 0.3)
@@ -103,7 +114,7 @@ def test_whitened_rewards_keep_their_mean_and_have_sd_1(model: SharedModel) -> N
 def test_critic_free_targets(model: SharedModel, advantage: Any) -> None:
     config = dataclasses.replace(CONFIG, advantage=advantage, samples_per_prompt=4)
     batch = rollout_of(model)
-    goal = targets(config, batch, kl_coef=0.3)
+    goal = ppo_of(model, config).reward(batch, kl_coef=0.3)
     drift = [sum(o - r for o, r in zip(*pair, strict=True)) for pair in kl_pairs(batch)]
     assert max(map(abs, drift)) > 0.1
     worth = [score - 0.3 * kl for score, kl in zip(batch.scores.tolist(), drift, strict=True)]
@@ -127,21 +138,17 @@ def random_goal(batch: Rollout) -> Targets:
     return Targets(torch.where(batch.mask, advantages, 0.0), torch.where(batch.mask, returns, 0.0))
 
 
-def begun(config: PPOConfig, batch: Rollout) -> Learning:
-    return Learning.begin(config, len(batch.sequences), torch.Generator().manual_seed(0))
-
-
 def learn(
     model: SharedModel, batch: Rollout, text: TextStream | None = None, **changes: Any
 ) -> tuple[dict[str, float], dict[str, dict[str, Tensor]]]:
     """One update; metrics, and the gradients that it used. The adapters are put back."""
     config = dataclasses.replace(CONFIG, **changes)
     before = {role: model.adapter_state(role) for role in ("policy", "value")}
-    learner = Learner(config, model, text, training_pieces(config))
-    metrics = learner.learn(batch, random_goal(batch), begun(config, batch))
-    found = {role: gradients(model, role) for role in learner.optimizers}
+    ppo = ppo_of(model, config, text)
+    metrics, _ = ppo.learn(batch, random_goal(batch))
+    found = {role: gradients(model, role) for role in ppo.optimizers}
     for role, state in before.items():
-        assert same(state, model.adapter_state(role)) == (role not in learner.optimizers)
+        assert same(state, model.adapter_state(role)) == (role not in ppo.optimizers)
         model.load_adapter_state(role, state)
     return metrics, found
 
@@ -245,9 +252,8 @@ def test_a_policy_beyond_the_clip_is_held_back(model: SharedModel) -> None:
     """Old log-probabilities far below today's, and every advantage positive: no token earns anything by rising on."""
     batch = rollout_of(model)
     moved = dataclasses.replace(batch, old_logprobs=torch.where(batch.mask, batch.old_logprobs - 1.0, 0.0))
-    learner = Learner(CONFIG, model, None, training_pieces(CONFIG))
     ones = torch.where(batch.mask, 1.0, 0.0)
-    metrics = learner.learn(moved, Targets(ones, ones), begun(CONFIG, moved))
+    metrics, _ = ppo_of(model, CONFIG).learn(moved, Targets(ones, ones))
     assert metrics["ppo/clip_fraction"] == 1.0
     assert metrics["ppo/policy_loss"] == pytest.approx(-1.2)
     assert metrics["ppo/grad_norm"] == 0.0
@@ -275,15 +281,22 @@ def test_an_iteration_ends_early_when_the_policy_has_moved_too_far(
         CONFIG, num_epochs=2, minibatch_size=2, micro_batch_size=2, stop_at_approx_kl=limit, policy_learning_rate=1e-2
     )
     batch = rollout_of(model)
-    metrics = Learner(config, model, None, training_pieces(config)).learn(
-        batch, random_goal(batch), begun(config, batch)
-    )
+    metrics, too_far = ppo_of(model, config).learn(batch, random_goal(batch))
+    assert not too_far
     assert metrics["ppo/updates"] == updates
 
 
-def test_every_response_is_in_one_minibatch_of_an_epoch() -> None:
+def test_every_response_is_in_one_minibatch_of_an_epoch(model: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(CONFIG, num_epochs=3, minibatch_size=4)
-    found = Learning.begin(config, 8, torch.Generator().manual_seed(0)).order
+    ppo, batch, found = ppo_of(model, config), rollout_of(model), []
+    accumulate = ppo.accumulate_policy
+
+    def watched(rollout: Rollout, targets: Targets, rows: list[int], *rest: Any) -> Any:
+        found.append(rows)
+        return accumulate(rollout, targets, rows, *rest)
+
+    monkeypatch.setattr(ppo, "accumulate_policy", watched)
+    ppo.learn(batch, random_goal(batch))
     assert [len(rows) for rows in found] == [4] * 6
     for epoch in range(3):
         assert sorted(found[2 * epoch] + found[2 * epoch + 1]) == list(range(8))
@@ -292,13 +305,14 @@ def test_every_response_is_in_one_minibatch_of_an_epoch() -> None:
 
 def test_policy_and_value_learn_at_their_own_rates(model: SharedModel) -> None:
     config = dataclasses.replace(CONFIG, policy_learning_rate=3e-3, value_learning_rate=5e-4)
-    learner = Learner(config, model, None, training_pieces(config))
-    learner.set_share_of_peak(0.1)
+    ppo = ppo_of(model, config)
+    for optimizer in ppo.optimizers.values():
+        optimizer.schedule(0.1)
     batch, before = (
         rollout_of(model),
         {role: model.adapter_state(role) for role in ("policy", "value", "reward", "sft")},
     )
-    learner.learn(batch, random_goal(batch), begun(config, batch))
+    ppo.learn(batch, random_goal(batch))
     moved = {
         role: max(float((state[name] - value).abs().max()) for name, value in model.adapter_state(role).items())
         for role, state in before.items()
@@ -312,8 +326,8 @@ def test_policy_and_value_learn_at_their_own_rates(model: SharedModel) -> None:
 def test_a_critic_free_learner_trains_the_policy_alone(model: SharedModel) -> None:
     config = dataclasses.replace(CONFIG, advantage="grpo")
     batch, before = rollout_of(model, config), model.adapter_state("value")
-    learner = Learner(config, model, None, training_pieces(config))
-    assert list(learner.optimizers) == ["policy"]
-    metrics = learner.learn(batch, targets(config, batch, 0.1), begun(config, batch))
+    ppo = ppo_of(model, config)
+    assert list(ppo.optimizers) == ["policy"]
+    metrics, _ = ppo.learn(batch, ppo.reward(batch, 0.1))
     assert not any("value" in key or "variance" in key for key in metrics)
     assert same(before, model.adapter_state("value"))

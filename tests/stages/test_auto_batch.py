@@ -11,14 +11,15 @@ from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages import ppo, ppo_loop, reward, reward_scores, rollout, sft, update
-from lora_rlhf.stages.fitting import Pieces, is_out_of_memory
+from lora_rlhf.stages import ppo, reward, sampler, scorer, sft
+from lora_rlhf.stages.auto_batch import AutoBatch, is_out_of_memory
+from lora_rlhf.stages.ppo import PPO
 from lora_rlhf.system.errors import Stopped
 from tests.support.stages import LIMITS, Models, rows_of
 
 
-def pieces(size: int = 8) -> Pieces:
-    return Pieces("micro_batch_size", size, "buy memory")
+def batch_of(size: int = 8) -> AutoBatch:
+    return AutoBatch("micro_batch_size", size, "buy memory")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def pieces(size: int = 8) -> Pieces:
     ],
 )
 def test_what_does_not_fit_is_tried_in_halves(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
-    tried, held = [], pieces()
+    tried, batch = [], batch_of()
 
     def work(size: int) -> str:
         tried.append(size)
@@ -41,8 +42,8 @@ def test_what_does_not_fit_is_tried_in_halves(error: BaseException, caplog: pyte
 
     assert is_out_of_memory(error)
     with caplog.at_level(logging.WARNING):
-        assert held.run(work, "the update") == "done"
-    assert tried == [8, 4, 2] and held.size == 2
+        assert batch.run(work, "the update") == "done"
+    assert tried == [8, 4, 2] and batch.size == 2
     assert "out of memory in the update: going on with micro_batch_size 4 (same results)" in caplog.text
 
 
@@ -51,7 +52,7 @@ def test_one_that_does_not_fit_ends_the_run_with_the_flag_to_change() -> None:
         raise torch.OutOfMemoryError(f"size {size}")
 
     with pytest.raises(Stopped, match="out of memory in scoring with micro_batch_size 1: buy memory\nsize 1") as caught:
-        pieces().run(work, "scoring")
+        batch_of().run(work, "scoring")
     assert caught.value.status == 1
 
 
@@ -60,7 +61,7 @@ def test_other_errors_are_not_swallowed() -> None:
         raise RuntimeError("expected scalar type Float but found Half")
 
     with pytest.raises(RuntimeError, match="expected scalar"):
-        pieces().run(work, "scoring")
+        batch_of().run(work, "scoring")
 
 
 # In whole stages
@@ -96,13 +97,20 @@ def train(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Call
     return make
 
 
-def fails_above(function: Callable[..., Any], rows: Callable[..., int], limit: int, after: int) -> Callable[..., Any]:
-    """`function`, which runs out of memory with more than `limit` rows, once it was called `after` times."""
+def fails_above(
+    function: Callable[..., Any], rows: Callable[..., int], limit: int, after: int, training: bool
+) -> Callable[..., Any]:
+    """`function`, which runs out of memory with more than `limit` rows, once it was called `after` times.
+
+    Of its calls those count that are made in training, or those that are not.
+    """
     calls = []
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
         result = function(*args, **kwargs)
+        if torch.is_grad_enabled() != training:
+            return result
+        calls.append(1)
         if len(calls) > after and rows(*args, **kwargs) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory (injected)")
         return result
@@ -116,14 +124,14 @@ def batch_rows(_model: SharedModel, batch: Any, *_: Any) -> int:
 
 # (stage, role, module, function, how many rows it is given, what the log says ran out)
 PLACES = [
-    ("ppo", rollout, "generate_seeded", lambda model, prompts, seeds, batch_size, **_: batch_size, "sampling"),
-    ("ppo", rollout, "response_scores", batch_rows, "scoring"),
-    ("ppo", rollout, "response_values", batch_rows, "scoring"),
-    ("ppo", update, "response_logprobs", batch_rows, "the update of policy"),
-    ("ppo", update, "text_logprobs", batch_rows, "the update of policy"),
-    ("ppo", update, "response_values", batch_rows, "the update of value"),
+    ("ppo", sampler, "generate_seeded", lambda model, prompts, seeds, batch_size, **_: batch_size, "sampling"),
+    ("ppo", scorer, "response_scores", batch_rows, "scoring"),
+    ("ppo", ppo, "response_values", batch_rows, "scoring"),
+    ("ppo", ppo, "response_logprobs", batch_rows, "the update of policy"),
+    ("ppo", ppo, "text_logprobs", batch_rows, "the update of policy"),
+    ("ppo", ppo, "response_values", batch_rows, "the update of value"),
     ("reward", reward, "response_scores", batch_rows, "the update of reward"),
-    ("reward", reward_scores, "response_scores", batch_rows, "scoring"),
+    ("reward", scorer, "response_scores", batch_rows, "scoring"),
     ("sft", sft, "counted_logprobs", lambda model, labels, *_, **__: len(labels), "the update of sft"),
 ]
 
@@ -147,7 +155,8 @@ def test_a_run_that_ran_out_of_memory_has_the_same_result(
     """Equal but for the order of summation: within 1e-5 of the largest weight, and the same tokens sampled."""
     whole = train(stage, "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(module, name, fails_above(getattr(module, name), rows, 3, after))
+        training = what.startswith("the update")
+        patch.setattr(module, name, fails_above(getattr(module, name), rows, 3, after, training))
         halved = train(stage, "halved")
     assert f"out of memory in {what}: going on with" in caplog.text
     for role in {"sft": ["sft"], "reward": ["reward"], "ppo": ["policy", "value"]}[stage]:
@@ -170,7 +179,7 @@ def test_a_run_that_cannot_fit_fails_before_its_first_step(
         seen.append((len(batch), int(batch.response_mask.sum(dim=1).max())))
         raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
-    monkeypatch.setattr(update, "response_logprobs", too_large)
+    monkeypatch.setattr(ppo, "response_logprobs", too_large)
     with pytest.raises(Stopped, match=r"out of memory in the update of policy with micro_batch_size 1: .*--gradient_"):
         train("ppo", "run")
     assert seen == [(8, 24), (4, 24), (2, 24), (1, 24)]
@@ -181,6 +190,6 @@ def test_the_rehearsal_leaves_no_trace(
     train: Callable[[str, str], SharedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = train("ppo", "with").adapter_state("policy")
-    monkeypatch.setattr(ppo_loop, "rehearse", lambda *_: None)
+    monkeypatch.setattr(PPO, "rehearse", lambda *_: None)
     found = train("ppo", "without").adapter_state("policy")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
