@@ -5,7 +5,8 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 from lora_rlhf.configs.common import StageConfig
-from lora_rlhf.configs.stages import PPOConfig, SampleConfig
+from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.model.decode_weights import choose_merged, merged
