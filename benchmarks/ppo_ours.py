@@ -107,8 +107,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         clock.parts[-1] = {name: metrics[f"time/{name}"] for name in PARTS}
         clock.parts[-1] |= {f"processor_{name}": seconds for name, seconds in processor.items()}
 
-    def ticking(self: Trainer, *positions: int, score: float) -> None:
-        boundary(self, *positions, score=score)
+    def ticking(self: Trainer, done: int, total: int, score: float) -> None:
+        boundary(self, done, total, score)
         clock.tick()
 
     patches: dict[str, Any] = {"log": logged, "boundary": ticking, "resume": resume}

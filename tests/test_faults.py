@@ -30,8 +30,7 @@ from safetensors.torch import load_file
 
 from lora_rlhf.cli.main import main
 from lora_rlhf.model import adapters
-from lora_rlhf.stages import reward
-from lora_rlhf.stages import sample as sampling
+from lora_rlhf.stages import reward, sampler
 from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system import disk
 from tests.support.stages import DEMONSTRATIONS, RANKINGS, manifest, rows_of, write_rows
@@ -46,7 +45,7 @@ COMMANDS = {
     f"--epochs 1 {LIMITS}",
     "ppo": f"ppo --run {{run}} --sft {{root}}/parents/sft --prompts {{root}}/prompts.jsonl --iterations 3 "
     f"--batch_size 4 --minibatch_size 2 --num_epochs 1 --warmup_iterations 0 --max_kl null --engine static "
-    f"--reward_model_weight 0 --reward_function test_faults:judge {LIMITS}",
+    f"--reward_model_weight 0 --reward_function tests.test_faults:judge {LIMITS}",
     "sample": "sample --run {root}/parents --prompts {root}/prompts.jsonl --to {run}/candidates.jsonl "
     "--min_responses 2 --max_responses 3 --generation_batch_size 8 --max_prompt_tokens 48 --max_response_tokens 6 "
     "--engine plain --device cpu",
@@ -479,7 +478,7 @@ class Child:
 def start(place: Place) -> Iterator[Callable[..., Child]]:
     """start(stage) -> the command in a process; start(stage, wait=True) -> in the middle of PPO's second iteration."""
     context = multiprocessing.get_context("forkserver")  # imports once what all of them need
-    context.set_forkserver_preload(["lora_rlhf.cli.main", "lora_rlhf.stages.ppo", "peft", "test_faults"])
+    context.set_forkserver_preload(["lora_rlhf.cli.main", "lora_rlhf.stages.ppo", "peft", "tests.test_faults"])
     children = []
 
     def make(stage: str, wait: bool = False, most_bytes: int | None = None) -> Child:
@@ -552,7 +551,7 @@ def test_ctrl_c_while_the_model_is_loaded_leaves_nothing(place: Place, monkeypat
 
 @pytest.mark.parametrize("fault", ["SIGTERM", "two Ctrl-C", "full disk"])
 def test_what_was_sampled_is_kept(place: Place, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    to, calls, generate = place.run / "candidates.jsonl", [], sampling.generate_seeded
+    to, calls, generate = place.run / "candidates.jsonl", [], sampler.generate_seeded
     assert place.command("sample").status == 0
     expected = to.read_bytes()
     to.unlink()
@@ -565,7 +564,7 @@ def test_what_was_sampled_is_kept(place: Place, monkeypatch: pytest.MonkeyPatch,
         return generate(*args, **kwargs)
 
     with monkeypatch.context() as patch, writes_through(Disk(place.run, 4 if fault == "full disk" else None)):
-        patch.setattr(sampling, "generate_seeded", third)
+        patch.setattr(sampler, "generate_seeded", third)
         result = place.command("sample")
     assert result.status == {"SIGTERM": 143, "two Ctrl-C": 130}.get(fault, 1) and "Traceback" not in result.said
     partial = place.run / ".candidates.jsonl.partial"
@@ -576,7 +575,7 @@ def test_what_was_sampled_is_kept(place: Place, monkeypatch: pytest.MonkeyPatch,
     assert kept == {"SIGTERM": 3, "two Ctrl-C": 2}.get(fault, kept) and kept >= 1
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "generate_seeded", third) if fault != "SIGTERM" else None
+        patch.setattr(sampler, "generate_seeded", third) if fault != "SIGTERM" else None
         fault = "none"
         assert place.command("sample").status == 0
     assert to.read_bytes() == expected and not partial.exists()
