@@ -157,7 +157,7 @@ class Command:
 TRAINING = {stage.name: Command(stage.summary, stage.config, stage.train) for stage in STAGES}
 
 COMMANDS = {
-    "doctor": Command("what this machine can run, and what to mend", DoctorConfig, _doctor),
+    "doctor": Command("what this machine can run, and what to fix", DoctorConfig, _doctor),
     "plan": Command(
         "memory and time of each stage from a model's config alone, and the flags to use", PlanConfig, _plan
     ),

@@ -1,1 +1,1 @@
-"""`lora-rlhf doctor`: what this machine can run, and what to repair. Each module measures one thing and judges it."""
+"""`lora-rlhf doctor`: what this machine can run, and what to fix. Each module measures one thing and judges it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """What this machine can run, and what to repair. Exits with 1 if something needed does not work."""
+    """What this machine can run, and what to fix. Exits with 1 if something needed does not work."""
 
     run: str = "runs"
     """Folder of the runs to come: its disk is checked for room and locks."""

@@ -1,4 +1,4 @@
-"""Verdicts that were given already, kept by content in a file that only grows, so that nobody asks or pays twice."""
+"""Verdicts kept by content in an append-only file, so that no question is asked or paid for twice."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ FILE = "judgements.jsonl"
 
 
 def key_of(judge: Mapping[str, Any], version: str, prompt: str, first: str, second: str) -> str:
-    """sha256 of who judges, by which template, what: the same question to the same judge has the same key."""
+    """sha256 of judge, template and content: the same question to the same judge has the same key."""
     content = json.dumps([judge, version, prompt, first, second], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -31,12 +31,12 @@ def key_of(judge: Mapping[str, Any], version: str, prompt: str, first: str, seco
 class Cache:
     """Verdicts by key. Any number of processes may share the file: each row is written under a lock, in one piece.
 
-    What a killed process left of a row is dropped by the next one that writes. Neither texts nor keys of APIs are in
-    it.
+    A process that is killed may leave a part of a row; the next one that writes drops it. The file holds neither texts
+    nor API keys.
     """
 
     def __init__(self, path: Path) -> None:
-        """Reads the file, if there is one. UserError for a file that holds something else, or cannot be written."""
+        """Reads the file, or makes it. UserError for a file that holds something else, or cannot be written."""
         self.path = path
         self._known: dict[str, Side] = {}
         self._read(path)
@@ -46,7 +46,7 @@ class Cache:
         return self._known.get(key)
 
     def put(self, key: str, verdict: Side, judge: str) -> None:
-        """Keeps a verdict, which outlives a kill from here on. `judge` is for people who look into the file."""
+        """Writes a verdict, which a kill cannot lose from here on. `judge` is for people who read the file."""
         if key in self._known:
             return
         self._known[key] = verdict
@@ -59,20 +59,20 @@ class Cache:
                 file.seek(0)
                 lines = file.read().splitlines(keepends=True) or [b""]
                 if lines[0] != HEADER:
-                    if not HEADER.startswith(lines[0]):  # the beginning of it is what a kill may leave
+                    if not HEADER.startswith(lines[0]):  # a kill may leave its beginning
                         raise UserError(f"--judge_cache {path}: holds something else; name another file")
                     file.truncate(0)
                     _append(file, HEADER)
         except OSError as error:
             raise UserError(f"--judge_cache {path}: cannot be written ({error.strerror}); name another file") from error
         for line in lines[1:]:
-            if row := ROW.fullmatch(line):  # the first one counts, as it did for whoever asked first
+            if row := ROW.fullmatch(line):  # the first row of a key counts, as it did for the process that asked first
                 self._known.setdefault(row[1].decode(), cast(Side, row[2].decode()))
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO[bytes]]:
-    """The file, made if it is not there, while no other process writes to it."""
+    """The file, made if it does not exist, while no other process writes to it."""
     with open(path, "a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -82,7 +82,7 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _append(file: IO[bytes], line: bytes) -> None:
-    """Adds a line, after dropping a last one that was torn off."""
+    """Adds a line, after dropping an incomplete last one."""
     end = file.seek(0, os.SEEK_END)
     if end:
         start = max(0, end - 4096)
@@ -90,5 +90,5 @@ def _append(file: IO[bytes], line: bytes) -> None:
         tail = file.read(end - start)
         if not tail.endswith(b"\n"):
             file.truncate(start + tail.rfind(b"\n") + 1)
-    while line:  # a disk that gets full takes a part and says no error before the next write
+    while line:  # a disk that gets full takes a part, and fails only at the next write
         line = line[file.write(line) :]

@@ -1,4 +1,4 @@
-"""Which judge decides, told before anything is loaded, and the judges that need no run."""
+"""The choice of the judge, before anything is loaded, and the judges that need no run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +18,17 @@ from lora_rlhf.system.errors import UserError
 def choose_judge(
     config: JudgeConfig, run: str, reward: Parent | None, gold: Gold | None, prompts: Sequence[Prompt]
 ) -> str:
-    """The name of the judge, before anything is loaded. UserError when the one asked for cannot judge these prompts.
+    """The name of the judge, before anything is loaded. UserError when the chosen one cannot judge these prompts.
 
-    reward: the run's reward stage. gold: an exact score, which raises KeyError for a prompt that it does not know.
+    reward: the run's reward stage. gold: an exact score, which raises KeyError for an unknown prompt.
     """
     if config.judge not in ("auto", "gold", "reward"):
         return config.judge
     unknown = None if gold is None else first_unknown(gold, prompts)
     gold_applies = gold is not None and unknown is None
     if config.judge == "gold" and not gold_applies:
-        why = "there is none here" if unknown is None else f"it does not know the prompt {prompt_text(unknown)!r}"
-        raise UserError(f"--judge gold: {why}; use --judge reward, or the tiny world's prompts")
+        reason = "there is none here" if unknown is None else f"it does not know the prompt {prompt_text(unknown)!r}"
+        raise UserError(f"--judge gold: {reason}; use --judge reward, or the tiny world's prompts")
     if gold_applies and config.judge != "reward":
         return "gold"
     if reward is None:
@@ -40,11 +40,11 @@ def choose_judge(
 
 
 def open_judge(config: JudgeConfig, run: str, device: str, trust_remote_code: bool) -> Judge:
-    """The judge of `config.judge`, one of human, local and endpoint, to be opened before any long work.
+    """The judge of `config.judge`, one of human, local and endpoint. Open it before any long work.
 
-    An endpoint is asked one question; a local model is looked for and not loaded yet. run: verdicts are kept beside
-    this folder, unless the configuration names a file. UserError for a file of rankings, instructions or verdicts that
-    cannot be used, for a key that is none, and for a model that is not there or gives no verdict.
+    An endpoint is asked one question; a local model is found but not loaded yet. run: verdicts are kept beside this
+    folder, unless the configuration names a file. UserError for a file of rankings, instructions or verdicts that
+    cannot be used, for an invalid key, and for a model that is missing or gives no verdict.
     """
     if config.judge == "human":
         assert config.judge_file is not None

@@ -1,4 +1,4 @@
-"""What a person can choose of a judge; part of the configuration of every command that has one."""
+"""The settings of a judge; part of the configuration of every command that has one."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -70,7 +70,7 @@ class JudgeConfig:
             _ = parts.port
         except ValueError:
             parts, host = urlsplit(""), None
-        if parts.username or parts.password or parts.query:  # the address itself is not repeated: it holds a secret
+        if parts.username or parts.password or parts.query:  # do not repeat the address: it holds a secret
             return [
                 "judge_url holds a user, password or query: give the key in the environment, see judge_key_variable"
             ]

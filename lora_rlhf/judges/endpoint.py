@@ -1,6 +1,6 @@
-"""A judge behind any server that speaks the OpenAI chat completions API: a few calls at a time, tried again, counted.
+"""A judge behind any server with the OpenAI chat completions API: concurrent calls, retries, counts.
 
-The key is read from the environment, sent in one header and goes nowhere else: no message, file or traceback has it.
+The key is read from the environment and sent in one header; no message, file or traceback contains it.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from lora_rlhf.judges.question import read_verdict
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import is_number, object_of, shown
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a call is tried again
-MOST_BYTES = 4 * 2**20  # of an answer; a verdict has a few thousand
-SILENT_ROUNDS = 2  # as many questions in a row, times concurrency, without any answer, and the server is gone
-BUSY = {408, 409, 425, 429}  # besides 5xx: the same call may succeed later
-HOPELESS = {
+FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds before a retry
+MAX_BYTES = 4 * 2**20  # of an answer; a verdict has a few thousand
+SILENT_ROUNDS = 2  # so many questions in a row, times concurrency, without an answer: the server has gone
+RETRYABLE = {408, 409, 425, 429}  # beside 5xx: the same call may succeed later
+FATAL = {
     401: "it refuses the key",
     402: "it wants to be paid",
     403: "it refuses the key",
@@ -37,28 +37,34 @@ HOPELESS = {
 }
 
 
-Tokens = tuple[int, int] | tuple[()]  # of the prompt and of what was written; empty where the server does not say
+Tokens = tuple[int, int] | tuple[()]  # of the prompt and of the reply; empty where the server does not say
 
 
 class _Fault(Exception):
-    """A call that gave no verdict. `again`: the same call may succeed later. `silent`: the server did not answer it.
+    """A call without a verdict. `retry`: the same call may succeed later. `silent`: the server did not answer it.
 
-    `wait`: seconds that the server wants to be left alone. `used`: tokens that it charges all the same.
+    `wait`: seconds until the server accepts another call. `tokens`: what it charges all the same.
     """
 
     def __init__(
-        self, kind: str, detail: str = "", again: bool = True, silent: bool = False, wait: float = 0, used: Tokens = ()
+        self,
+        kind: str,
+        detail: str = "",
+        retry: bool = True,
+        silent: bool = False,
+        wait: float = 0,
+        tokens: Tokens = (),
     ) -> None:
         super().__init__(kind)
-        self.kind, self.detail, self.again, self.silent = kind, detail, again, silent
-        self.wait, self.used = wait, used
+        self.kind, self.detail, self.retry, self.silent = kind, detail, retry, silent
+        self.wait, self.tokens = wait, tokens
 
 
 class Endpoint:
     """Asks a model behind an API."""
 
     def __init__(self, config: JudgeConfig) -> None:
-        """UserError for a key that no header can hold."""
+        """UserError for a key that cannot stand in a header."""
         assert config.judge_url is not None and config.judge_model is not None
         self._config = config
         self._url = config.judge_url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
@@ -67,7 +73,7 @@ class Endpoint:
             raise UserError(
                 f"--judge_key_variable {config.judge_key_variable}: it holds characters that no key has, such as spaces"
             )
-        # what servers disagree about; the first one to refuse a setting takes it out for all calls to come
+        # servers differ in these; a setting that is refused once is left out of all later calls
         self._settings: dict[str, Any] = {"temperature": 0, "max_tokens": config.judge_max_tokens}
         self._answered = False
         self._silent = 0
@@ -82,7 +88,7 @@ class Endpoint:
         return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
     def ask(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
-        """See `pairwise.Asker`. UserError where no call can succeed, and where the server has gone."""
+        """See `pairwise.Asker`. UserError where no call can succeed, or where the server has gone."""
         try:
             _run(self._ask_all(questions, done))
         except BaseExceptionGroup as group:
@@ -92,48 +98,48 @@ class Endpoint:
         """Connections last as long as a call of `ask`."""
 
     async def _ask_all(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
-        waiting = iter(enumerate(questions))
+        queue = iter(enumerate(questions))
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limit = self._config.judge_timeout
         async with httpx2.AsyncClient(
             headers=headers,
             timeout=limit,
             limits=httpx2.Limits(max_connections=self._config.judge_concurrency),
-            trust_env=not _is_here(self._url),
+            trust_env=not _is_local(self._url),
         ) as client:
 
-            async def work(waiting: Iterator[tuple[int, str]]) -> None:
-                for number, question in waiting:
+            async def work(queue: Iterator[tuple[int, str]]) -> None:
+                for number, question in queue:
                     done(number, await self._ask_one(client, question))
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._config.judge_concurrency, len(questions))):
-                    group.create_task(work(waiting))
+                    group.create_task(work(queue))
 
     async def _ask_one(self, client: httpx2.AsyncClient, question: str) -> Reply:
-        """The reply to a question, after as many tries as it takes or is allowed. UserError to end everything."""
-        used: list[Tokens] = []
+        """The reply to a question, after as many tries as it takes or is allowed. UserError ends everything."""
+        spent: list[Tokens] = []
         for attempt in range(self._config.judge_retries + 1):
             try:
                 content, tokens = await self._call(client, question)
-                used.append(tokens)
+                spent.append(tokens)
                 self._silent = 0
                 if verdict := read_verdict(content):
-                    return Reply(verdict, "", "", attempt + 1, *_sums(used))
+                    return Reply(verdict, "", "", attempt + 1, *_sums(spent))
                 raise _Fault("no verdict in its last line", shown(self._clean(content[-200:])))
             except _Fault as fault:
                 last = fault
-                used.append(fault.used)
-            if not last.again or attempt == self._config.judge_retries:
+                spent.append(fault.tokens)
+            if not last.retry or attempt == self._config.judge_retries:
                 break
-            if last.silent:  # one that has answered needs no rest
+            if last.silent:  # a server that answers can be asked at once
                 pause = FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1.0)
-                await asyncio.sleep(min(LONGEST_PAUSE, max(pause, last.wait)))
-        self._note(last)
-        return Reply(None, last.kind, last.detail, attempt + 1, *_sums(used))
+                await asyncio.sleep(min(MAX_PAUSE, max(pause, last.wait)))
+        self._count_silence(last)
+        return Reply(None, last.kind, last.detail, attempt + 1, *_sums(spent))
 
-    def _note(self, fault: _Fault) -> None:
-        """UserError when the server has not answered for too long."""
+    def _count_silence(self, fault: _Fault) -> None:
+        """UserError when the server has left too many questions unanswered."""
         self._silent = self._silent + 1 if fault.silent else 0
         if self._answered and self._silent >= SILENT_ROUNDS * self._config.judge_concurrency:
             raise UserError(
@@ -142,39 +148,39 @@ class Endpoint:
             )
 
     async def _call(self, client: httpx2.AsyncClient, question: str) -> tuple[str, Tokens]:
-        """What the judge wrote, and the tokens of the call. _Fault where that is nothing to read a verdict from."""
+        """The judge's reply, and the tokens of the call. _Fault where there is no reply to read."""
         while True:
-            sent = dict(self._settings)
+            settings = dict(self._settings)
             body = {
                 "model": self._config.judge_model,
                 "messages": [{"role": "user", "content": question}],
-                **sent,
+                **settings,
             }
             status, headers, raw = await self._post(client, json.dumps(body).encode())
-            if status != 400 or not self._adapt(sent, raw):
+            if status != 400 or not self._adapt(settings, raw):
                 break
         if status == 200:
             self._answered = True
-            return _read(raw)
-        detail = self._said(raw)
-        if status in HOPELESS or 300 <= status < 400:
-            raise UserError(self._hopeless(status, detail))
-        busy = status in BUSY or status >= 500
-        raise _Fault(f"HTTP {status}", detail, again=busy, silent=busy, wait=_retry_after(headers.get("retry-after")))
+            return _parse(raw)
+        detail = self._server_message(raw)
+        if status in FATAL or 300 <= status < 400:
+            raise UserError(self._fatal(status, detail))
+        busy = status in RETRYABLE or status >= 500
+        raise _Fault(f"HTTP {status}", detail, retry=busy, silent=busy, wait=_retry_after(headers.get("retry-after")))
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes) -> tuple[int, httpx2.Headers, bytes]:
         raw = b""
         json_type = {"Content-Type": "application/json"}
         try:
-            # the library's own limit is one of silence, not of the whole call
+            # the library's own timeout limits each read, not the whole call
             async with (
                 asyncio.timeout(self._config.judge_timeout),
                 client.stream("POST", self._url, content=body, headers=json_type) as response,
             ):
                 async for part in response.aiter_bytes():
                     raw += part
-                    if len(raw) > MOST_BYTES:
-                        raise _Fault(f"an answer of more than {MOST_BYTES:,} bytes")
+                    if len(raw) > MAX_BYTES:
+                        raise _Fault(f"an answer of more than {MAX_BYTES:,} bytes")
                 return response.status_code, response.headers, raw
         except (TimeoutError, httpx2.TimeoutException):
             raise _Fault(f"no answer within {self._config.judge_timeout:g} s", silent=True) from None
@@ -187,30 +193,30 @@ class Endpoint:
                 ) from None
             raise _Fault("the connection failed", detail, silent=True) from None
 
-    def _adapt(self, sent: dict[str, Any], raw: bytes) -> bool:
-        """Whether the call is worth sending again with other settings, after one that the server refused."""
-        if sent != self._settings:  # another call has found out meanwhile
+    def _adapt(self, settings: dict[str, Any], raw: bytes) -> bool:
+        """Leaves out a setting that the server refused; whether the call is worth repeating."""
+        if settings != self._settings:  # another call has changed them meanwhile
             return True
-        said = raw[:2000].decode("utf-8", "replace")
-        if "max_tokens" in sent and "max_completion_tokens" in said:
+        message = raw[:2000].decode("utf-8", "replace")
+        if "max_tokens" in settings and "max_completion_tokens" in message:
             self._settings["max_completion_tokens"] = self._settings.pop("max_tokens")
-        elif "temperature" in sent and "temperature" in said:
+        elif "temperature" in settings and "temperature" in message:
             del self._settings["temperature"]
         else:
             return False
         return True
 
-    def _hopeless(self, status: int, detail: str) -> str:
+    def _fatal(self, status: int, detail: str) -> str:
         name = self._config.judge_key_variable
-        why = HOPELESS.get(status, "it lives at another address")
+        reason = FATAL.get(status, "it lives at another address")
         key = f"a key was sent, from {name}" if self._key else f"no key was sent: {name} is not set"
         return (
-            f"--judge endpoint: {self._url} answers HTTP {status}: {why} ({key}; model {self._config.judge_model!r}). "
-            f"It says: {detail}"
+            f"--judge endpoint: {self._url} answers HTTP {status}: {reason} "
+            f"({key}; model {self._config.judge_model!r}). It says: {detail}"
         )
 
-    def _said(self, raw: bytes) -> str:
-        """The server's own words for an error, as far as a line can hold them."""
+    def _server_message(self, raw: bytes) -> str:
+        """The server's message of an error, shortened to a line."""
         text = raw[:2000].decode("utf-8", "replace")
         with contextlib.suppress(ValueError):
             error = object_of(raw).get("error")
@@ -219,45 +225,45 @@ class Endpoint:
         return shown(self._clean(text))
 
     def _clean(self, text: str) -> str:
-        """The text without the key, which a server may send back in its complaint about it."""
+        """The text without the key, which a server may repeat in its message."""
         return text.replace(self._key, "(the key)") if self._key else text
 
 
-def _read(raw: bytes) -> tuple[str, Tokens]:
-    """What was written, and the tokens that were used. _Fault for an answer that is not what the API prescribes."""
+def _parse(raw: bytes) -> tuple[str, Tokens]:
+    """The reply and the tokens of an answer. _Fault for an answer that does not follow the API."""
     try:
         answer = object_of(raw)
     except ValueError as error:
         raise _Fault("an answer that is no JSON object", shown(str(error))) from None
-    used = _usage(answer.get("usage"))
+    tokens = _usage(answer.get("usage"))
     try:
         choice = answer["choices"][0]
         content, finish = choice["message"]["content"], choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
-        raise _Fault("an answer without text", used=used) from None
+        raise _Fault("an answer without text", tokens=tokens) from None
     if finish == "length":
-        raise _Fault("cut off by --judge_max_tokens", again=False, used=used)
+        raise _Fault("cut off by --judge_max_tokens", retry=False, tokens=tokens)
     if not isinstance(content, str):
-        raise _Fault("an answer without text", used=used)
-    return content, used
+        raise _Fault("an answer without text", tokens=tokens)
+    return content, tokens
 
 
 def _usage(usage: Any) -> Tokens:
     if not isinstance(usage, dict):
         return ()
-    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    counts = [int(count) for count in (read, written) if is_number(count) and 0 <= count < 1e9]
+    fields = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    counts = [int(count) for count in fields if is_number(count) and 0 <= count < 1e9]
     return (counts[0], counts[1]) if len(counts) == 2 else ()
 
 
-def _sums(used: Sequence[Tokens]) -> tuple[int | None, int | None]:
+def _sums(spent: Sequence[Tokens]) -> tuple[int | None, int | None]:
     """Tokens over all tries of a question; None where no answer came with a count."""
-    known = [tokens for tokens in used if tokens]
+    known = [tokens for tokens in spent if tokens]
     return (sum(first for first, _ in known), sum(second for _, second in known)) if known else (None, None)
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a server asks to wait, given as such or as a date; 0 where it asks for nothing."""
+    """Seconds to wait, which a server gives as a number or as a date; 0 where it gives nothing."""
     if value is None:
         return 0.0
     with contextlib.suppress(ValueError):
@@ -269,7 +275,7 @@ def _until(date: str) -> float:
     return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())
 
 
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     """Whether an address is this machine's own, which no proxy leads to."""
     host = urlsplit(url).hostname or ""
     with contextlib.suppress(ValueError):
@@ -278,7 +284,7 @@ def _is_here(url: str) -> bool:
 
 
 def _run(calls: Coroutine[Any, Any, None]) -> None:
-    """To their end; on a thread of its own where an event loop runs already, as in a notebook."""
+    """Waits for the calls; on another thread where an event loop runs already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

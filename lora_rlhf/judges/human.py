@@ -1,4 +1,4 @@
-"""A judge made of people: rankings that they gave, looked up by the prompt and the text of both responses."""
+"""People as a judge: their rankings, found by the prompt and the text of both responses."""
 
 import logging
 from collections import Counter, defaultdict
@@ -16,15 +16,15 @@ log = logging.getLogger("lora_rlhf")
 
 
 class HumanJudge:
-    """Votes of people on pairs: an outcome is their mean, where a rank in common is half a win for each.
+    """Votes of people on pairs: an outcome is their mean, where an equal rank is half a win for each.
 
-    A pair that nobody ranked has no outcome. Identical answers are a tie, whether somebody ranked them or not.
+    A pair that nobody ranked has no outcome. Identical answers are a tie, ranked or not.
     """
 
     name = "human"
 
     def __init__(self, path: str, strict: bool = False) -> None:
-        """path: rankings as the reward stage reads them. UserError for a file that holds none."""
+        """path: rankings as the reward stage reads them. UserError for a file without rankings."""
         rankings, refused = read_rankings(path, strict)
         if summary := refused.summary():
             log.warning("%s:\n%s", path, summary)
@@ -40,12 +40,12 @@ class HumanJudge:
             self._rankings[ranking.prompt.key].append(ranking)
         self._counts: Counter[str] = Counter(pairs=0, identical=0, judged=0, votes=0, divided=0, failures=0)
 
-    def compare(self, prompts: Sequence[EncodedPrompt], one: Sequence[Answer], other: Sequence[Answer]) -> Verdicts:
+    def compare(self, prompts: Sequence[EncodedPrompt], first: Sequence[Answer], second: Sequence[Answer]) -> Verdicts:
         """The mean vote on each pair."""
         return Verdicts(
             [
-                self._outcome(prompt.prompt.key, first.text.strip(), second.text.strip())
-                for prompt, first, second in zip(prompts, one, other, strict=True)
+                self._outcome(prompt.prompt.key, a.text.strip(), b.text.strip())
+                for prompt, a, b in zip(prompts, first, second, strict=True)
             ]
         )
 
@@ -54,14 +54,15 @@ class HumanJudge:
         return {"name": self.name, **self._about, **self._counts}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to free."""
 
-    def _outcome(self, prompt: str, one: str, other: str) -> float | None:
+    def _outcome(self, prompt: str, first: str, second: str) -> float | None:
         self._counts["pairs"] += 1
-        if one == other:
+        if first == second:
             self._counts["identical"] += 1
             return 0.5
-        votes = [vote for ranking in self._rankings.get(prompt, ()) if (vote := _vote(ranking, one, other)) is not None]
+        cast = (_vote(ranking, first, second) for ranking in self._rankings.get(prompt, ()))
+        votes = [vote for vote in cast if vote is not None]
         if not votes:
             self._counts["failures"] += 1
             return None
@@ -71,9 +72,10 @@ class HumanJudge:
         return sum(votes) / len(votes)
 
 
-def _vote(ranking: Ranking, one: str, other: str) -> float | None:
-    """1 where one response has the better rank, 0 where the other has, 0.5 for the same, None unless both are there."""
+def _vote(ranking: Ranking, first: str, second: str) -> float | None:
+    """1 where the first response has the better rank, 0 where the second has, 0.5 for equal ranks; None unless both
+    are ranked."""
     ranks = {text.strip(): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)}
-    if one not in ranks or other not in ranks:
+    if first not in ranks or second not in ranks:
         return None
-    return 0.5 if ranks[one] == ranks[other] else float(ranks[one] < ranks[other])
+    return 0.5 if ranks[first] == ranks[second] else float(ranks[first] < ranks[second])

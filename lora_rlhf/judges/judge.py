@@ -1,4 +1,4 @@
-"""What a judge is, and what it says of pairs of responses."""
+"""The protocol of a judge, and its verdicts on pairs of responses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from lora_rlhf.data.encode import EncodedPrompt
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One outcome a pair: 1 the first response won, 0 the second did, 0.5 a tie, None the judge said nothing usable.
+    """One outcome for each pair: 1 the first response won, 0 the second did, 0.5 a tie, None there is no verdict.
 
-    Between them lie the means of several people's votes. `inconsistent`: pairs on which the judge changed its mind
-    with the order of the responses, which are ties here. `cost`: what the calls for these pairs cost; None: no price.
+    A mean of several people's votes may lie between these. `inconsistent`: pairs whose verdict changed with the order
+    of the responses; they are ties here. `cost`: of the calls for these pairs; None without a price.
     """
 
     outcomes: list[float | None]
@@ -31,11 +31,11 @@ class Judge(Protocol):
 
     name: str
 
-    def compare(self, prompts: Sequence[EncodedPrompt], one: Sequence[Answer], other: Sequence[Answer]) -> Verdicts:
-        """Whether one[i] or other[i] answers prompts[i] better. UserError for a judge that cannot work at all."""
+    def compare(self, prompts: Sequence[EncodedPrompt], first: Sequence[Answer], second: Sequence[Answer]) -> Verdicts:
+        """Whether first[i] or second[i] answers prompts[i] better. UserError for a judge that cannot work at all."""
 
     def describe(self) -> dict[str, Any]:
-        """What a report says of the judge: `name`, who it is, and what it did so far. Never a secret."""
+        """The judge in a report: `name`, its identity, and counts of its work so far. Never a secret."""
 
     def close(self) -> None:
-        """Gives back memory, connections and files; `describe` works afterwards, `compare` need not."""
+        """Frees memory, connections and files; `describe` works afterwards, `compare` may not."""

@@ -1,4 +1,4 @@
-"""A judge that is a chat model in a folder or from the hub, loaded when it is first asked and freed by `close`."""
+"""A chat model from a folder or the hub as a judge, loaded for its first question and freed by `close`."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -15,7 +15,7 @@ from lora_rlhf.system.untrusted import shown
 
 
 class LocalModel:
-    """Asks a model on this machine, greedily. It is loaded only when there is a question that no cache answers."""
+    """Asks a model on this machine, greedily. It is loaded for the first question that the cache cannot answer."""
 
     def __init__(self, config: JudgeConfig, device: str, trust_remote_code: bool) -> None:
         """device and trust_remote_code are as in `StageConfig`."""
@@ -30,11 +30,11 @@ class LocalModel:
         return {"model": self._name, "weights": self._weights, "max_tokens": self._config.judge_max_tokens}
 
     def price(self, tokens_in: int, tokens_out: int) -> float | None:
-        """It costs nothing but time."""
+        """Always None: local calls have no price."""
         return None
 
     def ask(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
-        """See `pairwise.Asker`. A question that is too long for the model's context is a failure."""
+        """See `pairwise.Asker`. A question that is too long for the context is a failure."""
         if self._model is None:
             self._model = ChatModel(self._name, self._device, self._trust)
         model, limit = self._model, self._config.judge_max_tokens
@@ -42,8 +42,8 @@ class LocalModel:
         for number, question in enumerate(questions):
             try:
                 ids = render_verbatim(tokenizer, Prompt.of(question))
-            except BadRow as fault:
-                done(number, Reply(None, "its chat template refuses the question", str(fault), calls=0))
+            except BadRow as reason:
+                done(number, Reply(None, "its chat template refuses the question", str(reason), calls=0))
                 continue
             if model.context is not None and len(ids) + limit > model.context:
                 detail = f"{len(ids)} tokens and {limit} to write, context {model.context}"
@@ -53,16 +53,16 @@ class LocalModel:
             numbers.append(number)
         stops = stop_ids(tokenizer)
 
-        def written(place: int, ids: list[int]) -> None:
+        def written(index: int, ids: list[int]) -> None:
             text = decode_response(tokenizer, ids)
             finished = len(ids) < limit or ids[-1] in stops
             verdict = read_verdict(text) if finished else None
             fault = "no verdict in its last line" if finished else "cut off by --judge_max_tokens"
-            used = len(prompts[place]), len(ids)
+            tokens = len(prompts[index]), len(ids)
             if verdict is None:
-                done(numbers[place], Reply(None, fault, shown(text[-200:]), 1, *used))
+                done(numbers[index], Reply(None, fault, shown(text[-200:]), 1, *tokens))
             else:
-                done(numbers[place], Reply(verdict, "", "", 1, *used))
+                done(numbers[index], Reply(verdict, "", "", 1, *tokens))
 
         model.write(prompts, limit, stops, self._config.judge_batch_size, written)
 

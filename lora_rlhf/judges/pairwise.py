@@ -1,4 +1,4 @@
-"""Judges that read: every pair is asked about twice, with the order swapped, and no question is asked again."""
+"""Judges that read both answers: each pair is two questions, with the order swapped, and none is asked again."""
 
 import time
 from collections import Counter
@@ -17,14 +17,14 @@ from lora_rlhf.judges.judge import Verdicts
 from lora_rlhf.judges.question import Questions, Side
 from lora_rlhf.system.errors import UserError
 
-FIRST_FAILURES = 5  # as many without a single verdict, and the judge is taken not to work at all
+FIRST_FAILURES = 5  # so many failures without a single verdict mean that the judge does not work at all
 PROOF = (Prompt.of("How many days has a week?"), "A week has seven days.", "Bananas are yellow.")
 POINTS: dict[Side, float] = {"A": 1.0, "tie": 0.5, "B": 0.0}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of one question: a verdict, or the kind of fault and more on this one. Tokens are None if unknown."""
+    """The result of one question: a verdict, or the kind of fault and its details. Tokens are None if unknown."""
 
     verdict: Side | None
     fault: str = ""
@@ -35,24 +35,24 @@ class Reply:
 
 
 class Asker(Protocol):
-    """Who is asked: a model here, or one behind an API."""
+    """A model that answers questions: on this machine, or behind an API."""
 
     def identity(self) -> dict[str, Any]:
-        """What its verdicts hang on: with another identity, every question is asked anew."""
+        """What its verdicts depend on: with another identity, every question is asked anew."""
 
     def ask(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
-        """Asks all, and calls `done` with the number of each and its reply as they come. UserError to end it all."""
+        """Asks all, and calls `done` with the number of each and its reply as they come. UserError ends everything."""
 
     def price(self, tokens_in: int, tokens_out: int) -> float | None:
-        """What so many tokens cost; None where no price is known."""
+        """The cost of so many tokens; None without a price."""
 
     def close(self) -> None:
-        """Gives back what is held."""
+        """Frees memory and connections."""
 
 
 @dataclass
 class _Tally:
-    """What a judge has done so far."""
+    """Counts of a judge's work so far."""
 
     pairs: int = 0
     identical: int = 0
@@ -84,14 +84,14 @@ class _Tally:
         return self.questions + self.cached - self.faults.total()
 
 
-Keys = tuple[str, str]  # of a pair's two questions: with the one response as answer A, and as answer B
+Keys = tuple[str, str]  # of a pair's two questions: with the first response as answer A, and as answer B
 
 
 class PairwiseJudge:
     """A judge that reads both answers. `name` is "local" or "endpoint".
 
-    A pair's outcome is what both orders agree on; a judge that changes its mind with the order has found a tie, which
-    is counted as inconsistent. Identical answers are a tie without a question.
+    A pair's outcome is what both orders agree on. A verdict that changes with the order is a tie, and is counted as
+    inconsistent. Identical answers are a tie without a question.
     """
 
     def __init__(self, name: str, asker: Asker, questions: Questions, cache: Cache) -> None:
@@ -102,7 +102,7 @@ class PairwiseJudge:
         self._tally = _Tally()
 
     def prove(self) -> None:
-        """Asks one question with a plain answer, unless it was asked before. UserError where no verdict comes of it.
+        """Asks one question with an obvious answer, unless it was asked before. UserError without a verdict.
 
         So a judge that cannot work is known before there is anything to judge.
         """
@@ -111,26 +111,27 @@ class PairwiseJudge:
         if self._cache.get(key) is None:
             self._ask({key: question.text})
 
-    def compare(self, prompts: Sequence[EncodedPrompt], one: Sequence[Answer], other: Sequence[Answer]) -> Verdicts:
-        """What the judge says of each pair. UserError where it cannot be used; what it said before that is kept."""
+    def compare(self, prompts: Sequence[EncodedPrompt], first: Sequence[Answer], second: Sequence[Answer]) -> Verdicts:
+        """The verdict on each pair. UserError where the judge cannot be used; its verdicts until then are kept."""
         started = time.monotonic()
-        spent = self._tally.tokens_in, self._tally.tokens_out
+        tokens_before = self._tally.tokens_in, self._tally.tokens_out
         pending: dict[str, str] = {}
         pairs = [
-            self._prepare(prompt, first.text.strip(), second.text.strip(), pending)
-            for prompt, first, second in zip(prompts, one, other, strict=True)
+            self._prepare(prompt, a.text.strip(), b.text.strip(), pending)
+            for prompt, a, b in zip(prompts, first, second, strict=True)
         ]
         try:
             self._ask(pending)
         finally:
             self._tally.seconds += time.monotonic() - started
-        inconsistent = self._tally.inconsistent
+        inconsistent_before = self._tally.inconsistent
         outcomes = [self._outcome(pair) for pair in pairs]
-        cost = self._asker.price(self._tally.tokens_in - spent[0], self._tally.tokens_out - spent[1])
-        return Verdicts(outcomes, self._tally.inconsistent - inconsistent, cost)
+        tokens_after = self._tally.tokens_in, self._tally.tokens_out
+        cost = self._asker.price(*(after - before for after, before in zip(tokens_after, tokens_before, strict=True)))
+        return Verdicts(outcomes, self._tally.inconsistent - inconsistent_before, cost)
 
     def describe(self) -> dict[str, Any]:
-        """See `judge.Judge`. `inconsistent`: pairs whose verdict hung on the order; the share is of those judged."""
+        """See `judge.Judge`. `inconsistent`: pairs whose verdict changed with the order of the answers."""
         tally = self._tally
         judged = tally.pairs - tally.identical - tally.failed_pairs
         return {
@@ -158,17 +159,17 @@ class PairwiseJudge:
     def close(self) -> None:
         self._asker.close()
 
-    def _prepare(self, prompt: EncodedPrompt, one: str, other: str, pending: dict[str, str]) -> Keys | None:
-        """The keys of a pair's questions, which go to `pending` unless their verdict is known; None: no question."""
+    def _prepare(self, prompt: EncodedPrompt, first: str, second: str, pending: dict[str, str]) -> Keys | None:
+        """The keys of a pair's questions; those without a known verdict go to `pending`. None for identical answers."""
         self._tally.pairs += 1
-        if one == other:
+        if first == second:
             self._tally.identical += 1
             return None
         keys, shortened = [], False
-        for first, second in ((one, other), (other, one)):
-            question = self._questions.of(prompt.prompt, first, second)
+        for a, b in ((first, second), (second, first)):
+            question = self._questions.of(prompt.prompt, a, b)
             shortened = question.shortened
-            key = self._key(prompt.prompt, first, second)
+            key = self._key(prompt.prompt, a, b)
             if self._cache.get(key) is not None:
                 self._tally.cached += 1
             else:
@@ -185,6 +186,7 @@ class PairwiseJudge:
         if not pending:
             return
         keys, label = list(pending), self._label()
+        replies: list[Reply] = []
         with tqdm(total=len(keys), desc=f"judge {label}", unit="question", disable=None) as bar:
 
             def done(number: int, reply: Reply) -> None:
@@ -192,24 +194,23 @@ class PairwiseJudge:
                 if reply.verdict is not None:
                     self._cache.put(keys[number], reply.verdict, label)
                 elif self._tally.verdicts == 0 and self._tally.faults.total() >= FIRST_FAILURES:
-                    raise self._useless(reply)
+                    raise self._no_verdict(reply)
                 cost = self._asker.price(self._tally.tokens_in, self._tally.tokens_out)
                 bar.set_postfix_str("" if cost is None else f"cost {cost:.4f}", refresh=False)
                 bar.update()
-                last.append(reply)
+                replies.append(reply)
 
-            last: list[Reply] = []
             self._asker.ask(list(pending.values()), done)
         if self._tally.verdicts == 0:
-            raise self._useless(last[-1])
+            raise self._no_verdict(replies[-1])
 
     def _label(self) -> str:
         return str(self._asker.identity().get("model", self.name))
 
-    def _useless(self, reply: Reply) -> UserError:
-        failed = counted(self._tally.faults.total(), "question")
+    def _no_verdict(self, reply: Reply) -> UserError:
+        asked = counted(self._tally.faults.total(), "question")
         return UserError(
-            f"--judge {self.name}: {self._label()} gave no verdict ({failed} asked); the last fault: "
+            f"--judge {self.name}: {self._label()} gave no verdict ({asked} asked); the last fault: "
             f"{reply.fault}{': ' + reply.detail if reply.detail else ''}. Choose another judge, or mend this one"
         )
 

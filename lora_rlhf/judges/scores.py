@@ -15,7 +15,7 @@ from lora_rlhf.judges.judge import Verdicts
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
 
-SAME_SCORE = 1e-9  # sums of the same weights in another order differ by less, scores that mean something by far more
+SAME_SCORE = 1e-9  # sums in another order differ by less than this, different scores by far more
 
 Gold = Callable[[str, str], float]
 Scorer = Callable[[list[EncodedPrompt], list[Answer]], list[float]]
@@ -24,8 +24,8 @@ Scorer = Callable[[list[EncodedPrompt], list[Answer]], list[float]]
 class ScoreJudge:
     """Scores responses, higher is better. `name` is "gold" or "reward".
 
-    The same response to the same prompt is scored once and keeps its score, whoever wrote it: a score that varied with
-    its batch in the last digit would make a win of a tie.
+    The same response to the same prompt is scored once and keeps its score, whichever system wrote it: a last digit
+    that varies with the batch would turn a tie into a win.
     """
 
     def __init__(self, name: str, scorer: Scorer, about: dict[str, Any] | None = None) -> None:
@@ -46,19 +46,19 @@ class ScoreJudge:
                 self._known[keys[i]] = score
         return [self._known[key] for key in keys]
 
-    def compare(self, prompts: Sequence[EncodedPrompt], one: Sequence[Answer], other: Sequence[Answer]) -> Verdicts:
+    def compare(self, prompts: Sequence[EncodedPrompt], first: Sequence[Answer], second: Sequence[Answer]) -> Verdicts:
         """The higher score wins."""
-        return Verdicts([*outcomes(self.scores(prompts, one), self.scores(prompts, other))])
+        return Verdicts([*outcomes(self.scores(prompts, first), self.scores(prompts, second))])
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, **self._about, "scored": len(self._known)}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to free."""
 
 
 def gold_judge(gold: Gold) -> ScoreJudge:
-    """An exact score of (prompt, response), which raises KeyError for a prompt that it does not know."""
+    """An exact score of (prompt, response), which raises KeyError for an unknown prompt."""
 
     def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
         pairs = zip(prompts, answers, strict=True)
@@ -85,19 +85,19 @@ def reward_judge(model: SharedModel, micro_batch_size: int, stage: str) -> Score
     return ScoreJudge("reward", score, {"stage": stage, "offset": model.score_offset("reward")})
 
 
-def outcomes(scores: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Per prompt: 1 where `scores` is higher, 0 where `other` is, 0.5 where they are the same."""
-    gaps = [a - b for a, b in zip(scores, other, strict=True)]
+def outcomes(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """For each prompt: 1 where the first score is higher, 0 where the second is, 0.5 where they are the same."""
+    gaps = [a - b for a, b in zip(first, second, strict=True)]
     return [0.5 if abs(gap) <= SAME_SCORE else float(gap > 0) for gap in gaps]
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """What a gold score is given of a prompt: the user's last message."""
+    """The part of a prompt that a gold score reads: the user's last message."""
     return prompt.messages[-1].content
 
 
 def first_unknown(gold: Gold, prompts: Sequence[Prompt]) -> Prompt | None:
-    """The first prompt for which the gold score raises KeyError, its way of saying that it does not apply."""
+    """The first prompt that the gold score does not apply to, for which it raises KeyError; None if there is none."""
     for prompt in prompts:
         try:
             gold(prompt_text(prompt), "")

@@ -1,4 +1,4 @@
-"""A judge behind an API, played by a server on this machine that answers right, late, badly or not at all."""
+"""A judge behind an API: a server on this machine that answers well, late, badly or not at all."""
 
 import asyncio
 import dataclasses
@@ -34,8 +34,8 @@ from tests.support.fake_api import Raw, longer_wins, says, serve, sides
 from tests.support.judges import QUESTIONS, answers, asked
 
 KEY = "sk-very-secret-0123456789"
-ONE = ("long answer, really", "short", "same", "same")
-OTHER = ("short", "long answer, really", "same", "size")
+FIRST = ("long answer, really", "short", "same", "same")
+SECOND = ("short", "long answer, really", "same", "size")
 PROMPTS = asked(*QUESTIONS[:4])
 Open = Callable[..., Judge]
 
@@ -60,8 +60,8 @@ def open_at(tmp_path: Path) -> Open:
     return make
 
 
-def compare(judge: Judge, one: tuple[str, ...] = ONE, other: tuple[str, ...] = OTHER) -> Verdicts:
-    return judge.compare(asked(*QUESTIONS[: len(one)]), answers(*one), answers(*other))
+def compare(judge: Judge, first: tuple[str, ...] = FIRST, second: tuple[str, ...] = SECOND) -> Verdicts:
+    return judge.compare(asked(*QUESTIONS[: len(first)]), answers(*first), answers(*second))
 
 
 def many(number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -72,22 +72,26 @@ def many(number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def test_each_pair_is_asked_in_both_orders_and_nothing_is_asked_twice(open_at: Open) -> None:
     with serve(longer_wins) as api:
         judge = open_at(api.url, judge_price_in=2.0, judge_price_out=6.0)
-        found = compare(judge)
-        assert found.outcomes == [1.0, 0.0, 0.5, 0.5] and found.failures == 0 and found.inconsistent == 0
+        verdicts = compare(judge)
+        assert (verdicts.outcomes, verdicts.failures, verdicts.inconsistent) == ([1.0, 0.0, 0.5, 0.5], 0, 0)
         asked_about = Counter(sides(question) for question in api.questions)
-        pairs = [(a, b) for a, b in zip(ONE, OTHER, strict=True) if a != b]
+        pairs = [(a, b) for a, b in zip(FIRST, SECOND, strict=True) if a != b]
         assert asked_about == Counter([*pairs, *((b, a) for a, b in pairs)])
         about = judge.describe()
-        assert found.cost == about["cost"] == pytest.approx(6 * (100 * 2 + 10 * 6) / 1e6, rel=1e-12)
+        assert verdicts.cost == about["cost"] == pytest.approx(6 * (100 * 2 + 10 * 6) / 1e6, rel=1e-12)
         assert (about["pairs"], about["identical"], about["calls"], about["cached"]) == (4, 1, 6, 0)
         assert (about["tokens_in"], about["tokens_out"], about["inconsistent_share"]) == (600, 60, 0.0)
         assert {"name": "endpoint", "model": "m", "failures": 0}.items() <= about.items()
 
-        again = open_at(api.url, judge_price_in=2.0, judge_price_out=6.0)
-        assert compare(again).outcomes == found.outcomes
-        assert compare(again, OTHER, ONE).outcomes == [0.0, 1.0, 0.5, 0.5], "the swapped pair is the same content"
+        reopened = open_at(api.url, judge_price_in=2.0, judge_price_out=6.0)
+        assert compare(reopened).outcomes == verdicts.outcomes
+        assert compare(reopened, SECOND, FIRST).outcomes == [0.0, 1.0, 0.5, 0.5], "the swapped pair is the same content"
         assert len(api.bodies) == 6, "a second evaluation of the same content makes no calls"
-        assert (again.describe()["cached"], again.describe()["calls"], again.describe()["cost"]) == (12, 0, 0.0)
+        assert (reopened.describe()["cached"], reopened.describe()["calls"], reopened.describe()["cost"]) == (
+            12,
+            0,
+            0.0,
+        )
 
 
 def test_it_can_be_asked_where_an_event_loop_runs_already(open_at: Open) -> None:
@@ -95,8 +99,8 @@ def test_it_can_be_asked_where_an_event_loop_runs_already(open_at: Open) -> None
         return compare(open_at(url))
 
     with serve(longer_wins) as api, ThreadPoolExecutor(1) as thread:
-        found = thread.submit(asyncio.run, cell_of_a_notebook(api.url)).result()
-    assert found.outcomes == [1.0, 0.0, 0.5, 0.5]
+        verdicts = thread.submit(asyncio.run, cell_of_a_notebook(api.url)).result()
+    assert verdicts.outcomes == [1.0, 0.0, 0.5, 0.5]
 
 
 def test_a_judge_is_asked_one_plain_question_when_it_is_opened_for_the_first_time(tmp_path: Path) -> None:
@@ -132,24 +136,24 @@ def test_another_model_instructions_or_limit_asks_anew(open_at: Open, tmp_path: 
 
 
 @pytest.mark.parametrize(("side", "first", "second"), [("A", 3, 0), ("B", 0, 3)])
-def test_a_judge_that_prefers_a_position_finds_ties_and_is_told_on(
+def test_a_judge_that_prefers_a_position_finds_ties_that_are_counted(
     open_at: Open, side: str, first: int, second: int
 ) -> None:
     with serve(lambda question: says(f"Verdict: {side}")) as api:
         judge = open_at(api.url)
-        found = compare(judge)
-    assert found.outcomes == [0.5] * 4 and found.inconsistent == 3
+        verdicts = compare(judge)
+    assert verdicts.outcomes == [0.5] * 4 and verdicts.inconsistent == 3
     about = judge.describe()
     assert (about["inconsistent"], about["inconsistent_share"]) == (3, 1.0)
     assert (about["inconsistent_for_first"], about["inconsistent_for_second"]) == (first, second)
 
 
-def test_a_judge_that_is_sure_in_one_order_alone_has_found_a_tie(open_at: Open) -> None:
-    with serve(lambda question: says("Verdict: A" if sides(question)[0] in ONE[:2] else "Verdict: tie")) as api:
+def test_a_verdict_in_one_order_alone_is_a_tie(open_at: Open) -> None:
+    with serve(lambda question: says("Verdict: A" if sides(question)[0] in FIRST[:2] else "Verdict: tie")) as api:
         judge = open_at(api.url)
-        found = compare(judge, ("one", "long answer, really"), ("two", "three"))
+        verdicts = compare(judge, ("one", "long answer, really"), ("two", "three"))
     about = judge.describe()
-    assert found.outcomes == [0.5, 0.5] and found.inconsistent == 1 and about["inconsistent_share"] == 0.5
+    assert verdicts.outcomes == [0.5, 0.5] and verdicts.inconsistent == 1 and about["inconsistent_share"] == 0.5
     assert (about["inconsistent_for_first"], about["inconsistent_for_second"]) == (0, 0)
 
 
@@ -171,14 +175,14 @@ def test_what_is_no_verdict_is_a_failure_and_never_guessed(open_at: Open, fault:
     limit = 1 if fault.startswith("no answer") else 60
     with serve(lambda question: BAD[fault] if "bad" in sides(question) else longer_wins(question)) as api:
         judge = open_at(api.url, judge_retries=1, judge_timeout=limit)
-        found = compare(judge, ("winner", "bad", "x"), ("loser", "other", "y z"))
+        verdicts = compare(judge, ("winner", "bad", "x"), ("loser", "other", "y z"))
         tries = 1 if fault in ("HTTP 400", "cut off by --judge_max_tokens") else 2
-        assert found.outcomes == [1.0, None, 0.0] and found.failures == 1
+        assert verdicts.outcomes == [1.0, None, 0.0] and verdicts.failures == 1
         about = judge.describe()
         assert about["faults"] == {fault: 2} and about["failures"] == 1
         assert about["calls"] == len(api.bodies) == 4 + 2 * tries
-        again = open_at(api.url, judge_retries=0, judge_timeout=limit)
-        assert compare(again, ("winner", "bad", "x"), ("loser", "other", "y z")).outcomes == [1.0, None, 0.0]
+        reopened = open_at(api.url, judge_retries=0, judge_timeout=limit)
+        assert compare(reopened, ("winner", "bad", "x"), ("loser", "other", "y z")).outcomes == [1.0, None, 0.0]
         assert len(api.bodies) == 4 + 2 * tries + 2, "a failure is not kept: it is asked again, the others are not"
 
 
@@ -201,9 +205,9 @@ def test_answers_of_another_shape_are_failures(open_at: Open, body: bytes) -> No
         assert compare(open_at(api.url), ("bad", "xx"), ("other", "y")).outcomes == [None, 1.0]
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_one_failed_order_leaves_no_outcome(open_at: Open, place: int) -> None:
-    with serve(lambda question: says("?") if sides(question)[place] == "bad" else longer_wins(question)) as api:
+@pytest.mark.parametrize("position", [0, 1])
+def test_one_failed_order_leaves_no_outcome(open_at: Open, position: int) -> None:
+    with serve(lambda question: says("?") if sides(question)[position] == "bad" else longer_wins(question)) as api:
         assert compare(open_at(api.url), ("bad", "xx"), ("other", "y")).outcomes == [None, 1.0]
 
 
@@ -244,7 +248,7 @@ def test_a_server_that_names_a_time_is_left_alone_until_then_but_not_for_hours(
         wait = next(waits, None)
         return Raw(429, b"", {"Retry-After": wait}) if wait else says("Verdict: tie")
 
-    monkeypatch.setattr(endpoint, "LONGEST_PAUSE", 0.8)
+    monkeypatch.setattr(endpoint, "MAX_PAUSE", 0.8)
     with serve(reply) as api:
         assert compare(open_at(api.url, judge_concurrency=1), ("a",), ("b",)).outcomes == [0.5]
     assert 0.4 <= times[1] - times[0] < 0.8 <= times[2] - times[1] < 5
@@ -262,33 +266,33 @@ def test_retry_after_as_a_date() -> None:
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 301])
 def test_a_judge_that_cannot_work_ends_it_after_the_first_calls(open_at: Open, status: int) -> None:
-    one, other = many(12)
+    first, second = many(12)
     with serve(lambda _: Raw(status, json.dumps({"error": {"message": f"no: {KEY}"}}).encode())) as api:
         with pytest.raises(UserError, match=f"answers HTTP {status}.*from OPENAI_API_KEY; model 'm'.*no: ") as caught:
-            compare(open_at(api.url, judge_concurrency=3), one, other)
+            compare(open_at(api.url, judge_concurrency=3), first, second)
         assert len(api.bodies) <= 3 and KEY not in str(caught.value)
 
 
 def test_a_judge_that_talks_nonsense_from_the_start_ends_it_after_a_few_questions(open_at: Open) -> None:
-    one, other = many(12)
+    first, second = many(12)
     with serve(lambda _: says("As an assistant I like both.")) as api:
         with pytest.raises(UserError, match=r"m gave no verdict \(5 questions asked\).*I like both"):
-            compare(open_at(api.url, judge_concurrency=2, judge_retries=1), one, other)
+            compare(open_at(api.url, judge_concurrency=2, judge_retries=1), first, second)
         assert 10 <= len(api.bodies) <= 14
         with pytest.raises(UserError, match=r"no verdict \(2 questions asked\)"):
             compare(open_at(api.url), ("a",), ("b",))
 
 
 def test_a_server_that_is_not_there(open_at: Open) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
-        judge = open_at(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", judge_retries=9)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and does not listen
+        judge = open_at(f"http://127.0.0.1:{bound.getsockname()[1]}/v1", judge_retries=9)
         with pytest.raises(UserError, match=r"cannot be reached.*correct --judge_url"):
             compare(judge)
 
 
 def test_a_server_that_dies_on_the_way_ends_it_and_what_it_said_is_kept(open_at: Open) -> None:
-    one, other = many(12)
+    first, second = many(12)
     count = iter(range(1000))
 
     def reply(question: str) -> Raw:
@@ -296,38 +300,38 @@ def test_a_server_that_dies_on_the_way_ends_it_and_what_it_said_is_kept(open_at:
 
     with serve(reply) as api:
         with pytest.raises(UserError, match=r"answered none of the last 2 questions \(HTTP 503.*same command later"):
-            compare(open_at(api.url, judge_concurrency=1, judge_retries=0), one, other)
+            compare(open_at(api.url, judge_concurrency=1, judge_retries=0), first, second)
         assert len(api.bodies) == 8
         count = iter([-1] * 1000)
         before = len(api.bodies)
-        assert compare(open_at(api.url), one, other).outcomes == [1.0] * 12
+        assert compare(open_at(api.url), first, second).outcomes == [1.0] * 12
         assert len(api.bodies) - before == 24 - 6
 
 
 def test_a_key_that_is_refused_in_the_middle_ends_it(open_at: Open) -> None:
-    one, other = many(6)
+    first, second = many(6)
     count = iter(range(100))
     with (
         serve(lambda question: longer_wins(question) if next(count) < 4 else Raw(401, b"{}")) as api,
         pytest.raises(UserError, match="refuses the key"),
     ):
-        compare(open_at(api.url, judge_concurrency=1), one, other)
+        compare(open_at(api.url, judge_concurrency=1), first, second)
 
 
 def test_no_more_calls_at_a_time_than_allowed(open_at: Open) -> None:
-    one, other = many(8)
+    first, second = many(8)
 
     def slowly(question: str) -> Raw:
         time.sleep(0.03)
         return longer_wins(question)
 
     with serve(slowly) as api:
-        assert compare(open_at(api.url, judge_concurrency=3), one, other).outcomes == [1.0] * 8
+        assert compare(open_at(api.url, judge_concurrency=3), first, second).outcomes == [1.0] * 8
     assert api.most_at_once == 3
 
 
 @pytest.mark.parametrize(
-    ("said", "refused", "sent"),
+    ("message", "refused", "kept"),
     [
         (
             "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
@@ -337,18 +341,18 @@ def test_no_more_calls_at_a_time_than_allowed(open_at: Open) -> None:
         ("'temperature' does not support 0 with this model.", "temperature", "max_tokens"),
     ],
 )
-def test_settings_that_a_server_refuses_are_left_out(open_at: Open, said: str, refused: str, sent: str) -> None:
+def test_settings_that_a_server_refuses_are_left_out(open_at: Open, message: str, refused: str, kept: str) -> None:
     def reply(question: str) -> Raw:
         with api.lock:
             body = next(body for body in reversed(api.bodies) if body["messages"][0]["content"] == question)
         if refused in body:
-            return Raw(400, json.dumps({"error": {"message": said}}).encode())
+            return Raw(400, json.dumps({"error": {"message": message}}).encode())
         return longer_wins(question)
 
     with serve(reply) as api:
         judge = open_at(api.url, judge_concurrency=2)
         assert compare(judge).outcomes == [1.0, 0.0, 0.5, 0.5]
-    assert refused not in api.bodies[-1] and api.bodies[-1][sent] == 512
+    assert refused not in api.bodies[-1] and api.bodies[-1][kept] == 512
     assert len(api.bodies) <= 6 + 2 and judge.describe()["faults"] == {}
 
 
@@ -367,18 +371,18 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
         compare(judge, ("aa", "bad", "echo"), ("b", "c", "d"))
         assert {headers["Authorization"] for headers in api.headers} == {f"Bearer {KEY}"}
         assert KEY not in json.dumps(api.bodies)
-    told = [json.dumps(judge.describe()), repr(vars(judge)), caplog.text, *capfd.readouterr()]
+    texts = [json.dumps(judge.describe()), repr(vars(judge)), caplog.text, *capfd.readouterr()]
     for status, body in ((401, f"bad key {KEY}"), (200, f"nonsense {KEY}")):
         with serve(lambda _: Raw(status, body.encode()) if status != 200 else says(body)) as api:  # noqa: B023
             try:
                 compare(open_at(api.url))
             except UserError as error:
-                told += [str(error), *traceback.format_exception(error)]
+                texts += [str(error), *traceback.format_exception(error)]
             else:
                 raise AssertionError("it works")
-    told += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not any(KEY in text for text in told)
-    assert sum("(the key)" in text for text in told) >= 2, "what was cut out are the places where it stood"
+    texts += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(KEY in text for text in texts)
+    assert sum("(the key)" in text for text in texts) >= 2, "the key is replaced where it stood"
 
 
 @pytest.mark.parametrize("key", ["sk-1 two", "sk-1\nX-Other: 2", "sk-\u00e9", "Bearer sk-1"])
@@ -415,9 +419,10 @@ from tests.support.judges import QUESTIONS, answers, asked
 from lora_rlhf.judges.cache import Cache
 from lora_rlhf.judges.choose import open_judge
 from lora_rlhf.judges.config import JudgeConfig
-one = [f"answer {i} that wins" for i in range(12)]
+long = [f"answer {i} that wins" for i in range(12)]
 config = JudgeConfig(judge="endpoint", judge_model="m", judge_url=sys.argv[1], judge_concurrency=2)
-open_judge(config, sys.argv[2], "cpu", False).compare(asked(*QUESTIONS), answers(*one), answers(*(x[:9] for x in one)))
+judge = open_judge(config, sys.argv[2], "cpu", False)
+judge.compare(asked(*QUESTIONS), answers(*long), answers(*(x[:9] for x in long)))
 """
 
 
@@ -436,14 +441,14 @@ def test_what_was_killed_goes_on_where_it_was(open_at: Open, tmp_path: Path) -> 
         assert halfway.wait(60)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kept = tmp_path / "judgements.jsonl"
-        before, rows = len(api.bodies), kept.read_text().splitlines()[1:]
+        cache_file = tmp_path / "judgements.jsonl"
+        before, rows = len(api.bodies), cache_file.read_text().splitlines()[1:]
         assert 8 <= len(rows) < 24
-        with kept.open("a") as file:
+        with cache_file.open("a") as file:
             file.write('{"key": "0123')  # as a kill in the middle of a write leaves it
-        one = tuple(f"answer {i} that wins" for i in range(12))
+        long = tuple(f"answer {i} that wins" for i in range(12))
         judge = open_at(api.url, judge_concurrency=2)
-        assert compare(judge, one, tuple(text[:9] for text in one)).outcomes == [1.0] * 12
+        assert compare(judge, long, tuple(text[:9] for text in long)).outcomes == [1.0] * 12
         assert len(api.bodies) - before == 24 + 1 - len(rows) == judge.describe()["calls"]
-    lines = kept.read_text().splitlines()
+    lines = cache_file.read_text().splitlines()
     assert len(lines) == 26 and all(json.loads(line) for line in lines), "the torn line is gone"

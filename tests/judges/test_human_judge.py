@@ -29,10 +29,10 @@ def path(tmp_path: Path) -> str:
 def test_an_outcome_is_the_mean_of_the_votes(path: str) -> None:
     judge = HumanJudge(path)
     prompts = asked(*[QUESTIONS[0]] * 4, QUESTIONS[1], QUESTIONS[1].upper())
-    one, other = answers("a", "b", "a", "b", "a ", "b"), answers("b", "a", "c", "c", "b", "a")
-    found = judge.compare(prompts, one, other)
+    verdicts = judge.compare(prompts, answers("a", "b", "a", "b", "a ", "b"), answers("b", "a", "c", "c", "b", "a"))
     # a against b: Ann 0, Bo 1, Cy 0; Ann alone ranked c
-    assert found.outcomes == [pytest.approx(1 / 3), pytest.approx(2 / 3), 0.5, 1.0, 1.0, 0.0] and found.failures == 0
+    assert verdicts.outcomes == [pytest.approx(1 / 3), pytest.approx(2 / 3), 0.5, 1.0, 1.0, 0.0]
+    assert verdicts.failures == 0
     about = judge.describe()
     assert (about["pairs"], about["judged"], about["votes"], about["divided"]) == (6, 6, 10, 2)
     assert (about["name"], about["rankings"], about["labelers"], about["refused"]) == ("human", 4, 3, 0)
@@ -41,8 +41,8 @@ def test_an_outcome_is_the_mean_of_the_votes(path: str) -> None:
 def test_what_nobody_ranked_has_no_outcome(path: str) -> None:
     judge = HumanJudge(path)
     prompts = asked(QUESTIONS[0], QUESTIONS[1], QUESTIONS[2], QUESTIONS[2])
-    found = judge.compare(prompts, answers("a", "a", "a", "same"), answers("z", "c", "b", "same "))
-    assert found.outcomes == [None, None, None, 0.5] and found.failures == 3
+    verdicts = judge.compare(prompts, answers("a", "a", "a", "same"), answers("z", "c", "b", "same "))
+    assert verdicts.outcomes == [None, None, None, 0.5] and verdicts.failures == 3
     about = judge.describe()
     assert (about["pairs"], about["identical"], about["judged"], about["failures"]) == (4, 1, 0, 3)
 

@@ -1,4 +1,4 @@
-"""A chat model in a folder as a judge: real ones, tiny, which have learned one verdict by heart or none at all."""
+"""A chat model in a folder as a judge: tiny real models that have learned one verdict, or none."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +29,11 @@ SIZES = {
     "initializer_range": 0.2,
     "eos_token_id": 0,
 }
-ONE, OTHER = ("one is here", "same", "two"), ("another", "same", "and this")
+FIRST, SECOND = ("one is here", "same", "two"), ("another", "same", "and this")
 
 
 def save(folder: Path, tiny: Path, learned: str | None) -> str:
-    """A model with room for a question, which says `learned` to any, or something at random."""
+    """A model whose context fits a question, and which answers `learned` to any, or something at random."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SIZES))
@@ -49,7 +49,7 @@ def save(folder: Path, tiny: Path, learned: str | None) -> str:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert loss.item() < 0.1, "it has learned its verdict, or these tests show nothing"
+        assert loss.item() < 0.1, "the model has learned its verdict"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -78,8 +78,8 @@ def test_a_model_that_always_says_a_finds_ties_and_is_loaded_once(
     judge = open_model(tmp_path, always_a)
     assert loaded == [], "the shared base may still be at work"
     prompts = asked(*QUESTIONS[:3])
-    found = judge.compare(prompts, answers(*ONE), answers(*OTHER))
-    assert found.outcomes == [0.5, 0.5, 0.5] and found.inconsistent == 2 and found.cost is None
+    verdicts = judge.compare(prompts, answers(*FIRST), answers(*SECOND))
+    assert (verdicts.outcomes, verdicts.inconsistent, verdicts.cost) == ([0.5, 0.5, 0.5], 2, None)
     judge.compare(asked(QUESTIONS[4]), [answer("a")], [answer("b")])
     assert len(loaded) == 1
     judge.close()
@@ -88,17 +88,17 @@ def test_a_model_that_always_says_a_finds_ties_and_is_loaded_once(
     assert (about["failures"], about["cost"]) == (0, None)
     assert about["tokens_out"] > 6 and about["tokens_in"] > 6 * 300
 
-    again = open_model(tmp_path, always_a)
-    assert again.compare(prompts, answers(*ONE), answers(*OTHER)).outcomes == [0.5, 0.5, 0.5]
-    assert again.describe()["cached"] == 4 and len(loaded) == 1, "nothing is left to load it for"
-    again.close()
+    reopened = open_model(tmp_path, always_a)
+    assert reopened.compare(prompts, answers(*FIRST), answers(*SECOND)).outcomes == [0.5, 0.5, 0.5]
+    assert reopened.describe()["cached"] == 4 and len(loaded) == 1, "the cache answers all"
+    reopened.close()
 
 
 def test_a_model_that_babbles_is_no_judge(tmp_path: Path, babbler: str) -> None:
-    one, other = tuple(f"{i} of one" for i in range(6)), tuple(f"{i} of other" for i in range(6))
+    first, second = ([f"{i} of {side}" for i in range(6)] for side in ("one", "other"))
     judge = open_model(tmp_path, babbler)
     with pytest.raises(UserError, match=r"gave no verdict \(5 questions asked\)"):
-        judge.compare(asked(*QUESTIONS[:6]), answers(*one), answers(*other))
+        judge.compare(asked(*QUESTIONS[:6]), answers(*first), answers(*second))
 
 
 def test_other_weights_under_the_same_name_are_asked_anew(
@@ -118,8 +118,7 @@ def test_other_weights_under_the_same_name_are_asked_anew(
 def test_a_question_that_is_too_long_for_the_model_has_no_outcome(tmp_path: Path, always_a: str) -> None:
     judge = open_model(tmp_path, always_a)
     prompts = asked(QUESTIONS[0], "long " * 1000)
-    found = judge.compare(prompts, answers("one", "one"), answers("other", "other"))
-    assert found.outcomes == [0.5, None]
+    assert judge.compare(prompts, answers("one", "one"), answers("other", "other")).outcomes == [0.5, None]
     assert judge.describe()["faults"] == {"longer than its context": 2} and judge.describe()["calls"] == 2
 
 
@@ -146,14 +145,14 @@ def test_greedy_answers_are_those_of_each_prompt_alone(babbler: str) -> None:
     model = LlamaForCausalLM.from_pretrained(babbler).eval()
     stops = stop_ids(chat.tokenizer)
     prompts = [render_verbatim(chat.tokenizer, Prompt.of(text)) for text in ("Why?", "How deep is it?", "Tell me " * 5)]
-    found: dict[int, list[int]] = {}
-    chat.write(prompts, 12, stops, 2, lambda number, ids: found.update({number: ids}))
+    written: dict[int, list[int]] = {}
+    chat.write(prompts, 12, stops, 2, lambda number, ids: written.update({number: ids}))
     for number, prompt in enumerate(prompts):
         expected: list[int] = []
         while len(expected) < 12 and (not expected or expected[-1] not in stops):
             with torch.no_grad():
                 expected.append(model(torch.tensor([prompt + expected])).logits[0, -1].argmax().item())
-        assert found[number] == expected
+        assert written[number] == expected
     chat.free()
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a judge that reads, and how its verdict is read, also where the answers do not play fair."""
+"""The question to a judge that reads, and how its verdict is read, also where the answers try to cheat."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.judges.question import MOST_CHARACTERS, Questions, read_questions, read_verdict
+from lora_rlhf.judges.question import MAX_CHARACTERS, Questions, read_questions, read_verdict
 from lora_rlhf.system.errors import UserError
 from tests.support.fake_api import sides
 
@@ -102,16 +102,16 @@ def test_a_text_that_is_too_long_loses_its_middle_and_says_so() -> None:
     long = "begin " + "x" * 99_988 + " ends."
     assert len(long) == 100_000
     plain = Questions().of(PROMPT, "one", "two")
-    asked = Questions().of(Prompt.of(long), "one", "two")
-    assert asked.shortened and not plain.shortened
-    assert "begin xxx" in asked.text and "xxx ends." in asked.text
-    assert "[... 92,000 characters left out here ...]" in asked.text
-    assert len(asked.text) < len(plain.text) + MOST_CHARACTERS + 100
-    first, second = sides(Questions().of(PROMPT, long, "y" * MOST_CHARACTERS).text)
-    assert len(first) < MOST_CHARACTERS + 100 and second == "y" * MOST_CHARACTERS
+    question = Questions().of(Prompt.of(long), "one", "two")
+    assert question.shortened and not plain.shortened
+    assert "begin xxx" in question.text and "xxx ends." in question.text
+    assert "[... 92,000 characters left out here ...]" in question.text
+    assert len(question.text) < len(plain.text) + MAX_CHARACTERS + 100
+    first, second = sides(Questions().of(PROMPT, long, "y" * MAX_CHARACTERS).text)
+    assert len(first) < MAX_CHARACTERS + 100 and second == "y" * MAX_CHARACTERS
 
 
-def test_half_a_character_can_be_asked_about() -> None:
+def test_a_lone_surrogate_can_be_asked_about() -> None:
     assert sides(Questions().of(PROMPT, "half \ud83d", "two").text) == ("half ?", "two")
 
 

@@ -1,4 +1,4 @@
-"""Which judge is chosen, and what the score judges say of a response."""
+"""The choice of a judge, and the scores of responses."""
 
 import math
 from pathlib import Path
@@ -71,16 +71,16 @@ def test_the_reward_judge_gives_the_head_less_the_offset(shared_model) -> None:
     head = model.adapter_state("reward")
     weight = next(tensor for name, tensor in head.items() if name.endswith("score.weight"))
     expected = []
-    for prompt, one in zip(prompts, answers, strict=True):
+    for prompt, response in zip(prompts, answers, strict=True):
         with model.role("reward"), torch.no_grad():
-            hidden = model.backbone(torch.tensor([prompt.prompt_ids + one.ids]), use_cache=False)[0][0, -1]
+            hidden = model.backbone(torch.tensor([prompt.prompt_ids + response.ids]), use_cache=False)[0][0, -1]
         expected.append((hidden @ weight[0]).item() - 0.7)
     assert judge.scores(prompts, answers) == pytest.approx(expected, abs=1e-4)
     assert judge.describe() == {"name": "reward", "stage": "abc", "offset": 0.7, "scored": 3}
 
 
 def test_a_response_keeps_its_score() -> None:
-    """Whatever a scorer says the second time: a tie must stay a tie."""
+    """Even if the scorer would give another score the second time: a tie stays a tie."""
     calls = []
 
     def scorer(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
@@ -89,11 +89,11 @@ def test_a_response_keeps_its_score() -> None:
 
     judge = ScoreJudge("reward", scorer)
     prompts = asked(*QUESTIONS[:3])
-    one, other = Answer([5, 0], "x", True), Answer([6, 7, 0], "y", True)
-    assert judge.scores(prompts, [one, one, one]) == [1.2, 1.2, 1.2]
-    assert judge.scores(prompts, [one, other, one]) == [1.2, 2.3, 1.2]
-    assert judge.scores(prompts, [one, other, one]) == [1.2, 2.3, 1.2]
-    assert judge.compare(prompts, [one, one, other], [one, other, one]).outcomes == [0.5, 0.0, 1.0]
+    short, long = Answer([5, 0], "x", True), Answer([6, 7, 0], "y", True)
+    assert judge.scores(prompts, [short, short, short]) == [1.2, 1.2, 1.2]
+    assert judge.scores(prompts, [short, long, short]) == [1.2, 2.3, 1.2]
+    assert judge.scores(prompts, [short, long, short]) == [1.2, 2.3, 1.2]
+    assert judge.compare(prompts, [short, short, long], [short, long, short]).outcomes == [0.5, 0.0, 1.0]
     assert calls == [3, 1, 1]
 
 

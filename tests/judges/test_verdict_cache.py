@@ -1,4 +1,4 @@
-"""The file of verdicts: kept by content, shared by processes, whole after a kill."""
+"""The file of verdicts: kept by content, shared by processes, complete after a kill."""
 
 import fcntl
 import json
@@ -34,10 +34,10 @@ def test_verdicts_come_back_from_the_file_and_the_first_one_stays(tmp_path: Path
 
 def test_every_part_of_the_content_is_in_the_key() -> None:
     parts: list[Any] = [{"model": "m"}, "v", "prompt", "one", "two"]
-    others: list[Any] = [{"model": "n"}, "w", "prompt ", "two", "one"]
+    changes: list[Any] = [{"model": "n"}, "w", "prompt ", "two", "one"]
 
     def changed(i: int) -> Any:
-        return (*parts[:i], others[i], *parts[i + 1 :])
+        return (*parts[:i], changes[i], *parts[i + 1 :])
 
     keys = {key_of(*parts)} | {key_of(*changed(i)) for i in range(5)}
     assert len(keys) == 6
@@ -49,12 +49,12 @@ def test_every_part_of_the_content_is_in_the_key() -> None:
 def test_a_row_that_a_kill_tore_is_dropped(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "j.jsonl"
     Cache(path).put(KEYS[0], "A", "j")
-    whole = path.read_bytes()
-    path.write_bytes(whole + torn)
+    complete = path.read_bytes()
+    path.write_bytes(complete + torn)
     cache = Cache(path)
     assert cache.get(KEYS[0]) == "A" and cache.get("0" * 64) is None
     cache.put(KEYS[1], "B", "j")
-    assert path.read_bytes().startswith(whole) and [row.get("verdict") for row in rows(path)] == [None, "A", "B"]
+    assert path.read_bytes().startswith(complete) and [row.get("verdict") for row in rows(path)] == [None, "A", "B"]
 
 
 def test_a_first_line_that_a_kill_tore_is_written_again(tmp_path: Path) -> None:
@@ -67,18 +67,18 @@ def test_a_first_line_that_a_kill_tore_is_written_again(tmp_path: Path) -> None:
 
 def test_of_two_verdicts_that_processes_wrote_the_first_one_counts(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    one, other = Cache(path), Cache(path)
-    one.put(KEYS[0], "A", "j")
-    other.put(KEYS[0], "B", "j")
+    first, second = Cache(path), Cache(path)
+    first.put(KEYS[0], "A", "j")
+    second.put(KEYS[0], "B", "j")
     assert len(rows(path)) == 3 and Cache(path).get(KEYS[0]) == "A"
 
 
-def test_a_row_waits_for_whoever_writes(tmp_path: Path) -> None:
+def test_a_row_waits_for_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     cache = Cache(path)
     writing = threading.Thread(target=cache.put, args=(KEYS[0], "A", "j"))
-    with path.open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with path.open("ab") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
         writing.start()
         writing.join(0.3)
         assert writing.is_alive() and path.read_bytes() == HEADER
@@ -86,7 +86,7 @@ def test_a_row_waits_for_whoever_writes(tmp_path: Path) -> None:
     assert Cache(path).get(KEYS[0]) == "A"
 
 
-def test_rows_that_are_none_are_passed_over(tmp_path: Path) -> None:
+def test_invalid_rows_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     good = json.dumps({"key": KEYS[0], "verdict": "B", "judge": "j"})
     bad = ["[]", good.replace('"B"', '"C"'), good.replace(KEYS[0], KEYS[0][:-1]), "\x00", "[" * 10_000]
@@ -103,7 +103,7 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path: Path, content: st
     assert path.read_text() == content
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written \\(No such file or directory\\)"):
         Cache(tmp_path / "no" / "j.jsonl")
     with pytest.raises(UserError, match="cannot be written \\(Is a directory\\)"):

@@ -1,4 +1,4 @@
-"""A server on this machine that plays a chat completions API, well or badly."""
+"""A server on this machine that imitates a chat completions API, well or badly."""
 
 import json
 import re
@@ -32,9 +32,9 @@ def says(content: Any, finish: str = "stop", usage: Any = TOKENS) -> Raw:
 
 def sides(question: str) -> tuple[str, str]:
     """The texts of answers A and B as they stand in a question."""
-    found = [re.search(BETWEEN.format(side), question, re.DOTALL) for side in "AB"]
-    assert found[0] and found[1], question
-    return found[0][2], found[1][2]
+    first, second = (re.search(BETWEEN.format(side), question, re.DOTALL) for side in "AB")
+    assert first and second, question
+    return first[2], second[2]
 
 
 def longer_wins(question: str) -> Raw:
@@ -45,13 +45,13 @@ def longer_wins(question: str) -> Raw:
 
 @dataclass
 class Api:
-    """What was asked, and how many calls ran at a time."""
+    """The requests, and how many calls ran at a time."""
 
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     most_at_once: int = 0
-    now: int = 0
+    running: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -72,13 +72,13 @@ def serve(reply: Callable[[str], Raw]) -> Iterator[Api]:
             with api.lock:
                 api.bodies.append(body)
                 api.headers.append(dict(self.headers))
-                api.now += 1
-                api.most_at_once = max(api.most_at_once, api.now)
+                api.running += 1
+                api.most_at_once = max(api.most_at_once, api.running)
             try:
                 self.answer(reply(body["messages"][0]["content"]))
             finally:
                 with api.lock:
-                    api.now -= 1
+                    api.running -= 1
 
         def answer(self, raw: Raw) -> None:
             time.sleep(raw.seconds)

@@ -8,7 +8,7 @@ QUESTIONS = [f"What does the sailor number {number} count?" for number in range(
 
 
 def asked(*texts: str) -> list[EncodedPrompt]:
-    """Prompts as they reach a judge; no judge but the reward model looks at the ids."""
+    """Prompts as they reach a judge; only the reward model reads the ids."""
     return [EncodedPrompt([1], Prompt.of(text)) for text in texts]
 
 
