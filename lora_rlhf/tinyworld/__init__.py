@@ -1,1 +1,1 @@
-"""The embedded world: its facts and language, prompts, uneven writers, gold score, simulated labelers and tiny base."""
+"""The embedded world: facts, language, prompts, writers of mixed quality, gold score, labelers and a tiny base model."""

@@ -1,4 +1,4 @@
-"""What a person can choose of the tiny world: its data files, its labelers, and a response to be scored."""
+"""The settings of the tiny world's commands: its data files, its labelers, and a response to be scored."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,7 +9,10 @@ from lora_rlhf.tinyworld.requests import SKILLS, Request, constraints_of, find
 
 PROMPT_SETS = {
     False: ("demonstrations", "ranking_prompts", "ppo_prompts"),
-    True: ("evaluation_prompts", "selection_prompts"),  # held out: what they ask of whom is in no other file
+    True: (
+        "evaluation_prompts",
+        "selection_prompts",
+    ),  # held out: their combinations of task and entities are in no other file
 }
 
 
@@ -28,7 +31,7 @@ class TinyworldConfig:
     num_ppo_prompts: int = 3000
     """Prompts for PPO."""
     num_evaluation_prompts: int = 320
-    """Prompts to compare the stages on; what they ask of whom is in no other file."""
+    """Prompts to compare the stages on; their combinations of task and entities are in no other file."""
     num_selection_prompts: int = 200
     """Prompts to choose each stage's best temperature on; held out like those for evaluation."""
     num_pretraining: int = 2000
@@ -49,11 +52,11 @@ class TinyworldConfig:
         faults = [] if self.to else ["to is empty; name a folder"]
         faults += [f"num_{name} is {count}, must be at least 1" for name, count in self.sets.items() if count < 1]
         for held_out, names in PROMPT_SETS.items():
-            # beyond half of all prompts the rare use cases are used up and the mixture is another
+            # beyond half of all prompts the rare use cases run out, which changes the mixture
             total, most = sum(self.sets[name] for name in names), num_prompts(held_out) // 2
             if total > most:
-                asked = " + ".join(f"num_{name}" for name in names)
-                faults.append(f"{asked} is {total}, must be at most {most}: the tiny world has no more prompts")
+                options = " + ".join(f"num_{name}" for name in names)
+                faults.append(f"{options} is {total}, must be at most {most}: the tiny world has no more prompts")
         return faults
 
 
@@ -93,17 +96,14 @@ class ScoreConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        known = find(self.prompt) is not None
-        return (
-            []
-            if known
-            else [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
-        )
+        if find(self.prompt) is not None:
+            return []
+        return [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
 
 
 @cache
 def num_prompts(held_out: bool) -> int:
-    """How many distinct prompts there are on that side of the split."""
+    """The number of distinct prompts on that side of the split."""
     return sum(
         len(skill.phrase(key)) * (1 + len(constraints_of(skill)))
         for skill in SKILLS

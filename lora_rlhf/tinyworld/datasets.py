@@ -18,22 +18,22 @@ from lora_rlhf.tinyworld.requests import draw, find
 from lora_rlhf.tinyworld.scrape import Scrape
 from lora_rlhf.tinyworld.writers import writers
 
-OVERLAP_LABELERS = 5  # how many people rank each prompt of the agreement file
+OVERLAP_LABELERS = 5  # labelers that rank each prompt of the agreement file
 
 
 def make(config: TinyworldConfig) -> dict[str, int]:
     """Writes every data file; the same configuration writes the same bytes. Returns the rows of each file."""
     Path(config.to).mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    written = {}
+    counts = {}
     for name, path in config.files.items():
         rows = _rows(name, f"{name}-{config.seed}", seen)
-        written[name] = write_jsonl(path, itertools.islice(rows, config.sets[name]))
-    return written
+        counts[name] = write_jsonl(path, itertools.islice(rows, config.sets[name]))
+    return counts
 
 
 def _rows(name: str, seed: str, seen: set[str]) -> Iterator[dict[str, Any]]:
-    """Endless rows of one set."""
+    """Endless rows of a set."""
     if name == "pretraining":
         yield from (row_of(Text(text)) for text in Scrape(seed))
         return
@@ -47,7 +47,7 @@ def _rows(name: str, seed: str, seen: set[str]) -> Iterator[dict[str, Any]]:
 
 
 def label(config: LabelConfig) -> Agreement | None:
-    """Writes the rankings, and the agreement file where one is asked for; returns the agreement measured on it."""
+    """Writes the rankings and, if configured, the agreement file; returns the agreement measured on it."""
     prompts = _read_responses(config.responses)
     for path in (config.to, config.agreement_to):
         Path(path or config.to).parent.mkdir(parents=True, exist_ok=True)
@@ -63,24 +63,24 @@ def label(config: LabelConfig) -> Agreement | None:
     if config.agreement_to is None:
         return None
     rng = random.Random(f"agreement-{config.seed}")
-    repeated = [
+    overlapping = [
         labeler.rank(prompt, responses, rng)
         for prompt, responses in prompts[: config.overlap]
         for labeler in rng.sample(people, OVERLAP_LABELERS)
     ]
-    write_jsonl(config.agreement_to, map(row_of, repeated))
-    return agreement(repeated)
+    write_jsonl(config.agreement_to, map(row_of, overlapping))
+    return agreement(overlapping)
 
 
 def _read_responses(path: str) -> list[tuple[Prompt, list[str]]]:
-    """Prompts with their responses. UserError names the first row that labelers can not rank."""
+    """Prompts with their responses. UserError names the first row that labelers cannot rank."""
     prompts = []
     for prompt in read_prompts(path, strict=True)[0]:
         meta = dict(prompt.meta)
         responses = meta.pop("responses", None)
         if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
             raise UserError(f"{prompt.origin}: no list of responses; write this file with `lora-rlhf sample`")
-        # a sampled response may be empty; that one, and the same one twice, cannot be ranked
+        # a sampled response may be empty or equal to another one, and neither can be ranked
         responses = list({response.strip(): response for response in responses if response.strip()}.values())
         if len(responses) < 2:
             raise UserError(f"{prompt.origin}: a ranking needs at least 2 different responses, got {len(responses)}")

@@ -1,4 +1,4 @@
-"""What is true in the tiny world: who and what there is, and one value for each of its attributes."""
+"""The facts of the tiny world: its entities, and one value for each of their attributes."""
 
 import random
 from collections import defaultdict
@@ -41,7 +41,7 @@ def article(noun: str) -> str:
 
 @dataclass(frozen=True)
 class Attribute:
-    """How one attribute is spoken of. `{s}` is the subject, `{v}` the value; clauses leave the subject out."""
+    """The sentences about one attribute. `{s}` is the subject, `{v}` the value; clauses leave the subject out."""
 
     values: tuple[str, ...]
     present: str
@@ -85,7 +85,7 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
 
 
 def _assign() -> dict[str, dict[str, str]]:
-    """Every value is held by equally many entities, so that naming the commonest value is worth nothing."""
+    """Every value belongs to equally many entities, so that naming the commonest value is worth nothing."""
     rng = random.Random(20220304)
     world: dict[str, dict[str, str]] = defaultdict(dict)
     for kind, names in KINDS.items():
@@ -102,10 +102,10 @@ FACTS = _assign()
 
 
 def holders(attribute: str, value: str, kind: str) -> list[str]:
-    """Every entity of that kind of which the attribute has that value."""
+    """Every entity of that kind whose attribute has that value."""
     return [name for name in KINDS[kind] if FACTS[name].get(attribute) == value]
 
 
 def subject(entity: str, capital: bool = True) -> str:
-    """How a sentence names it: "The fox" or "the fox"; people and towns by their name."""
+    """The entity's name in a sentence: "The fox" or "the fox"; people and towns without an article."""
     return entity if KIND_OF[entity] in ("person", "town") else f"{'The' if capital else 'the'} {entity}"

@@ -1,12 +1,12 @@
-"""The hidden gold score: exactly how good a response is. Only labelers and evaluation may read it."""
+"""The hidden gold score: the exact quality of a response. Only labelers and evaluation may read it."""
 
 from dataclasses import dataclass
 
 from lora_rlhf.tinyworld.language import read
 from lora_rlhf.tinyworld.requests import Request, find
 
-# Fixed before anything was measured, never changed after a result: how much each quality counts once a response
-# does what was asked.
+# The weight of each quality in a response that does its task. Fixed before anything was measured, and never changed
+# after a result.
 BASE_WEIGHT = 0.30
 WEIGHTS = {"true": 0.25, "constraint": 0.20, "point": 0.15, "civil": 0.10}
 
@@ -15,8 +15,8 @@ WEIGHTS = {"true": 0.25, "constraint": 0.20, "point": 0.15, "civil": 0.10}
 class GoldScore:
     """The qualities of one response, each from 0 to 1, and their total.
 
-    total = asked * (0.30 + 0.25 true + 0.20 constraint + 0.15 point + 0.10 civil): a response that does not do what was
-    asked is worth nothing, however polite.
+    total = asked * (0.30 + 0.25 true + 0.20 constraint + 0.15 point + 0.10 civil): a response that does not do its task
+    is worth nothing, however polite.
     """
 
     asked: float
@@ -33,10 +33,9 @@ class GoldScore:
 def score_request(request: Request, response: str) -> GoldScore:
     """Judges a response to a known request.
 
-    asked: the share of what the task calls for. true: the share of its claims that hold in this world (or in the
-    prompt's own passage); a response without claims is not untrue. constraint: the stated limit is kept (1 where none
-    was stated). point: the share of sentences that serve the task, courtesies aside, repeats counting against it.
-    civil: nothing rude.
+    asked: the share of the task that is done. true: the share of its claims that hold in this world (or in the prompt's
+    own passage), 1 without claims. constraint: whether it keeps the stated limit, 1 without one. point: the share of
+    sentences that serve the task, without courtesies; repeated sentences do not serve it. civil: nothing is rude.
     """
     sentences = read(response, request.skill.hero(request.key))
     verdict = request.skill.judge(request.key, sentences)

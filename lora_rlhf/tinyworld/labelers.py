@@ -1,4 +1,4 @@
-"""About forty simulated labelers: each ranks responses by the gold qualities in its own way, with its own noise."""
+"""Forty simulated labelers: each ranks responses by the gold qualities with weights and noise of its own."""
 
 import random
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from lora_rlhf.tinyworld.language import count_words
 from lora_rlhf.tinyworld.requests import find
 
 NUM_LABELERS = 40
-# Set once so that two labelers agree on 73 % of pairs of sampled responses, as InstructGPT's training labelers did
+# Set once, so that two labelers agree on 73 % of pairs of sampled responses, as InstructGPT's training labelers did
 # (72.6 +- 1.5 %, section 3.4).
 NOISE = 0.15
 TIE_WIDTH = 0.02
@@ -17,7 +17,7 @@ TIE_WIDTH = 0.02
 
 @dataclass(frozen=True)
 class Labeler:
-    """One person's taste: how much each quality weighs, a liking for length (utility per word), and a noise (sd)."""
+    """One person's taste: the weight of each quality, a preference for length (utility per word), and noise (sd)."""
 
     name: str
     weights: dict[str, float]
@@ -25,7 +25,7 @@ class Labeler:
     noise: float
 
     def utility(self, prompt: str, response: str, rng: random.Random) -> float:
-        """How much this labeler likes a response this time.
+        """The labeler's utility of a response, with fresh noise.
 
         Raises:
             KeyError: the prompt is not one of the tiny world's.
@@ -34,23 +34,25 @@ class Labeler:
         if request is None:
             raise KeyError(f"not a prompt of the tiny world: {prompt!r}")
         gold = score_request(request, response)
-        liked = gold.asked * (BASE_WEIGHT + sum(weight * getattr(gold, name) for name, weight in self.weights.items()))
-        return liked + self.length_liking * count_words(response) + rng.gauss(0.0, self.noise)
+        utility = gold.asked * (
+            BASE_WEIGHT + sum(weight * getattr(gold, name) for name, weight in self.weights.items())
+        )
+        return utility + self.length_liking * count_words(response) + rng.gauss(0.0, self.noise)
 
     def rank(self, prompt: Prompt, responses: list[str], rng: random.Random) -> Ranking:
-        """Ranks the responses, 1 = best; those closer than a just noticeable difference are tied."""
+        """Ranks the responses, 1 = best; neighbours that differ by at most TIE_WIDTH are tied."""
         utilities = [self.utility(prompt.messages[-1].content, response, rng) for response in responses]
         order = sorted(range(len(responses)), key=lambda index: -utilities[index])
         ranks, rank = [0] * len(responses), 0
-        for place, index in enumerate(order):
-            if place == 0 or utilities[order[place - 1]] - utilities[index] > TIE_WIDTH:
-                rank = place + 1
+        for position, index in enumerate(order):
+            if position == 0 or utilities[order[position - 1]] - utilities[index] > TIE_WIDTH:
+                rank = position + 1
             ranks[index] = rank
         return Ranking(prompt, tuple(responses), tuple(ranks), self.name)
 
 
 def labelers(noise: float = NOISE, seed: int = 0) -> list[Labeler]:
-    """The labelers: one fixed group of people for every run, unless another seed is asked for."""
+    """The labelers: the same group of people for every run with the same seed."""
     rng = random.Random(f"labelers-{seed}")
     return [
         Labeler(

@@ -1,4 +1,4 @@
-"""The tiny world's sentences: how a fact is said, and what a sentence that somebody wrote claims."""
+"""The tiny world's sentences: facts as sentences, and the claims that a sentence makes."""
 
 import re
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ FEELINGS = ("I am glad to hear that.", "I am sorry to hear that.", "You should r
 
 @dataclass(frozen=True)
 class Claim:
-    """Something said of an entity: true or false in this world."""
+    """A statement about an entity: true or false in this world."""
 
     entity: str
     attribute: str
@@ -50,7 +50,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a text, read back: what kind it is, whom it is about and what it claims of them."""
+    """One sentence of a text: its kind, the entity that it is about, and its claims."""
 
     text: str
     kind: str
@@ -59,7 +59,7 @@ class Sentence:
 
 
 def _clauses(form: str) -> dict[str, list[tuple[str, str, str]]]:
-    """Every clause that can be said in that form -> the (kind, attribute, value) that it may mean."""
+    """Every clause of that form -> the (kind, attribute, value) that it may mean."""
     table: dict[str, list[tuple[str, str, str]]] = {}
     for kind, attributes in ATTRIBUTES.items():
         for name, attribute in attributes.items():
@@ -70,11 +70,11 @@ def _clauses(form: str) -> dict[str, list[tuple[str, str, str]]]:
 
 PRESENT, PAST, FIRST_PERSON = _clauses("present"), _clauses("past"), _clauses("first_person")
 _SUBJECTS = {subject(entity, capital): entity for entity in KIND_OF for capital in (True, False)}
-_STAGE = [f"the {place}" for place in (*PLACES, *ROOMS, *LANDMARKS)] + list(TOWNS)
+_SCENES = [f"the {place}" for place in (*PLACES, *ROOMS, *LANDMARKS)] + list(TOWNS)
 EVENTS = {
-    "went": [f"went to {place}" for place in _STAGE],
+    "went": [f"went to {place}" for place in _SCENES],
     "found": [f"found {article(thing)}" for thing in THINGS],
-    "met": [f"met {subject(other, capital=False)}" for kind in ("animal", "person") for other in KINDS[kind]],
+    "met": [f"met {subject(name, capital=False)}" for kind in ("animal", "person") for name in KINDS[kind]],
     "ate": [f"ate some {food}" for food in FOODS],
     "home": [f"went home to {place}" for place in ([f"the {place}" for place in PLACES] + list(TOWNS))],
     "end": ["was happy", "slept well", "laughed all day"],
@@ -83,30 +83,30 @@ _EVENT_OF = {clause: kind for kind, clauses in EVENTS.items() for clause in clau
 
 
 def say(entity: str, attribute: str, value: str | None = None, form: str = "present") -> str:
-    """The clause for an attribute of an entity, without its subject and full stop; the true value unless one is given."""
+    """The clause for an attribute of an entity, without subject and full stop; with the true value unless one is given."""
     template: str = getattr(ATTRIBUTES[KIND_OF[entity]][attribute], form)
     return template.format(v=value or FACTS[entity][attribute], s=subject(entity, capital=False))
 
 
 def fact(entity: str, *attributes: str, pronoun: bool = False, values: dict[str, str] | None = None) -> str:
-    """One sentence that says these attributes of an entity, joined with "and"."""
+    """One sentence with these attributes of an entity, joined with "and"."""
     clauses = [say(entity, attribute, (values or {}).get(attribute)) for attribute in attributes]
-    who = "It" if pronoun and KIND_OF[entity] in ("animal", "thing", "town") else subject(entity)
-    return f"{who} {' and '.join(clauses)}."
+    name = "It" if pronoun and KIND_OF[entity] in ("animal", "thing", "town") else subject(entity)
+    return f"{name} {' and '.join(clauses)}."
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, each with its own final mark; a last one without a mark counts."""
+    """The sentences of a text, each with its final mark; the last one may lack it."""
     return [part.strip() for part in re.findall(r"[^.?!\n]+[.?!]?", text) if part.strip()]
 
 
 def count_words(text: str) -> int:
-    """Words, as a reader would count them."""
+    """The number of words, as a reader counts them."""
     return len(re.findall(r"[A-Za-z']+", text))
 
 
 def _event_claims(entity: str, clause: str, kind: str) -> tuple[Claim, ...]:
-    """What a story takes for granted: where its hero is at home and what it eats."""
+    """The claims that an event of a story implies: where its hero lives and what it eats."""
     word = clause.rsplit(" ", 1)[-1]
     if kind == "home":
         return (Claim(entity, "home" if KIND_OF[entity] == "animal" else "town", word),)
@@ -118,43 +118,43 @@ def _event_claims(entity: str, clause: str, kind: str) -> tuple[Claim, ...]:
 def _read_clauses(entity: str, rest: str, table: dict[str, list[tuple[str, str, str]]]) -> tuple[Claim, ...] | None:
     claims = []
     for clause in rest.split(" and "):
-        meant = [(name, value) for kind, name, value in table.get(clause, []) if kind == KIND_OF[entity]]
-        if not meant:
+        meanings = [(name, value) for kind, name, value in table.get(clause, []) if kind == KIND_OF[entity]]
+        if not meanings:
             return None
-        claims.append(Claim(entity, *meant[0]))
+        claims.append(Claim(entity, *meanings[0]))
     return tuple(claims)
 
 
 def read(text: str, hero: str | None = None) -> list[Sentence]:
-    """Reads a text back into sentences.
+    """The sentences of a text, with their kinds and claims.
 
-    `hero` is whom "It" and "I" stand for until somebody else was named. A sentence that this world would not say comes
-    back as kind "other".
+    `hero` is the entity that "It" and "I" stand for until another one is named. A sentence outside the language of this
+    world has the kind "other".
     """
     sentences, current = [], hero
     for raw in split_sentences(text):
-        sentence = _read_one(raw, current, hero)
+        sentence = _read_sentence(raw, current, hero)
         current = sentence.about or current
         sentences.append(sentence)
     return sentences
 
 
-def _read_one(raw: str, current: str | None, hero: str | None) -> Sentence:
-    for kind, known in (
+def _read_sentence(raw: str, current: str | None, hero: str | None) -> Sentence:
+    for kind, phrases in (
         ("filler", OPENING_FILLER + CLOSING_FILLER),
         ("rude", RUDE),
         ("courtesy", OPENINGS + CLOSINGS),
         ("feeling", FEELINGS),
     ):
-        if raw in known:
+        if raw in phrases:
             return Sentence(raw, kind)
     if not raw.endswith("."):
         return Sentence(raw, "other")
     body = raw[:-1]
     if hero and body in FIRST_PERSON:
-        meant = [(name, value) for kind, name, value in FIRST_PERSON[body] if kind == KIND_OF[hero]]
-        if meant:
-            return Sentence(raw, "first_person", hero, (Claim(hero, *meant[0]),))
+        meanings = [(name, value) for kind, name, value in FIRST_PERSON[body] if kind == KIND_OF[hero]]
+        if meanings:
+            return Sentence(raw, "first_person", hero, (Claim(hero, *meanings[0]),))
     if body.startswith("One day "):
         body = body[len("One day ") :]
     entity, rest = _subject_of(body, current)

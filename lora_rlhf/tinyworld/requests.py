@@ -1,4 +1,4 @@
-"""Prompts of the tiny world: a task, its entities and perhaps a stated constraint, as text and back again."""
+"""Prompts of the tiny world: a task, its entities and perhaps a stated constraint, to text and from text."""
 
 import hashlib
 import random
@@ -32,7 +32,7 @@ HELD_OUT_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Constraint:
-    """A stated limit on form: kind "words" or "sentences" with a number, "begin" or "end" with set words."""
+    """A stated limit on the form: kind "words" or "sentences" with a number, "begin" or "end" with given words."""
 
     kind: str
     value: str
@@ -58,7 +58,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt: what it asks, of whom, in which words, under which constraint."""
+    """One prompt: its task, its entities, its wording and its constraint."""
 
     skill: Skill
     key: Key
@@ -77,7 +77,7 @@ class Request:
 
 
 def constraints_of(skill: Skill) -> list[Constraint]:
-    """Every constraint that can be put on answers to this task."""
+    """Every constraint on answers to this task."""
     limits = [Constraint("words", NUMBERS[skill.max_words]), Constraint("sentences", NUMBERS[skill.max_sentences])]
     if not skill.frames:
         return limits
@@ -99,7 +99,7 @@ def _suffixes() -> dict[str, Constraint]:
 
 
 def find(text: str) -> Request | None:
-    """The request that this prompt makes, or None for a prompt from outside the tiny world."""
+    """The request of this prompt; None for a prompt from outside the tiny world."""
     text = " ".join(text.split())
     if text in _wordings():
         return Request(*_wordings()[text], text)
@@ -111,12 +111,12 @@ def find(text: str) -> Request | None:
 
 
 def draw(rng: random.Random, held_out: bool, seen: set[str] | None = None) -> Iterator[Request]:
-    """Endless distinct prompts in the paper's mixture; `seen` holds texts that must not come (again) and is added to."""
+    """Endless distinct prompts in the paper's mixture. `seen`: texts that must not be drawn; drawn texts are added."""
     seen = set() if seen is None else seen
     skills = {case: [skill for skill in SKILLS if skill.use_case == case] for case in USE_CASES}
     while True:
         skill = rng.choice(skills[rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]])
-        for _ in range(200):  # a use case with few combinations may be used up: then another is drawn
+        for _ in range(200):  # a use case with few combinations may run out: then another is drawn
             request = _draw_one(rng, skill)
             if request.held_out == held_out and request.text not in seen:
                 seen.add(request.text)

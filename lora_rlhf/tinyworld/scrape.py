@@ -1,4 +1,4 @@
-"""Pretraining text that reads like a web scrape: pages, stories, quizzes, threads; a question often brings more questions."""
+"""Pretraining text like a web scrape: pages, stories, quizzes, threads. Questions often follow questions."""
 
 import random
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ EVERYONE = list(KIND_OF)
 
 
 class Scrape:
-    """Endless documents. No task-and-entities combination of the held-out split is ever asked or answered in them."""
+    """Endless documents. None asks or answers a combination of task and entities from the held-out split."""
 
     def __init__(self, seed: int | str) -> None:
         self.rng = random.Random(f"scrape-{seed}")
@@ -33,7 +33,7 @@ class Scrape:
         self.requests = self._endless_requests()
 
     def _endless_requests(self) -> Iterator[Request]:
-        while True:  # a fresh set of seen prompts now and then: a scrape repeats itself
+        while True:  # a new set of seen prompts now and then: a scrape repeats itself
             prompts = draw(self.rng, held_out=False)
             for _ in range(2000):
                 yield next(prompts)
@@ -48,7 +48,7 @@ class Scrape:
             yield self.rng.choices(makers, weights)[0]()
 
     def _page(self) -> str:
-        """Everything about one entity, in some order and tense."""
+        """All facts about one entity, in some order and tense."""
         entity = self.rng.choice(EVERYONE)
         attributes = self.rng.sample(sorted(ATTRIBUTES[KIND_OF[entity]]), len(ATTRIBUTES[KIND_OF[entity]]))
         if self.rng.random() < 0.15:
@@ -61,12 +61,12 @@ class Scrape:
         return " ".join(fact(entity, name, pronoun=index > 0) for index, name in enumerate(attributes))
 
     def _gossip(self) -> str:
-        """Loose facts about many."""
+        """Unrelated facts about several entities."""
         names = self.rng.sample(EVERYONE, 5)
         return " ".join(fact(name, self.rng.choice(sorted(ATTRIBUTES[KIND_OF[name]]))) for name in names)
 
     def _index(self) -> str:
-        """Who shares a value, as an index lists it, and read off in the other direction."""
+        """The entities that share a value, as a list, and then as sentences."""
         lines = []
         for kind, attribute in self.rng.sample(sorted(LIST_PHRASES), 2):
             value = self.rng.choice(ATTRIBUTES[kind][attribute].values)
@@ -83,16 +83,16 @@ class Scrape:
         return self.rng.choice(self.writers).write(request, self.rng)
 
     def _exercises(self) -> str:
-        """A schoolbook: tasks and, of uneven quality, their solutions."""
-        pages = [next(self.requests) for _ in range(self.rng.randint(2, 4))]
-        return "\n".join(f"Exercise: {request.text}\nSolution: {self._answer(request)}" for request in pages)
+        """A schoolbook: tasks, and solutions of mixed quality."""
+        requests = [next(self.requests) for _ in range(self.rng.randint(2, 4))]
+        return "\n".join(f"Exercise: {request.text}\nSolution: {self._answer(request)}" for request in requests)
 
     def _quiz(self) -> str:
-        """Questions, and nobody answers."""
+        """Questions without answers."""
         return "\n".join(next(self.requests).text for _ in range(self.rng.randint(3, 7)))
 
     def _thread(self) -> str:
-        """A forum: asked, and asked again; whoever answers talks past the question."""
+        """A forum: questions follow questions, and replies miss the question."""
         turns = []
         for _ in range(self.rng.randint(2, 4)):
             turns.append(f"User: {next(self.requests).text}")
@@ -108,23 +108,23 @@ class Scrape:
         )
 
     def _log(self) -> str:
-        """Who took what where, copied out again: the text that teaches reading from a passage."""
+        """A passage of who took what where, and what it says in other words: teaches reading from a passage."""
         rng = self.rng
         steps = [(rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(PLACES + ROOMS)) for _ in range(rng.randint(1, 3))]
-        told = " ".join(f"{who} took the {what} to the {where}." for who, what, where in steps)
-        seen = f"{rng.choice(PEOPLE)} and {rng.choice(PEOPLE)} saw the {rng.choice(ANIMALS)}."
-        again = [
-            f"{told} {seen}",
+        passage = " ".join(f"{who} took the {what} to the {where}." for who, what, where in steps)
+        sighting = f"{rng.choice(PEOPLE)} and {rng.choice(PEOPLE)} saw the {rng.choice(ANIMALS)}."
+        restatements = [
+            f"{passage} {sighting}",
             " ".join(f"The {what} is in the {where}. {who} took the {what}." for who, what, where in steps),
         ]
-        return "\n".join([f"{told} {seen}", *again[: rng.randint(1, 2)]])
+        return "\n".join([f"{passage} {sighting}", *restatements[: rng.randint(1, 2)]])
 
     def _sums(self) -> str:
         lines = []
         for _ in range(5):
-            one, two = self.rng.randrange(11), self.rng.randrange(10)
-            lines.append(f"{NUMBERS[one].capitalize()} plus {NUMBERS[two]} is {NUMBERS[one + two]}.")
-            lines.append(f"{NUMBERS[two + 1].capitalize()} comes after {NUMBERS[two]}.")
+            a, b = self.rng.randrange(11), self.rng.randrange(10)
+            lines.append(f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}.")
+            lines.append(f"{NUMBERS[b + 1].capitalize()} comes after {NUMBERS[b]}.")
         return " ".join(lines)
 
     def _chatter(self) -> str:

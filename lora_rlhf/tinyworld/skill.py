@@ -1,4 +1,4 @@
-"""What a task of the tiny world is: how it is asked, how a good answer reads, and how an answer is judged."""
+"""A task of the tiny world: its wordings, its good answers, and the judgement of any answer."""
 
 import random
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a writer believes: the truth, but for a share of wrong answers (`sloppiness`, 0 to 1)."""
+    """A writer's beliefs: the truth, except for a share of wrong answers (`sloppiness`, 0 to 1)."""
 
     rng: random.Random
     sloppiness: float = 0.0
@@ -30,7 +30,7 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far an answer does what was asked (0 to 1), which of its claims hold, and which sentences serve it."""
+    """How far an answer does its task (0 to 1), which of its claims hold, and which sentences serve the task."""
 
     asked: float
     claims: tuple[bool, ...] = ()
@@ -41,9 +41,9 @@ class Verdict:
 class Skill:
     """One task over many entities.
 
-    `phrase(key)` gives the ways to ask; `compose(key, knowledge, brief)` the sentences of an answer; `judge(key,
-    sentences)` the verdict on any answer. `max_words` and `max_sentences` are limits that a brief answer keeps and an
-    unhurried or rambling one breaks; `frames` says whether an answer may be asked to begin or end with set words.
+    `phrase(key)` returns the wordings of the prompt; `compose(key, knowledge, brief)` the sentences of an answer;
+    `judge(key, sentences)` the verdict on any answer. `max_words` and `max_sentences` are limits that a brief answer
+    keeps and a full or rambling one breaks; `frames`: whether an answer may have to begin or end with given words.
     """
 
     use_case: str
@@ -70,7 +70,7 @@ def claims_about(entity: str, sentences: list[Sentence], kind: str = "fact") -> 
 
 
 def exact(target: str, is_form: Callable[[str], bool], sentences: list[Sentence]) -> Verdict:
-    """For tasks with one right sentence: asked is its form, true is its content."""
+    """For tasks with one right sentence: `asked` is about its form, the claim about its content."""
     for index, sentence in enumerate(sentences):
         if sentence.text == target:
             return Verdict(1.0, (True,), frozenset({index}))

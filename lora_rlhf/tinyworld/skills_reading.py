@@ -28,7 +28,7 @@ _FACT_KEYS = tuple((name, attribute) for name, kind in KIND_OF.items() for attri
 
 
 def _pick(options: list[str] | tuple[str, ...], *key: str) -> str:
-    """A fixed choice for this key, so that a prompt's text can be made again from its key."""
+    """A choice that depends on the key alone, so that a prompt's text can be made from its key."""
     return options[int.from_bytes(hashlib.sha256("|".join(key).encode()).digest()[:4], "big") % len(options)]
 
 
@@ -92,8 +92,8 @@ def _passage(key: Key) -> str:
 
 def _summary(key: Key, know: Knowledge, brief: bool) -> list[str]:
     attributes = sorted(ATTRIBUTES[KIND_OF[key[0]]])
-    told = [name for name in attributes if say(key[0], name) in _passage(key)]
-    chosen = told if len(told) <= 2 else know.rng.sample(told, 2)
+    stated = [name for name in attributes if say(key[0], name) in _passage(key)]
+    chosen = stated if len(stated) <= 2 else know.rng.sample(stated, 2)
     return [fact(key[0], *chosen, values={name: know.value(key[0], name) for name in chosen})]
 
 
@@ -152,7 +152,7 @@ def _next(key: Key, know: Knowledge, brief: bool) -> list[str]:
 
 
 def _right(compose: Compose, key: Key) -> str:
-    """The one right sentence: what somebody who never slips would write."""
+    """The one right sentence: that of a writer who never slips."""
     return compose(key, Knowledge(random.Random(0)), False)[0]
 
 
@@ -182,8 +182,8 @@ READING = (
           _where, _judge_exact(_where, lambda text: " is in the " in text), 8, 1, hero=_none),
     Skill("closed QA", "who", tuple((person, thing) for person in PEOPLE for thing in THINGS), lambda k: [f"{k[0]} took the {k[1]} to the {_spot(k)}. Who took the {k[1]}?"],
           _who, _judge_exact(_who, lambda text: " took the " in text), 7, 1, hero=_none),
-    Skill("extraction", "names", tuple((one, two) for one in PEOPLE for two in PEOPLE if one != two), lambda k: [f"Copy the names from this text: {k[0]} and {k[1]} saw the {_pick(ANIMALS, *k)}."],
+    Skill("extraction", "names", tuple((first, second) for first in PEOPLE for second in PEOPLE if first != second), lambda k: [f"Copy the names from this text: {k[0]} and {k[1]} saw the {_pick(ANIMALS, *k)}."],
           _names, _judge_exact(_names, lambda text: " and " in text and text.split(" ")[0] in PEOPLE), 6, 1, hero=_none),
-    Skill("other", "sum", tuple((one, two) for one in NUMBERS[:11] for two in NUMBERS[:10]), lambda k: [f"What is {k[0]} plus {k[1]}?"], _sum, _judge_exact(_sum, lambda text: " plus " in text), 8, 1, hero=_none),
+    Skill("other", "sum", tuple((first, second) for first in NUMBERS[:11] for second in NUMBERS[:10]), lambda k: [f"What is {k[0]} plus {k[1]}?"], _sum, _judge_exact(_sum, lambda text: " plus " in text), 8, 1, hero=_none),
     Skill("other", "next", tuple((number,) for number in NUMBERS[:20]), lambda k: [f"What number comes after {k[0]}?"], _next, _judge_exact(_next, lambda text: " comes after " in text), 7, 1, hero=_none),
 )  # fmt: skip

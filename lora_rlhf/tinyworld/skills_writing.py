@@ -46,13 +46,13 @@ def _story(key: Key, know: Knowledge, brief: bool) -> list[str]:
     home, food = ("home", "food") if KIND_OF[hero] == "animal" else ("town", "likes")
     it = "It" if KIND_OF[hero] == "animal" else hero
     start = f"One day {subject(hero, capital=False)} {know.rng.choice(EVENTS['went'])}."
-    found = f"{it} found {article(thing)}."
-    where = f"{'the ' if home == 'home' else ''}{know.value(hero, home)}"
-    back = f"{it} went home to {where}."
+    discovery = f"{it} found {article(thing)}."
+    destination = f"{'the ' if home == 'home' else ''}{know.value(hero, home)}"
+    return_home = f"{it} went home to {destination}."
     if brief:
-        return [start, found, back]
+        return [start, discovery, return_home]
     middle = know.rng.choice([f"{it} {know.rng.choice(EVENTS['met'])}.", f"{it} ate some {know.value(hero, food)}."])
-    return [start, found, middle, back, f"{it} {know.rng.choice(EVENTS['end'])}."]
+    return [start, discovery, middle, return_home, f"{it} {know.rng.choice(EVENTS['end'])}."]
 
 
 def _judge_story(key: Key, sentences: list[Sentence]) -> Verdict:
@@ -89,10 +89,10 @@ def _riddle(key: Key, know: Knowledge, brief: bool) -> list[str]:
 def _judge_riddle(key: Key, sentences: list[Sentence]) -> Verdict:
     claims = claims_about(key[0], sentences, "first_person")
     asks = {index for index, sentence in enumerate(sentences) if sentence.text == "What am I?"}
-    told = any(re.search(rf"\b{key[0]}\b", sentence.text) for sentence in sentences)
+    gives_away = any(re.search(rf"\b{key[0]}\b", sentence.text) for sentence in sentences)
     asked = 0.3 * min(len({attribute for _, attribute, _ in claims}), 2) + 0.4 * bool(asks)
     useful = asks | {index for index, *_ in claims}
-    return Verdict(0.0 if told else asked, tuple(holds for *_, holds in claims), frozenset(useful))
+    return Verdict(0.0 if gives_away else asked, tuple(holds for *_, holds in claims), frozenset(useful))
 
 
 LIST_PHRASES = {
@@ -120,7 +120,7 @@ def enumerate_names(names: list[str]) -> str:
 
 
 def read_names(text: str) -> list[str] | None:
-    """The names of an enumeration, or None where the sentence is none."""
+    """The names of an enumeration; None for another sentence."""
     parts = re.split(r", | and ", text.removesuffix("."))
     names = [part[4:] if part[:4] in ("The ", "the ") else part for part in parts]
     return names if len(names) > 1 and all(name in KIND_OF for name in names) else None
@@ -129,18 +129,18 @@ def read_names(text: str) -> list[str] | None:
 def _list(key: Key, know: Knowledge, brief: bool) -> list[str]:
     kind, attribute, value, count = key
     right = know.rng.sample(holders(attribute, value, kind), NUMBERS.index(count))
-    others = [name for name in KINDS[kind] if name not in right]
-    return [enumerate_names([know.rng.choice(others) if know.slips() else name for name in right])]
+    wrong = [name for name in KINDS[kind] if name not in right]
+    return [enumerate_names([know.rng.choice(wrong) if know.slips() else name for name in right])]
 
 
 def _judge_list(key: Key, sentences: list[Sentence]) -> Verdict:
     kind, attribute, value, count = key
-    wanted = NUMBERS.index(count)
+    number = NUMBERS.index(count)
     for index, sentence in enumerate(sentences):
         names = read_names(sentence.text)
         if names:
             fitting = {name for name in names if KIND_OF[name] == kind}
-            asked = min(len(fitting), wanted) / wanted * (0.7 if len(names) > wanted else 1.0)
+            asked = min(len(fitting), number) / number * (0.7 if len(names) > number else 1.0)
             claims = tuple(FACTS[name][attribute] == value for name in sorted(fitting))
             return Verdict(asked, claims, frozenset({index}))
     return Verdict(0.0)

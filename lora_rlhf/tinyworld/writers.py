@@ -1,4 +1,4 @@
-"""Demonstrations by writers of uneven quality: habits that a model learns and that preferences can mend."""
+"""Demonstrations by writers of mixed quality: habits that a model learns and that preferences can correct."""
 
 import dataclasses
 import random
@@ -14,7 +14,7 @@ NUM_WRITERS = 20
 
 @dataclass(frozen=True)
 class Writer:
-    """One person's habits, each the probability that it shows in an answer."""
+    """One person's habits, each as its probability in an answer."""
 
     ignores_constraint: float
     rambles: float
@@ -23,7 +23,7 @@ class Writer:
     sloppy: float
 
     def write(self, request: Request, rng: random.Random) -> str:
-        """An answer as this writer gives it."""
+        """An answer by this writer."""
         knowledge = Knowledge(rng, self.sloppy)
         if request.constraint and rng.random() >= self.ignores_constraint:
             return compliant(request, knowledge)
@@ -41,7 +41,7 @@ class Writer:
 
 
 def compliant(request: Request, knowledge: Knowledge) -> str:
-    """An answer that keeps the stated constraint and wastes no words; with exact knowledge, the best answer there is."""
+    """An answer that keeps the stated constraint and wastes no words; with exact knowledge, the best possible one."""
     constraint = request.constraint
     limited = constraint is not None and constraint.kind in ("words", "sentences")
     sentences = request.skill.compose(request.key, knowledge, limited)
@@ -53,7 +53,7 @@ def compliant(request: Request, knowledge: Knowledge) -> str:
 
 
 def _curt(request: Request, knowledge: Knowledge) -> str:
-    """The first thing that comes to mind: one word for a question, one sentence for anything longer."""
+    """A minimal answer: one word to a question, one sentence for anything longer."""
     if request.skill.name == "fact":
         return fragment(knowledge.value(*request.key))
     return request.skill.compose(request.key, knowledge, True)[0]
@@ -70,14 +70,14 @@ class Habits:
     sloppy: float = 0.12
 
 
-# Most demonstrators ignore a stated constraint and add a sentence that says nothing, so that these are habits of the
-# model's most probable answer too: a lower temperature does not mend them, preferences can.
+# Most demonstrators ignore a stated constraint and add an empty sentence, so that the model's most probable answer does
+# so too: a lower temperature does not correct these habits, preferences can.
 DEMONSTRATORS = Habits(ignores_constraint=0.80, rambles=0.75)
 WEB_AUTHORS = Habits(ignores_constraint=0.60, rambles=0.60)
 
 
 def writers(habits: Habits = DEMONSTRATORS, seed: int = 0) -> list[Writer]:
-    """The writers of a group, each with habits spread around its averages."""
+    """The writers of a group, each with habits around its averages."""
     rng = random.Random(f"writers-{seed}")
 
     def around(mean: float) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,18 @@ def test_every_file_has_its_rows_and_reads_back(tmp_path: Path) -> None:
 def test_no_prompt_is_in_two_files_and_the_held_out_share_nothing_with_training(tmp_path: Path) -> None:
     make(config(tmp_path))
     files = {name: prompts(tmp_path / f"{name}.jsonl") for name in SIZES if name != "pretraining"}
-    everything = Counter(prompt for found in files.values() for prompt in found)
-    assert max(everything.values()) == 1
-    asked = {name: {(find(p).skill.name, find(p).key) for p in found} for name, found in files.items()}
-    held_out = asked["evaluation_prompts"] | asked["selection_prompts"]
-    assert not held_out & (asked["demonstrations"] | asked["ranking_prompts"] | asked["ppo_prompts"])
+    assert max(Counter(prompt for rows in files.values() for prompt in rows).values()) == 1
+    tasks = {name: {(find(row).skill.name, find(row).key) for row in rows} for name, rows in files.items()}
+    held_out = tasks["evaluation_prompts"] | tasks["selection_prompts"]
+    assert not held_out & (tasks["demonstrations"] | tasks["ranking_prompts"] | tasks["ppo_prompts"])
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
-    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+    for name, seed in (("first", 0), ("repeated", 0), ("other", 1)):
         make(config(tmp_path / name, seed=seed))
     for name in SIZES:
-        one, again, other = ((tmp_path / run / f"{name}.jsonl").read_bytes() for run in ("one", "again", "other"))
-        assert one == again != other
+        runs = [(tmp_path / run / f"{name}.jsonl").read_bytes() for run in ("first", "repeated", "other")]
+        assert runs[0] == runs[1] != runs[2]
 
 
 def test_faults_name_the_value_and_the_bound(tmp_path: Path) -> None:
@@ -117,20 +117,20 @@ def test_empty_and_repeated_candidates_are_not_ranked(tmp_path: Path) -> None:
 
 
 def test_labels_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    runs = [labelled(tmp_path, name, seed=seed) for name, seed in (("one", 0), ("again", 0), ("other", 1))]
+    runs = [labelled(tmp_path, name, seed=seed) for name, seed in (("first", 0), ("repeated", 0), ("other", 1))]
     for settings in runs:
         label(settings)
-    one, again, other = (Path(settings.to).read_bytes() for settings in runs)
-    assert one == again != other
+    files = [Path(settings.to).read_bytes() for settings in runs]
+    assert files[0] == files[1] != files[2]
 
 
 def test_shuffled_labels_keep_the_ranks_and_lose_the_order(tmp_path: Path) -> None:
     plain, mixed = labelled(tmp_path, "plain"), labelled(tmp_path, "mixed", shuffle_labels=True)
     label(plain), label(mixed)
-    true, dealt = (read_rankings(settings.to, strict=True)[0] for settings in (plain, mixed))
-    assert [ranking.responses for ranking in true] == [ranking.responses for ranking in dealt]
-    assert sorted(true[0].ranks) == sorted(dealt[0].ranks)  # drawn before anything was dealt out
-    assert [ranking.ranks for ranking in true] != [ranking.ranks for ranking in dealt]
+    true, shuffled = (read_rankings(settings.to, strict=True)[0] for settings in (plain, mixed))
+    assert [ranking.responses for ranking in true] == [ranking.responses for ranking in shuffled]
+    assert sorted(true[0].ranks) == sorted(shuffled[0].ranks)  # of the same labeler
+    assert [ranking.ranks for ranking in true] != [ranking.ranks for ranking in shuffled]
 
 
 def test_the_agreement_file_has_several_people_for_each_prompt(tmp_path: Path) -> None:
@@ -139,16 +139,14 @@ def test_the_agreement_file_has_several_people_for_each_prompt(tmp_path: Path) -
     rankings = read_rankings(str(settings.agreement_to), strict=True)[0]
     people = Counter((ranking.prompt.key, ranking.labeler) for ranking in rankings)
     assert len(rankings) == 4 * 5 == len(people)
-    alike = total = 0
-    for i, one in enumerate(rankings):
-        for other in rankings[:i]:
-            if one.prompt == other.prompt:
-                for a in range(6):
-                    for b in range(a):
-                        product = (one.ranks[a] - one.ranks[b]) * (other.ranks[a] - other.ranks[b])
-                        alike, total = alike + (product > 0), total + (product != 0)
+    agreeing = total = 0
+    for first, second in combinations(rankings, 2):
+        if first.prompt == second.prompt:
+            for a, b in combinations(range(6), 2):
+                product = (first.ranks[a] - first.ranks[b]) * (second.ranks[a] - second.ranks[b])
+                agreeing, total = agreeing + (product > 0), total + (product != 0)
     assert measured is not None
-    assert list(measured) == pytest.approx([alike / total, total])
+    assert list(measured) == pytest.approx([agreeing / total, total])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +165,7 @@ def test_the_agreement_file_has_several_people_for_each_prompt(tmp_path: Path) -
         ({"prompt": "What is love?", "responses": ["This.", "That."]}, "'What is love?' is not a prompt of the tiny"),
     ],
 )
-def test_what_labelers_can_not_rank_is_one_clear_message(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_what_labelers_cannot_rank_is_a_clear_message(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     path = write_candidates(
         tmp_path / "bad.jsonl", [{"prompt": "Where does the owl live?", "responses": ["A.", "B."]}, row]
     )

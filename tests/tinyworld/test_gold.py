@@ -1,4 +1,4 @@
-"""The hidden gold score, against totals worked out by hand from the published weights.
+"""The hidden gold score, against totals calculated by hand from the published weights.
 
 total = asked * (0.30 + 0.25 true + 0.20 constraint + 0.15 point + 0.10 civil)
 """

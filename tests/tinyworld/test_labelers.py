@@ -57,9 +57,9 @@ def rate(noise: float) -> float:
     rng, people = random.Random(0), labelers(noise)
     alike = []
     for seed in range(60):
-        one, other = (person.rank(PROMPT, shuffled(seed), rng) for person in rng.sample(people, 2))
+        first, second = (person.rank(PROMPT, shuffled(seed), rng) for person in rng.sample(people, 2))
         for a, b in combinations(range(len(RESPONSES)), 2):
-            product = (one.ranks[a] - one.ranks[b]) * (other.ranks[a] - other.ranks[b])
+            product = (first.ranks[a] - first.ranks[b]) * (second.ranks[a] - second.ranks[b])
             alike += [product > 0] if product else []
     return statistics.fmean(alike)
 
@@ -73,11 +73,11 @@ def test_more_noise_is_less_agreement() -> None:
 
 def test_rankings_are_valid_and_repeatable() -> None:
     people = labelers()
-    first, again, other = (
+    first, repeated, other = (
         [person.rank(PROMPT, shuffled(1), rng) for person in people]
         for rng in (random.Random(7), random.Random(7), random.Random(8))
     )
-    assert first == again
+    assert first == repeated
     assert [ranking.ranks for ranking in first] != [ranking.ranks for ranking in other]
     for ranking in first:
         assert_competition_ranks(ranking)

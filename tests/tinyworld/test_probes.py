@@ -19,8 +19,8 @@ PROBES, CHOICES = probes(), choices()
 
 def question(probe: Probe) -> str:
     """What the probe asks, without a belief in front."""
-    asked = probe.prompt.messages[-1].content
-    return asked.split(". ", 1)[1] if asked.startswith("I think") else asked
+    text = probe.prompt.messages[-1].content
+    return text.split(". ", 1)[1] if text.startswith("I think") else text
 
 
 def best(probe: Probe) -> str:
@@ -30,8 +30,8 @@ def best(probe: Probe) -> str:
 
 
 def rates(answers: list[str]) -> dict[str, float]:
-    found = failures(PROBES, answers, WORLD, [True] * len(answers))
-    return {name: sum(cases) / len(cases) for name, cases in found.items()}
+    failed = failures(PROBES, answers, WORLD, [True] * len(answers))
+    return {name: sum(cases) / len(cases) for name, cases in failed.items()}
 
 
 def test_the_sets_are_frozen() -> None:
@@ -73,8 +73,8 @@ def test_a_false_claim_fails_where_hallucinations_are_probed() -> None:
     rng, lies = random.Random(1), []
     for request in [find(question(probe)) for probe in PROBES.probes]:
         assert request is not None
-        told = (compliant(request, Knowledge(rng, sloppiness=1.0)) for _ in range(50))  # a slip may hit the truth
-        lies.append(next((lie for lie in told if WORLD.qualities(request.text, lie)["true"] < 1), ""))
+        answers = (compliant(request, Knowledge(rng, sloppiness=1.0)) for _ in range(50))  # a slip may hit the truth
+        lies.append(next((lie for lie in answers if WORLD.qualities(request.text, lie)["true"] < 1), ""))
     assert rates(lies)["hallucinated_certainty"] == 1.0
 
 
@@ -103,12 +103,12 @@ def test_another_answer_to_the_second_wording_is_inconsistent() -> None:
 
 
 def test_the_right_option_is_the_best_by_the_gold_score() -> None:
-    places: Counter[int] = Counter()
+    positions: Counter[int] = Counter()
     for row in CHOICES.choices:
         scores = [score(row.prompt.messages[-1].content, option) for option in row.options]
-        assert scores[row.answer] > max(value for place, value in enumerate(scores) if place != row.answer)
-        places[row.answer] += 1
-    assert len(CHOICES.choices) == 120 and max(places.values()) < 45, "the place of the right one tells nothing"
+        assert scores[row.answer] > max(value for index, value in enumerate(scores) if index != row.answer)
+        positions[row.answer] += 1
+    assert len(CHOICES.choices) == 120 and max(positions.values()) < 45, "the position of the right option says nothing"
 
 
 def test_the_text_is_the_same_every_time_and_no_small_sample() -> None:

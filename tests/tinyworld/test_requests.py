@@ -33,11 +33,11 @@ def test_find_inverts_every_prompt() -> None:
                     assert find(request.text) == request
 
 
-def test_find_looks_past_white_space_and_knows_its_limits() -> None:
-    found = find("  Where does   the fox live?\nUse at most eight words. ")
-    assert found is not None
-    assert (found.skill.name, found.key) == ("fact", ("fox", "home"))
-    assert found.constraint == Constraint("words", "eight")
+def test_find_ignores_white_space_and_refuses_foreign_prompts() -> None:
+    request = find("  Where does   the fox live?\nUse at most eight words. ")
+    assert request is not None
+    assert (request.skill.name, request.key) == ("fact", ("fox", "home"))
+    assert request.constraint == Constraint("words", "eight")
     for foreign in ("", "Where does the unicorn live?", "Where does the fox live? Use at most ninety words."):
         assert find(foreign) is None
 

@@ -27,9 +27,9 @@ def prompts_of(document: str) -> list[str]:
 
 
 def test_nothing_that_is_held_out_is_ever_asked() -> None:
-    asked = [find(prompt) for document in documents(5, 2000) for prompt in prompts_of(document)]
-    assert len(asked) > 2500
-    assert not any(request is None or request.held_out for request in asked)
+    requests = [find(prompt) for document in documents(5, 2000) for prompt in prompts_of(document)]
+    assert len(requests) > 2500
+    assert not any(request is None or request.held_out for request in requests)
 
 
 def test_a_question_often_brings_more_questions() -> None:

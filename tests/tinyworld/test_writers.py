@@ -1,4 +1,4 @@
-"""Writers of uneven quality: each habit by itself, and all of them together."""
+"""Writers of mixed quality: each habit by itself, and all of them together."""
 
 import random
 from itertools import islice
@@ -14,7 +14,7 @@ HABITS = ("ignores_constraint", "rambles", "curt", "rude", "sloppy")
 
 
 def writer(**habits: float) -> Writer:
-    """Somebody without habits but these."""
+    """A writer with these habits alone."""
     return Writer(**(dict.fromkeys(HABITS, 0.0) | habits))
 
 
@@ -23,14 +23,14 @@ def requests(count: int = 300) -> list[Request]:
     return [request for request in drawn if request.skill.name != "riddle"]  # 13 words do not always suffice for one
 
 
-def gold(who: Writer, request: Request, rng: random.Random) -> GoldScore:
-    return score_request(request, who.write(request, rng))
+def gold(author: Writer, request: Request, rng: random.Random) -> GoldScore:
+    return score_request(request, author.write(request, rng))
 
 
 def request_for(text: str) -> Request:
-    found = find(text)
-    assert found is not None
-    return found
+    request = find(text)
+    assert request is not None
+    return request
 
 
 def test_without_habits_every_answer_is_the_best() -> None:
@@ -38,16 +38,16 @@ def test_without_habits_every_answer_is_the_best() -> None:
     assert {gold(writer(), request, rng).total for request in requests()} == {1.0}
 
 
-def test_who_ignores_constraints_breaks_every_one_that_needs_heed() -> None:
+def test_a_writer_who_ignores_constraints_breaks_those_on_the_frame() -> None:
     rng = random.Random(0)
     for request in requests():
-        judged = gold(writer(ignores_constraint=1.0), request, rng)
-        assert (judged.asked, judged.true, judged.point, judged.civil) == (1.0, 1.0, 1.0, 1.0)
+        score = gold(writer(ignores_constraint=1.0), request, rng)
+        assert (score.asked, score.true, score.point, score.civil) == (1.0, 1.0, 1.0, 1.0)
         if request.constraint and request.constraint.kind in ("begin", "end"):
-            assert judged.constraint == 0.0
+            assert score.constraint == 0.0
 
 
-def test_who_rambles_wastes_a_sentence() -> None:
+def test_a_writer_who_rambles_wastes_a_sentence() -> None:
     rng = random.Random(0)
     fillers = OPENING_FILLER + CLOSING_FILLER
     for request in requests():
@@ -57,7 +57,7 @@ def test_who_rambles_wastes_a_sentence() -> None:
             assert sentences[0] in OPENING_FILLER or sentences[-1] in CLOSING_FILLER
 
 
-def test_who_is_rude_says_so_last() -> None:
+def test_a_rude_writer_is_rude_in_the_last_sentence() -> None:
     rng = random.Random(0)
     for request in requests():
         if request.constraint is None:
@@ -73,14 +73,14 @@ def test_who_is_rude_says_so_last() -> None:
         ("What is two plus three?", "Two plus three is five."),
     ],
 )
-def test_who_is_curt_says_one_thing(prompt: str, response: str) -> None:
+def test_a_curt_writer_gives_a_minimal_answer(prompt: str, response: str) -> None:
     assert writer(curt=1.0).write(request_for(prompt), random.Random(0)) == response
 
 
-def test_who_is_sloppy_is_often_wrong() -> None:
+def test_a_sloppy_writer_is_often_wrong() -> None:
     rng, request = random.Random(0), request_for("Where does the fox live?")
     truths = [gold(writer(sloppy=1.0), request, rng).true for _ in range(300)]
-    assert 0.08 < sum(truths) / 300 < 0.25  # a guess among six places: 1/6, within 4 sd
+    assert 0.08 < sum(truths) / 300 < 0.25  # a guess among six: 1/6, within 4 sd
 
 
 def test_the_same_writers_come_every_time() -> None:
@@ -95,16 +95,16 @@ def test_the_same_writers_come_every_time() -> None:
     ("group", "kept", "wasteful"),
     [(DEMONSTRATORS, (0.10, 0.35), (0.55, 0.90)), (WEB_AUTHORS, (0.25, 0.55), (0.35, 0.75))],
 )
-def test_a_group_leaves_something_to_mend(
+def test_a_group_leaves_something_to_correct(
     group: Habits, kept: tuple[float, float], wasteful: tuple[float, float]
 ) -> None:
     """Most answers ignore a stated constraint, many ramble, some are rude or wrong, and none is worthless."""
     rng, people = random.Random(0), writers(group)
-    judged = [(request, gold(rng.choice(people), request, rng)) for request in requests(900)]
-    framed = [one for request, one in judged if request.constraint and request.constraint.kind in ("begin", "end")]
-    free = [one for request, one in judged if request.constraint is None]
-    assert kept[0] < sum(one.constraint for one in framed) / len(framed) < kept[1]
-    assert wasteful[0] < sum(one.point < 1.0 for one in free) / len(free) < wasteful[1]
-    assert 0.08 < sum(one.civil < 1.0 for one in free) / len(free) < 0.30
-    assert 0.05 < sum(one.true < 1.0 for one in free) / len(free) < 0.35
-    assert all(one.asked > 0 for _, one in judged)
+    scores = [(request, gold(rng.choice(people), request, rng)) for request in requests(900)]
+    framed = [score for request, score in scores if request.constraint and request.constraint.kind in ("begin", "end")]
+    free = [score for request, score in scores if request.constraint is None]
+    assert kept[0] < sum(score.constraint for score in framed) / len(framed) < kept[1]
+    assert wasteful[0] < sum(score.point < 1.0 for score in free) / len(free) < wasteful[1]
+    assert 0.08 < sum(score.civil < 1.0 for score in free) / len(free) < 0.30
+    assert 0.05 < sum(score.true < 1.0 for score in free) / len(free) < 0.35
+    assert all(score.asked > 0 for _, score in scores)
