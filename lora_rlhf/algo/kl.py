@@ -1,4 +1,4 @@
-"""How far the policy has moved from the reference, and how dear the next step away is.
+"""The distance of the policy from the reference (KL), and its price in the reward.
 
 The estimators follow Schulman, "Approximating KL Divergence" (2020). With tokens drawn from the policy and
 `r = ref / policy`, both `k1 = -log r` and `k3 = (r - 1) - log r` have mean KL(policy || reference). k1 may be negative
@@ -25,12 +25,12 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 @dataclass
 class FixedKL:
-    """A KL coefficient that stays what it is (InstructGPT: 0.02)."""
+    """A constant KL coefficient (InstructGPT: 0.02)."""
 
     coef: float
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """Nothing to steer."""
+        """The coefficient is constant."""
 
     def state_dict(self) -> dict[str, float]:
         return {"coef": self.coef}

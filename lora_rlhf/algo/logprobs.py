@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, and entropies, from logits or straight from hidden states.
+"""Log-probabilities of given tokens, and entropies, from logits or directly from hidden states.
 
 Always in float32 or better: bfloat16 keeps three digits, and a policy ratio is the exponential of a small difference.
 """
@@ -24,13 +24,14 @@ def chunked_logprobs(
     chunk_tokens: int = 256,
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """`token_logprobs(head(hidden) / temperature, ids)` and the entropy, without ever holding the (N, V) logits.
+    """`token_logprobs(head(hidden) / temperature, ids)` and the entropy, without the (N, V) logits in memory.
 
-    hidden (N, H), ids (N,) -> logprobs (N,), entropy (N,), zeros unless asked for; no gradient flows through the
-    entropy. The result is exact. At a vocabulary of 152k the logits of 1,000 tokens take 0.6 GB, and log-softmax and
-    its gradient as much each. Here `chunk_tokens` rows exist at a time, in the backward pass too: where a gradient will
-    be asked for, each chunk's is computed while its logits are there, up to the factor that comes later, and kept in
-    hidden's size. `head` (H -> V) must be frozen and treat each row by itself; ValueError when it has gradients.
+    hidden (N, H), ids (N,) -> logprobs (N,), entropy (N,), which is 0 with `entropy=False`; no gradient flows through
+    the entropy. The result is exact. At a vocabulary of 152k the logits of 1,000 tokens take 0.6 GB, and log-softmax
+    and its gradient as much each. Here only `chunk_tokens` rows exist at a time, in the backward pass too: where hidden
+    requires a gradient, d logprob / d hidden is computed chunk by chunk in the forward pass and kept in hidden's size;
+    the backward pass multiplies it by the incoming gradient. `head` (H -> V) must be frozen and treat each row by
+    itself; ValueError when it has gradients.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -40,22 +41,22 @@ def chunked_logprobs(
         raise ValueError(f"expected hidden (N, H) and ids (N,), got {tuple(hidden.shape)} and {tuple(ids.shape)}")
     if torch.is_grad_enabled() and head(hidden[:1].detach()).requires_grad:
         raise ValueError("the head has trainable parameters, which would get no gradient")
-    how = (temperature, chunk_tokens, entropy)
+    settings = (temperature, chunk_tokens, entropy)
     if not (torch.is_grad_enabled() and hidden.requires_grad):
-        logprobs, entropies, _ = _in_chunks(hidden.detach(), head, ids, *how, gradient=False)
+        logprobs, entropies, _ = _in_chunks(hidden.detach(), head, ids, *settings, gradient=False)
         return logprobs, entropies
-    found: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, head, ids, how)
-    return found
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, head, ids, settings)
+    return result
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """`chunked_logprobs` of hidden states that want a gradient, which is known but for a factor a row."""
+    """`chunked_logprobs` of hidden states that require a gradient, which is known up to a factor for each row."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Callable[[Tensor], Tensor], ids: Tensor, how: tuple[float, int, bool]
+        ctx: Any, hidden: Tensor, head: Callable[[Tensor], Tensor], ids: Tensor, settings: tuple[float, int, bool]
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, gradient = _in_chunks(hidden, head, ids, *how, gradient=True)
+        logprobs, entropies, gradient = _in_chunks(hidden, head, ids, *settings, gradient=True)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -76,7 +77,7 @@ def _in_chunks(
     entropy: bool,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities (N,), entropies (N,) and, if asked for, d logprob / d hidden (N, H)."""
+    """Log-probabilities (N,), entropies (N,) and, with `gradient`, d logprob / d hidden (N, H)."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logprobs = torch.empty(ids.shape, dtype=dtype, device=ids.device)
     entropies = torch.zeros_like(logprobs)
@@ -86,7 +87,7 @@ def _in_chunks(
         states = hidden[rows].detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             logits = head(states)
-        log_probs = _log_softmax(logits.detach(), temperature)  # (chunk, V), as wide as nothing else may be for long
+        log_probs = _log_softmax(logits.detach(), temperature)  # (chunk, V), the largest tensor here
         logprobs[rows] = _select(log_probs, ids[rows])
         if not (entropy or gradient):
             continue
@@ -95,9 +96,10 @@ def _in_chunks(
             entropies[rows] = _entropy(log_probs, probs)
         if gradient:
             del log_probs
-            of_logits = probs.neg_().scatter_add_(1, ids[rows].unsqueeze(1), torch.ones_like(probs[:, :1]))
-            of_logits = of_logits if temperature == 1 else of_logits.div_(temperature)
-            (gradients[rows],) = torch.autograd.grad(logits, states, of_logits.to(logits.dtype))
+            logit_gradients = probs.neg_().scatter_add_(1, ids[rows].unsqueeze(1), torch.ones_like(probs[:, :1]))
+            if temperature != 1:
+                logit_gradients.div_(temperature)
+            (gradients[rows],) = torch.autograd.grad(logits, states, logit_gradients.to(logits.dtype))
     return logprobs, entropies, gradients
 
 
