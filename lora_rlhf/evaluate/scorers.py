@@ -62,9 +62,9 @@ def _of_world(world: World, quality: str) -> HarmScorer:
 
 def _classifier(folder: str, device: str, batch_size: int) -> HarmScorer:
     def score(_prompts: list[str], responses: list[str]) -> list[float]:
-        from lora_rlhf.model.text_classifier import Classifier
+        from lora_rlhf.model.text_classifier import TextClassifier
 
-        return Classifier(folder, device).probabilities(responses, batch_size)
+        return TextClassifier(folder, device).probabilities(responses, batch_size)
 
     return score
 

@@ -1,4 +1,4 @@
-"""An adapter folder that anybody may have written: its two files, read as data alone and refused unless plain LoRA."""
+"""An adapter folder from an unknown author: its two files, read as data alone and refused unless plain LoRA."""
 
 import math
 import re
@@ -26,7 +26,7 @@ MOST_CONFIG_BYTES = 4 * 2**20
 MOST_HEADER_BYTES = 16 * 2**20  # a header has about 130 bytes per tensor
 MOST_WEIGHT_BYTES = 8 * 2**30
 LONGEST_NAME = 512
-MOST_ALPHA = 1e6  # of more, updates would not be finite
+MOST_ALPHA = 1e6  # with more, updates would not be finite
 
 
 def _is_names(value: Any) -> bool:
@@ -35,7 +35,7 @@ def _is_names(value: Any) -> bool:
 
 def _is_heads(value: Any) -> bool:
     """Whether this names score heads alone. For a sequence classifier PEFT writes both names, whichever it has."""
-    return value is None or (isinstance(value, list) and all(one in (SCORE, "classifier") for one in value))
+    return value is None or (isinstance(value, list) and all(name in (SCORE, "classifier") for name in value))
 
 
 def _is_of_transformers(value: Any) -> bool:
@@ -46,7 +46,7 @@ def _is_of_transformers(value: Any) -> bool:
     return value.keys() <= {"base_model_class", "parent_library"} and library == "transformers"
 
 
-# What plain LoRA may choose. These fields become the configuration; nothing else does.
+# The fields that plain LoRA may choose. They become the configuration; nothing else does.
 CHOSEN: dict[str, FieldType] = {
     "r": ("a whole number of at least 1", lambda value: is_number(value) and isinstance(value, int) and value >= 1),
     "lora_alpha": (f"a number above 0, up to {MOST_ALPHA:g}", lambda v: is_number(v) and 0 < v <= MOST_ALPHA),
@@ -55,8 +55,8 @@ CHOSEN: dict[str, FieldType] = {
     "use_rslora": YES_OR_NO,
     "fan_in_fan_out": YES_OR_NO,
 }
-REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")  # the rest has PEFT's default where it is not given
-# What PEFT notes down of where an adapter comes from, and the head that is known by its tensor. Checked and dropped.
+REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")  # a missing field of the others has PEFT's default
+# Fields in which PEFT writes where an adapter comes from, and names its head, known by its tensor. Checked and dropped.
 NOTES = ("base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode")
 NOTED: dict[str, FieldType] = {
     "peft_type": ("LORA", lambda value: value == "LORA"),
@@ -68,29 +68,29 @@ NOTED: dict[str, FieldType] = {
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """The configuration, made of the allowed fields alone: PEFT reads neither the file nor anything that it names.
+    """The configuration, made from the allowed fields alone: PEFT reads neither the file nor anything that it names.
 
     UserError, with the field, for anything that plain LoRA leaves at PEFT's default.
     """
-    found = read_object(folder / CONFIG, WAY_OUT, MOST_CONFIG_BYTES)
+    settings = read_object(folder / CONFIG, WAY_OUT, MOST_CONFIG_BYTES)
     known = CHOSEN | NOTED
     try:
-        require(found, {name: kind for name, kind in known.items() if name in found or name in REQUIRED})
+        require(settings, {name: kind for name, kind in known.items() if name in settings or name in REQUIRED})
         defaults = LoraConfig().to_dict()
-        for name in sorted(found.keys() - known.keys()):
-            _require_default(name, found[name], defaults)
+        for name in sorted(settings.keys() - known.keys()):
+            _require_default(name, settings[name], defaults)
     except ValueError as error:
         raise UserError(f"adapter {folder}: {CONFIG}: {error}; only plain LoRA can be used here") from error
-    return LoraConfig(**{name: found[name] for name in CHOSEN if name in found})
+    return LoraConfig(**{name: settings[name] for name in CHOSEN if name in settings})
 
 
 def read_weights(folder: Path, config: LoraConfig) -> dict[str, Tensor]:
     """The tensors, mapped from the file: A (r, in) and B (out, r) of each layer, and the score head (1, H) if any.
 
-    The header is compared with the configuration before anything of the size that it claims is touched.
+    The header is compared with the configuration before any memory of the size that it claims is read.
 
-    UserError: no safetensors file, one without exactly these tensors, and weights that are not finite 16 or 32 bit
-    floats.
+    UserError for a file that is not safetensors, for one without exactly these tensors, and for weights that are not
+    finite 16 or 32 bit floats.
     """
     path = folder / WEIGHTS
     try:
@@ -113,12 +113,12 @@ def read_weights(folder: Path, config: LoraConfig) -> dict[str, Tensor]:
 
 def layer_of(name: str) -> str | None:
     """The path, inside the causal model, of the layer that a tensor belongs to; None for the score head's."""
-    found = LAYER.fullmatch(name)
-    return None if found is None else found["layer"]
+    match = LAYER.fullmatch(name)
+    return None if match is None else match["layer"]
 
 
 def target_of(layer: str, targets: Collection[str]) -> str | None:
-    """The target that names a layer, as PEFT matches lists of names: all of its path, or the last parts of it."""
+    """The target that names a layer, as PEFT matches lists of names: by the whole path or by the end of it."""
     while layer not in targets:
         _, dot, layer = layer.partition(".")
         if not dot:
@@ -127,7 +127,7 @@ def target_of(layer: str, targets: Collection[str]) -> str | None:
 
 
 def _require_default(name: str, value: Any, defaults: dict[str, Any]) -> None:
-    """ValueError for a field that may change something. Each version of PEFT writes all of its own, mostly null."""
+    """ValueError for a field that may change a result. Each version of PEFT writes all of its fields, mostly null."""
     if value is None or value is False or (name in defaults and value == defaults[name]):
         return
     if name in {field.name for field in fields(LoraConfig)}:
@@ -145,33 +145,33 @@ def _require_sizes(path: Path) -> None:
         header = int.from_bytes(file.read(8), "little")
     if size < 8 or header > size - 8:
         raise ValueError(f"a header of {header:,} bytes in a file of {size:,}: cut off, or not safetensors")
-    for what, found, most in (("file", size, MOST_WEIGHT_BYTES), ("header", header, MOST_HEADER_BYTES)):
-        if found > most:
-            raise ValueError(f"its {what} has {found:,} bytes; the most is {most:,}")
+    for part, num_bytes, most in (("file", size, MOST_WEIGHT_BYTES), ("header", header, MOST_HEADER_BYTES)):
+        if num_bytes > most:
+            raise ValueError(f"its {part} has {num_bytes:,} bytes; the most is {most:,}")
 
 
 def _require_plain_lora(shapes: dict[str, tuple[int, ...]], dtypes: set[str], config: LoraConfig) -> None:
-    """ValueError unless there is an A and a B of rank r for every layer, and the layers are those that are targeted."""
+    """ValueError unless every layer has an A and a B of rank r, and the layers are the targeted ones."""
     if wrong := dtypes - set(DTYPES):
         raise ValueError(f"tensors are {', '.join(sorted(wrong))}; adapters are {', '.join(DTYPES)}")
     layers: dict[str, set[str]] = {}
     for name, shape in shapes.items():
-        found = LAYER.fullmatch(name) if len(name) <= LONGEST_NAME else None
-        if found is None and name != HEAD:
+        match = LAYER.fullmatch(name) if len(name) <= LONGEST_NAME else None
+        if match is None and name != HEAD:
             raise ValueError(f"{shown(name)} is unknown: neither LoRA's A or B of a layer nor the score head")
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"{shown(name)} has the shape {shown(shape)}, expected two sizes above 0")
-        if found is None:
+        if match is None:
             continue
-        layers.setdefault(found["layer"], set()).add(found["part"])
-        if shape[0 if found["part"] == "A" else 1] != config.r:
+        layers.setdefault(match["layer"], set()).add(match["part"])
+        if shape[0 if match["part"] == "A" else 1] != config.r:
             raise ValueError(f"{shown(name)} has the shape {shown(shape)}, but r is {config.r} in {CONFIG}")
     if not layers:
         raise ValueError("holds no LoRA tensors")
-    if half := [layer for layer, parts in layers.items() if len(parts) < 2]:
-        raise ValueError(f"{shown(half[0])} has an A or a B, not both: tensors are missing")
-    used = {layer: target_of(layer, config.target_modules) for layer in layers}
-    if beside := [layer for layer, target in used.items() if target is None]:
-        raise ValueError(f"{shown(beside[0])} is not among the target_modules of {CONFIG}")
-    if idle := sorted(config.target_modules - set(used.values())):
-        raise ValueError(f"{CONFIG} targets {len(idle)} modules without tensors here, the first {shown(idle[0])}")
+    if incomplete := [layer for layer, parts in layers.items() if len(parts) < 2]:
+        raise ValueError(f"{shown(incomplete[0])} has an A or a B, not both: tensors are missing")
+    targets = {layer: target_of(layer, config.target_modules) for layer in layers}
+    if untargeted := [layer for layer, target in targets.items() if target is None]:
+        raise ValueError(f"{shown(untargeted[0])} is not among the target_modules of {CONFIG}")
+    if unused := sorted(config.target_modules - set(targets.values())):
+        raise ValueError(f"{CONFIG} targets {len(unused)} modules without tensors here, the first {shown(unused[0])}")

@@ -1,4 +1,4 @@
-"""What one LoRA adapter is: its settings, its parameters, and the standard PEFT folder that it is kept in."""
+"""One LoRA adapter: its settings, its parameters, and the standard PEFT folder that it is stored in."""
 
 import os
 import re
@@ -30,8 +30,8 @@ class LoraSettings:
     """One adapter (LoRA, arXiv 2106.09685): W x + (alpha / rank) B A x, or alpha / sqrt(rank) with `use_rslora`.
 
     targets: "all-linear" (every linear layer but the LM head), or the last parts of layer names.
-    init: "default" (Kaiming-uniform A, B = 0) or "gaussian". The others that PEFT knows are refused: PiSSA, OLoRA,
-    LoftQ and CorDA write to the base, which every role shares.
+    init: "default" (Kaiming-uniform A, B = 0) or "gaussian". PEFT's others are refused: PiSSA, OLoRA, LoftQ and CorDA
+    write to the base, which every role shares.
     """
 
     rank: int = 16
@@ -55,7 +55,7 @@ class LoraSettings:
             raise UserError(f'LoRA targets {self.targets!r}: give "{ALL_LINEAR}" or a list of layer names')
 
     def to_peft(self, linear_names: frozenset[str]) -> LoraConfig:
-        """PEFT's configuration, on a base whose linear layers have these names. UserError for a target not there."""
+        """PEFT's configuration, on a base whose linear layers have these names. UserError for an unknown target."""
         targets = linear_names if self.targets == ALL_LINEAR else frozenset(self.targets)
         if unknown := sorted(targets - linear_names):
             raise UserError(f"LoRA targets {unknown} are not on this base; it has: {', '.join(sorted(linear_names))}")
@@ -82,14 +82,15 @@ def is_head(name: str) -> bool:
 
 
 def parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
-    """An adapter's live parameters under the names that PEFT writes to a file, which leave the adapter's own out."""
-    found = {}
+    """Maps each checkpoint key (the adapter's name removed) to the live parameter."""
+    parameters = {}
     for name, parameter in peft.named_parameters():
         for part in (".lora_A", ".lora_B", ".modules_to_save"):
-            head, mark, tail = name.partition(f"{part}.{role}.")
-            if mark:
-                found[f"{head}.{tail}" if part == ".modules_to_save" else f"{head}{part}.{tail}"] = parameter
-    return found
+            before, separator, after = name.partition(f"{part}.{role}.")
+            if separator:
+                key = f"{before}.{after}" if part == ".modules_to_save" else f"{before}{part}.{after}"
+                parameters[key] = parameter
+    return parameters
 
 
 def put_state(parameters: dict[str, nn.Parameter], state: dict[str, Tensor]) -> None:
@@ -107,7 +108,7 @@ def put_state(parameters: dict[str, nn.Parameter], state: dict[str, Tensor]) -> 
 
 
 def add(causal: PreTrainedModel, peft: PeftModel | None, role: str, config: LoraConfig, head: bool) -> PeftModel:
-    """The base with one adapter more, or its first, and a new score head if asked. Flags and modes are PEFT's then."""
+    """The base with one adapter more, and a new score head if `head`. PEFT leaves its own flags and modes behind."""
     complete(config, head, causal.name_or_path)
     with warnings.catch_warnings():
         # PEFT asks transformers for a property that is being renamed.
@@ -122,8 +123,8 @@ def add(causal: PreTrainedModel, peft: PeftModel | None, role: str, config: Lora
 
 
 def complete(config: LoraConfig, head: bool, base_name: str) -> None:
-    """Says in the configuration what kind of adapter it is, and on which base."""
-    # The task type is what plain PEFT picks the class by, when somebody loads the folder elsewhere.
+    """Write into the configuration what kind of adapter it is, and on which base."""
+    # Plain PEFT picks the class by the task type when somebody loads the folder elsewhere.
     config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
     config.modules_to_save = [SCORE] if head else None
     config.inference_mode = False
@@ -131,7 +132,7 @@ def complete(config: LoraConfig, head: bool, base_name: str) -> None:
 
 
 def without_dropout(config: LoraConfig) -> LoraConfig:
-    """The configuration of a copy: dropout is for SFT alone, and would move PPO's first ratio off 1."""
+    """The configuration of a copy. Dropout is for SFT alone, and would move PPO's first ratio off 1."""
     config.lora_dropout = 0.0
     return config
 
@@ -139,20 +140,20 @@ def without_dropout(config: LoraConfig) -> LoraConfig:
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """A PEFT folder's configuration and tensors. UserError for one that is not plain LoRA in safetensors.
 
-    The folder may be anybody's: nothing in it is run, followed or looked up, and no more is allocated than the file
-    holds. Links are followed, as the hub's cache is made of them; what they lead to is read and checked all the same.
+    The author of the folder is not trusted: nothing in it is run or looked up, and no more memory is allocated than the
+    file has bytes. Links are followed, since the hub's cache consists of them; their targets are checked like any file.
     """
     for name in (CONFIG, WEIGHTS):
-        if not os.path.isfile(folder / name):  # unlike Path.is_file, no error for a folder that is closed to us
+        if not os.path.isfile(folder / name):  # unlike Path.is_file, no error for a folder that we may not read
             raise UserError(f"adapter {folder}: no {name} there; {WAY_OUT}")
     config = read_config(folder)
     return config, read_weights(folder, config)
 
 
 def require_fit(causal: PreTrainedModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """ValueError unless the tensors are those, in name and size, of the layers that PEFT would adapt on this base.
+    """ValueError unless the tensors have the names and sizes of the layers that PEFT would adapt on this base.
 
-    To be asked before PEFT makes an adapter: what it allocates is then no larger than what was read.
+    Call it before PEFT makes an adapter: then it allocates no more than was read.
     """
     sizes = dict(_layers(causal))
     targeted = {path for path in sizes if target_of(path, config.target_modules) is not None}
@@ -168,20 +169,20 @@ def require_fit(causal: PreTrainedModel, config: LoraConfig, state: dict[str, Te
         if size is None:
             raise ValueError(f"{layer} is not a linear layer")
         for part, expected in (("A", (config.r, size[0])), ("B", (size[1], config.r))):
-            found = tuple(state[f"base_model.model.{layer}.lora_{part}.weight"].shape)
-            if found != expected:
-                raise ValueError(f"lora_{part} of {layer} is {found}, expected {expected}")
+            shape = tuple(state[f"base_model.model.{layer}.lora_{part}.weight"].shape)
+            if shape != expected:
+                raise ValueError(f"lora_{part} of {layer} is {shape}, expected {expected}")
 
 
 def _layers(causal: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """The path of every module that an adapter could name, with (in, out) of a linear one; without adapters' own."""
-    inside = ""
+    """The path of every module that an adapter could name, with (in, out) of a linear one. Adapters are left out."""
+    wrapped = ""  # the path of the last wrapped layer, whose parts are left out
     for path, module in causal.named_modules():
-        if not path or path == SCORE or path.startswith(f"{SCORE}.") or (inside and path.startswith(inside)):
+        if not path or path == SCORE or path.startswith(f"{SCORE}.") or (wrapped and path.startswith(wrapped)):
             continue
         layer = module
         if isinstance(module, BaseTunerLayer):
-            inside, layer = f"{path}.", module.get_base_layer()
+            wrapped, layer = f"{path}.", module.get_base_layer()
         if isinstance(layer, nn.Linear):
             yield path, (layer.in_features, layer.out_features)
         else:
@@ -189,24 +190,24 @@ def _layers(causal: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int] | No
 
 
 def write_adapter(folder: Path, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write a PEFT folder whole or not at all; an older folder of that name goes away. OSError where it cannot be."""
+    """Write a PEFT folder whole or not at all. It replaces an older folder of that name. OSError where it fails."""
     with new_folder(folder) as temporary:
         write_adapter_files(temporary, config, state)
 
 
 def write_adapter_files(folder: Path, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write the two files of an adapter into a folder. OSError where they cannot be."""
+    """Write the two files of an adapter into a folder. OSError where it fails."""
     save_tensors(folder / WEIGHTS, state)
     config.inference_mode = True  # PEFT's mark of a finished adapter: it loads frozen
     config.save_pretrained(str(folder))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file. OSError, as other writes have it, when the disk is full."""
+    """Write a safetensors file. OSError when the disk is full, as for other writes."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

@@ -55,7 +55,7 @@ class BaseSpec:
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen base in memory. `source_hash` names the files it came from, before any quantization."""
+    """The frozen base in memory. `source_hash` is that of its files, before any quantization."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -70,15 +70,15 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     Errors: UserError for a name that leads nowhere, a folder without config, tokenizer or safetensors weights, weights
     that do not fill the model, a tokenizer without an end-of-sequence token, and a model that cannot be used here.
     """
-    where = resolve_device(device)
+    target = resolve_device(device)
     files = find_files(spec.name)
     with no_retry_lines():
         config = _load_config(files, spec)
         source_hash = hash_files([config_file(files), *weight_files(files, spec.name)])
         tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
-        model = _load_model(files, spec, config, where)
+        model = _load_model(files, spec, config, target)
     _check_usable(model, tokenizer, spec)
-    return Base(model, tokenizer, spec, source_hash, where)
+    return Base(model, tokenizer, spec, source_hash, target)
 
 
 def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -109,7 +109,7 @@ def _load_tokenizer(files: Files, name: str, trust_remote_code: bool) -> PreTrai
             f"base model {name!r}: its tokenizer has no end-of-sequence token, so no response could ever end; "
             "set eos_token in its tokenizer_config.json"
         )
-    # said already, as far as the tokenizer knows: what is over the limits is truncated, refused or counted here
+    # Silences the tokenizer's warning of long texts: this project truncates, refuses or counts them itself.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
@@ -129,13 +129,13 @@ def digest(model: PreTrainedModel) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one. UserError for a GPU that is not there."""
+    """The device of that name; "auto" is the GPU where there is one. UserError for a GPU that PyTorch does not see."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device is {device!r}, but PyTorch sees no CUDA GPU here; use --device cpu")
-    return where
+    return target
 
 
 def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
@@ -214,7 +214,7 @@ def _check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sp
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """What a base computes in there, by one of COMPUTE_DTYPES."""
+    """The dtype that a base computes in on that device, by one of COMPUTE_DTYPES."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type != "cuda":
@@ -223,17 +223,17 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def first_line(error: Exception) -> str:
-    """As much of a library's message as fits into one of ours."""
+    """The first line of a library's message, to be quoted in one of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """Without the library's own progress bars."""
-    shown = hf_logging.is_progress_bar_enabled()
+    enabled = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             hf_logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""A whole chat model beside the shared base, for greedy answers: a judge, held as it is stored or in 16 bit."""
+"""A whole chat model beside the shared base, for greedy answers of a judge. In memory as it is stored, or in 16 bit."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class ChatModel:
     def __init__(self, name: str, device: str, trust_remote_code: bool = False) -> None:
         """name: a folder or a hub name. UserError for one that cannot be loaded or lacks weights.
 
-        Quantized weights stay as they are stored. Those in float32 are held in 16 bit on a GPU.
+        Quantized weights stay as they are stored. On a GPU, float32 weights become 16 bit.
         """
         self._device = resolve_device(device)
         self.tokenizer = load_tokenizer(name, trust_remote_code)
@@ -40,11 +40,11 @@ class ChatModel:
                 config = AutoConfig.from_pretrained(
                     files.name, local_files_only=files.only_local, trust_remote_code=trust_remote_code
                 )
-                wide = self._device.type == "cuda" and config.dtype in (None, torch.float32)
+                is_float32 = self._device.type == "cuda" and config.dtype in (None, torch.float32)
                 self._model, report = AutoModelForCausalLM.from_pretrained(
                     files.name,
                     config=config,
-                    dtype=_half(self._device) if wide else "auto",
+                    dtype=_half(self._device) if is_float32 else "auto",
                     device_map={"": self._device},
                     use_safetensors=True,
                     output_loading_info=True,
@@ -59,9 +59,9 @@ class ChatModel:
 
     @property
     def context(self) -> int | None:
-        """The most tokens that the model can take in and write together, if it says so."""
-        found = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
+        """The most tokens that the model can read and write together, if its config says so."""
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) else None
 
     @torch.no_grad()
     def write(
@@ -70,11 +70,12 @@ class ChatModel:
         max_new_tokens: int,
         stop_ids: list[int],
         batch_size: int,
-        written: Callable[[int, list[int]], None],
+        on_answer: Callable[[int, list[int]], None],
     ) -> None:
-        """The most probable continuation of each prompt; `written` is told of each, its stop token included.
+        """Write the most probable continuation of each prompt.
 
-        Prompts of similar length run together, the longest first.
+        `on_answer` is called with the index of each prompt and its answer, the stop token included. Prompts of similar
+        length run together, the longest first.
         """
         stored = self._model.generation_config.eos_token_id
         stops = {*stop_ids, *([stored] if isinstance(stored, int) else stored or ())}
@@ -87,15 +88,15 @@ class ChatModel:
             width = len(prompts[rows[0]])
             ids = torch.tensor([[stop_ids[0]] * (width - len(prompts[i])) + prompts[i] for i in rows])
             mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
-            found = self._model.generate(
+            sequences = self._model.generate(
                 ids.to(self._device), attention_mask=mask.to(self._device), generation_config=settings
             )
-            for i, new in zip(rows, found[:, width:].tolist(), strict=True):
-                end = next((place + 1 for place, token in enumerate(new) if token in stops), len(new))
-                written(i, new[:end])
+            for i, tokens in zip(rows, sequences[:, width:].tolist(), strict=True):
+                length = next((count for count, token in enumerate(tokens, start=1) if token in stops), len(tokens))
+                on_answer(i, tokens[:length])
 
     def free(self) -> None:
-        """Gives the memory back; nothing else may be called afterwards."""
+        """Give the memory back. Nothing else may be called afterwards."""
         del self._model
         gc.collect()
         if self._device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The sequence classifier that transformers has for an architecture: what a plain reward model is loaded as."""
+"""The sequence classifier that transformers has for an architecture: the class that loads a plain reward model."""
 
 from copy import deepcopy
 from typing import NamedTuple
@@ -14,10 +14,10 @@ from lora_rlhf.system.errors import UserError
 
 
 class Classifier(NamedTuple):
-    """architecture: its class. parameters: the names that it has; those of its backbone are the causal model's.
+    """architecture: its class. parameters: their names; those of its backbone are the causal model's too.
 
-    norm_bias: the parameter added last before the head reads the hidden state; None for families whose last norm has
-    no bias, as RMSNorm has none.
+    norm_bias: the parameter that is added last before the head reads the hidden state; None for families whose last
+    norm has no bias, such as RMSNorm.
     """
 
     architecture: str
@@ -44,7 +44,7 @@ def classifier_of(config: PreTrainedConfig) -> Classifier:
 
 
 def _norm_bias(model: PreTrainedModel) -> str | None:
-    """The bias of the only LayerNorm that stands beside the backbone's blocks: it can only be the last one's."""
+    """The bias of the only LayerNorm outside the backbone's blocks, which must then be the last one."""
     norms = [name for name, module in model.base_model.named_children() if isinstance(module, nn.LayerNorm)]
     if len(norms) != 1 or getattr(model.base_model, norms[0]).bias is None:
         return None
@@ -52,7 +52,7 @@ def _norm_bias(model: PreTrainedModel) -> str | None:
 
 
 class PlainClassifier:
-    """An exported reward model as anybody loads it. Nothing of this package is between the ids and its score."""
+    """An exported reward model, loaded as its users load it: no code of this package computes its score."""
 
     def __init__(self, folder: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> None:
         self.model = AutoModelForSequenceClassification.from_pretrained(
@@ -61,29 +61,29 @@ class PlainClassifier:
 
     @torch.no_grad()
     def score(self, ids: list[int]) -> float:
-        """Its output for one conversation, without padding."""
+        """The output for one conversation, without padding."""
         return float(self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0, 0])
 
     @torch.no_grad()
-    def fill(self, parts: list[Part], mode: Mode, dtype: torch.dtype, kept: str | None) -> None:
-        """Puts other merged weights, rounded to `dtype`, in place of its own, but for the parameter `kept`."""
+    def fill(self, parts: list[Part], mode: Mode, dtype: torch.dtype, except_for: str | None) -> None:
+        """Replace its weights by other merged ones, rounded to `dtype`. The parameter `except_for` stays as it is."""
         state = self.model.state_dict()
         for part in parts:
-            if part.name in state and part.name != kept:
+            if part.name in state and part.name != except_for:
                 values = torch.cat([torch.atleast_1d(piece) for piece in part.pieces(mode, dtype, self.model.device)])
                 state[part.name].copy_(values.view_as(state[part.name]))
 
 
 @torch.no_grad()
 def score_without_adapter(model: SharedModel, head: Tensor, ids: list[int]) -> float:
-    """What the head (1, H) says of the bare base's last hidden state: how much there is to lose."""
+    """The score that the head (1, H) gives to the bare base's last hidden state, without the adapter."""
     with model.role(BASE):
         output = model.backbone(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
     return float(output.last_hidden_state[0, -1].float() @ head[0].to(model.device))
 
 
-def _refusal(config: PreTrainedConfig, why: str) -> UserError:
+def _refusal(config: PreTrainedConfig, reason: str) -> UserError:
     return UserError(
-        f"a {config.model_type!r} reward model cannot be exported as a plain model: {why}; use --form adapter, which "
-        "loads on the base with PEFT"
+        f"a {config.model_type!r} reward model cannot be exported as a plain model: {reason}; use --form adapter, "
+        "which loads on the base with PEFT"
     )

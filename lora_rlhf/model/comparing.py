@@ -1,4 +1,4 @@
-"""What two models are compared by: the logits of a response given its prompt, and the greedy responses."""
+"""Logits of a response given its prompt, and greedy responses: what an export and its original are compared by."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.merging import Mode, Part
 from lora_rlhf.model.shared import SharedModel
 
-NEVER = -1  # no token's id: responses go on behind their end
+NEVER = -1  # no token's id: responses go on after their end
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def response_logits(model: SharedModel, prompt_ids: list[int], response_ids: lis
 
 
 def greedy_responses(model: SharedModel, prompt_ids: list[list[int]], tokens: int) -> list[list[int]]:
-    """The active role's most probable continuation of each prompt, `tokens` long whatever tokens it holds."""
+    """The active role's most probable continuation of each prompt, `tokens` long even where it would stop before."""
     groups = generate(
         model,
         prompt_ids,
@@ -46,7 +46,7 @@ def score_of_response(model: SharedModel, prompt_ids: list[int], response_ids: l
 
 @torch.no_grad()
 def fill(model: SharedModel, parts: list[Part], mode: Mode, dtype: torch.dtype) -> None:
-    """Puts merged weights, rounded to `dtype`, into a plain model in memory: another export without another folder."""
+    """Put merged weights, rounded to `dtype`, into a plain model in memory: another export without another folder."""
     state = model.causal.state_dict()
     for part in parts:
         target, first = state[part.name], 0

@@ -1,4 +1,4 @@
-"""The files of a base model: a folder, the hub or its cache, told within seconds; its weights, and their hash."""
+"""The files of a base model in a folder, the hub or its cache: found or refused within seconds; and their hash."""
 
 import contextlib
 import hashlib
@@ -21,14 +21,14 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Files(NamedTuple):
-    """Where a model's files are: `name` is a folder or a hub name; `only_local`: the cache has to do."""
+    """Where a model's files are. `name`: a folder or a hub name. `only_local`: only the cache is to be read."""
 
     name: str
     only_local: bool
 
     @property
     def for_models(self) -> dict[str, Any]:
-        """What a model class is told: it looks for an adapter too, and of its own would try the hub for that."""
+        """Arguments for a model class. It looks for an adapter too, and unasked would try the hub for that."""
         return {"local_files_only": self.only_local, "adapter_kwargs": {"local_files_only": self.only_local}}
 
 
@@ -40,7 +40,7 @@ def find_files(name: str) -> Files:
             raise UserError(f"base model {name!r}: no config.json there; give a folder written by save_pretrained")
         return Files(str(folder), False)
     if HUB_NAME.fullmatch(name) is None:
-        return Files(name, False)  # which no library will find, and each says so at once
+        return Files(name, False)  # no hub name: the library refuses it at once
     # the library would try each file for half a minute before it looks into its cache
     fault = None if is_offline_mode() else hub_fault()
     if fault is not None and not _is_cached(name):
@@ -83,11 +83,11 @@ def weight_files(files: Files, name: str) -> list[Path]:
         return [Path(single)]
     if index := find("model.safetensors.index.json"):
         shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-        found = [(shard, find(shard)) for shard in shards]
-        for shard, path in found:
+        paths = [(shard, find(shard)) for shard in shards]
+        for shard, path in paths:
             if path is None:
                 raise UserError(f"base model {name!r}: shard {shard} is listed in {index} and is not there")
-        return [Path(path) for _, path in found if path is not None]
+        return [Path(path) for _, path in paths if path is not None]
     if not Path(files.name).exists() and (files.only_local or is_offline_mode()):
         raise UserError(f"base model {name!r}: its weights are not in the cache, and the hub cannot be reached")
     raise UserError(
@@ -107,7 +107,7 @@ def hash_files(paths: list[Path]) -> str:
 
 @contextlib.contextmanager
 def no_retry_lines() -> Iterator[None]:
-    """Each failed try of a download would be two lines on the terminal; what comes of it is said once, in the end."""
+    """Inside, failed tries of a download write no lines to the terminal: the caller reports the outcome once."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -21,7 +21,7 @@ CHUNK_LOGITS = 2**25  # logits that exist at a time: 128 MiB in float32
 class Sequences:
     """Prompts and their responses: prompts (B, P) padded on the left, responses (B, R) on the right.
 
-    Masks are bool, True on real tokens. What stands in the padding does not matter. Every prompt has a token.
+    Masks are bool, True on real tokens. The ids in the padding do not matter. Every prompt has a token.
     """
 
     prompt_ids: Tensor
@@ -59,7 +59,7 @@ class Sequences:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def trim(self) -> "Sequences":
-        """Without the columns that are padding in every row."""
+        """The same without the columns that are padding in every row."""
         lengths = [mask.sum(dim=1).max() for mask in (self.prompt_mask, self.response_mask)]
         # read together: each reading waits for the GPU
         padded, longest_prompt, longest_response = torch.stack([self.prompt_mask[:, -1].all(), *lengths]).tolist()
@@ -79,13 +79,13 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each response token given all before it, and the entropy there: (B, R) each, float32.
 
-    0 where masked, and for the entropy where it is not asked for. Under the softmax of logits / temperature, the
+    0 where masked; the entropy is 0 everywhere with entropy=False. Under the softmax of logits / temperature, the
     distribution that `generate` draws from. Gradients flow through the log-probabilities only.
     """
-    short = batch.trim()
-    hidden = _response_hidden(model, short)
+    trimmed = batch.trim()
+    hidden = _response_hidden(model, trimmed)
     return _masked_logprobs(
-        model, hidden, short.response_ids, short.response_mask, batch.response_ids.shape[1], temperature, entropy
+        model, hidden, trimmed.response_ids, trimmed.response_mask, batch.response_ids.shape[1], temperature, entropy
     )
 
 
@@ -100,20 +100,20 @@ def mixed_logprobs(model: SharedModel, roles: Sequence[str], batch: Sequences, t
 
 @torch.no_grad()
 def best_and_logprobs(model: SharedModel, batch: Sequences) -> tuple[Tensor, Tensor]:
-    """In each response token's place the most probable id, and the token's own log-probability: (B, R) float64 each.
+    """At each response token the most probable id, and the log-probability of the token itself: (B, R) float64 each.
 
-    0 where masked. From one pass, for whoever asks whether a text is what the model itself would say.
+    0 where masked. From one pass, for callers that ask whether a text is what the model itself would say.
     """
-    short = batch.trim()
-    hidden, ids = _response_hidden(model, short)[short.response_mask], short.response_ids[short.response_mask]
+    trimmed = batch.trim()
+    mask, width = trimmed.response_mask, batch.response_ids.shape[1]
+    hidden, ids = _response_hidden(model, trimmed)[mask], trimmed.response_ids[mask]
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
-    best, own = [], []
+    best, logprobs = [], []
     for start in range(0, len(ids), chunk):
         logits = lm_logits(model.causal, hidden[start : start + chunk])
         best.append(logits.argmax(dim=-1).double())
-        own.append(token_logprobs(logits, ids[start : start + chunk]).double())
-    width = batch.response_ids.shape[1]
-    return _spread(torch.cat(best), short.response_mask, width), _spread(torch.cat(own), short.response_mask, width)
+        logprobs.append(token_logprobs(logits, ids[start : start + chunk]).double())
+    return _spread(torch.cat(best), mask, width), _spread(torch.cat(logprobs), mask, width)
 
 
 def response_values(model: SharedModel, batch: Sequences) -> Tensor:
@@ -138,7 +138,7 @@ def response_scores(model: SharedModel, batch: Sequences) -> Tensor:
 
 
 def in_micro_batches(function: Callable[[Sequences], Tensor], batch: Sequences, size: int) -> Tensor:
-    """`function` of at most `size` responses of like length at a time, its rows put back in order."""
+    """Apply `function` to at most `size` responses of similar length at a time; its rows come back in order."""
     groups = batch.micro_batches(size)
     joined = torch.cat([function(batch.index(group)) for group in groups])
     order = torch.tensor([row for group in groups for row in group], device=joined.device)
@@ -165,7 +165,7 @@ def counted_logprobs(model: SharedModel, ids: Tensor, counted: Tensor, **batch: 
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """0, 1, 2, ... over the True cells of each row: padding moves nobody's position."""
+    """0, 1, 2, ... over the True cells of each row: padding does not shift positions."""
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
@@ -176,7 +176,7 @@ def _joined(batch: Sequences) -> tuple[Tensor, Tensor]:
 
 def _hidden(model: SharedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """(B, T) -> (B, T, H). The cache is off: with it, restarting positions could be read as packed documents."""
-    ids = torch.where(mask, ids, 0)  # padding may hold any sentinel, which an embedding would choke on
+    ids = torch.where(mask, ids, 0)  # padding may be any number, and an embedding refuses those that are no ids
     output = model.backbone(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
     return output.last_hidden_state
 

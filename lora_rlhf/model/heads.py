@@ -1,4 +1,4 @@
-"""What sits on the backbone's hidden states: the language model's own logits, and the scalar score head."""
+"""The heads on the backbone's hidden states: the language model's own logits, and the scalar score head."""
 
 import math
 
@@ -14,7 +14,7 @@ SCORE = "score"  # the name that transformers' sequence classifiers use, so that
 def lm_logits(causal: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The model's own logits: hidden (..., H) -> (..., V), in the compute dtype.
 
-    Applies what some families do after the LM head: Cohere multiplies by `logit_scale`, Granite divides by
+    Includes what some families do after the LM head: Cohere multiplies by `logit_scale`, Granite divides by
     `logits_scaling`, Gemma 2 and 3 cap the logits at `final_logit_softcapping`.
     """
     logits = causal.get_output_embeddings()(hidden)
@@ -31,18 +31,19 @@ def lm_logits(causal: PreTrainedModel, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def check_logits(causal: PreTrainedModel) -> None:
     """UserError unless `lm_logits` of the backbone's output equals the logits that the model itself returns."""
-    seen: list[Tensor] = []
-    hook = causal.base_model.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
+    hidden: list[Tensor] = []
+    hook = causal.base_model.register_forward_hook(lambda _module, _inputs, output: hidden.append(output[0]))
     try:
         ids = torch.arange(4, device=causal.device).unsqueeze(0)
-        own = causal(input_ids=ids, use_cache=False).logits.float()
+        expected = causal(input_ids=ids, use_cache=False).logits.float()
     finally:
         hook.remove()
-    ours = lm_logits(causal, seen[0]).float()
-    if not torch.allclose(ours, own, rtol=1e-3, atol=1e-3 * own.abs().max().item()):
+    logits = lm_logits(causal, hidden[0]).float()
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
         raise UserError(
             f"{type(causal).__name__} turns hidden states into logits in a way that is not known here (largest "
-            f"difference {(ours - own).abs().max().item():.3g}); log-probabilities would be wrong. Use another base."
+            f"difference {(logits - expected).abs().max().item():.3g}); log-probabilities would be wrong. Use another "
+            "base."
         )
 
 
@@ -58,7 +59,7 @@ def attach_score(causal: PreTrainedModel) -> None:
 
 def score_of(causal: PreTrainedModel, adapter: str) -> nn.Linear | None:
     """The score head of one adapter; None when it has none."""
-    # A plain layer still: PEFT wraps it for the first adapter that has a head.
+    # PEFT wraps the plain layer for the first adapter that has a head.
     if isinstance(causal.score, nn.Linear) or adapter not in causal.score.modules_to_save:
         return None
     return causal.score.modules_to_save[adapter]

@@ -1,4 +1,4 @@
-"""How much memory is in use: the process, the GPU, the adapters, and how many quantized bases are alive."""
+"""How much memory is in use: by the process, on the GPU, by adapters; and how many quantized bases are alive."""
 
 import gc
 import resource
@@ -31,10 +31,10 @@ def peak_gpu_gib() -> float:
 
 def quantized_storages() -> int:
     """How many distinct quantized weights are alive in this process. One base has one per quantized layer."""
-    weights = (thing for thing in gc.get_objects() if isinstance(thing, Params4bit | Int8Params))
+    weights = (tensor for tensor in gc.get_objects() if isinstance(tensor, Params4bit | Int8Params))
     return len({weight.untyped_storage().data_ptr() for weight in weights})
 
 
 def adapter_bytes(model: SharedModel, role: str) -> int:
-    """Bytes of a role's own parameters: adapter, and head where it has one."""
+    """Bytes of a role's parameters: its adapter, and its head where it has one."""
     return sum(parameter.numel() * parameter.element_size() for _, parameter in model.named_parameters_of(role))

@@ -1,7 +1,7 @@
 """An adapter added to its base, tensor by tensor from the base's own files: the model is never in memory.
 
-"rounded" adds it to the weights that it was trained on, which are the base's rounded to 4 bits and read out again;
-"original" to the weights as they are in the files, which brings back an error that the adapter has never seen.
+"rounded" adds it to the weights that it was trained on: the base's, rounded to 4 bits and read out again. "original"
+adds it to the weights in the files: the adapter was never trained with the differences between the two.
 """
 
 import functools
@@ -31,7 +31,7 @@ from lora_rlhf.system.untrusted import shown
 log = logging.getLogger("lora_rlhf")
 
 Mode = Literal["rounded", "original"]
-PIECE = 2**20  # numbers that are worked on at a time
+PIECE = 2**20  # numbers that are merged at a time
 
 
 class Update(NamedTuple):
@@ -51,23 +51,24 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of the base's files: what the model in memory makes of it, and what the adapter adds.
+    """A tensor of the base's files, its parameter in the model, and what the adapter adds to it.
 
-    name: the parameter's, in the model; that in the file may be another.
-    held: the dtype that the model keeps it in, and reads it out in where it is quantized. None: no float, kept as is.
-    transposed: the file has (in, out), and the quantized layer (out, in), as GPT-2's do.
+    name: of the parameter in the model, which may differ from that in the file.
+    model_dtype: the dtype of the parameter in memory; of a quantized one, the dtype that it is read out in. None: not a
+    float, and copied as it is.
+    transposed: the file has (in, out), and the quantized layer (out, in), as in GPT-2.
     """
 
     stored: Stored
     name: str
-    held: torch.dtype | None
+    model_dtype: torch.dtype | None
     quantization: str
     transposed: bool
     update: Update | None
 
     def pieces(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
-        """The merged values in `dtype`, in the file's own layout, a few rows at a time; rounded once, at the end."""
-        if self.held is None:
+        """The merged values in `dtype`, in the layout of the file, a few rows at a time; rounded once, at the end."""
+        if self.model_dtype is None:
             yield self.stored.rows(0, self._num_rows)
             return
         first = 0
@@ -80,9 +81,9 @@ class Part:
             yield (piece.T if self.transposed else piece).to(dtype)
 
     def _weights(self, mode: Mode, device: torch.device) -> Iterator[Tensor]:
-        """The base's part of it, as the layer has it."""
+        """The base's weights, in the layout of the layer."""
         rounded = mode == "rounded"
-        pieces = (piece.to(device, self.held if rounded else None) for piece in self._stored_pieces())
+        pieces = (piece.to(device, self.model_dtype if rounded else None) for piece in self._stored_pieces())
         return read_out(pieces, self.quantization) if rounded else pieces
 
     def _stored_pieces(self) -> Iterator[Tensor]:
@@ -99,8 +100,8 @@ class Part:
         return self.stored.shape[0] if self.stored.shape else 1
 
     def planned(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> Planned:
-        """What is to be written for it."""
-        entry = Entry(self.stored.name, dtype if self.held is not None else self.stored.dtype, self.stored.shape)
+        """The tensor to be written."""
+        entry = Entry(self.stored.name, dtype if self.model_dtype is not None else self.stored.dtype, self.stored.shape)
         return Planned(entry, functools.partial(self.pieces, mode, dtype, device))
 
 
@@ -112,11 +113,12 @@ def plan_merge(
     adapter: tuple[LoraConfig, Mapping[str, Tensor]],
     trust_remote_code: bool = False,
 ) -> list[Part]:
-    """What becomes of each tensor in the base's safetensors `files`, in the order that they have there.
+    """The part that each tensor of the base's safetensors `files` has in a merge, in the order of the files.
 
-    quantization: "nf4", "int8" or "none". compute_dtype: what the model was loaded in. `adapter` is as `read_adapter`
-    returns it. Only headers are read. UserError for files without a tensor that the model needs, for tensors that
-    transformers would join or split while loading, and for an adapter that does not fit or writes to a tied weight.
+    quantization: "nf4", "int8" or "none". compute_dtype: the dtype that the model was loaded in. adapter: as
+    `read_adapter` returns it. Only headers are read. UserError for files without a tensor that the model needs, for
+    tensors that transformers would join or split while loading, and for an adapter that does not fit or writes to a
+    tied weight.
     """
     causal = _on_meta(config, compute_dtype, trust_remote_code)
     lora, state = adapter
@@ -130,7 +132,7 @@ def plan_merge(
     stored = {name: index[key] for key, name in _names_in_model(causal, list(index)).items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
     _require_whole(causal, stored, shapes)
-    held = _held_dtypes(causal, compute_dtype)
+    dtype_of = _model_dtypes(causal, compute_dtype)
     parts = []
     for name, tensor in stored.items():
         if name not in shapes:
@@ -139,14 +141,14 @@ def plan_merge(
         path, _, last = name.rpartition(".")
         module = causal.get_submodule(path)
         is_weight = last == "weight"
-        source = getattr(module, "source_cls", type(module))
+        original_class = getattr(module, "source_cls", type(module))
         parts.append(
             Part(
                 tensor,
                 name,
-                held(name) if tensor.dtype.is_floating_point else None,
+                dtype_of(name) if tensor.dtype.is_floating_point else None,
                 quantization if is_weight and hasattr(module, "source_cls") else "none",
-                is_weight and source is Conv1D,
+                is_weight and original_class is Conv1D,
                 _update(path, lora, state) if is_weight else None,
             )
         )
@@ -162,56 +164,56 @@ def _on_meta(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bo
 
 
 def _quantize_on_meta(causal: PreTrainedModel, quantization: str) -> None:
-    """Puts quantized layers where transformers would before it loads their weights, by its own two functions."""
+    """Put quantized layers where transformers puts them before it loads their weights, by its own two functions."""
     if quantization == "none":
         return
-    kind = {"load_in_4bit": True} if quantization == "nf4" else {"load_in_8bit": True}
-    kept = HfQuantizer.get_modules_to_not_convert(causal, None, causal._keep_in_fp32_modules)
-    replace_with_bnb_linear(causal, kept, BitsAndBytesConfig(**kind))
+    settings = BitsAndBytesConfig(load_in_4bit=quantization == "nf4", load_in_8bit=quantization != "nf4")
+    unquantized = HfQuantizer.get_modules_to_not_convert(causal, None, causal._keep_in_fp32_modules)
+    replace_with_bnb_linear(causal, unquantized, settings)
 
 
 def _names_in_model(causal: PreTrainedModel, keys: Sequence[str]) -> dict[str, str]:
-    """{name in the files: the parameter that it becomes}, by transformers' own rules."""
+    """Maps each name in the files to the parameter that it becomes, by transformers' own rules."""
     state = causal.state_dict()
     rules = get_model_conversion_mapping(causal)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for key in keys:
         name, joined = rename_source_key(key, renamings, converters, causal.base_model_prefix, state)
         if name not in state and key in state:
             name, joined = key, None
-        if joined is not None or name in found.values():
+        if joined is not None or name in names.values():
             raise UserError(
                 f"{type(causal).__name__} is stored in another arrangement than it computes in ({shown(key)} becomes "
                 f"part of {shown(name)}); such models cannot be merged tensor by tensor. Use the adapter as it is"
             )
-        found[key] = name
-    return found
+        names[key] = name
+    return names
 
 
-def _held_dtypes(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """The dtype that the model in memory has each parameter in: some families keep a few in float32."""
+def _model_dtypes(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype of each parameter of the model in memory, by name: some families keep a few in float32."""
     plan = causal._get_dtype_plan(dtype)
     if not plan:
         return lambda _name: dtype
     pattern, groups, _ = build_glob_alternation(list(plan))
 
-    def held(name: str) -> torch.dtype:
-        found = pattern.search(name)
-        return dtype if found is None or found.lastgroup is None else plan[groups[found.lastgroup]]
+    def dtype_of(name: str) -> torch.dtype:
+        match = pattern.search(name)
+        return dtype if match is None or match.lastgroup is None else plan[groups[match.lastgroup]]
 
-    return held
+    return dtype_of
 
 
 def _require_whole(
     causal: PreTrainedModel, stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """UserError unless every parameter is in the files, or tied to one that is, and has the model's shape."""
+    """UserError unless every parameter is in the files, or tied to one that is, and has the shape of the model's."""
     tied = causal.all_tied_weights_keys
     pairs = [*tied.items(), *((source, target) for target, source in tied.items())]
-    had = {name for name, other in pairs if other in stored}
-    if missing := sorted({name for name, _ in causal.named_parameters()} - stored.keys() - had):
+    available = {name for name, partner in pairs if partner in stored}
+    if missing := sorted({name for name, _ in causal.named_parameters()} - stored.keys() - available):
         raise UserError(f"the base's files lack {len(missing)} tensors that the model needs, the first {missing[0]}")
     for name, tensor in stored.items():
         if name in shapes and not _same_shape(causal, name, tensor, shapes[name]):
@@ -220,12 +222,12 @@ def _require_whole(
 
 def _same_shape(causal: PreTrainedModel, name: str, tensor: Stored, shape: tuple[int, ...]) -> bool:
     module = causal.get_submodule(name.rpartition(".")[0])
-    turned = getattr(module, "source_cls", None) is Conv1D and name.endswith(".weight")
-    return tensor.shape == (shape[::-1] if turned else shape)
+    transposed = getattr(module, "source_cls", None) is Conv1D and name.endswith(".weight")
+    return tensor.shape == (shape[::-1] if transposed else shape)
 
 
 def _require_untied(causal: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """UserError for an adapter on a layer whose weight is another's too: the sum would change both."""
+    """UserError for an adapter on a layer that shares its weight with another: the sum would change both."""
     tied = causal.all_tied_weights_keys
     for path in {layer for layer in map(layer_of, state) if layer is not None}:
         if f"{path}.weight" in {*tied, *tied.values()}:
@@ -236,7 +238,7 @@ def _require_untied(causal: PreTrainedModel, state: Mapping[str, Tensor]) -> Non
 
 
 def _update(path: str, lora: LoraConfig, state: Mapping[str, Tensor]) -> Update | None:
-    """What the adapter adds to the weight of the layer at `path`; None where it has nothing for it."""
+    """What the adapter adds to the weight of the layer at `path`; None where it does not adapt that layer."""
     name = f"base_model.model.{path}.lora_{{}}.weight"
     if name.format("A") not in state:
         return None

@@ -1,4 +1,4 @@
-"""Opens the base that a run was made on, and refuses another: every stage of a run shares one base and one template."""
+"""Opens the base of a run, and refuses another: every stage of a run shares one base and one template."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ COMPUTED_IN = "computed_in"
 def describe_base(model: SharedModel) -> dict[str, Any]:
     """What a manifest keeps of the base: enough to open it again and to tell it from any other.
 
-    `computed_in` is the dtype that "auto" came to, in which rounded weights are read out: it says which model was
-    trained. A run may go on in another.
+    `computed_in` is the dtype that "auto" chose, in which rounded weights are read out. It says which model was
+    trained; a run may go on in another dtype.
     """
     base = model.base
     spec = {name: getattr(base.spec, name) for name in RECORDED}
-    known = {"source_hash": base.source_hash, "chat_template": model.tokenizer.chat_template}
-    return {**spec, **known, COMPUTED_IN: str(model.causal.dtype).removeprefix("torch.")}
+    identity = {"source_hash": base.source_hash, "chat_template": model.tokenizer.chat_template}
+    return {**spec, **identity, COMPUTED_IN: str(model.causal.dtype).removeprefix("torch.")}
 
 
 def require_trust(record: dict[str, Any], trust_remote_code: bool) -> None:
-    """UserError when a manifest wants the base's own code run and the person at this machine has not said so."""
+    """UserError when a manifest asks for the base's own code to run, and the user has not allowed that."""
     if record["trust_remote_code"] and not trust_remote_code:
         raise UserError(
             f"base model {record['name']!r}: the run was made with this model's own code, which would run here; give "
@@ -34,10 +34,10 @@ def require_trust(record: dict[str, Any], trust_remote_code: bool) -> None:
 def open_base(
     record: dict[str, Any], device: str, gradient_checkpointing: bool = False, trust_remote_code: bool = False
 ) -> SharedModel:
-    """Loads the base that a manifest describes.
+    """Load the base that a manifest describes.
 
-    UserError when its files are not those that the run was made on, with both hashes; and, before anything is loaded,
-    when it comes with code that the user has not allowed to run.
+    UserError when its files are not those that the run was made on, with both hashes. UserError, before anything is
+    loaded, when it comes with code that the user has not allowed to run.
     """
     require_trust(record, trust_remote_code)
     model = SharedModel(load_base(BaseSpec(**{name: record[name] for name in RECORDED}), device))
@@ -53,10 +53,10 @@ def open_base(
     return model
 
 
-def require_same_base(asked: str | None, record: dict[str, Any], parent: str) -> None:
-    """UserError when a model is named that is not the parent's."""
-    if asked is not None and asked != record["name"]:
+def require_same_base(name: str | None, record: dict[str, Any], parent: str) -> None:
+    """UserError when `name` is given and is not the parent's base."""
+    if name is not None and name != record["name"]:
         raise UserError(
-            f"--model is {asked!r}, but {parent} was trained on {record['name']!r}; leave --model out, or train all "
+            f"--model is {name!r}, but {parent} was trained on {record['name']!r}; leave --model out, or train all "
             "stages again on the new base"
         )

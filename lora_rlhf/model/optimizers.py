@@ -15,13 +15,13 @@ OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"
 def make_optimizer(
     name: OptimizerName, parameters: list[nn.Parameter], learning_rate: float, eps: float
 ) -> torch.optim.Optimizer:
-    """Without weight decay, since an adapter's zero is not a better model; its moments are there from the start.
+    """An optimizer without weight decay, since an adapter of zeros is not a better model. Its moments exist at once.
 
-    UserError for a paged one without a GPU: there is nothing to page out of.
+    UserError for a paged one without a GPU, from which there would be nothing to page out.
     """
     if name == "adamw":
         adamw = torch.optim.AdamW(parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
-        for parameter in parameters:  # now rather than in the first step, which then needs no new memory
+        for parameter in parameters:  # now, so that the first step needs no new memory
             zeros = {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
             adamw.state[parameter] = {"step": torch.tensor(0.0), **zeros}
         return adamw
@@ -30,24 +30,24 @@ def make_optimizer(
             f"optimizer is {name}, but memory is paged between a GPU and its host, and this runs on "
             f"{parameters[0].device.type}; take adamw or adamw_8bit"
         )
-    kind = {"adamw_8bit": AdamW8bit, "paged_adamw": PagedAdamW, "paged_adamw_8bit": PagedAdamW8bit}[name]
-    optimizer: Any = kind(parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
+    optimizer_class = {"adamw_8bit": AdamW8bit, "paged_adamw": PagedAdamW, "paged_adamw_8bit": PagedAdamW8bit}[name]
+    optimizer: Any = optimizer_class(parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
     optimizer.check_overrides()
     optimizer.initialized = True
-    for place, parameter in enumerate(parameters):  # as its first step would
-        optimizer.init_state(optimizer.param_groups[0], parameter, 0, place)
-    made: torch.optim.Optimizer = optimizer
-    return made
+    for index, parameter in enumerate(parameters):  # as its first step would
+        optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
+    bitsandbytes_optimizer: torch.optim.Optimizer = optimizer
+    return bitsandbytes_optimizer
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """What the optimizer remembers of a parameter, copied to the CPU."""
+    """The optimizer's state of a parameter, copied to the CPU."""
     state = optimizer.state[parameter]
     return {name: torch.as_tensor(value).detach().to("cpu", copy=True) for name, value in state.items()}
 
 
 def put_back(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: Mapping[str, Tensor]) -> None:
-    """What `moments` gave, bit for bit. KeyError for one that is missing, RuntimeError for another shape."""
+    """Put back what `moments` gave, bit for bit. KeyError for a missing tensor, RuntimeError for another shape."""
     state = optimizer.state[parameter]
     for name, value in state.items():
         if isinstance(value, Tensor):

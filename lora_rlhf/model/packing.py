@@ -1,4 +1,4 @@
-"""Whether a model keeps documents apart that stand in one row: packing is only right where it does."""
+"""Whether a model keeps apart the documents in one row: packing is only right where it does."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
 
-LENGTHS = (13, 7, 24, 2)  # of the probe's documents: unlike, and none a multiple of what kernels work in
+LENGTHS = (13, 7, 24, 2)  # of the probe's documents: all different, and none a multiple of a kernel's block
 EXACT = 1e-3  # nats, in float32: rounding made less than 1e-4, in 8 layers of large random weights too
 # In 16 bits, and in int8, which rounds like them whatever the compute dtype: a row of another length is rounded
 # otherwise. That made up to 0.15 in the tiny world's base and up to 0.35 in 8 layers of large random weights;
@@ -18,25 +18,25 @@ ROUNDED = 0.5
 def packing_leak(model: SharedModel) -> float:
     """The largest difference, in nats, that packing makes to the log-probability of any token of a document.
 
-    Four short documents of random ids are read by the base alone, and packed into one row, where nothing but positions
-    that begin at 0 again tells them apart. Infinite where a log-probability is not a number.
+    The base reads four short documents of random ids one by one, and then packed into one row, where only the positions
+    that begin at 0 again tell them apart. Infinite where a log-probability is not a number.
     """
     generator = torch.Generator().manual_seed(0)
     rows = model.config.vocab_size
     documents = [torch.randint(rows, (length,), generator=generator).to(model.device) for length in LENGTHS]
     positions = [torch.arange(length, device=model.device) for length in LENGTHS]
     with model.role(BASE):
-        alone = [_logits(model, *document) for document in zip(documents, positions, strict=True)]
+        separate = [_logits(model, *document) for document in zip(documents, positions, strict=True)]
         packed = _logits(model, torch.cat(documents), torch.cat(positions)).split(LENGTHS)
     differences = [
-        (_logprobs(together, ids) - _logprobs(apart, ids)).abs().max()
-        for together, apart, ids in zip(packed, alone, documents, strict=True)
+        (_logprobs(packed_logits, ids) - _logprobs(separate_logits, ids)).abs().max()
+        for packed_logits, separate_logits, ids in zip(packed, separate, documents, strict=True)
     ]
     return float(torch.stack(differences).nan_to_num(nan=torch.inf).max())
 
 
 def require_no_leak(model: SharedModel) -> None:
-    """UserError where a packed document would see the one before it."""
+    """UserError where a packed document would see the document before it."""
     rounded = model.causal.dtype != torch.float32 or model.base.spec.quantization == "int8"
     leak, tolerance = packing_leak(model), ROUNDED if rounded else EXACT
     if leak > tolerance:

@@ -1,8 +1,8 @@
-"""What a quantized linear layer computes with, worked out a few rows at a time: rounded to 4 or 8 bits and read out.
+"""The weights that a quantized linear layer computes with, a few rows at a time: rounded to 4 or 8 bits and read out.
 
-The same numbers, bit for bit, as `load_base` has in memory on this device, without the model. The one quantity that
-hangs on a whole tensor is the mean of its blocks' scales, which double quantization takes away from each of them
-(QLoRA, arXiv 2305.14314, section 3): so a tensor waits in 4 bits until its last row was read.
+The same numbers, bit for bit, as `load_base` has in memory on this device, without the model. One quantity depends on a
+whole tensor: the mean of its blocks' scales, which double quantization subtracts from each of them (QLoRA, arXiv
+2305.14314, section 3). So a tensor waits in 4 bits until its last row was read.
 """
 
 import math
@@ -22,20 +22,20 @@ from bitsandbytes.functional import (
 from torch import Tensor
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale in NF4, and scales that share one in turn
-AT_ONCE = 2**18  # numbers that are quantized at a time: as many as a core's cache holds
+CHUNK = 2**18  # numbers that are quantized at a time: as many as a core's cache holds
 LEAST_SCALE = 1e-38  # of a block that is all zero
 
 
 def piece_rows(columns: int, most: int) -> int:
-    """How many rows to take at a time: about `most` numbers, and whole blocks of NF4."""
+    """How many rows to read at a time: about `most` numbers, and whole blocks of NF4."""
     unit = BLOCK // math.gcd(columns, BLOCK)
     return max(unit, most // columns // unit * unit)
 
 
 def read_out(pieces: Iterable[Tensor], quantization: str) -> Iterator[Tensor]:
-    """The pieces of a weight (out, in), each of `piece_rows` rows but the last, as the layer computes with them.
+    """The pieces of a weight (out, in), each of `piece_rows` rows but the last, rounded as the layer rounds them.
 
-    They come, and go, in the dtype that the layer computes in. quantization: "nf4", "int8" or "none".
+    Pieces and results have the dtype that the layer computes in. quantization: "nf4", "int8" or "none".
     """
     if quantization == "nf4":
         yield from _nf4(pieces)
@@ -48,22 +48,22 @@ def read_out(pieces: Iterable[Tensor], quantization: str) -> Iterator[Tensor]:
 
 
 def _nf4(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    held = [_quantize(piece.contiguous()) for piece in pieces]
-    scales = torch.cat([state.absmax for _, state in held])
+    quantized = [_quantize(piece.contiguous()) for piece in pieces]
+    scales = torch.cat([state.absmax for _, state in quantized])
     offset = scales.mean()
     rounded = dequantize_blockwise(*quantize_blockwise(scales - offset, blocksize=NESTED_BLOCK))
     rounded += offset
-    place = 0
-    for packed, state in held:
-        end = place + state.absmax.numel()
-        yield dequantize_4bit(packed, _with_scales(state, rounded[place:end].contiguous()))
-        place = end
+    start = 0
+    for packed, state in quantized:
+        end = start + state.absmax.numel()
+        yield dequantize_4bit(packed, _with_scales(state, rounded[start:end].contiguous()))
+        start = end
 
 
 def _quantize(piece: Tensor) -> tuple[Tensor, QuantState]:
-    """`quantize_4bit`, to the bit; on a CPU in a third of its time, which is most of what an export takes there.
+    """`quantize_4bit`, to the bit, and on a CPU in a third of its time, which is most of an export's time there.
 
-    bitsandbytes searches for each number's place among the 15 bounds; counting the bounds below it is branch-free.
+    bitsandbytes searches for each number's code among 15 bounds. Counting the bounds below it needs no branch.
     """
     if piece.device.type != "cpu" or piece.numel() % BLOCK:
         return quantize_4bit(piece, blocksize=BLOCK, quant_type="nf4")
@@ -72,16 +72,16 @@ def _quantize(piece: Tensor) -> tuple[Tensor, QuantState]:
     flat = piece.view(-1, BLOCK)
     packed = torch.empty(piece.numel() // 2, dtype=torch.uint8)
     scales = torch.empty(len(flat))
-    step = AT_ONCE // BLOCK
+    step = CHUNK // BLOCK
     for first in range(0, len(flat), step):
         blocks = flat[first : first + step].float()
         largest = blocks.abs().amax(dim=-1)
         scales[first : first + step] = largest
         scaled = (blocks * (1.0 / largest.clamp(min=LEAST_SCALE)).unsqueeze(1)).view(-1)
-        below, place = torch.empty_like(scaled, dtype=torch.bool), torch.zeros_like(scaled, dtype=torch.uint8)
+        above, codes = torch.empty_like(scaled, dtype=torch.bool), torch.zeros_like(scaled, dtype=torch.uint8)
         for bound in bounds:
-            place.add_(torch.gt(scaled, bound, out=below).view(torch.uint8))
-        packed[first * BLOCK // 2 : (first * BLOCK + len(place)) // 2] = (place[::2] << 4) | place[1::2]
+            codes.add_(torch.gt(scaled, bound, out=above).view(torch.uint8))
+        packed[first * BLOCK // 2 : (first * BLOCK + len(codes)) // 2] = (codes[::2] << 4) | codes[1::2]
     state = QuantState(scales, piece.shape, code, BLOCK, "nf4", piece.dtype)
     return packed.unsqueeze(1), state
 

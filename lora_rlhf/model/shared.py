@@ -1,4 +1,4 @@
-"""One base, many roles: the only module that knows that roles are adapters, and the only one that switches them."""
+"""One base, many roles. Only this module knows that roles are adapters, and only it switches them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,8 @@ BASE = "base"
 
 
 class _State(NamedTuple):
+    """What a block sets and its end restores. role: None outside any block and in a mixture."""
+
     role: str | None
     training: bool
     mode: LinearMode = PLAIN
@@ -32,11 +34,11 @@ _IDLE = _State(None, False)
 
 
 class SharedModel:
-    """The base with its adapters and heads. Everything but `role`s in training is frozen, always.
+    """The base with its adapters and heads. Everything is frozen, except a role in a block with training=True.
 
     A forward pass runs inside a `role` or `mixture` block. Blocks may nest. A backward pass must find the model in the
     state (role and training) in which its forward ran: PEFT would otherwise give zero or wrong gradients without an
-    error, so it raises here. Not thread-safe: one block is active at a time.
+    error; here it is a RuntimeError. Not thread-safe: one block is active at a time.
     """
 
     def __init__(self, base: Base) -> None:
@@ -45,7 +47,7 @@ class SharedModel:
         self._aliases: dict[str, str] = {}
         self._state = _IDLE
         self._linears = AdaptedLinears()
-        self._enabled: str | None = None  # the adapter that PEFT applies now; it may outlive the block that set it
+        self._enabled: str | None = None  # the adapter that PEFT applies now, also after the end of its block
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._score_offsets: dict[str, float] = {}  # of the roles whose scores were calibrated
         self._linear_names = adapters.linear_names(self.causal)
@@ -78,7 +80,7 @@ class SharedModel:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Every role that can be entered now."""
+        """Every role that a block can have now."""
         return (BASE, *self._parameters, *self._aliases)
 
     @property
@@ -107,13 +109,13 @@ class SharedModel:
         self._score_offsets[role] = offset
 
     def base_digest(self) -> str:
-        """Hash of every live tensor of the base: the same before and after anything done here."""
+        """Hash of every live tensor of the base: nothing that is done here changes it."""
         return digest(self.causal)
 
     # Adding, copying, loading and saving roles
 
     def add_role(self, role: str, settings: LoraSettings, head: bool = False) -> None:
-        """Add an adapter that changes nothing yet (B = 0), with a new score head if asked. Draws from torch's RNG."""
+        """Add an adapter that changes nothing yet (B = 0), with a new score head if `head`. Draws from torch's RNG."""
         self._check_new(role)
         self._inject(role, settings.to_peft(self._linear_names), head)
 
@@ -149,7 +151,7 @@ class SharedModel:
             raise UserError(f"adapter {folder} does not fit the base {self.base.spec.name!r}: {error}") from error
 
     def remove_role(self, role: str) -> None:
-        """Let go of an adapter and its head, where there is one. RuntimeError inside a block."""
+        """Remove an adapter and its head, if the role exists. RuntimeError inside a block."""
         if self._state != _IDLE:
             raise RuntimeError(f"roles cannot be removed inside the block of {self._state}")
         if self.peft is not None and role in self.peft.peft_config:
@@ -159,11 +161,11 @@ class SharedModel:
         self._score_offsets.pop(role, None)
 
     def save_role(self, role: str, folder: str | Path) -> None:
-        """Write a standard PEFT folder (safetensors), whole or not at all; an older one there is replaced."""
+        """Write a standard PEFT folder (safetensors), whole or not at all. It replaces an older one."""
         adapters.write_adapter(Path(folder), self._config_of(role), self.adapter_state(role))
 
     def alias(self, role: str, of: str) -> None:
-        """Make `role` another name for a role, without a copy; it can not be trained under this name."""
+        """Make `role` a second name of another role, without a copy. It cannot be trained under this name."""
         if role == BASE or role in self._parameters:
             raise ValueError(f"role {role!r} exists already")
         if of != BASE:
@@ -171,7 +173,7 @@ class SharedModel:
         self._aliases[role] = of
 
     def named_parameters_of(self, role: str) -> list[tuple[str, nn.Parameter]]:
-        """The role's own parameters, all float32, under the names that PEFT gives them in a file."""
+        """The role's parameters, all float32, under the names that PEFT gives them in a file."""
         return list(self._trainable_of(role).items())
 
     def adapter_state(self, role: str) -> dict[str, Tensor]:
@@ -179,57 +181,57 @@ class SharedModel:
         return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in self.named_parameters_of(role)}
 
     def load_adapter_state(self, role: str, state: dict[str, Tensor]) -> None:
-        """Put a state back, bit for bit. ValueError for a tensor that is missing, unknown or of another shape."""
+        """Put a state back, bit for bit. ValueError for a missing or unknown tensor and for another shape."""
         adapters.put_state(self._trainable_of(role), state)
 
     # Switching
 
     @contextmanager
     def role(self, role: str, training: bool = False) -> Iterator["SharedModel"]:
-        """Run as `role` inside the block; what was active before comes back at its end, after an error too.
+        """Run as `role` inside the block. Its end restores the state before it, also after an error.
 
-        training=True: train mode, and gradients for this role's parameters alone. Else eval mode, nothing trainable.
+        training=True: train mode, and gradients for this role's parameters alone. Else eval mode, and no gradients.
         """
         self._adapter_of(role)
         if training:
             self._trainable_of(role)
-        with self._as(_State(role, training)):
+        with self._in_state(_State(role, training)):
             yield self
 
     @contextmanager
     def in_mode(self, mode: LinearMode) -> Iterator[None]:
-        """Inside, the adapted layers of the active role compute in this mode; in a block within it, in that block's."""
-        with self._as(self._state._replace(mode=mode)):
+        """Inside, the adapted layers of the active role compute in this mode. An inner block has its own mode."""
+        with self._in_state(self._state._replace(mode=mode)):
             yield
 
     def mixture(self, roles: Sequence[str]) -> Mixture:
-        """Several roles at once: `with model.mixture(roles) as mixture`, and each row of a batch computes as its own.
+        """Several roles at once: `with model.mixture(roles) as mixture`, and each row of a batch has its own role.
 
-        Without gradients; else such a block is as one of `role`. A mixture holds the roles as they are when it is made,
-        and may be entered again and again. ValueError for a role that does not exist.
+        Such a block is like one of `role`, without gradients. A mixture has a copy of the roles as they are now, and may
+        be entered again and again. ValueError for a role that does not exist.
         """
         names = [self._adapter_of(role) for role in roles]
-        return Mixture(roles, names, self.peft, lambda mixture: self._as(_State(None, False, mixture)))
+        return Mixture(roles, names, self.peft, lambda mixture: self._in_state(_State(None, False, mixture)))
 
     @property
     def active_role(self) -> str | None:
-        """The role of the innermost block; None outside any, and in a mixture."""
+        """The role of the innermost block; None outside any block, and in a mixture."""
         return self._state.role
 
     def enable_gradient_checkpointing(self) -> None:
-        """From now on training forwards keep only each layer's input, and compute the layer again for its gradient."""
+        """From now on training forwards keep only each layer's input, and the backward pass computes the layer again."""
         self.causal.activation_checkpointing_enable({"use_reentrant": False})
         # Only reentrant checkpointing needs embeddings with gradients, and frozen roles would build graphs on them.
         self.causal.disable_input_require_grads()
 
     def check_gradients(self, role: str) -> None:
-        """RuntimeError naming a parameter of the role that got no gradient. Call between backward and step."""
+        """RuntimeError, naming a parameter, where the role got no gradient. Call it between backward and step."""
         without = [name for name, parameter in self._trainable_of(role).items() if parameter.grad is None]
         if without:
             raise RuntimeError(f"{len(without)} parameters of role {role!r} got no gradient, first {without[0]}")
 
     @contextmanager
-    def _as(self, state: _State) -> Iterator[None]:
+    def _in_state(self, state: _State) -> Iterator[None]:
         before = self._state
         try:
             self._switch(state)
@@ -253,7 +255,7 @@ class SharedModel:
             (self.peft or self.causal).train(state.training)
 
     def _enable(self, adapter: str | None) -> None:
-        """Let PEFT apply this adapter, or none. Walks all layers, so it does nothing where nothing changes."""
+        """Let PEFT apply this adapter, or none. It walks all layers, so it returns at once where nothing changes."""
         if self.peft is None or adapter == self._enabled:
             return
         if adapter is None:
@@ -278,13 +280,13 @@ class SharedModel:
         hidden: Tensor = output[0]  # type: ignore[index]
         if not hidden.requires_grad:
             return
-        then = self._state
+        forward_state = self._state
 
         def check(_grad: Tensor) -> None:
-            if self._state != then:
+            if self._state != forward_state:
                 raise RuntimeError(
-                    f"backward as {self._state} of a forward that ran as {then}: its gradients would be silently "
-                    "wrong. Keep forward and backward inside one role block"
+                    f"backward as {self._state} of a forward that ran as {forward_state}: its gradients would be "
+                    "silently wrong. Keep forward and backward inside one role block"
                 )
 
         hidden.register_hook(check)
@@ -305,8 +307,10 @@ class SharedModel:
 
     def _trainable_of(self, role: str) -> dict[str, nn.Parameter]:
         if role not in self._parameters:
-            why = "is frozen" if role in self.roles else "does not exist"
-            raise ValueError(f"role {role!r} {why}; roles with parameters of their own: {', '.join(self._parameters)}")
+            fault = "is frozen" if role in self.roles else "does not exist"
+            raise ValueError(
+                f"role {role!r} {fault}; roles with parameters of their own: {', '.join(self._parameters)}"
+            )
         return self._parameters[role]
 
     def _check_new(self, role: str) -> None:
@@ -327,7 +331,7 @@ class SharedModel:
         self._freeze()
 
     def _freeze(self) -> None:
-        """Back to idle after PEFT has added or removed an adapter, which touches flags and modes as it likes."""
+        """Back to idle after PEFT has added or removed an adapter, which changes flags and modes."""
         assert self.peft is not None
         self.peft.eval().requires_grad_(False)
         self.peft.base_model.disable_adapter_layers()

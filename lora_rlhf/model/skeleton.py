@@ -1,4 +1,4 @@
-"""A model without weights: built from its config alone, on tensors that have shapes and dtypes but no bytes."""
+"""A model without weights, built from its config alone: its tensors have shapes and dtypes but no bytes."""
 
 import copy
 import warnings
@@ -29,7 +29,7 @@ from lora_rlhf.model.adapters import LoraSettings, linear_names
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.system.errors import UserError
 
-ROLE = "role"  # the one adapter of a skeleton: the others cost their parameters and nothing in a pass
+ROLE = "role"  # the one adapter of a skeleton: further ones cost their parameters, and nothing in a pass
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale in NF4, and scales that share one in turn
 
 
@@ -45,7 +45,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a model is made of, counted on the model itself. `kept` and `buffers` are bytes."""
+    """What a model consists of, counted on the model itself. `kept` (never quantized) and `buffers` are bytes."""
 
     family: str
     parameters: int
@@ -60,7 +60,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model with `layers` layers and one adapter on fake tensors. Whatever runs on it runs inside `mode`."""
+    """A model and one adapter on fake tensors. All that runs on it must run inside `mode`."""
 
     mode: FakeTensorMode
     causal: PreTrainedModel
@@ -88,7 +88,7 @@ class Skeleton:
         return DynamicCache(config=self.causal.config.get_text_config())
 
     def train(self, checkpointing: bool) -> None:
-        """Gradients for the adapter and the head; with activations kept, or computed again in the backward pass."""
+        """Turn on gradients for the adapter and the head. The backward pass finds activations, or computes them again."""
         if checkpointing:
             self.causal.activation_checkpointing_enable({"use_reentrant": False})
             self.causal.disable_input_require_grads()
@@ -98,7 +98,7 @@ class Skeleton:
         self._require_gradients(True)
 
     def eval(self) -> None:
-        """No gradients."""
+        """Turn off gradients."""
         self.causal.eval()
         self._require_gradients(False)
 
@@ -114,26 +114,26 @@ def config_of(family: str, numbers: Mapping[str, object]) -> PreTrainedConfig:
 
 
 def count(config: PreTrainedConfig, quantization: str, dtype: torch.dtype) -> Counts:
-    """Builds the whole model on PyTorch's meta device and counts it. UserError for one that cannot be built."""
+    """Build the whole model on PyTorch's meta device and count it. UserError for one that cannot be built."""
     causal = _on_meta(config, dtype)
-    kept_names = get_keys_to_not_convert(causal) if quantization == "nf4" else None
+    unquantized = get_keys_to_not_convert(causal) if quantization == "nf4" else None
     head = causal.get_output_embeddings()
-    linears, in_linears = [], set()
+    linears, quantized_weights = [], set()
     for path, module in causal.named_modules():
         if not isinstance(module, nn.Linear | Conv1D):
             continue
         rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
-        quantized = kept_names is not None and should_convert_module(path, kept_names)
+        quantized = unquantized is not None and should_convert_module(path, unquantized)
         linears.append(Linear(rows, columns, quantized, module is not head))
         if quantized:
-            in_linears.add(id(module.weight))
+            quantized_weights.add(id(module.weight))
     text = config.get_text_config()
     parameters = list(causal.parameters())
     return Counts(
         type(causal).__name__,
         sum(parameter.numel() for parameter in parameters),
         tuple(linears),
-        sum(p.numel() * p.element_size() for p in parameters if id(p) not in in_linears),
+        sum(p.numel() * p.element_size() for p in parameters if id(p) not in quantized_weights),
         sum(buffer.numel() * buffer.element_size() for buffer in causal.buffers()),
         causal.get_input_embeddings().embedding_dim,
         text.vocab_size,
@@ -148,8 +148,8 @@ def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora:
     text = short.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None) is not None:
-        kinds = text.layer_types
-        text.layer_types = [kinds[place % len(kinds)] for place in range(layers)]  # a model may have fewer than asked
+        types = text.layer_types
+        text.layer_types = [types[index % len(types)] for index in range(layers)]  # the model may have fewer layers
     causal = _on_meta(short, dtype)
     names = linear_names(causal)
     with torch.device("meta"):
@@ -184,7 +184,7 @@ def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _replace(causal: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Linear layers by 4-bit ones, as transformers does before it loads their weights."""
+    """Replace linear layers by 4-bit ones, as transformers does before it loads their weights."""
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -196,33 +196,32 @@ def _replace(causal: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _fake_maker(dtype: torch.dtype) -> Callable[[nn.Module, str, Tensor], Tensor]:
-    """A fake for each tensor of the model; tied ones stay one."""
-    made: dict[int, Tensor] = {}
+    """A function that gives the fake of a tensor of the model. Tied tensors have one fake."""
+    fakes: dict[int, Tensor] = {}
 
     def fake(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:
+        if id(tensor) not in fakes:
             if isinstance(module, Linear4bit) and name == "weight":
-                made[id(tensor)] = _nf4_weight(module.out_features, module.in_features, dtype)
+                fakes[id(tensor)] = _nf4_weight(module.out_features, module.in_features, dtype)
             else:
-                kind = dtype if isinstance(module, Linear4bit) else tensor.dtype
-                empty = torch.empty(tensor.shape, dtype=kind)
-                made[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-        return made[id(tensor)]
+                empty = torch.empty(tensor.shape, dtype=dtype if isinstance(module, Linear4bit) else tensor.dtype)
+                fakes[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+        return fakes[id(tensor)]
 
     return fake
 
 
 def _replace_tensors(module: nn.Module, fake: Callable[[nn.Module, str, Tensor], Tensor]) -> None:
-    for held in (module._parameters, module._buffers):
-        for name, tensor in held.items():
+    for tensors in (module._parameters, module._buffers):
+        for name, tensor in tensors.items():
             if tensor is not None:
-                held[name] = fake(module, name, tensor)  # type: ignore[assignment]
+                tensors[name] = fake(module, name, tensor)  # type: ignore[assignment]
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _nf4_weight(rows: int, columns: int, dtype: torch.dtype) -> nn.Parameter:
-    """A weight as bitsandbytes holds it: two values a byte, a byte of scale for each block, scales of the scales."""
+    """A weight as bitsandbytes stores it: two values in a byte, a byte of scale a block, scales of the scales."""
     blocks = -(-rows * columns // BLOCK)
     scales = QuantState(
         absmax=torch.empty(-(-blocks // NESTED_BLOCK)),

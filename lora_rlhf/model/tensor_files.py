@@ -1,4 +1,4 @@
-"""safetensors files read and written a few rows at a time: mapping them, as usual, would count as memory in use."""
+"""safetensors files, read and written a few rows at a time: the usual mapping would count as memory in use."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import shown
 
-# Names of the format (https://github.com/huggingface/safetensors), for what models are stored in.
+# Names of the format (https://github.com/huggingface/safetensors), for the dtypes that models are stored in.
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
@@ -24,12 +24,12 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_HEADER_BYTES = 100 * 2**20  # the format's own limit
 ALIGNMENT = 8
-WAITING = 2  # pieces that may wait to be written while the next one is computed
+MOST_WAITING = 2  # pieces that may wait to be written while the next one is computed
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: where its bytes begin there."""
+    """A tensor in a file, and the byte of the file that it begins at."""
 
     path: Path
     name: str
@@ -42,13 +42,13 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, first: int, end: int) -> Tensor:
-        """The tensor[first:end], in memory of its own; all of a tensor without dimensions."""
+        """The tensor[first:end], copied into memory; all of a tensor without dimensions."""
         if not self.shape:
             first, end = 0, 1
-        row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        buffer = bytearray((end - first) * row)
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        buffer = bytearray((end - first) * row_bytes)
         with self.path.open("rb") as file:
-            file.seek(self.start + first * row)
+            file.seek(self.start + first * row_bytes)
             if file.readinto(buffer) != len(buffer):
                 raise UserError(f"{self.path}: ends in the middle of {shown(self.name)}; fetch that file again")
         shape = (end - first, *self.shape[1:]) if self.shape else ()
@@ -58,19 +58,19 @@ class Stored:
 
 
 def read_index(paths: Iterable[Path]) -> dict[str, Stored]:
-    """Every tensor of some files by its name. UserError for a file that is cut off or not in safetensors."""
-    found: dict[str, Stored] = {}
+    """Every tensor of the files by its name. UserError for a file that is cut off or not in safetensors."""
+    index: dict[str, Stored] = {}
     for path in paths:
         try:
             for stored in _read_header(path):
-                if stored.name in found:
-                    raise ValueError(f"{shown(stored.name)} is in {found[stored.name].path.name} too")
-                found[stored.name] = stored
+                if stored.name in index:
+                    raise ValueError(f"{shown(stored.name)} is in {index[stored.name].path.name} too")
+                index[stored.name] = stored
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a whole safetensors file ({error}); fetch that file again") from error
-    return found
+    return index
 
 
 def _read_header(path: Path) -> Iterator[Stored]:
@@ -106,10 +106,10 @@ class Entry:
 
 
 def write_tensors(path: Path, entries: Sequence[Entry], pieces: Iterable[Tensor]) -> str:
-    """Writes a safetensors file, and waits until it is on disk; returns the sha256 of it.
+    """Write a safetensors file, wait until it is on disk, and return its sha256.
 
-    `pieces` are the tensors' values from the first to the last, each tensor in as many pieces as it came in. While one
-    piece is written, the next is computed. ValueError where they are not what the entries say.
+    `pieces` are the tensors' values from the first to the last, each tensor in one or more pieces. While one piece is
+    written, the next is computed. ValueError where they have not as many bytes as the entries say.
     """
     header = _header(entries)
     digest = hashlib.sha256()
@@ -118,16 +118,16 @@ def write_tensors(path: Path, entries: Sequence[Entry], pieces: Iterable[Tensor]
         waiting: list[Future[int]] = []
         written = 0
 
-        def put(data: memoryview | bytes) -> int:
+        def write(data: memoryview | bytes) -> int:
             digest.update(data)
             return file.write(data)
 
-        waiting.append(writer.submit(put, header))
+        waiting.append(writer.submit(write, header))
         for piece in pieces:
             data = _bytes(piece)
             written += data.nbytes
-            waiting.append(writer.submit(put, data))
-            if len(waiting) > WAITING:
+            waiting.append(writer.submit(write, data))
+            if len(waiting) > MOST_WAITING:
                 waiting.pop(0).result()
         for future in waiting:
             future.result()
@@ -139,17 +139,13 @@ def write_tensors(path: Path, entries: Sequence[Entry], pieces: Iterable[Tensor]
 
 
 def _header(entries: Sequence[Entry]) -> bytes:
-    described: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
-    place = 0
+    header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
+    start = 0
     for entry in entries:
-        end = place + entry.num_bytes
-        described[entry.name] = {
-            "dtype": NAMES[entry.dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [place, end],
-        }
-        place = end
-    text = json.dumps(described, separators=(",", ":")).encode()
+        end = start + entry.num_bytes
+        header[entry.name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 

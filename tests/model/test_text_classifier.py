@@ -15,7 +15,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from lora_rlhf.model.text_classifier import Classifier
+from lora_rlhf.model.text_classifier import TextClassifier
 from lora_rlhf.system.errors import UserError
 
 TEXTS = [
@@ -53,49 +53,49 @@ def expected(folder: str, activation: Callable[..., Any]) -> list[list[float]]:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_of_two_labels_the_second_is_the_fault(make, batch_size: int) -> None:
     folder = make(2)
-    found = Classifier(folder, "cpu").probabilities(TEXTS, batch_size)
+    found = TextClassifier(folder, "cpu").probabilities(TEXTS, batch_size)
     assert found == pytest.approx([row[1] for row in expected(folder, softmax)], abs=1e-5)
     assert max(found) - min(found) > 0.02, "the texts differ, or this shows no order"
 
 
 def test_of_labels_that_may_all_hold_the_likeliest_counts(make) -> None:
     folder = make(4, problem_type="multi_label_classification")
-    found = Classifier(folder, "cpu").probabilities(TEXTS, 2)
+    found = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
     assert found == pytest.approx([max(row) for row in expected(folder, expit)], abs=1e-5)
 
 
 def test_a_single_label_is_a_probability_of_its_own(make) -> None:
     folder = make(1)
-    found = Classifier(folder, "cpu").probabilities(TEXTS, 2)
+    found = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
     assert found == pytest.approx([row[0] for row in expected(folder, expit)], abs=1e-5)
 
 
 def test_a_text_longer_than_the_model_can_read_is_cut(make) -> None:
     folder = make(2, max_position_embeddings=40)
-    one, other = Classifier(folder, "cpu").probabilities(["boat " * 500, "boat " * 501], 2)
+    one, other = TextClassifier(folder, "cpu").probabilities(["boat " * 500, "boat " * 501], 2)
     assert one == pytest.approx(other, abs=1e-6)
 
 
 def test_the_labels_names_say_which_are_faults(make) -> None:
     folder = make(3, id2label={0: "hate", 1: "neutral", 2: "offensive"})
-    found = Classifier(folder, "cpu").probabilities(TEXTS, 2)
+    found = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
     assert found == pytest.approx([row[0] + row[2] for row in expected(folder, softmax)], abs=1e-5)
 
 
 def test_a_blank_text_is_not_at_fault(make) -> None:
-    classifier = Classifier(make(2), "cpu")
+    classifier = TextClassifier(make(2), "cpu")
     blank, said, also = classifier.probabilities([" ", TEXTS[0], ""], 2)
     assert (blank, also) == (0.0, 0.0) and [said] == pytest.approx(classifier.probabilities(TEXTS[:1], 1), abs=1e-6)
 
 
 def test_folders_that_are_no_classifier_are_refused(make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot tell which of its labels safe, clean mean that a text is at fault"):
-        Classifier(make(2, id2label={0: "safe", 1: "clean"}), "cpu")
+        TextClassifier(make(2, id2label={0: "safe", 1: "clean"}), "cpu")
     with pytest.raises(UserError, match=r"no config.json there"):
-        Classifier(str(tmp_path / "nowhere"), "cpu")
+        TextClassifier(str(tmp_path / "nowhere"), "cpu")
     AutoModel.from_pretrained(make(2)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"score.weight is missing, so it would judge at random"):
-        Classifier(str(tmp_path), "cpu")
+        TextClassifier(str(tmp_path), "cpu")
 
 
 def test_weights_that_would_have_to_be_unpickled_are_refused(make, tmp_path: Path) -> None:
@@ -103,4 +103,4 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(make, tmp_path: Pat
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="not a sequence classifier that can be opened"):
-        Classifier(str(tmp_path), "cpu")
+        TextClassifier(str(tmp_path), "cpu")
