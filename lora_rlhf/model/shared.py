@@ -207,8 +207,8 @@ class SharedModel:
     def mixture(self, roles: Sequence[str]) -> Mixture:
         """Several roles at once: `with model.mixture(roles) as mixture`, and each row of a batch has its own role.
 
-        Such a block is like one of `role`, without gradients. A mixture has a copy of the roles as they are now, and may
-        be entered again and again. ValueError for a role that does not exist.
+        Such a block is like one of `role`, without gradients. A mixture has a copy of the roles as they are now, and
+        may be entered again and again. ValueError for a role that does not exist.
         """
         names = [self._adapter_of(role) for role in roles]
         return Mixture(roles, names, self.peft, lambda mixture: self._in_state(_State(None, False, mixture)))
@@ -219,7 +219,7 @@ class SharedModel:
         return self._state.role
 
     def enable_gradient_checkpointing(self) -> None:
-        """From now on training forwards keep only each layer's input, and the backward pass computes the layer again."""
+        """From now on training forwards keep only each layer's input; the backward pass computes the layer again."""
         self.causal.activation_checkpointing_enable({"use_reentrant": False})
         # Only reentrant checkpointing needs embeddings with gradients, and frozen roles would build graphs on them.
         self.causal.disable_input_require_grads()
@@ -307,10 +307,8 @@ class SharedModel:
 
     def _trainable_of(self, role: str) -> dict[str, nn.Parameter]:
         if role not in self._parameters:
-            fault = "is frozen" if role in self.roles else "does not exist"
-            raise ValueError(
-                f"role {role!r} {fault}; roles with parameters of their own: {', '.join(self._parameters)}"
-            )
+            why = "is frozen" if role in self.roles else "does not exist"
+            raise ValueError(f"role {role!r} {why}; roles with parameters of their own: {', '.join(self._parameters)}")
         return self._parameters[role]
 
     def _check_new(self, role: str) -> None:

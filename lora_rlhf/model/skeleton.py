@@ -88,7 +88,7 @@ class Skeleton:
         return DynamicCache(config=self.causal.config.get_text_config())
 
     def train(self, checkpointing: bool) -> None:
-        """Turn on gradients for the adapter and the head. The backward pass finds activations, or computes them again."""
+        """Turn on gradients for the adapter and the head. checkpointing: the backward pass computes layers again."""
         if checkpointing:
             self.causal.activation_checkpointing_enable({"use_reentrant": False})
             self.causal.disable_input_require_grads()
