@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from lora_rlhf.doctor.findings import Finding
-from lora_rlhf.system.network import ask_hub, only_library_can_ask
+from lora_rlhf.system.network import ask_hub, needs_library
 
 
 def ask(address: str) -> Callable[[], str | None]:
     """Asks the hub in the background. The returned function waits for the answer, and says why none came."""
-    if only_library_can_ask():
+    if needs_library():
         return lambda: "a proxy is set through which only the hub's own library can ask"
     return ask_hub(address)
 

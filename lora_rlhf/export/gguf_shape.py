@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import shown
+from lora_rlhf.system.untrusted import quote
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def require_family(model_type: Any) -> Family:
     """UserError for an architecture whose layout in GGUF is not known here."""
     if model_type not in FAMILIES:
         raise UserError(
-            f"GGUF cannot be written of a {shown(model_type)} model; it can of {', '.join(FAMILIES)}: {WAY_OUT}, and "
+            f"GGUF cannot be written of a {quote(model_type)} model; it can of {', '.join(FAMILIES)}: {WAY_OUT}, and "
             "convert that folder with llama.cpp's own script"
         )
     return FAMILIES[model_type]
@@ -90,14 +90,14 @@ def shape_of(config: dict[str, Any]) -> Shape:
             rope=_rope(config, family, head_dim),
         )
     except KeyError as error:
-        raise UserError(f"config.json: {shown(error.args[0])} is missing, which GGUF asks for; {WAY_OUT}") from error
+        raise UserError(f"config.json: {quote(error.args[0])} is missing, which GGUF asks for; {WAY_OUT}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"config.json: a value that GGUF asks for is not a number ({error}); {WAY_OUT}") from error
 
 
 def _require_plain(config: dict[str, Any]) -> None:
     if config.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act is {shown(config['hidden_act'])}, and llama.cpp has silu; {WAY_OUT}")
+        raise UserError(f"config.json: hidden_act is {quote(config['hidden_act'])}, and llama.cpp has silu; {WAY_OUT}")
 
 
 def _window(config: dict[str, Any]) -> int | None:
@@ -126,7 +126,7 @@ def _rope(config: dict[str, Any], family: Family, head_dim: int) -> Rope:
     if kind == "llama3" and family.name == "llama":
         return Rope(base, factors=_llama3_factors(given, base, head_dim))
     raise UserError(
-        f"config.json: positions of kind {shown(kind)} cannot be written to GGUF for this architecture as they are "
+        f"config.json: positions of kind {quote(kind)} cannot be written to GGUF for this architecture as they are "
         f"configured; {WAY_OUT}"
     )
 

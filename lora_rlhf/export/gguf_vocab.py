@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_rlhf.export.gguf_shape import WAY_OUT
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import shown
+from lora_rlhf.system.untrusted import quote
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -66,7 +66,7 @@ def vocab_of(tokenizer: dict[str, Any], size: int) -> Vocab:
     """
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
-        raise _refusal(f"a {shown(model.get('type'))} tokenizer")
+        raise _refusal(f"a {quote(model.get('type'))} tokenizer")
     merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     tokens, kinds = _tokens(tokenizer, size)
     split = _split(tokenizer)
@@ -82,7 +82,7 @@ def vocab_of(tokenizer: dict[str, Any], size: int) -> Vocab:
         return Vocab("llama", tuple(tokens), tuple(kinds), scores=scores, adds_space=_adds_space(tokenizer))
     name = SPLITS.get((split, bool(model.get("ignore_merges"))))
     if name is None:
-        raise _refusal(f"a tokenizer that splits text by {shown(split)}")
+        raise _refusal(f"a tokenizer that splits text by {quote(split)}")
     return Vocab("gpt2", tuple(tokens), tuple(kinds), tuple(" ".join(pair) for pair in merges), name)
 
 
@@ -105,7 +105,7 @@ def _tokens(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[Kind]
     tokens = [found.get(place, f"[PAD{place}]") for place in range(size)]
     if len(set(tokens)) < size:
         twice = next(token for place, token in enumerate(tokens) if token in tokens[:place])
-        raise UserError(f"tokenizer.json: {shown(twice)} stands for two ids, which llama.cpp refuses; {WAY_OUT}")
+        raise UserError(f"tokenizer.json: {quote(twice)} stands for two ids, which llama.cpp refuses; {WAY_OUT}")
     return tokens, [kinds.get(place, Kind.UNUSED) for place in range(size)]
 
 
@@ -141,7 +141,7 @@ def _require_sentencepiece(tokenizer: dict[str, Any]) -> None:
     before = [step["type"] for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")]
     is_known = set(normal) <= {"Prepend", "Replace"} and before in ([], ["Metaspace"]) and bool(normal or before)
     if not is_known or not tokenizer["model"].get("byte_fallback"):
-        raise _refusal(f"a BPE tokenizer with the steps {shown([*normal, *before])}")
+        raise _refusal(f"a BPE tokenizer with the steps {quote([*normal, *before])}")
 
 
 def _adds_space(tokenizer: dict[str, Any]) -> bool:
@@ -167,10 +167,10 @@ def _scores(tokens: list[str], kinds: list[Kind], merges: list[tuple[str, ...]])
     for rank, (left, right) in enumerate(merges):
         token = left + right
         if token != last and token in ranks:
-            raise _refusal(f"a SentencePiece tokenizer whose merges to {shown(token)} are apart")
+            raise _refusal(f"a SentencePiece tokenizer whose merges to {quote(token)} are apart")
         ranks.setdefault(token, rank)
         last = token
     for token, kind in zip(tokens, kinds, strict=True):
         if kind is Kind.NORMAL and len(token) > 1 and token not in ranks and not BYTE.fullmatch(token):
-            raise _refusal(f"a SentencePiece tokenizer that never merges to its token {shown(token)}")
+            raise _refusal(f"a SentencePiece tokenizer that never merges to its token {quote(token)}")
     return tuple(-1.0 - ranks[token] if token in ranks else 0.0 for token in tokens)

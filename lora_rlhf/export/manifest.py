@@ -9,7 +9,7 @@ from typing import Any
 from lora_rlhf import __version__
 from lora_rlhf.export.source import Source
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, shown
+from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, quote, read_object, require
 
 MANIFEST = "export.json"
 PARITY = "parity.json"
@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         require(found, {"files": OBJECT, "parity": OBJECT, "source": OBJECT, "mode": TEXT, "dtype": TEXT})
         if found.get("format") != FORMAT:
-            raise ValueError(f"format is {shown(found.get('format'))}, this version reads {FORMAT}")
+            raise ValueError(f"format is {quote(found.get('format'))}, this version reads {FORMAT}")
         require(found["source"], {"base": OBJECT}, "source.")
         require(found["source"]["base"], {"trust_remote_code": YES_OR_NO}, "source.base.")
         require(found["files"], dict.fromkeys(found["files"], TEXT), "files.")

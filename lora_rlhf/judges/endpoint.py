@@ -22,7 +22,7 @@ from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.pairwise import Reply
 from lora_rlhf.judges.question import read_verdict
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import is_number, object_of, shown
+from lora_rlhf.system.untrusted import is_number, object_of, quote
 
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds before a retry
 MAX_BYTES = 4 * 2**20  # of an answer; a verdict has a few thousand
@@ -126,7 +126,7 @@ class Endpoint:
                 self._silent = 0
                 if verdict := read_verdict(content):
                     return Reply(verdict, "", "", attempt + 1, *_sums(spent))
-                raise _Fault("no verdict in its last line", shown(self._clean(content[-200:])))
+                raise _Fault("no verdict in its last line", quote(self._clean(content[-200:])))
             except _Fault as fault:
                 last = fault
                 spent.append(fault.tokens)
@@ -185,7 +185,7 @@ class Endpoint:
         except (TimeoutError, httpx2.TimeoutException):
             raise _Fault(f"no answer within {self._config.judge_timeout:g} s", silent=True) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            detail = shown(self._clean(str(error)) or type(error).__name__)
+            detail = quote(self._clean(str(error)) or type(error).__name__)
             if isinstance(error, httpx2.ConnectError) and not self._answered:
                 raise UserError(
                     f"--judge endpoint: {self._url} cannot be reached ({detail}); correct --judge_url, or start the "
@@ -222,7 +222,7 @@ class Endpoint:
             error = object_of(raw).get("error")
             message = error.get("message") if isinstance(error, dict) else error
             text = message if isinstance(message, str) else text
-        return shown(self._clean(text))
+        return quote(self._clean(text))
 
     def _clean(self, text: str) -> str:
         """The text without the key, which a server may repeat in its message."""
@@ -234,7 +234,7 @@ def _parse(raw: bytes) -> tuple[str, Tokens]:
     try:
         answer = object_of(raw)
     except ValueError as error:
-        raise _Fault("an answer that is no JSON object", shown(str(error))) from None
+        raise _Fault("an answer that is no JSON object", quote(str(error))) from None
     tokens = _usage(answer.get("usage"))
     try:
         choice = answer["choices"][0]

@@ -11,7 +11,7 @@ from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.pairwise import Reply
 from lora_rlhf.judges.question import read_verdict
 from lora_rlhf.model.chat import ChatModel, hash_model
-from lora_rlhf.system.untrusted import shown
+from lora_rlhf.system.untrusted import quote
 
 
 class LocalModel:
@@ -60,7 +60,7 @@ class LocalModel:
             fault = "no verdict in its last line" if finished else "cut off by --judge_max_tokens"
             tokens = len(prompts[index]), len(ids)
             if verdict is None:
-                done(numbers[index], Reply(None, fault, shown(text[-200:]), 1, *tokens))
+                done(numbers[index], Reply(None, fault, quote(text[-200:]), 1, *tokens))
             else:
                 done(numbers[index], Reply(verdict, "", "", 1, *tokens))
 

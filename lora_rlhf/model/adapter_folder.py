@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_rlhf.model.heads import SCORE
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, shown
+from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, quote, read_object, require
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -103,9 +103,9 @@ def read_weights(folder: Path, config: LoraConfig) -> dict[str, Tensor]:
         for name, tensor in state.items():
             low, high = tensor.aminmax()  # unlike isfinite, needs no memory
             if not (math.isfinite(low) and math.isfinite(high)):
-                raise ValueError(f"{shown(name)} holds NaN or infinity: its training diverged")
+                raise ValueError(f"{quote(name)} holds NaN or infinity: its training diverged")
     except SafetensorError as error:  # its messages quote the file
-        raise UserError(f"adapter {folder}: {WEIGHTS} cannot be read: {shown(str(error))}; {WAY_OUT}") from error
+        raise UserError(f"adapter {folder}: {WEIGHTS} cannot be read: {quote(str(error))}; {WAY_OUT}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"adapter {folder}: {WEIGHTS} cannot be used: {error}; {WAY_OUT}") from error
     return state
@@ -131,9 +131,9 @@ def _require_default(name: str, value: Any, defaults: dict[str, Any]) -> None:
     if value is None or value is False or (name in defaults and value == defaults[name]):
         return
     if name in {field.name for field in fields(LoraConfig)}:
-        raise ValueError(f"{name} is {shown(value)}; plain LoRA has {shown(defaults.get(name))}")
+        raise ValueError(f"{name} is {quote(value)}; plain LoRA has {quote(defaults.get(name))}")
     raise ValueError(
-        f"{shown(name)} is {shown(value)}, and PEFT {peft.__version__} has no such field; if a newer PEFT wrote it, "
+        f"{quote(name)} is {quote(value)}, and PEFT {peft.__version__} has no such field; if a newer PEFT wrote it, "
         "and it changes nothing, remove it from the file"
     )
 
@@ -158,20 +158,20 @@ def _require_plain_lora(shapes: dict[str, tuple[int, ...]], dtypes: set[str], co
     for name, shape in shapes.items():
         match = LAYER.fullmatch(name) if len(name) <= LONGEST_NAME else None
         if match is None and name != HEAD:
-            raise ValueError(f"{shown(name)} is unknown: neither LoRA's A or B of a layer nor the score head")
+            raise ValueError(f"{quote(name)} is unknown: neither LoRA's A or B of a layer nor the score head")
         if len(shape) != 2 or 0 in shape:
-            raise ValueError(f"{shown(name)} has the shape {shown(shape)}, expected two sizes above 0")
+            raise ValueError(f"{quote(name)} has the shape {quote(shape)}, expected two sizes above 0")
         if match is None:
             continue
         layers.setdefault(match["layer"], set()).add(match["part"])
         if shape[0 if match["part"] == "A" else 1] != config.r:
-            raise ValueError(f"{shown(name)} has the shape {shown(shape)}, but r is {config.r} in {CONFIG}")
+            raise ValueError(f"{quote(name)} has the shape {quote(shape)}, but r is {config.r} in {CONFIG}")
     if not layers:
         raise ValueError("holds no LoRA tensors")
     if incomplete := [layer for layer, parts in layers.items() if len(parts) < 2]:
-        raise ValueError(f"{shown(incomplete[0])} has an A or a B, not both: tensors are missing")
+        raise ValueError(f"{quote(incomplete[0])} has an A or a B, not both: tensors are missing")
     targets = {layer: target_of(layer, config.target_modules) for layer in layers}
     if untargeted := [layer for layer, target in targets.items() if target is None]:
-        raise ValueError(f"{shown(untargeted[0])} is not among the target_modules of {CONFIG}")
+        raise ValueError(f"{quote(untargeted[0])} is not among the target_modules of {CONFIG}")
     if unused := sorted(config.target_modules - set(targets.values())):
-        raise ValueError(f"{CONFIG} targets {len(unused)} modules without tensors here, the first {shown(unused[0])}")
+        raise ValueError(f"{CONFIG} targets {len(unused)} modules without tensors here, the first {quote(unused[0])}")

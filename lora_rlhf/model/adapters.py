@@ -19,7 +19,7 @@ from lora_rlhf.model.adapter_folder import CONFIG, WAY_OUT, WEIGHTS, layer_of, r
 from lora_rlhf.model.heads import SCORE, init_score, score_of
 from lora_rlhf.system.disk import new_folder
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import shown
+from lora_rlhf.system.untrusted import quote
 
 ALL_LINEAR = "all-linear"
 SAFE_INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}  # both: B = 0, the base left alone
@@ -161,8 +161,8 @@ def require_fit(causal: PreTrainedModel, config: LoraConfig, state: dict[str, Te
     if targeted != layers:
         missing, unknown = sorted(targeted - layers), sorted(layers - targeted)
         raise ValueError(
-            f"tensors of {len(missing)} layers are missing {shown(missing[:2])}, of {len(unknown)} layers unknown "
-            f"{shown(unknown[:2])}"
+            f"tensors of {len(missing)} layers are missing {quote(missing[:2])}, of {len(unknown)} layers unknown "
+            f"{quote(unknown[:2])}"
         )
     for layer in sorted(layers):
         size = sizes[layer]

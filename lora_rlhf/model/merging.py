@@ -26,7 +26,7 @@ from lora_rlhf.model.adapters import require_fit
 from lora_rlhf.model.rounding import piece_rows, read_out
 from lora_rlhf.model.tensor_files import Entry, Stored, read_index
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import shown
+from lora_rlhf.system.untrusted import quote
 
 log = logging.getLogger("lora_rlhf")
 
@@ -185,8 +185,8 @@ def _names_in_model(causal: PreTrainedModel, keys: Sequence[str]) -> dict[str, s
             name, joined = key, None
         if joined is not None or name in names.values():
             raise UserError(
-                f"{type(causal).__name__} is stored in another arrangement than it computes in ({shown(key)} becomes "
-                f"part of {shown(name)}); such models cannot be merged tensor by tensor. Use the adapter as it is"
+                f"{type(causal).__name__} is stored in another arrangement than it computes in ({quote(key)} becomes "
+                f"part of {quote(name)}); such models cannot be merged tensor by tensor. Use the adapter as it is"
             )
         names[key] = name
     return names

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import shown
+from lora_rlhf.system.untrusted import quote
 
 # Names of the format (https://github.com/huggingface/safetensors), for the dtypes that models are stored in.
 DTYPES = {
@@ -50,7 +50,7 @@ class Stored:
         with self.path.open("rb") as file:
             file.seek(self.start + first * row_bytes)
             if file.readinto(buffer) != len(buffer):
-                raise UserError(f"{self.path}: ends in the middle of {shown(self.name)}; fetch that file again")
+                raise UserError(f"{self.path}: ends in the middle of {quote(self.name)}; fetch that file again")
         shape = (end - first, *self.shape[1:]) if self.shape else ()
         if not buffer:
             return torch.empty(shape, dtype=self.dtype)
@@ -64,7 +64,7 @@ def read_index(paths: Iterable[Path]) -> dict[str, Stored]:
         try:
             for stored in _read_header(path):
                 if stored.name in index:
-                    raise ValueError(f"{shown(stored.name)} is in {index[stored.name].path.name} too")
+                    raise ValueError(f"{quote(stored.name)} is in {index[stored.name].path.name} too")
                 index[stored.name] = stored
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -84,11 +84,11 @@ def _read_header(path: Path) -> Iterator[Stored]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{shown(name)} is {entry['dtype']}, which is not known here")
+            raise ValueError(f"{quote(name)} is {entry['dtype']}, which is not known here")
         begin, end = entry["data_offsets"]
         stored = Stored(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
         if not 0 <= begin <= end <= size - 8 - length or end - begin != stored.num_bytes:
-            raise ValueError(f"{shown(name)} would take bytes {begin:,} to {end:,}")
+            raise ValueError(f"{quote(name)} would take bytes {begin:,} to {end:,}")
         yield stored
 
 

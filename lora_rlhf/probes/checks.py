@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lora_rlhf.stats.text_metrics import refuses
-from lora_rlhf.system.untrusted import FieldType, is_number, shown
+from lora_rlhf.system.untrusted import FieldType, is_number, quote
 
 Qualities = Callable[[str, str], Mapping[str, float]]
 
@@ -54,10 +54,10 @@ PAIRED = {"same_as", "control"}  # kinds that need a second probe
 def fault(check: Any) -> str:
     """What is wrong with a probe's check; empty if nothing is."""
     if not isinstance(check, Mapping):
-        return f"expected an object with a kind, got {shown(check)}"
+        return f"expected an object with a kind, got {quote(check)}"
     kind = check.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        return f"kind is {shown(kind)}, expected one of {', '.join(KINDS)}"
+        return f"kind is {quote(kind)}, expected one of {', '.join(KINDS)}"
     needed, optional = KINDS[kind]
     if missing := [name for name in needed if name not in check]:
         return f"{kind} needs {', '.join(missing)}"
@@ -65,7 +65,7 @@ def fault(check: Any) -> str:
         return f"{kind} has no {', '.join(map(str, unknown))}"
     for name, (expected, fits) in {**needed, **optional}.items():
         if name in check and not fits(check[name]):
-            return f"{kind}: {name} is {shown(check[name])}, expected {expected}"
+            return f"{kind}: {name} is {quote(check[name])}, expected {expected}"
     return ""
 
 

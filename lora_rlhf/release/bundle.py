@@ -12,7 +12,7 @@ from typing import IO, Any
 from lora_rlhf.runs.manifest import OBJECT, TEXT
 from lora_rlhf.system.disk import new_file, new_folder
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import object_of, require, shown
+from lora_rlhf.system.untrusted import object_of, quote, require
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -114,13 +114,13 @@ def _manifest(place: Path, file: IO[bytes]) -> tuple[dict[str, str], str]:
             raise ValueError("too large")
         found = object_of(raw)
         if found.get("format") != FORMAT:
-            raise ValueError(f"format is {shown(found.get('format'))}, expected {FORMAT}")
+            raise ValueError(f"format is {quote(found.get('format'))}, expected {FORMAT}")
         require(found, {"files": OBJECT})
         for name, record in found["files"].items():
             require(found["files"], {name: OBJECT}, "files.")
             require(record, {"sha256": TEXT}, f"files.{name}.")
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise ValueError(f"{shown(name)} leads out of the package")
+                raise ValueError(f"{quote(name)} leads out of the package")
     except ValueError as error:
         raise UserError(f"{place}: {MANIFEST}: {error}; {WAY_OUT}") from error
     return {name: record["sha256"] for name, record in found["files"].items()}, hashlib.sha256(raw).hexdigest()

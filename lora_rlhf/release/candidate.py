@@ -11,7 +11,7 @@ from lora_rlhf.release.policy import Policy
 from lora_rlhf.runs.folder import adapter_hash
 from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import shown
+from lora_rlhf.system.untrusted import quote
 
 REPORT = "report.json"
 STAGES = {stage.role: stage.name for stage in WRITERS}  # {role: the stage that makes it}
@@ -90,7 +90,7 @@ def find_system(named: Named, report: Report, place: Path) -> System:
     adapter, then = adapter_hash(folder), recorded.adapter_sha256
     if then is not None and then != adapter:
         raise UserError(
-            f"{place} is stale: it is about an adapter with the sha256 {shown(then)}, and the one in {folder} "
+            f"{place} is stale: it is about an adapter with the sha256 {quote(then)}, and the one in {folder} "
             f"has {adapter} now; {AGAIN}"
         )
     return System(name, run, recorded.stage, manifest["id"], adapter, then is not None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_rlhf.runs.manifest import ID, OBJECT, TEXT
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import read_object, require, shown
+from lora_rlhf.system.untrusted import quote, read_object, require
 
 MANIFEST = "export.json"
 WAY_OUT = "name a folder that `lora-rlhf export` wrote"
@@ -34,7 +34,7 @@ def read_export(folder: Path) -> Export:
         require(manifest, {"source": OBJECT, "files": OBJECT})
         require(manifest["source"], {"id": ID, "adapter_sha256": TEXT}, "source.")
         if gone := [name for name in manifest["files"] if not (folder / name).is_file()]:
-            raise ValueError(f"{shown(gone[0])} is not there any more")
+            raise ValueError(f"{quote(gone[0])} is not there any more")
     except ValueError as error:
         raise UserError(f"{path}: {error}; {WAY_OUT}") from error
     source = manifest["source"]

@@ -10,7 +10,7 @@ from typing import Any
 from lora_rlhf.runs.manifest import LIST, OBJECT, TEXT
 from lora_rlhf.system.disk import write_text
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import FieldType, read_object, require, shown
+from lora_rlhf.system.untrusted import FieldType, quote, read_object, require
 
 FORMAT = 1
 MOVING, DONE, STOPPED = "moving", "done", "stopped"
@@ -81,7 +81,7 @@ def _read(place: Path) -> list[dict[str, Any]]:
     found = read_object(place, way_out)
     try:
         if found.get("format") != FORMAT:
-            raise ValueError(f"format is {shown(found.get('format'))}, expected {FORMAT}")
+            raise ValueError(f"format is {quote(found.get('format'))}, expected {FORMAT}")
         require(found, {"entries": LIST})
         depth = 0
         for number, entry in enumerate(found["entries"]):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.figures import CATALOGUE
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import is_number, shown
+from lora_rlhf.system.untrusted import is_number, quote
 
 PACKAGED = Path(__file__).parent / "gate.yaml"
 COMPARE = ("value", "difference", "ratio", "paired")
@@ -72,7 +72,7 @@ def read_policy(path: Path) -> Policy:
     """The policy of a YAML file. UserError with all its faults, one a line."""
     values = read_yaml(path)
     faults = [
-        f"unknown key {shown(key)}{_nearest(key, TOP)}; the keys are {', '.join(TOP)}"
+        f"unknown key {quote(key)}{_nearest(key, TOP)}; the keys are {', '.join(TOP)}"
         for key in values.keys() - set(TOP)
     ]
     rules = []
@@ -94,25 +94,25 @@ def read_policy(path: Path) -> Policy:
 def _rule(given: Any, place: str, faults: list[str]) -> Rule | None:
     """The rule, or None after adding what is wrong with it to the faults."""
     if not isinstance(given, dict):
-        faults.append(f"{place} is {shown(given)}, expected keys and values such as figure: length")
+        faults.append(f"{place} is {quote(given)}, expected keys and values such as figure: length")
         return None
     path = _path(given.get("figure"))
     name = ".".join(path)
     where = f"{place} ({name})" if path and place != name else place
-    found = [f"unknown key {shown(key)}{_nearest(key, KEYS)}" for key in given if key not in KEYS]
-    found += [] if path else [f"figure is {shown(given.get('figure'))}, expected a name or a dotted path"]
+    found = [f"unknown key {quote(key)}{_nearest(key, KEYS)}" for key in given if key not in KEYS]
+    found += [] if path else [f"figure is {quote(given.get('figure'))}, expected a name or a dotted path"]
     found += _unknown_figure(path)
     bounds = [key for key in BOUNDS if key in given]
     if len(bounds) != 1:
         found.append(f"one of {', '.join(BOUNDS)} is needed, found {' and '.join(bounds) or 'none'}")
     for key in set(bounds) & {"at_least", "at_most"}:
         if not is_number(given[key]) or not math.isfinite(given[key]):
-            found.append(f"{key} is {shown(given[key])}, expected a number")
+            found.append(f"{key} is {quote(given[key])}, expected a number")
     if given.get("not_raised", True) is not True:
-        found.append(f"not_raised is {shown(given['not_raised'])}, expected true")
+        found.append(f"not_raised is {quote(given['not_raised'])}, expected true")
     for key, known in (("compare", COMPARE), ("end", ENDS), ("unless_missing", ("pass",))):
         if key in given and given[key] not in known:
-            found.append(f"{key} is {shown(given[key])}, expected {' or '.join(known)}")
+            found.append(f"{key} is {quote(given[key])}, expected {' or '.join(known)}")
     if bounds == ["not_raised"] and ("end" in given or "compare" in given):
         found.append("not_raised takes no compare and no end: a flag is raised or not")
     if name in PAIRS and "compare" in given:
@@ -145,14 +145,14 @@ def _unknown_figure(path: tuple[str, ...]) -> list[str]:
     if not path:
         return []
     if len(path) == 1 and path[0] not in CATALOGUE and path[0] not in SECTIONS:
-        return [f"unknown figure {shown(path[0])}{_nearest(path[0], [*CATALOGUE, *SECTIONS])}"]
+        return [f"unknown figure {quote(path[0])}{_nearest(path[0], [*CATALOGUE, *SECTIONS])}"]
     if len(path) > 1 and path[0] not in SECTIONS:
         return [
-            f"{shown(path[0])} is no section of a report{_nearest(path[0], SECTIONS)}; they are {', '.join(SECTIONS)}"
+            f"{quote(path[0])} is no section of a report{_nearest(path[0], SECTIONS)}; they are {', '.join(SECTIONS)}"
         ]
     for section, figure in pairwise(path):
         if section in ("figures", "paired") and figure not in CATALOGUE and figure != ANY:
-            return [f"unknown figure {shown(figure)}{_nearest(figure, CATALOGUE)}"]
+            return [f"unknown figure {quote(figure)}{_nearest(figure, CATALOGUE)}"]
     return []
 
 
@@ -162,15 +162,15 @@ def _seen(given: Any, faults: list[str]) -> tuple[float, bool]:
         return 0.0, False
     place = "seen_in_training"
     if not isinstance(given, dict):
-        faults.append(f"{place} is {shown(given)}, expected {{at_most: SHARE, unknown: refuse or pass}}")
+        faults.append(f"{place} is {quote(given)}, expected {{at_most: SHARE, unknown: refuse or pass}}")
         return 0.0, False
     known = ("at_most", "unknown")
-    faults += [f"{place}: unknown key {shown(key)}{_nearest(key, known)}" for key in given if key not in known]
+    faults += [f"{place}: unknown key {quote(key)}{_nearest(key, known)}" for key in given if key not in known]
     share, unknown = given.get("at_most", 0.0), given.get("unknown", "refuse")
     if not is_number(share) or not 0 <= share <= 1:
-        faults.append(f"{place}: at_most is {shown(share)}, expected a share from 0 to 1")
+        faults.append(f"{place}: at_most is {quote(share)}, expected a share from 0 to 1")
     if unknown not in ("refuse", "pass"):
-        faults.append(f"{place}: unknown is {shown(unknown)}, expected refuse or pass")
+        faults.append(f"{place}: unknown is {quote(unknown)}, expected refuse or pass")
     return share, unknown == "pass"
 
 

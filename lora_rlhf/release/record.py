@@ -14,7 +14,7 @@ from lora_rlhf.release.rules import FAIL, PASS
 from lora_rlhf.runs.manifest import LIST, OBJECT, TEXT
 from lora_rlhf.system.disk import TEMPORARY, finite, new_file, sync
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import FieldType, read_object, require, shown
+from lora_rlhf.system.untrusted import FieldType, quote, read_object, require
 
 FOLDER = "gate"
 FORMAT = 1
@@ -56,7 +56,7 @@ def read_record(path: Path) -> dict[str, Any]:
     record = read_object(path, WAY_OUT)
     try:
         if record.get("format") != FORMAT:
-            raise ValueError(f"format is {shown(record.get('format'))}, expected {FORMAT}")
+            raise ValueError(f"format is {quote(record.get('format'))}, expected {FORMAT}")
         require(record, {**RECORD, SEAL: TEXT})
         for number, row in enumerate(record["rows"]):
             require({f"{number}": row}, {f"{number}": OBJECT}, "rows.")

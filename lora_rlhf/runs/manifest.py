@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import STAGES
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, shown
+from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, quote
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # raised when an older version could no longer read what is written
@@ -52,7 +52,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_object(path, WAY_OUT)
     made = manifest.get("format", 1)
     if isinstance(made, bool) or not isinstance(made, int) or made < 1:
-        raise UserError(f"{path}: format is {shown(made)}, expected {FORMAT}; {WAY_OUT}")
+        raise UserError(f"{path}: format is {quote(made)}, expected {FORMAT}; {WAY_OUT}")
     if made > FORMAT:
         raise UserError(
             f"{path}: format is {made}, made by a newer version of lora-rlhf; this one reads up to {FORMAT}: "

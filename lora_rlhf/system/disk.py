@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all: a temporary name, fsync, rename."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -15,13 +16,13 @@ TEMPORARY = ".tmp"  # how the names end that a killed process may leave; they be
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to fill, which gets its name at the end of the block. OSError names it.
+    """Opens a file to fill, which gets its name at the end of the block. An OSError names the file.
 
-    An older file of that name stays until the new one is on disk, and after an error.
+    An older file of that name stays until the new one is on disk, and also after an error.
     """
     temporary = _temporary(path)
     try:
-        with _naming(path):
+        with _errors_name(path):
             with open(temporary, "wb") as file:
                 yield file
                 file.flush()
@@ -45,10 +46,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds one line of JSON, in one write. A kill leaves it whole, absent, or cut off at the end of the file."""
+    """Adds one line of JSON, in one write. After a kill the line is whole, absent, or cut off at the file's end."""
     line = json_line(finite(row))
-    with _naming(path), open(path, "ab", buffering=0) as file:
-        while line:  # a disk that gets full takes a part and says no error before the next write
+    with _errors_name(path), open(path, "ab", buffering=0) as file:
+        while line:  # a disk that fills up writes a part, and reports the error at the next write only
             line = line[file.write(line) :]
 
 
@@ -56,25 +57,25 @@ def json_line(row: Mapping[str, Any]) -> bytes:
     """One row of JSONL, its line break included. NaN and infinity are a ValueError."""
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:  # half a character (a model can sample one) has no UTF-8, but it has an escape
+    except UnicodeEncodeError:  # a model can sample half a character: it has no UTF-8, but JSON has an escape for it
         text = json.dumps(row, allow_nan=False).encode()
     return text + b"\n"
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill under a temporary name, which gets its own at the end of the block; after an error it is gone.
+    """Makes a folder to fill, which gets its name at the end of the block; after an error it is removed.
 
     An older folder of that name is replaced.
     """
     temporary = _temporary(folder)
     try:
-        with _naming(folder):
+        with _errors_name(folder):
             temporary.mkdir()
             yield temporary
             for path in (*temporary.rglob("*"), temporary):
                 sync(path)
-            if folder.exists():  # a folder that is not empty cannot be renamed over
+            if folder.exists():  # a rename cannot replace a folder that is not empty
                 old = _temporary(folder)
                 folder.rename(old)
                 temporary.rename(folder)
@@ -87,14 +88,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder. A kill leaves it whole, gone, or under a temporary name."""
+    """Removes a folder. After a kill it is whole, gone, or there under a temporary name."""
     temporary = _temporary(folder)
     folder.rename(temporary)
     shutil.rmtree(temporary)
 
 
 def remove_temporary(folder: Path, names: str) -> None:
-    """Removes what killed processes left of what they wrote in this folder under the names that fit a pattern."""
+    """Removes the temporary files that killed processes left in a folder. `names`: a pattern of the final names."""
     for path in folder.glob(f".{names}{TEMPORARY}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -103,8 +104,8 @@ def remove_temporary(folder: Path, names: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on disk. OSError names it."""
-    with _naming(path):
+    """Waits until a file, or a folder's list of names, is on disk. An OSError names it."""
+    with _errors_name(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -112,8 +113,14 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
+def sha256_of(path: Path) -> str:
+    """The hash of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def finite(value: Any) -> Any:
-    """The same JSON value with null for every number that JSON cannot write."""
+    """The same JSON value with None for NaN and infinity, which JSON cannot write."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -128,8 +135,8 @@ def _temporary(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of a write name what was to be written: Python's own name the temporary file, or nothing."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Re-raises an OSError with the target's path; Python's own error names the temporary file, or none."""
     try:
         yield
     except OSError as error:

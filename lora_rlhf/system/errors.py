@@ -2,11 +2,11 @@
 
 
 class UserError(Exception):
-    """A mistake in what was asked for. The message names the place, the value and the way out."""
+    """A mistake of the user's. The message names the file, line or flag, the value, and what to do."""
 
 
 class Stopped(Exception):
-    """A run that ended before its end: by a signal, a guard or for want of memory. What was saved is in order.
+    """A run that stopped before its end: by a signal, a guard or a lack of memory. What was saved can be used.
 
     `status` is the exit status: 130 after Ctrl-C, 143 after SIGTERM, else 1.
     """

@@ -1,4 +1,4 @@
-"""What the kernel leaves to this process: memory, and the control groups that limit it."""
+"""How much memory this process can have: the machine's, or that of the control groups that limit it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory in bytes that this process could have, and that it could still get. `limited`: by a control group."""
+    """Bytes that this process could have in all, and could still get. `limited`: by a control group."""
 
     total: int
     available: int
@@ -30,27 +30,27 @@ def memory(proc: Path = PROC, groups: Path = CONTROL_GROUPS) -> Memory | None:
         limit = read(folder / "memory.max") or read(folder / "memory.limit_in_bytes")
         used = read(folder / "memory.current") or read(folder / "memory.usage_in_bytes")
         if limit.isdigit() and used.isdigit() and int(limit) < least.total:
-            # pages of files that nobody has used lately count as used, and are given back when memory is wanted
-            given_back = dict(row.split() for row in read(folder / "memory.stat").splitlines())
-            files = int(given_back.get("total_inactive_file", given_back.get("inactive_file", 0)))
-            free = max(0, int(limit) - int(used) + files)
+            # cached pages of files count as used, but the kernel frees them when a process needs memory
+            statistics = dict(row.split() for row in read(folder / "memory.stat").splitlines())
+            cached = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+            free = max(0, int(limit) - int(used) + cached)
             least = Memory(int(limit), min(least.available, free), limited=True)
     return least
 
 
 def control_groups(controller: str, proc: Path, root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups, from its own outwards: version 2, or a controller of version 1."""
+    """The folders of this process's control groups, the innermost first: version 2, or a controller of version 1."""
     for row in read(proc / "self/cgroup").splitlines():
         _, controllers, path = row.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         base = root / controller if controllers else root
-        own = base / path.lstrip("/")  # in a container it may name a folder of the host that is not here
-        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(base) and folder.is_dir())
+        group = base / path.lstrip("/")  # in a container it may name a folder of the host that is not here
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base) and folder.is_dir())
 
 
 def read(path: Path) -> str:
-    """A file of the kernel's; empty where there is none."""
+    """The text of a file in /proc or /sys; empty where it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Whether the hub can be reached: asked once, before its library would try for a minute."""
+"""Whether the hub can be reached: one request, because its library would retry for a minute."""
 
 import os
 import ssl
@@ -20,12 +20,12 @@ def endpoint() -> str:
 
 
 def offline() -> str | None:
-    """The setting that forbids downloads, where it is set."""
+    """The environment variable that forbids downloads; None where none is set."""
     return next((name for name in OFFLINE_VARIABLES if os.environ.get(name, "").upper() in YES), None)
 
 
-def only_library_can_ask() -> bool:
-    """Whether the environment's proxies are ones that need more than Python's own library."""
+def needs_library() -> bool:
+    """Whether the environment's proxies need more than Python's own library (SOCKS, or one for all schemes)."""
     proxies = urllib.request.getproxies()
     return "all" in proxies or any(proxy.startswith("socks") for proxy in proxies.values())
 
@@ -33,9 +33,9 @@ def only_library_can_ask() -> bool:
 def hub_fault() -> str | None:
     """The hub's address and why it cannot be reached, known within seconds.
 
-    None where it answers anything at all, and where only the library can ask.
+    None where it answers anything at all, and where only the hub's own library can ask.
     """
-    if only_library_can_ask():
+    if needs_library():
         return None
     address = endpoint()
     fault = ask_hub(address)()
@@ -43,18 +43,18 @@ def hub_fault() -> str | None:
 
 
 def ask_hub(address: str) -> Callable[[], str | None]:
-    """Asks in the background. The function that it gives waits, and says why no answer came; None if one did."""
+    """Asks in the background. Returns a function that waits and returns why no answer came; None if one came."""
     fault: list[str | None] = [f"no answer within {PROBE_SECONDS:g} s"]
 
     def ask() -> None:
         fault[0] = _probe(address)
 
-    # looking up a host's name has no timeout of its own, and a daemon does not hold the program up
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
+    # a lookup of a host's name has no timeout, and a daemon thread does not delay the end of the program
+    request = threading.Thread(target=ask, daemon=True)
+    request.start()
 
     def wait() -> str | None:
-        asking.join(PROBE_SECONDS)
+        request.join(PROBE_SECONDS)
         return fault[0]
 
     return wait
@@ -64,12 +64,12 @@ def _probe(address: str) -> str | None:
     """Why the address does not answer; None if it answers anything. Proxies are the environment's."""
     try:
         request = urllib.request.Request(address, method="HEAD")
-        # an opener of its own: the shared one remembers the proxies that there were on its first use
+        # a new opener: the shared one keeps the proxies of its first use
         urllib.request.build_opener().open(request, timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError as error:
         return str(error) if error.code in PROXY_FAULTS else None
     except urllib.error.URLError as error:
-        # certificates are the library's to judge: it may know others than Python does
+        # the hub's library decides about certificates: it may know others than Python does
         return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
     except (OSError, ValueError) as error:
         return str(error)

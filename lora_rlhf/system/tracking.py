@@ -18,13 +18,13 @@ log = logging.getLogger("lora_rlhf")
 NAMES = ("tensorboard", "wandb", "trackio")  # each is also the name of the package that it needs
 FOLDER = "tracking"  # inside the folder of the stage
 PROJECT = "lora-rlhf"  # what runs are filed under, unless WANDB_PROJECT says otherwise
-# How long Weights & Biases may go on sending at the end of a stage. Its own default is without end, also where the
-# network is gone; what was not sent stays on disk, for `wandb sync`.
+# How long Weights & Biases may send at the end of a stage. Its default has no limit, even without a network; what was
+# not sent stays on disk, for `wandb sync`.
 FINISH_SECONDS = "60"
 
 
 def faults(names: Sequence[str]) -> list[str]:
-    """Everything wrong with the trackers that were asked for, each with the way out; imports none of them."""
+    """Everything wrong with these names of trackers, each with what to do; imports none of them."""
     unknown = [f"tracker {name!r} is unknown; choose from {', '.join(NAMES)}" for name in names if name not in NAMES]
     missing = [name for name in NAMES if name in names and not _is_installed(name)]
     return [*unknown, *(f"tracker {name!r} is not installed: pip install {name}" for name in missing)]
@@ -33,8 +33,7 @@ def faults(names: Sequence[str]) -> list[str]:
 class Trackers:
     """The trackers of one stage; without names it does nothing. Of several processes, only the main one gives names.
 
-    A tracker that fails, for want of a network or of room on the disk, is off from then on, with one warning: no error
-    of a tracker stops a stage.
+    A tracker that fails (no network, a full disk) is switched off with one warning: its errors never stop a stage.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, run: str, config: Mapping[str, Any], identity: str) -> None:
@@ -46,7 +45,7 @@ class Trackers:
         self._folder = folder / FOLDER
         self._config = dict(config)
         self._running: dict[str, GeneralTracker] = {}
-        self._waiting = "tensorboard" in names
+        self._starts_tensorboard = "tensorboard" in names
         if "wandb" in names:
             with self._or_off("wandb"):
                 self._running["wandb"] = self._wandb(run, identity)
@@ -57,8 +56,8 @@ class Trackers:
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Records the metrics of a step; those that are None, NaN or infinite are left out."""
         values = {name: float(v) for name, v in metrics.items() if v is not None and math.isfinite(v)}
-        if self._waiting:
-            self._waiting = False
+        if self._starts_tensorboard:
+            self._starts_tensorboard = False
             with self._or_off("tensorboard"):
                 self._running["tensorboard"] = self._tensorboard(step)
         for name, tracker in list(self._running.items()):
@@ -67,20 +66,20 @@ class Trackers:
 
     def close(self) -> None:
         """Writes and sends what is left. Closed trackers record nothing more."""
-        self._waiting = False
+        self._starts_tensorboard = False
         for name, tracker in list(self._running.items()):
             with self._or_off(name):
                 tracker.finish()
         self._running.clear()
 
     def _tensorboard(self, step: int) -> "GeneralTracker":
-        """Begins with the first step that is logged: of a resumed run, what was logged from there on is hidden."""
+        """Begins with the first logged step: what a run logged from that step on, before it was resumed, is hidden."""
         from accelerate.tracking import TensorBoardTracker
         from torch.utils.tensorboard.summary import hparams
 
         tracker = TensorBoardTracker("tensorboard", self._folder, purge_step=step)
         _start(tracker)
-        # into the file of the metrics; Accelerate's own way shows the configuration as a second run
+        # in the file of the metrics; Accelerate's own method shows the configuration as a second run
         for summary in hparams({name: _scalar(value) for name, value in self._config.items()}, {}):
             tracker.tracker.file_writer.add_summary(summary)
         return tracker
@@ -95,7 +94,7 @@ class Trackers:
             name=run,
             id=identity,
             resume="allow",
-            reinit="finish_previous",  # else a stage that comes after one whose tracker failed would be added to that
+            reinit="finish_previous",  # otherwise a stage after one whose tracker failed would be added to that one
             dir=str(self._folder),
             config=self._config,
             allow_val_change=True,
@@ -106,7 +105,7 @@ class Trackers:
     def _trackio(self, run: str, identity: str) -> "GeneralTracker":
         from accelerate.tracking import TrackioTracker
 
-        # it knows a run by its name alone
+        # Trackio identifies a run by its name alone
         tracker = TrackioTracker(PROJECT, name=f"{run} {identity[:8]}", resume="allow", config=self._config)
         _start(tracker)
         return tracker
@@ -115,7 +114,7 @@ class Trackers:
     def _or_off(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of three libraries, their networks and their files: anything
+        except Exception as error:  # three libraries, their networks and files: any exception is possible
             self._running.pop(name, None)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.warning("%s is off from now on (%s); metrics.jsonl has every figure", name, reason)
@@ -124,14 +123,14 @@ class Trackers:
 def _start(tracker: "GeneralTracker") -> None:
     from accelerate import PartialState
 
-    PartialState()  # without it Accelerate's trackers refuse to log; where it exists already, nothing happens
+    PartialState()  # Accelerate's trackers refuse to log without one; a second call changes nothing
     tracker.start()
 
 
 def _is_installed(name: str) -> bool:
-    """Whether the package can be imported. A folder of that name, such as the logs of wandb, is none."""
-    found = importlib.util.find_spec(name)
-    return found is not None and found.origin is not None
+    """Whether the package can be imported. A folder of that name without code, such as wandb's logs, does not count."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _scalar(value: Any) -> bool | int | float | str:

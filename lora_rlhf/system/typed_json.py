@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
-from lora_rlhf.system.untrusted import is_number, shown
+from lora_rlhf.system.untrusted import is_number, quote
 
 Item = TypeVar("Item")
 
@@ -72,7 +72,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         fits = test(value)
     if not fits:
         expected = f"{expected.replace(' or ', ', ')} or null" if is_optional else expected
-        raise ValueError(f"{shown(where)} is {shown(value)}, expected {expected}")
+        raise ValueError(f"{quote(where)} is {quote(value)}, expected {expected}")
     if dataclasses.is_dataclass(origin):
         return _read_fields(origin, value, f"{where}." if where else "")
     if origin is dict and arguments:
@@ -89,5 +89,5 @@ def _read_fields(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
         if name in values:
             found[field.name] = _read(hints[field.name], values[name], prefix + name)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{shown(prefix + name)} is missing")
+            raise ValueError(f"{quote(prefix + name)} is missing")
     return kind(**found)

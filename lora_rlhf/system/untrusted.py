@@ -1,4 +1,4 @@
-"""JSON files that anybody may have written: read within bounds, or refused with the fault named."""
+"""JSON files that anybody may have written: read within limits, or refused with the fault named."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from lora_rlhf.system.errors import UserError
 
 MOST_BYTES = 16 * 2**20
-MOST_DEEP = 32  # levels of objects and lists; what this package and PEFT write has fewer than ten
+MOST_LEVELS = 32  # of objects and lists; what this package and PEFT write has fewer than ten
 LONGEST_INTEGER = 20  # digits: those of 64 bits
 
 # What a field may hold, in words and as a test.
@@ -26,10 +26,10 @@ def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES) -> dict[
     """The object that a JSON file holds. Numbers are finite, integers have at most 20 digits, texts can be printed.
 
     UserError, which ends in `way_out`: a file that is not there, not a plain file or larger than `most_bytes` (it is
-    not read then), not JSON in UTF-8, not an object, nested absurdly deep, or with a name twice in one object.
+    then not read), not JSON in UTF-8, not an object, nested too deep, or with a name twice in one object.
     """
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would wait for a writer
             raise ValueError("not there" if not os.path.lexists(path) else "not a file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -44,24 +44,24 @@ def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES) -> dict[
 
 
 def object_of(raw: bytes) -> dict[str, Any]:
-    """The object that JSON in UTF-8 spells, within the bounds of `read_object`. ValueError where it is none."""
+    """The object in a JSON text in UTF-8, within the limits of `read_object`. ValueError where it holds none."""
     try:
         value = json.loads(raw.decode(), object_pairs_hook=_once_each, parse_int=_integer, parse_constant=_no_number)
         if not isinstance(value, dict):
-            raise ValueError(f"holds {shown(value)}, expected an object in braces")
+            raise ValueError(f"holds {quote(value)}, expected an object in braces")
         _require_plain(value)
     except RecursionError:
         raise ValueError("nested too deep") from None
     return value
 
 
-def require(values: Mapping[str, Any], kinds: Mapping[str, FieldType], where: str = "") -> None:
-    """ValueError for a field that is missing or not of its kind; `where` stands before its name."""
-    for name, (expected, fits) in kinds.items():
+def require(values: Mapping[str, Any], types: Mapping[str, FieldType], where: str = "") -> None:
+    """ValueError for a field that is missing or of another type. `where` is put before its name in the message."""
+    for name, (expected, fits) in types.items():
         if name not in values:
-            raise ValueError(f"{shown(where + name)} is missing")
+            raise ValueError(f"{quote(where + name)} is missing")
         if not fits(values[name]):
-            raise ValueError(f"{shown(where + name)} is {shown(values[name])}, expected {expected}")
+            raise ValueError(f"{quote(where + name)} is {quote(values[name])}, expected {expected}")
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
@@ -69,18 +69,18 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it: on one line, cut to a bearable length, with control characters escaped."""
+def quote(value: Any) -> str:
+    """A value for a message: on one line, shortened, with control characters escaped."""
     return _SHORT.repr(value)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{shown(name)} stands there twice")
-        found[name] = value
-    return found
+        if name in values:
+            raise ValueError(f"{quote(name)} stands there twice")
+        values[name] = value
+    return values
 
 
 def _integer(text: str) -> int:
@@ -94,9 +94,9 @@ def _no_number(name: str) -> None:
 
 
 def _require_plain(value: Any) -> None:
-    """ValueError for what JSON can spell and others stumble over: depth, 1e999, half characters."""
+    """ValueError for valid JSON that later code cannot handle: depth, 1e999, half characters."""
     level = [value]
-    for _ in range(MOST_DEEP):
+    for _ in range(MOST_LEVELS):
         for item in level:
             if isinstance(item, float) and not math.isfinite(item):
                 raise ValueError("holds a number that is not finite")
@@ -105,7 +105,7 @@ def _require_plain(value: Any) -> None:
         level = [child for item in level for child in _children(item)]
         if not level:
             return
-    raise ValueError(f"nested deeper than {MOST_DEEP} levels")
+    raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
 
 
 def _children(item: Any) -> list[Any]:
@@ -118,4 +118,4 @@ def _require_printable(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{shown(text)} holds half a character") from None
+        raise ValueError(f"{quote(text)} holds half a character") from None

@@ -1,14 +1,14 @@
-"""Several processes that train together (`accelerate launch`): who does what share, and how results are put together.
+"""Several processes that train together (`accelerate launch`): who does which share, and how results are joined.
 
-Every process holds its own base and computes its share of a batch; gradients are summed, so that each makes the same
-step. Alone, each of these functions is free of cost.
+Every process holds its own base and computes its share of a batch; gradients are summed, so that each takes the same
+step. In a single process these functions cost nothing.
 """
 
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lora_rlhf.system.errors import UserError
 
@@ -33,36 +33,36 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def device(asked: str) -> str:
+def device(name: str) -> str:
     """The device of this process: of several GPUs, "auto" and "cuda" take the one that the launcher gave it."""
-    if count() > 1 and asked in ("auto", "cuda"):
+    if count() > 1 and name in ("auto", "cuda"):
         import torch
 
         if torch.cuda.is_available():
             return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return asked
+    return name
 
 
 def share(items: Sequence[Item]) -> list[Item]:
     """The items of this process: every `count`-th from the `rank`-th on, so that sorted items are shared fairly."""
-    return [items[place] for place in range(rank(), len(items), count())]
+    return [items[index] for index in range(rank(), len(items), count())]
 
 
-def gather(own: Sequence[Item]) -> list[Item]:
+def gather(items: Sequence[Item]) -> list[Item]:
     """All processes' items in the order from which `share` took them, in every process."""
     if count() == 1:
-        return list(own)
-    parts = _all(list(own))
-    return [parts[place % count()][place // count()] for place in range(sum(map(len, parts)))]
+        return list(items)
+    parts = _all(list(items))
+    return [parts[index % count()][index // count()] for index in range(sum(map(len, parts)))]
 
 
-def gather_rows(own: "Tensor") -> "Tensor":
+def gather_rows(rows: "Tensor") -> "Tensor":
     """All processes' rows (b, ...) in the order from which `share` took them: (B, ...), on this process's device."""
     if count() == 1:
-        return own
+        return rows
     import torch
 
-    return torch.stack(gather(list(own.cpu()))).to(own.device)
+    return torch.stack(gather(list(rows.cpu()))).to(rows.device)
 
 
 def sum_all(values: dict[str, float]) -> dict[str, float]:
@@ -80,38 +80,38 @@ def any_of(flag: bool) -> bool:
 
 
 def sum_gradients(parameters: Iterable["nn.Parameter"]) -> None:
-    """Adds up the gradients of all processes, in place. One that had nothing to compute adds zeros."""
+    """Adds up the gradients of all processes, in place. A process without a gradient adds zeros."""
     if count() == 1:
         return
     import torch
 
-    trained = list(parameters)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    parameters = list(parameters)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     _group().all_reduce(flat)
-    for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).clone()
 
 
 def from_main(work: Callable[[], Item]) -> Item:
-    """What `work` gives in the main process, which alone runs it. Its UserError is raised in all."""
+    """Runs `work` in the main process only, and returns its result in all. Its UserError is raised in all."""
     if count() == 1:
         return work()
-    answer: list[Any] = [None, None]
+    result_and_error: list[Any] = [None, None]
     if is_main():
         try:
-            answer[0] = work()
+            result_and_error[0] = work()
         except UserError as error:
-            answer[1] = str(error)
-    _group().broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise UserError(answer[1])
-    found: Item = answer[0]
-    return found
+            result_and_error[1] = str(error)
+    _group().broadcast_object_list(result_and_error)
+    result, error_message = result_and_error
+    if error_message is not None:
+        raise UserError(error_message)
+    return cast(Item, result)
 
 
 def leave() -> None:
-    """Ends the connection, once all processes have come so far: one that left earlier would tear the others down."""
+    """Ends the connection once all processes are here: one that left earlier would make the others fail."""
     if _group.cache_info().currsize:
         _group().barrier()
         _group().destroy_process_group()
@@ -119,9 +119,9 @@ def leave() -> None:
 
 
 def _all(value: Item) -> list[Item]:
-    found: list[Any] = [None] * count()
-    _group().all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * count()
+    _group().all_gather_object(values, value)
+    return values
 
 
 @functools.cache
@@ -130,6 +130,6 @@ def _group() -> Any:
     import torch.distributed
     from accelerate import PartialState
 
-    # One may wait long for another, which writes an evaluation, say; what died is seen without any limit.
+    # A process may wait long for another one, which evaluates, for example; one that died is noticed at once.
     PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     return torch.distributed

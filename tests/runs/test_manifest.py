@@ -11,7 +11,7 @@ import pytest
 
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.runs.manifest import read_manifest
-from lora_rlhf.system.untrusted import read_object, shown
+from lora_rlhf.system.untrusted import read_object, quote
 
 GOOD: dict[str, Any] = {
     "format": 1,
@@ -177,9 +177,9 @@ def test_many_names_of_which_one_comes_twice_take_no_time(tmp_path: Path) -> Non
 
 
 def test_a_value_is_shown_on_one_short_line() -> None:
-    assert shown("a\x1b[2J\n") == "'a\\x1b[2J\\n'"
-    assert shown({"a": [1, None]}) == "{'a': [1, None]}"
-    assert len(shown(["x" * 10**6] * 1000)) < 1000 and len(shown("x" * 10**6)) < 130
+    assert quote("a\x1b[2J\n") == "'a\\x1b[2J\\n'"
+    assert quote({"a": [1, None]}) == "{'a': [1, None]}"
+    assert len(quote(["x" * 10**6] * 1000)) < 1000 and len(quote("x" * 10**6)) < 130
 
 
 @pytest.mark.timeout(60)
