@@ -9,7 +9,6 @@ is no good judge: what the figures show is whether the report tells a model of l
 """
 
 import argparse
-import hashlib
 import json
 import random
 import tempfile
@@ -29,7 +28,7 @@ from lora_rlhf.data.schema import Ranking
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.runs.folder import find_stage
 from lora_rlhf.stages import reward, sft
-from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.disk import sha256_of, write_json
 
 VOCABULARY = 4096
 SIZES = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -57,7 +56,7 @@ def main() -> None:
     results = {
         **provenance(f"python benchmarks/real_rankings.py --rankings {args.rankings.name}{chosen}"),
         "file": args.rankings.name,
-        "sha256": hashlib.sha256(args.rankings.read_bytes()).hexdigest(),
+        "sha256": sha256_of(args.rankings),
         "parameters": parameters,
         **report,
         "cpu_seconds": round(time.process_time() - started),

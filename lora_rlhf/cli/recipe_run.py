@@ -64,7 +64,7 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
         folder = Path(evaluation.folder) if isinstance(evaluation, EvaluateConfig) else run
         return _run_steps(configs, finished, folder / REPORT)
     finally:
-        lock.drop()
+        lock.release()
 
 
 def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path) -> "Report | None":
@@ -127,7 +127,7 @@ def _begin(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
     finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), steps))
     _require_same_settings(run, configs, finished)
     run.mkdir(parents=True, exist_ok=True)
-    lock.take()
+    lock.acquire()
     for folder in {run, *(path.parent for config in configs.values() for path in outputs(config))}:
         remove_temporary(folder, "*")
     resolved = {name: _plain(config) for name, config in configs.items()}

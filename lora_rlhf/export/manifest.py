@@ -1,6 +1,5 @@
 """export.json: what an export was made of, how close it is, and the hash of each of its files. Written last."""
 
-import hashlib
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from lora_rlhf import __version__
 from lora_rlhf.export.source import Source
+from lora_rlhf.system.disk import sha256_of
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, quote, read_object, require
 
@@ -63,8 +63,7 @@ def hash_folder(folder: Path, known: dict[str, str]) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in hashes and name != MANIFEST:
-            with path.open("rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[name] = sha256_of(path)
     return hashes
 
 

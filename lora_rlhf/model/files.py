@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import is_offline_mode
 from transformers.utils import cached_file
 
+from lora_rlhf.system.disk import sha256_of
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.network import hub_fault
 
@@ -100,8 +101,7 @@ def hash_files(paths: list[Path]) -> str:
     """sha256 over the hashes of files, in order."""
     total = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(bytes.fromhex(sha256_of(path)))
     return total.hexdigest()
 
 

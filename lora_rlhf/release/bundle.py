@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lora_rlhf.runs.manifest import OBJECT, TEXT
-from lora_rlhf.system.disk import new_file, new_folder
+from lora_rlhf.system.disk import new_file, new_folder, sha256_of
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import object_of, quote, require
 
@@ -138,8 +138,7 @@ def _copy(content: Content, file: IO[bytes]) -> None:
 def _sha256(content: Content) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    with open(content, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(content)
 
 
 def _size(content: Content) -> int:

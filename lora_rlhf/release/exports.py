@@ -1,10 +1,10 @@
 """Whether a folder is a finished export, and which trained stage it was made from."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_rlhf.runs.manifest import ID, OBJECT, TEXT
+from lora_rlhf.system.disk import sha256_of
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import quote, read_object, require
 
@@ -38,4 +38,4 @@ def read_export(folder: Path) -> Export:
     except ValueError as error:
         raise UserError(f"{path}: {error}; {WAY_OUT}") from error
     source = manifest["source"]
-    return Export(folder, source["id"], source["adapter_sha256"], hashlib.sha256(path.read_bytes()).hexdigest())
+    return Export(folder, source["id"], source["adapter_sha256"], sha256_of(path))

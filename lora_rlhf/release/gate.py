@@ -1,7 +1,6 @@
 """The gate: a report, a policy and two systems in; the reason table, a decision and a signed-off record out."""
 
 import dataclasses
-import hashlib
 import os
 import pwd
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from lora_rlhf.release.policy import PACKAGED, read_policy
 from lora_rlhf.release.record import write_record
 from lora_rlhf.release.rules import FAIL, PASS, Row, judge, passed
 from lora_rlhf.render.tables import columns
+from lora_rlhf.system.disk import sha256_of
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.typed_json import to_json
 
@@ -56,8 +56,8 @@ def gate(config: GateConfig) -> Decision:
         "time": when.isoformat(timespec="seconds"),
         "signed_off_by": config.signed_off_by or login(),
         "version": __version__,
-        "report": {"name": place.name, "sha256": _sha256(place), "created": report.created},
-        "policy": {"name": policy_file.name, "sha256": _sha256(policy_file), "text": policy.source},
+        "report": {"name": place.name, "sha256": sha256_of(place), "created": report.created},
+        "policy": {"name": policy_file.name, "sha256": sha256_of(policy_file), "text": policy.source},
         "candidate": candidate.record(),
         "baseline": baseline.record(),
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -86,10 +86,6 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(columns([header, rule, *cells], "<<<<", gap="  "))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def login() -> str | None:

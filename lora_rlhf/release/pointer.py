@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from lora_rlhf.release.history import DONE, MOVING, PROMOTE, ROLLBACK, History, 
 from lora_rlhf.release.record import read_record
 from lora_rlhf.release.rules import PASS
 from lora_rlhf.runs.resume import Lock
-from lora_rlhf.system.disk import TEMPORARY, sync
+from lora_rlhf.system.disk import TEMPORARY, sha256_of, sync
 from lora_rlhf.system.errors import UserError
 
 
@@ -84,8 +83,7 @@ def _approval(config: PromoteConfig, export: Export) -> dict[str, Any]:
         )
     if record["candidate"].get("adapter_sha256") != export.adapter:
         raise UserError(f"{path}: is about another adapter of stage {passed} than {export.folder}: export it again")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"gate": {"record": path.name, "sha256": sha256, "summary": summary(record)}}
+    return {"gate": {"record": path.name, "sha256": sha256_of(path), "summary": summary(record)}}
 
 
 @contextlib.contextmanager
@@ -94,13 +92,13 @@ def _alone(pointer: Path) -> Iterator[None]:
     if not pointer.parent.is_dir():
         raise UserError(f"{pointer}: the folder {pointer.parent} is not there; make it, or name another pointer")
     lock = Lock(pointer.with_name(f".{pointer.name}.lock"), "wait for it, then give the command again")
-    lock.take()
+    lock.acquire()
     try:
         for left in pointer.parent.glob(f".{glob.escape(pointer.name)}.*{TEMPORARY}"):
             left.unlink(missing_ok=True)
         yield
     finally:
-        lock.drop()
+        lock.release()
 
 
 def _move(pointer: Path, history: History, to: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_rlhf.system import workers
 from lora_rlhf.data.locate import DataFiles, HubDataset, locate
-from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sync, write_json, write_text
+from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sha256_of, sync, write_json, write_text
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.runs.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, read_manifest
 from lora_rlhf.runs.resume import Lock, require_same_origin, require_same_settings
@@ -46,21 +46,19 @@ def data_hash(name: str) -> str | None:
     paths = source.paths if isinstance(source, DataFiles) else sorted(p for p in source.path.rglob("*") if p.is_file())
     hashes = []
     for path in paths:
-        with open(path, "rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+        hashes.append(sha256_of(path))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def adapter_hash(folder: Path) -> str:
-    """sha256 over the names and hashes of the files of a stage's adapter: what its weights are known by.
+    """sha256 over the names and hashes of the files of a stage's adapter: it identifies the weights.
 
-    UserError when there is none.
+    UserError when there is no adapter.
     """
     total = hashlib.sha256()
     try:
         for path in sorted((folder / ADAPTER).iterdir()):
-            with open(path, "rb") as file:
-                total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+            total.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
     except OSError as error:
         raise UserError(f"{folder / ADAPTER}: the adapter cannot be read ({error.strerror})") from error
     return total.hexdigest()
@@ -83,19 +81,19 @@ class Parent:
         return float(self.manifest["results"].get("offset", 0.0))
 
     def lineage(self, run: str) -> dict[str, Any]:
-        """What a child in that run records of it: inside the run, a folder that is right wherever the run is moved."""
+        """What a child in that run records of it. A folder inside the run is relative to it: a run may be moved."""
         folder, root = self.folder.resolve(), Path(run).resolve()
-        where = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
-        return {"folder": where, "stage": self.manifest["stage"], "id": self.manifest["id"]}
+        recorded = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+        return {"folder": recorded, "stage": self.manifest["stage"], "id": self.manifest["id"]}
 
 
 def find_stage(folder: str | Path, stage: str) -> Parent:
-    """A finished stage. UserError when there is none, saying which command makes it."""
+    """A finished stage. UserError when there is none; the message names the command that makes it."""
     folder = Path(folder)
     make = f"run `lora-rlhf {stage} --run {folder.parent}` first, or name another folder with --{stage}"
-    if not os.path.isfile(folder / MANIFEST):  # unlike Path.is_file, no error for a folder that is closed to us
-        nor = "" if folder.parent.is_dir() else f", and no {folder.parent} at all"
-        raise UserError(f"{folder}: no {stage} stage there{nor}; {make}")
+    if not os.path.isfile(folder / MANIFEST):  # unlike Path.is_file, no error for a folder that we may not read
+        no_parent = "" if folder.parent.is_dir() else f", and no {folder.parent} at all"
+        raise UserError(f"{folder}: no {stage} stage there{no_parent}; {make}")
     manifest = read_manifest(folder)
     if manifest["stage"] != stage:
         raise UserError(f"{folder}: holds a {manifest['stage']!r} stage, expected {stage!r}; {make}")
@@ -105,7 +103,7 @@ def find_stage(folder: str | Path, stage: str) -> Parent:
 
 
 def has_stage(run: str | Path, stage: str) -> bool:
-    """Whether a run holds that stage, finished. UserError for a manifest that is there and cannot be used."""
+    """Whether a run holds that stage, finished. UserError for a manifest that cannot be used."""
     folder = Path(run) / stage
     if not os.path.isfile(folder / MANIFEST):
         return False
@@ -114,9 +112,9 @@ def has_stage(run: str | Path, stage: str) -> bool:
 
 
 class StageFolder:
-    """The folder of one stage while it runs. `finish` marks it complete; until then it is not a parent for anything.
+    """The folder of one stage while it runs. `finish` marks it complete; before that, no stage can start from it.
 
-    Of several processes the main one alone writes; the others may call everything here all the same.
+    Of several processes only the main one writes; the others may call every method too.
     """
 
     def __init__(self, config: TrainingConfig, stage: str) -> None:
@@ -133,38 +131,38 @@ class StageFolder:
     @classmethod
     @contextlib.contextmanager
     def open(cls, config: TrainingConfig, stage: str) -> Iterator["StageFolder"]:
-        """The folder, which no other process may write to inside the block once `begin` was called.
+        """The folder. Inside the block, once `begin` was called, no other process can write to it.
 
-        UserError, before any long work: a finished stage that was not asked to be replaced, an unfinished one of other
-        settings, nothing to resume where resuming was asked for, another process that is at work there.
+        UserError, before any long work: a finished stage without `overwrite`, an unfinished one of other settings,
+        `resume` without a run to go on with, another process that is at work there.
         """
         folder = cls(config, stage)
         folder.resumes, folder._changes = workers.from_main(folder._look)
         try:
             yield folder
         finally:
-            folder._lock.drop()
+            folder._lock.release()
 
     def _look(self) -> tuple[bool, dict[str, Any]]:
-        """Whether there is a run to go on with, and what has changed in its settings since it began."""
+        """Whether there is an unfinished run to go on with, and which of its settings have changed since it began."""
         config = self._config
         self._lock.require_free()
         manifest = read_manifest(self.path) if (self.path / MANIFEST).is_file() and not config.overwrite else None
         if manifest is not None and manifest["status"] == FINISHED:
             raise UserError(f"{self.path}: this stage is finished already; use --overwrite, or another --run")
-        begun = manifest is not None and any((self.path / CHECKPOINTS).glob("step-*"))
-        if not begun:
+        has_checkpoint = manifest is not None and any((self.path / CHECKPOINTS).glob("step-*"))
+        if not has_checkpoint:
             if config.resume:
-                what = "no checkpoint was written yet" if manifest else "no unfinished run is there"
-                raise UserError(f"{self.path}: nothing to resume: {what}; leave --resume out to begin")
+                reason = "no checkpoint was written yet" if manifest else "no unfinished run is there"
+                raise UserError(f"{self.path}: nothing to resume: {reason}; leave --resume out to begin")
             return False, {}
         return True, require_same_settings(config, self.path / CONFIG, config.allow_changes)
 
     def begin(self, base: Mapping[str, Any], parents: Mapping[str, Parent], data: Mapping[str, str | None]) -> None:
-        """Makes the folder afresh, or goes on with the run in it; manifest and configuration say which.
+        """Makes the folder, or goes on with the run in it. Writes its manifest and configuration.
 
-        UserError where it cannot be made, where a folder of that name holds something else than a stage, and where the
-        unfinished run there began from another base, other parents or, unless changes are allowed, other data.
+        UserError where it cannot be made, where a folder of that name does not hold a stage, and where the unfinished
+        run there began from another base, other parents or (unless changes are allowed) other data.
         """
         self._manifest = {
             "format": FORMAT,
@@ -186,9 +184,9 @@ class StageFolder:
             raise UserError(f"{self.path}: holds files that are not a stage's; choose another --run, or move them away")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.take()
+            self._lock.acquire()
             remove_temporary(self.path.parent, f"{self.stage}.*")
-            with new_folder(self.path) as folder:  # with its manifest from the start, else it looks like anybody's
+            with new_folder(self.path) as folder:  # with its manifest from the start, which says that it is a stage
                 write_text(folder / CONFIG, to_yaml(self._config))
                 write_json(folder / MANIFEST, self._manifest)
         except OSError as error:
@@ -198,31 +196,31 @@ class StageFolder:
         return {}
 
     def _go_on(self) -> dict[str, Any]:
-        self._lock.take()
+        self._lock.acquire()
         remove_temporary(self.path.parent, f"{self.stage}.*")
         for folder in (self.path, self.path / CHECKPOINTS):
             remove_temporary(folder, "*")
         before = read_manifest(self.path)
         changed = require_same_origin(self.path, before, self._manifest, self._config.allow_changes)
-        here = {key: self._manifest[key] for key in ("versions", "git_commit", "processes")}
-        resumed = [*before.get("resumed", []), {**here, "changes": self._changes, "changed_data": changed}]
-        kept = {"id": before["id"], "resumed": resumed}
+        software = {key: self._manifest[key] for key in ("versions", "git_commit", "processes")}
+        resumed = [*before.get("resumed", []), {**software, "changes": self._changes, "changed_data": changed}]
+        updates = {"id": before["id"], "resumed": resumed}
         write_text(self.path / CONFIG, to_yaml(self._config))
-        write_json(self.path / MANIFEST, self._manifest | kept)
-        return kept
+        write_json(self.path / MANIFEST, self._manifest | updates)
+        return updates
 
     @property
     def identity(self) -> str:
-        """The run's own name, which it keeps when it is resumed."""
+        """The run's id, which stays the same when it is resumed."""
         return str(self._manifest["id"])
 
     @property
     def seconds(self) -> float:
-        """How long the stage has taken, over all processes that went on with it."""
+        """How long the stage has taken so far, interruptions left out."""
         return self._seconds_before + time.monotonic() - self._started
 
     def position(self) -> dict[str, Any]:
-        """How far the files that grow are written, safely on disk: what a checkpoint keeps to `rewind` to."""
+        """Syncs the files that grow, and returns their sizes: a checkpoint keeps them, to `rewind` to."""
         sizes = {}
         for name in (METRICS, SAMPLES):
             if (path := self.path / name).exists():
@@ -231,7 +229,7 @@ class StageFolder:
         return {"sizes": sizes, "seconds": self.seconds}
 
     def rewind(self, position: Mapping[str, Any]) -> None:
-        """Drops the rows that were written after a checkpoint: they are about to be written again."""
+        """Removes the rows that were written after a checkpoint: they will be written again."""
         self._seconds_before = position["seconds"]
         if not workers.is_main():
             return
@@ -262,7 +260,7 @@ class StageFolder:
         """Marks the stage complete and returns its manifest. Call once everything else is on disk."""
         self._manifest |= {"status": FINISHED, "seconds": round(self.seconds, 2), "results": dict(results)}
         workers.from_main(lambda: self.write(MANIFEST, self._manifest))
-        self._lock.drop()
+        self._lock.release()
         log.info("%s: finished in %.0f s", self.path, self._manifest["seconds"])
         return self._manifest
 
@@ -272,22 +270,22 @@ class StageFolder:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in ("lora-rlhf", *PACKAGES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _git_commit() -> str | None:
     """The commit of the checkout that this package runs from; None for an installed one."""
-    where = Path(__file__).resolve().parents[2]
-    if not (where / ".git").exists():
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
         return None
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        result = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None
+    return result.stdout.strip() or None

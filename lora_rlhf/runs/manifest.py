@@ -1,4 +1,4 @@
-"""A stage's manifest.json, checked as what a stranger may have sent: every field that anything here relies on."""
+"""A stage's manifest.json. It may come from a stranger: every field that the code reads is checked."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, quote
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # raised when an older version could no longer read what is written
+FORMAT = 1  # to be raised when older versions cannot read a new manifest
 RUNNING, FINISHED = "running", "finished"
 WAY_OUT = "restore that file, make the stage again with --overwrite, or name another folder"
 LONGEST_PATH = 4096
@@ -41,21 +41,21 @@ RESULTS = {stage.name: {"offset": NUMBER} for stage in STAGES if stage.scores}  
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the stage in a folder, its fields of the types that the readers expect; others are kept as is.
+    """The manifest of the stage in a folder. The fields that code reads have the right types; others are kept as is.
 
-    One without a format is of format 1, which had none at first. The values may still be anybody's: a path in it is
-    not followed, and code is not trusted, because it says so.
+    One without a format is of format 1, which had no such field at first. The values may still come from a stranger:
+    do not follow a path, and do not trust code, because the manifest says so.
 
     UserError with file, field and value: what `read_object` refuses, a newer format, a missing field, a wrong type.
     """
     path = folder / MANIFEST
     manifest = read_object(path, WAY_OUT)
-    made = manifest.get("format", 1)
-    if isinstance(made, bool) or not isinstance(made, int) or made < 1:
-        raise UserError(f"{path}: format is {quote(made)}, expected {FORMAT}; {WAY_OUT}")
-    if made > FORMAT:
+    number = manifest.get("format", 1)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise UserError(f"{path}: format is {quote(number)}, expected {FORMAT}; {WAY_OUT}")
+    if number > FORMAT:
         raise UserError(
-            f"{path}: format is {made}, made by a newer version of lora-rlhf; this one reads up to {FORMAT}: "
+            f"{path}: format is {number}, made by a newer version of lora-rlhf; this one reads up to {FORMAT}: "
             "upgrade lora-rlhf"
         )
     try:

@@ -1,4 +1,4 @@
-"""Whether a run may go on: one process at a time, of the same settings, parents and data as it began with."""
+"""Whether a run may go on: one process at a time, with the settings, parents and data that it began with."""
 
 import contextlib
 import fcntl
@@ -18,19 +18,19 @@ from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with, forme
 
 log = logging.getLogger("lora_rlhf")
 
-COMPUTED_IN = "computed_in"  # of a base, by model/open.py: a run may go on in another dtype
+COMPUTED_IN = "computed_in"  # the dtype in a base's record (model/open.py); a run may go on in another one
 
 
 class Lock:
-    """A folder is written by one process at a time. The kernel drops the lock with the process, however it ends."""
+    """Lets one process at a time write to a folder. The kernel releases it when the process ends, in whatever way."""
 
     def __init__(self, path: Path, way_out: str = "wait for it, stop it, or choose another --run") -> None:
         self._path = path
         self._way_out = way_out
         self._file: IO[str] | None = None
 
-    def take(self) -> None:
-        """UserError when another process has it, naming that process."""
+    def acquire(self) -> None:
+        """UserError when another process holds the lock; the message names that process."""
         file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115  (held open as long as the lock is)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,33 +41,33 @@ class Lock:
             raise UserError(
                 f"{self._path.parent}: another process is at work there ({holder}); {self._way_out}"
             ) from None
-        except OSError as error:  # some network folders have no locks
+        except OSError as error:  # some network file systems have no locks
             log.warning("%s: cannot be locked (%s): do not start a second process on it", self._path, error.strerror)
-        with contextlib.suppress(OSError):  # on a full disk the lock holds without a name in it
+        with contextlib.suppress(OSError):  # on a full disk the lock works without the process's name in it
             os.truncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         self._file = file
 
-    def drop(self) -> None:
-        """Lets others in. The file stays: removing it would let two of them in."""
+    def release(self) -> None:
+        """The file stays: if it were removed, two other processes could each lock a file of their own."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def require_free(self) -> None:
-        """UserError when another process has it; takes nothing and makes nothing."""
+        """UserError when another process holds the lock; leaves everything as it is."""
         if self._path.exists() and os.access(self._path, os.W_OK):
-            self.take()
-            self.drop()
+            self.acquire()
+            self.release()
 
 
-def require_same_settings(config: StageConfig, before: Path, allow_changes: bool) -> dict[str, dict[str, Any]]:
-    """What has changed since `before`, the configuration file of the unfinished run, was written.
+def require_same_settings(config: StageConfig, recorded: Path, allow_changes: bool) -> dict[str, dict[str, Any]]:
+    """The settings that differ from `recorded`, the configuration file of the unfinished run: {name: before and now}.
 
     UserError with every difference, unless they are allowed; and where the file cannot be read.
     """
     # a setting that is younger than the run had its default's effect
-    then = plain_defaults(type(config)) | with_new_names(former_names(type(config)), read_yaml(before), None)
+    then = plain_defaults(type(config)) | with_new_names(former_names(type(config)), read_yaml(recorded), None)
     now: dict[str, Any] = yaml.safe_load(to_yaml(config))
     safe = fields_with(type(config), SAFE_TO_CHANGE_ON_RESUME)
     changes = {
@@ -77,40 +77,42 @@ def require_same_settings(config: StageConfig, before: Path, allow_changes: bool
     }
     if changes and not allow_changes:
         raise UserError(
-            f"{before.parent}: an unfinished run of other settings is there:\n{listed(changes)}\n"
+            f"{recorded.parent}: an unfinished run of other settings is there:\n{list_changes(changes)}\n"
             "give the settings that it began with to go on, --allow_changes to go on with the new ones, or "
             "--overwrite to begin again"
         )
     return changes
 
 
-def require_same_origin(place: Path, then: Mapping[str, Any], now: Mapping[str, Any], allow_changes: bool) -> list[str]:
-    """What of base, parents and data is not what the unfinished run at `place` began with.
+def require_same_origin(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any], allow_changes: bool) -> list[str]:
+    """The names of the data that are other than when the unfinished run in `folder` began.
 
-    `then` and `now` are manifests. Another base or parent is always a UserError, other data unless it is allowed.
+    `then` and `now` are manifests. UserError for another base or parent, and for other data unless it is allowed.
     """
-    bases = [{key: value for key, value in one["base"].items() if key != COMPUTED_IN} for one in (then, now)]
+    bases = [
+        {key: value for key, value in manifest["base"].items() if key != COMPUTED_IN} for manifest in (then, now)
+    ]
     ids = [{role: parent["id"] for role, parent in manifest["parents"].items()} for manifest in (then, now)]
     for kind, differs in (("base", bases[0] != bases[1]), ("parents", ids[0] != ids[1])):  # folders may move
         if differs:
             changed = {key: {"before": then[kind].get(key), "now": now[kind].get(key)} for key in now[kind]}
             differing = {key: pair for key, pair in changed.items() if pair["before"] != pair["now"]}
             raise UserError(
-                f"{place}: the unfinished run there began with other {kind}:\n{listed(differing)}\n"
+                f"{folder}: the unfinished run there began with other {kind}:\n{list_changes(differing)}\n"
                 "--overwrite begins again"
             )
-    other = [
+    changed_data = [
         name for name, record in now["data"].items() if then["data"].get(name, {}).get("sha256") != record["sha256"]
     ]
-    if other and not allow_changes:
-        files = ", ".join(f"{name} ({now['data'][name]['path']})" for name in other)
+    if changed_data and not allow_changes:
+        files = ", ".join(f"{name} ({now['data'][name]['path']})" for name in changed_data)
         raise UserError(
-            f"{place}: the data has changed since the unfinished run there began: {files}; --allow_changes goes on "
+            f"{folder}: the data has changed since the unfinished run there began: {files}; --allow_changes goes on "
             "with it as it is now, --overwrite begins again"
         )
-    return other
+    return changed_data
 
 
-def listed(changes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Differences, one a line."""
+def list_changes(changes: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a change."""
     return "\n".join(f"  {key}: {pair['before']!r} then, {pair['now']!r} now" for key, pair in changes.items())

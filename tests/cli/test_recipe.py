@@ -256,7 +256,7 @@ def test_one_recipe_at_a_time_in_a_run(tmp_path: Path, capsys: pytest.CaptureFix
     command = write(small_recipe(run), tmp_path / "recipe.yaml")
     run.mkdir()
     lock = Lock(run / ".recipe.lock")
-    lock.take()
+    lock.acquire()
     assert main(command) == 2
     assert f"{run}: another process is at work there (process {os.getpid()}" in capsys.readouterr().err
     assert [path.name for path in run.iterdir()] == [".recipe.lock"]

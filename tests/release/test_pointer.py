@@ -205,10 +205,10 @@ def test_a_history_that_is_none_is_refused(exports: Path, text: str, capsys: pyt
 def test_a_second_process_is_told_to_wait(exports: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert put("a") == 0
     lock = Lock(Path(".current.lock"))
-    lock.take()
+    lock.acquire()
     said = told(capsys, "promote", "exports/b", "--to", "current", "--without_gate", "x")
     assert f"process {os.getpid()}" in said and "wait for it, then give the command again" in said
-    lock.drop()
+    lock.release()
     assert put("b") == 0
 
 
