@@ -48,7 +48,7 @@ from lora_rlhf.model.forward import (
     response_scores,
     response_values,
 )
-from lora_rlhf.model.generate import Engine, GeneratedResponse, generate_mixed, generate_seeded
+from lora_rlhf.model.generate import Engine, Response, generate_mixed, generate_seeded
 from lora_rlhf.model.optimizers import make_optimizer
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.disk import write_json
@@ -141,7 +141,7 @@ class Work:
     def drawing(self) -> dict[str, Any]:
         return {"max_new_tokens": self.case.new_tokens, "temperature": 1.0, "stop_ids": self.stops}
 
-    def sample(self, paths: Paths) -> list[GeneratedResponse]:
+    def sample(self, paths: Paths) -> list[Response]:
         with self.model.role("policy"), merged(self.model) if paths.merged else nullcontext():
             groups = generate_seeded(
                 self.model,
@@ -153,7 +153,7 @@ class Work:
             )
         return [group[0] for group in groups]
 
-    def sequences_of(self, responses: list[GeneratedResponse]) -> Sequences:
+    def sequences_of(self, responses: list[Response]) -> Sequences:
         pad = pad_id(self.model.tokenizer)
         return Sequences(*pad_left(self.prompts, pad), *pad_right([response.ids for response in responses], pad))
 

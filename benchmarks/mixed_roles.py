@@ -30,7 +30,7 @@ from lora_rlhf.data.template import stop_ids
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.decode_weights import merged
-from lora_rlhf.model.generate import Engine, GeneratedResponse, generate_mixed, generate_seeded, stream_mixed
+from lora_rlhf.model.generate import Engine, Response, generate_mixed, generate_seeded, stream_mixed
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.disk import write_json
 
@@ -40,7 +40,7 @@ STRENGTH = 0.02  # sd of B: enough that roles part
 
 MIXED, ALONE, MERGED = "mixed", "one after the other", "one after the other, merged weights"
 
-Groups = list[list[GeneratedResponse]]
+Groups = list[list[Response]]
 
 
 @dataclass(frozen=True)

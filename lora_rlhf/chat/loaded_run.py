@@ -1,5 +1,6 @@
 """A finished run, or an exported model, in memory: its roles on one base, to generate and to score with."""
 
+import dataclasses
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +11,14 @@ import torch
 from tqdm import tqdm
 
 from lora_rlhf.configs.catalogue import BASE, BY_ROLE, PPO, REWARD, STAGES, WRITERS
-from lora_rlhf.data.answers import Answer
-from lora_rlhf.data.batches import answer_batch
-from lora_rlhf.data.encode import EncodedPrompt, encode_prompt
+from lora_rlhf.data.batches import response_batch
+from lora_rlhf.data.encode import encode_prompt
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import decode_response, pad_id, render_response, stop_ids
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.dense import Dequantize, keep_dense
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
 from lora_rlhf.model.generate import draw_seeds, generate_mixed, stream_mixed
 from lora_rlhf.model.open import open_base
@@ -43,7 +44,6 @@ class LoadedRun:
     def __init__(self, folder: Path, model: SharedModel, role: str) -> None:
         self.folder, self.role = folder, role
         self._model: SharedModel | None = model
-        self._offset = 0.0  # of the reward model's scores
 
     def __enter__(self) -> "LoadedRun":
         return self
@@ -84,7 +84,7 @@ class LoadedRun:
         max_response_tokens: int = 256,
         seed: int = 0,
         batch_size: int = 32,
-    ) -> list[Answer]:
+    ) -> list[Response]:
         """One answer to each prompt, in the prompts' order; the same seed and prompts give the same answers.
 
         prompts: texts, or lists of messages. temperature: 1 samples as training does, 0 takes the most probable token.
@@ -97,7 +97,7 @@ class LoadedRun:
         limit = min(max_response_tokens, self.context // 2)
         encoded = [self.encode(_prompt(prompt), limit)[0] for prompt in prompts]
         seeds = draw_seeds(torch.Generator().manual_seed(seed), len(encoded), 1)
-        answers: list[Answer] = []
+        answers: list[Response] = []
         with tqdm(total=len(encoded), desc="generate", unit="prompt", disable=len(encoded) <= batch_size) as bar:
             for start in range(0, len(encoded), batch_size):
                 batch = slice(start, start + batch_size)
@@ -113,12 +113,12 @@ class LoadedRun:
                 )
                 for (response,) in groups:
                     text = decode_response(self.model.tokenizer, response.ids).strip()
-                    answers.append(Answer(response.ids, text, response.finished))
+                    answers.append(dataclasses.replace(response, text=text))
                 bar.update(len(groups))
         return answers
 
     @torch.no_grad()
-    def score(self, prompt: PromptLike, answers: Sequence[str | Answer], *, batch_size: int = 32) -> list[float]:
+    def score(self, prompt: PromptLike, answers: Sequence[str | Response], *, batch_size: int = 32) -> list[float]:
         """The reward model's score of each answer to a prompt, as PPO is given it; higher is better.
 
         Answers that `generate` gave are scored as they were drawn, texts as the template writes them. UserError where
@@ -127,7 +127,9 @@ class LoadedRun:
         _require_list(answers, "answers")
         role, asked, tokenizer = self._load_role(REWARD.role), _prompt(prompt), self.model.tokenizer
         rows = [
-            answer if isinstance(answer, Answer) else Answer(render_response(tokenizer, asked, answer), answer, True)
+            answer
+            if isinstance(answer, Response)
+            else Response(render_response(tokenizer, asked, answer), True, answer)
             for answer in answers
         ]
         if not rows:
@@ -135,11 +137,15 @@ class LoadedRun:
         longest = max(len(row.ids) for row in rows)
         if longest >= self.context:
             raise UserError(f"an answer has {longest} tokens; with its prompt it exceeds the context of {self.context}")
-        prompts = [EncodedPrompt(self.encode(asked, longest)[0], asked)] * len(rows)
-        batch = Sequences(*answer_batch(prompts, rows, pad_id(tokenizer))).to(self.model.device)
+        prompt_ids = [self.encode(asked, longest)[0]] * len(rows)
+        batch = Sequences(*response_batch(prompt_ids, [row.ids for row in rows], pad_id(tokenizer))).to(
+            self.model.device
+        )
         with self.model.role(role):
-            raw = in_micro_batches(lambda part: response_scores(self.model, part), batch, batch_size)
-        return (raw - self._offset).tolist()
+            scores: list[float] = in_micro_batches(
+                lambda part: response_scores(self.model, part), batch, batch_size
+            ).tolist()
+        return scores
 
     def encode(self, prompt: Prompt, max_response_tokens: int) -> tuple[list[int], bool]:
         """A prompt's ids, and whether it lost its beginning for want of room, at a message boundary, as in training.
@@ -181,8 +187,7 @@ class LoadedRun:
         if parent.manifest["base"]["source_hash"] != self.model.base.source_hash:
             raise UserError(f"{parent.folder} was trained on another base than {self.model.base.spec.name!r} as loaded")
         self.model.load_role(role, parent.adapter)
-        if role == REWARD.role:
-            self._offset = float(parent.manifest["results"]["offset"])
+        self.model.set_score_offset(role, parent.score_offset)
         return role
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lora_rlhf.data.answers import Answer
-from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
+from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
@@ -75,9 +74,8 @@ def ranking_batch(rankings: Sequence[EncodedRanking], pad_id: int) -> tuple[Tens
     return *pad_left(prompts, pad_id), *pad_right(responses, pad_id)
 
 
-def answer_batch(
-    prompts: Sequence[EncodedPrompt], answers: Sequence[Answer], pad_id: int
+def response_batch(
+    prompt_ids: Sequence[list[int]], response_ids: Sequence[list[int]], pad_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(prompt_ids, prompt_mask, response_ids, response_mask): a row for each prompt and its answer."""
-    padded_prompts = pad_left([prompt.prompt_ids for prompt in prompts], pad_id)
-    return *padded_prompts, *pad_right([answer.ids for answer in answers], pad_id)
+    """(prompt_ids, prompt_mask, response_ids, response_mask): a row for each prompt and its response."""
+    return *pad_left(prompt_ids, pad_id), *pad_right(response_ids, pad_id)

@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.frozen import Frozen
@@ -18,13 +17,14 @@ from lora_rlhf.evaluate.scorers import HarmScorer
 from lora_rlhf.evaluate.systems import Compared
 from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.scores import ScoreJudge
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.sets import World
 from lora_rlhf.stats.win_rates import Outcomes
 
 SAMPLED = 1.0  # the temperature that training is about
 
-Answers = Mapping[str, list[Answer]]  # {system: one a prompt}
+Answers = Mapping[str, list[Response]]  # {system: one a prompt}
 
 
 class LeftOut(Exception):

@@ -1,14 +1,15 @@
 """What is compared: one response of every system to every prompt, all from one base in the same batches."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from lora_rlhf.data.answers import Answer
-from lora_rlhf.data.batches import answer_batch
+from lora_rlhf.data.batches import response_batch
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import decode_response, pad_id, stop_ids
 from lora_rlhf.evaluate.config import EvaluateConfig
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import Sequences
 from lora_rlhf.model.generate import draw_seeds, generate_mixed
 from lora_rlhf.model.shared import SharedModel
@@ -20,14 +21,14 @@ def respond(
     roles: Sequence[str],
     prompts: Sequence[EncodedPrompt],
     temperatures: Sequence[float],
-) -> list[list[Answer]]:
+) -> list[list[Response]]:
     """One response of each role to each prompt, at the role's temperature: a list a role, in the prompts' order.
 
     Seeds come from the configuration and are the same for every role: equal roles give equal responses. Roles of one
     temperature share their batches; those of one role stand together, for they are of like length.
     """
     seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(prompts), 1)
-    found: list[list[Answer]] = [[] for _ in roles]
+    found: list[list[Response]] = [[] for _ in roles]
     for temperature in dict.fromkeys(temperatures):
         places = [place for place, own in enumerate(temperatures) if own == temperature]
         groups = generate_mixed(
@@ -40,12 +41,14 @@ def respond(
             stop_ids=stop_ids(model.tokenizer),
             batch_size=config.generation_batch_size,
         )
-        answers = [Answer(r.ids, decode_response(model.tokenizer, r.ids).strip(), r.finished) for (r,) in groups]
+        answers = [replace(r, text=decode_response(model.tokenizer, r.ids).strip()) for (r,) in groups]
         for number, place in enumerate(places):
             found[place] = answers[number * len(prompts) : (number + 1) * len(prompts)]
     return found
 
 
-def sequences_of(model: SharedModel, prompts: Sequence[EncodedPrompt], answers: Sequence[Answer]) -> Sequences:
+def sequences_of(model: SharedModel, prompts: Sequence[EncodedPrompt], answers: Sequence[Response]) -> Sequences:
     """Prompts and responses as padded tensors on the model's device."""
-    return Sequences(*answer_batch(prompts, answers, pad_id(model.tokenizer))).to(model.device)
+    return Sequences(
+        *response_batch([p.prompt_ids for p in prompts], [a.ids for a in answers], pad_id(model.tokenizer))
+    ).to(model.device)

@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from lora_rlhf.algo.kl import k1, k3
 from lora_rlhf.algo.masking import zero_masked
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.evaluate.generation import sequences_of
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stats.text_metrics import (
@@ -47,7 +47,7 @@ def measure_distances(
     roles: Mapping[str, str],
     reference: str,
     prompts: Sequence[EncodedPrompt],
-    answers: Mapping[str, Sequence[Answer]],
+    answers: Mapping[str, Sequence[Response]],
     size: int,
 ) -> dict[str, dict[str, Column]]:
     """{system: its `distance_columns`}; roles: {system: its role}, answers: {system: one to each prompt, sampled at 1}.
@@ -84,7 +84,7 @@ def _read(model: SharedModel, role: str, batch: Sequences, size: int) -> Tensor:
 
 
 def answer_columns(
-    prompts: Sequence[str], answers: Sequence[Answer], declines: Callable[[str], bool] = refuses
+    prompts: Sequence[str], answers: Sequence[Response], declines: Callable[[str], bool] = refuses
 ) -> dict[str, Column]:
     """Length, how answers end, and what their text tells, of one answer to each prompt.
 

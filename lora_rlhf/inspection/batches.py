@@ -13,7 +13,7 @@ from lora_rlhf.data.batches import IGNORED, packed_sft_batch, pad_left, pad_righ
 from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
 from lora_rlhf.data.template import pad_id, stop_ids
 from lora_rlhf.model.forward import position_ids
-from lora_rlhf.model.generate import GeneratedResponse
+from lora_rlhf.model.generate import Response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,7 +135,7 @@ def prompt_lines(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[EncodedPrompt],
     origins: Sequence[Origin],
-    responses: Sequence[GeneratedResponse] | None,
+    responses: Sequence[Response] | None,
 ) -> Batch:
     """The batch of prompts, and behind them the responses that were sampled, if any."""
     pad = pad_id(tokenizer)

@@ -31,7 +31,7 @@ from lora_rlhf.inspection.batches import Batch, Origin, demonstration_lines, pro
 from lora_rlhf.inspection.config import InspectConfig
 from lora_rlhf.inspection.paint import page, terminal
 from lora_rlhf.model.base import load_tokenizer
-from lora_rlhf.model.generate import GeneratedResponse, draw_seeds
+from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.open import open_base, require_trust
 from lora_rlhf.runs.folder import find_stage, has_stage
 from lora_rlhf.stages.rows import report_refusals
@@ -179,7 +179,7 @@ def _take(
     return taken
 
 
-def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> list[GeneratedResponse]:
+def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> list[Response]:
     """A response of the run's newest model to each prompt, at temperature 1."""
     sft = find_stage(f"{run}/{SFT.name}", SFT.name)
     settings = PPOConfig(

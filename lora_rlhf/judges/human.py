@@ -5,11 +5,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Ranking
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.judges.judge import Verdicts
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.runs.folder import data_hash
 
 log = logging.getLogger("lora_rlhf")
@@ -40,7 +40,9 @@ class HumanJudge:
             self._rankings[ranking.prompt.key].append(ranking)
         self._counts: Counter[str] = Counter(pairs=0, identical=0, judged=0, votes=0, divided=0, failures=0)
 
-    def compare(self, prompts: Sequence[EncodedPrompt], first: Sequence[Answer], second: Sequence[Answer]) -> Verdicts:
+    def compare(
+        self, prompts: Sequence[EncodedPrompt], first: Sequence[Response], second: Sequence[Response]
+    ) -> Verdicts:
         """The mean vote on each pair."""
         return Verdicts(
             [

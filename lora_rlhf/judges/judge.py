@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
+from lora_rlhf.model.drawing import Response
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Judge(Protocol):
 
     name: str
 
-    def compare(self, prompts: Sequence[EncodedPrompt], first: Sequence[Answer], second: Sequence[Answer]) -> Verdicts:
+    def compare(
+        self, prompts: Sequence[EncodedPrompt], first: Sequence[Response], second: Sequence[Response]
+    ) -> Verdicts:
         """Whether first[i] or second[i] answers prompts[i] better. UserError for a judge that cannot work at all."""
 
     def describe(self) -> dict[str, Any]:

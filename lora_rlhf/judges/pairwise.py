@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.judges.cache import Cache, key_of
 from lora_rlhf.judges.judge import Verdicts
 from lora_rlhf.judges.question import Questions, Side
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.system.errors import UserError
 
 FIRST_FAILURES = 5  # so many failures without a single verdict mean that the judge does not work at all
@@ -111,7 +111,9 @@ class PairwiseJudge:
         if self._cache.get(key) is None:
             self._ask({key: question.text})
 
-    def compare(self, prompts: Sequence[EncodedPrompt], first: Sequence[Answer], second: Sequence[Answer]) -> Verdicts:
+    def compare(
+        self, prompts: Sequence[EncodedPrompt], first: Sequence[Response], second: Sequence[Response]
+    ) -> Verdicts:
         """The verdict on each pair. UserError where the judge cannot be used; its verdicts until then are kept."""
         started = time.monotonic()
         tokens_before = self._tally.tokens_in, self._tally.tokens_out

@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from lora_rlhf.data.answers import Answer
-from lora_rlhf.data.batches import answer_batch
+from lora_rlhf.data.batches import response_batch
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import pad_id
 from lora_rlhf.judges.judge import Verdicts
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
 
 SAME_SCORE = 1e-9  # sums in another order differ by less than this, different scores by far more
 
 Gold = Callable[[str, str], float]
-Scorer = Callable[[list[EncodedPrompt], list[Answer]], list[float]]
+Scorer = Callable[[list[EncodedPrompt], list[Response]], list[float]]
 
 
 class ScoreJudge:
@@ -34,7 +34,7 @@ class ScoreJudge:
         self._about = about or {}
         self._known: dict[tuple[str, tuple[int, ...], str], float] = {}
 
-    def scores(self, prompts: Sequence[EncodedPrompt], answers: Sequence[Answer]) -> list[float]:
+    def scores(self, prompts: Sequence[EncodedPrompt], answers: Sequence[Response]) -> list[float]:
         """One score for each prompt and its answer. ValueError for a score that is not a finite number."""
         keys = [(p.prompt.key, tuple(a.ids), a.text) for p, a in zip(prompts, answers, strict=True)]
         new = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())
@@ -46,7 +46,9 @@ class ScoreJudge:
                 self._known[keys[i]] = score
         return [self._known[key] for key in keys]
 
-    def compare(self, prompts: Sequence[EncodedPrompt], first: Sequence[Answer], second: Sequence[Answer]) -> Verdicts:
+    def compare(
+        self, prompts: Sequence[EncodedPrompt], first: Sequence[Response], second: Sequence[Response]
+    ) -> Verdicts:
         """The higher score wins."""
         return Verdicts([*outcomes(self.scores(prompts, first), self.scores(prompts, second))])
 
@@ -60,7 +62,7 @@ class ScoreJudge:
 def gold_judge(gold: Gold) -> ScoreJudge:
     """An exact score of (prompt, response), which raises KeyError for an unknown prompt."""
 
-    def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
+    def score(prompts: list[EncodedPrompt], answers: list[Response]) -> list[float]:
         pairs = zip(prompts, answers, strict=True)
         return [float(gold(prompt_text(prompt.prompt), answer.text)) for prompt, answer in pairs]
 
@@ -74,8 +76,10 @@ def reward_judge(model: SharedModel, micro_batch_size: int, stage: str) -> Score
     """
 
     @torch.no_grad()
-    def score(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
-        batch = Sequences(*answer_batch(prompts, answers, pad_id(model.tokenizer))).to(model.device)
+    def score(prompts: list[EncodedPrompt], answers: list[Response]) -> list[float]:
+        batch = Sequences(
+            *response_batch([p.prompt_ids for p in prompts], [a.ids for a in answers], pad_id(model.tokenizer))
+        ).to(model.device)
         with model.role("reward"):
             scores: list[float] = in_micro_batches(
                 lambda part: response_scores(model, part), batch, micro_batch_size

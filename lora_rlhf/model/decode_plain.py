@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lora_rlhf.model.drawing import Drawing, GeneratedResponse, RowRoles, draw, uniforms
+from lora_rlhf.model.drawing import Drawing, Response, RowRoles, draw, uniforms
 from lora_rlhf.model.forward import position_ids
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
@@ -22,13 +22,13 @@ def generate_plain(
     row_roles: RowRoles,
     batch_size: int,
     on_tokens: Callable[[int], None],
-) -> list[list[GeneratedResponse]]:
+) -> list[list[Response]]:
     """A response of each prompt for each of its seeds, in order, at most `batch_size` at a time.
 
     `on_tokens` is called after every step with the number of tokens that it drew.
     """
     num_samples = len(seeds[0]) if seeds else 1
-    results: list[list[GeneratedResponse]] = [[] for _ in prompts]
+    results: list[list[Response]] = [[] for _ in prompts]
     # Longest first: batches of like lengths pad little, and memory that does not suffice shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     rounds = [min(batch_size, num_samples - done) for done in range(0, num_samples, batch_size)]
@@ -99,10 +99,10 @@ class Batch:
         self.num_running = int(self._running.sum())
         return len(latest)
 
-    def responses(self) -> list[GeneratedResponse]:
+    def responses(self) -> list[Response]:
         """The responses, sample by sample of each prompt in turn."""
         rows = zip(self.tokens.tolist(), self.length.tolist(), self.finished.tolist(), strict=True)
-        return [GeneratedResponse(tokens[:length], finished) for tokens, length, finished in rows]
+        return [Response(tokens[:length], finished) for tokens, length, finished in rows]
 
     def _read_prompts(self) -> Tensor:
         """Logits (N, V) of every response's first token."""

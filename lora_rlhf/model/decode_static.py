@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lora_rlhf.model.decode_step import Slots, Step, capture_on
-from lora_rlhf.model.drawing import Drawing, GeneratedResponse, RowRoles, draw, uniforms
+from lora_rlhf.model.drawing import Drawing, Response, RowRoles, draw, uniforms
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
 
@@ -31,7 +31,7 @@ def generate_static(
     row_roles: RowRoles,
     batch_size: int,
     on_tokens: Callable[[int], None],
-) -> list[list[GeneratedResponse]]:
+) -> list[list[Response]]:
     """A response of each prompt for each of its seeds, in order, in `batch_size` slots.
 
     Each prompt is read once, however many samples it has. `on_tokens` is called every few steps with the number of
@@ -68,7 +68,7 @@ class _Run:
         # Longest first: prompts of like lengths pad little, and memory that does not suffice shows at once.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
         self.read_prompts: _ReadPrompts | None = None  # with samples that still wait for a slot
-        self.results: list[dict[int, GeneratedResponse]] = [{} for _ in prompts]
+        self.results: list[dict[int, Response]] = [{} for _ in prompts]
 
         count = min(batch_size, len(prompts) * self.samples)
         self.width = _multiple(max(map(len, prompts)) + drawing.max_new_tokens, 16)
@@ -79,7 +79,7 @@ class _Run:
         self.unreported_tokens = 0
         self.step = Step(model, self.slots, drawing, row_roles, capture_on(model.device))
 
-    def run(self) -> list[list[GeneratedResponse]]:
+    def run(self) -> list[list[Response]]:
         while True:
             self._collect()
             while self._fill():
@@ -183,7 +183,7 @@ class _Run:
         tokens, counts = self.slots.drawn[slots].tolist(), self.slots.count[slots].tolist()
         for (slot, (prompt, sample)), row, count in zip(ended.items(), tokens, counts, strict=True):
             ids = row[:count]
-            self.results[prompt][sample] = GeneratedResponse(ids, ids[-1] in self.drawing.stop_ids)
+            self.results[prompt][sample] = Response(ids, ids[-1] in self.drawing.stop_ids)
             self.occupants[slot] = None
 
 

@@ -9,11 +9,15 @@ from lora_rlhf.model.mixed import Mixture
 
 
 @dataclass(frozen=True)
-class GeneratedResponse:
-    """One sampled response. `ids` ends with the stop token where `finished`; else the token limit cut it."""
+class Response:
+    """One sampled response. `ids` ends with the stop token where `finished`; else the token limit cut it.
+
+    `text` is what the ids say, without the stop token; empty where nobody decoded it.
+    """
 
     ids: list[int]
     finished: bool
+    text: str = ""
 
 
 @dataclass(frozen=True)

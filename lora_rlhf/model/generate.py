@@ -8,7 +8,7 @@ import torch
 
 from lora_rlhf.model.decode_plain import Batch, generate_plain
 from lora_rlhf.model.decode_static import generate_static
-from lora_rlhf.model.drawing import Drawing, GeneratedResponse, RowRoles
+from lora_rlhf.model.drawing import Drawing, Response, RowRoles
 from lora_rlhf.model.mixed import Mixture
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
@@ -18,7 +18,7 @@ ENGINES = {"plain": generate_plain, "static": generate_static}
 
 __all__ = [
     "Engine",
-    "GeneratedResponse",
+    "Response",
     "draw_seeds",
     "generate",
     "generate_mixed",
@@ -39,7 +39,7 @@ def generate(
     num_samples: int = 1,
     batch_size: int,
     engine: Engine = "plain",
-) -> list[list[GeneratedResponse]]:
+) -> list[list[Response]]:
     """`num_samples` responses of each prompt, in the prompts' order, from the role that the caller has entered.
 
     The same generator state gives the same responses, up to rounding, whatever `batch_size` is: see `generate_seeded`.
@@ -77,7 +77,7 @@ def generate_seeded(
     batch_size: int,
     engine: Engine = "plain",
     on_tokens: Callable[[int], None] = lambda _count: None,
-) -> list[list[GeneratedResponse]]:
+) -> list[list[Response]]:
     """A response of each prompt for each of its seeds, in order; as many seeds for one prompt as for another.
 
     Each token is drawn from softmax(logits / temperature) in float32, over the whole vocabulary; temperature 0 takes
@@ -105,7 +105,7 @@ def generate_mixed(
     batch_size: int,
     engine: Engine = "plain",
     on_tokens: Callable[[int], None] = lambda _count: None,
-) -> list[list[GeneratedResponse]]:
+) -> list[list[Response]]:
     """As `generate_seeded`, but `roles[i]` answers prompt i, all in the same batches. No role need be active.
 
     Each role gives, up to rounding, the responses that it gives alone. In 8 bits rounding depends on the other rows of

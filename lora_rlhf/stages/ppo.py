@@ -21,12 +21,12 @@ from lora_rlhf.algo.losses import policy_loss, ptx_loss, value_loss
 from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale, zero_masked
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.configs.values import check
-from lora_rlhf.data.batches import pad_left, pad_right
+from lora_rlhf.data.batches import response_batch
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import decode_response, pad_id
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, response_values, text_logprobs
-from lora_rlhf.model.generate import GeneratedResponse, draw_seeds
+from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
@@ -139,7 +139,7 @@ class PPO:
         self.unlearned = 0  # of the last iterations, how many in a row were not learned from
         self.seconds: dict[str, float] = defaultdict(float)  # of each part, over all iterations
         self.latest: dict[str, float] = {}  # of each part, in this iteration
-        self.responses: list[GeneratedResponse] = []  # this iteration's
+        self.responses: list[Response] = []  # this iteration's
         self.rollout: Rollout | None = None  # this iteration's, once it was judged
 
     def iterate(self, prompts: list[EncodedPrompt]) -> Metrics:
@@ -179,7 +179,7 @@ class PPO:
 
     # 1 Act
 
-    def act(self, prompts: list[EncodedPrompt], generator: torch.Generator) -> list[GeneratedResponse]:
+    def act(self, prompts: list[EncodedPrompt], generator: torch.Generator) -> list[Response]:
         """Samples `samples_per_prompt` responses of each prompt from the policy, side by side."""
         seeds = draw_seeds(generator, len(prompts), self.config.samples_per_prompt)
         groups = self.sampler.sample_shared([prompt.prompt_ids for prompt in prompts], seeds)
@@ -188,16 +188,15 @@ class PPO:
     # 2 Judge
 
     @torch.no_grad()
-    def judge(self, prompts: list[EncodedPrompt], responses: list[GeneratedResponse]) -> Rollout:
+    def judge(self, prompts: list[EncodedPrompt], responses: list[Response]) -> Rollout:
         """Scores each response once; takes log-probabilities and values at every token.
 
         Each process judges its share; all get the whole. NotFinite for a score, log-prob or value that is not a number.
         """
         config, model, tokenizer = self.config, self.model, self.model.tokenizer
-        repeated, pad = self.repeat(prompts), pad_id(tokenizer)
-        sequences = Sequences(
-            *pad_left([prompt.prompt_ids for prompt in repeated], pad), *pad_right([r.ids for r in responses], pad)
-        ).to(model.device)
+        repeated = self.repeat(prompts)
+        prompt_ids, response_ids = [prompt.prompt_ids for prompt in repeated], [response.ids for response in responses]
+        sequences = Sequences(*response_batch(prompt_ids, response_ids, pad_id(tokenizer))).to(model.device)
         rows = workers.share(range(len(sequences)))
         share = sequences.index(rows)
         questions = [repeated[row].prompt.messages[-1].content for row in rows]

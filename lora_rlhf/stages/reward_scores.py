@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lora_rlhf.configs.stages import RewardConfig
-from lora_rlhf.data.batches import pad_left, pad_right, ranking_batch
+from lora_rlhf.data.batches import ranking_batch, response_batch
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 from lora_rlhf.data.template import pad_id
 from lora_rlhf.model.adapters import read_adapter
@@ -42,9 +42,8 @@ def score_rankings(model: SharedModel, rankings: Sequence[EncodedRanking], batch
 
 
 def _example_sequences(model: SharedModel, examples: Sequence[EncodedExample]) -> Sequences:
-    pad = pad_id(model.tokenizer)
-    prompts, responses = [row.prompt_ids for row in examples], [row.response_ids for row in examples]
-    return Sequences(*pad_left(prompts, pad), *pad_right(responses, pad)).to(model.device)
+    prompt_ids, response_ids = [row.prompt_ids for row in examples], [row.response_ids for row in examples]
+    return Sequences(*response_batch(prompt_ids, response_ids, pad_id(model.tokenizer))).to(model.device)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from lora_rlhf.data.schema import Prompt, row_of
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.template import decode_response
-from lora_rlhf.model.generate import Engine, GeneratedResponse, draw_seeds
+from lora_rlhf.model.generate import Engine, Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, data_hash, find_stage
 from lora_rlhf.stages.interrupt import graceful
@@ -164,7 +164,7 @@ def _sample_rest(
 
 
 def _row(
-    config: SampleConfig, model: SharedModel, prompt: EncodedPrompt, group: list[GeneratedResponse], most: int
+    config: SampleConfig, model: SharedModel, prompt: EncodedPrompt, group: list[Response], most: int
 ) -> dict[str, Any] | None:
     texts = dict.fromkeys(decode_response(model.tokenizer, response.ids).strip() for response in group)
     distinct = list(texts)[:most]

@@ -11,14 +11,14 @@ from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.model.decode_weights import choose_merged, merged
 from lora_rlhf.model.engines import EngineChoice, pick_engine, require_static
-from lora_rlhf.model.generate import Engine, GeneratedResponse, generate_seeded
+from lora_rlhf.model.generate import Engine, Response, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.session import pick_fixed
 from lora_rlhf.system import workers
 
-Responses = list[list[GeneratedResponse]]  # of each prompt, one response for each of its seeds
+Responses = list[list[Response]]  # of each prompt, one response for each of its seeds
 
 
 class Sampler:

@@ -11,7 +11,7 @@ import torch
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 from lora_rlhf.data.template import decode_response
-from lora_rlhf.model.generate import GeneratedResponse, draw_seeds
+from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_scores import score_rankings
@@ -33,9 +33,7 @@ def text_figures(texts: Sequence[str]) -> Figures:
     return found if pairs is None else {**found, "samples/distinct_2": pairs}
 
 
-def sample_rows(
-    prompts: Sequence[str], texts: Sequence[str], responses: Sequence[GeneratedResponse]
-) -> list[dict[str, Any]]:
+def sample_rows(prompts: Sequence[str], texts: Sequence[str], responses: Sequence[Response]) -> list[dict[str, Any]]:
     """A row of samples.jsonl for each prompt and its response."""
     return [
         {"prompt": prompt, "response": text, "tokens": len(response.ids)}

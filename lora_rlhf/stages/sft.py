@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lora_rlhf.algo.losses import lm_loss
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.configs.values import check
-from lora_rlhf.data.batches import IGNORED, packed_sft_batch, pad_left, pad_right, sft_batch
+from lora_rlhf.data.batches import IGNORED, packed_sft_batch, response_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample, encode_demonstration
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration
@@ -279,8 +279,7 @@ class _RewardSelector:
         total = 0.0
         with self.model.role(SELECTOR):
             for start in range(0, len(self.prompts), size):
-                prompts = pad_left(self.prompts[start : start + size], pad)
-                responses = pad_right(answers[start : start + size], pad)
-                batch = Sequences(*prompts, *responses).to(self.model.device)
+                rows = slice(start, start + size)
+                batch = Sequences(*response_batch(self.prompts[rows], answers[rows], pad)).to(self.model.device)
                 total += float(response_scores(self.model, batch).sum())
         return total / len(self.prompts)

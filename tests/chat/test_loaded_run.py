@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lora_rlhf.chat.loaded_run import load_run
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import render_prompt, render_response
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from tests.chat.conftest import OFFSET
@@ -47,8 +47,8 @@ def raw_score(model: SharedModel, prompt_ids: list[int], response_ids: list[int]
 def test_scores_are_the_reward_heads_less_the_offset(run: Path) -> None:
     """Texts end in the template's stop token; what was generated is scored as it was drawn."""
     with load_run(run, device="cpu") as loaded:
-        answer = Answer([7, 8, 9], "as drawn", False)
-        responses: list[str | Answer] = ["Yes.", answer, "No, the river is brave!"]
+        answer = Response([7, 8, 9], False, "as drawn")
+        responses: list[str | Response] = ["Yes.", answer, "No, the river is brave!"]
         scores = loaded.score(PROMPTS[0], responses)
         assert scores == pytest.approx(loaded.score(PROMPTS[0], responses, batch_size=1))
         prompt, tokenizer = Prompt.of(PROMPTS[0]), loaded.model.tokenizer
@@ -74,7 +74,7 @@ def test_what_a_run_cannot_do_is_said(run: Path) -> None:
         with pytest.raises(BadRow, match="a message's role is not one of"):
             loaded.generate([[{"content": "Hello"}]])
         with pytest.raises(UserError, match="an answer has 300 tokens; with its prompt it exceeds the context of 256"):
-            loaded.score(PROMPTS[0], [Answer([7] * 300, "", False)])
+            loaded.score(PROMPTS[0], [Response([7] * 300, False)])
     with pytest.raises(RuntimeError, match="was closed; load it again with load_run"):
         loaded.generate(PROMPTS)
     with pytest.raises(UserError, match="no role 'critic'"):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import Limits, encode_demonstration
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt
@@ -17,6 +16,7 @@ from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.generation import sequences_of
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import SharedModel
@@ -38,7 +38,7 @@ def trained(tiny_model: Callable[[str], Path]) -> SharedModel:
     demonstrations = [Demonstration(Prompt.of(question), "aaaa") for question in QUESTIONS[:8]]
     encoded = [encode_demonstration(model.tokenizer, row, Limits(100, 50), RefusedRows()) for row in demonstrations]
     examples = [example for example in encoded if example is not None]
-    answers = [Answer(example.response_ids, "", True) for example in examples]
+    answers = [Response(example.response_ids, True) for example in examples]
     batch = sequences_of(model, examples, answers)  # type: ignore[arg-type]  # both have prompt_ids
     optimizer = torch.optim.AdamW([p for _, p in model.named_parameters_of("policy")], lr=2e-2)
     for _ in range(25):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluate.columns import Column, figures, paired
@@ -17,6 +16,7 @@ from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.figures import CATALOGUE, Figure, Paired
 from lora_rlhf.evaluate.generation import respond
 from lora_rlhf.evaluate.policy_figures import answer_columns, distance_columns, measure_distances
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.shared import SharedModel
 from tests.support.evaluation import QUESTIONS
 
@@ -76,8 +76,8 @@ def test_padding_counts_for_nothing() -> None:
 
 def test_columns_of_answers_have_a_figure_each_and_compare_pair_by_pair() -> None:
     asked = [f"Say hello to {name}." for name in ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay")]
-    long = [Answer([5] * 12, "Thank you and thank you and thank you and thank you", False)] * 6
-    short = [Answer([5] * (i + 2), f"Hello {ask.split()[-1]} of {i}", True) for i, ask in enumerate(asked)]
+    long = [Response([5] * 12, False, "Thank you and thank you and thank you and thank you")] * 6
+    short = [Response([5] * (i + 2), True, f"Hello {ask.split()[-1]} of {i}") for i, ask in enumerate(asked)]
     one, other = answer_columns(asked, long), answer_columns(asked, short)
     assert set(one) <= set(CATALOGUE)
     found, theirs = figures(one), figures(other)

@@ -9,7 +9,7 @@ from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.decode_step import GraphCapture, Replay
 from lora_rlhf.model.engines import pick_engine, tokens_per_second
-from lora_rlhf.model.generate import GeneratedResponse, generate, generate_mixed, generate_seeded
+from lora_rlhf.model.generate import Response, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -41,7 +41,7 @@ def prompts_of(model: SharedModel, count: int) -> list[list[int]]:
     return [torch.randint(5, model.config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
 
 
-def greedy(model: SharedModel, prompts: list[list[int]], **changes: Any) -> list[GeneratedResponse]:
+def greedy(model: SharedModel, prompts: list[list[int]], **changes: Any) -> list[Response]:
     settings: dict[str, Any] = {"max_new_tokens": NEW, "temperature": 0.0, "stop_ids": list(range(100))} | changes
     groups = generate(
         model, prompts, generator=torch.Generator().manual_seed(0), batch_size=16, engine="static", **settings

@@ -26,7 +26,7 @@ from lora_rlhf.inspection.batches import (
 )
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base, load_tokenizer
-from lora_rlhf.model.generate import GeneratedResponse
+from lora_rlhf.model.generate import Response
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
@@ -141,8 +141,8 @@ def test_ppo_prompts_end_at_the_right_edge() -> None:
 def test_ppo_responses_count_up_to_where_they_stopped() -> None:
     prompts = [EncodedPrompt(SHORT.prompt_ids, Prompt.of("Hi"))] * 2
     responses = [
-        GeneratedResponse(ids(" Yes.", end=True), True),
-        GeneratedResponse(ids(" The fox lives in the"), False),
+        Response(ids(" Yes.", end=True), True),
+        Response(ids(" The fox lives in the"), False),
     ]
     done, endless = prompt_lines(PPO, TOKENIZER, prompts, [HERE, HERE], responses).lines
     assert text([cell for cell in done.cells if cell.counts]) == " Yes.</s>" and done.notes == ()

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_rlhf.data.answers import Answer
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.judges.choose import choose_judge
 from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.scores import ScoreJudge, gold_judge, outcomes, reward_judge
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
 from lora_rlhf.system.errors import UserError
@@ -67,7 +67,11 @@ def test_the_reward_judge_gives_the_head_less_the_offset(shared_model) -> None:
     model.set_score_offset("reward", 0.7)
     judge = reward_judge(model, 2, "abc")
     prompts = encode_prompts(model.tokenizer, PROMPTS[:3], 100)[0]
-    answers = [Answer([40, 50, 60, 0], "", True), Answer([70], "", False), Answer([80, 0], "", True)]
+    answers = [
+        Response([40, 50, 60, 0], True),
+        Response([70], False),
+        Response([80, 0], True),
+    ]
     head = model.adapter_state("reward")
     weight = next(tensor for name, tensor in head.items() if name.endswith("score.weight"))
     expected = []
@@ -83,13 +87,13 @@ def test_a_response_keeps_its_score() -> None:
     """Even if the scorer would give another score the second time: a tie stays a tie."""
     calls = []
 
-    def scorer(prompts: list[EncodedPrompt], answers: list[Answer]) -> list[float]:
+    def scorer(prompts: list[EncodedPrompt], answers: list[Response]) -> list[float]:
         calls.append(len(answers))
         return [len(calls) + len(answer.ids) / 10 for answer in answers]
 
     judge = ScoreJudge("reward", scorer)
     prompts = asked(*QUESTIONS[:3])
-    short, long = Answer([5, 0], "x", True), Answer([6, 7, 0], "y", True)
+    short, long = Response([5, 0], True, "x"), Response([6, 7, 0], True, "y")
     assert judge.scores(prompts, [short, short, short]) == [1.2, 1.2, 1.2]
     assert judge.scores(prompts, [short, long, short]) == [1.2, 2.3, 1.2]
     assert judge.scores(prompts, [short, long, short]) == [1.2, 2.3, 1.2]

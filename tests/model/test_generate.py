@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.drawing import draw as _draw
 from lora_rlhf.model.forward import response_logprobs
-from lora_rlhf.model.generate import GeneratedResponse, generate
+from lora_rlhf.model.generate import Response, generate
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from tests.support.batches import random_lists, sequences
@@ -19,14 +19,12 @@ from tests.support.batches import random_lists, sequences
 Make = Callable[..., SharedModel]
 
 
-def sample(
-    model: SharedModel, prompts: list[list[int]], seed: int = 0, **changes: Any
-) -> list[list[GeneratedResponse]]:
+def sample(model: SharedModel, prompts: list[list[int]], seed: int = 0, **changes: Any) -> list[list[Response]]:
     settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "stop_ids": [0], "batch_size": 64}
     return generate(model, prompts, generator=torch.Generator().manual_seed(seed), **(settings | changes))
 
 
-def ids(groups: list[list[GeneratedResponse]]) -> list[list[list[int]]]:
+def ids(groups: list[list[Response]]) -> list[list[list[int]]]:
     return [[response.ids for response in group] for group in groups]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.generate import GeneratedResponse, generate_mixed, generate_seeded, stream_mixed
+from lora_rlhf.model.generate import Response, generate_mixed, generate_seeded, stream_mixed
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from tests.support.batches import random_lists
@@ -42,8 +42,8 @@ def asked(samples: int = 1) -> tuple[list[str], list[list[int]], list[list[int]]
 
 def each_alone(
     model: SharedModel, roles: list[str], prompts: list[list[int]], seeds: list[list[int]], **settings: Any
-) -> list[list[GeneratedResponse]]:
-    found: dict[int, list[GeneratedResponse]] = {}
+) -> list[list[Response]]:
+    found: dict[int, list[Response]] = {}
     for role in ROLES:
         own = [place for place, one in enumerate(roles) if one == role]
         with model.role(role):

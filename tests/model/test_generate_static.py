@@ -13,7 +13,7 @@ from lora_rlhf.model import decode_static, decode_step
 from lora_rlhf.model.decode_step import Replay, Slots, Step
 from lora_rlhf.model.drawing import Drawing, RowRoles, draw
 from lora_rlhf.model.forward import response_logprobs
-from lora_rlhf.model.generate import Engine, GeneratedResponse, generate, generate_mixed, generate_seeded
+from lora_rlhf.model.generate import Engine, Response, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.kv_cache import SlotCache
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
@@ -32,7 +32,7 @@ def prompts_of(lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
 
 def sample(
     model: SharedModel, prompts: list[list[int]], engine: Engine = "static", **changes: Any
-) -> list[list[GeneratedResponse]]:
+) -> list[list[Response]]:
     settings: dict[str, Any] = {"max_new_tokens": NEW, "temperature": 1.0, "stop_ids": list(range(40)), "batch_size": 4}
     generator = torch.Generator().manual_seed(SEED)
     return generate(model, prompts, generator=generator, engine=engine, **(settings | changes))
@@ -52,8 +52,8 @@ def greedy_alone(model: SharedModel, prompt: list[int], stops: list[int]) -> lis
 def require_same(
     model: SharedModel,
     prompts: list[list[int]],
-    found: list[list[GeneratedResponse]],
-    expected: list[list[GeneratedResponse]],
+    found: list[list[Response]],
+    expected: list[list[Response]],
     temperature: float = 1.0,
 ) -> None:
     """The same responses; where one parts, its random number lay on the border of two tokens, within rounding."""

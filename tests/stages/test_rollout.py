@@ -14,7 +14,7 @@ from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.forward import in_micro_batches
-from lora_rlhf.model.generate import GeneratedResponse
+from lora_rlhf.model.generate import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.ppo import PPO, Rollout
 from lora_rlhf.stages.scorer import ResponseScorer
@@ -44,19 +44,19 @@ def prompts(model: SharedModel, count: int = 4) -> list[EncodedPrompt]:
     return encode_prompts(model.tokenizer, [Prompt.of(text) for text in texts], 64)[0]
 
 
-def responses(model: SharedModel, config: PPOConfig = CONFIG, seed: int = 0) -> list[GeneratedResponse]:
+def responses(model: SharedModel, config: PPOConfig = CONFIG, seed: int = 0) -> list[Response]:
     return PPO(config, model, ResponseScorer()).act(prompts(model), torch.Generator().manual_seed(seed))
 
 
-def judge(model: SharedModel, given: list[GeneratedResponse], config: PPOConfig = CONFIG, **scorer: Any) -> Rollout:
+def judge(model: SharedModel, given: list[Response], config: PPOConfig = CONFIG, **scorer: Any) -> Rollout:
     return PPO(config, model, ResponseScorer(**scorer)).judge(prompts(model), given)
 
 
-def some_that_end(model: SharedModel) -> list[GeneratedResponse]:
+def some_that_end(model: SharedModel) -> list[Response]:
     """Sampled responses, every third of which is made to end early."""
     eos = model.tokenizer.eos_token_id
     sampled = responses(model)
-    return [GeneratedResponse([*r.ids[: 1 + i % 4], eos], True) if i % 3 == 0 else r for i, r in enumerate(sampled)]
+    return [Response([*r.ids[: 1 + i % 4], eos], True) if i % 3 == 0 else r for i, r in enumerate(sampled)]
 
 
 def plain(model: SharedModel, role: str, batch: Rollout) -> Iterator[tuple[Tensor, Tensor, list[int], int]]:
@@ -177,7 +177,7 @@ def test_a_function_is_given_each_response_with_its_prompt(model: SharedModel) -
 
     eos = model.tokenizer.eos_token_id
     texts = [f"The {word}" for word in "a b c d e f g h".split()]
-    given = [GeneratedResponse([*model.tokenizer(text)["input_ids"], eos], True) for text in texts]
+    given = [Response([*model.tokenizer(text)["input_ids"], eos], True) for text in texts]
     judge(model, given, function=watch)
     asked = [prompt.prompt.messages[-1].content for prompt in prompts(model)]
     assert seen == [([text for text in asked for _ in range(2)], texts)]
