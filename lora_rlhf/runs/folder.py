@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.system import workers
+from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.data.locate import DataFiles, HubDataset, locate
-from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sha256_of, sync, write_json, write_text
-from lora_rlhf.system.errors import UserError
 from lora_rlhf.runs.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, read_manifest
 from lora_rlhf.runs.resume import Lock, require_same_origin, require_same_settings
-from lora_rlhf.configs.values import to_yaml
-from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.system import workers
+from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sha256_of, sync, write_json, write_text
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 

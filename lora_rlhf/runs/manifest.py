@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import STAGES
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, read_object, require, quote
+from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, quote, read_object, require
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # to be raised when older versions cannot read a new manifest

@@ -11,10 +11,10 @@ from typing import IO, Any
 
 import yaml
 
-from lora_rlhf.system.errors import UserError
-from lora_rlhf.configs.values import plain_defaults, read_yaml, to_yaml
 from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with, former_names, with_new_names
+from lora_rlhf.configs.values import plain_defaults, read_yaml, to_yaml
+from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 
@@ -84,14 +84,14 @@ def require_same_settings(config: StageConfig, recorded: Path, allow_changes: bo
     return changes
 
 
-def require_same_origin(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any], allow_changes: bool) -> list[str]:
+def require_same_origin(
+    folder: Path, then: Mapping[str, Any], now: Mapping[str, Any], allow_changes: bool
+) -> list[str]:
     """The names of the data that are other than when the unfinished run in `folder` began.
 
     `then` and `now` are manifests. UserError for another base or parent, and for other data unless it is allowed.
     """
-    bases = [
-        {key: value for key, value in manifest["base"].items() if key != COMPUTED_IN} for manifest in (then, now)
-    ]
+    bases = [{key: value for key, value in manifest["base"].items() if key != COMPUTED_IN} for manifest in (then, now)]
     ids = [{role: parent["id"] for role, parent in manifest["parents"].items()} for manifest in (then, now)]
     for kind, differs in (("base", bases[0] != bases[1]), ("parents", ids[0] != ids[1])):  # folders may move
         if differs:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.system.errors import UserError
 from lora_rlhf.runs.manifest import read_manifest
-from lora_rlhf.system.untrusted import read_object, quote
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.untrusted import quote, read_object
 
 GOOD: dict[str, Any] = {
     "format": 1,

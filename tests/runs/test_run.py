@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.system import disk
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
-from lora_rlhf.system.disk import write_json, write_text
-from lora_rlhf.system.errors import UserError
+from lora_rlhf.configs.values import from_dict, read_yaml, to_yaml
 from lora_rlhf.runs.folder import StageFolder, data_hash, find_stage, has_stage
 from lora_rlhf.runs.resume import require_same_settings
-from lora_rlhf.configs.values import from_dict, read_yaml, to_yaml
+from lora_rlhf.system import disk
+from lora_rlhf.system.disk import write_json, write_text
+from lora_rlhf.system.errors import UserError
 
 BASE = {
     **{"name": "tiny", "quantization": "nf4", "compute_dtype": "auto", "trust_remote_code": False},
