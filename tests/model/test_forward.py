@@ -23,9 +23,9 @@ Make = Callable[..., SharedModel]
 NEAR: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 
 
-def assert_rows(found: Tensor, expected: list[Tensor]) -> None:
+def assert_rows(actual: Tensor, expected: list[Tensor]) -> None:
     """Each row holds its expected values, then zeros."""
-    for row, values in zip(found, expected, strict=True):
+    for row, values in zip(actual, expected, strict=True):
         torch.testing.assert_close(row[: len(values)], values, **NEAR)
         assert torch.equal(row[len(values) :], torch.zeros(len(row) - len(values)))
 
@@ -39,9 +39,9 @@ def alone(model: SharedModel, temperature: float = 1.0) -> tuple[list[Tensor], .
         logprobs.append(torch.stack([p[token].log() for p, token in zip(distribution, response, strict=True)]).float())
         entropies.append(-(distribution * distribution.log()).sum(-1).float())
         if model.active_role in ("reward", "value"):
-            own = out.hidden_states[-1][0] @ model.head.weight[0]
-            values.append(own[len(prompt) - 1 : -1])
-            scores.append(own[-1])
+            head_outputs = out.hidden_states[-1][0] @ model.head.weight[0]
+            values.append(head_outputs[len(prompt) - 1 : -1])
+            scores.append(head_outputs[-1])
     return logprobs, entropies, values, scores
 
 
@@ -51,8 +51,8 @@ def test_every_architecture_agrees_with_its_own_forward(shared_model: Make, arch
     for role in ("policy", "base", "reference"):
         with model.role(role):
             logprobs, entropies, _, _ = alone(model)
-            found, entropy = response_logprobs(model, batch)
-        assert_rows(found, logprobs)
+            actual, entropy = response_logprobs(model, batch)
+        assert_rows(actual, logprobs)
         assert_rows(entropy, entropies)
     with model.role("value"):
         assert_rows(response_values(model, batch), alone(model)[2])
@@ -162,8 +162,8 @@ def test_temperature_divides_the_logits(shared_model: Make) -> None:
     with model.role("policy"):
         for temperature in (0.5, 2.0):
             logprobs, entropies, _, _ = alone(model, temperature)
-            found, entropy = response_logprobs(model, random_batch(), temperature)
-            assert_rows(found, logprobs)
+            actual, entropy = response_logprobs(model, random_batch(), temperature)
+            assert_rows(actual, logprobs)
             assert_rows(entropy, entropies)
 
 
@@ -198,13 +198,13 @@ def test_text_logprobs(shared_model: Make, architecture: str) -> None:
     texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     padded = sequences([[0]] * 4, texts)
     with model.role("policy"):
-        found = text_logprobs(model, padded.response_ids, padded.response_mask)
+        actual = text_logprobs(model, padded.response_ids, padded.response_mask)
         expected = []
         for text in texts:
             logits = model.causal(torch.tensor([text]), use_cache=False).logits[0, :-1]
             expected.append(logits.log_softmax(-1).gather(-1, torch.tensor(text[1:])[:, None])[:, 0])
-    assert found.shape == (4, max(map(len, texts)) - 1)
-    assert_rows(found, expected)
+    assert actual.shape == (4, max(map(len, texts)) - 1)
+    assert_rows(actual, expected)
 
 
 @torch.no_grad()

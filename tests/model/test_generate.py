@@ -46,10 +46,10 @@ def test_greedy_equals_the_plain_loop(shared_model: Make, architecture: str) -> 
         free = [greedy_alone(model, prompt, 20, set()) for prompt in prompts]
         stops = {free[0][4], free[1][9]}
         expected = [greedy_alone(model, prompt, 20, stops) for prompt in prompts]
-        found = sample(model, prompts, max_new_tokens=20, temperature=0.0, stop_ids=sorted(stops))
+        groups = sample(model, prompts, max_new_tokens=20, temperature=0.0, stop_ids=sorted(stops))
     assert len(expected[0]) <= 5
-    assert [group[0].ids for group in found] == expected
-    assert [group[0].finished for group in found] == [response[-1] in stops for response in expected]
+    assert [group[0].ids for group in groups] == expected
+    assert [group[0].finished for group in groups] == [response[-1] in stops for response in expected]
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
@@ -58,11 +58,11 @@ def test_the_distribution_drawn_from_is_the_one_scored(
 ) -> None:
     """The log-probs of the sampled tokens at generation equal those of the training forward."""
     model, (prompts, _) = shared_model(architecture), random_lists()
-    seen: list[tuple[Tensor, Tensor]] = []
+    steps: list[tuple[Tensor, Tensor]] = []
 
     def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
         drawn = _draw(logits, temperature, uniforms)
-        seen.append(((logits / temperature).log_softmax(-1), drawn))
+        steps.append(((logits / temperature).log_softmax(-1), drawn))
         return drawn
 
     monkeypatch.setattr("lora_rlhf.model.decode_plain.draw", spy)
@@ -71,11 +71,12 @@ def test_the_distribution_drawn_from_is_the_one_scored(
         batch = sequences(prompts, [group[0].ids for group in groups])
         scored = response_logprobs(model, batch, temperature)[0]
     order = sorted(range(4), key=lambda i: -len(prompts[i]))
-    assert {len(drawn) for _, drawn in seen} == {4}
-    for step, (logprobs, drawn) in enumerate(seen):
-        for place, row in enumerate(order):
-            assert drawn[place] == batch.response_ids[row, step]
-            torch.testing.assert_close(logprobs[place, drawn[place]], scored[row, step], rtol=1e-4, atol=2e-5)
+    assert {len(drawn) for _, drawn in steps} == {4}
+    for step, (logprobs, drawn) in enumerate(steps):
+        for drawn_row, row in enumerate(order):
+            token = drawn[drawn_row]
+            assert token == batch.response_ids[row, step]
+            torch.testing.assert_close(logprobs[drawn_row, token], scored[row, step], rtol=1e-4, atol=2e-5)
 
 
 def test_samples_follow_the_distribution(shared_model: Make) -> None:
@@ -124,8 +125,8 @@ def test_rare_tokens_are_drawn() -> None:
 def test_the_same_seed_gives_the_same_and_another_does_not(shared_model: Make) -> None:
     model, (prompts, _) = shared_model(), random_lists()
     with model.role("policy"):
-        first, again, other = (ids(sample(model, prompts, seed=s, num_samples=3)) for s in (1, 1, 2))
-    assert first == again != other
+        first, again, other_seed = (ids(sample(model, prompts, seed=s, num_samples=3)) for s in (1, 1, 2))
+    assert first == again != other_seed
     assert all(len({tuple(response) for response in group}) > 1 for group in first)
 
 
@@ -181,8 +182,8 @@ def test_pad_equal_to_eos(shared_model: Make) -> None:
     prompts = [[eos, 30, eos, 31], [40, eos]]
     with model.role("policy"):
         expected = [greedy_alone(model, prompt, 6, set()) for prompt in prompts]
-        found = sample(model, prompts, temperature=0.0, max_new_tokens=6, stop_ids=[319])
-        assert [group[0].ids for group in found] == expected
+        groups = sample(model, prompts, temperature=0.0, max_new_tokens=6, stop_ids=[319])
+        assert [group[0].ids for group in groups] == expected
         everything = sample(model, prompts, stop_ids=list(range(320)))
     assert all(len(group[0].ids) == 1 and group[0].finished for group in everything)
 

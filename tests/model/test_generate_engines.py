@@ -30,14 +30,14 @@ def pick(model: SharedModel, choice: EngineChoice = "auto", context: int = 32) -
 
 def clock(monkeypatch: pytest.MonkeyPatch, **speeds: float) -> list[str]:
     """Replaces the measurement; returns what it was asked for."""
-    asked: list[str] = []
+    timed: list[str] = []
 
     def speed(_model: SharedModel, engine: Engine, *_: Any) -> float:
-        asked.append(engine)
+        timed.append(engine)
         return speeds[engine]
 
     monkeypatch.setattr(engines, "tokens_per_second", speed)
-    return asked
+    return timed
 
 
 CASES = [
@@ -58,8 +58,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "settings", "fault"), CASES, ids=[f"{case[0]} {case[1]}" for case in CASES])
 def test_the_config_says_who_cannot(name: str, settings: dict[str, object], fault: str | None) -> None:
-    found = static_fault(CONFIG_MAPPING[name](**settings), 512)
-    assert (found is None) if fault is None else (found is not None and fault in found)
+    message = static_fault(CONFIG_MAPPING[name](**settings), 512)
+    assert (message is None) if fault is None else (message is not None and fault in message)
 
 
 def test_static_is_refused_before_any_weights_are_there(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
@@ -80,19 +80,19 @@ def test_auto_takes_the_faster_and_says_so(
     expected: str,
 ) -> None:
     caplog.set_level(logging.INFO, "lora_rlhf")
-    asked = clock(monkeypatch, plain=plain, static=static)
+    timed = clock(monkeypatch, plain=plain, static=static)
     assert pick(shared_model()) == expected
-    assert asked == ["plain", "static"]
+    assert timed == ["plain", "static"]
     assert [record.getMessage() for record in caplog.records] == [
         f"engine: {expected}, of plain {plain:.0f} and static {static:.0f} tokens/s in a first try"
     ]
 
 
 def test_what_is_asked_for_is_not_measured(shared_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = clock(monkeypatch)
+    timed = clock(monkeypatch)
     model = shared_model()
     assert (pick(model, "plain"), pick(model, "static")) == ("plain", "static")
-    assert asked == []
+    assert timed == []
 
 
 def test_a_window_too_short_is_plain_without_measuring(

@@ -33,23 +33,23 @@ def several(shared_model: Make) -> Make:
     return make
 
 
-def asked(samples: int = 1) -> tuple[list[str], list[list[int]], list[list[int]]]:
+def requests(samples: int = 1) -> tuple[list[str], list[list[int]], list[list[int]]]:
     """Every prompt to every role, with the same seeds for all roles."""
-    pairs = [(role, place) for place in range(len(PROMPTS)) for role in ROLES]
-    seeds = [[100 * place + sample for sample in range(samples)] for _, place in pairs]
-    return [role for role, _ in pairs], [PROMPTS[place] for _, place in pairs], seeds
+    pairs = [(role, index) for index in range(len(PROMPTS)) for role in ROLES]
+    seeds = [[100 * index + sample for sample in range(samples)] for _, index in pairs]
+    return [role for role, _ in pairs], [PROMPTS[index] for _, index in pairs], seeds
 
 
 def each_alone(
     model: SharedModel, roles: list[str], prompts: list[list[int]], seeds: list[list[int]], **settings: Any
 ) -> list[list[Response]]:
-    found: dict[int, list[Response]] = {}
+    by_row: dict[int, list[Response]] = {}
     for role in ROLES:
-        own = [place for place, one in enumerate(roles) if one == role]
+        rows = [index for index, name in enumerate(roles) if name == role]
         with model.role(role):
-            groups = generate_seeded(model, [prompts[i] for i in own], [seeds[i] for i in own], **settings)
-        found |= dict(zip(own, groups, strict=True))
-    return [found[place] for place in range(len(roles))]
+            groups = generate_seeded(model, [prompts[i] for i in rows], [seeds[i] for i in rows], **settings)
+        by_row |= dict(zip(rows, groups, strict=True))
+    return [by_row[index] for index in range(len(roles))]
 
 
 @pytest.mark.parametrize("engine", ["plain", "static"])
@@ -58,12 +58,12 @@ def test_each_role_says_what_it_says_alone(several: Make, name: str, engine: str
     model = several(name)
     digest = model.base_digest()
     settings = {**SETTINGS, "batch_size": 7, "engine": engine}
-    found = generate_mixed(model, *asked(samples=2), **settings)
-    assert found == each_alone(model, *asked(samples=2), **settings)
-    assert {len(group) for group in found} == {2}
-    assert {r.finished for group in found for r in group} == {True, False}
-    assert len({tuple(group[0].ids) for group in found[:5]}) == 4, "all roles but the alias part"
-    assert found[1] == found[3]
+    groups = generate_mixed(model, *requests(samples=2), **settings)
+    assert groups == each_alone(model, *requests(samples=2), **settings)
+    assert {len(group) for group in groups} == {2}
+    assert {r.finished for group in groups for r in group} == {True, False}
+    assert len({tuple(group[0].ids) for group in groups[:5]}) == 4, "all roles but the alias part"
+    assert groups[1] == groups[3]
     assert model.base_digest() == digest
 
 
@@ -73,15 +73,15 @@ def test_without_quantization_and_in_training_too(several: Make, engine: Any) ->
     model.enable_gradient_checkpointing()
     settings = {**SETTINGS, "batch_size": 6, "engine": engine}
     with model.role("policy", training=True):
-        found = generate_mixed(model, *asked(), **settings)
+        groups = generate_mixed(model, *requests(), **settings)
         assert {module.training for module in model.causal.modules()} == {True}
-    assert found == each_alone(model, *asked(), **settings)
+    assert groups == each_alone(model, *requests(), **settings)
 
 
 def test_in_8_bits_it_runs(several: Make) -> None:
     model = several("llama", "int8")
-    found = generate_mixed(model, *asked(), **SETTINGS, batch_size=64)
-    assert len(found) == len(PROMPTS) * len(ROLES) and all(group[0].ids for group in found)
+    groups = generate_mixed(model, *requests(), **SETTINGS, batch_size=64)
+    assert len(groups) == len(PROMPTS) * len(ROLES) and all(group[0].ids for group in groups)
 
 
 @pytest.mark.parametrize("engine", ["plain", "static"])
@@ -89,7 +89,7 @@ def test_a_prompt_is_read_once_for_each_role(several: Make, engine: Any) -> None
     model, shapes = several(), []
     model.causal.get_input_embeddings().register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
     prompts = [prompt for prompt in PROMPTS for _ in range(2)]
-    seeds = [[place, place + 50, place + 70] for place in range(len(prompts))]
+    seeds = [[index, index + 50, index + 70] for index in range(len(prompts))]
     settings = {**SETTINGS, "stop_ids": [], "batch_size": 64}
     generate_mixed(model, ["sft", "policy"] * 4, prompts, seeds, **settings, engine=engine)
     assert [tuple(shape) for shape in shapes] == [(8, 7)] + [(24, 1)] * 7
@@ -100,17 +100,17 @@ def test_what_cannot_be_generated_is_refused(several: Make) -> None:
     settings = {**SETTINGS, "batch_size": 4}
     assert generate_mixed(model, [], [], [], **settings) == []
     assert list(stream_mixed(model, [], [], [], **SETTINGS)) == []
-    for ask in (generate_mixed, stream_mixed):
-        chosen = settings if ask is generate_mixed else SETTINGS
-        seeds: Any = [[0]] if ask is generate_mixed else [0]
+    for function in (generate_mixed, stream_mixed):
+        arguments = settings if function is generate_mixed else SETTINGS
+        seeds: Any = [[0]] if function is generate_mixed else [0]
         with pytest.raises(ValueError, match="no role 'nobody'"):
-            ask(model, ["nobody"], [[5]], seeds, **chosen)
+            function(model, ["nobody"], [[5]], seeds, **arguments)
         with pytest.raises(ValueError, match="2 roles for 1 prompts"):
-            ask(model, ["sft", "base"], [[5]], seeds, **chosen)
+            function(model, ["sft", "base"], [[5]], seeds, **arguments)
         with pytest.raises(ValueError, match="seeds of 1 prompts for 2 prompts"):
-            ask(model, ["sft", "base"], [[5], [6]], seeds, **chosen)
+            function(model, ["sft", "base"], [[5], [6]], seeds, **arguments)
         with pytest.raises(UserError, match="context of 256"):
-            ask(model, ["sft"], [[5] * 249], seeds, **chosen)
+            function(model, ["sft"], [[5] * 249], seeds, **arguments)
     assert model.active_role is None
 
 
@@ -139,7 +139,7 @@ def joined(steps: list[list[int | None]]) -> list[list[int]]:
 
 
 def idle(model: SharedModel) -> bool:
-    """Whether nobody is under way: any forward pass is one outside all roles."""
+    """Whether no block is active: any forward pass is outside all roles."""
     assert torch.is_grad_enabled()
     with pytest.raises(RuntimeError, match="outside any role"):
         model.causal(torch.tensor([[5]]), use_cache=False)
@@ -159,15 +159,15 @@ def test_a_stream_says_what_each_role_says_alone(several: Make, architecture: st
 def test_streams_interleave_with_each_other_and_with_roles(several: Make) -> None:
     model = several()
     expected = [expected_columns(model, prompt) for prompt in (0, 1)]
-    one, other = columns(model, 0), columns(model, 1)
-    found: tuple[list[Any], list[Any]] = ([], [])
+    streams = columns(model, 0), columns(model, 1)
+    drawn: tuple[list[Any], list[Any]] = ([], [])
     for _ in range(SETTINGS["max_new_tokens"]):
-        for stream, steps in zip((one, other), found, strict=True):
+        for stream, steps in zip(streams, drawn, strict=True):
             steps += [step for step in [next(stream, None)] if step is not None]
             with model.role("value", training=True):
                 model.causal(torch.tensor([[5]]), use_cache=False).logits.sum().backward()
-    assert next(one, None) is next(other, None) is None
-    assert [joined(steps) for steps in found] == expected
+    assert [next(stream, None) for stream in streams] == [None, None]
+    assert [joined(steps) for steps in drawn] == expected
 
 
 def test_a_stream_stops_when_it_is_told_to(several: Make) -> None:

@@ -52,28 +52,27 @@ def greedy_alone(model: SharedModel, prompt: list[int], stops: list[int]) -> lis
 def require_same(
     model: SharedModel,
     prompts: list[list[int]],
-    found: list[list[Response]],
+    actual: list[list[Response]],
     expected: list[list[Response]],
     temperature: float = 1.0,
 ) -> None:
-    """The same responses; where one parts, its random number lay on the border of two tokens, within rounding."""
-    seeds = torch.randint(2**62, (len(prompts), len(found[0])), generator=torch.Generator().manual_seed(SEED))
-    parted = 0
-    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
-        assert len(one) == len(other) == len(found[0])
-        for sample, (a, b) in enumerate(zip(one, other, strict=True)):
+    """The same responses; where one differs, its random number lay on the border of two tokens, within rounding."""
+    num_samples = len(actual[0])
+    seeds = torch.randint(2**62, (len(prompts), num_samples), generator=torch.Generator().manual_seed(SEED))
+    differences = 0
+    for prompt, group, expected_group, group_seeds in zip(prompts, actual, expected, seeds.tolist(), strict=True):
+        for a, b, seed in zip(group, expected_group, group_seeds, strict=True):
             if a == b:
                 continue
             step = next(step for step, (x, y) in enumerate(zip(a.ids, b.ids, strict=False)) if x != y)
-            ids = torch.tensor([prompts[place] + a.ids[:step]])
             with torch.no_grad():
-                logits = model.causal(ids, use_cache=False).logits[0, -1].double()
-            below = (logits / temperature).softmax(-1).cumsum(-1)[min(a.ids[step], b.ids[step])]
-            generator = torch.Generator().manual_seed(int(seeds[place, sample]))
+                logits = model.causal(torch.tensor([prompt + a.ids[:step]]), use_cache=False).logits[0, -1].double()
+            border = (logits / temperature).softmax(-1).cumsum(-1)[min(a.ids[step], b.ids[step])]
+            generator = torch.Generator().manual_seed(seed)
             number = torch.rand(step + 1, generator=generator, dtype=torch.float64)[-1]
-            assert abs(float(below - number)) < 1e-5
-            parted += 1
-    assert parted <= 1
+            assert abs(float(border - number)) < 1e-5
+            differences += 1
+    assert differences <= 1
 
 
 class FakeCapture:
@@ -105,10 +104,10 @@ def test_greedy_equals_the_plain_loop(shared_model: Make, architecture: str) -> 
         free = [greedy_alone(model, prompt, []) for prompt in prompts]
         stops = [free[0][0], free[1][3], free[4][5]]
         expected = [greedy_alone(model, prompt, stops) for prompt in prompts]
-        found = sample(model, prompts, temperature=0.0, stop_ids=stops, batch_size=3)
+        groups = sample(model, prompts, temperature=0.0, stop_ids=stops, batch_size=3)
     assert {len(response) for response in expected} >= {1, NEW}
-    assert [group[0].ids for group in found] == expected
-    assert [group[0].finished for group in found] == [response[-1] in stops for response in expected]
+    assert [group[0].ids for group in groups] == expected
+    assert [group[0].finished for group in groups] == [response[-1] in stops for response in expected]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
@@ -127,25 +126,25 @@ def test_slots_and_neighbours_do_not_matter(shared_model: Make, capture: FakeCap
         for size in (1, 7, 100):
             require_same(model, prompts, sample(model, prompts, num_samples=3, batch_size=size), expected)
         everything = sample(model, prompts, stop_ids=list(range(320)), num_samples=2)
-        one = sample(model, prompts, max_new_tokens=1, stop_ids=[])
+        single = sample(model, prompts, max_new_tokens=1, stop_ids=[])
     assert all(len(response.ids) == 1 and response.finished for group in everything for response in group)
-    assert [[(len(r.ids), r.finished) for r in group] for group in one] == [[(1, False)]] * len(prompts)
+    assert [[(len(r.ids), r.finished) for r in group] for group in single] == [[(1, False)]] * len(prompts)
 
 
 def test_slots_carry_their_role(shared_model: Make, capture: FakeCapture | None) -> None:
     """Through refills and moves; the same seeds for every role, so that a wrong role shows."""
     model, prompts = shared_model("mistral"), prompts_of()
-    roles = [("base", "policy", "sft")[place % 3] for place in range(len(prompts))]
-    seeds = [[place, place + 100] for place in range(len(prompts))]
+    roles = [("base", "policy", "sft")[index % 3] for index in range(len(prompts))]
+    seeds = [[index, index + 100] for index in range(len(prompts))]
     settings: dict[str, Any] = {"max_new_tokens": NEW, "temperature": 1.0, "stop_ids": list(range(40)), "batch_size": 5}
-    found = generate_mixed(model, roles, prompts, seeds, **settings, engine="static")
+    groups = generate_mixed(model, roles, prompts, seeds, **settings, engine="static")
     for role in set(roles):
         with model.role(role):
             alone = generate_seeded(model, prompts, seeds, **settings)
-        assert [group for group, one in zip(found, roles, strict=True) if one == role] == [
-            group for group, one in zip(alone, roles, strict=True) if one == role
+        assert [group for group, name in zip(groups, roles, strict=True) if name == role] == [
+            group for group, name in zip(alone, roles, strict=True) if name == role
         ]
-    assert found != alone
+    assert groups != alone
 
 
 def test_the_distribution_drawn_from_is_the_one_scored(
@@ -153,11 +152,11 @@ def test_the_distribution_drawn_from_is_the_one_scored(
 ) -> None:
     """The log-probs of the sampled tokens at generation equal those of the training forward, in refilled slots too."""
     model, prompts, temperature = shared_model(architecture), prompts_of(), 0.7
-    seen: list[float] = []
+    logprobs: list[float] = []
 
     def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
         drawn = draw(logits, temperature, uniforms)
-        seen.extend((logits / temperature).log_softmax(-1).gather(1, drawn[:, None])[:, 0].tolist())
+        logprobs.extend((logits / temperature).log_softmax(-1).gather(1, drawn[:, None])[:, 0].tolist())
         return drawn
 
     monkeypatch.setattr(decode_static, "draw", spy)
@@ -165,8 +164,8 @@ def test_the_distribution_drawn_from_is_the_one_scored(
     with model.role("policy"), torch.no_grad():
         groups = sample(model, prompts, temperature=temperature, stop_ids=[])
         scored = response_logprobs(model, sequences(prompts, [group[0].ids for group in groups]), temperature)[0]
-    assert len(seen) == len(prompts) * NEW
-    torch.testing.assert_close(torch.tensor(seen).sort()[0], scored.flatten().sort()[0], rtol=1e-4, atol=2e-5)
+    assert len(logprobs) == len(prompts) * NEW
+    torch.testing.assert_close(torch.tensor(logprobs).sort()[0], scored.flatten().sort()[0], rtol=1e-4, atol=2e-5)
 
 
 def test_each_prompt_is_read_once_and_slots_are_refilled(shared_model: Make) -> None:
@@ -208,8 +207,8 @@ def test_the_cache_is_written_in_place_and_read_as_far_as_needed(
 
     model.backbone.register_forward_pre_hook(spy, with_kwargs=True)
     with model.role("policy"):
-        found = sample(model, prompts, batch_size=2, max_new_tokens=20, stop_ids=[])
-    assert all(len(response.ids) == 20 for group in found for response in group)
+        groups = sample(model, prompts, batch_size=2, max_new_tokens=20, stop_ids=[])
+    assert all(len(response.ids) == 20 for group in groups for response in group)
     assert len(addresses) == 1
     if capture is None:
         assert {columns for _, columns in sizes} == {16, 32, 48, 64}

@@ -28,8 +28,8 @@ IDS = torch.tensor([[3, 7, 11, 2], [9, 4, 1, 30]])
 
 def assert_own_logits(causal: PreTrainedModel) -> None:
     with torch.no_grad():
-        own = causal(IDS, use_cache=False).logits
-        assert torch.equal(lm_logits(causal, causal.base_model(IDS, use_cache=False).last_hidden_state), own)
+        expected = causal(IDS, use_cache=False).logits
+        assert torch.equal(lm_logits(causal, causal.base_model(IDS, use_cache=False).last_hidden_state), expected)
     check_logits(causal)
 
 

@@ -75,9 +75,9 @@ def test_rounded_weights_are_the_live_ones_bit_for_bit(
         path, _, last = part.name.rpartition(".")
         layer = getattr(modules[path], "base_layer", modules[path])
         live = live_weight(layer, computed) if last == "weight" else getattr(layer, last)
-        found = merged(replace(part, update=None))
+        values = merged(replace(part, update=None))
         quantized += part.quantization == quantization
-        assert torch.equal(found.T if part.transposed else found, live.float()), part.name
+        assert torch.equal(values.T if part.transposed else values, live.float()), part.name
     assert quantized == sum(isinstance(layer, Linear4bit | Linear8bitLt) for layer in modules.values()) > 0
 
 
@@ -139,13 +139,13 @@ def test_names_without_the_backbone_prefix_are_understood(tiny_model: Tiny, tmp_
     """Old checkpoints of a backbone alone have no "model." before their names; unknown tensors are left out."""
     with_adapter(tiny_model("llama"), tmp_path / "adapter", "nf4", "float32")
     expected = {part.name: merged(part) for part in planned(tiny_model("llama"), tmp_path / "adapter")}
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "config.json").write_text((tiny_model("llama") / "config.json").read_text())
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text((tiny_model("llama") / "config.json").read_text())
     tensors = load_file(tiny_model("llama") / "model.safetensors")
     renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    save_file(renamed | {"rotary_emb.inv_freq": torch.ones(8)}, other / "model.safetensors")
-    parts = planned(other, tmp_path / "adapter")
+    save_file(renamed | {"rotary_emb.inv_freq": torch.ones(8)}, folder / "model.safetensors")
+    parts = planned(folder, tmp_path / "adapter")
     assert {part.name: part.stored.name for part in parts} == {f"model.{name}": name for name in renamed}
     assert all(torch.equal(merged(part), expected[part.name]) for part in parts)
 
@@ -155,19 +155,19 @@ def test_what_does_not_fit_is_refused(tiny_model: Tiny, tmp_path: Path) -> None:
     with_adapter(base, adapter, "nf4", "float32")
     with pytest.raises(UserError, match="adapter does not fit this base"):
         planned(tiny_model("gpt2"), adapter)
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "config.json").write_text((base / "config.json").read_text())
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text((base / "config.json").read_text())
     tensors = load_file(base / "model.safetensors")
     save_file(
-        {name: tensor for name, tensor in tensors.items() if "down_proj" not in name}, other / "model.safetensors"
+        {name: tensor for name, tensor in tensors.items() if "down_proj" not in name}, folder / "model.safetensors"
     )
     with pytest.raises(UserError, match=r"lack 2 tensors .* model\.layers\.0\.mlp\.down_proj\.weight"):
-        planned(other, adapter)
+        planned(folder, adapter)
     wrong = {name: tensor[:-1].clone() if name == "model.norm.weight" else tensor for name, tensor in tensors.items()}
-    save_file(wrong, other / "model.safetensors")
+    save_file(wrong, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.norm\.weight is \(63,\), but the model has \(64,\)"):
-        planned(other, adapter)
+        planned(folder, adapter)
 
 
 def test_an_adapter_on_a_tied_head_is_refused(tiny_model: Tiny, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.support.models import ARCHITECTURES, compute_as_peft, randomize
 
 Make = Callable[..., SharedModel]
 ROLES = ("base", "sft", "policy", "reference", "wide", "policy")
-PLACES = (3, 0, 5, 1, 4, 2, 2)
+INDICES = (3, 0, 5, 1, 4, 2, 2)
 
 
 def several(make: Make, *args: str) -> SharedModel:
@@ -34,32 +34,32 @@ def ids_of(rows: int, tokens: int = 11) -> Tensor:
     return torch.randint(5, 300, (rows, tokens), generator=torch.Generator().manual_seed(1))
 
 
-def logits(model: SharedModel, roles: tuple[str, ...], places: tuple[int, ...], ids: Tensor) -> Tensor:
+def logits(model: SharedModel, roles: tuple[str, ...], indices: tuple[int, ...], ids: Tensor) -> Tensor:
     with model.mixture(roles) as mixture:
-        mixture.assign(torch.tensor(places))
-        found: Tensor = model.causal(input_ids=ids, use_cache=False).logits
-    return found
+        mixture.assign(torch.tensor(indices))
+        result: Tensor = model.causal(input_ids=ids, use_cache=False).logits
+    return result
 
 
-def of_peft(model: SharedModel, roles: tuple[str, ...], places: tuple[int, ...], ids: Tensor) -> Tensor:
+def of_peft(model: SharedModel, roles: tuple[str, ...], indices: tuple[int, ...], ids: Tensor) -> Tensor:
     """PEFT's own way to mix adapters in a batch, with its own arithmetic."""
     names = {"base": "__base__", "reference": "sft"}
     compute_as_peft(model)
     assert model.peft is not None
     with model.role("policy"), torch.no_grad():  # PEFT needs adapters to be on
-        chosen = [names.get(roles[place], roles[place]) for place in places]
-        found: Tensor = model.peft(input_ids=ids, adapter_names=chosen, use_cache=False).logits
-    return found
+        chosen = [names.get(roles[index], roles[index]) for index in indices]
+        result: Tensor = model.peft(input_ids=ids, adapter_names=chosen, use_cache=False).logits
+    return result
 
 
 @pytest.mark.parametrize(
     ("name", "quantization"), [*((name, "nf4") for name in ARCHITECTURES), ("llama", "none"), ("gpt2", "none")]
 )
 def test_every_row_is_as_peft_computes_its_adapter(shared_model: Make, name: str, quantization: str) -> None:
-    model, ids = several(shared_model, name, quantization), ids_of(len(PLACES))
+    model, ids = several(shared_model, name, quantization), ids_of(len(INDICES))
     roles = (*ROLES[:-1], "narrow")
-    found = logits(model, roles, PLACES, ids)
-    torch.testing.assert_close(found, of_peft(model, roles, PLACES, ids), rtol=0, atol=1e-4)
+    result = logits(model, roles, INDICES, ids)
+    torch.testing.assert_close(result, of_peft(model, roles, INDICES, ids), rtol=0, atol=1e-4)
 
 
 def test_in_8_bits_an_adapter_is_added_as_it_is_alone(shared_model: Make) -> None:
@@ -67,43 +67,43 @@ def test_in_8_bits_an_adapter_is_added_as_it_is_alone(shared_model: Make) -> Non
     model = several(shared_model, "llama", "int8")
     layer = model.backbone.layers[0].self_attn.q_proj
     row = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(2))
-    inputs = row.expand(len(PLACES), -1, -1)
-    seen: list[Tensor] = []
+    inputs = row.expand(len(INDICES), -1, -1)
+    outputs: list[Tensor] = []
 
     def run(*_: object) -> None:
-        seen.append(layer(inputs))
+        outputs.append(layer(inputs))
 
     hook = model.backbone.layers[0].register_forward_pre_hook(run)
-    found = logits(model, ROLES, PLACES, ids_of(len(PLACES), tokens=3))
+    result = logits(model, ROLES, INDICES, ids_of(len(INDICES), tokens=3))
     hook.remove()
-    assert found.isfinite().all()
-    for index, place in enumerate(PLACES):
-        with model.role(ROLES[place]), torch.no_grad():
-            torch.testing.assert_close(seen[0][index], layer(inputs)[index], rtol=0, atol=1e-5)
-    assert len({round(float(row.sum()), 3) for row in seen[0]}) == len({"base", "sft", "policy", "wide"})
+    assert result.isfinite().all()
+    for number, index in enumerate(INDICES):
+        with model.role(ROLES[index]), torch.no_grad():
+            torch.testing.assert_close(outputs[0][number], layer(inputs)[number], rtol=0, atol=1e-5)
+    assert len({round(float(row.sum()), 3) for row in outputs[0]}) == len({"base", "sft", "policy", "wide"})
 
 
 def test_permuted_rows_give_permuted_results(shared_model: Make) -> None:
-    model, ids = several(shared_model, "gemma2"), ids_of(len(PLACES))
+    model, ids = several(shared_model, "gemma2"), ids_of(len(INDICES))
     order = [4, 0, 6, 2, 5, 1, 3]
-    found = logits(model, ROLES, PLACES, ids)
-    moved = logits(model, ROLES, tuple(PLACES[row] for row in order), ids[order])
-    torch.testing.assert_close(moved, found[order], rtol=0, atol=1e-5)
-    changed = (logits(model, ROLES, (*PLACES[:2], 1, *PLACES[3:]), ids) - found).abs().amax(dim=(1, 2))
+    result = logits(model, ROLES, INDICES, ids)
+    moved = logits(model, ROLES, tuple(INDICES[row] for row in order), ids[order])
+    torch.testing.assert_close(moved, result[order], rtol=0, atol=1e-5)
+    changed = (logits(model, ROLES, (*INDICES[:2], 1, *INDICES[3:]), ids) - result).abs().amax(dim=(1, 2))
     assert changed[2] > 0.1 and changed[[0, 1, 3, 4, 5, 6]].max() < 1e-5, "a row's role is of that row alone"
 
 
 def test_layers_may_see_all_tokens_as_rows(shared_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """(B x T, H), as OPT's do."""
-    model, ids = several(shared_model), ids_of(len(PLACES))
+    model, ids = several(shared_model), ids_of(len(INDICES))
     forward = mixed.Mixture.forward
 
     def flat(self: mixed.Mixture, layer: nn.Module, inputs: Tensor) -> Tensor:
         return forward(self, layer, inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
 
     monkeypatch.setattr(mixed.Mixture, "forward", flat)
-    found = logits(model, ROLES, PLACES, ids)
-    torch.testing.assert_close(found, of_peft(model, ROLES, PLACES, ids), rtol=0, atol=1e-4)
+    result = logits(model, ROLES, INDICES, ids)
+    torch.testing.assert_close(result, of_peft(model, ROLES, INDICES, ids), rtol=0, atol=1e-4)
 
 
 def test_layers_that_see_part_of_a_batch_are_refused(shared_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_training_before_around_and_after_is_bit_for_bit_the_same(shared_model: 
         optimizer = torch.optim.AdamW([p for _, p in model.named_parameters_of("policy")], lr=1e-3)
         for _ in range(2):
             if mixing:
-                logits(model, ROLES, PLACES, ids_of(len(PLACES)))
+                logits(model, ROLES, INDICES, ids_of(len(INDICES)))
             with model.role("policy", training=True):
                 loss = response_logprobs(model, batch)[0].sum()
                 if mixing:
@@ -268,9 +268,9 @@ def test_logprobs_of_rows_are_those_of_each_rows_role(shared_model: Make, name: 
     model, batch, roles = several(shared_model, name), random_batch(), ("policy", "reference", "base", "policy")
     size = len(batch)
     rows = [row for row in range(size) for _ in roles]
-    found = mixed_logprobs(model, roles * size, batch.index(rows), temperature=0.7)
-    assert found.shape == (4 * size, batch.response_ids.shape[1]) and not found.requires_grad
-    for place, role in enumerate(roles):
+    result = mixed_logprobs(model, roles * size, batch.index(rows), temperature=0.7)
+    assert result.shape == (4 * size, batch.response_ids.shape[1]) and not result.requires_grad
+    for index, role in enumerate(roles):
         with model.role(role), torch.no_grad():
             expected = response_logprobs(model, batch, 0.7)[0]
-        torch.testing.assert_close(found[place :: len(roles)], expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(result[index :: len(roles)], expected, rtol=0, atol=2e-5)

@@ -38,7 +38,7 @@ def test_first_move_is_adam_s_without_weight_decay(name: Any, tolerance: float) 
     step(make_optimizer(name, trained, RATE, EPS), trained, seed=1)
     for parameter, old in zip(trained, before, strict=True):
         moved, gradient = (parameter.detach() - old).flatten().tolist(), parameter.grad.flatten().tolist()
-        expected = [adamw_step(one, RATE) for one in gradient]
+        expected = [adamw_step(value, RATE) for value in gradient]
         assert moved == pytest.approx(expected, abs=tolerance * RATE + 1e-6)
 
 
@@ -52,13 +52,13 @@ def test_moments_that_are_put_back_lead_to_the_same_bits(name: Any) -> None:
     middle = [parameter.detach().clone() for parameter in trained]
     step(optimizer, trained, 3)
 
-    again = [nn.Parameter(one) for one in middle]
+    again = [nn.Parameter(tensor) for tensor in middle]
     fresh = make_optimizer(name, again, RATE, EPS)
     for parameter, state in zip(again, saved, strict=True):
         put_back(fresh, parameter, state)
     step(fresh, again, 3)
-    for one, other in zip(trained, again, strict=True):
-        assert torch.equal(one, other)
+    for parameter, repeated in zip(trained, again, strict=True):
+        assert torch.equal(parameter, repeated)
 
 
 def test_8_bits_are_8_bits_from_the_start() -> None:

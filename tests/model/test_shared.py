@@ -68,10 +68,10 @@ def test_gradient_equals_that_role_alone(
     if checkpointing:
         model.enable_gradient_checkpointing()
     model.save_role(role, tmp_path / role)
-    found = gradients(model, role, random_batch())
+    grads = gradients(model, role, random_batch())
     expected = standalone_gradients(tmp_path / role, tiny_model("llama"), role)
-    assert found.keys() == expected.keys()
-    for name, grad in found.items():
+    assert grads.keys() == expected.keys()
+    for name, grad in grads.items():
         assert grad.abs().max() > 0, name
         torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max().item())
     for other in set(TRAINABLE) - {role}:

@@ -26,10 +26,10 @@ def test_written_in_pieces_is_read_by_the_library(tmp_path: Path) -> None:
     pieces = [part for tensor in TENSORS.values() for part in (tensor.split(2) if tensor.dim() else [tensor])]
     digest = write_tensors(path, entries, pieces)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    found = load_file(path)
-    assert found.keys() == TENSORS.keys()
+    tensors = load_file(path)
+    assert tensors.keys() == TENSORS.keys()
     assert all(
-        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+        torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
     )
 
 

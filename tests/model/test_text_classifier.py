@@ -53,39 +53,39 @@ def expected(folder: str, activation: Callable[..., Any]) -> list[list[float]]:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_of_two_labels_the_second_is_the_fault(make, batch_size: int) -> None:
     folder = make(2)
-    found = TextClassifier(folder, "cpu").probabilities(TEXTS, batch_size)
-    assert found == pytest.approx([row[1] for row in expected(folder, softmax)], abs=1e-5)
-    assert max(found) - min(found) > 0.02, "the texts differ, or this shows no order"
+    probabilities = TextClassifier(folder, "cpu").probabilities(TEXTS, batch_size)
+    assert probabilities == pytest.approx([row[1] for row in expected(folder, softmax)], abs=1e-5)
+    assert max(probabilities) - min(probabilities) > 0.02, "the texts differ, or this shows no order"
 
 
 def test_of_labels_that_may_all_hold_the_likeliest_counts(make) -> None:
     folder = make(4, problem_type="multi_label_classification")
-    found = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
-    assert found == pytest.approx([max(row) for row in expected(folder, expit)], abs=1e-5)
+    probabilities = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
+    assert probabilities == pytest.approx([max(row) for row in expected(folder, expit)], abs=1e-5)
 
 
 def test_a_single_label_is_a_probability_of_its_own(make) -> None:
     folder = make(1)
-    found = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
-    assert found == pytest.approx([row[0] for row in expected(folder, expit)], abs=1e-5)
+    probabilities = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
+    assert probabilities == pytest.approx([row[0] for row in expected(folder, expit)], abs=1e-5)
 
 
 def test_a_text_longer_than_the_model_can_read_is_cut(make) -> None:
     folder = make(2, max_position_embeddings=40)
-    one, other = TextClassifier(folder, "cpu").probabilities(["boat " * 500, "boat " * 501], 2)
-    assert one == pytest.approx(other, abs=1e-6)
+    at_limit, cut = TextClassifier(folder, "cpu").probabilities(["boat " * 500, "boat " * 501], 2)
+    assert at_limit == pytest.approx(cut, abs=1e-6)
 
 
 def test_the_labels_names_say_which_are_faults(make) -> None:
     folder = make(3, id2label={0: "hate", 1: "neutral", 2: "offensive"})
-    found = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
-    assert found == pytest.approx([row[0] + row[2] for row in expected(folder, softmax)], abs=1e-5)
+    probabilities = TextClassifier(folder, "cpu").probabilities(TEXTS, 2)
+    assert probabilities == pytest.approx([row[0] + row[2] for row in expected(folder, softmax)], abs=1e-5)
 
 
 def test_a_blank_text_is_not_at_fault(make) -> None:
     classifier = TextClassifier(make(2), "cpu")
-    blank, said, also = classifier.probabilities([" ", TEXTS[0], ""], 2)
-    assert (blank, also) == (0.0, 0.0) and [said] == pytest.approx(classifier.probabilities(TEXTS[:1], 1), abs=1e-6)
+    blank, scored, empty = classifier.probabilities([" ", TEXTS[0], ""], 2)
+    assert (blank, empty) == (0.0, 0.0) and [scored] == pytest.approx(classifier.probabilities(TEXTS[:1], 1), abs=1e-6)
 
 
 def test_folders_that_are_no_classifier_are_refused(make, tmp_path: Path) -> None:
