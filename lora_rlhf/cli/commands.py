@@ -1,4 +1,4 @@
-"""The commands: what each is configured by and what it calls. Heavy imports wait until that call."""
+"""The commands: the configuration of each and the function that it calls. Heavy imports wait until that call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -21,18 +21,18 @@ OUT_OF_MEMORY = (
     "--gradient_checkpointing true"
 )
 
-# For what is loaded later, unless it is set already.
+# Settings of libraries that are loaded later, where the user has not set them.
 ENVIRONMENT = {
-    # How OpenMP's threads wait for one another: spinning for microseconds, then sleeping. With small tensors, sleeping
-    # at once halves the speed, and spinning on slows everything down on a busy machine.
+    # OpenMP's threads wait for each other by spinning for microseconds, then they sleep. With small tensors, sleeping
+    # at once halves the speed; spinning for long slows down every process of a busy machine.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "30000",
-    # Batches of ever other lengths would break the GPU's memory into pieces that no longer hold the longest one.
+    # Batches of many lengths would fragment the GPU's memory until the longest one no longer fits.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
 QUIET = {"TQDM_DISABLE": "1"}  # for all but the first of several processes
 
-# What people type who know the commands of other projects.
+# The commands of other projects, which people may type here.
 *EARLIER, LAST = BY_NAME
 OTHER_NAMES = {"train": f"{', '.join(EARLIER)} or {LAST}", "rm": REWARD.name, "generate": "sample", "eval": "evaluate"}
 
@@ -40,21 +40,21 @@ OTHER_NAMES = {"train": f"{', '.join(EARLIER)} or {LAST}", "rm": REWARD.name, "g
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0, 1 (out of memory, a file that cannot be written, a guard), 2 (a mistake of the user's), 130 (Ctrl-C) or 143
-    (SIGTERM).
+    0: done. 1: out of memory, a file that cannot be written, a guard. 2: a mistake of the user's. 130: Ctrl-C.
+    143: SIGTERM.
     """
     for name, value in (ENVIRONMENT if workers.is_main() else ENVIRONMENT | QUIET).items():
         os.environ.setdefault(name, value)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lora_rlhf").setLevel(logging.INFO if workers.is_main() else logging.ERROR)
     try:
-        _dispatch([argument for argument in given if argument != "--debug"])
+        _dispatch([word for word in words if word != "--debug"])
         workers.leave()
         sys.stdout.flush()
     except BrokenPipeError:
-        # the reader, `head` or a pager, has seen enough; Python would complain once more when it closes the stream
+        # the reader (`head`, a pager) has closed the pipe; Python would report it again when it closes the stream
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         if debug:
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except (MemoryError, RuntimeError) as error:
-        # by name: importing torch to name its OutOfMemoryError would slow every --help down
+        # compared by name: importing torch for its OutOfMemoryError would slow down every --help
         if debug or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
             raise
         print(f"error: {OUT_OF_MEMORY}\n{error}", file=sys.stderr)
@@ -89,22 +89,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(given: list[str]) -> None:
-    if given[:1] == ["--version"]:
+def _dispatch(arguments: list[str]) -> None:
+    if arguments[:1] == ["--version"]:
         print(f"lora-rlhf {__version__}")
         return
     for name, command in COMMANDS.items():
-        words = name.split()
-        if given[: len(words)] == words:
-            config = parse(name, given[len(words) :])
+        length = len(name.split())
+        if arguments[:length] == name.split():
+            config = parse(name, arguments[length:])
             check(config)
             command.call(config)
             return
-    wanted = list(itertools.takewhile(lambda argument: not argument.startswith("-"), given))[:2]
-    listed = [name for name in COMMANDS if not wanted or wanted == name.split()[:1]]
-    if not listed or (not wanted and given and given[0] not in ("-h", "--help")):
-        raise UserError(f"unknown command {_meant(wanted or given[:1])} (`lora-rlhf --help` lists them)")
-    print(_overview(listed))
+    words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))[:2]
+    names = [name for name in COMMANDS if not words or words == name.split()[:1]]
+    if not names or (not words and arguments and arguments[0] not in ("-h", "--help")):
+        raise UserError(f"unknown command {_with_likely_name(words or arguments[:1])} (`lora-rlhf --help` lists them)")
+    print(_overview(names))
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
@@ -112,10 +112,10 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     return parse_flags(name, COMMANDS[name].kind, arguments)
 
 
-def _meant(words: list[str]) -> str:
-    """The command that is not there, as far as it is one, and the one that was probably meant."""
-    rooms = {name.split()[0] for name in COMMANDS if " " in name}
-    unknown = " ".join(words if words[0] in rooms else words[:1])
+def _with_likely_name(words: list[str]) -> str:
+    """The unknown command, and the one that was probably meant."""
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    unknown = " ".join(words if words[0] in groups else words[:1])
     names = {name.split()[-1]: name for name in COMMANDS} | {name: name for name in COMMANDS} | OTHER_NAMES
     for candidate in (" ".join(words), words[0]):
         if close := difflib.get_close_matches(candidate, names, n=1, cutoff=0.7):

@@ -1,4 +1,4 @@
-"""A recipe: one YAML file with a section per stage, read and checked as a whole before anything starts."""
+"""A recipe: one YAML file with a section for each step, read and checked as a whole before anything starts."""
 
 import dataclasses
 import os
@@ -33,69 +33,69 @@ KINDS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }
-NO_STAGE = ("tinyworld", "label", "export")
+WITHOUT_STAGE = ("tinyworld", "label", "export")  # these sections alone make no recipe
 
 
 def read_recipe(
     source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Section]:
-    """The configuration of each section that the recipe has, in the order in which they run.
+    """The configuration of each section of the recipe, in the order in which the sections run.
 
-    UserError with every fault: unknown keys, values out of range, input files that are not there and that no earlier
+    UserError with every fault: unknown keys, values out of range, input files that do not exist and that no earlier
     section writes.
     """
-    place = "recipe" if isinstance(source, Mapping) else str(source)
+    source_name = "recipe" if isinstance(source, Mapping) else str(source)
     common = dict.fromkeys(name for kind in KINDS.values() for name in fields_with(kind, COMMON))
     former = {old: new for kind in KINDS.values() for old, new in former_names(kind).items() if new in common}
-    values = with_new_names(former, source if isinstance(source, Mapping) else read_yaml(source), place)
+    values = with_new_names(former, source if isinstance(source, Mapping) else read_yaml(source), source_name)
     values |= overrides or {}
     run = values.get("run")
     if not isinstance(run, str) or not run:
-        raise UserError(f"{place}: run is {run!r}; name a run folder, for example run: runs/first, or give --run")
+        raise UserError(f"{source_name}: run is {run!r}; name a run folder, for example run: runs/first, or give --run")
     known = (*common, *KINDS)
     unknown = [key for key in values if key not in known]
-    faults = [f"{place}: unknown key {key!r}; at the top may stand: {', '.join(known)}" for key in unknown]
-    if not any(name in values for name in KINDS if name not in NO_STAGE):
-        faults.append(f"{place}: no stage to run; add a section: {', '.join(KINDS)}")
+    faults = [f"{source_name}: unknown key {key!r}; at the top may stand: {', '.join(known)}" for key in unknown]
+    if not any(name in values for name in KINDS if name not in WITHOUT_STAGE):
+        faults.append(f"{source_name}: no stage to run; add a section: {', '.join(KINDS)}")
     configs: dict[str, Section] = {}
     for name in (name for name in KINDS if name in values):
         try:
-            configs[name] = _read_section(name, values, place)
+            configs[name] = _read_section(name, values, source_name)
             check(configs[name])
         except UserError as error:
             faults.append(str(error))
     evaluation = configs.get("evaluate")
     newest = next((configs[stage.name] for stage in reversed(WRITERS) if stage.name in configs), None)
-    if isinstance(evaluation, EvaluateConfig) and newest is not None:  # what was named once is named
+    if isinstance(evaluation, EvaluateConfig) and newest is not None:  # it takes the parents that training named
         parents: dict[str, Any] = {
             name: folder or vars(newest).get(name) for name, folder in evaluation.parents.items()
         }
         configs["evaluate"] = dataclasses.replace(evaluation, **parents)
-    if len(configs) == sum(name in values for name in KINDS):  # else who writes what is not known
-        faults += [*_missing_inputs(configs, place), *_export_faults(configs, place)]
+    if len(configs) == sum(name in values for name in KINDS):  # with a faulty section, it is not known who writes what
+        faults += [*_missing_inputs(configs, source_name), *_export_faults(configs, source_name)]
     if faults:
         raise UserError("\n".join(faults))
     return configs
 
 
-def _read_section(name: str, values: Mapping[str, Any], place: str) -> Section:
+def _read_section(name: str, values: Mapping[str, Any], source_name: str) -> Section:
     section = values[name] if values[name] is not None else {}
     if not isinstance(section, dict):
-        raise UserError(f"{place}: {name} is {section!r}, expected keys and values")
+        raise UserError(f"{source_name}: {name} is {section!r}, expected keys and values")
     kind, run = KINDS[name], values["run"]
     for key, instead in values_of(kind, "not_in_recipe").items():
         if key in section:
-            raise UserError(f"{place}: {name}: {key} has no place here; {instead.format(run=run, name=name)}")
-    section = with_new_names(former_names(kind), section, f"{place}: {name}")
+            raise UserError(f"{source_name}: {name}: {key} has no place here; {instead.format(run=run, name=name)}")
+    section = with_new_names(former_names(kind), section, f"{source_name}: {name}")
     merged = {key: values[key] for key in fields_with(kind, COMMON) if key in values} | section
     if kind is ExportConfig:
         merged["folder"] = run
     filled = {key: value.replace("{run}", run) if isinstance(value, str) else value for key, value in merged.items()}
-    return from_dict(kind, filled, f"{place}: {name}")
+    return from_dict(kind, filled, f"{source_name}: {name}")
 
 
-def _missing_inputs(configs: Mapping[str, Section], place: str) -> list[str]:
-    """Files that a section wants to read and that neither exist nor are written by a section before it."""
+def _missing_inputs(configs: Mapping[str, Section], source_name: str) -> list[str]:
+    """A fault for each input file that neither exists nor is written by an earlier section."""
     faults, written = [], set()
     for name, config in configs.items():
         for key, words in values_of(type(config), "input_file").items():
@@ -105,37 +105,31 @@ def _missing_inputs(configs: Mapping[str, Section], place: str) -> list[str]:
             try:
                 locate(value)
             except UserError as error:
-                faults.append(f"{place}: {name}: {key}: {error}; and no section before it writes it")
+                faults.append(f"{source_name}: {name}: {key}: {error}; and no section before it writes it")
         written |= set(outputs(config))
     return faults
 
 
-def _export_faults(configs: Mapping[str, Section], place: str) -> list[str]:
-    """Why there will be nothing to export, or nowhere to put it."""
+def _export_faults(configs: Mapping[str, Section], source_name: str) -> list[str]:
+    """Why there will be nothing to export, or no place to write it to."""
     config = configs.get("export")
     if not isinstance(config, ExportConfig) or config.to is None:
         return []
-    stage, to = BY_ROLE[config.role].name, Path(config.to)
-    is_free = (to / MANIFEST).is_file() or not os.path.lexists(to)
-    return [
-        *(
-            []
-            if stage in configs or has_stage(config.folder, stage)
-            else [
-                f"{place}: export: role is {config.role!r}, but no section makes it, and it is not in {config.folder}"
-            ]
-        ),
-        *([] if is_free else [f"{place}: export: to: {to} is there and holds no export; remove it, or name another"]),
-    ]
+    stage, to, faults = BY_ROLE[config.role].name, Path(config.to), []
+    if stage not in configs and not has_stage(config.folder, stage):
+        faults.append(f"role is {config.role!r}, but no section makes it, and it is not in {config.folder}")
+    if os.path.lexists(to) and not (to / MANIFEST).is_file():
+        faults.append(f"to: {to} is there and holds no export; remove it, or name another")
+    return [f"{source_name}: export: {fault}" for fault in faults]
 
 
 def what_next(configs: Mapping[str, Section], has_demo: bool) -> str:
-    """Where a recipe's results are and what can be done with them, in lines to paste."""
+    """Where the results of a recipe are, and the commands that use them."""
     run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
     evaluation, export = configs.get("evaluate"), configs.get("export")
-    # as it was called, where the shell would not find it by its name
-    is_found = shutil.which("lora-rlhf") is not None or Path(sys.argv[0]).name != "lora-rlhf"
-    program = "lora-rlhf" if is_found else sys.argv[0]
+    # the path that this program was called by, where the shell would not find it by its name
+    is_on_path = shutil.which("lora-rlhf") is not None or Path(sys.argv[0]).name != "lora-rlhf"
+    program = "lora-rlhf" if is_on_path else sys.argv[0]
     lines = []
     if isinstance(evaluation, EvaluateConfig):
         lines.append(f"report: {Path(evaluation.folder) / 'report.html'}")
@@ -150,7 +144,7 @@ def what_next(configs: Mapping[str, Section], has_demo: bool) -> str:
 
 
 def outputs(config: Section) -> list[Path]:
-    """The data files that a step leaves."""
+    """The data files that a step writes."""
     if isinstance(config, TinyworldConfig):
         return list(config.files.values())
     if isinstance(config, SampleConfig):

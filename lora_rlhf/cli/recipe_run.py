@@ -1,4 +1,4 @@
-"""Run a recipe: its stages one after the other on one base in memory; what finished before is not done again."""
+"""Runs a recipe: its steps one after the other, on one base in memory. Steps that finished before are skipped."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig
 from lora_rlhf.tinyworld.datasets import label, make
 
-if TYPE_CHECKING:  # torch and transformers: seconds that a faulty recipe need not wait
+if TYPE_CHECKING:  # else a faulty recipe would be refused only after torch and transformers were imported
     from lora_rlhf.evaluate.report_model import Report
     from lora_rlhf.model.shared import SharedModel
 
@@ -49,10 +49,10 @@ RECIPE, REPORT = "recipe.yaml", "report.json"
 def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> "Report | None":
     """Runs every step of a recipe that has not finished before; returns the evaluation's report, if it has one.
 
-    `overrides` stand in place of keys at the top of the recipe.
+    `overrides` replace keys at the top of the recipe.
 
     Raises:
-        UserError: before anything starts, with every fault of every section; where another process runs one there.
+        UserError: before anything starts: every fault of every section; another process that runs a recipe there.
         RuntimeError: the base was written to.
     """
     configs = read_recipe(source, overrides)
@@ -67,37 +67,37 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
         lock.release()
 
 
-def _run_steps(configs: Mapping[str, Section], finished: list[str], place: Path) -> "Report | None":
+def _run_steps(configs: Mapping[str, Section], finished: list[str], report_path: Path) -> "Report | None":
     headers = {name: f"[{number}/{len(configs)}] {TITLES[name]}" for number, name in enumerate(configs, start=1)}
     skipped = {name: f"{headers[name]}: finished before, skipped" for name in finished}
     for name in finished:
         if name != "export":
-            _say(skipped[name])
-    left = {name: config for name, config in configs.items() if name not in finished}
-    export = left.pop("export", None)
-    report = _run_stages(configs, left, headers, place)
+            _print(skipped[name])
+    remaining = {name: config for name, config in configs.items() if name not in finished}
+    export = remaining.pop("export", None)
+    report = _run_stages(configs, remaining, headers, report_path)
     if "export" in finished:
-        _say(skipped["export"])
+        _print(skipped["export"])
     if isinstance(export, ExportConfig):
-        gc.collect()  # the base, which holds itself, leaves memory: an export loads one of its own
+        gc.collect()  # frees the base, which refers to itself: an export loads its own
         with _step(headers["export"]):
             workers.from_main(functools.partial(_export, export))
     return report
 
 
 def _run_stages(
-    configs: Mapping[str, Section], left: Mapping[str, Section], headers: Mapping[str, str], place: Path
+    configs: Mapping[str, Section], remaining: Mapping[str, Section], headers: Mapping[str, str], report_path: Path
 ) -> "Report | None":
-    """Every step that is left, on one base; returns the evaluation's report, if there is one."""
+    """Runs the remaining steps on one base; returns the evaluation's report, if there is one."""
     model, digest, report = None, "", None
     seconds: dict[str, float] = {}
-    for name, config in left.items():
-        with _step(headers[name]) as took:
+    for name, config in remaining.items():
+        with _step(headers[name]) as timing:
             if isinstance(config, StageConfig) and model is None:
-                model = _open_base(configs, left)
+                model = _open_base(configs, remaining)
                 digest = model.base_digest()
             report = _run_step(name, config, model) or report
-        seconds[name] = took[0]
+        seconds[name] = timing[0]
         if isinstance(config, StageConfig):
             from lora_rlhf.stages.interrupt import stop_if_asked
 
@@ -106,24 +106,24 @@ def _run_stages(
         raise RuntimeError("the base model was written to during this run: its adapters can not be trusted")
     if report is not None and workers.is_main():
         report.base_unchanged, report.seconds = True, report.seconds | seconds
-        write_json(place, to_json(report))
-        _print_report(report, place)
+        write_json(report_path, to_json(report))
+        _print_report(report, report_path)
     return report
 
 
 @contextlib.contextmanager
 def _step(header: str) -> Iterator[list[float]]:
-    """Says that a step begins, and after the block how many seconds it took, which are then in the list."""
-    _say(header)
-    started, took = time.monotonic(), list[float]()
-    yield took
-    took.append(round(time.monotonic() - started, 2))
-    _say(f"{header}: {took[0]:.1f} s")
+    """Prints that a step begins, and after the block its seconds, which are then in the list too."""
+    _print(header)
+    started, timing = time.monotonic(), list[float]()
+    yield timing
+    timing.append(round(time.monotonic() - started, 2))
+    _print(f"{header}: {timing[0]:.1f} s")
 
 
 def _begin(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
-    """The steps that finished before. Takes the lock, and writes down what the recipe is now."""
-    steps = (name for name in configs if name != "evaluate")  # which is always made anew, and changes no other
+    """The steps that finished before. Acquires the lock, and writes the recipe as it is now into the run."""
+    steps = (name for name in configs if name != "evaluate")  # it always runs, and no other step depends on it
     finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), steps))
     _require_same_settings(run, configs, finished)
     run.mkdir(parents=True, exist_ok=True)
@@ -135,32 +135,32 @@ def _begin(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
     return finished
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if workers.is_main():
         print(text, flush=True)
 
 
 def _is_finished(name: str, config: Section) -> bool:
-    """Whether an earlier attempt left this step complete."""
+    """Whether an earlier attempt completed this step."""
     if isinstance(config, ExportConfig):
-        return _stands(config)
+        return _is_current(config)
     if files := outputs(config):
         return all(path.is_file() for path in files)
     return isinstance(config, StageConfig) and has_stage(config.run, name)
 
 
-def _stands(config: ExportConfig) -> bool:
-    """Whether there is an export, of the very stage that is in the run now."""
+def _is_current(config: ExportConfig) -> bool:
+    """Whether there is a complete export of the stage as it is in the run now."""
     assert config.to is not None  # else the configuration was at fault
     stage = BY_ROLE[config.role].name
     if not has_stage(config.folder, stage):
         return False
     parent = find_stage(Path(config.folder) / stage, stage)
     try:
-        made = read_export(Path(config.to))
-    except UserError:  # none, or one that is no longer whole
+        export = read_export(Path(config.to))
+    except UserError:  # none, or an incomplete one
         return False
-    return made.id == parent.manifest["id"] and made.adapter == adapter_hash(parent.folder)
+    return export.id == parent.manifest["id"] and export.adapter == adapter_hash(parent.folder)
 
 
 def _require_same_settings(run: Path, configs: Mapping[str, Section], finished: list[str]) -> None:
@@ -185,7 +185,7 @@ def _plain(config: Section) -> dict[str, Any]:
     return values
 
 
-def _open_base(configs: Mapping[str, Section], left: Mapping[str, Section]) -> "SharedModel":
+def _open_base(configs: Mapping[str, Section], remaining: Mapping[str, Section]) -> "SharedModel":
     """The base that every stage of this process shares."""
     from lora_rlhf.model.base import BaseSpec, load_base
     from lora_rlhf.model.open import open_base
@@ -194,7 +194,7 @@ def _open_base(configs: Mapping[str, Section], left: Mapping[str, Section]) -> "
     stages = [config for config in configs.values() if isinstance(config, StageConfig)]
     checkpointing = any(stage.gradient_checkpointing for stage in stages)
     sft = configs.get(SFT.name)
-    if not isinstance(sft, SFTConfig) or SFT.name not in left:
+    if not isinstance(sft, SFTConfig) or SFT.name not in remaining:
         parent = find_stage(Path(stages[0].run) / SFT.name, SFT.name)
         trusted = any(stage.trust_remote_code for stage in stages)
         return open_base(parent.manifest["base"], workers.device(stages[0].device), checkpointing, trusted)
@@ -213,14 +213,14 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> "Repor
     if isinstance(config, LabelConfig):
         workers.from_main(functools.partial(label, config))
         return None
-    assert isinstance(config, StageConfig)  # an export has no step on this base
+    assert isinstance(config, StageConfig)  # an export does not run on this base
     from lora_rlhf.evaluate.report import evaluate
     from lora_rlhf.stages import sample
     from lora_rlhf.tinyworld.probes import WORLD
 
-    # made before its parent was made anew
-    left_over = has_stage(config.run, name) or name == "evaluate" or any(path.exists() for path in outputs(config))
-    config = dataclasses.replace(config, overwrite=left_over)
+    # results that are there were made before the step's parent was made again
+    has_old_results = has_stage(config.run, name) or any(path.exists() for path in outputs(config))
+    config = dataclasses.replace(config, overwrite=has_old_results or name == "evaluate")
     match config:
         case SampleConfig():
             sample.sample(config, model)
@@ -237,12 +237,12 @@ def _export(config: ExportConfig) -> None:
 
     assert config.to is not None
     to = Path(config.to)
-    if to.exists():  # of stages that were made anew since
+    if to.exists():  # made before its stage was made again
         remove_folder(to)
     print(f"{table(export_form(config)['parity'])}\n", flush=True)
 
 
-def _print_report(report: "Report", place: Path) -> None:
+def _print_report(report: "Report", report_path: Path) -> None:
     from lora_rlhf.evaluate.report import table
 
-    print(f"\n{table(report)}\n\nThe base is unchanged. Every figure: {place}")
+    print(f"\n{table(report)}\n\nThe base is unchanged. Every figure: {report_path}")
