@@ -29,15 +29,15 @@ class StageConfig:
     max_prompt_tokens: int = field(default=256, metadata=COMMON)
     """Longer prompts lose their beginning, at a message boundary where possible."""
     max_response_tokens: int = field(default=256, metadata=COMMON)
-    """Responses are generated up to this length; longer ones in data are dealt with by long_responses."""
+    """Responses are generated up to this length; long_responses says what happens to longer ones in data."""
     long_responses: Literal["refuse", "cut"] = field(default="refuse", metadata=COMMON)
     """A response in data over max_response_tokens: refuse it, or cut it there (without an end); both are counted."""
     format: str | None = None
-    """How this stage's data file is written, by its name in docs/data.md; found from the rows unless given."""
+    """Format of this stage's data file, by its name in docs/data.md; recognised from the rows unless given."""
     strict: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Stop at the first row that cannot be used, instead of leaving it out and counting it."""
     trust_remote_code: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
-    """Run the base's own code. Only for authors that you trust; each stage asks, as a run may come from anybody."""
+    """Run the code that comes with the base. Only for authors that you trust; each stage needs this flag."""
     gradient_checkpointing: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Compute activations again in the backward pass: less memory, about a third more time."""
     dequantize: Literal["auto", "always", "never"] = field(default="auto", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
@@ -54,22 +54,22 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(StageConfig):
-    """What the stages that train share: how a run survives, and where its figures go."""
+    """What the stages that train share: how a run resumes, and where its metrics go."""
 
     resume: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
-    """Insist on going on with an unfinished run. One of the same settings is gone on with in any case."""
+    """Fail where there is no unfinished run to go on with. Without it, one of the same settings is continued too."""
     allow_changes: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Go on with an unfinished run though settings have changed since it began; the changes are recorded."""
     save_every: int = field(default=50, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Steps from one checkpoint to the next; in PPO, iterations."""
     keep_checkpoints: int = field(default=2, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
-    """Newest checkpoints that are kept, beside the best."""
+    """How many of the newest checkpoints are kept, beside the best."""
     max_grad_norm: float = 1.0
     """Gradients of each role are clipped to this norm."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
-    """AdamW, or bitsandbytes' with moments in 8 bits, in memory that a GPU pages out to its host, or both."""
+    """AdamW; 8bit: bitsandbytes' with moments in 8 bits; paged: with moments that a GPU moves to the host when full."""
     report_to: tuple[str, ...] = field(default=(), metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
-    """Where figures go beside metrics.jsonl: tensorboard, wandb, trackio."""
+    """Trackers that get the metrics beside metrics.jsonl: tensorboard, wandb, trackio."""
 
     def faults(self) -> list[str]:
         both = self.resume and self.overwrite
@@ -77,6 +77,6 @@ class TrainingConfig(StageConfig):
             *super().faults(),
             *at_least(self, 1, "save_every", "keep_checkpoints"),
             *positive(self, "max_grad_norm"),
-            *(["resume goes on with a run and overwrite begins it anew: give one of them"] if both else []),
+            *(["resume goes on with a run and overwrite begins it again: give one of them"] if both else []),
             *tracking_faults(self.report_to),
         ]

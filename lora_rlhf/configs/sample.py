@@ -28,7 +28,7 @@ class SampleConfig(StageConfig):
     temperature: float = 1.0
     """Sampling temperature."""
     engine: Literal["auto", "plain", "static"] = field(default="auto", metadata=ENGINE)
-    """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
+    """How responses are generated: in batches (plain), in slots that are refilled (static), or the faster (auto)."""
 
     def faults(self) -> list[str]:
         wrong = self.max_responses < self.min_responses

@@ -1,4 +1,4 @@
-"""What a person can choose, one frozen dataclass per stage; all faults of a configuration are reported at once."""
+"""The configurations of the stages that train. All faults of a configuration are reported at once."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,15 +17,15 @@ class SFTConfig(TrainingConfig):
     demonstrations: str = field(metadata=input_file())
     """File or hub dataset of demonstrations."""
     quantization: Literal["nf4", "int8", "none"] = field(default="nf4", metadata=COMMON)
-    """How the frozen base is held: 4-bit NormalFloat with double quantization, 8-bit, or as it is stored."""
+    """How the frozen base is held in memory: 4-bit NormalFloat with double quantization, 8-bit, or as it is stored."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata=COMMON)
     """auto: float32 on a CPU, bfloat16 on a GPU that has it."""
     lora_rank: int = 16
     """Rank of every adapter of the run."""
     lora_alpha: float = 32.0
-    """LoRA's alpha: updates are scaled by alpha / rank."""
+    """LoRA's alpha: the adapter's output is scaled by alpha / rank."""
     lora_dropout: float = 0.0
-    """Dropout before the adapters, in SFT alone."""
+    """Dropout before the adapters, in SFT only."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead."""
     epochs: int = 2
@@ -35,13 +35,13 @@ class SFTConfig(TrainingConfig):
     learning_rate: float = 2e-4
     """Peak; cosine to a tenth of it."""
     validation_fraction: float = 0.05
-    """Share of prompts kept aside, by hash of the prompt; the best epoch is chosen on them."""
+    """Share of prompts held out, by hash of the prompt; the best epoch is chosen on them."""
     every_turn: bool = False
-    """Train on every answer of a conversation, not on its last alone."""
+    """Train on every answer of a conversation, not only on its last one."""
     packing: bool = False
-    """Lay the demonstrations of a forward pass end to end instead of padding them: the same gradient, less work."""
+    """Concatenate the demonstrations of a forward pass instead of padding them: the same gradient, less work."""
     select_by: Literal["auto", "loss", "reward"] = "auto"
-    """What the best epoch is chosen by; auto: the run's reward model where there is one, else validation loss."""
+    """What the best epoch is chosen by. auto: the run's reward model where there is one, else the validation loss."""
 
     def faults(self) -> list[str]:
         return [
@@ -63,9 +63,9 @@ class RewardConfig(TrainingConfig):
     sft: str | None = None
     """SFT stage folder to start from; RUN/sft unless given."""
     demonstrations: str | None = field(default=None, metadata=input_file())
-    """Demonstrations that the scores are centred on; the SFT stage's unless given."""
+    """Demonstrations whose mean score becomes 0; the SFT stage's unless given."""
     agreement: str | None = field(default=None, metadata=input_file())
-    """Prompts that several labelers ranked, to measure label agreement on; the rankings themselves unless given."""
+    """Rankings of the same prompts by several labelers, to measure their agreement; the rankings unless given."""
     epochs: int = 1
     """Passes over the rankings; more than one overfits (InstructGPT, appendix C.2)."""
     batch_size: int = 16
@@ -75,9 +75,9 @@ class RewardConfig(TrainingConfig):
     loss: Literal["pairwise", "listwise"] = "pairwise"
     """All pairs of a ranking (eq. 1), or Plackett-Luce over the whole list."""
     validation_fraction: float = 0.1
-    """Share of prompts kept aside to measure the reward model on."""
+    """Share of prompts held out to measure the reward model on."""
     scale: float | None = None
-    """Divide scores by this instead of by their standard deviation on the demonstrations (for controls)."""
+    """Divide scores by this instead of by their standard deviation on the demonstrations (for control runs)."""
 
     def faults(self) -> list[str]:
         return [
@@ -101,7 +101,7 @@ class PPOConfig(TrainingConfig):
     reward: str | None = None
     """Reward stage folder; RUN/reward unless given."""
     reference: Literal["sft", "base"] = "sft"
-    """What the KL penalty holds the policy to: the SFT model (InstructGPT) or the bare base."""
+    """What the KL penalty is measured to: the SFT model (InstructGPT) or the bare base."""
     deduplicate: Literal["exact", "prefix", "none"] = "exact"
     """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
     iterations: int = 100
@@ -117,9 +117,9 @@ class PPOConfig(TrainingConfig):
     temperature: float = 1.0
     """Temperature of rollouts and of every log-probability."""
     decode_weights: Literal["auto", "merged", "adapter"] = field(default="auto", metadata=COMMON)
-    """Sample with base and adapter added up, in a copy beside the base, or apart; auto: the copy where it fits."""
+    """How responses are sampled: from a merged copy of base and adapter, or unmerged. auto: the copy where it fits."""
     engine: Literal["auto", "plain", "static"] = field(default="auto", metadata=ENGINE)
-    """How responses are generated: batch after batch, in fixed slots that are refilled, or what is faster here."""
+    """How responses are generated: in batches (plain), in slots that are refilled (static), or the faster (auto)."""
     advantage: Literal["gae", "rloo", "grpo"] = "gae"
     """GAE with a value role, or a critic-free advantage over the responses of one prompt."""
     gamma: float = 1.0
@@ -133,27 +133,27 @@ class PPOConfig(TrainingConfig):
     value_clip_range: float = 0.2
     """Clip of the value's move in one iteration."""
     policy_learning_rate: float = 1e-4
-    """AdamW, after warm-up constant."""
+    """AdamW's learning rate; constant after the warm-up."""
     value_learning_rate: float = 1e-4
-    """AdamW, after warm-up constant."""
+    """AdamW's learning rate; constant after the warm-up."""
     warmup_iterations: int = 10
-    """Learning rates rise linearly from a tenth over these (InstructGPT: 10)."""
+    """Iterations over which learning rates rise linearly from a tenth (InstructGPT: 10)."""
     stop_at_approx_kl: float | None = 0.2
-    """End an iteration's updates early when the policy has moved this far, in nats per token, since its rollout."""
+    """End an iteration's updates early when the policy has moved this many nats per token since its rollout."""
     max_kl: float | None = 100.0
-    """An iteration with a KL above this, in nats per response, is not learned from; three in a row end the run."""
+    """An iteration with a KL above this many nats per response is not learned from; three in a row end the run."""
     max_ratio: float | None = 10.0
-    """A minibatch with a mean probability ratio above this ends its iteration unlearned; three in a row end the run."""
+    """A mean probability ratio above this ends an iteration's updates; three such iterations in a row end the run."""
     save_every: int = field(default=10, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Iterations from one checkpoint to the next."""
     kl_coef: float = 0.05
-    """Price of one nat of KL, in units of the score; the start value of adaptive control."""
+    """Price of one nat of KL, in units of the score; with adaptive control, its first value."""
     kl_target: float | None = None
-    """Adaptive control steers the KL of a response to this many nats; without it the coefficient is fixed."""
+    """Steer the KL of a response to this many nats (adaptive control); null: the coefficient is fixed."""
     kl_horizon: float = 10_000.0
     """Episodes over which adaptive control acts; shorten it for short runs (Ziegler et al., section 2.2)."""
     missing_eos_score: float | None = -1.0
-    """Score of a response that did not end within max_response_tokens; null: leave it to the reward model."""
+    """Score of a response that did not end within max_response_tokens; null: the reward model's."""
     score_clip: float | None = None
     """Clip scores to plus and minus this."""
     reward_model_weight: float = 1.0
@@ -163,7 +163,7 @@ class PPOConfig(TrainingConfig):
     reward_function_weight: float = 1.0
     """Weight of the reward function's score."""
     pretraining_text: str | None = field(default=None, metadata=input_file())
-    """Text for the PPO-ptx term, mixed into every step; none: plain PPO."""
+    """Text for the PPO-ptx term, mixed into every step; null: plain PPO."""
     ptx_coef: float = 27.8
     """Weight of the PPO-ptx term (InstructGPT: 27.8)."""
     ptx_batch_size: int = 8
@@ -171,7 +171,7 @@ class PPOConfig(TrainingConfig):
     ptx_block_tokens: int = 128
     """Tokens in one text block."""
     ptx_shuffle_blocks: int = 4096
-    """Blocks held in memory, out of which the next one is drawn."""
+    """Blocks in memory, from which the next one is drawn."""
     sample_every: int = 10
     """Record responses to the same few prompts every so many iterations."""
 
