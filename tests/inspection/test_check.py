@@ -13,6 +13,7 @@ from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.inspection.check import check_data, run_check
 from lora_rlhf.inspection.config import CheckConfig
 from lora_rlhf.inspection.text import text
+from lora_rlhf.inspection.usage import READERS
 from lora_rlhf.system.errors import UserError
 
 DEMONSTRATIONS = [{"prompt": f"Question {n}?", "completion": f"Answer {n} is this."} for n in range(40)]
@@ -50,10 +51,10 @@ def test_files_of_several_kinds_at_once(tmp_path: Path) -> None:
     assert report["files"][1]["rankings"]["pairs"] == 60
     assert report["files"][1]["rankings"]["longer_wins"]["rate"] == 1
     (sft,), (reward,), (ppo,), (texts,) = (file["stages"] for file in report["files"])
-    assert (sft["stage"], sft["used"], sft["refused"]) == ("sft", 40, 0)
-    assert (reward["stage"], reward["used"], reward["tied"]) == ("reward", 30, 0)
-    assert (ppo["stage"], ppo["different"], ppo["split"]) == ("ppo", 20, None)
-    assert (texts["stage"], texts["used"], texts["split"]) == ("ppo", 1, None)
+    assert (sft["stage"], sft["used"], sft["refused"]) == (READERS["demonstrations"], 40, 0)
+    assert (reward["stage"], reward["used"], reward["tied"]) == (READERS["rankings"], 30, 0)
+    assert (ppo["stage"], ppo["different"], ppo["split"]) == (READERS["prompts"], 20, None)
+    assert (texts["stage"], texts["used"], texts["split"]) == (READERS["texts"], 1, None)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -189,8 +190,8 @@ def test_a_file_of_several_kinds_tells_what_each_stage_uses_and_why_it_refuses_t
     file = checked(name)["files"][0]
     assert file["rows"] == {"read": 151, "used": 150, "refused": 1, "breaks": 0}
     sft, reward = file["stages"]
-    assert (sft["stage"], sft["used"], sft["refused"]) == ("sft", 60, 91)
-    assert (reward["stage"], reward["used"], reward["refused"]) == ("reward", 90, 61)
+    assert (sft["stage"], sft["used"], sft["refused"]) == (READERS["demonstrations"], 60, 91)
+    assert (reward["stage"], reward["used"], reward["refused"]) == (READERS["rankings"], 90, 61)
     assert list(sft["reasons"].values()) == [90, 1]
     assert next(iter(sft["reasons"])).startswith("the row holds rankings, not demonstrations")
     for stage, rows, fraction in ((sft, MANY, 0.05), (reward, PAIRS, 0.1)):
@@ -198,7 +199,7 @@ def test_a_file_of_several_kinds_tells_what_each_stage_uses_and_why_it_refuses_t
         assert (split["train"], split["validation"]) == split_as_hashed(rows, fraction)
         assert split["fraction"] == fraction and split["validation"] > 0
     printed = " ".join(text(checked(name)).split())
-    assert f"for sft 60 of 151 rows: {60 - sft['split']['validation']} train" in printed
+    assert f"for {READERS['demonstrations']} 60 of 151 rows: {60 - sft['split']['validation']} train" in printed
     assert "at fraction 0.1; 60 refused: the row holds demonstrations, not rankings" in printed
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_rlhf.cli.main import COMMANDS, parse
-from lora_rlhf.configs.catalogue import PPO, SFT
+from lora_rlhf.configs.catalogue import BY_NAME, PPO, SFT
 from lora_rlhf.model.skeleton import config_of, count
 from lora_rlhf.plan.cards import CARDS, Card, card_of
 from lora_rlhf.plan.choose import MARGIN, choose
@@ -143,7 +143,7 @@ def test_a_batch_that_no_card_holds_is_refused_with_one_that_fits(tinyworld: Sub
 def test_command_lines_parse_to_what_was_planned(tinyworld: Subject) -> None:
     asked = replace(ASKED, lora_rank=8, gradient_checkpointing=True)
     run_plan = choose(tinyworld, asked, card(6))
-    for line, stage in zip(commands(run_plan, asked), ("sft", "reward", "ppo"), strict=True):
+    for line, stage in zip(commands(run_plan, asked), BY_NAME, strict=True):
         name, *words = shlex.split(line)[1:]
         assert name == stage
         config = parse(name, words)
