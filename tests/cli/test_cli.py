@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lora_rlhf.cli.commands import COMMANDS, Command
-from lora_rlhf.cli.main import main, parse
+from lora_rlhf.cli.main import OTHER_NAMES, main, parse
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
 from lora_rlhf.system.errors import UserError
@@ -63,7 +63,7 @@ def test_unknown_command_names_the_nearest(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "unknown", "meant"),
     [
-        (["trian"], "trian", "sft, reward or ppo"),
+        (["trian"], "trian", OTHER_NAMES["train"]),
         (["data", "chek", "d.jsonl"], "data chek", "data check"),
         (["check", "d.jsonl"], "check", "data check"),
         (["inspct", "d.jsonl"], "inspct", "inspect"),
