@@ -88,8 +88,8 @@ class Checkpoints:
                 log.warning("%s is damaged (%s): taking the one before", path, error)
                 useless.append(path)
                 continue
-            for other in useless if workers.is_main() else ():
-                remove_folder(other)
+            for useless_path in useless if workers.is_main() else ():
+                remove_folder(useless_path)
             self._folder.rewind(record["position"])
             _restore_generators(tensors)
             log.info("going on from %s", path)

@@ -28,9 +28,9 @@ Figures = dict[str, float]
 
 def text_figures(texts: Sequence[str]) -> Figures:
     """What collapses first when training goes wrong: variety over all texts, and within each."""
-    found = {"samples/repetition": sum(map(repetition, texts)) / len(texts)}
+    figures = {"samples/repetition": sum(map(repetition, texts)) / len(texts)}
     pairs = distinct(texts, 2)
-    return found if pairs is None else {**found, "samples/distinct_2": pairs}
+    return figures if pairs is None else {**figures, "samples/distinct_2": pairs}
 
 
 def sample_rows(prompts: Sequence[str], texts: Sequence[str], responses: Sequence[Response]) -> list[dict[str, Any]]:

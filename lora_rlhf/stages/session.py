@@ -50,19 +50,19 @@ def load_parent_role(model: SharedModel, role: str, parent: Parent) -> None:
     model.set_score_offset(role, parent.score_offset)
 
 
-def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether two adapters are equal, bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def require_context(model: SharedModel, config: StageConfig) -> None:
     """UserError when a longest prompt with a longest response would not fit the model's context."""
     context = getattr(model.config, "max_position_embeddings", None)
-    asked = config.max_prompt_tokens + config.max_response_tokens
-    if context is not None and asked > context:
+    longest = config.max_prompt_tokens + config.max_response_tokens
+    if context is not None and longest > context:
         raise UserError(
             f"max_prompt_tokens {config.max_prompt_tokens} and max_response_tokens {config.max_response_tokens} make "
-            f"{asked} tokens, but the context of {model.base.spec.name!r} is {context}: lower one of them"
+            f"{longest} tokens, but the context of {model.base.spec.name!r} is {context}: lower one of them"
         )
 
 

@@ -186,14 +186,14 @@ class Trainer:
 
         `score` ranks the checkpoints, higher is better. Raises Stopped after saving.
         """
-        asked = self._request.made and done < total
-        if asked or (done % self._config.save_every == 0 and done < total):
+        must_stop = self._request.made and done < total
+        if must_stop or (done % self._config.save_every == 0 and done < total):
             state, tensors = self._snapshot()
             for optimizer in self._optimizers.values():
                 tensors = {**tensors, **optimizer.state()}
             self._checkpoints.save(done, state, tensors, self._write_adapters, score)
             self._last_saved = done
-        if asked:
+        if must_stop:
             raise Stopped(
                 f"stopped after {self._unit} {done} of {total}; everything is saved. {GO_ON}", self._request.status
             )
