@@ -1,1 +1,1 @@
-"""The three stages of InstructGPT, and sampling between them: each a page that names the paper's steps in order."""
+"""The three stages of InstructGPT and the sampling between them, one page each, over services that they share."""

@@ -1,4 +1,4 @@
-"""A stage's checkpoints: written whole, told from damaged ones by their hashes, the newest few and the best kept."""
+"""A stage's checkpoints: written whole or not at all, verified by hashes; the newest few and the best are kept."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ RNG = "rng."  # how the tensors of PyTorch's own generators begin
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a stage was in the middle of: JSON values, tensors on the CPU, and a PEFT folder for each trained role."""
+    """A stage's saved state: JSON values, tensors on the CPU, and a PEFT folder for each trained role."""
 
     folder: Path
     state: dict[str, Any]
@@ -52,9 +52,9 @@ class Checkpoints:
         write_adapters: Callable[[Path], None],
         score: float | None = None,
     ) -> None:
-        """Writes one checkpoint and drops those that are not to be kept. Of several processes the main one does.
+        """Writes one checkpoint, by the main process, and removes those that are no longer kept.
 
-        `score`: the higher the better, for the best to be kept. PyTorch's own generators are saved with it. OSError
+        `score` ranks the checkpoints; the highest is kept. PyTorch's generators are saved too. OSError
         when the disk is full; what was there before is untouched then.
         """
         if not workers.is_main():
@@ -73,7 +73,7 @@ class Checkpoints:
     def resume(self) -> Checkpoint:
         """The newest checkpoint that is whole, with the growing files and PyTorch's generators put back to it.
 
-        A damaged one is said, passed over for the one before, and removed. UserError when none is whole.
+        A damaged one is named in a warning, skipped for the one before, and removed. UserError when none is whole.
         """
         useless = []
         for path in reversed(self._all()):
@@ -109,7 +109,7 @@ class Checkpoints:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint's record, when it and all files that it lists are what was written."""
+    """A checkpoint's record. ValueError where it, or a file that it lists, does not match its hash."""
     outer = json.loads((path / RECORD).read_text())
     if _hash_text(outer["record"]) != outer["hash"]:
         raise ValueError(f"{RECORD} is not what was written")

@@ -115,7 +115,7 @@ class Targets:
 
 
 class PPO:
-    """One iteration after the other, and what they carry from one to the next."""
+    """The five steps of an iteration, and the state that passes from one iteration to the next."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class PPO:
         self.rollout: Rollout | None = None  # this iteration's, once it was judged
 
     def iterate(self, prompts: list[EncodedPrompt]) -> Metrics:
-        """One iteration; returns its metrics. NotFinite when a number is none; nothing was applied then."""
+        """Runs one iteration; returns its metrics. NotFinite, before anything is applied, for a number that is not finite."""
         config = self.config
         self.responses, self.rollout = [], None
         with self._timed("rollout_s"):
@@ -258,7 +258,7 @@ class PPO:
     # 4 Learn
 
     def learn(self, rollout: Rollout, targets: Targets) -> tuple[Metrics, bool]:
-        """`num_epochs` passes over the rollout in minibatches; returns the steps' mean metrics, and "went too far".
+        """`num_epochs` passes over the rollout in minibatches; returns the mean of the steps' metrics, and whether it went too far.
 
         It ends early when the policy has moved further from the rollout's than `stop_at_approx_kl`, in nats per token,
         or, without that step, when a minibatch's mean probability ratio is above `max_ratio`: then it went too far.
@@ -376,9 +376,9 @@ class PPO:
     # Around the steps
 
     def rehearse(self, longest: list[int]) -> None:
-        """Samples and learns once at the largest sizes, without a trace. Stopped where even one response does not fit.
+        """Samples and learns once at the largest sizes, then restores everything, so that a lack of memory shows now.
 
-        What cannot fit into memory fails here and not hours later. `longest` are the ids of the longest prompt.
+        `longest` are the ids of the longest prompt. Raises Stopped where even one response does not fit.
         """
         config, device = self.config, self.model.device
         self.sampler.rehearse(longest)
@@ -403,7 +403,7 @@ class PPO:
         return [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
 
     def _leave_unlearned(self, reason: str) -> None:
-        """Says that an iteration was not learned from. Stopped after some in a row."""
+        """Warns that an iteration was not learned from. Raises Stopped after PATIENCE of them in a row."""
         self.unlearned += 1
         message = f"iteration {self.done + 1}: {reason}; it is not learned from"
         if self.unlearned >= PATIENCE:

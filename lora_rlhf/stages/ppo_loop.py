@@ -59,7 +59,7 @@ class PPOLoop:
         return self._results()
 
     def _prepare(self) -> None:
-        """Goes on where an unfinished run was saved, settles how to sample, and rehearses the largest steps."""
+        """Restores an unfinished run's checkpoint, chooses how to sample, and rehearses the largest steps."""
         sampler, checkpoint = self.ppo.sampler, self.trainer.resume()
         engine, merge = self.config.engine, None
         if checkpoint is not None:
@@ -75,7 +75,7 @@ class PPOLoop:
             sampler.merge = merge
 
     def _prompt_batches(self) -> Iterator[list[EncodedPrompt]]:
-        """The prompts of each iteration from the one that is due: all once, before any comes again."""
+        """Yields the prompts of each iteration that is left. Every prompt is used once before any is used again."""
         rng = seed_everything(self.config.seed)
         count = self.config.batch_size // self.config.samples_per_prompt
         first = self.ppo.done
@@ -101,7 +101,7 @@ class PPOLoop:
         self.folder.sample(done + 1, rows)
 
     def _samples(self, prompts: list[EncodedPrompt]) -> tuple["Metrics", list[dict[str, Any]]]:
-        """Figures and rows of the answers to fixed prompts, from a seed of their own: training is the same without."""
+        """Figures and rows for the fixed prompts. They use their own seed, so that training is the same without them."""
         ppo = self.ppo
         responses = ppo.act(prompts, torch.Generator().manual_seed(self.config.seed))
         texts = [decode_response(self.model.tokenizer, response.ids).strip() for response in responses]
@@ -118,7 +118,7 @@ class PPOLoop:
         return text_figures(texts) | {f"samples/{name}": metrics[f"rollout/{name}"] for name in SAMPLED}, rows
 
     def _failure(self, error: NotFinite, prompts: list[EncodedPrompt]) -> Stopped:
-        """The end of a run whose numbers are not finite; the iteration's responses are kept for inspection."""
+        """The error for a number that is not finite; the iteration's responses are written to failure.json."""
         ppo, tokenizer = self.ppo, self.model.tokenizer
         rows = [
             {

@@ -1,4 +1,4 @@
-"""What stands around PPO's iterations: parents, roles and data before them, guards of the first step, saving after."""
+"""Before and after PPO's iterations: parents, roles, data; checks of the first step; saving the adapters."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def check_first_step(
     ratio_deviation: float,
     before: dict[str, dict[str, Tensor]],
 ) -> None:
-    """What must hold before anything was learned, and after the first step; a breach means a broken set-up.
+    """Checks what must hold before the first update and after its first step. RuntimeError for a broken set-up.
 
     `ratio_deviation` is the largest distance, in nats, of the first step's log-probabilities from the rollout's;
     `before` holds the trained roles' parameters before it.
@@ -155,7 +155,7 @@ def _pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream | Non
 
 
 def _make_roles(config: PPOConfig, model: SharedModel, sft: Parent, reward: Parent | None) -> None:
-    """Policy begins as the SFT model, value as the reward model, each a bit-exact copy; the reference is no copy."""
+    """Makes the policy a bit-exact copy of the SFT role and the value one of the reward role; the reference is an alias."""
     load_parent_role(model, "sft", sft)
     model.alias("reference", "sft" if config.reference == "sft" else "base")
     model.copy_role("sft", "policy")

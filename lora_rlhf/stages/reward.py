@@ -89,7 +89,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
 
 
 def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
-    """What the scores are centred on: a file of its own, or what the SFT stage read, as it read it."""
+    """The demonstrations that the scores are centred on: the given file, or the one that the SFT stage was trained on."""
     if config.demonstrations is not None:
         return Source(config.demonstrations, "demonstrations")
     record = sft.manifest["data"].get("demonstrations", {"path": "", "sha256": None})
@@ -105,7 +105,7 @@ def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
 def _encode(
     config: RewardConfig, model: SharedModel, rankings: Source[Ranking]
 ) -> tuple[Spool[EncodedRanking], Spool[EncodedRanking], Agreement]:
-    """Training and held-out rankings, all of a prompt on the same side; and how far the labels of them all agree."""
+    """Training and held-out rankings, a prompt on one side only; and how far the labels of all of them agree."""
     split = Split(config.validation_fraction, spool_rankings(), spool_rankings())
     refused, limits = RefusedRows(config.strict), limits_of(config)
     repeated = RefusedRows()
@@ -254,7 +254,7 @@ def accumulate(model: SharedModel, rankings: list[EncodedRanking], loss: str, si
 
 
 def _micro_batches(rankings: list[EncodedRanking], size: int) -> list[list[EncodedRanking]]:
-    """Rankings of like length together, as many as hold at most `size` responses; one ranking is never divided."""
+    """Groups rankings of similar length, at most `size` responses a group; a ranking is never split."""
     groups: list[list[EncodedRanking]] = []
     num_responses = size  # of the last group
     for ranking in sorted(rankings, key=_length, reverse=True):

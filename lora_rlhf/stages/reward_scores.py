@@ -1,4 +1,4 @@
-"""What the reward role says of rankings and demonstrations: scores, calibration, a check of what was saved."""
+"""The reward role's scores of rankings, their calibration on demonstrations, and a check of the saved adapter."""
 
 import itertools
 import logging
@@ -84,7 +84,7 @@ def require_same_after_reload(
     scores: list[Tensor],
     batch: AutoBatch,
 ) -> None:
-    """What was saved scores exactly like what was trained: a head lost on disk would show here, not weeks later."""
+    """RuntimeError unless the saved adapter gives exactly the scores of the trained one: a head may be lost on disk."""
     model.load_adapter_state("reward", read_adapter(folder.path / ADAPTER)[1])
     again = score_rankings(model, list(itertools.islice(rankings, 8)), batch)
     if any(not torch.equal(before, after) for before, after in zip(scores, again, strict=False)):

@@ -1,4 +1,4 @@
-"""From a data file to what a stage reads many times: encoded, split, on disk, and every row accounted for."""
+"""Encodes a stage's data file once into a list on disk, split into training and validation; counts every row."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -43,13 +43,13 @@ class Split(Generic[Encoded]):
     farthest: float = 0.0  # and of the one that would be last
 
     def add(self, opening: str, item: Encoded) -> None:
-        """Puts one row on its side."""
+        """Adds a row to the training or the validation side."""
         position = split_position(opening)
         self.nearest, self.farthest = min(self.nearest, position), max(self.farthest, position)
         (self.validation if split_of(opening, self.fraction) == "validation" else self.train).append(item)
 
     def require_both(self, path: str) -> None:
-        """UserError when nothing is held out though something should be: nobody could tell how training went."""
+        """UserError when no row is held out although the fraction is above 0: training would go unmeasured."""
         if self.fraction and not self.validation:
             rows = counted(len(self.train), "row")
             enough = fraction_between(self.nearest, self.farthest)
@@ -108,6 +108,6 @@ def watched(rows: Iterable[Row]) -> Iterable[Row]:
 
 
 def report_refusals(path: str, refused: RefusedRows) -> None:
-    """Says what of a file could not be used; nothing is dropped in silence."""
+    """Warns of the rows of a file that could not be used, with reasons."""
     if summary := refused.summary():
         log.warning("%s:\n%s", path, summary)

@@ -76,7 +76,7 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
 
 
 def _require_free(config: SampleConfig) -> None:
-    """UserError when the file to write is there already: people may have ranked what it holds."""
+    """UserError when the output file exists already: people may have ranked its responses."""
     to, prompts = Path(config.to), Path(config.prompts)
     if to.exists() and prompts.exists() and to.samefile(prompts):
         raise UserError(f"--to is {config.to!r}, the file that the prompts are read from; choose another name")
@@ -85,7 +85,7 @@ def _require_free(config: SampleConfig) -> None:
 
 
 def _make_folder(to: str) -> None:
-    """The folder of the file to write, made before hours of sampling and not missed after them."""
+    """Makes the output file's folder before the sampling, so that hours of work are not lost for want of it."""
     try:
         Path(to).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,7 +93,7 @@ def _make_folder(to: str) -> None:
 
 
 class _Attempt:
-    """What was sampled so far: a line for each prompt, in order, behind one that says of what."""
+    """The file of the prompts sampled so far: a header line with the settings, then a line for each prompt in order."""
 
     def __init__(self, config: SampleConfig, stage: Parent) -> None:
         self._to = Path(config.to)
@@ -104,7 +104,7 @@ class _Attempt:
         self.engine: Engine | None = None
 
     def begin(self) -> tuple[list[dict[str, Any] | None], Engine | None]:
-        """The rows of an attempt of the same settings that ended before its end, and the engine that they came from.
+        """The rows, and their engine, of an unfinished attempt with the same settings.
 
         Else no rows, and the file is new.
         """
@@ -136,7 +136,7 @@ def _sample_rest(
     attempt: _Attempt,
     rows: list[dict[str, Any] | None],
 ) -> None:
-    """Appends to `rows` that of every prompt that has none yet: None where there are too few distinct responses."""
+    """Samples for the prompts that have no row yet; appends a row, or None for too few distinct responses."""
     sampler = Sampler(config, model, config.role, config.temperature)
     sampler.choose_engine(config.engine if config.engine != "auto" else attempt.engine or "auto", encoded)
     attempt.engine = sampler.engine

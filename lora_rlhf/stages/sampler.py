@@ -1,4 +1,4 @@
-"""The service that samples: a role's responses, by the engine that suits, as many at a time as memory allows."""
+"""The service that samples a role's responses: picks the engine, halves the batch on out of memory, uses seeds."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -39,12 +39,12 @@ class Sampler:
         self.merge = False
 
     def sample(self, prompt_ids: list[list[int]], seeds: list[list[int]], activity: str = "sampling") -> Responses:
-        """A response of each prompt for each of its seeds, in order, by this process."""
+        """Samples, in this process, a response to each prompt for each of its seeds, in order."""
         stop = stop_ids(self._model.tokenizer)
         return self.batch.run(lambda size: self._generate(prompt_ids, seeds, stop, size), activity)
 
     def sample_shared(self, prompt_ids: list[list[int]], seeds: list[list[int]]) -> Responses:
-        """The same, where each process samples for its share of the prompts and all get the whole."""
+        """The same over all processes: each samples for its share of the prompts, and all get the whole list."""
         rows = workers.share(range(len(prompt_ids)))
         return workers.gather(self.sample([prompt_ids[row] for row in rows], [seeds[row] for row in rows]))
 
@@ -56,7 +56,7 @@ class Sampler:
         self.batch.run(lambda size: self._generate([longest] * size, [[0]] * size, [], size), "sampling")
 
     def choose_engine(self, choice: EngineChoice, prompts: Sequence[EncodedPrompt]) -> None:
-        """Settles the engine: "auto" times both on some of the prompts. All processes take the main one's pick."""
+        """Chooses the engine; "auto" times both on some of the prompts. All processes take the main one's pick."""
 
         def pick(size: int) -> Engine:
             with self._model.role(self._role):
@@ -73,11 +73,11 @@ class Sampler:
         self.engine = workers.from_main(lambda: self.batch.run(pick, "sampling"))
 
     def choose_weights(self, choice: Literal["auto", "merged", "adapter"]) -> None:
-        """Settles whether all processes decode with merged weights. Call it after the largest steps were rehearsed."""
+        """Chooses whether to decode with merged weights. Call it after the largest steps were rehearsed."""
         self.merge = all(workers.gather([choose_merged(self._model, choice)]))
 
     def state_dict(self) -> dict[str, Any]:
-        """The way that was chosen, for a checkpoint."""
+        """The chosen engine and weights, for a checkpoint."""
         return {"engine": self.engine, "merge": self.merge}
 
     def _generate(self, prompt_ids: list[list[int]], seeds: list[list[int]], stop: list[int], size: int) -> Responses:
