@@ -33,7 +33,7 @@ _latest = Request()
 
 
 def stop_if_asked(done: str) -> None:
-    """Raises Stopped where a signal came too late for the last `graceful` block to stop before its work was finished."""
+    """Raises Stopped where a signal came too late to stop the work of the last `graceful` block."""
     if _latest.made:
         raise Stopped(f"stopped after {done}, which is finished. Give the same command again to go on", _latest.status)
 

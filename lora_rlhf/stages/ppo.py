@@ -143,7 +143,7 @@ class PPO:
         self.rollout: Rollout | None = None  # this iteration's, once it was judged
 
     def iterate(self, prompts: list[EncodedPrompt]) -> Metrics:
-        """Runs one iteration; returns its metrics. NotFinite, before anything is applied, for a number that is not finite."""
+        """Runs one iteration; returns its metrics. NotFinite, with nothing applied, for a number that is not finite."""
         config = self.config
         self.responses, self.rollout = [], None
         with self._timed("rollout_s"):
@@ -258,7 +258,7 @@ class PPO:
     # 4 Learn
 
     def learn(self, rollout: Rollout, targets: Targets) -> tuple[Metrics, bool]:
-        """`num_epochs` passes over the rollout in minibatches; returns the mean of the steps' metrics, and whether it went too far.
+        """`num_epochs` passes over the rollout in minibatches; returns mean metrics, and whether it went too far.
 
         It ends early when the policy has moved further from the rollout's than `stop_at_approx_kl`, in nats per token,
         or, without that step, when a minibatch's mean probability ratio is above `max_ratio`: then it went too far.

@@ -101,7 +101,7 @@ class PPOLoop:
         self.folder.sample(done + 1, rows)
 
     def _samples(self, prompts: list[EncodedPrompt]) -> tuple["Metrics", list[dict[str, Any]]]:
-        """Figures and rows for the fixed prompts. They use their own seed, so that training is the same without them."""
+        """Figures and rows for the fixed prompts. They have a seed of their own: training is the same without."""
         ppo = self.ppo
         responses = ppo.act(prompts, torch.Generator().manual_seed(self.config.seed))
         texts = [decode_response(self.model.tokenizer, response.ids).strip() for response in responses]

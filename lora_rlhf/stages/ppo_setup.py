@@ -155,7 +155,7 @@ def _pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream | Non
 
 
 def _make_roles(config: PPOConfig, model: SharedModel, sft: Parent, reward: Parent | None) -> None:
-    """Makes the policy a bit-exact copy of the SFT role and the value one of the reward role; the reference is an alias."""
+    """Makes policy and value bit-exact copies of the SFT and the reward role, and the reference an alias."""
     load_parent_role(model, "sft", sft)
     model.alias("reference", "sft" if config.reference == "sft" else "base")
     model.copy_role("sft", "policy")

@@ -89,7 +89,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
 
 
 def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
-    """The demonstrations that the scores are centred on: the given file, or the one that the SFT stage was trained on."""
+    """The demonstrations that scores are centred on: the given file, or the one that SFT was trained on."""
     if config.demonstrations is not None:
         return Source(config.demonstrations, "demonstrations")
     record = sft.manifest["data"].get("demonstrations", {"path": "", "sha256": None})
