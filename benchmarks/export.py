@@ -33,7 +33,6 @@ from ppo_against_trl import HERE
 from provenance import provenance
 from shapes import SHAPES, TINYWORLD
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lora_rlhf.export.shards import write_shards
@@ -179,10 +178,8 @@ def make_base(folder: Path, layers: int) -> int:
         Planned(Entry(name, tensor.dtype, tuple(tensor.shape)), partial(drawn, tensor, generator))
         for name, tensor in state.items()
     ]
-    size = num_bytes(state)
-    with tqdm(total=size, desc=f"a base of {layers} layers", unit="B", unit_scale=True) as bar:
-        write_shards(folder, planned, SHARD, bar.update)
-    return size
+    write_shards(folder, planned, SHARD)
+    return num_bytes(state)
 
 
 def drawn(tensor: Tensor, generator: torch.Generator) -> Iterator[Tensor]:

@@ -89,6 +89,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
     It loads a base of its own. UserError for a mistake in what is asked for; Stopped where the export is further from
     the trained model than the limits allow.
     """
-    from lora_rlhf.export.forms import export_form
+    from lora_rlhf.export.export import export as export_role
 
-    return export_form(config)
+    return export_role(config)

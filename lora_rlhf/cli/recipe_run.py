@@ -232,14 +232,14 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> "Repor
 
 
 def _export(config: ExportConfig) -> None:
-    from lora_rlhf.export.forms import export_form
+    from lora_rlhf.export.export import export
     from lora_rlhf.export.parity_table import table
 
     assert config.to is not None
     to = Path(config.to)
     if to.exists():  # made before its stage was made again
         remove_folder(to)
-    print(f"{table(export_form(config)['parity'])}\n", flush=True)
+    print(f"{table(export(config)['parity'])}\n", flush=True)
 
 
 def _print_report(report: "Report", report_path: Path) -> None:

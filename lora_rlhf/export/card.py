@@ -71,27 +71,19 @@ def _closeness(facts: Mapping[str, Any]) -> str:
     parity = facts["parity"]
     if not parity["measured"]:
         return f"Not measured: {plain(parity['why'])}.\n"
-    found = capital(f"{plain(facts['meaning'])}, in {facts['dtype']}.")
-    columns = (
+    figures = table({**parity, "prompts_from": _without_path(parity["prompts_from"])})
+    paragraphs = [
+        capital(f"{plain(facts['meaning'])}, in {facts['dtype']}."),
         "Left this export, in the middle the same adapter merged the other way, on the right the base without the "
-        "adapter: all that there was to lose."
-    )
-    lines = [
-        found,
-        "",
-        columns,
-        "",
-        "```text",
-        table({**parity, "prompts_from": _without_path(parity["prompts_from"])}),
-        "```",
-        "",
+        "adapter: all that there was to lose.",
+        f"```text\n{figures}\n```",
     ]
     if facts["kind"] == "gguf":
-        lines += [f"Measured before the weights were stored as {facts['gguf_type']}.", ""]
-        lines += [f"llama.cpp computes the same as transformers for up to {facts['context']:,} tokens.", ""]
+        paragraphs.append(f"Measured before the weights were stored as {facts['gguf_type']}.")
+        paragraphs.append(f"llama.cpp computes the same as transformers for up to {facts['context']:,} tokens.")
     if parity["forced"]:
-        lines += ["**It is further from the trained model than the limits allow, and was exported by force.**", ""]
-    return "\n".join(lines)
+        paragraphs.append("**It is further from the trained model than the limits allow, and was exported by force.**")
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _stages(lineage: Lineage) -> str:
@@ -111,17 +103,14 @@ def _data(lineage: Lineage) -> str:
     rows = []
     for stage in lineage.stages:
         for name, record in stage.manifest["data"].items():
-            digest = record["sha256"]
-            rows.append(
-                (stage.name, plain(name), short(record["path"]), "on the hub" if digest is None else f"`{digest}`")
-            )
-    made_of = [line for stage in lineage.stages if (line := _make_up(stage))]
-    return (
-        "### Data\n\n" + _table(("stage", "what", "name", "sha256"), rows) + "".join(f"\n{line}\n" for line in made_of)
-    )
+            digest = "on the hub" if record["sha256"] is None else f"`{record['sha256']}`"
+            rows.append((stage.name, plain(name), short(record["path"]), digest))
+    counts = [line for stage in lineage.stages if (line := _counts(stage))]
+    table = _table(("stage", "what", "name", "sha256"), rows)
+    return f"### Data\n\n{table}" + "".join(f"\n{line}\n" for line in counts)
 
 
-def _make_up(stage: Stage) -> str:
+def _counts(stage: Stage) -> str:
     """What a stage counted in its data."""
     counts = BY_NAME[stage.name].counts.items()
     parts = [f"{stage.results[name]:,} {what}" for name, what in counts if isinstance(stage.results.get(name), int)]
@@ -132,31 +121,31 @@ def _reward(lineage: Lineage) -> str:
     stage = lineage.stage(REWARD.name)
     if stage is None:
         return ""
-    found = stage.results
+    results = stage.results
     lines = []
-    if (labels := numbers(found, "label_agreement", "label_agreement_pairs")) is not None:
+    if (labels := numbers(results, "label_agreement", "label_agreement_pairs")) is not None:
         lines.append(f"Two labelers agree on {labels[0]:.1%} of {labels[1]:,.0f} pairs.")
-    if (right := numbers(at(found, "accuracy"), "rate", "low", "high", "n")) is not None:
+    if (right := numbers(at(results, "accuracy"), "rate", "low", "high", "n")) is not None:
         lines.append(
             f"It orders {right[0]:.1%} of {right[3]:,.0f} held-out pairs as their labelers did "
             f"({right[1]:.1%} to {right[2]:.1%})."
         )
-    if (error := numbers(found, "ece")) is not None:
+    if (error := numbers(results, "ece")) is not None:
         lines.append(f"Expected calibration error: {error[0]:.3f}.")
-    if (length := numbers(found, "length_correlation")) is not None:
+    if (length := numbers(results, "length_correlation")) is not None:
         lines.append(f"Correlation of an answer's score and its length: {length[0]:.2f}.")
-    normal = f"A score is the head's output less {found['offset']:.6g}"
-    if (scale := numbers(found, "scale_divided")) is not None:
-        normal += (
+    scaling = f"A score is the head's output less {results['offset']:.6g}"
+    if (scale := numbers(results, "scale_divided")) is not None:
+        scaling += (
             f"; the head was divided by {scale[0]:.6g} after training. So the demonstrations have mean 0 and standard "
             "deviation 1"
         )
-    lines.append(normal + ".")
-    reliability = [numbers(one, "low", "high", "confidence", "accuracy", "n") for one in found.get("reliability") or []]
+    lines.append(f"{scaling}.")
+    names = ("low", "high", "confidence", "accuracy", "n")
+    bins = [numbers(row, *names) for row in results.get("reliability") or []]
     rows = [
-        (f"{one[0]:.2f} to {one[1]:.2f}", f"{one[2]:.3f}", f"{one[3]:.3f}", f"{one[4]:,.0f}")
-        for one in reliability
-        if one
+        (f"{low:.2f} to {high:.2f}", f"{confidence:.3f}", f"{accuracy:.3f}", f"{n:,.0f}")
+        for low, high, confidence, accuracy, n in filter(None, bins)
     ]
     chart = "\n" + _table(("chance that it gave", "mean", "was right", "pairs"), rows) if rows else ""
     return "### Reward model\n\n" + bullets(lines) + chart
@@ -166,18 +155,18 @@ def _ppo(lineage: Lineage) -> str:
     stage = lineage.stage(PPO.name)
     if stage is None:
         return ""
-    found, config = stage.results, stage.config
+    results, config = stage.results, stage.config
     target = config.get("kl_target")
-    steered = (
+    steering = (
         f"kl_coef {short(config.get('kl_coef'))} throughout, without a target"
         if target is None
         else f"target {short(target)} nats per response, kl_coef from {short(config.get('kl_coef'))} steered over a "
         f"horizon of {short(config.get('kl_horizon'))} responses"
     )
-    lines = [f"KL to `{short(found.get('reference'))}`: {steered}."]
-    if (ended := numbers(found, "kl", "kl_coef")) is not None:
-        lines.append(f"At the end: {ended[0]:.3g} nats per response, kl_coef {ended[1]:.3g}.")
-    if (scores := numbers(found, "first_score", "last_score")) is not None:
+    lines = [f"KL to `{short(results.get('reference'))}`: {steering}."]
+    if (end := numbers(results, "kl", "kl_coef")) is not None:
+        lines.append(f"At the end: {end[0]:.3g} nats per response, kl_coef {end[1]:.3g}.")
+    if (scores := numbers(results, "first_score", "last_score")) is not None:
         lines.append(f"Mean score of sampled responses: {scores[0]:.3g} at first, {scores[1]:.3g} at last.")
     lines.append(f"A response that does not end scores {short(config.get('missing_eos_score'))}.")
     return "### PPO\n\n" + bullets(lines)
@@ -186,12 +175,12 @@ def _ppo(lineage: Lineage) -> str:
 def _limits(facts: Mapping[str, Any], lineage: Lineage) -> str:
     last = lineage.stages[-1].config if lineage.stages else {}
     licence = facts["licence"]
-    named = f"is {plain(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
+    name = f"is {plain(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
     lines = [
         "For conversations like those that it was trained on; of others nothing is known here.",
         f"Trained on prompts of at most {short(last.get('max_prompt_tokens'))} and responses of at most "
         f"{short(last.get('max_response_tokens'))} tokens.",
-        f"The base's licence {named}" + (f" ({', '.join(licence['files'])})." if licence["files"] else "."),
+        f"The base's licence {name}" + (f" ({', '.join(licence['files'])})." if licence["files"] else "."),
     ]
     if limits := BY_ROLE[facts["role"]].limits:
         lines.insert(1, limits)

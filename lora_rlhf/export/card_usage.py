@@ -111,7 +111,7 @@ def _adapter(facts: Mapping[str, Any], base: str) -> str:
             f"The score is its output less {facts['score_offset']:.6g}. vLLM refuses adapters with a head; "
             "without `--form adapter` the export is one model.\n"
         )
-    rank = next((one for one in RANKS if one >= facts["rank"]), None)
+    rank = next((rank for rank in RANKS if rank >= facts["rank"]), None)
     serve = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules NAME=FOLDER"
     vllm = (
         f"vLLM takes adapters of rank {RANKS[-1]} at most; this one has {facts['rank']}.\n"

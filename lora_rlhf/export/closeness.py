@@ -50,23 +50,22 @@ def closeness(trained: Tensor, other: Tensor) -> Closeness:
         raise ValueError(f"logits are {tuple(trained.shape)} and {tuple(other.shape)}")
     total = Closeness()
     for first in range(0, len(trained), ROWS):
-        one, two = (logits[first : first + ROWS].double() for logits in (trained, other))
-        difference = one - two
-        log_one, log_two = one.log_softmax(dim=-1), two.log_softmax(dim=-1)
+        p_logits, q_logits = (logits[first : first + ROWS].double() for logits in (trained, other))
+        difference = p_logits - q_logits
+        log_p, log_q = p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1)
         total += Closeness(
-            tokens=len(one),
+            tokens=len(p_logits),
             # the sum is never below 0, but for rounding where both are all but equal
-            kl=(log_one.exp() * (log_one - log_two)).sum(dim=-1).clamp(min=0).sum().item(),
+            kl=(log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0).sum().item(),
             squared=difference.square().sum().item(),
             values=difference.numel(),
             largest=difference.abs().max().item(),
-            same_top=int((one.argmax(dim=-1) == two.argmax(dim=-1)).sum().item()),
+            same_top=int((p_logits.argmax(dim=-1) == q_logits.argmax(dim=-1)).sum().item()),
         )
     return total
 
 
-def same_beginning(one: list[int], other: list[int]) -> int:
+def same_beginning(response: list[int], other: list[int]) -> int:
     """How many tokens two responses have in common before the first that differs."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    pairs = enumerate(zip(response, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(response), len(other)))

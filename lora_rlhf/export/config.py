@@ -74,8 +74,8 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as "5GB" or "500 MiB". ValueError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?B)?", text.strip(), re.IGNORECASE)
-    size = 0 if found is None else int(float(found[1]) * UNITS[(found[2] or "").upper()])
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?B)?", text.strip(), re.IGNORECASE)
+    size = 0 if match is None else int(float(match[1]) * UNITS[(match[2] or "").upper()])
     if size < 1:
         raise ValueError(f"{text!r} is no size; give one such as 5GB or 500MB")
     return size

@@ -65,23 +65,23 @@ def generation_settings(source: Source) -> dict[str, Any]:
 def licence_of(base_folder: Path) -> dict[str, Any]:
     """{name, files}: the licence that the base's card names, and the files that hold one; null and none if unknown."""
     files = sorted(path.name for path in base_folder.iterdir() if path.is_file() and LICENCE.match(path.name))
-    return {"name": _named(base_folder / "README.md"), "files": files}
+    return {"name": _licence_name(base_folder / "README.md"), "files": files}
 
 
-def _named(card: Path) -> str | None:
+def _licence_name(card: Path) -> str | None:
     """The licence in the metadata of a model card."""
     if not card.is_file() or card.stat().st_size > MOST_CARD_BYTES:
         return None
-    found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    header = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        metadata = yaml.safe_load(found[1]) if found else None
+        metadata = yaml.safe_load(header[1]) if header else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     name = metadata.get("license_name") or metadata.get("license") if isinstance(metadata, dict) else None
     return name if isinstance(name, str) else None
 
 
-def require_place(to: Path) -> None:
+def require_absent(to: Path) -> None:
     """Makes the folder that `to` will be in. UserError where `to` exists, or cannot be made there."""
     if to.exists() or to.is_symlink():
         raise UserError(f"{to}: exists already; give another --to, or remove it")
@@ -105,7 +105,7 @@ def require_space(to: Path, needed: int) -> None:
 
 def require_memory(planned: Sequence[Planned], source: Source) -> None:
     """UserError when the merged model could not be loaded here, in what it computes in, to be compared."""
-    numbers = sum(math.prod(one.entry.shape) for one in planned)
+    numbers = sum(math.prod(tensor.entry.shape) for tensor in planned)
     needed, free = numbers * source.compute_dtype.itemsize, free_bytes(source.device)
     if needed > free > 0:
         raise UserError(

@@ -29,7 +29,7 @@ WAY_OUT = "give a folder that `lora-rlhf export` or save_pretrained wrote"
 
 
 @dataclass(frozen=True)
-class Plan:
+class GgufPlan:
     """All that is written before the tensors. `specials`: {bos, eos, eot, pad, unk: id}, those that there are."""
 
     shape: Shape
@@ -47,24 +47,24 @@ def require_gguf() -> None:
         raise UserError("--form gguf needs the package gguf: pip install 'lora-rlhf[gguf]'")
 
 
-def plan_gguf(folder: Path, name: str) -> Plan:
+def plan_gguf(folder: Path, name: str) -> GgufPlan:
     """What the small files of a model folder say; its weights need not be there. UserError where GGUF has no equal."""
     require_gguf()
     shape = shape_of(read_object(folder / "config.json", WAY_OUT))
     vocab = vocab_of(_read(folder / "tokenizer.json"), shape.vocab_size)
     settings = _read(folder / "tokenizer_config.json")
     specials = {kind: vocab.id_of(_text(settings.get(f"{kind}_token"))) for kind in ("bos", "eos", "pad", "unk")}
-    found = {kind: place for kind, place in specials.items() if place is not None}
-    if (ends := _turn_end(folder, found)) is not None:
-        found["eot"] = ends
+    special_ids = {kind: id for kind, id in specials.items() if id is not None}
+    if (turn_end := _turn_end(folder, special_ids)) is not None:
+        special_ids["eot"] = turn_end
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
     template = folder / "chat_template.jinja"
-    return Plan(
+    return GgufPlan(
         shape,
         vocab,
-        found,
-        adds_bos=ids[:1] == [found.get("bos")],
-        adds_eos=ids[-1:] == [found.get("eos")],
+        special_ids,
+        adds_bos=ids[:1] == [special_ids.get("bos")],
+        adds_eos=ids[-1:] == [special_ids.get("eos")],
         chat_template=template.read_text() if template.is_file() else settings.get("chat_template"),
         name=name,
     )
@@ -73,10 +73,10 @@ def plan_gguf(folder: Path, name: str) -> Plan:
 def _read(path: Path) -> dict[str, Any]:
     """A tokenizer's file, which save_pretrained wrote; its longest length may be a number of 31 digits."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be used: {error}; {WAY_OUT}") from error
-    return found
+    return values
 
 
 def _text(token: Any) -> str | None:
@@ -89,12 +89,12 @@ def _turn_end(folder: Path, specials: dict[str, int]) -> int | None:
     if not (folder / "generation_config.json").is_file():
         return None
     stops = read_object(folder / "generation_config.json", WAY_OUT).get("eos_token_id")
-    others = [place for place in (stops if isinstance(stops, list) else [stops]) if place != specials.get("eos")]
+    others = [id for id in (stops if isinstance(stops, list) else [stops]) if id != specials.get("eos")]
     return others[0] if others else None
 
 
 def write_gguf(
-    folder: Path, path: Path, plan: Plan, kind: GgufType, done: Callable[[int], object] = lambda _bytes: None
+    folder: Path, path: Path, plan: GgufPlan, kind: GgufType, done: Callable[[int], object] = lambda _bytes: None
 ) -> dict[str, str]:
     """Writes one GGUF file of an exported folder; returns {tensor: type} of those that are not of `kind`.
 
@@ -118,7 +118,8 @@ def write_gguf(
                 file.write(_converted(piece, kinds[name], name).tobytes())
                 done(piece.numel() * stored.dtype.itemsize)
             _pad(file)
-    return {name: one.name for name, one in kinds.items() if one is not _kinds()[kind] and len(names[name].shape) > 1}
+    matrices = {name: kinds[name] for name, stored in names.items() if len(stored.shape) > 1}
+    return {name: matrix_kind.name for name, matrix_kind in matrices.items() if matrix_kind is not _kinds()[kind]}
 
 
 def _kinds() -> dict[str, Any]:
@@ -129,22 +130,22 @@ def _names(index: dict[str, Stored], shape: Shape) -> dict[str, Stored]:
     """{GGUF's name: tensor}, in the order of GGUF's names. UserError unless they are exactly the architecture's."""
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == shape.family.name)
     known = gguf.get_tensor_name_map(arch, shape.blocks)
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for name, stored in index.items():
         if name == "lm_head.weight" and shape.is_tied:
             continue
         if name.endswith(".rotary_emb.inv_freq"):
             continue  # of old files: computed from the config
         new = known.get_name(name, try_suffixes=(".weight", ".bias"))
-        if new is None or new in found:
+        if new is None or new in tensors:
             raise UserError(f"{stored.path.name}: GGUF has no tensor for {name!r} in a {shape.family.name} model")
-        found[new] = stored
+        tensors[new] = stored
     blocks = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
     needed = ["token_embd", "output_norm", *([] if shape.is_tied else ["output"])]
     needed += [f"blk.{block}.{part}" for block in range(shape.blocks) for part in blocks]
-    if missing := [name for name in needed if f"{name}.weight" not in found]:
+    if missing := [name for name in needed if f"{name}.weight" not in tensors]:
         raise UserError(f"{len(missing)} tensors are missing that GGUF asks for, the first {missing[0]}; {WAY_OUT}")
-    return found
+    return tensors
 
 
 def _kind_of(stored: Stored, kind: GgufType) -> Any:
@@ -158,7 +159,7 @@ def _kind_of(stored: Stored, kind: GgufType) -> Any:
 
 def _write_head(
     path: Path,
-    plan: Plan,
+    plan: GgufPlan,
     kind: GgufType,
     names: dict[str, Stored],
     kinds: dict[str, Any],
@@ -208,7 +209,7 @@ def _add_shape(writer: Any, shape: Shape) -> None:
         writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
 
 
-def _add_vocab(writer: Any, plan: Plan) -> None:
+def _add_vocab(writer: Any, plan: GgufPlan) -> None:
     vocab = plan.vocab
     writer.add_tokenizer_model(vocab.model)
     writer.add_tokenizer_pre(vocab.split)
@@ -219,8 +220,8 @@ def _add_vocab(writer: Any, plan: Plan) -> None:
     else:
         writer.add_token_scores(list(vocab.scores))
         writer.add_add_space_prefix(vocab.adds_space)
-    for kind, place in plan.specials.items():
-        getattr(writer, f"add_{kind}_token_id")(place)
+    for kind, id in plan.specials.items():
+        getattr(writer, f"add_{kind}_token_id")(id)
     writer.add_add_bos_token(plan.adds_bos)
     writer.add_add_eos_token(plan.adds_eos)
     if plan.chat_template is not None:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from lora_rlhf.export.config import ExportConfig
 from lora_rlhf.export.folder import write_companions
-from lora_rlhf.export.gguf import GgufType, Plan, plan_gguf, require_gguf, write_gguf
+from lora_rlhf.export.gguf import GgufPlan, GgufType, plan_gguf, require_gguf, write_gguf
 from lora_rlhf.export.gguf_shape import require_family
 from lora_rlhf.export.manifest import PARITY
 from lora_rlhf.export.source import Source
@@ -18,7 +18,7 @@ BYTES: dict[GgufType, float] = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32} 
 INSIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def plan_of(config: ExportConfig, source: Source) -> Plan:
+def plan_of(config: ExportConfig, source: Source) -> GgufPlan:
     """What the file will say of the model. UserError for one that GGUF has no equal of; nothing has been written."""
     require_gguf()
     require_family(source.config.model_type)
@@ -29,10 +29,12 @@ def plan_of(config: ExportConfig, source: Source) -> Plan:
 
 def gguf_bytes(config: ExportConfig, planned: Sequence[Planned]) -> int:
     """About what the file takes on disk."""
-    return int(sum(one.entry.num_bytes / one.entry.dtype.itemsize for one in planned) * BYTES[config.gguf_type])
+    return int(
+        sum(tensor.entry.num_bytes / tensor.entry.dtype.itemsize for tensor in planned) * BYTES[config.gguf_type]
+    )
 
 
-def become_gguf(config: ExportConfig, folder: Path, plan: Plan) -> str:
+def become_gguf(config: ExportConfig, folder: Path, plan: GgufPlan) -> str:
     """Writes the GGUF file of the merged model in a folder, and removes what it holds now; returns its name."""
     weights = sorted(folder.glob("*.safetensors"))
     name = f"model-{config.gguf_type}.gguf"

@@ -31,7 +31,7 @@ SPACE = "\u2581"  # how SentencePiece writes a space
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-class Kind(IntEnum):
+class TokenType(IntEnum):
     """The types of tokens, with GGUF's numbers."""
 
     NORMAL = 1
@@ -48,7 +48,7 @@ class Vocab:
 
     model: str
     tokens: tuple[str, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[TokenType, ...]
     merges: tuple[str, ...] = ()
     split: str = "default"
     scores: tuple[float, ...] = ()
@@ -74,11 +74,11 @@ def vocab_of(tokenizer: dict[str, Any], size: int) -> Vocab:
         _require_sentencepiece(tokenizer)
         scores = _scores(tokens, kinds, merges)
         kinds = [
-            Kind.BYTE if kind is Kind.NORMAL and BYTE.fullmatch(token) else kind
+            TokenType.BYTE if kind is TokenType.NORMAL and BYTE.fullmatch(token) else kind
             for token, kind in zip(tokens, kinds, strict=True)
         ]
         if (unknown := model.get("unk_token")) in tokens:
-            kinds[tokens.index(unknown)] = Kind.UNKNOWN
+            kinds[tokens.index(unknown)] = TokenType.UNKNOWN
         return Vocab("llama", tuple(tokens), tuple(kinds), scores=scores, adds_space=_adds_space(tokenizer))
     name = SPLITS.get((split, bool(model.get("ignore_merges"))))
     if name is None:
@@ -93,20 +93,20 @@ def _refusal(what: str) -> UserError:
     )
 
 
-def _tokens(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[Kind]]:
+def _tokens(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[TokenType]]:
     """Every id's text and type; ids that the tokenizer does not use are named and marked so."""
-    found = {place: token for token, place in tokenizer["model"]["vocab"].items()}
-    kinds = dict.fromkeys(found, Kind.NORMAL)
+    token_of = {id: token for token, id in tokenizer["model"]["vocab"].items()}
+    kinds = dict.fromkeys(token_of, TokenType.NORMAL)
     for added in tokenizer.get("added_tokens") or []:
-        found[added["id"]] = added["content"]
-        kinds[added["id"]] = Kind.CONTROL if added["special"] else Kind.USER_DEFINED
-    if found and max(found) >= size:
-        raise UserError(f"tokenizer.json: token {max(found)} is beyond the {size} rows of the model; {WAY_OUT}")
-    tokens = [found.get(place, f"[PAD{place}]") for place in range(size)]
+        token_of[added["id"]] = added["content"]
+        kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    if token_of and max(token_of) >= size:
+        raise UserError(f"tokenizer.json: token {max(token_of)} is beyond the {size} rows of the model; {WAY_OUT}")
+    tokens = [token_of.get(id, f"[PAD{id}]") for id in range(size)]
     if len(set(tokens)) < size:
-        twice = next(token for place, token in enumerate(tokens) if token in tokens[:place])
+        twice = next(token for id, token in enumerate(tokens) if token in tokens[:id])
         raise UserError(f"tokenizer.json: {quote(twice)} stands for two ids, which llama.cpp refuses; {WAY_OUT}")
-    return tokens, [kinds.get(place, Kind.UNUSED) for place in range(size)]
+    return tokens, [kinds.get(id, TokenType.UNUSED) for id in range(size)]
 
 
 def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
@@ -156,7 +156,7 @@ def _adds_space(tokenizer: dict[str, Any]) -> bool:
     return bool(metaspace) and metaspace[0].get("prepend_scheme", "always") == "always"
 
 
-def _scores(tokens: list[str], kinds: list[Kind], merges: list[tuple[str, ...]]) -> tuple[float, ...]:
+def _scores(tokens: list[str], kinds: list[TokenType], merges: list[tuple[str, ...]]) -> tuple[float, ...]:
     """A score for each token, higher for what is merged earlier.
 
     SentencePiece ranks the merged token and tokenizer.json the pair: they agree where all pairs of a token stand
@@ -171,6 +171,6 @@ def _scores(tokens: list[str], kinds: list[Kind], merges: list[tuple[str, ...]])
         ranks.setdefault(token, rank)
         last = token
     for token, kind in zip(tokens, kinds, strict=True):
-        if kind is Kind.NORMAL and len(token) > 1 and token not in ranks and not BYTE.fullmatch(token):
+        if kind is TokenType.NORMAL and len(token) > 1 and token not in ranks and not BYTE.fullmatch(token):
             raise _refusal(f"a SentencePiece tokenizer that never merges to its token {quote(token)}")
     return tuple(-1.0 - ranks[token] if token in ranks else 0.0 for token in tokens)

@@ -27,8 +27,8 @@ class Stage:
 
     @property
     def results(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.manifest["results"]
-        return found
+        results: Mapping[str, Any] = self.manifest["results"]
+        return results
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ def at(value: Any, *keys: str) -> Any:
 
 def numbers(value: Any, *names: str) -> tuple[float, ...] | None:
     """The numbers of these names in an object; None unless all are there."""
-    found = [at(value, name) for name in names]
-    return tuple(found) if all(is_number(one) for one in found) else None
+    values = [at(value, name) for name in names]
+    return tuple(values) if all(map(is_number, values)) else None

@@ -41,7 +41,7 @@ def describe(source: Source, mode: str, dtype: str) -> dict[str, Any]:
         "mode": mode,
         "meaning": MEANING[mode],
         "dtype": dtype,
-        "read_out_in": str(source.compute_dtype).removeprefix("torch."),
+        "read_out_in": source.computed_in,
         "device": source.device.type,
         "versions": {
             "lora-rlhf": __version__,
@@ -71,19 +71,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an export, its fields of the types that are relied on. UserError for a folder without one, for
     one of a newer format, and for one that is not what an export writes.
     """
-    found = read_object(folder / MANIFEST, WAY_OUT)
+    manifest = read_object(folder / MANIFEST, WAY_OUT)
     try:
-        require(found, {"files": OBJECT, "parity": OBJECT, "source": OBJECT, "mode": TEXT, "dtype": TEXT})
-        if found.get("format") != FORMAT:
-            raise ValueError(f"format is {quote(found.get('format'))}, this version reads {FORMAT}")
-        require(found["source"], {"base": OBJECT}, "source.")
-        require(found["source"]["base"], {"trust_remote_code": YES_OR_NO}, "source.base.")
-        require(found["files"], dict.fromkeys(found["files"], TEXT), "files.")
-        require(found["parity"], {"measured": YES_OR_NO}, "parity.")
-        if found["parity"]["measured"]:
-            require(found["parity"], {"export": OBJECT, "adapter_effect": OBJECT, "forced": YES_OR_NO}, "parity.")
+        require(manifest, {"files": OBJECT, "parity": OBJECT, "source": OBJECT, "mode": TEXT, "dtype": TEXT})
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"format is {quote(manifest.get('format'))}, this version reads {FORMAT}")
+        require(manifest["source"], {"base": OBJECT}, "source.")
+        require(manifest["source"]["base"], {"trust_remote_code": YES_OR_NO}, "source.base.")
+        require(manifest["files"], dict.fromkeys(manifest["files"], TEXT), "files.")
+        require(manifest["parity"], {"measured": YES_OR_NO}, "parity.")
+        if manifest["parity"]["measured"]:
+            require(manifest["parity"], {"export": OBJECT, "adapter_effect": OBJECT, "forced": YES_OR_NO}, "parity.")
             for part in ("export", "adapter_effect"):
-                require(found["parity"][part], dict.fromkeys(found["parity"][part], NUMBER), f"parity.{part}.")
+                require(manifest["parity"][part], dict.fromkeys(manifest["parity"][part], NUMBER), f"parity.{part}.")
     except ValueError as error:
         raise UserError(f"{folder / MANIFEST}: {error}; {WAY_OUT}") from error
-    return found
+    return manifest

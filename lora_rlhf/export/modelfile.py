@@ -53,7 +53,7 @@ class Between:
 
     def go(self) -> str:
         """The same in Go's text/template, with its texts as quoted constants: Ollama then keeps each space of them."""
-        text = {pair: _action(found) for pair, found in self.texts.items()}
+        text = {pair: _action(between) for pair, between in self.texts.items()}
         after_system = f'{{{{ else if eq $before "system" }}}}{text["system", "user"]}' if self.takes_system else ""
         branches = [
             f'{{{{ if eq .Role "user" }}}}{{{{ if eq $before "none" }}}}{text["", "user"]}{after_system}'
@@ -85,14 +85,14 @@ def take_apart(tokenizer: "PreTrainedTokenizerBase") -> Between:
         texts |= _between(tokenizer, ("system", user, answer, user))
     except TemplateError:
         takes_system = False
-    found = Between(texts, takes_system)
+    between = Between(texts, takes_system)
     for sample in SAMPLES:
         if sample[0][0] == "system" and not takes_system:
             continue
-        expected, made = _render(tokenizer, sample), found.render(sample)
-        if made != expected:
-            raise Untranslatable(f"{sample!r} would be {made!r}, and the template writes {expected!r}")
-    return found
+        expected, rendered = _render(tokenizer, sample), between.render(sample)
+        if rendered != expected:
+            raise Untranslatable(f"{sample!r} would be {rendered!r}, and the template writes {expected!r}")
+    return between
 
 
 def _between(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...]) -> dict[tuple[str, str], str]:
@@ -103,8 +103,8 @@ def _between(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...]) -> di
         if word is None:
             text, rest = rest, ""
         else:
-            text, found, rest = rest.partition(word)
-            if not found:
+            text, content, rest = rest.partition(word)
+            if not content:
                 raise Untranslatable(f"the template leaves a message of the {role} out")
         if texts.setdefault((before, role), text) != text:
             raise Untranslatable(
@@ -122,7 +122,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
 def _action(text: str) -> str:
     """A Go action that writes this text; nothing for no text."""
     escapes = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    quoted = "".join(escapes.get(one) or (one if " " <= one <= "~" else f"\\U{ord(one):08x}") for one in text)
+    quoted = "".join(escapes.get(char) or (char if " " <= char <= "~" else f"\\U{ord(char):08x}") for char in text)
     return f'{{{{ "{quoted}" }}}}' if text else ""
 
 
@@ -139,7 +139,7 @@ def write_modelfile(
         why = f"no Modelfile: Ollama's template language cannot follow this chat template ({error})"
         log.warning(why)
         return why
-    stops = [tokenizer.convert_ids_to_tokens(place) for place in stop_ids(tokenizer)]
+    stops = [tokenizer.convert_ids_to_tokens(id) for id in stop_ids(tokenizer)]
     limits = {} if context is None else {"num_ctx": context}
     lines = [
         f"FROM {weights}",

@@ -6,6 +6,7 @@ unless one knows how much there was to lose. Both compute in the dtype that the 
 what is measured is the weights.
 """
 
+import functools
 import gc
 import logging
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from lora_rlhf.configs.catalogue import REWARD
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.export.closeness import Closeness, closeness, same_beginning
 from lora_rlhf.export.config import ExportConfig
-from lora_rlhf.export.prompts import Chosen
+from lora_rlhf.export.prompts import ParityPrompts
 from lora_rlhf.export.source import DTYPES, Source
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.comparing import fill, greedy_responses, response_logits, score_of_response
@@ -58,20 +59,20 @@ class Trained:
         return self.greedy[number][: self.counted[number]]
 
 
-def measure_trained(config: ExportConfig, source: Source, chosen: Chosen, scratch: Path) -> Trained:
+def measure_trained(config: ExportConfig, source: Source, prompts: ParityPrompts, scratch: Path) -> Trained:
     """Loads the base in 4 bits with the adapter, measures both, and lets them go. Logits go to `scratch`."""
     model = SharedModel(load_base(source.spec, str(source.device)))
     keep_dense(model.causal)
     model.load_role(source.role, source.stage.adapter)
-    prompts = [encoded.prompt_ids for encoded in chosen.prompts]
+    prompt_ids = [encoded.prompt_ids for encoded in prompts.encoded]
     with model.role(source.role):
-        greedy = greedy_responses(model, prompts, config.parity_tokens)
+        greedy = greedy_responses(model, prompt_ids, config.parity_tokens)
     with model.role(BASE):
-        base_greedy = greedy_responses(model, prompts, config.parity_tokens)
+        base_greedy = greedy_responses(model, prompt_ids, config.parity_tokens)
     stops = set(stop_ids(source.tokenizer))
-    counted = [_end(response, stops) for response in greedy]
+    counted = [response_end(response, stops) for response in greedy]
     total, recorded = Closeness(), []
-    for number, prompt in enumerate(tqdm(prompts, desc="trained model", unit="prompt", disable=None)):
+    for number, prompt in enumerate(tqdm(prompt_ids, desc="trained model", unit="prompt", disable=None)):
         response = greedy[number][: counted[number]]
         with model.role(source.role):
             logits = response_logits(model, prompt, response)
@@ -82,26 +83,26 @@ def measure_trained(config: ExportConfig, source: Source, chosen: Chosen, scratc
     effect = total.figures() | _greedy_figures(greedy, base_greedy, counted)
     del model
     _collect()
-    return Trained(prompts, greedy, counted, scratch, recorded, effect)
+    return Trained(prompt_ids, greedy, counted, scratch, recorded, effect)
 
 
 def measure_export(
     config: ExportConfig, source: Source, trained: Trained, folder: Path
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The figures of the export in `folder`, and of the other way to merge, which is made in its place in memory."""
-    name = str(source.compute_dtype).removeprefix("torch.")
-    spec = BaseSpec(str(folder), "none", name, trust_remote_code=source.base["trust_remote_code"])
+    spec = BaseSpec(str(folder), "none", source.computed_in, trust_remote_code=source.base["trust_remote_code"])
     model = SharedModel(load_base(spec, str(source.device)))
-    found = [_measure(model, trained, "this export")]
+    measured = [_measure(model, trained, "this export")]
     other: Mode = "original" if config.base == "rounded" else "rounded"
     fill(model, source.parts(), other, DTYPES[config.dtype])
-    found.append(_measure(model, trained, f"on the {other} base"))
+    measured.append(_measure(model, trained, f"on the {other} base"))
     del model
     _collect()
     if _has_reward_model(source):
-        differences = _reward_differences(source, trained, [responses for _, responses in found])
-        found = [(figures | more, responses) for (figures, responses), more in zip(found, differences, strict=True)]
-    return found[0][0], found[1][0]
+        differences = _reward_differences(source, trained, [responses for _, responses in measured])
+        export, alternative = (figures | more for (figures, _), more in zip(measured, differences, strict=True))
+        return export, alternative
+    return measured[0][0], measured[1][0]
 
 
 def too_far(config: ExportConfig, export: dict[str, float], effect: dict[str, float]) -> list[str]:
@@ -121,27 +122,28 @@ def too_far(config: ExportConfig, export: dict[str, float], effect: dict[str, fl
     return faults
 
 
-def _measure(model: SharedModel, trained: Trained, what: str) -> tuple[dict[str, float], list[list[int]]]:
+def _measure(model: SharedModel, trained: Trained, title: str) -> tuple[dict[str, float], list[list[int]]]:
     """A plain model's figures, and its greedy responses."""
     total = Closeness()
     with model.role(BASE):
         greedy = greedy_responses(model, trained.prompts, len(trained.greedy[0]))
-        for number, prompt in enumerate(tqdm(trained.prompts, desc=what, unit="prompt", disable=None)):
+        for number, prompt in enumerate(tqdm(trained.prompts, desc=title, unit="prompt", disable=None)):
             stored = read_index([trained.logits / f"{number}.safetensors"])["logits"]
-            before = stored.rows(0, stored.shape[0])
-            total += closeness(before, response_logits(model, prompt, trained.response(number)))
+            trained_logits = stored.rows(0, stored.shape[0])
+            total += closeness(trained_logits, response_logits(model, prompt, trained.response(number)))
     return total.figures() | _greedy_figures(trained.greedy, greedy, trained.counted), greedy
 
 
-def _greedy_figures(one: list[list[int]], other: list[list[int]], counted: list[int]) -> dict[str, float]:
+def _greedy_figures(trained: list[list[int]], other: list[list[int]], counted: list[int]) -> dict[str, float]:
     """Share of responses that are the same to their end, and to their last token behind it; share of tokens before the
     first that differs.
     """
-    same = [same_beginning(a, b) for a, b in zip(one, other, strict=True)]
+    same = [same_beginning(*pair) for pair in zip(trained, other, strict=True)]
+    lengths = [len(response) for response in trained]
     return {
-        "same_response": sum(place >= end for place, end in zip(same, counted, strict=True)) / len(same),
-        "greedy_identical": sum(place == len(a) for place, a in zip(same, one, strict=True)) / len(same),
-        "greedy_agreement": sum(place / len(a) for place, a in zip(same, one, strict=True)) / len(same),
+        "same_response": sum(num >= end for num, end in zip(same, counted, strict=True)) / len(same),
+        "greedy_identical": sum(num == length for num, length in zip(same, lengths, strict=True)) / len(same),
+        "greedy_agreement": sum(num / length for num, length in zip(same, lengths, strict=True)) / len(same),
     }
 
 
@@ -151,23 +153,17 @@ def _reward_differences(source: Source, trained: Trained, others: list[list[list
     The reward model is loaded only where responses differ.
     """
     stops = set(stop_ids(source.tokenizer))
-    cut = [[response[: _end(response, stops)] for response in responses] for responses in others]
-    mine = [trained.response(number) for number in range(len(trained.prompts))]
-    known: dict[tuple[int, tuple[int, ...]], float] = {}
-    score = _scorer(source, trained) if any(responses != mine for responses in cut) else None
-    found = []
-    for responses in cut:
-        differences = []
-        for number, (one, other) in enumerate(zip(mine, responses, strict=True)):
-            if one == other or score is None:
-                differences.append(0.0)
-                continue
-            for response in (one, other):
-                if (number, tuple(response)) not in known:
-                    known[number, tuple(response)] = score(number, response)
-            differences.append(abs(known[number, tuple(one)] - known[number, tuple(other)]))
-        found.append({"reward_difference": sum(differences) / len(differences)})
-    return found
+    ended = [[tuple(response[: response_end(response, stops)]) for response in responses] for responses in others]
+    own = [tuple(trained.response(number)) for number in range(len(trained.prompts))]
+    if all(responses == own for responses in ended):
+        return [{"reward_difference": 0.0} for _ in others]
+    score = functools.cache(_scorer(source, trained))
+    means = []
+    for responses in ended:
+        pairs = enumerate(zip(own, responses, strict=True))
+        differences = [0.0 if a == b else abs(score(number, a) - score(number, b)) for number, (a, b) in pairs]
+        means.append({"reward_difference": sum(differences) / len(differences)})
+    return means
 
 
 def _has_reward_model(source: Source) -> bool:
@@ -178,13 +174,14 @@ def _has_reward_model(source: Source) -> bool:
     return all(base[key] == source.base[key] for key in ("source_hash", "quantization"))
 
 
-def _scorer(source: Source, trained: Trained) -> Callable[[int, list[int]], float]:
+def _scorer(source: Source, trained: Trained) -> Callable[[int, tuple[int, ...]], float]:
+    """The reward model's score of a response to the prompt of that number."""
     model = SharedModel(load_base(source.spec, str(source.device)))
     model.load_role(REWARD.role, source.run / REWARD.name / ADAPTER)
 
-    def score(number: int, response: list[int]) -> float:
+    def score(number: int, response: tuple[int, ...]) -> float:
         with model.role(REWARD.role):
-            return score_of_response(model, trained.prompts[number], response)
+            return score_of_response(model, trained.prompts[number], list(response))
 
     return score
 
@@ -200,9 +197,9 @@ def _record(prompt: list[int], greedy: list[int], logits: Tensor) -> dict[str, A
     }
 
 
-def _end(response: list[int], stops: set[int]) -> int:
+def response_end(response: list[int], stops: set[int]) -> int:
     """How many tokens a response has up to its first stop token, which counts."""
-    return next((place + 1 for place, token in enumerate(response) if token in stops), len(response))
+    return next((i for i, token in enumerate(response, start=1) if token in stops), len(response))
 
 
 def _collect() -> None:

@@ -30,27 +30,27 @@ NEUTRAL = (
 )
 
 
-class Chosen(NamedTuple):
+class ParityPrompts(NamedTuple):
     """Prompts as ids, and where they come from, in words."""
 
-    prompts: list[EncodedPrompt]
+    encoded: list[EncodedPrompt]
     origin: str
 
 
-def choose_prompts(config: ExportConfig, source: Source) -> Chosen:
+def choose_prompts(config: ExportConfig, source: Source) -> ParityPrompts:
     """At most `parity_prompts` distinct prompts, spread evenly over where they come from. UserError for a bad file."""
-    found, origin = _read(config, source)
-    distinct = list({prompt.key: prompt for prompt in found}.values())
+    prompts, origin = _read(config, source)
+    distinct = list({prompt.key: prompt for prompt in prompts}.values())
     step = max(1, len(distinct) // config.parity_prompts)
-    few = distinct[::step][: config.parity_prompts]
+    sample = distinct[::step][: config.parity_prompts]
     context = getattr(source.config.get_text_config(), "max_position_embeddings", None) or 2**20
     room = min(MOST_PROMPT_TOKENS, context - config.parity_tokens)
     if room < 1:
         raise UserError(f"parity_tokens is {config.parity_tokens}, but the model's context is {context}: lower it")
-    encoded, refused = encode_prompts(source.tokenizer, few, room)
+    encoded, refused = encode_prompts(source.tokenizer, sample, room)
     if not encoded:
-        raise UserError(f"{origin}: none of {len(few)} prompts can be used:\n{refused.summary()}\nGive --prompts")
-    return Chosen(encoded, origin)
+        raise UserError(f"{origin}: none of {len(sample)} prompts can be used:\n{refused.summary()}\nGive --prompts")
+    return ParityPrompts(encoded, origin)
 
 
 def _read(config: ExportConfig, source: Source) -> tuple[list[Prompt], str]:

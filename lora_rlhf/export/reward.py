@@ -1,7 +1,6 @@
 """`lora-rlhf export --role reward`: the reward model as a plain sequence classifier, its scores compared."""
 
 import gc
-import logging
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,27 +10,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lora_rlhf.data.template import stop_ids
-from lora_rlhf.export.card import write_card
 from lora_rlhf.export.config import ExportConfig, parse_size
-from lora_rlhf.export.folder import copy_beside, licence_of, require_place, require_space, write_config
-from lora_rlhf.export.manifest import MANIFEST, PARITY, describe, hash_folder
+from lora_rlhf.export.folder import copy_beside, licence_of, write_config
+from lora_rlhf.export.manifest import PARITY, describe
+from lora_rlhf.export.parity import response_end
 from lora_rlhf.export.parity_table import table
 from lora_rlhf.export.prompts import choose_prompts
 from lora_rlhf.export.sequence_classification import classifier_settings, classifier_tensors, prepare_tokenizer
 from lora_rlhf.export.shards import num_bytes, write_shards
-from lora_rlhf.export.source import DTYPES, Source, open_source
+from lora_rlhf.export.source import DTYPES, Prepared, Source
 from lora_rlhf.model.base import load_base
 from lora_rlhf.model.classifier import Classifier, PlainClassifier, classifier_of, score_without_adapter
 from lora_rlhf.model.comparing import greedy_responses, score_of_response
 from lora_rlhf.model.heads import SCORE
 from lora_rlhf.model.merging import Mode
 from lora_rlhf.model.shared import BASE, SharedModel
-from lora_rlhf.system.disk import new_folder, remove_temporary, write_json
+from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import Stopped
 
-log = logging.getLogger("lora_rlhf")
-
-BESIDE = 64 * 2**20  # tokenizer, card and the like
 LEAST_DIFFERENCE = 1e-4  # of a score: below, an export passes even where scores hardly differ
 
 
@@ -43,28 +39,18 @@ class Scored(NamedTuple):
     without_adapter: list[float]
 
 
-def export_reward(config: ExportConfig) -> dict[str, Any]:
-    """Makes the folder `config.to`, whole or not at all, and returns its manifest.
-
-    UserError for what is wrong with the run, the base or the place, and for an architecture without such a class,
-    before any long work. Stopped (exit 1) for scores that are further from the reward role's than the limit allows.
-    """
-    assert config.to is not None
-    to = Path(config.to)
-    require_place(to)
-    source = open_source(config.folder, config.role, config.device, config.trust_remote_code)
+def prepare_classifier(config: ExportConfig, source: Source) -> Prepared:
+    """The reward model as a plain classifier. UserError for an architecture without such a class."""
     classifier = classifier_of(source.config)
     offset = float(source.stage.manifest["results"]["offset"])
     head = source.adapter[1][f"base_model.model.{SCORE}.weight"]
     planned, remains = classifier_tensors(
         source.parts(), classifier, head, offset, mode=config.base, dtype=DTYPES[config.dtype], device=source.device
     )
-    require_space(to, num_bytes(planned) + BESIDE)
-    remove_temporary(to.absolute().parent, f"{to.name}.*")
-    with new_folder(to.absolute()) as folder:
+
+    def write(folder: Path) -> dict[str, Any]:
         scored = _score(config, source, head, offset) if config.parity == "full" else None
-        with tqdm(total=num_bytes(planned), desc="merging", unit="B", unit_scale=True, disable=None) as bar:
-            hashes = write_shards(folder, planned, parse_size(config.max_shard_size), bar.update)
+        hashes = write_shards(folder, planned, parse_size(config.max_shard_size))
         is_exact = _write_companions(config, source, classifier, remains, folder)
         facts = describe(source, config.base, config.dtype) | {
             "kind": "classifier",
@@ -76,10 +62,9 @@ def export_reward(config: ExportConfig) -> dict[str, Any]:
             "files": hashes,
         }
         facts["parity"] = _compare(config, source, folder, scored, classifier, remains)
-        write_card(folder, facts, source.run)
-        facts["files"] = hash_folder(folder, facts["files"])
-        write_json(folder / MANIFEST, facts)
-    return facts
+        return facts
+
+    return Prepared(num_bytes(planned), write)
 
 
 def _write_companions(
@@ -95,12 +80,13 @@ def _write_companions(
 
 def _score(config: ExportConfig, source: Source, head: Tensor, offset: float) -> Scored:
     """The reward role's scores of the base's greedy answers, each to its own prompt and to the next one."""
-    prompts = [encoded.prompt_ids for encoded in choose_prompts(config, source).prompts]
+    prompts = [encoded.prompt_ids for encoded in choose_prompts(config, source).encoded]
     model = SharedModel(load_base(source.spec, str(source.device)))
     model.load_role(source.role, source.stage.adapter)
     stops = set(stop_ids(source.tokenizer))
     with model.role(BASE):
-        answers = [_cut(ids, stops) for ids in greedy_responses(model, prompts, config.parity_tokens)]
+        greedy = greedy_responses(model, prompts, config.parity_tokens)
+    answers = [ids[: response_end(ids, stops)] for ids in greedy]
     pairs = [(prompt, answers[number - shift]) for shift in (0, 1) for number, prompt in enumerate(prompts)]
     scores = []
     for prompt, answer in tqdm(pairs, desc="reward role", unit="response", disable=None):
@@ -111,10 +97,6 @@ def _score(config: ExportConfig, source: Source, head: Tensor, offset: float) ->
     del model
     gc.collect()
     return Scored(ids, scores, without)
-
-
-def _cut(ids: list[int], stops: set[int]) -> list[int]:
-    return ids[: next((place + 1 for place, token in enumerate(ids) if token in stops), len(ids))]
 
 
 def _compare(
@@ -131,12 +113,12 @@ def _compare(
     spread = statistics.pstdev(scored.scores)
     most = max(config.max_score_share * spread, LEAST_DIFFERENCE)
     passed = export["score_difference"] <= most
-    found = {
+    parity = {
         "measured": True,
         "prompts": len(scored.ids) // 2,
         "prompts_from": choose_prompts(config, source).origin,
         "positions": len(scored.ids),
-        "computed_in": str(source.compute_dtype).removeprefix("torch."),
+        "computed_in": source.computed_in,
         "export": export,
         "alternative": {"mode": other, **alternative},
         "adapter_effect": _figures(scored.without_adapter, scored.scores),
@@ -148,23 +130,22 @@ def _compare(
     }
     if not passed and not config.force:
         raise Stopped(
-            f"{table(found)}\n\nnot exported: scores are {export['score_difference']:.3g} from the reward role's on "
+            f"{table(parity)}\n\nnot exported: scores are {export['score_difference']:.3g} from the reward role's on "
             f"average, the most is {most:.3g} (max_score_share {config.max_score_share:g} of their standard deviation "
             f"{spread:.3g})\n--force makes {config.to} anyway"
         )
     rows = [{"ids": ids, "score": score} for ids, score in zip(scored.ids, scored.scores, strict=True)]
-    write_json(folder / PARITY, {"format": 1, "computed_in": found["computed_in"], "scores": rows})
-    return found
+    write_json(folder / PARITY, {"format": 1, "computed_in": source.computed_in, "scores": rows})
+    return parity
 
 
-def _figures(found: list[float], trained: list[float]) -> dict[str, float]:
+def _figures(scores: list[float], trained: list[float]) -> dict[str, float]:
     """Mean and largest difference, and how many pairs of conversations both put in the same order."""
-    differences = [abs(one - other) for one, other in zip(found, trained, strict=True)]
-    one, other = torch.tensor(found), torch.tensor(trained)
-    first, second = torch.triu_indices(len(found), len(found), 1)
-    same = torch.sign(one[first] - one[second]) == torch.sign(other[first] - other[second])
+    differences = [abs(score - before) for score, before in zip(scores, trained, strict=True)]
+    first, second = torch.triu_indices(len(scores), len(scores), 1)
+    signs = [torch.sign(values[first] - values[second]) for values in (torch.tensor(scores), torch.tensor(trained))]
     return {
         "score_difference": statistics.fmean(differences),
         "max_score_difference": max(differences),
-        "same_order": float(same.float().mean()),
+        "same_order": float((signs[0] == signs[1]).float().mean()),
     }

@@ -53,11 +53,11 @@ def classifier_tensors(
     for part in parts:
         if part.name not in classifier.parameters:
             continue
-        one = part.planned(mode, dtype, device)
+        planned = part.planned(mode, dtype, device)
         if part.name == classifier.norm_bias:
             added = -offset * rounded[0] / rounded[0].square().sum()
-            one, remains = Planned(one.entry, functools.partial(_plus, one, added)), 0.0
-        kept.append(one)
+            planned, remains = Planned(planned.entry, functools.partial(_plus, planned, added)), 0.0
+        kept.append(planned)
     return [*kept, score], remains
 
 
@@ -104,7 +104,7 @@ def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> tu
 def _padding(tokenizer: "PreTrainedTokenizerBase", ends: list[int], num_rows: int) -> str | None:
     """The tokenizer's own padding token if it ends no response; else one that is no text, or a new one."""
     # every special token is among those that were added
-    added = [one.content for place, one in sorted(tokenizer.added_tokens_decoder.items()) if place not in ends]
+    added = [token.content for id, token in sorted(tokenizer.added_tokens_decoder.items()) if id not in ends]
     named = [token for token in added if "pad" in token.lower()]
     for token in (tokenizer.pad_token, *named, tokenizer.unk_token, tokenizer.bos_token):
         if token in added:
@@ -145,6 +145,6 @@ def _trained_ids(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
 def _plain_ids(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     answer = Message("assistant", ANSWER)
     conversations = [
-        [{"role": one.role, "content": one.content} for one in (*messages, answer)] for messages in SAMPLES
+        [{"role": message.role, "content": message.content} for message in (*messages, answer)] for messages in SAMPLES
     ]
     return [list(tokenizer.apply_chat_template(whole, return_dict=False)) for whole in conversations]

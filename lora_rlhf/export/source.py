@@ -1,9 +1,10 @@
 """What is exported: a role of a run, its adapter, and the files of the base that it was trained on, all checked."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("lora_rlhf")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class Prepared(NamedTuple):
+    """A form of export that is ready to be written: the bytes that it needs on disk, and what fills its folder.
+
+    `write` returns the manifest as far as it is known then.
+    """
+
+    num_bytes: int
+    write: Callable[[Path], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,12 @@ class Source:
     def spec(self) -> BaseSpec:
         """The base as `load_base` takes it, computing in the dtype that was settled here."""
         record = {name: self.base[name] for name in RECORDED}
-        return BaseSpec(**record | {"compute_dtype": str(self.compute_dtype).removeprefix("torch.")})
+        return BaseSpec(**record | {"compute_dtype": self.computed_in})
+
+    @property
+    def computed_in(self) -> str:
+        """The name of `compute_dtype`."""
+        return str(self.compute_dtype).removeprefix("torch.")
 
     def parts(self) -> list[Part]:
         """Every tensor of the base and what the adapter adds to it. Only headers are read."""
@@ -87,18 +103,18 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
     stage = find_stage(Path(run) / stage_name, stage_name)
     record = stage.manifest["base"]
     require_trust(record, trust_remote_code)
-    where = resolve_device(device)
+    resolved_device = resolve_device(device)
     name, trusted = record["name"], record["trust_remote_code"]
     files = find_files(name)
     config = load_config(name, trusted)
     weights = weight_files(files, name)
     log.info("checking that %s is the base that %s was trained on", name, stage.folder)
-    found = hash_files([config_file(files), *weights])
-    if found != record["source_hash"]:
+    source_hash = hash_files([config_file(files), *weights])
+    if source_hash != record["source_hash"]:
         raise UserError(
             f"base model {name!r}: its files have changed since {stage.folder} was trained on them (sha256 "
-            f"{found[:16]} now, {record['source_hash'][:16]} then); the adapter fits only the base that it was trained "
-            "on. Restore those files"
+            f"{source_hash[:16]} now, {record['source_hash'][:16]} then); the adapter fits only the base that it was "
+            "trained on. Restore those files"
         )
     tokenizer = load_tokenizer(name, trusted)
     tokenizer.chat_template = record["chat_template"]
@@ -113,8 +129,8 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
         tokenizer,
         adapter,
         adapter_hash(stage.folder),
-        resolve_dtype(_computed_in(record), where),
-        where,
+        resolve_dtype(_computed_in(record), resolved_device),
+        resolved_device,
     )
 
 

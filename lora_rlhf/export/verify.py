@@ -40,62 +40,63 @@ def verify(config: ExportConfig) -> dict[str, Any]:
         )
         log.info("%s: every file is as it was written; %s", folder, why)
         return {"files": len(manifest["files"])}
-    found = _plainly(SCRIPTS[kind], folder, str(resolve_device(config.device)), trusted)
+    figures = _measure_plainly(SCRIPTS[kind], folder, str(resolve_device(config.device)), trusted)
     too_far = _too_far if kind == "merged" else _scores_too_far
-    if faults := too_far(config, manifest["parity"], found):
-        raise Stopped(f"{folder}: {json.dumps(found)}\nnot the model that was exported: " + "; ".join(faults))
-    return {"files": len(manifest["files"]), **found}
+    if faults := too_far(config, manifest["parity"], figures):
+        raise Stopped(f"{folder}: {json.dumps(figures)}\nnot the model that was exported: " + "; ".join(faults))
+    return {"files": len(manifest["files"]), **figures}
 
 
 def _require_files(folder: Path, recorded: dict[str, str]) -> None:
     """UserError unless the folder holds just the files that the manifest lists, byte for byte."""
-    here = hash_folder(folder, {})
+    present = hash_folder(folder, {})
     faults = [
-        *(f"{name} is missing" for name in sorted(recorded.keys() - here.keys())),
-        *(f"{name} is not listed" for name in sorted(here.keys() - recorded.keys())),
+        *(f"{name} is missing" for name in sorted(recorded.keys() - present.keys())),
+        *(f"{name} is not listed" for name in sorted(present.keys() - recorded.keys())),
         *(
-            f"{name} has sha256 {here[name][:16]}, and {recorded[name][:16]} was written"
-            for name in sorted(here.keys() & recorded.keys())
-            if here[name] != recorded[name]
+            f"{name} has sha256 {present[name][:16]}, and {recorded[name][:16]} was written"
+            for name in sorted(present.keys() & recorded.keys())
+            if present[name] != recorded[name]
         ),
     ]
     if faults:
         raise UserError(f"{folder / MANIFEST} does not describe this folder: {'; '.join(faults)}; export it again")
 
 
-def _plainly(script: str, folder: Path, device: str, trust_remote_code: bool) -> dict[str, Any]:
+def _measure_plainly(script: str, folder: Path, device: str, trust_remote_code: bool) -> dict[str, Any]:
+    """What the script prints of the folder."""
     spec = importlib.util.find_spec(script)
     assert spec is not None and spec.origin is not None
     source = Path(spec.origin).read_text()
     command = [sys.executable, "-I", "-c", source, str(folder.resolve()), device, str(trust_remote_code)]
     log.info("%s: loading it in plain transformers", folder)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.resolve().parent, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=folder.resolve().parent, check=False)
+    if process.returncode != 0:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise Stopped(f"{folder}: does not load in plain transformers: {last}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
+    return figures
 
 
-def _too_far(config: ExportConfig, parity: dict[str, Any], found: dict[str, float]) -> list[str]:
+def _too_far(config: ExportConfig, parity: dict[str, Any], figures: dict[str, float]) -> list[str]:
     """Where the model is further from the recorded one than it may be, or, if it was forced, than it was."""
     most = max(config.max_kl_share * parity["adapter_effect"]["kl_per_token"], LEAST_KL)
     least = config.min_agreement
     if parity["forced"]:
         most, least = max(most, 1.1 * parity["export"]["kl_per_token"]), min(least, parity["export"]["top1_agreement"])
     faults = []
-    if not found["kl_per_token"] <= most:
-        faults.append(f"KL per token is at least {found['kl_per_token']:.3g} nats, the most is {most:.3g}")
-    if not found["top1_agreement"] >= least:
-        faults.append(f"the same most probable token at {found['top1_agreement']:.2%}, the least is {least:.2%}")
+    if not figures["kl_per_token"] <= most:
+        faults.append(f"KL per token is at least {figures['kl_per_token']:.3g} nats, the most is {most:.3g}")
+    if not figures["top1_agreement"] >= least:
+        faults.append(f"the same most probable token at {figures['top1_agreement']:.2%}, the least is {least:.2%}")
     return faults
 
 
-def _scores_too_far(config: ExportConfig, parity: dict[str, Any], found: dict[str, float]) -> list[str]:
+def _scores_too_far(config: ExportConfig, parity: dict[str, Any], figures: dict[str, float]) -> list[str]:
     """The same of a reward model's scores."""
     most = max(config.max_score_share * parity["score_spread"], LEAST_DIFFERENCE)
     if parity["forced"]:
         most = max(most, 1.1 * parity["export"]["score_difference"])
-    if found["score_difference"] <= most:
+    if figures["score_difference"] <= most:
         return []
-    return [f"scores differ by {found['score_difference']:.3g} on average, the most is {most:.3g}"]
+    return [f"scores differ by {figures['score_difference']:.3g} on average, the most is {most:.3g}"]

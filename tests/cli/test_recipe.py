@@ -17,7 +17,7 @@ from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.export.config import ExportConfig
-from lora_rlhf.export.forms import export_form
+from lora_rlhf.export.export import export
 from lora_rlhf.model.memory import quantized_storages
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.resume import Lock
@@ -231,11 +231,11 @@ def test_an_export_stands_until_its_stage_is_another(tmp_path: Path, monkeypatch
     recipe["export"] = recipe["export"] | {"role": "sft", "to": "{run}/exports/first", "parity": "none"}
     bases = []
 
-    def export(config: ExportConfig) -> dict[str, Any]:
+    def counted_export(config: ExportConfig) -> dict[str, Any]:
         bases.append(quantized_storages())
-        return export_form(config)
+        return export(config)
 
-    monkeypatch.setattr("lora_rlhf.export.forms.export_form", export)
+    monkeypatch.setattr("lora_rlhf.export.export.export", counted_export)
     place, manifest = run / "exports" / "first" / "export.json", run / "sft" / "manifest.json"
     run_recipe(recipe)
     run_recipe(recipe)
