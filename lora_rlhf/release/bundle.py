@@ -45,20 +45,20 @@ def write_bundle(to: Path, files: Mapping[str, Content], about: Mapping[str, Any
     else:
         with new_folder(to) as folder:
             for name, content in everything.items():
-                place = folder / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with open(place, "wb") as file:
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "wb") as file:
                     _copy(content, file)
-                place.chmod(_mode(name))
+                path.chmod(_mode(name))
     return hashlib.sha256(manifest).hexdigest()
 
 
-def verify_bundle(place: Path) -> tuple[int, list[str], str]:
+def verify_bundle(path: Path) -> tuple[int, list[str], str]:
     """(files that are as they were packed, what is not, sha256 of the manifest). UserError for what is no package."""
-    with _opened(place) as (names, read):
+    with _opened(path) as (names, read):
         if MANIFEST not in names:
-            raise UserError(f"{place}: holds no {MANIFEST}; {WAY_OUT}")
-        hashes, digest = _manifest(place, read(MANIFEST))
+            raise UserError(f"{path}: holds no {MANIFEST}; {WAY_OUT}")
+        hashes, digest = _manifest(path, read(MANIFEST))
         faults = [f"{name}: is not there" for name in hashes if name not in names]
         faults += [f"{name}: is not of the package" for name in names if name not in hashes and name != MANIFEST]
         sound = 0
@@ -79,24 +79,24 @@ def _is_sound(read: Callable[[str], Any], name: str, sha256: str) -> bool:
 
 
 @contextmanager
-def _opened(place: Path) -> Iterator[tuple[list[str], Any]]:
+def _opened(path: Path) -> Iterator[tuple[list[str], Any]]:
     """(names of all files, a function that opens one) of a zip or a folder."""
-    if place.is_dir():
-        names = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir())
-        yield names, lambda name: _plain(place / name)
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
+        yield names, lambda name: _plain(path / name)
         return
     try:
-        with zipfile.ZipFile(place) as archive:
+        with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
             if len(names) > MOST_FILES or len(set(names)) < len(names):
-                raise UserError(f"{place}: holds {len(names)} files, some of them twice or too many; {WAY_OUT}")
+                raise UserError(f"{path}: holds {len(names)} files, some of them twice or too many; {WAY_OUT}")
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):  # what could be a bomb
-                raise UserError(f"{place}: holds compressed files, which a package never does; {WAY_OUT}")
+                raise UserError(f"{path}: holds compressed files, which a package never does; {WAY_OUT}")
             yield names, archive.open
     except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error.strerror or error}); {WAY_OUT}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {WAY_OUT}") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # the last two: methods, encryption
-        raise UserError(f"{place}: not a zip that can be read ({error}); {WAY_OUT}") from error
+        raise UserError(f"{path}: not a zip that can be read ({error}); {WAY_OUT}") from error
 
 
 def _plain(path: Path) -> IO[bytes]:
@@ -105,25 +105,25 @@ def _plain(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _manifest(place: Path, file: IO[bytes]) -> tuple[dict[str, str], str]:
+def _manifest(path: Path, file: IO[bytes]) -> tuple[dict[str, str], str]:
     """({file: sha256}, sha256 of the manifest)."""
     with file:
         raw = file.read(MOST_MANIFEST_BYTES + 1)
     try:
         if len(raw) > MOST_MANIFEST_BYTES:
             raise ValueError("too large")
-        found = object_of(raw)
-        if found.get("format") != FORMAT:
-            raise ValueError(f"format is {quote(found.get('format'))}, expected {FORMAT}")
-        require(found, {"files": OBJECT})
-        for name, record in found["files"].items():
-            require(found["files"], {name: OBJECT}, "files.")
+        manifest = object_of(raw)
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"format is {quote(manifest.get('format'))}, expected {FORMAT}")
+        require(manifest, {"files": OBJECT})
+        for name, record in manifest["files"].items():
+            require(manifest["files"], {name: OBJECT}, "files.")
             require(record, {"sha256": TEXT}, f"files.{name}.")
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"{quote(name)} leads out of the package")
     except ValueError as error:
-        raise UserError(f"{place}: {MANIFEST}: {error}; {WAY_OUT}") from error
-    return {name: record["sha256"] for name, record in found["files"].items()}, hashlib.sha256(raw).hexdigest()
+        raise UserError(f"{path}: {MANIFEST}: {error}; {WAY_OUT}") from error
+    return {name: record["sha256"] for name, record in manifest["files"].items()}, hashlib.sha256(raw).hexdigest()
 
 
 def _copy(content: Content, file: IO[bytes]) -> None:

@@ -19,7 +19,7 @@ AGAIN = "evaluate again with --overwrite"
 
 
 @dataclass(frozen=True)
-class Named:
+class SystemName:
     """What was asked for: a system by its name in the report, or the role of a run folder."""
 
     text: str
@@ -27,7 +27,7 @@ class Named:
     role: str | None
 
     @classmethod
-    def of(cls, text: str) -> "Named":
+    def of(cls, text: str) -> "SystemName":
         """`RUN` and `RUN:policy` are run folders where there is such a folder; all else is a system's name."""
         folder, _, role = text.rpartition(":")
         if folder and role in (BASE, *STAGES) and Path(folder).is_dir():
@@ -36,7 +36,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class System:
+class SystemOnDisk:
     """A system of the report beside what is on disk of it now. The base has no stage."""
 
     name: str
@@ -54,85 +54,86 @@ class System:
         }
 
 
-def find_report(named: Named, report: str | None) -> Path:
+def find_report(target: SystemName, report: str | None) -> Path:
     """The report to judge by. UserError when none is named and the candidate names no run."""
     if report is not None:
         return Path(report) / REPORT if Path(report).is_dir() else Path(report)
-    if named.run is None:
+    if target.run is None:
         raise UserError(
-            f"gate: candidate {named.text!r} is no run folder, so the report must be named: --report RUN/{REPORT}, or "
-            f"--candidate RUN:{named.text}"
+            f"gate: candidate {target.text!r} is no run folder, so the report must be named: --report RUN/{REPORT}, or "
+            f"--candidate RUN:{target.text}"
         )
-    return named.run / REPORT
+    return target.run / REPORT
 
 
-def find_system(named: Named, report: Report, place: Path) -> System:
+def find_system(target: SystemName, report: Report, path: Path) -> SystemOnDisk:
     """The system that a name stands for. UserError for none, for a run that is not there, and for one made anew."""
     systems = report.systems
-    name = named.text if named.run is None or named.text in systems else _of_run(named, systems, place)
+    name = target.text if target.run is None or target.text in systems else _of_run(target, systems, path)
     if name not in systems:
-        raise UserError(f"{place}: {name!r} is not among its systems: {', '.join(systems)}")
+        raise UserError(f"{path}: {name!r} is not among its systems: {', '.join(systems)}")
     recorded = systems[name]
-    run = named.run or _run_of(name, recorded, place)
+    run = target.run or _run_of(name, recorded, path)
     if recorded.stage is None:
-        return System(name, run, None, None, None, False)
+        return SystemOnDisk(name, run, None, None, None, False)
     folder = run / recorded.stage
     if not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder}: {name} of {place} was evaluated there and is not there now; name its folder: RUN:ROLE"
+            f"{folder}: {name} of {path} was evaluated there and is not there now; name its folder: RUN:ROLE"
         )
     manifest = read_manifest(folder)
     if manifest["status"] != FINISHED or manifest["id"] != recorded.id:
         raise UserError(
-            f"{place} is stale: it is about the {recorded.stage} stage {recorded.id}, and {folder} holds "
+            f"{path} is stale: it is about the {recorded.stage} stage {recorded.id}, and {folder} holds "
             f"{manifest['id']} ({manifest['status']}) now; {AGAIN}"
         )
     adapter, then = adapter_hash(folder), recorded.adapter_sha256
     if then is not None and then != adapter:
         raise UserError(
-            f"{place} is stale: it is about an adapter with the sha256 {quote(then)}, and the one in {folder} "
+            f"{path} is stale: it is about an adapter with the sha256 {quote(then)}, and the one in {folder} "
             f"has {adapter} now; {AGAIN}"
         )
-    return System(name, run, recorded.stage, manifest["id"], adapter, then is not None)
+    return SystemOnDisk(name, run, recorded.stage, manifest["id"], adapter, then is not None)
 
 
-def require_unseen(policy: Policy, data: TrainingData, place: Path) -> None:
+def require_unseen(policy: Policy, data: TrainingData, path: Path) -> None:
     """UserError when more of the report's prompts stand in training data than the policy lets pass, or nobody knows."""
     prompts, seen = data.prompts, data.seen
     if prompts and seen and seen / prompts > policy.most_seen:
         raise UserError(
-            f"{place}: {seen} of {prompts} prompts stand in training data, a share of {seen / prompts:.3g}; the policy "
+            f"{path}: {seen} of {prompts} prompts stand in training data, a share of {seen / prompts:.3g}; the policy "
             f"allows {policy.most_seen:g} (seen_in_training: at_most): evaluate on prompts that were not trained on"
         )
     unknown = [row.stage for row in data.stages if row.compared != "all"]
     if (unknown or seen is None or prompts is None) and not policy.passes_if_unknown:
         what = f"of {', '.join(unknown)}" if unknown else "of this report"
         raise UserError(
-            f"{place}: whether its prompts were trained on is not known for all training data {what}; put the data "
+            f"{path}: whether its prompts were trained on is not known for all training data {what}; put the data "
             "where the manifests say and evaluate again, or write unknown: pass under seen_in_training in the policy"
         )
 
 
-def _of_run(named: Named, systems: Mapping[str, SystemRecord], place: Path) -> str:
+def _of_run(target: SystemName, systems: Mapping[str, SystemRecord], path: Path) -> str:
     """The name under which a run's stage stands in the report: by its id, or else by the run's name."""
-    assert named.run is not None
-    roles = [named.role] if named.role else [role for role in reversed(STAGES) if (named.run / STAGES[role]).is_dir()]
-    if not roles:
-        raise UserError(f"{named.run}: holds no {' or '.join(STAGES.values())} stage; name a run folder, or RUN:ROLE")
-    role = roles[0]
-    folder = named.run / STAGES.get(role, role)
-    here = read_manifest(folder)["id"] if role in STAGES and (folder / MANIFEST).is_file() else None
-    for name, system in systems.items():
-        if here is not None and system.id == here and system.stage == STAGES[role]:
-            return str(name)
-    is_first = place.resolve().parent == named.run.resolve()
-    other = f"{named.run.resolve().name}:{role}"
-    return other if other in systems or not (is_first or role == BASE) else role
+    assert target.run is not None
+    made = (role for role in reversed(STAGES) if (target.run / STAGES[role]).is_dir())
+    role = target.role or next(made, None)
+    if role is None:
+        raise UserError(f"{target.run}: holds no {' or '.join(STAGES.values())} stage; name a run folder, or RUN:ROLE")
+    folder = target.run / STAGES.get(role, role)
+    if role in STAGES and (folder / MANIFEST).is_file():
+        stage_id = read_manifest(folder)["id"]
+        for name, system in systems.items():
+            if system.id == stage_id and system.stage == STAGES[role]:
+                return name
+    is_first_run = path.resolve().parent == target.run.resolve()
+    name_of_other_run = f"{target.run.resolve().name}:{role}"
+    return name_of_other_run if name_of_other_run in systems or not (is_first_run or role == BASE) else role
 
 
-def _run_of(name: str, recorded: SystemRecord, place: Path) -> Path:
+def _run_of(name: str, recorded: SystemRecord, path: Path) -> Path:
     """Where the run of a system is: beside the report, or else where the report says."""
     own, _, role = name.rpartition(":")
-    beside = place.parent.parent / own if own else place.parent
+    beside = path.parent.parent / own if own else path.parent
     is_there = (beside / STAGES.get(role, role) / MANIFEST).is_file()
     return beside if is_there else Path(recorded.run)

@@ -14,12 +14,12 @@ from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluate.report_model import Report, read_report
 from lora_rlhf.release.bundle import Content
 from lora_rlhf.release.config import PackageConfig
+from lora_rlhf.release.data_facts import DataFile, describe_data
 from lora_rlhf.release.gate import summary
 from lora_rlhf.release.note import release_note
-from lora_rlhf.release.places import INPUTS, Places
+from lora_rlhf.release.paths import INPUTS, PathMap
 from lora_rlhf.release.record import FOLDER as GATES
 from lora_rlhf.release.record import read_record
-from lora_rlhf.release.records import DataFile, tell_data
 from lora_rlhf.release.repeat import RECIPE, Step, afresh, commands_page, find_steps, repeat_script
 from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES
 from lora_rlhf.runs.manifest import MANIFEST, read_manifest
@@ -51,7 +51,7 @@ class Collection:
         self._configs = {stage: read_yaml(run / stage / CONFIG) for stage in self._stages}
         recorded = [str(values.get("run", "")) for values in self._configs.values()]
         roots = {path for given in recorded if given for path in (given, str(Path(given).absolute()))}
-        self.places = Places(run, sorted(roots))
+        self.paths = PathMap(run, sorted(roots))
         self._originals: dict[str, str] = {}
         self._hashes: dict[str, str | None] = {}
         self._readable: Report | None = None  # the report, where it is of this format
@@ -60,8 +60,7 @@ class Collection:
         self._stage_files()
         steps = find_steps(run, report)
         self._settings(steps)
-        told = self._data(report)
-        self._labelling(told)
+        self._labelling(self._data(report))
         self._gate_records()
         self._pages(steps)
 
@@ -69,26 +68,26 @@ class Collection:
     def about(self) -> dict[str, Any]:
         """What the package's manifest says besides the files' hashes."""
         return {
-            "run": self.places.name,
+            "run": self.paths.name,
             "packed_with": f"lora-rlhf {__version__}",
             "stages": {stage: manifest["id"] for stage, manifest in self._stages.items()},
             "left_out": self.left_out,
-            "rewritten": self._originals,  # {file: sha256 that it had}, where places were told otherwise
+            "rewritten": self._originals,  # {file: sha256 that it had}, where paths were written otherwise
         }
 
-    def add_json(self, place: str, value: Any) -> None:
-        """A JSON file, its places told as the package tells them."""
-        self.files[place] = (json.dumps(self.places.clean(value), indent=2, ensure_ascii=False) + "\n").encode()
+    def add_json(self, name: str, value: Any) -> None:
+        """A JSON file, its paths as the package writes them."""
+        self.files[name] = (json.dumps(self.paths.clean(value), indent=2, ensure_ascii=False) + "\n").encode()
 
-    def _add_text(self, place: str, path: Path) -> None:
-        """A text file of the run, its places told likewise; where that changed it, its own hash is kept."""
+    def _add_text(self, name: str, path: Path) -> None:
+        """A text file of the run, its paths likewise; where that changed it, its own hash is kept."""
         raw = path.read_bytes()
-        self.files[place] = self.places.clean_text(raw.decode(errors="replace")).encode()
-        self._keep_hash(place, raw)
+        self.files[name] = self.paths.clean_text(raw.decode(errors="replace")).encode()
+        self._keep_hash(name, raw)
 
-    def _keep_hash(self, place: str, raw: bytes) -> None:
-        if self.files[place] != raw:
-            self._originals[place] = hashlib.sha256(raw).hexdigest()
+    def _keep_hash(self, name: str, raw: bytes) -> None:
+        if self.files[name] != raw:
+            self._originals[name] = hashlib.sha256(raw).hexdigest()
 
     def _evaluation(self) -> dict[str, Any] | None:
         """Adds report and samples; returns the report, of whatever format. The note is made of one of this format."""
@@ -97,13 +96,13 @@ class Collection:
         if not path.is_file():
             if self._config.report:
                 raise UserError(f"{path}: there is no such report")
-            self.left_out["evaluation"] = f"{self.places.name} was not evaluated"
+            self.left_out["evaluation"] = f"{self.paths.name} was not evaluated"
             return None
         raw = path.read_bytes()
         try:
             self._readable = read_report(path)
         except UserError as error:
-            self.left_out["figures in the release note"] = self.places.clean_text(str(error))
+            self.left_out["figures in the release note"] = self.paths.clean_text(str(error))
         report = read_object(path, "give another with --report, or evaluate again")
         self.add_json(f"evaluation/{REPORT}", report)
         self._keep_hash(f"evaluation/{REPORT}", raw)
@@ -130,18 +129,18 @@ class Collection:
         if not self._config.with_adapters:
             self.left_out["weights"] = "packed with --with_adapters only"
 
-    def _add_adapter(self, place: str, path: Path, base: str) -> None:
+    def _add_adapter(self, name: str, path: Path, base: str) -> None:
         """A file of an adapter. PEFT notes the base's folder on this machine: its name stands there instead."""
         if path.suffix != ".json":
-            self.files[place] = path
+            self.files[name] = path
             return
-        noted = read_object(path, "restore that file") | {"base_model_name_or_path": base}
-        self.add_json(place, noted)
-        self._keep_hash(place, path.read_bytes())
+        settings = read_object(path, "restore that file") | {"base_model_name_or_path": base}
+        self.add_json(name, settings)
+        self._keep_hash(name, path.read_bytes())
 
     def _settings(self, steps: list[Step]) -> None:
         for step in steps:
-            self.files[f"config/{step.name}.yaml"] = afresh(step, self.places).encode()
+            self.files[f"config/{step.name}.yaml"] = afresh(step, self.paths).encode()
         if (self._run / RECIPE).is_file():
             self._add_text(f"config/{RECIPE}", self._run / RECIPE)
         sampling = {step.name: {key: step.config[key] for key in SAMPLING if key in step.config} for step in steps}
@@ -156,39 +155,39 @@ class Collection:
     def _data(self, report: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
         """Adds what is known of the data; returns {name of the data: how labelers worked} of rankings."""
         facts, protocols = [], {}
-        for one in self._data_files(report):
-            self._hashes[self.places.tell(one.path)] = one.sha256
+        for file in self._data_files(report):
+            self._hashes[self.paths.packaged(file.path)] = file.sha256
             try:
-                told = tell_data(one, self._run, self.places, self._config.with_texts)
+                data = describe_data(file, self._run, self.paths, self._config.with_texts)
             except UserError as error:
-                self.left_out[f"data of {one.stage}: {one.name}"] = self.places.clean_text(str(error))
-                facts.append({"stage": one.stage, "name": one.name, "file": one.path, "sha256": one.sha256})
+                self.left_out[f"data of {file.stage}: {file.name}"] = self.paths.clean_text(str(error))
+                facts.append({"stage": file.stage, "name": file.name, "file": file.path, "sha256": file.sha256})
                 continue
-            facts.append(told.facts)
-            if told.splits:
-                lines = [json.dumps(row, ensure_ascii=False) for row in told.splits]
-                self.files[f"data/splits/{one.stage}_{one.name}.jsonl"] = "\n".join([*lines, ""]).encode()
-            if told.protocol is not None:
-                protocols[one.name] = told.protocol
+            facts.append(data.facts)
+            if data.splits:
+                lines = [json.dumps(row, ensure_ascii=False) for row in data.splits]
+                self.files[f"data/splits/{file.stage}_{file.name}.jsonl"] = "\n".join([*lines, ""]).encode()
+            if data.protocol is not None:
+                protocols[file.name] = data.protocol
         self.add_json("data/files.json", facts)
         return protocols
 
     def _data_files(self, report: Mapping[str, Any] | None) -> list[DataFile]:
-        found = []
+        files = []
         for stage, manifest in self._stages.items():
             config = self._configs[stage]
             for name, record in manifest["data"].items():
                 split = "train" if name == BY_NAME[stage].trains_on else None  # what has a split list
                 fraction = config.get("validation_fraction", 0.0) if split else 0.0
-                found.append(
+                files.append(
                     DataFile(stage, name, record["path"], record["sha256"], config.get("format"), split, fraction)
                 )
         settings, sets = _object(report, "config"), _object(report, "sets")
         for name, split in (("prompts", "evaluation"), ("selection_prompts", "selection")):
             if isinstance(path := settings.get(name), str):
                 sha256 = _object(sets, name.removesuffix("_prompts")).get("sha256")
-                found.append(DataFile("evaluate", name, path, sha256, settings.get("format"), split))
-        return found
+                files.append(DataFile("evaluate", name, path, sha256, settings.get("format"), split))
+        return files
 
     def _labelling(self, protocols: Mapping[str, Any]) -> None:
         guidelines = None
@@ -212,7 +211,7 @@ class Collection:
             try:
                 record = read_record(path)
             except UserError as error:
-                self.left_out[f"gate record {path.name}"] = self.places.clean_text(str(error))
+                self.left_out[f"gate record {path.name}"] = self.paths.clean_text(str(error))
                 continue
             self.files[f"{GATES}/{path.name}"] = path.read_bytes()
             self._gates.append(f"{path.name}: {summary(record)}")
@@ -224,14 +223,14 @@ class Collection:
             s: {key: m[key] for key in keys if key in m} | {"versions": versions[s]} for s, m in self._stages.items()
         }
         self.add_json("environment.json", made)
-        needed = {name: self._hashes.get(name) for step in steps for name in _inputs(self.places.clean(step.config))}
+        needed = {name: self._hashes.get(name) for step in steps for name in _inputs(self.paths.clean(step.config))}
         known = [f"{sha256}  {name}\n" for name, sha256 in sorted(needed.items()) if sha256]
         self.files[f"{INPUTS}.sha256"] = "".join(known).encode()
         newest = versions[list(self._stages)[-1]]
-        self.files["commands.md"] = commands_page(self.places.name, steps, needed, newest).encode()
+        self.files["commands.md"] = commands_page(self.paths.name, steps, needed, newest).encode()
         self.files["repeat.sh"] = repeat_script(steps).encode()
-        note = release_note(self.places.name, self._readable, self.left_out, self._gates)
-        self.files["release_note.md"] = self.places.clean_text(note).encode()
+        note = release_note(self.paths.name, self._readable, self.left_out, self._gates)
+        self.files["release_note.md"] = self.paths.clean_text(note).encode()
 
 
 def _kl_schedule(metrics: bytes) -> bytes:
@@ -247,8 +246,8 @@ def _kl_schedule(metrics: bytes) -> bytes:
 
 def _object(values: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
     """The object under a key of what may be no report, or one of another format; empty where there is none."""
-    found = (values or {}).get(key)
-    return found if isinstance(found, Mapping) else {}
+    value = (values or {}).get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _inputs(config: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from lora_rlhf import __version__
 from lora_rlhf.configs.values import check
 from lora_rlhf.evaluate.report_model import read_report
-from lora_rlhf.release.candidate import Named, System, find_report, find_system, require_unseen
+from lora_rlhf.release.candidate import SystemName, SystemOnDisk, find_report, find_system, require_unseen
 from lora_rlhf.release.config import GateConfig
 from lora_rlhf.release.policy import PACKAGED, read_policy
 from lora_rlhf.release.record import write_record
@@ -41,14 +41,14 @@ def gate(config: GateConfig) -> Decision:
     check(config)
     policy_file = PACKAGED if config.policy is None else Path(config.policy)
     policy = read_policy(policy_file)
-    named = Named.of(config.candidate)
-    place = find_report(named, config.report)
-    report = read_report(place)
-    candidate = find_system(named, report, place)
-    baseline = find_system(Named.of(config.baseline), report, place)
+    target = SystemName.of(config.candidate)
+    path = find_report(target, config.report)
+    report = read_report(path)
+    candidate = find_system(target, report, path)
+    baseline = find_system(SystemName.of(config.baseline), report, path)
     if candidate.name == baseline.name:
-        raise UserError(f"gate: candidate and baseline are both {candidate.name} of {place}: name two systems")
-    require_unseen(policy, report.training_data, place)
+        raise UserError(f"gate: candidate and baseline are both {candidate.name} of {path}: name two systems")
+    require_unseen(policy, report.training_data, path)
     rows = judge(policy, to_json(report), candidate.name, baseline.name)
     when = datetime.now(UTC)
     record = {
@@ -56,7 +56,7 @@ def gate(config: GateConfig) -> Decision:
         "time": when.isoformat(timespec="seconds"),
         "signed_off_by": config.signed_off_by or login(),
         "version": __version__,
-        "report": {"name": place.name, "sha256": sha256_of(place), "created": report.created},
+        "report": {"name": path.name, "sha256": sha256_of(path), "created": report.created},
         "policy": {"name": policy_file.name, "sha256": sha256_of(policy_file), "text": policy.source},
         "candidate": candidate.record(),
         "baseline": baseline.record(),
@@ -66,7 +66,7 @@ def gate(config: GateConfig) -> Decision:
     return Decision(passed(rows), text, write_record(candidate.run, record, when))
 
 
-def _text(rows: Sequence[Row], candidate: System, baseline: System) -> str:
+def _text(rows: Sequence[Row], candidate: SystemOnDisk, baseline: SystemOnDisk) -> str:
     lines = [table(rows), ""]
     if not candidate.is_compared and candidate.stage:
         lines += ["The report does not hold the candidate's adapter hash: only the stage's id was compared.", ""]

@@ -33,7 +33,7 @@ def target_of(pointer: Path) -> str | None:
 class History:
     """The moves of a pointer, oldest first."""
 
-    place: Path
+    path: Path
     entries: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -43,8 +43,8 @@ class History:
         A target that stands in no entry was set by hand, and gets one. Writes nothing. UserError for a file that is no
         history.
         """
-        place = pointer.with_name(f"{pointer.name}.history.json")
-        history = cls(place, _read(place) if os.path.lexists(place) else [])
+        path = pointer.with_name(f"{pointer.name}.history.json")
+        history = cls(path, _read(path) if os.path.lexists(path) else [])
         target = target_of(pointer)
         for entry in history.entries:
             if entry["state"] == MOVING:
@@ -56,15 +56,15 @@ class History:
     @property
     def stack(self) -> list[str]:
         """Where the pointer leads, last, and what rollbacks would lead to, one after the other, before it."""
-        found: list[str] = []
+        targets: list[str] = []
         for entry in self.entries:
             if entry["state"] != DONE:
                 continue
             if entry["action"] == ROLLBACK:
-                found.pop()
-            elif found[-1:] != [entry["to"]]:
-                found.append(entry["to"])
-        return found
+                targets.pop()
+            elif targets[-1:] != [entry["to"]]:
+                targets.append(entry["to"])
+        return targets
 
     def add(self, action: str, to: str, state: str, **more: Any) -> None:
         """A new entry at the end; not written yet."""
@@ -73,26 +73,26 @@ class History:
 
     def write(self) -> None:
         """Writes the file, whole or not at all."""
-        write_text(self.place, json.dumps({"format": FORMAT, "entries": self.entries}, indent=2) + "\n")
+        write_text(self.path, json.dumps({"format": FORMAT, "entries": self.entries}, indent=2) + "\n")
 
 
-def _read(place: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     way_out = "restore that file, or move it away to begin a new history"
-    found = read_object(place, way_out)
+    history = read_object(path, way_out)
     try:
-        if found.get("format") != FORMAT:
-            raise ValueError(f"format is {quote(found.get('format'))}, expected {FORMAT}")
-        require(found, {"entries": LIST})
+        if history.get("format") != FORMAT:
+            raise ValueError(f"format is {quote(history.get('format'))}, expected {FORMAT}")
+        require(history, {"entries": LIST})
         depth = 0
-        for number, entry in enumerate(found["entries"]):
+        for number, entry in enumerate(history["entries"]):
             require({f"{number}": entry}, {f"{number}": OBJECT}, "entries.")
             require(entry, ENTRY, f"entries.{number}.")
-            if entry["state"] == MOVING and number < len(found["entries"]) - 1:
+            if entry["state"] == MOVING and number < len(history["entries"]) - 1:
                 raise ValueError(f"'entries.{number}.state' is moving, which only the last can be")
             depth += 0 if entry["state"] == STOPPED else -1 if entry["action"] == ROLLBACK else 1
             if depth < 1 and entry["state"] != STOPPED:
                 raise ValueError(f"'entries.{number}' goes back to what was never promoted")
     except ValueError as error:
-        raise UserError(f"{place} cannot be used: {error}; {way_out}") from error
-    entries: list[dict[str, Any]] = found["entries"]
+        raise UserError(f"{path} cannot be used: {error}; {way_out}") from error
+    entries: list[dict[str, Any]] = history["entries"]
     return entries

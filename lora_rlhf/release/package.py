@@ -6,14 +6,14 @@ from lora_rlhf.configs.values import check
 from lora_rlhf.release.bundle import MANIFEST, verify_bundle, write_bundle
 from lora_rlhf.release.collect import Collection
 from lora_rlhf.release.config import PackageConfig
-from lora_rlhf.release.places import require_no_secrets
+from lora_rlhf.release.paths import require_no_secrets
 from lora_rlhf.system.errors import UserError
 
 SHOWN = 20
 
 
 def package(config: PackageConfig) -> tuple[bool, str]:
-    """Packs a run, or verifies a package: (whether all is as it should be, what to tell).
+    """Packs a run, or verifies a package: (whether all is as it should be, what to say).
 
     UserError before anything is written: no run, a package that is there already, a file of the run that cannot be
     read, a secret in one.
@@ -29,17 +29,16 @@ def package(config: PackageConfig) -> tuple[bool, str]:
         raise UserError(f"{to}: the folder {to.parent} is not there; make it, or choose another place")
     if to.resolve() == run.resolve() or run.resolve().is_relative_to(to.resolve()):
         raise UserError(f"{to}: holds the run itself; choose another place")
-    found = Collection(config, run)
-    require_no_secrets({name: content for name, content in found.files.items() if isinstance(content, bytes)})
-    digest = write_bundle(to, found.files, found.about)
-    lines = [f"{to}: {len(found.files)} files; sha256 of its {MANIFEST}: {digest}"]
-    return True, "\n".join([*lines, *(f"not packed: {what}: {why}" for what, why in found.left_out.items())])
+    collection = Collection(config, run)
+    require_no_secrets({name: content for name, content in collection.files.items() if isinstance(content, bytes)})
+    digest = write_bundle(to, collection.files, collection.about)
+    lines = [f"{to}: {len(collection.files)} files; sha256 of its {MANIFEST}: {digest}"]
+    return True, "\n".join([*lines, *(f"not packed: {what}: {why}" for what, why in collection.left_out.items())])
 
 
-def _verify(place: Path) -> tuple[bool, str]:
-    sound, faults, digest = verify_bundle(place)
-    told = f"{place}: {sound} files are as they were packed; sha256 of its {MANIFEST}: {digest}"
+def _verify(path: Path) -> tuple[bool, str]:
+    num_sound, faults, digest = verify_bundle(path)
     if not faults:
-        return True, told
+        return True, f"{path}: {num_sound} files are as they were packed; sha256 of its {MANIFEST}: {digest}"
     more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    return False, "\n".join([f"{place}: {len(faults)} differences from what was packed", *faults[:SHOWN], *more])
+    return False, "\n".join([f"{path}: {len(faults)} differences from what was packed", *faults[:SHOWN], *more])

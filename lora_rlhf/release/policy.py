@@ -91,34 +91,34 @@ def read_policy(path: Path) -> Policy:
     return Policy(tuple(rule for rule in rules if rule), most_seen, unknown, path.read_text(encoding="utf-8"))
 
 
-def _rule(given: Any, place: str, faults: list[str]) -> Rule | None:
+def _rule(given: Any, title: str, faults: list[str]) -> Rule | None:
     """The rule, or None after adding what is wrong with it to the faults."""
     if not isinstance(given, dict):
-        faults.append(f"{place} is {quote(given)}, expected keys and values such as figure: length")
+        faults.append(f"{title} is {quote(given)}, expected keys and values such as figure: length")
         return None
     path = _path(given.get("figure"))
     name = ".".join(path)
-    where = f"{place} ({name})" if path and place != name else place
-    found = [f"unknown key {quote(key)}{_nearest(key, KEYS)}" for key in given if key not in KEYS]
-    found += [] if path else [f"figure is {quote(given.get('figure'))}, expected a name or a dotted path"]
-    found += _unknown_figure(path)
+    where = f"{title} ({name})" if path and title != name else title
+    own_faults = [f"unknown key {quote(key)}{_nearest(key, KEYS)}" for key in given if key not in KEYS]
+    own_faults += [] if path else [f"figure is {quote(given.get('figure'))}, expected a name or a dotted path"]
+    own_faults += _unknown_figure(path)
     bounds = [key for key in BOUNDS if key in given]
     if len(bounds) != 1:
-        found.append(f"one of {', '.join(BOUNDS)} is needed, found {' and '.join(bounds) or 'none'}")
+        own_faults.append(f"one of {', '.join(BOUNDS)} is needed, found {' and '.join(bounds) or 'none'}")
     for key in set(bounds) & {"at_least", "at_most"}:
         if not is_number(given[key]) or not math.isfinite(given[key]):
-            found.append(f"{key} is {quote(given[key])}, expected a number")
+            own_faults.append(f"{key} is {quote(given[key])}, expected a number")
     if given.get("not_raised", True) is not True:
-        found.append(f"not_raised is {quote(given['not_raised'])}, expected true")
+        own_faults.append(f"not_raised is {quote(given['not_raised'])}, expected true")
     for key, known in (("compare", COMPARE), ("end", ENDS), ("unless_missing", ("pass",))):
         if key in given and given[key] not in known:
-            found.append(f"{key} is {quote(given[key])}, expected {' or '.join(known)}")
+            own_faults.append(f"{key} is {quote(given[key])}, expected {' or '.join(known)}")
     if bounds == ["not_raised"] and ("end" in given or "compare" in given):
-        found.append("not_raised takes no compare and no end: a flag is raised or not")
+        own_faults.append("not_raised takes no compare and no end: a flag is raised or not")
     if name in PAIRS and "compare" in given:
-        found.append("it compares two systems already: leave compare out")
-    if found:
-        faults += [f"{where}: {fault}" for fault in found]
+        own_faults.append("it compares two systems already: leave compare out")
+    if own_faults:
+        faults += [f"{where}: {fault}" for fault in own_faults]
         return None
     return Rule(
         name,

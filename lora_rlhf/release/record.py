@@ -41,11 +41,11 @@ def write_record(run: Path, record: Mapping[str, Any], when: datetime) -> Path:
     try:
         with new_file(draft) as file:
             file.write((json.dumps(sealed, indent=2, allow_nan=False) + "\n").encode())
-        for place in _names(folder, f"{when:%Y%m%dT%H%M%SZ}", record["decision"]):
+        for path in _names(folder, f"{when:%Y%m%dT%H%M%SZ}", record["decision"]):
             with contextlib.suppress(FileExistsError):
-                os.link(draft, place)  # unlike a rename, this replaces nothing
+                os.link(draft, path)  # unlike a rename, this replaces nothing
                 sync(folder)
-                return place
+                return path
     finally:
         draft.unlink(missing_ok=True)
     raise AssertionError("the names do not end")

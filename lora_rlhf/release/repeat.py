@@ -9,7 +9,7 @@ import yaml
 
 from lora_rlhf.configs.catalogue import BY_NAME, SFT
 from lora_rlhf.configs.values import read_yaml
-from lora_rlhf.release.places import INPUTS, Places
+from lora_rlhf.release.paths import INPUTS, PathMap
 from lora_rlhf.runs.folder import CONFIG
 
 RECIPE = "recipe.yaml"
@@ -49,9 +49,9 @@ def find_steps(run: Path, report: Mapping[str, Any] | None) -> list[Step]:
     return [Step(name, command, configs[name]) for name, command in COMMANDS.items() if name in configs]
 
 
-def afresh(step: Step, places: Places) -> str:
-    """The configuration as YAML, with places as the package tells them."""
-    values = places.clean(step.config)
+def afresh(step: Step, paths: PathMap) -> str:
+    """The configuration as YAML, with paths as the package writes them."""
+    values = paths.clean(step.config)
     return yaml.safe_dump(values | {key: value for key, value in AFRESH.items() if key in values}, sort_keys=False)
 
 
@@ -78,7 +78,7 @@ def commands_page(name: str, steps: list[Step], needed: Mapping[str, str | None]
     parts.append(f"It was made with\n\n{listed}")
     parts.append("The same versions on the same kind of machine give the same bits on a CPU.")
     if needed:
-        rows = "\n".join(f"- `{place}`: sha256 {sha256 or 'unknown'}" for place, sha256 in needed.items())
+        rows = "\n".join(f"- `{path}`: sha256 {sha256 or 'unknown'}" for path, sha256 in needed.items())
         parts.append(f"These files were read and are not packed. Put them where this says:\n\n{rows}")
     for step in steps:
         parts.append(f"## {step.name}\n\n```bash\n{_command(step)}\n```")

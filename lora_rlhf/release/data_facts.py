@@ -1,9 +1,8 @@
-"""What a package tells of a run's data: hashes, columns, how rows were read, split lists, how labelers worked."""
+"""What a package says of a run's data: hashes, columns, how rows were read, split lists, how labelers worked."""
 
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.labels import AgreementCounter
 from lora_rlhf.data.schema import Prompt, Ranking, row_of, split_of
 from lora_rlhf.data.sources import Source
-from lora_rlhf.release.places import Places
+from lora_rlhf.release.paths import PathMap
 from lora_rlhf.runs.folder import data_hash
 from lora_rlhf.system.errors import UserError
 
@@ -37,7 +36,7 @@ class DataFile(NamedTuple):
     fraction: float = 0.0
 
 
-class Told(NamedTuple):
+class DataFacts(NamedTuple):
     """What a package says of one data file: its facts, its split list, and of rankings how labelers worked."""
 
     facts: dict[str, Any]
@@ -45,57 +44,52 @@ class Told(NamedTuple):
     protocol: dict[str, Any] | None
 
 
-def tell_data(one: DataFile, run: Path, places: Places, with_texts: bool) -> Told:
+def describe_data(file: DataFile, run: Path, paths: PathMap, with_texts: bool) -> DataFacts:
     """Reads a data file. UserError, in one line, where it is not there any more or has changed since."""
-    place = str(places.find(one.path, run))
+    path = str(paths.current(file.path, run))
     try:
-        now = data_hash(place)
+        sha256 = data_hash(path)
     except OSError as error:
-        raise UserError(f"{one.path}: cannot be read ({error.strerror})") from error
-    if one.sha256 is not None and now != one.sha256:
-        raise UserError(f"{one.path}: has changed since {one.stage} read it")
-    source: Source[Any] = Source(place, ROW_KINDS.get(one.name, "prompts"), one.format, tolerant=True)
+        raise UserError(f"{file.path}: cannot be read ({error.strerror})") from error
+    if file.sha256 is not None and sha256 != file.sha256:
+        raise UserError(f"{file.path}: has changed since {file.stage} read it")
+    source: Source[Any] = Source(path, ROW_KINDS.get(file.name, "prompts"), file.format, tolerant=True)
     splits: dict[str, dict[str, Any]] = {}
     labelling = _Labelling()
-    for record in tqdm(source, desc=f"read {one.name}", unit="row", delay=3):
-        if one.split is not None:
-            row = _split_row(record if isinstance(record, Prompt) else record.prompt, one, with_texts)
+    for record in tqdm(source, desc=f"read {file.name}", unit="row", delay=3):
+        if file.split is not None:
+            row = _split_row(record if isinstance(record, Prompt) else record.prompt, file, with_texts)
             splits.setdefault(row["key"], row)
         if isinstance(record, Ranking):
             labelling.add(record)
     facts = {
-        "stage": one.stage,
-        "name": one.name,
-        "file": places.tell(one.path),
-        "sha256": now,
+        "stage": file.stage,
+        "name": file.name,
+        "file": paths.packaged(file.path),
+        "sha256": sha256,
         "kind": source.kind,
         "formats": dict(sorted(source.formats.items())),
         "rows": {"read": source.read, "used": source.used, "refused": source.refused.count},
         "prompts": dict(sorted(Counter(row["split"] for row in splits.values()).items())),
-        "validation_fraction": one.fraction or None,
-        "columns": _columns(place),
+        "validation_fraction": file.fraction or None,
+        "columns": _columns(path),
     }
-    return Told(facts, list(splits.values()), labelling.facts() if labelling.rankings else None)
+    return DataFacts(facts, list(splits.values()), labelling.facts() if labelling.rankings else None)
 
 
-def _split_row(prompt: Prompt, one: DataFile, with_texts: bool) -> dict[str, Any]:
-    held_out = one.split == "train" and split_of(prompt.opening, one.fraction) == "validation"
-    row = {"key": hashlib.sha256(prompt.key.encode()).hexdigest(), "split": "validation" if held_out else one.split}
+def _split_row(prompt: Prompt, file: DataFile, with_texts: bool) -> dict[str, Any]:
+    held_out = file.split == "train" and split_of(prompt.opening, file.fraction) == "validation"
+    row = {"key": hashlib.sha256(prompt.key.encode()).hexdigest(), "split": "validation" if held_out else file.split}
     return row | ({"prompt": row_of(Prompt(prompt.messages))["prompt"]} if with_texts else {})
 
 
-def _columns(place: str) -> dict[str, list[str]]:
+def _columns(path: str) -> dict[str, list[str]]:
     """{column: the JSON types that it holds} of the first rows."""
-    found: dict[str, set[str]] = {}
-    for row in _rows(place):
-        for name, value in row.items():
-            found.setdefault(name, set()).add(_type(value))
-    return {name: sorted(types) for name, types in sorted(found.items())}
-
-
-def _rows(place: str) -> Iterator[dict[str, Any]]:
-    rows = itertools.islice(source_rows(place), ROWS_OF_SCHEMA)
-    return (row for _, row in rows if isinstance(row, dict))
+    columns: dict[str, set[str]] = {}
+    for _, row in itertools.islice(source_rows(path), ROWS_OF_SCHEMA):
+        for name, value in row.items() if isinstance(row, dict) else ():
+            columns.setdefault(name, set()).add(_type(value))
+    return {name: sorted(types) for name, types in sorted(columns.items())}
 
 
 def _type(value: Any) -> str:
@@ -123,7 +117,10 @@ class _Labelling:
         if ranking.labeler is not None:
             self.labelers[ranking.labeler] += 1
         pairs = list(itertools.combinations(ranking.ranks, 2))
-        self.pairs, self.ties = self.pairs + len(pairs), self.ties + sum(one == other for one, other in pairs)
+        self.pairs, self.ties = (
+            self.pairs + len(pairs),
+            self.ties + sum(rank == other_rank for rank, other_rank in pairs),
+        )
         self.agreement.add(ranking)
 
     def facts(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a package says of places: the run by its name, other files by theirs; no path of the machine, no secret."""
+"""How a package names files: those of the run by its name, others by theirs; no path of the machine, no secret."""
 
 import os
 import re
@@ -18,11 +18,11 @@ SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 SHORTEST_SECRET = 8
 
 
-class Places:
-    """How the places of one run are told to others.
+class PathMap:
+    """The paths of one run as its package writes them.
 
-    roots: the paths by which the run was called, here and where it was made. What lies in the run is told as NAME/...,
-    with the name of its folder; any other file or folder as inputs/ and its own name.
+    roots: the paths by which the run was called, here and where it was made. What lies in the run becomes NAME/...,
+    with the name of its folder; any other file or folder becomes inputs/ and its own name.
     """
 
     def __init__(self, run: Path, roots: Iterable[str]) -> None:
@@ -32,8 +32,8 @@ class Places:
         self._roots = sorted(known, key=lambda root: (-len(root), root))
         self._names: dict[str, str] = {}
 
-    def tell(self, path: str) -> str:
-        """A path as the package tells it; what is neither in the run nor a file of this machine (a hub name) stays."""
+    def packaged(self, path: str) -> str:
+        """A path as the package writes it; what is neither in the run nor a file of this machine (a hub name) stays."""
         for root in self._roots:
             if path == root or path.startswith(f"{root}/"):
                 return self.name + path.removeprefix(root)
@@ -42,11 +42,11 @@ class Places:
         is_private = path.startswith(("/", "~", "\\")) or ".." in Path(path).parts or re.match(r"[A-Za-z]:[/\\]", path)
         return self._input(path) if is_private or os.path.lexists(path) else path
 
-    def find(self, path: str, run: Path) -> Path:
-        """Where a file of the run is now that was recorded at that path."""
-        told = self.tell(path)
-        inside = run / told.removeprefix(f"{self.name}/")
-        return inside if told.startswith(f"{self.name}/") and inside.exists() else Path(path)
+    def current(self, path: str, run: Path) -> Path:
+        """Where a file is now that was recorded at that path."""
+        packaged = self.packaged(path)
+        inside = run / packaged.removeprefix(f"{self.name}/")
+        return inside if packaged.startswith(f"{self.name}/") and inside.exists() else Path(path)
 
     def clean(self, value: Any, keep: frozenset[str] = frozenset({"chat_template"})) -> Any:
         """A JSON or YAML value without paths of this machine. Under the keys of `keep` it stays as it is."""
@@ -60,16 +60,16 @@ class Places:
         return self.clean_text(value) if isinstance(value, str) else value
 
     def clean_text(self, text: str) -> str:
-        """A text in which paths of this machine are told likewise."""
+        """A text in which paths of this machine are written likewise."""
         if "\n" not in text and " " not in text:
-            text = self.tell(text) if self._is_path(text) else text
+            text = self.packaged(text) if self._is_path(text) else text
         for root in (root for root in self._roots if "/" in root):
             text = re.sub(rf"(?<![\w/.-]){re.escape(root)}(?![\w.-])", lambda _: self.name, text)
-        return ABSOLUTE.sub(lambda found: self._input(found[0]), text)
+        return ABSOLUTE.sub(lambda match: self._input(match[0]), text)
 
     @property
     def inputs(self) -> dict[str, str]:
-        """{path as it was: path as it is told} of what lies outside the run."""
+        """{path as it was: path in the package} of what lies outside the run."""
         return dict(self._names)
 
     def _is_path(self, text: str) -> bool:
@@ -80,10 +80,10 @@ class Places:
         if path not in self._names:
             name = re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "root"
             stem, dot, suffix = name.partition(".")
-            taken, number, told = set(self._names.values()), 2, f"{INPUTS}/{name}"
-            while told in taken:
-                told, number = f"{INPUTS}/{stem}-{number}{dot}{suffix}", number + 1
-            self._names[path] = told
+            taken, number, packaged = set(self._names.values()), 2, f"{INPUTS}/{name}"
+            while packaged in taken:
+                packaged, number = f"{INPUTS}/{stem}-{number}{dot}{suffix}", number + 1
+            self._names[path] = packaged
         return self._names[path]
 
 
@@ -94,9 +94,9 @@ def require_no_secrets(files: Mapping[str, bytes]) -> None:
         for name, value in os.environ.items()
         if SECRET_NAMES.search(name) and len(value) >= SHORTEST_SECRET and not value.startswith("/")
     }
-    for place, content in files.items():
+    for file, content in files.items():
         for name, value in known.items():
             if value in content:
-                raise UserError(f"package: {place} would hold the value of ${name}; take it out of the run's files")
+                raise UserError(f"package: {file} would hold the value of ${name}; take it out of the run's files")
         if SECRETS.search(content.decode(errors="replace")):
-            raise UserError(f"package: {place} would hold what looks like a key or password; take it out of the run")
+            raise UserError(f"package: {file} would hold what looks like a key or password; take it out of the run")
