@@ -61,8 +61,8 @@ def draw_win_rates(axis: Axes, report: Report) -> bool:
     pairs = [pair for pair, rate in report.win_rates.items() if rate.rate is not None]
     for number, (rates, label) in enumerate(measured):
         shift = 0.18 * (number - (len(measured) - 1) / 2)
-        rows = [(place + shift, rates[pair]) for place, pair in enumerate(pairs) if pair in rates]
-        points = [(place, (rate.rate, rate.low, rate.high)) for place, rate in rows if rate.rate is not None]
+        rows = [(i + shift, rates[pair]) for i, pair in enumerate(pairs) if pair in rates]
+        points = [(y, (rate.rate, rate.low, rate.high)) for y, rate in rows if rate.rate is not None]
         _whiskers(axis, points, SERIES[number], label)
     axis.axvline(0.5, color=FAINT, linewidth=1, linestyle=":")
     axis.set_yticks(range(len(pairs)), [pair.replace("_vs_", "\nagainst ") for pair in pairs])
@@ -82,7 +82,7 @@ def _by_category(axis: Axes, report: Report) -> bool:
         return False
     for number, system in enumerate(systems):
         shift = 0.2 * (number - (len(systems) - 1) / 2)
-        rows = [(place + shift, group.figures.get(name, {}).get(system)) for place, group in enumerate(groups.values())]
+        rows = [(i + shift, group.figures.get(name, {}).get(system)) for i, group in enumerate(groups.values())]
         points = [(y, (row.value, row.low, row.high)) for y, row in rows if row is not None and row.value is not None]
         _whiskers(axis, points, _color(report, system), name_of(system))
     axis.set_yticks(range(len(groups)), [f"{label} ({group.n})" for label, group in groups.items()])
@@ -164,11 +164,11 @@ def _whiskers(axis: Axes, points: Sequence[tuple[float, Interval]], color: str, 
     """Values at their places on the y axis, with their intervals where there are any."""
     if not points:
         return
-    places, values = [place for place, _ in points], [value for _, (value, _, _) in points]
+    heights, values = [y for y, _ in points], [value for _, (value, _, _) in points]
     below = [0 if low is None else max(0, value - low) for _, (value, low, _) in points]
     above = [0 if high is None else max(0, high - value) for _, (value, _, high) in points]
     axis.errorbar(
-        values, places, xerr=[below, above], fmt="o", markersize=4, capsize=2, linewidth=1.2, color=color, label=label
+        values, heights, xerr=[below, above], fmt="o", markersize=4, capsize=2, linewidth=1.2, color=color, label=label
     )
 
 

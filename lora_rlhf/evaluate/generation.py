@@ -28,23 +28,23 @@ def respond(
     temperature share their batches; those of one role stand together, for they are of like length.
     """
     seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(prompts), 1)
-    found: list[list[Response]] = [[] for _ in roles]
+    answers_of: list[list[Response]] = [[] for _ in roles]
     for temperature in dict.fromkeys(temperatures):
-        places = [place for place, own in enumerate(temperatures) if own == temperature]
+        indices = [i for i, role_temperature in enumerate(temperatures) if role_temperature == temperature]
         groups = generate_mixed(
             model,
-            [roles[place] for place in places for _ in prompts],
-            [prompt.prompt_ids for prompt in prompts] * len(places),
-            seeds * len(places),
+            [roles[i] for i in indices for _ in prompts],
+            [prompt.prompt_ids for prompt in prompts] * len(indices),
+            seeds * len(indices),
             max_new_tokens=config.max_response_tokens,
             temperature=temperature,
             stop_ids=stop_ids(model.tokenizer),
             batch_size=config.generation_batch_size,
         )
         answers = [replace(r, text=decode_response(model.tokenizer, r.ids).strip()) for (r,) in groups]
-        for number, place in enumerate(places):
-            found[place] = answers[number * len(prompts) : (number + 1) * len(prompts)]
-    return found
+        for number, i in enumerate(indices):
+            answers_of[i] = answers[number * len(prompts) : (number + 1) * len(prompts)]
+    return answers_of
 
 
 def sequences_of(model: SharedModel, prompts: Sequence[EncodedPrompt], answers: Sequence[Response]) -> Sequences:

@@ -27,9 +27,9 @@ def load_tasks(tasks: Sequence[str]) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     files = [str(Path(task).parent.resolve()) for task in tasks if task.endswith(".yaml")]
-    known = len(files) < len(tasks)  # its own thousands take half a minute to find
-    manager = TaskManager(include_path=sorted(set(files)) or None, include_defaults=known)
-    names = [_own_name(task) if task.endswith(".yaml") else task for task in tasks]
+    has_names = len(files) < len(tasks)  # its own thousands of tasks take half a minute to find
+    manager = TaskManager(include_path=sorted(set(files)) or None, include_defaults=has_names)
+    names = [_task_name(task) if task.endswith(".yaml") else task for task in tasks]
     if unknown := [name for name in names if name not in manager.task_index]:
         raise UserError(f"--lm_eval: no task {', '.join(unknown)}; `lm-eval ls tasks` prints those there are")
     try:
@@ -38,13 +38,13 @@ def load_tasks(tasks: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"--lm_eval {','.join(tasks)}: a task's data cannot be loaded ({error})") from error
 
 
-def _own_name(path: str) -> str:
+def _task_name(path: str) -> str:
     """The name that a task's file gives it."""
     lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []
-    named = [line.split(":", 1)[1].strip().strip("'\"") for line in lines if line.startswith("task:")]
-    if not named:
+    names = [line.split(":", 1)[1].strip().strip("'\"") for line in lines if line.startswith("task:")]
+    if not names:
         raise UserError(f"--lm_eval {path}: no such file, or no line `task: NAME` in it")
-    return named[0]
+    return names[0]
 
 
 def harness_columns(
@@ -61,9 +61,10 @@ def harness_columns(
 
     columns: dict[str, dict[str, Column]] = {}
     for name, role in roles.items():
-        found = evaluate(HarnessModel(model, role, size), dict(tasks), limit=limit, bootstrap_iters=0, log_samples=True)
+        harness_model = HarnessModel(model, role, size)
+        results = evaluate(harness_model, dict(tasks), limit=limit, bootstrap_iters=0, log_samples=True)
         columns[name] = {}
-        for task, rows in found["samples"].items():
+        for task, rows in results["samples"].items():
             ordered = sorted(rows, key=lambda row: row["doc_id"])
             for metric in sorted({metric for row in ordered for metric in row["metrics"]}):
                 values = [row.get(metric) for row in ordered]

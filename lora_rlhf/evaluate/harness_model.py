@@ -47,18 +47,20 @@ class HarnessModel(TemplateLM):
 
         A context that is too long loses its beginning.
         """
-        pairs = [(context[-max(1, self._context - len(rest)) :], rest) for _, context, rest in requests]
-        if not pairs:
+        if not requests:
             return []
+        continuations = [continuation for _, _, continuation in requests]
+        contexts = [context[-max(1, self._context - len(rest)) :] for _, context, rest in requests]
         pad = pad_id(self.tokenizer)
-        left, right = pad_left([one for one, _ in pairs], pad), pad_right([two for _, two in pairs], pad)
+        left, right = pad_left(contexts, pad), pad_right(continuations, pad)
         batch = Sequences(*left, *right).to(self._model.device)
         with torch.no_grad(), self._model.role(self._role):
-            found = in_micro_batches(
+            columns = in_micro_batches(
                 lambda part: torch.stack(best_and_logprobs(self._model, part), -1), batch, self._size
             )
-        greedy = (found[..., 0] == batch.response_ids) | ~batch.response_mask
-        sums = found[..., 1].double().sum(dim=1).tolist()
+        best_ids, logprobs = columns.unbind(-1)
+        greedy = (best_ids == batch.response_ids) | ~batch.response_mask
+        sums = logprobs.double().sum(dim=1).tolist()
         return list(zip(sums, greedy.all(dim=1).tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -75,8 +77,8 @@ class HarnessModel(TemplateLM):
         """Continuations up to the first of each request's stop strings; at temperature 0 unless the task samples."""
         answers = []
         for request in requests:
-            context, asked = request.args
-            settings = normalize_gen_kwargs(asked, NEW_TOKENS)
+            context, task_settings = request.args
+            settings = normalize_gen_kwargs(task_settings, NEW_TOKENS)
             until, new = settings["until"], min(int(settings["max_gen_toks"]), self._context - 1)
             with self._model.role(self._role):
                 ((response,),) = generate(

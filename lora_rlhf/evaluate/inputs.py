@@ -48,14 +48,14 @@ def read_selection(config: EvaluateConfig, prompts: Sequence[Prompt]) -> list[Pr
         return []
     if not config.temperatures:
         raise UserError("evaluate: temperatures is empty, so no best one can be chosen on the selection prompts")
-    others = read_distinct(config, config.selection_prompts, "--selection_prompts")
+    selection = read_distinct(config, config.selection_prompts, "--selection_prompts")
     reported = {prompt.key for prompt in prompts}
-    if shared := sum(prompt.key in reported for prompt in others):
+    if shared := sum(prompt.key in reported for prompt in selection):
         raise UserError(
             f"{config.selection_prompts}: {config.prompts} holds {counted(shared, 'prompt')} of it too; a temperature "
             "chosen on the prompts that it is reported on would look better than it is. Give other prompts"
         )
-    return others
+    return selection
 
 
 def encode(

@@ -26,17 +26,19 @@ from lora_rlhf.stats.text_metrics import (
 )
 
 
-def distance_columns(own: Tensor, reference: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Column]:
+def distance_columns(logprobs: Tensor, ref_logprobs: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Column]:
     """KL from the reference and entropy, of a system over its own responses: (B, R) each, in nats.
 
     k3 is averaged over all tokens and k1 summed over each response (see `algo.kl`); the responses were sampled at
     temperature 1, which is the distribution that the log-probabilities describe.
     """
     tokens = mask.sum(dim=1).tolist()
-    own, reference, entropy = (zero_masked(part.double(), mask) for part in (own, reference, entropy))
+    logprobs, ref_logprobs, entropy = (
+        zero_masked(values.double(), mask) for values in (logprobs, ref_logprobs, entropy)
+    )
     return {
-        "kl_per_token": Column("ratio", k3(own, reference).sum(dim=1).tolist(), tokens),
-        "kl_per_response": Column("mean", k1(own, reference).sum(dim=1).tolist()),
+        "kl_per_token": Column("ratio", k3(logprobs, ref_logprobs).sum(dim=1).tolist(), tokens),
+        "kl_per_response": Column("mean", k1(logprobs, ref_logprobs).sum(dim=1).tolist()),
         "entropy": Column("ratio", entropy.sum(dim=1).tolist(), tokens),
     }
 
@@ -56,24 +58,24 @@ def measure_distances(
     its own only once.
     """
     batches = {name: sequences_of(model, prompts, answers[name]) for name in roles}
-    others = [name for name, role in roles.items() if role != reference]
-    found: dict[str, Tensor] = {}
-    with tqdm(total=len(roles) + bool(others), desc="log-probabilities", unit="pass", leave=False) as bar:
+    not_reference = [name for name, role in roles.items() if role != reference]
+    by_system: dict[str, Tensor] = {}
+    with tqdm(total=len(roles) + bool(not_reference), desc="log-probabilities", unit="pass", leave=False) as bar:
         for name, role in roles.items():
-            found[name] = _read(model, role, batches[name], size)
+            by_system[name] = _read(model, role, batches[name], size)
             bar.update()
         by_reference: dict[str, Tensor] = {}
-        if others:
-            joined = [answer for name in others for answer in answers[name]]
-            batch = sequences_of(model, [*prompts] * len(others), joined)
+        if not_reference:
+            joined = [answer for name in not_reference for answer in answers[name]]
+            batch = sequences_of(model, [*prompts] * len(not_reference), joined)
             parts = _read(model, reference, batch, size)[..., 0].split(len(prompts))
-            by_reference = dict(zip(others, parts, strict=True))
+            by_reference = dict(zip(not_reference, parts, strict=True))
             bar.update()
     columns = {}
-    for name, own in found.items():
-        mask = batches[name].response_mask
-        theirs = by_reference[name][:, : mask.shape[1]] if name in by_reference else own[..., 0]
-        columns[name] = distance_columns(own[..., 0], theirs, own[..., 1], mask)
+    for name, values in by_system.items():
+        mask, (logprobs, entropy) = batches[name].response_mask, values.unbind(-1)
+        ref_logprobs = by_reference[name][:, : mask.shape[1]] if name in by_reference else logprobs
+        columns[name] = distance_columns(logprobs, ref_logprobs, entropy, mask)
     return columns
 
 

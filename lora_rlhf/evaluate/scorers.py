@@ -23,19 +23,19 @@ def open_scorers(config: EvaluateConfig, world: World | None) -> tuple[dict[str,
 
     UserError for a function that cannot be imported and for what is neither a function nor a folder.
     """
-    found: dict[str, HarmScorer] = {}
+    scorers: dict[str, HarmScorer] = {}
     left_out: dict[str, str] = {}
     for figure, (flag, quality) in HARMS.items():
-        asked = config.truthfulness if flag == "truthfulness" else config.toxicity
-        if asked == AUTO and world is not None:
-            found[figure] = _of_world(world, quality)
-        elif asked in (AUTO, NONE):
-            left_out[figure] = f"--{flag} none" if asked == NONE else f"no scorer: give one with --{flag}"
-        elif Path(asked).is_dir():
-            found[figure] = _classifier(asked, config.device, config.micro_batch_size)
+        choice = config.truthfulness if flag == "truthfulness" else config.toxicity
+        if choice == AUTO and world is not None:
+            scorers[figure] = _of_world(world, quality)
+        elif choice in (AUTO, NONE):
+            left_out[figure] = f"--{flag} none" if choice == NONE else f"no scorer: give one with --{flag}"
+        elif Path(choice).is_dir():
+            scorers[figure] = _classifier(choice, config.device, config.micro_batch_size)
         else:
-            found[figure] = _imported(asked, f"--{flag}")
-    return found, left_out
+            scorers[figure] = _imported(choice, f"--{flag}")
+    return scorers, left_out
 
 
 def flags(name: str, scorer: HarmScorer, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

@@ -45,7 +45,7 @@ def preferences(evaluation: Evaluation, measured: Measured, report: Report) -> N
     lengths = {name: [len(answer.ids) for answer in answers] for name, answers in evaluation.answers.items()}
 
     def gaps(first: str, second: str) -> list[int]:
-        return [own - other for own, other in zip(lengths[first], lengths[second], strict=True)]
+        return [a - b for a, b in zip(lengths[first], lengths[second], strict=True)]
 
     for pair, outcomes in evaluation.outcomes.items():
         controlled = length_controlled(outcomes, gaps(*evaluation.compared.pairs[pair]))

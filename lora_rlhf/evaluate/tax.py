@@ -29,7 +29,7 @@ MOST_TOKENS = 65536  # of held-out text that is read: enough for an interval of 
 
 @dataclass(frozen=True)
 class PackedText:
-    """Held-out text in blocks, as training reads it: ids, mask (N, T), and of each token its document's place.
+    """Held-out text in blocks, as training reads it: ids, mask (N, T), and of each token its document's number.
 
     `document` (N, T) is -1 for tokens that are not counted: padding, BOS, and a block's first, before which nothing is.
     """
@@ -58,19 +58,19 @@ def pack_text(
     bos, eos = leading_bos(tokenizer), tokenizer.eos_token_id
     ids: list[int] = []
     owners: list[int] = []
-    for place, text in enumerate(texts):
-        own = [*encode_text(tokenizer, text.text), eos]
-        ids += [*bos, *own]
-        owners += [-1] * len(bos) + [place] * len(own)
+    for number, text in enumerate(texts):
+        text_ids = [*encode_text(tokenizer, text.text), eos]
+        ids += [*bos, *text_ids]
+        owners += [-1] * len(bos) + [number] * len(text_ids)
         if len(ids) >= most_tokens:
             break
     starts = range(0, min(len(ids), most_tokens), window)
     blocks = [ids[start : min(start + window, most_tokens)] for start in starts]
-    whose = [[-1, *owners[start + 1 : min(start + window, most_tokens)]] for start in starts]
-    documents = max(itertools.chain(*whose), default=-1) + 1
+    owners_of_blocks = [[-1, *owners[start + 1 : min(start + window, most_tokens)]] for start in starts]
+    documents = max(itertools.chain(*owners_of_blocks), default=-1) + 1
     if not documents:
         raise UserError(f"the held-out text has {len(ids)} tokens: too few to predict one from another")
-    (padded, mask), (document, _) = pad_right(blocks, pad_id(tokenizer)), pad_right(whose, -1)
+    (padded, mask), (document, _) = pad_right(blocks, pad_id(tokenizer)), pad_right(owners_of_blocks, -1)
     return PackedText(padded, mask, document, documents)
 
 
@@ -103,7 +103,7 @@ def encode_choices(
     """
     kept, refused = [], RefusedRows()
     for choice in choices:
-        ranks = [1 + (place != choice.answer) for place in range(len(choice.options))]
+        ranks = [1 + (option != choice.answer) for option in range(len(choice.options))]
         row = encode_ranking(tokenizer, Ranking(choice.prompt, tuple(choice.options), tuple(ranks)), limits, refused)
         if row is not None and len(row.ranks) == len(ranks):
             kept.append(row)
@@ -125,8 +125,8 @@ def choice_column(model: SharedModel, role: str, questions: Sequence[EncodedRank
     with model.role(role):
         logprobs = in_micro_batches(lambda part: response_logprobs(model, part, entropy=False)[0], batch, size)
     means = (logprobs.double().sum(dim=1) / batch.response_mask.sum(dim=1)).cpu()
-    own = means.split([len(question.ranks) for question in questions])
-    right = [question.ranks[int(row.argmax())] == 1 for question, row in zip(questions, own, strict=True)]
+    means_of = means.split([len(question.ranks) for question in questions])
+    right = [question.ranks[int(row.argmax())] == 1 for question, row in zip(questions, means_of, strict=True)]
     return Column("share", right)
 
 
@@ -144,8 +144,8 @@ def measure_tax(
 ) -> dict[str, dict[str, Column]]:
     """{system: {"perplexity", "choice_accuracy"}}, what there is text or questions for; roles: {system: its role}."""
     columns: dict[str, dict[str, Column]] = {name: {} for name in roles}
-    shown = tqdm(roles.items(), desc="alignment tax", unit="system", disable=text is None and not questions)
-    for name, role in shown:
+    systems = tqdm(roles.items(), desc="alignment tax", unit="system", disable=text is None and not questions)
+    for name, role in systems:
         if text is not None:
             columns[name]["perplexity"] = perplexity_column(model, role, text, size)
         if questions:

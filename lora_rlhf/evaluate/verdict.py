@@ -12,11 +12,11 @@ def verdict(candidate: str, baseline: str, sampled: WinRate | None, best: WinRat
     lower temperature also raises a score, without any learning; a gain that is gone once the baseline may choose its
     temperature too is only that. Something is concluded only from an interval that leaves out 50 %.
     """
-    one, other = name_of(candidate), name_of(baseline)
+    first, second = name_of(candidate), name_of(baseline)
     if sampled is None or sampled.interval is None:
-        return f"The judge gave no verdict on {one} against {other}, so there is nothing to say."
+        return f"The judge gave no verdict on {first} against {second}, so there is nothing to say."
     _, low, high = sampled.interval
-    result = f"Sampled at temperature 1, {one} beats {other} on {percent(sampled)} of prompts{_counts(sampled)}"
+    result = f"Sampled at temperature 1, {first} beats {second} on {percent(sampled)} of prompts{_counts(sampled)}"
     is_better = low > 0.5
     no_gain = "it has become worse" if high < 0.5 else "no gain is shown"
     if best is None or best.interval is None:
@@ -31,7 +31,7 @@ def verdict(candidate: str, baseline: str, sampled: WinRate | None, best: WinRat
         as_well = "better" if best_high < 0.5 else "as well"
         return (
             f"{result}; but {at_best}. The gain is only sharpening, as far as {counted(best.n, 'prompt')} can tell"
-            f": sampling {other} at a temperature that suits it does {as_well}."
+            f": sampling {second} at a temperature that suits it does {as_well}."
         )
     if best_low > 0.5:
         return f"{result}: {no_gain}; {at_best}, which is a gain."

@@ -31,12 +31,12 @@ def advice(report: Report) -> list[dict[str, str]]:
 
     `report` is as of `check.check_data`. Each piece is {"file", "text"}, a file's pieces together, its gravest first.
     """
-    found = list(_leakage(report))
+    pieces = list(_leakage(report))
     for file in report["files"]:
         if file["error"] is None and file["records"]:
             for rules in (_refusals, _template, _limits, _rankings, _repeats, _split, _empty, _columns):
-                found += [{"file": file["file"], "text": sentence} for sentence in rules(file)]
-    return found
+                pieces += [{"file": file["file"], "text": sentence} for sentence in rules(file)]
+    return pieces
 
 
 def _leakage(report: Report) -> Iterator[dict[str, str]]:
@@ -190,13 +190,14 @@ def _columns(file: Report) -> Iterator[str]:
     signs, formats = file["signs"], " and ".join(file["formats"])
     exact, columns = signs["exact"], signs["columns"]
     checkable = [name for name in columns if name.lower() in (*ANSWERS, *TESTS) and columns[name] >= CHECKABLE]
+    reason = ""
     if checkable:
-        told = f"{share(columns[checkable[0]], exact)} of rows bring {checkable[0]!r}"
+        reason = f"{share(columns[checkable[0]], exact)} of rows bring {checkable[0]!r}"
     elif signs["ends_in_number"] >= CHECKABLE:
-        told = f"{share(signs['ends_in_number'], exact)} of answers end in a number"
-    if checkable or signs["ends_in_number"] >= CHECKABLE:
+        reason = f"{share(signs['ends_in_number'], exact)} of answers end in a number"
+    if reason:
         yield (
-            f"{told}, which code can check: such a reward (ppo --reward-function) needs no labels and is harder to "
+            f"{reason}, which code can check: such a reward (ppo --reward-function) needs no labels and is harder to "
             "fool."
         )
     if "responses" in columns and list(file["kinds"]) == ["prompts"]:

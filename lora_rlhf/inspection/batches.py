@@ -144,9 +144,9 @@ def prompt_lines(
     score = torch.zeros_like(right[1])
     for row, response in enumerate(responses or ()):
         score[row, len(response.ids) - 1] = True
-    places, notes = [origin.place for origin in origins], [origin.notes for origin in origins]
+    titles, notes = [origin.place for origin in origins], [origin.notes for origin in origins]
     without_end = UNSAMPLED if responses is None else ENDLESS
-    return _prompts_and_responses(stage, tokenizer, (*left, *right), (right[1], score), (places, notes), without_end)
+    return _prompts_and_responses(stage, tokenizer, (*left, *right), (right[1], score), (titles, notes), without_end)
 
 
 def _prompts_and_responses(
@@ -154,12 +154,12 @@ def _prompts_and_responses(
     tokenizer: "PreTrainedTokenizerBase",
     parts: tuple[Tensor, Tensor, Tensor, Tensor],
     marks: tuple[Tensor, Tensor],
-    told: tuple[list[str], list[tuple[str, ...]]],
+    headings: tuple[list[str], list[tuple[str, ...]]],
     without_end: str,
 ) -> Batch:
     """Lines of prompts (B, P) padded on the left and responses (B, R) on the right.
 
-    marks: which response tokens count, and which is scored, (B, R) bool each. told: titles and notes of the B lines.
+    marks: which response tokens count, and which is scored, (B, R) bool each. headings: titles and notes of the lines.
     """
     names = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
     shapes = {name: tuple(part.shape) for name, part in zip(names, parts, strict=True) if part.shape[1]}
@@ -168,7 +168,7 @@ def _prompts_and_responses(
     counts, score = (torch.cat([torch.zeros_like(prompt_mask), mark], dim=1) for mark in marks)
     positions = position_ids(mask)
     lines = []
-    for row, (title, notes) in enumerate(zip(*told, strict=True)):
+    for row, (title, notes) in enumerate(zip(*headings, strict=True)):
         cells = _cells(tokenizer, ids[row], mask[row], counts[row], positions[row], prompts.shape[1], score[row])
         lines.append(_line(title, cells, notes, without_end))
     return Batch(stage, shapes, tuple(lines))
@@ -192,15 +192,15 @@ def _cells(
     texts = iter(pieces(tokenizer, ids[mask].tolist()))
     stops = stop_ids(tokenizer)
     cells = []
-    for place, token in enumerate(ids.tolist()):
-        if not mask[place]:
-            cells.append(Cell(token, tokenizer.decode([token]), "padding", bool(counts[place]), None))
+    for position, token in enumerate(ids.tolist()):
+        if not mask[position]:
+            cells.append(Cell(token, tokenizer.decode([token]), "padding", bool(counts[position]), None))
             continue
-        role: Role = "prompt" if place < response_start else "response"
+        role: Role = "prompt" if position < response_start else "response"
         if role == "response" and token in stops:
             role = "end"
-        is_score = score is not None and bool(score[place])
-        cells.append(Cell(token, next(texts), role, bool(counts[place]), int(positions[place]), is_score))
+        is_score = score is not None and bool(score[position])
+        cells.append(Cell(token, next(texts), role, bool(counts[position]), int(positions[position]), is_score))
     return tuple(cells)
 
 

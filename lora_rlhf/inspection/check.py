@@ -47,7 +47,7 @@ def run_check(config: CheckConfig) -> None:
 def check_data(config: CheckConfig) -> dict[str, Any]:
     """The report on all files, as JSON values; `ok` is False when one of them could not be used as it is.
 
-    files, held_out: see `_Examined`; leakage: for each of FILE... and each held-out file, how many different prompts of
+    files, held_out: see `_File`; leakage: for each of FILE... and each held-out file, how many different prompts of
     the latter the former holds (exact), or holds nearly; overlap: the same for every two of FILE...; advice: sentences;
     faults: why `ok` is False. A file that cannot be read is reported and does not stop the others. Raises UserError for
     a model without a usable tokenizer, and for a file that cannot be written.
@@ -61,8 +61,8 @@ def check_data(config: CheckConfig) -> dict[str, Any]:
     ):
         # its library takes as much memory as reading a large file does, so it waits until that is done
         tokenizer = _tokenizer(config) if pool is None else None
-        files = [_Examined(config, name, kind, config.format, refused, pool) for name in config.files]
-        held_out = [_Examined(config, name, "prompts", None, refused, pool) for name in config.held_out]
+        files = [_File(config, name, kind, config.format, refused, pool) for name in config.files]
+        held_out = [_File(config, name, "prompts", None, refused, pool) for name in config.held_out]
         if config.refused is not None:
             write_jsonl(config.refused, _rows_of(refused))
     if pool is not None:
@@ -70,8 +70,8 @@ def check_data(config: CheckConfig) -> dict[str, Any]:
     report: dict[str, Any] = {
         "files": [file.report(tokenizer) for file in files],
         "held_out": [file.report(None) for file in held_out],
-        "leakage": [_leakage(file, other) for other in held_out for file in files if file.prints and other.prints],
-        "overlap": [_overlap(one, other) for one, other in combinations(files, 2) if one.prints and other.prints],
+        "leakage": [_leakage(file, kept) for kept in held_out for file in files if file.prints and kept.prints],
+        "overlap": [_overlap(*pair) for pair in combinations(files, 2) if all(file.prints for file in pair)],
     }
     report["advice"] = advice(report)
     report["faults"] = [fault for file in (*files, *held_out) for fault in file.faults(config.strict)]
@@ -79,7 +79,7 @@ def check_data(config: CheckConfig) -> dict[str, Any]:
     return report
 
 
-class _Examined:
+class _File:
     """One file, read: its part of the report, and the hashes that it is compared with others by."""
 
     def __init__(
@@ -104,7 +104,7 @@ class _Examined:
             self.error = str(error)
             return
         if kind is None:
-            self.stages = [self._usage(one, self.reading, format, pool) for one in kinds_of(self.reading)]
+            self.stages = [self._usage(readable, self.reading, format, pool) for readable in kinds_of(self.reading)]
         else:
             self.stages = [usage(kind, self.reading)]
 
@@ -183,15 +183,15 @@ def _reasons(refused: RefusedRows) -> list[dict[str, Any]]:
     ]
 
 
-def _leakage(file: _Examined, held_out: _Examined) -> dict[str, Any]:
+def _leakage(file: _File, held_out: _File) -> dict[str, Any]:
     assert file.prints is not None and held_out.prints is not None  # both could be read
     names = {"file": file.name, "held_out": held_out.name}
     return names | {"prompts": held_out.prints.num_distinct, **shared(held_out.prints, file.prints)}
 
 
-def _overlap(one: _Examined, other: _Examined) -> dict[str, Any]:
-    assert one.prints is not None and other.prints is not None  # both could be read
-    return {"file": one.name, "other": other.name, **shared(one.prints, other.prints)}
+def _overlap(file: _File, other: _File) -> dict[str, Any]:
+    assert file.prints is not None and other.prints is not None  # both could be read
+    return {"file": file.name, "other": other.name, **shared(file.prints, other.prints)}
 
 
 def _tokenizer(config: CheckConfig) -> "PreTrainedTokenizerBase | None":

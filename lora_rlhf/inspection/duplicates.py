@@ -46,9 +46,9 @@ class Tally:
         self._settle()
         other._settle()
         threshold = min(self._threshold, other._threshold)
-        mine, theirs = self.below(threshold), other.below(threshold)
+        tables = self.below(threshold), other.below(threshold)
         self._threshold = threshold
-        self._combine(*(np.concatenate(parts) for parts in zip(mine, theirs, strict=True)))
+        self._combine(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
 
     @property
     def threshold(self) -> int:
@@ -100,8 +100,8 @@ class Prints:
         self.keys, self.whole, self.starts = Tally(most), Tally(most), Tally(most)
         self.beginnings, self.validation_beginnings = Tally(most), Tally(most)
 
-    def add(self, prompt: Prompt, others: Sequence[int] = (), fraction: float | None = None) -> int:
-        """Remembers a row; `others` are hashes of what it holds beside its prompt, in order.
+    def add(self, prompt: Prompt, hashes: Sequence[int] = (), fraction: float | None = None) -> int:
+        """Remembers a row; `hashes` are of what it holds beside its prompt, in order.
 
         fraction: the share that the row's stage keeps aside; None: it is on neither side. Returns the hash of the
         prompt, which stands for `prompt.key`.
@@ -115,7 +115,7 @@ class Prints:
         self.keys.add(key)
         if beginning is not None:
             self.beginnings.add(beginning)
-        self.whole.add(_row_hash(key, others))
+        self.whole.add(_row_hash(key, hashes))
         if len(spoken) > 1:
             for start in _starts(prompt.messages, spoken):
                 self.starts.add(start)
@@ -192,31 +192,32 @@ class Prints:
         }
 
 
-def shared(one: Prints, other: Prints) -> dict[str, int]:
-    """Prompts of `one`, each counted once, that stand in `other` too (exact) or nearly.
+def shared(prints: Prints, other: Prints) -> dict[str, int]:
+    """Prompts of `prints`, each counted once, that stand in `other` too (exact) or nearly.
 
     near: others that begin like a prompt there, or that continue one or are continued by one, whichever are more: most
     of one group are in the other too.
     """
-    threshold = min(tally.threshold for prints in (one, other) for tally in (prints.keys, prints.starts))
-    mine, theirs = one.keys.below(threshold)[0], other.keys.below(threshold)[0]
-    starts, their_starts = one.starts.below(threshold)[0], other.starts.below(threshold)[0]
-    exact = np.intersect1d(mine, theirs, assume_unique=True)
-    continued = np.setdiff1d(np.intersect1d(mine, their_starts, assume_unique=True), theirs, assume_unique=True)
-    continues = np.setdiff1d(np.intersect1d(starts, theirs, assume_unique=True), mine, assume_unique=True)
+    tallies = (prints.keys, prints.starts, other.keys, other.starts)
+    threshold = min(tally.threshold for tally in tallies)
+    keys, starts, other_keys, other_starts = (tally.below(threshold)[0] for tally in tallies)
+    exact = np.intersect1d(keys, other_keys, assume_unique=True)
+    continued = np.setdiff1d(np.intersect1d(keys, other_starts, assume_unique=True), other_keys, assume_unique=True)
+    continues = np.setdiff1d(np.intersect1d(starts, other_keys, assume_unique=True), keys, assume_unique=True)
     conversations = round((len(continued) + len(continues)) * 2**64 / threshold)
     return {
         "exact": round(len(exact) * 2**64 / threshold),
-        "near": max(conversations, _alike(one.beginnings, other.beginnings)),
+        "near": max(conversations, _alike(prints.beginnings, other.beginnings)),
     }
 
 
-def _alike(one: Tally, other: Tally) -> int:
-    """Prompts of `one` that begin like a prompt of `other` without being in it."""
-    threshold = min(one.threshold, other.threshold)
-    mine, theirs = one.below(threshold)[0], other.below(threshold)[0]
+def _alike(beginnings: Tally, other: Tally) -> int:
+    """Prompts of one tally that begin like a prompt of the other without being in it."""
+    threshold = min(beginnings.threshold, other.threshold)
+    values, other_values = beginnings.below(threshold)[0], other.below(threshold)[0]
     salt = np.uint64(SALT)
-    alike = np.isin(mine >> salt, np.unique(theirs >> salt)) & ~np.isin(mine, theirs, assume_unique=True)
+    begins_alike = np.isin(values >> salt, np.unique(other_values >> salt))
+    alike = begins_alike & ~np.isin(values, other_values, assume_unique=True)
     return round(int(alike.sum()) * 2**64 / threshold)
 
 
@@ -235,15 +236,15 @@ def _repeats(tally: Tally) -> int:
     return round((int(counts.sum()) - len(values)) * tally.scale)
 
 
-def _row_hash(key: int, others: Sequence[int]) -> int:
-    for other in others:
-        key = (key * FACTOR + other) % (1 << 64)
+def _row_hash(key: int, hashes: Sequence[int]) -> int:
+    for value in hashes:
+        key = (key * FACTOR + value) % (1 << 64)
     return key
 
 
 def _opening(messages: Sequence[Message], spoken: Sequence[str]) -> str:
     """`Prompt.opening`, from messages that are normalized already."""
-    first = next(place for place, message in enumerate(messages) if message.role == "user")
+    first = next(i for i, message in enumerate(messages) if message.role == "user")
     return " ".join(spoken[: first + 1])
 
 
@@ -256,7 +257,7 @@ def _beginning(messages: Sequence[Message], spoken: Sequence[str]) -> str:
 def _starts(messages: Sequence[Message], spoken: Sequence[str]) -> Iterator[int]:
     """`data.duplicates.starts`, from messages that are normalized already and in one pass over them."""
     digest = xxhash.xxh3_64()
-    for place, (message, text) in enumerate(zip(messages[:-1], spoken, strict=False)):
-        digest.update((" " * (place > 0) + text).encode())
+    for i, (message, text) in enumerate(zip(messages[:-1], spoken, strict=False)):
+        digest.update((" " * (i > 0) + text).encode())
         if message.role == "user":
             yield digest.intdigest()

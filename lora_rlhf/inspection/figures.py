@@ -77,16 +77,16 @@ class Signs:
 def _result(prompt: Prompt, responses: Sequence[str], best: int) -> float | None:
     """The number that the best response ends in, unless the prompt names it too, or it only numbers the responses."""
     ends = [_last_number(response) for response in responses]
-    numbers = [_number(found) for found in NUMBER.findall(prompt.messages[-1].content)]
-    number_of = {tuple(float(first + place) for place in range(len(ends))) for first in (0, 1)}
-    if ends[best] in numbers or (len(ends) > 1 and tuple(ends) in number_of):
+    numbers = [_number(text) for text in NUMBER.findall(prompt.messages[-1].content)]
+    numberings = {tuple(float(first + i) for i in range(len(ends))) for first in (0, 1)}
+    if ends[best] in numbers or (len(ends) > 1 and tuple(ends) in numberings):
         return None
     return ends[best]
 
 
 def _last_number(text: str) -> float | None:
-    found = NUMBER_AT_END.search(text[-END:])
-    return _number(found[1]) if found else None
+    match = NUMBER_AT_END.search(text[-END:])
+    return _number(match[1]) if match else None
 
 
 def _number(text: str) -> float:
@@ -134,8 +134,8 @@ class FileFigures:
         self.kinds.update(other.kinds)
         self.prints.merge(other.prints)
         self.rankings.merge(other.rankings)
-        for mine, theirs in zip(self._distributions(), other._distributions(), strict=True):
-            mine.merge(theirs)
+        for lengths, other_lengths in zip(self._distributions(), other._distributions(), strict=True):
+            lengths.merge(other_lengths)
         self.with_system += other.with_system
         self.sample.most += other.sample.most
         self.sample.merge(other.sample)
@@ -157,12 +157,12 @@ class FileFigures:
     def _add_prompted(
         self, record: Prompt | Demonstration | Ranking, responses: Sequence[int], fraction: float | None
     ) -> None:
-        prompt, others = record if isinstance(record, Prompt) else record.prompt, responses
+        prompt, hashes = record if isinstance(record, Prompt) else record.prompt, responses
         if isinstance(record, Ranking):
-            others = [*responses, *label_of(record)]
+            hashes = [*responses, *label_of(record)]
             if len(set(record.ranks)) == 1:
                 fraction = None  # the reward stage leaves it out
-        key = self.prints.add(prompt, others, fraction)
+        key = self.prints.add(prompt, hashes, fraction)
         roles = [message.role for message in prompt.messages]
         self.turns.add(roles.count("user"))
         self.with_system += "system" in roles
@@ -174,8 +174,8 @@ class FileFigures:
         self, tokenizer: "PreTrainedTokenizerBase | None", max_prompt_tokens: int, max_response_tokens: int
     ) -> dict[str, Any]:
         """The file's part of the report; without a tokenizer, lengths are in characters only."""
-        taken = tqdm(self.sample.items(), desc="tokens", unit=" rows", delay=1, leave=False, disable=None)
-        signs = [Signs.of(record, unused, tokenizer) for record, unused in taken]
+        sample = tqdm(self.sample.items(), desc="tokens", unit=" rows", delay=1, leave=False, disable=None)
+        signs = [Signs.of(record, unused, tokenizer) for record, unused in sample]
         tokens = None
         if tokenizer is not None and signs:
             counted = [sign.tokens for sign in signs if sign.tokens is not None]

@@ -86,13 +86,13 @@ def _tokenizer(config: InspectConfig) -> tuple["PreTrainedTokenizerBase", list[s
     """The tokenizer, with the template that will be used, and what there is to say of both."""
     if config.run is None:
         tokenizer = load_tokenizer(config.model, config.trust_remote_code)
-        own = tokenizer.chat_template is not None
-        told = "the tokenizer's own" if own else "the default of this package, since the tokenizer has none"
+        has_template = tokenizer.chat_template is not None
+        origin = "the tokenizer's own" if has_template else "the default of this package, since the tokenizer has none"
         name = config.model
     else:
         base = find_stage(f"{config.run}/{SFT.name}", SFT.name).manifest["base"]
         require_trust(base, config.trust_remote_code)
-        name, told = base["name"], f"as in {config.run}"
+        name, origin = base["name"], f"as in {config.run}"
         tokenizer = load_tokenizer(name, base["trust_remote_code"])
         tokenizer.chat_template = base["chat_template"]
     ensure_template(tokenizer)
@@ -100,7 +100,7 @@ def _tokenizer(config: InspectConfig) -> tuple["PreTrainedTokenizerBase", list[s
     same = ", which also ends responses: the mask tells them apart" if padding in stops else ""
     ends = " or ".join(f"{stop} {tokenizer.decode([stop])}" for stop in stops)
     return tokenizer, [
-        f"tokenizer: {name}; chat template: {told}",
+        f"tokenizer: {name}; chat template: {origin}",
         f"a response ends at {ends}; padding is {padding} {tokenizer.decode([padding])}{same}",
     ]
 

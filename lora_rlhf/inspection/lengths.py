@@ -21,7 +21,7 @@ SPREAD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: multiples of it, mod
 EXACT = 1024  # values below are counted one by one, larger ones to a part in 512
 BARS = 40  # of a histogram that is drawn
 MOST_CHARACTERS = 1 << 26  # of sampled records: what memory they may take
-TEXT_SHOWN = 4096  # characters of a long text that are tokenized; the rest is estimated from them
+TEXT_BEGINNING = 4096  # characters of a long text that are tokenized; the rest is estimated from them
 
 
 class Lengths:
@@ -69,11 +69,11 @@ class Lengths:
 
     def _bars(self) -> list[list[float]]:
         low, high = max(1, min(self._buckets)), self.longest + 1
-        edges = [low * (high / low) ** (place / BARS) for place in range(BARS + 1)]
+        edges = [low * (high / low) ** (bar / BARS) for bar in range(BARS + 1)]
         counts = [0] * BARS
         for value, count in self._buckets.items():
             counts[min(BARS - 1, max(0, bisect_right(edges, value) - 1))] += count
-        return [[edges[place], edges[place + 1], count] for place, count in enumerate(counts)]
+        return [[edges[bar], edges[bar + 1], count] for bar, count in enumerate(counts)]
 
 
 class EvenSample(Generic[Item]):
@@ -132,8 +132,9 @@ def count_tokens(tokenizer: "PreTrainedTokenizerBase", record: Record) -> Tokens
     from lora_rlhf.data.template import encode_text, render_prompt, render_response_after
 
     if isinstance(record, Text):
-        shown = record.text[:TEXT_SHOWN]
-        return Tokens(responses=(round(len(encode_text(tokenizer, shown)) * len(record.text) / len(shown)),))
+        beginning = record.text[:TEXT_BEGINNING]
+        num_tokens = len(encode_text(tokenizer, beginning)) * len(record.text) / len(beginning)
+        return Tokens(responses=(round(num_tokens),))
     prompt = record if isinstance(record, Prompt) else record.prompt
     try:
         ids = render_prompt(tokenizer, prompt)

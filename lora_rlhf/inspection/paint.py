@@ -138,8 +138,8 @@ def _text(cell: Cell, times: int) -> str:
 
 def _colored(cells: Sequence[Cell]) -> str:
     painted = ""
-    for place, (cell, times) in enumerate(_folded(cells)):
-        style = f"\x1b[38;5;16;48;5;{SHADES[cell.role][place % 2][0]}m"
+    for number, (cell, times) in enumerate(_folded(cells)):
+        style = f"\x1b[38;5;16;48;5;{SHADES[cell.role][number % 2][0]}m"
         # a background that is on at the end of a line would run to the terminal's edge
         painted += style + _text(cell, times).replace("\n", f"\x1b[0m\n{style}") + "\x1b[0m"
         painted += " <- score" if cell.score else ""
@@ -164,8 +164,8 @@ class Span(NamedTuple):
 
 
 def _spans(cells: Sequence[Cell], counted: str) -> Iterator[Span]:
-    for place, (cell, times) in enumerate(_folded(cells)):
-        classes = f"{cell.role} {'ab'[place % 2]}{' score' if cell.score else ''}"
+    for number, (cell, times) in enumerate(_folded(cells)):
+        classes = f"{cell.role} {'ab'[number % 2]}{' score' if cell.score else ''}"
         position = "" if cell.position is None else f", position {cell.position}"
         title = f"id {cell.id}, {cell.role}{position}{f', {counted}' if cell.counts else ''}"
         yield Span(classes, title, _text(cell, times))

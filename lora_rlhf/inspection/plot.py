@@ -45,22 +45,22 @@ def _plot_lengths(axis: Axes, file: dict[str, Any]) -> None:
     """Prompts and responses by length, on a logarithmic scale; in tokens where they were counted."""
     unit = "characters" if file["tokens"] is None else "tokens"
     figures = file[unit]
-    shown = [(what, color) for what, color in (("prompt", FIRST), ("response", SECOND)) if figures[what]["count"]]
-    for what, color in shown:
-        bars = figures[what]["bars"]
-        shares = [count / figures[what]["count"] for _, _, count in bars]
+    parts = [(part, color) for part, color in (("prompt", FIRST), ("response", SECOND)) if figures[part]["count"]]
+    for part, color in parts:
+        bars = figures[part]["bars"]
+        shares = [count / figures[part]["count"] for _, _, count in bars]
         edges = [bars[0][0], *(end for _, end, _ in bars)]
-        name = "text" if list(file["kinds"]) == ["texts"] else what
+        name = "text" if list(file["kinds"]) == ["texts"] else part
         axis.stairs(shares, edges, fill=True, color=color, alpha=0.35)
-        axis.stairs(shares, edges, color=color, label=f"{name}, median {figures[what]['p50']:,}")
-    if not shown:
+        axis.stairs(shares, edges, color=color, label=f"{name}, median {figures[part]['p50']:,}")
+    if not parts:
         return
-    for place, (what, color) in enumerate(shown):
-        limit = {} if file["tokens"] is None else file["tokens"]["limits"].get(f"max_{what}_tokens", {})
+    for number, (part, color) in enumerate(parts):
+        limit = {} if file["tokens"] is None else file["tokens"]["limits"].get(f"max_{part}_tokens", {})
         if limit:
             # dashes of one fall into the gaps of the other, so that equal limits are both seen
-            label = f"{what} limit {limit['limit']:,}"
-            axis.axvline(limit["limit"], color=color, linewidth=1.5, linestyle=(6 * place, (6, 6)), label=label)
+            label = f"{part} limit {limit['limit']:,}"
+            axis.axvline(limit["limit"], color=color, linewidth=1.5, linestyle=(6 * number, (6, 6)), label=label)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(round_numbers(*axis.get_xlim())))
     axis.xaxis.set_major_formatter("{x:,.0f}")
@@ -97,14 +97,14 @@ def _plot_rows(axis: Axes, file: dict[str, Any]) -> None:
     """Rows used, and rows refused by reason."""
     if not file["rows"]["read"]:
         return
-    shown = [("used", file["rows"]["used"], FIRST)]
-    shown += [(short(row["reason"], REASON), row["count"], SECOND) for row in file["refused"][:REASONS]]
-    names, counts, colors = zip(*shown, strict=True)
-    axis.barh(range(len(shown)), counts, color=colors, height=0.6)
-    axis.set_yticks(range(len(shown)), names, parse_math=False)
-    axis.set_ylim(max(3, len(shown)) - 0.5, -0.5)
-    for place, count in enumerate(counts):
-        axis.annotate(f" {count:,}", (count, place), va="center", fontsize=SMALL, color=INK)
+    bars = [("used", file["rows"]["used"], FIRST)]
+    bars += [(short(row["reason"], REASON), row["count"], SECOND) for row in file["refused"][:REASONS]]
+    names, counts, colors = zip(*bars, strict=True)
+    axis.barh(range(len(bars)), counts, color=colors, height=0.6)
+    axis.set_yticks(range(len(bars)), names, parse_math=False)
+    axis.set_ylim(max(3, len(bars)) - 0.5, -0.5)
+    for y, count in enumerate(counts):
+        axis.annotate(f" {count:,}", (count, y), va="center", fontsize=SMALL, color=INK)
     axis.set_xlim(0, 1.25 * max(counts))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     axis.set_xlabel("rows", fontsize=SMALL, color=FAINT)

@@ -60,9 +60,9 @@ class RankingFigures:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sizes.update(other.sizes)
         self.labelers |= other.labelers
-        self._moments = [one + two for one, two in zip(self._moments, other._moments, strict=True)]
-        for mine, theirs in zip(self._kept(), other._kept(), strict=True):
-            mine.extend(theirs)
+        self._moments = [sum(pair) for pair in zip(self._moments, other._moments, strict=True)]
+        for values, other_values in zip(self._kept(), other._kept(), strict=True):
+            values.extend(other_values)
         self._threshold = min(self._threshold, other._threshold)
         self._thin()
         self._shrink()
@@ -159,8 +159,8 @@ def label_of(ranking: Ranking) -> list[int]:
 
 
 def _dense(ranks: Sequence[int]) -> list[int]:
-    places = {rank: place for place, rank in enumerate(sorted(set(ranks)), start=1)}
-    return [places[rank] for rank in ranks]
+    dense = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
+    return [dense[rank] for rank in ranks]
 
 
 def _wilson(rate: float, trials: float) -> dict[str, float]:

@@ -44,8 +44,8 @@ def printable(value: str) -> str:
 
 def short(value: str, most: int = DETAIL) -> str:
     """The beginning of a text from the data, printable."""
-    shown = printable(value[: most + 1])
-    return shown if len(shown) <= most else shown[: most - 3] + "..."
+    beginning = printable(value[: most + 1])
+    return beginning if len(beginning) <= most else beginning[: most - 3] + "..."
 
 
 def _file(file: dict[str, Any]) -> Iterator[str]:
@@ -68,8 +68,9 @@ def _file(file: dict[str, Any]) -> Iterator[str]:
 def _title(file: dict[str, Any]) -> str:
     kinds = " and ".join(file.get("kinds", {}))
     formats = ", ".join(file.get("formats", {}))
-    held = " and ".join(CONTAINERS[name] for name in file.get("containers", {}))
-    return printable(file["file"]) + (f": {kinds}, format {formats}{f' in {held}' if held else ''}" if kinds else "")
+    containers = " and ".join(CONTAINERS[name] for name in file.get("containers", {}))
+    described = f": {kinds}, format {formats}{f' in {containers}' if containers else ''}" if kinds else ""
+    return printable(file["file"]) + described
 
 
 def _entry(label: str, value: str) -> list[str]:
@@ -77,18 +78,24 @@ def _entry(label: str, value: str) -> list[str]:
     return _wrap(value, f"  {label:<{LABEL}}", " " * (2 + LABEL))
 
 
-def _wrap(value: str, first: str, others: str) -> list[str]:
+def _wrap(value: str, first_indent: str, indent: str) -> list[str]:
     lines = textwrap.wrap(
-        value.replace(" %", JOINED), WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+        value.replace(" %", JOINED),
+        WIDTH,
+        initial_indent=first_indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
     )
     return [line.replace(JOINED, " %") for line in lines]
 
 
 def _rows(file: dict[str, Any]) -> Iterator[str]:
     rows = file["rows"]
-    made = f", {file['records']:,} records" if file["records"] != rows["used"] else ""
+    records = f", {file['records']:,} records" if file["records"] != rows["used"] else ""
     rest = "; then it breaks off, and how many rows are missing is not known" if rows["breaks"] else ""
-    yield from _entry("rows", f"{rows['read']:,} read, {rows['used']:,} used, {rows['refused']:,} refused{made}{rest}")
+    yield from _entry(
+        "rows", f"{rows['read']:,} read, {rows['used']:,} used, {rows['refused']:,} refused{records}{rest}"
+    )
     if file["skipped"]:
         names = ", ".join(printable(name) for name in file["skipped"][:PLACES])
         more = ", ..." if len(file["skipped"]) > PLACES else ""
@@ -102,19 +109,19 @@ def _rows(file: dict[str, Any]) -> Iterator[str]:
 
 def _places(name: str, reason: dict[str, Any]) -> str:
     """The first places, with what is wrong at each; once where that is the same."""
-    shown = reason["examples"][:PLACES]
-    details = [f" ({short(example['detail'])})" if example["detail"] else "" for example in shown]
-    at = [_place(name, example["place"]) for example in shown]
+    examples = reason["examples"][:PLACES]
+    details = [f" ({short(example['detail'])})" if example["detail"] else "" for example in examples]
+    places = [_place(name, example["place"]) for example in examples]
     more = ", ..." if reason["count"] > PLACES else ""
     if len(set(details)) == 1:
-        return "; ".join(at) + more + details[0]
-    return "; ".join(place + detail for place, detail in zip(at, details, strict=True)) + more
+        return "; ".join(places) + more + details[0]
+    return "; ".join(place + detail for place, detail in zip(places, details, strict=True)) + more
 
 
 def _place(name: str, place: str) -> str:
     place = place.removeprefix(name).strip()
-    if found := LINE.fullmatch(place):
-        place = f"line {found[1]}" + (f", row {found[2]}" if found[2] else "")
+    if match := LINE.fullmatch(place):
+        place = f"line {match[1]}" + (f", row {match[2]}" if match[2] else "")
     return printable(place)
 
 
@@ -179,12 +186,12 @@ def _parts(stage: dict[str, Any]) -> str:
         return " of pretraining text"
     if stage["kind"] == "prompts":
         return f": {counted(stage['different'], 'different prompt')}"
-    made = f", {stage['records']:,} {stage['kind']}" if stage["records"] != stage["used"] else ""
+    records = f", {stage['records']:,} {stage['kind']}" if stage["records"] != stage["used"] else ""
     tied = f", {stage['tied']:,} tied throughout and left out" if stage["tied"] else ""
     split = stage["split"]
     near = f", {split['begin_alike']:,} of these begin like a training prompt" if split["begin_alike"] else ""
     sides = f"{split['train']:,} train, {split['validation']:,} validation at fraction {split['fraction']:g}"
-    return f"{made}: {sides}{near}{tied}"
+    return f"{records}: {sides}{near}{tied}"
 
 
 def _unused(signs: dict[str, Any]) -> str:
@@ -236,8 +243,8 @@ def _shared(report: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
         yield from _wrap(f"{names[row['file']]} holds {held_out}{_near(row)}", "  ", "    ")
     for row in report["overlap"]:
         if row["exact"] or row["near"]:
-            told = f"{names[row['other']]} holds {counted(row['exact'], 'prompt')} of {names[row['file']]}{_near(row)}"
-            yield from _wrap(told, "  ", "    ")
+            line = f"{names[row['other']]} holds {counted(row['exact'], 'prompt')} of {names[row['file']]}{_near(row)}"
+            yield from _wrap(line, "  ", "    ")
 
 
 def _near(row: dict[str, Any]) -> str:
