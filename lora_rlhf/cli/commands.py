@@ -53,7 +53,7 @@ def _inspect(config: InspectConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from lora_rlhf.evaluate.report import table
+    from lora_rlhf.evaluate.markdown import table
 
     report = api.evaluate(config)
     if workers.is_main():

@@ -243,6 +243,6 @@ def _export(config: ExportConfig) -> None:
 
 
 def _print_report(report: "Report", report_path: Path) -> None:
-    from lora_rlhf.evaluate.report import table
+    from lora_rlhf.evaluate.markdown import table
 
     print(f"\n{table(report)}\n\nThe base is unchanged. Every figure: {report_path}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -46,8 +47,12 @@ def plot_report(report: Report, metrics: Sequence[Mapping[str, Any]], kl_target:
         if key == "rollout/kl" and kl_target is not None:
             axis.axhline(kl_target, color=TARGET, linewidth=1.2, linestyle="--", label=f"target {kl_target:g}")
             axis.legend(frameon=False, fontsize=SMALL)
-    draw_win_rates(axes[len(recorded)], report)
-    axes[len(recorded)].set_title("Win rates, 95 % intervals", loc="left", fontsize=10, color=INK)
+    rates = axes[len(recorded)]
+    with rc_context({"legend.frameon": False}):
+        draw_win_rates(rates, report)
+    rates.set_title("Win rates, 95 % intervals", loc="left", fontsize=10, color=INK)
+    for line in rates.lines:
+        line.set_clip_on(False)  # points at 0 and 100 % are drawn whole
     for axis in axes[: len(recorded) + 1]:
         plain_axis(axis)
     for axis in axes[len(recorded) + 1 :]:

@@ -20,7 +20,7 @@ from lora_rlhf.evaluate.frozen import Frozen, open_frozen
 from lora_rlhf.evaluate.groups import categories_of, languages_of
 from lora_rlhf.evaluate.harness import load_tasks
 from lora_rlhf.evaluate.inputs import describe, encode, keep_lock, read_distinct, read_selection
-from lora_rlhf.evaluate.markdown import markdown, table
+from lora_rlhf.evaluate.markdown import markdown
 from lora_rlhf.evaluate.measuring import measure
 from lora_rlhf.evaluate.page import page
 from lora_rlhf.evaluate.plots import plot_report, read_metrics
@@ -41,8 +41,6 @@ from lora_rlhf.runs.folder import METRICS
 from lora_rlhf.system.disk import write_json, write_text
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.typed_json import to_json
-
-__all__ = ["evaluate", "table"]
 
 log = logging.getLogger("lora_rlhf")
 

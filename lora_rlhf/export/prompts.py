@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lora_rlhf.configs.catalogue import WRITERS
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.export.lineage import at
 from lora_rlhf.export.source import Source
 from lora_rlhf.runs.manifest import read_manifest
 from lora_rlhf.system.errors import UserError
@@ -67,20 +68,14 @@ def _recorded(source: Source) -> Iterator[tuple[str, str]]:
     """Files that the run names, the best first."""
     report = source.run / REPORT
     if report.is_file():
-        path = _at(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "config", "prompts")
-        if path is not None:
+        path = at(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "config", "prompts")
+        if isinstance(path, str):
             yield path, "the prompts that the run was evaluated on"
     for stage in reversed(WRITERS):
         if (source.run / stage.name / "manifest.json").is_file():
-            path = _at(read_manifest(source.run / stage.name), "data", stage.trains_on, "path")
-            if path is not None:
+            path = at(read_manifest(source.run / stage.name), "data", stage.trains_on, "path")
+            if isinstance(path, str):
                 yield path, f"prompts that {stage.name} was trained on, not held out"
-
-
-def _at(value: Any, *keys: str) -> str | None:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, str) else None
 
 
 def _is_beside(path: str, run: Path) -> bool:

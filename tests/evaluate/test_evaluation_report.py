@@ -10,7 +10,8 @@ import pytest
 from lora_rlhf.evaluate.columns import Column
 from lora_rlhf.evaluate.config import EvaluateConfig
 from lora_rlhf.evaluate.figures import Figure, Interval, Paired
-from lora_rlhf.evaluate.report import evaluate, table
+from lora_rlhf.evaluate.markdown import table
+from lora_rlhf.evaluate.report import evaluate
 from lora_rlhf.evaluate.report_model import Rate, Report, StageData, TrainingData, read_report
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
