@@ -27,9 +27,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from lora_rlhf_demo import desk
-from lora_rlhf_demo.desk import Desk, Limits
-from lora_rlhf_demo.memory import Memory
+from lora_rlhf_demo import handler
+from lora_rlhf_demo.handler import Limits, RequestHandler
+from lora_rlhf_demo.loaded_runs import LoadedRuns
 from lora_rlhf_demo.requests import Answered, Ask, Column, Open, Opened, Settings
 from lora_rlhf_demo.worker import ModelWorker
 from playwright.sync_api import Error, Page, sync_playwright
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/demo.json"))
     args = parser.parse_args()
     starts = [first_words(args.root, args.run) for _ in range(3)]
-    worker = ModelWorker(lambda: Desk(Memory(args.root, "cpu"), Limits()))
+    worker = ModelWorker(lambda: RequestHandler(LoadedRuns(args.root, "cpu"), Limits()))
     opened = end(worker, Open(args.run))
     assert isinstance(opened, Opened), opened
     found = {
@@ -121,7 +121,7 @@ def visit(page: Page, started: float) -> None:
 
 def endless(worker: ModelWorker, run: str, columns: tuple[str, ...], rounds: int) -> dict[str, object]:
     """`together` where no token ends an answer."""
-    with patch.object(desk, "stop_ids", lambda tokenizer: []):
+    with patch.object(handler, "stop_ids", lambda tokenizer: []):
         return together(worker, run, columns, rounds)
 
 

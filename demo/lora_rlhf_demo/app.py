@@ -28,7 +28,7 @@ from lora_rlhf_demo.watch_tab import WatchTab
 from lora_rlhf_demo.worker import MOST_WAITING, ModelWorker
 
 if TYPE_CHECKING:
-    from lora_rlhf_demo.desk import Desk
+    from lora_rlhf_demo.handler import RequestHandler
 
 USER = "lora"
 SHORTEST_PASSWORD = 8
@@ -60,7 +60,7 @@ def serve(config: DemoConfig) -> None:
 @contextlib.contextmanager
 def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
     """The running app; the end of the block stops it and frees its base."""
-    app = App(config, ModelWorker(lambda: _desk(config)))
+    app = App(config, ModelWorker(lambda: _handler(config)))
     blocks = layout(app)
     blocks.queue(default_concurrency_limit=8, max_size=256, api_open=False)
     try:
@@ -91,12 +91,12 @@ def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
         app.worker.close()
 
 
-def _desk(config: DemoConfig) -> "Desk":
-    from lora_rlhf_demo.desk import Desk, Limits  # imports torch, for which the page should not wait
-    from lora_rlhf_demo.memory import Memory
+def _handler(config: DemoConfig) -> "RequestHandler":
+    from lora_rlhf_demo.handler import Limits, RequestHandler  # imports torch, for which the page should not wait
+    from lora_rlhf_demo.loaded_runs import LoadedRuns
 
-    memory = Memory(Path(config.root), workers.device(config.device), config.trust_remote_code, config.dequantize)
-    return Desk(memory, Limits(config.max_prompt_tokens, config.max_response_tokens))
+    runs = LoadedRuns(Path(config.root), workers.device(config.device), config.trust_remote_code, config.dequantize)
+    return RequestHandler(runs, Limits(config.max_prompt_tokens, config.max_response_tokens))
 
 
 def theme() -> gr.themes.Base:

@@ -11,7 +11,7 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.requests import END, Ask, Event, Failed, Open, Partial, Request, Score, Waiting
 
 if TYPE_CHECKING:
-    from lora_rlhf_demo.desk import Desk
+    from lora_rlhf_demo.handler import RequestHandler
 
 log = logging.getLogger("lora_rlhf")
 
@@ -83,14 +83,14 @@ class ModelWorker:
     That thread makes the handler at the first request, so that a page need not wait for the import of torch.
     """
 
-    def __init__(self, make_desk: "Callable[[], Desk]") -> None:
-        self._make_desk = make_desk
-        self._desk: Desk | None = None
+    def __init__(self, make_handler: "Callable[[], RequestHandler]") -> None:
+        self._make_handler = make_handler
+        self._handler: RequestHandler | None = None
         self._waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._current: Ticket | None = None
-        self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="handler", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Ticket:
@@ -127,16 +127,16 @@ class ModelWorker:
                 ticket.put(Failed(str(error)))
             except Exception as error:  # the thread must live on: other requests wait
                 ticket.put(Failed(self._unexpected(error)))
-        if self._desk is not None:
-            self._desk.close()
+        if self._handler is not None:
+            self._handler.close()
 
     def _unexpected(self, error: Exception) -> str:
         """The message to the user for an error that is not the user's."""
         # by name: torch is not imported for this
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             error.__traceback__ = None  # its frames hold the tensors of the answer that did not fit
-            if self._desk is not None:
-                self._desk.free()
+            if self._handler is not None:
+                self._handler.free()
             return OUT_OF_MEMORY
         log.error("a request of the app failed", exc_info=error)
         return f"{type(error).__name__}: {error}"
@@ -154,14 +154,14 @@ class ModelWorker:
             return self._current
 
     def _handle(self, ticket: Ticket) -> None:
-        self._desk = desk = self._desk or self._make_desk()
+        self._handler = handler = self._handler or self._make_handler()
         request = ticket.request
         match request:
             case Open():
-                events = desk.open(request)
+                events = handler.open(request)
             case Ask():
-                events = desk.answer(request, lambda: ticket.is_stopped)
+                events = handler.answer(request, lambda: ticket.is_stopped)
             case Score():
-                events = desk.score(request)
+                events = handler.score(request)
         for event in events:
             ticket.put(event)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lora_rlhf_demo import desk
+from lora_rlhf_demo import handler
 from lora_rlhf_demo.app import launched
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.show import safe
@@ -57,14 +57,14 @@ def pause() -> list[float]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch, pause: list[float]) -> None:
     """Answers take a while, so that a test can act meanwhile."""
-    real = desk.stream_mixed
+    real = handler.stream_mixed
 
     def stream(*args, **kwargs) -> Iterator:
         for step in real(*args, **kwargs):
             time.sleep(pause[0])
             yield step
 
-    monkeypatch.setattr(desk, "stream_mixed", stream)
+    monkeypatch.setattr(handler, "stream_mixed", stream)
 
 
 def test_all_columns_answer_and_go_on_from_what_they_said(page: Page) -> None:

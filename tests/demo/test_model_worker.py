@@ -1,4 +1,4 @@
-"""The worker and its desk: answers of every column at once, one user's apart from another's, whatever goes wrong."""
+"""The worker and its handler: answers of every column at once, one user's apart from another's, whatever goes wrong."""
 
 import gc
 import random
@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 import torch
-from lora_rlhf_demo import desk, memory
+from lora_rlhf_demo import handler, loaded_runs
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Open, Opened, Partial, Score, Scored, Settings
@@ -176,14 +176,14 @@ def run_together(jobs: list) -> None:
 
 def test_those_who_wait_are_told_their_place(worker: ModelWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    real = desk.stream_mixed
+    real = handler.stream_mixed
 
     def slow(*args, **kwargs):
         gate.wait(30)
         return real(*args, **kwargs)
 
     last(worker, Open("first"))
-    monkeypatch.setattr(desk, "stream_mixed", slow)
+    monkeypatch.setattr(handler, "stream_mixed", slow)
     tickets = [worker.submit(ask("first", QUESTION)) for _ in range(3)]
     event = next(tickets[2].events())
     gate.set()
@@ -233,23 +233,23 @@ def test_stages_of_another_run_on_the_same_base_answer_beside_ones_own(
     assert answers[0] == answers[1] != answers[2]  # the two policies are the same adapter
 
 
-def test_only_the_runs_shown_last_are_kept_in_memory(
+def test_only_the_last_used_runs_are_kept_in_memory(
     root: Path, model: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "MOST_RUNS", 2)
+    monkeypatch.setattr(loaded_runs, "MOST_RUNS", 2)
     names = ["first", "b", "c", "d"]
     for name in names[1:]:
         save_run(model, root / name)
-    held = memory.Memory(root, "cpu")
+    runs = loaded_runs.LoadedRuns(root, "cpu")
     sizes = []
     for _ in range(3):
         for name in names:
-            held.load(name)
-            assert held.held(name) is not None
-            assert len(held.model.roles) <= 1 + 2 * 3
-            sizes.append(sum(parameter.numel() for parameter in held.model.causal.parameters()))
+            runs.load(name)
+            assert runs.loaded(name) is not None
+            assert len(runs.model.roles) <= 1 + 2 * 3
+            sizes.append(sum(parameter.numel() for parameter in runs.model.causal.parameters()))
     assert len(set(sizes[2:])) == 1
-    assert held.held("first") is None and held.held("c") is not None
+    assert runs.loaded("first") is None and runs.loaded("c") is not None
 
 
 def test_a_stage_made_again_is_loaded_again(root: Path, worker: ModelWorker, model: SharedModel) -> None:
@@ -279,19 +279,19 @@ def test_a_run_on_another_base_takes_its_place(root: Path, worker: ModelWorker, 
     assert texts(last(worker, ask("first", QUESTION))) == first
 
 
-def test_out_of_memory_in_a_forward_is_said_and_the_host_goes_on(
+def test_out_of_memory_in_a_forward_is_said_and_the_app_goes_on(
     worker: ModelWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = texts(last(worker, ask("first", QUESTION)))
-    real, calls = desk.mixed_logprobs, []
+    real, calls = handler.mixed_logprobs, []
 
     def full(*args, **kwargs):
         calls.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(desk, "mixed_logprobs", full)
+    monkeypatch.setattr(handler, "mixed_logprobs", full)
     assert last(worker, ask("first", QUESTION)) == Failed(OUT_OF_MEMORY)
-    monkeypatch.setattr(desk, "mixed_logprobs", real)
+    monkeypatch.setattr(handler, "mixed_logprobs", real)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", full)
     assert last(worker, ask("first", QUESTION)) == Failed(OUT_OF_MEMORY)
     monkeypatch.undo()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lora_rlhf_demo.desk import Desk, Limits
-from lora_rlhf_demo.memory import Memory
+from lora_rlhf_demo.handler import Limits, RequestHandler
+from lora_rlhf_demo.loaded_runs import LoadedRuns
 from lora_rlhf_demo.requests import Answered, Ask, Column, Event, Request, Settings
 from lora_rlhf_demo.worker import ModelWorker
 from playwright.sync_api import Locator
@@ -64,7 +64,7 @@ def save_run(model: SharedModel, folder: Path, sft: str = "sft", policy: str = "
 
 def worker_of(root: Path, limits: Limits | None = None) -> ModelWorker:
     """A worker of the runs there."""
-    return ModelWorker(lambda: Desk(Memory(root, "cpu"), limits or Limits()))
+    return ModelWorker(lambda: RequestHandler(LoadedRuns(root, "cpu"), limits or Limits()))
 
 
 def ask(run: str, text: str, seed: int = 0, stages: Sequence[str] = STAGES, length: int = 8) -> Ask:

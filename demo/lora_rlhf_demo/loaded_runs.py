@@ -1,4 +1,4 @@
-"""What is in memory: one base, with the adapters of the runs that were shown last."""
+"""The runs in memory: one base, with the adapters of the runs that were used last."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lora_rlhf.configs.catalogue import REWARD
 from lora_rlhf.evaluate.systems import RunStages, find_stages
 from lora_rlhf.model.dense import Dequantize, keep_dense
 from lora_rlhf.model.open import open_base
@@ -15,125 +16,126 @@ from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.runs import folder_of, list_runs
 
-MOST_RUNS = 8  # whose adapters are kept; the run that was not shown for longest makes room
+MOST_RUNS = 8  # whose adapters are kept; the least recently used run is unloaded first
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A run as it is loaded: the role of each column, of the reward model and of the reference (None: there is none).
+class RunRoles:
+    """The roles of a loaded run.
 
-    `ids` are those of the stages, so that a stage that is made again is loaded again.
+    columns: {column: its role}. reward, reference: the role of the reward model, and the role that KL is measured from;
+    None if the run has none. ids: of its stages, so that a stage that is trained again is loaded again.
     """
 
-    roles: dict[str, str]
+    columns: dict[str, str]
     reward: str | None
     reference: str | None
     ids: tuple[str, ...]
 
 
-class Memory:
+class LoadedRuns:
     """One base and the runs on it. Not thread-safe."""
 
     def __init__(
         self, root: Path, device: str, trust_remote_code: bool = False, dequantize: Dequantize = "auto"
     ) -> None:
         self.root, self.device = root, device
-        self._trusted, self._dequantize = trust_remote_code, dequantize
+        self._trust_remote_code, self._dequantize = trust_remote_code, dequantize
         self._model: SharedModel | None = None
-        self._shown: dict[str, Shown] = {}  # the one used last stands last
-        self._loaded = 0  # runs, ever: a role's name is not used twice
+        self._runs: dict[str, RunRoles] = {}  # the last used one is last
+        self._num_loads = 0  # so that no name of a role is used twice
 
     @property
     def model(self) -> SharedModel:
-        """The base that is loaded; there is one once a run was."""
+        """The base in memory; there is one once a run was loaded."""
         assert self._model is not None
         return self._model
 
     def close(self) -> None:
-        """Lets go of the base and of all runs, so that another base fits into memory."""
-        self._model, self._shown = None, {}
+        """Frees the base and all runs, so that another base fits into memory."""
+        self._model, self._runs = None, {}
         self.free()
 
     def free(self) -> None:
-        """Gives back what the allocator keeps for later, after memory ran out."""
+        """Frees the memory that the allocator keeps for later use."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def held(self, run: str) -> Shown | None:
-        """A run that is loaded and is still as on disk. UserError where it cannot be shown."""
-        shown = self._shown.get(run)
-        if shown is None or shown.ids != _ids(self._find(run)):
+    def loaded(self, run: str) -> RunRoles | None:
+        """The roles of a run if it is loaded and unchanged on disk. UserError for a run that cannot be used."""
+        roles = self._runs.get(run)
+        if roles is None or roles.ids != _ids(self._find(run)):
             return None
-        self._shown[run] = self._shown.pop(run)
-        return shown
+        self._runs[run] = self._runs.pop(run)
+        return roles
 
-    def load(self, run: str) -> Shown:
-        """Loads a run; another base takes the place of the one before. UserError where it cannot be: then all is as
-        before, but for a base that had to go.
+    def load(self, run: str) -> RunRoles:
+        """Loads a run; if it has another base, this replaces the one in memory.
+
+        UserError for a run that cannot be loaded. All is then as before, but a replaced base is gone.
         """
         stages = self._find(run)
         record, reference = stages.sft.manifest["base"], stages.reference(stages.writers[-1][0])
         if self._model is not None and self._model.base.source_hash != record["source_hash"]:
             self.close()
         if self._model is None:
-            self._model = open_base(record, self.device, trust_remote_code=self._trusted)
+            self._model = open_base(record, self.device, trust_remote_code=self._trust_remote_code)
             keep_dense(self._model.causal, self._dequantize)
-        self._loaded += 1
-        named = f"run{self._loaded}"
-        roles = {column: BASE if adapter is None else f"{named}-{column}" for column, adapter in _adapters(stages)}
-        adapters = {roles[column]: adapter for column, adapter in _adapters(stages) if adapter is not None}
+        self._num_loads += 1
+        prefix = f"run{self._num_loads}"
+        columns = {column: BASE if adapter is None else f"{prefix}-{column}" for column, adapter in _adapters(stages)}
+        adapters = {columns[column]: adapter for column, adapter in _adapters(stages) if adapter is not None}
         reward = None
         if stages.reward is not None:
-            reward = f"{named}-reward"
+            reward = f"{prefix}-{REWARD.role}"
             adapters[reward] = stages.reward.adapter
         self._load_all(adapters)
         if reward is not None and stages.reward is not None:
             self._model.set_score_offset(reward, stages.reward.score_offset)
         # only now: PEFT cannot add an adapter to a model that has lost its last one
-        if run in self._shown:
+        if run in self._runs:
             self._unload(run)
-        shown = Shown(roles, reward, None if reference is None else roles[reference], _ids(stages))
-        self._shown[run] = shown
-        while len(self._shown) > MOST_RUNS:
-            self._unload(next(iter(self._shown)))
-        return shown
+        self._runs[run] = RunRoles(columns, reward, None if reference is None else columns[reference], _ids(stages))
+        while len(self._runs) > MOST_RUNS:
+            self._unload(next(iter(self._runs)))
+        return self._runs[run]
 
-    def others(self, run: str) -> tuple[str, ...]:
-        """The columns of the other runs that have the base of this one: "NAME:policy", "NAME:sft"."""
-        found: list[str] = []
+    def columns_of_other_runs(self, run: str) -> tuple[str, ...]:
+        """The columns of all other runs with the same base, as NAME:ROLE."""
+        columns: list[str] = []
         for state in list_runs(self.root):
             if state.name != run and state.can_chat:
-                with suppress(UserError):  # a run that cannot be shown is no choice here, and says why when chosen
+                with suppress(UserError):  # such a run is no choice here; it says why when it is chosen itself
                     stages = self._find(state.name)
                     if stages.sft.manifest["base"]["source_hash"] == self.model.base.source_hash:
-                        found += [f"{state.name}:{column}" for column, adapter in _adapters(stages) if adapter]
-        return tuple(found)
+                        columns += [f"{state.name}:{column}" for column, adapter in _adapters(stages) if adapter]
+        return tuple(columns)
 
     def _find(self, run: str) -> RunStages:
         return find_stages(str(folder_of(self.root, run)))
 
     def _load_all(self, adapters: dict[str, Path]) -> None:
-        """All of them or none."""
-        begun = []
+        """Loads all adapters, or none if one fails."""
+        loaded = []
         try:
             for role, adapter in adapters.items():
                 self.model.load_role(role, adapter)
-                begun.append(role)
+                loaded.append(role)
         except BaseException:
-            if self._shown:
-                self._remove(begun)
+            if self._runs:
+                self._remove(loaded)
             else:
                 self.close()
             raise
 
     def _unload(self, run: str) -> None:
-        shown = self._shown.pop(run)
-        roles = [*shown.roles.values(), *([] if shown.reward is None else [shown.reward])]
+        run_roles = self._runs.pop(run)
+        roles = [*run_roles.columns.values(), *([] if run_roles.reward is None else [run_roles.reward])]
         self._remove([role for role in roles if role != BASE])
 
     def _remove(self, roles: Sequence[str]) -> None:
         with warnings.catch_warnings(category=UserWarning, action="ignore"):
-            for role in roles:  # PEFT says each time which adapter it takes next; here roles say that
+            for role in roles:  # PEFT warns which adapter becomes active; here each block names its role
                 self.model.remove_role(role)
 
 
