@@ -1,4 +1,4 @@
-"""What a person can choose when a conversation begins."""
+"""The settings of `lora-rlhf chat`."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ MOST_SEED = 10**12
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """Talk to a model in the terminal. Type /help there for what can be changed on the way. Ctrl-C stops an answer."""
+    """Talk to a model in the terminal. /help lists the commands there. Ctrl-C stops an answer."""
 
     folder: str
     """A run, or a merged export of one."""
@@ -35,9 +35,9 @@ class ChatConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        is_fit = math.isfinite(self.temperature) and self.temperature >= 0
+        is_valid = math.isfinite(self.temperature) and self.temperature >= 0
         return [
-            *([] if is_fit else [f"temperature is {self.temperature}, must be at least 0"]),
+            *([] if is_valid else [f"temperature is {self.temperature}, must be at least 0"]),
             *at_least(self, 1, "max_response_tokens"),
             *([] if 0 <= self.seed < MOST_SEED else [f"seed is {self.seed}, must be from 0 to {MOST_SEED - 1}"]),
         ]

@@ -1,4 +1,4 @@
-"""What was said so far, and the commands that change it or how answers are drawn. Knows neither model nor terminal."""
+"""The messages of a conversation, the settings of its answers, and commands. Without model and terminal."""
 
 import json
 import math
@@ -17,11 +17,11 @@ HELP = """/system TEXT      another system message, and a new conversation; with
 /quit             the end; so is Ctrl-D
 Ctrl-C stops an answer. A line that begins with // is said with one /."""
 SEEDS = 2**20  # answers of one seed, before those of the next begin
-BIDI = range(0x202A, 0x202F), range(0x2066, 0x206A)  # these turn the direction of what follows them
+BIDI = range(0x202A, 0x202F), range(0x2066, 0x206A)  # characters that change the direction of the text after them
 
 
 class Done(Exception):
-    """The person has had enough."""
+    """The person ends the conversation."""
 
 
 class Conversation:
@@ -32,47 +32,47 @@ class Conversation:
         self.temperature = temperature
         self.seed = seed
         self.messages: list[Message] = []
-        self._answers = 0
+        self._num_answers = 0
 
     def ask(self, question: str) -> tuple[Prompt, int]:
-        """The prompt that a question makes of the conversation, and the seed of its answer. Nothing is remembered yet.
+        """The conversation with a question at its end, and the seed of the answer. Does not change the conversation.
 
-        Raises BadRow for a question that no model can be asked.
+        Raises BadRow for a question that cannot be in a prompt, for example an empty one.
         """
         system = () if self.system is None else (Message("system", self.system),)
-        return Prompt((*system, *self.messages, Message("user", question))), self.seed * SEEDS + self._answers
+        return Prompt((*system, *self.messages, Message("user", question))), self.seed * SEEDS + self._num_answers
 
     def remember(self, question: str, answer: str) -> None:
-        """The question was answered, wholly or until it was stopped."""
+        """Adds a question and its answer, complete or stopped."""
         self.messages += [Message("user", question), Message("assistant", answer)]
-        self._answers += 1
+        self._num_answers += 1
 
     def command(self, line: str) -> str:
-        """Carries out a line that begins with a slash; returns what to tell. Done for /quit."""
-        name, _, rest = line[1:].partition(" ")
-        rest = rest.strip()
+        """Carries out a line that begins with a slash; returns the message to print. Raises Done for /quit."""
+        name, _, argument = line[1:].partition(" ")
+        argument = argument.strip()
         if name in ("quit", "exit"):
             raise Done
         if name == "reset":
             self._begin()
             return "a new conversation"
         if name == "system":
-            self.system = rest or None
+            self.system = argument or None
             self._begin()
-            return f"a new conversation, {'with that system message' if rest else 'without a system message'}"
+            return f"a new conversation, {'with that system message' if argument else 'without a system message'}"
         if name == "temperature":
-            return self._set_temperature(rest)
+            return self._set_temperature(argument)
         if name == "seed":
-            if not rest.isdecimal() or int(rest) >= MOST_SEED:
-                return f"/seed takes a whole number below {MOST_SEED}, not {rest!r}"
-            self.seed, self._answers = int(rest), 0
+            if not argument.isdecimal() or int(argument) >= MOST_SEED:
+                return f"/seed takes a whole number below {MOST_SEED}, not {argument!r}"
+            self.seed, self._num_answers = int(argument), 0
             return f"seed {self.seed}"
         if name == "save":
-            return self._save(rest)
+            return self._save(argument)
         return HELP if name == "help" else f"/{name} is no command\n{HELP}"
 
     def _begin(self) -> None:
-        self.messages, self._answers = [], 0
+        self.messages, self._num_answers = [], 0
 
     def _set_temperature(self, text: str) -> str:
         try:
@@ -102,11 +102,11 @@ class Conversation:
 
 
 def harmless(text: str) -> str:
-    """The text without what a terminal would obey: control characters become visible, line breaks and tabs stay.
+    """The text with visible control characters, which a terminal would obey otherwise; line breaks and tabs stay.
 
-    A model may write anything that was in its training data, escape sequences that retitle windows or hide lines too.
+    A model may write anything from its training data, also escape sequences that change a window's title or hide lines.
     """
-    return "".join(_harmless(one) for one in text)
+    return "".join(map(_harmless, text))
 
 
 def _harmless(character: str) -> str:
@@ -117,5 +117,5 @@ def _harmless(character: str) -> str:
         return chr(0x2400 + code)  # its picture: U+241B for escape
     if code == 0x7F:
         return "\u2421"
-    is_hidden = unicodedata.category(character) in ("Cc", "Cs") or any(code in turning for turning in BIDI)
+    is_hidden = unicodedata.category(character) in ("Cc", "Cs") or any(code in codes for codes in BIDI)
     return f"\\u{code:04x}" if is_hidden else character

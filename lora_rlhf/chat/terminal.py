@@ -1,4 +1,4 @@
-"""The loop of `lora-rlhf chat`: a line in, an answer out as it is drawn; in a pipe, too."""
+"""The loop of `lora-rlhf chat`: reads a line and streams the answer, in a terminal or in a pipe."""
 
 import contextlib
 import signal
@@ -16,9 +16,9 @@ ASK = "> "
 
 
 def chat(config: ChatConfig) -> None:
-    """Talks until the person leaves or the input ends. UserError, before that, for a model that cannot be opened.
+    """Answers questions until the person leaves or the input ends. UserError for a model that cannot be opened.
 
-    Answers go to standard output; everything else, unless somebody is typing, to standard error.
+    Answers go to standard output. Other messages go to standard error if the input is not a terminal.
     """
     check(config)
     run = load_run(
@@ -37,7 +37,7 @@ def chat(config: ChatConfig) -> None:
     conversation = Conversation(config.system, config.temperature, config.seed)
     with contextlib.suppress(Done):
         for line in _lines(is_typed):
-            _take(line, conversation, run, longest_answer, is_typed)
+            _answer(line, conversation, run, longest_answer, is_typed)
 
 
 def _lines(is_typed: bool) -> Iterator[str]:
@@ -58,48 +58,49 @@ def _lines(is_typed: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _take(line: str, conversation: Conversation, run: LoadedRun, longest_answer: int, is_typed: bool) -> None:
-    told = sys.stdout if is_typed else sys.stderr
+def _answer(line: str, conversation: Conversation, run: LoadedRun, longest_answer: int, is_typed: bool) -> None:
+    """Carries out a command, or streams the answer to a question."""
+    messages = sys.stdout if is_typed else sys.stderr
     if line.startswith("/") and not line.startswith("//"):
-        print(harmless(conversation.command(line)), file=told)
+        print(harmless(conversation.command(line)), file=messages)
         return
     question = line[1:] if line.startswith("//") else line
     try:
         prompt, seed = conversation.ask(question)
         ids, is_cut = run.encode(prompt, longest_answer)
     except UserError as error:
-        print(harmless(str(error)), file=told)
+        print(harmless(str(error)), file=messages)
         return
     if is_cut:
-        print("(the beginning of the conversation no longer fits, and is left out)", file=told)
-    said: list[str] = []
+        print("(the beginning of the conversation no longer fits, and is left out)", file=messages)
+    pieces: list[str] = []
     with _interruptible() as interrupt:
-        for piece in run.stream(ids, conversation.temperature, seed, longest_answer, lambda: interrupt.came):
-            said.append(piece)
+        for piece in run.stream(ids, conversation.temperature, seed, longest_answer, lambda: interrupt.requested):
+            pieces.append(piece)
             print(harmless(piece), end="", flush=True)
     print(flush=True)
-    if interrupt.came:
-        print("(stopped)", file=told)
-    conversation.remember(question, "".join(said).strip())
+    if interrupt.requested:
+        print("(stopped)", file=messages)
+    conversation.remember(question, "".join(pieces).strip())
 
 
 class _Interrupt:
-    """Whether Ctrl-C was pressed. The second time it ends the program, as usual."""
+    """A signal handler that notes the first Ctrl-C. The second one ends the program, as usual."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.requested = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.came:
+        if self.requested:
             signal.default_int_handler(signum, frame)
-        self.came = True
+        self.requested = True
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[_Interrupt]:
     interrupt = _Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt)
+    former_handler = signal.signal(signal.SIGINT, interrupt)
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, former_handler)

@@ -1,4 +1,4 @@
-"""Which of the prompts that a run is evaluated on stand in the data that its stages were trained on."""
+"""Which prompts of an evaluation are also in the data that the stages were trained on."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,13 +23,14 @@ NO_OTHERS: Mapping[str, RunStages] = MappingProxyType({})
 def find_seen(
     stages: RunStages, path: str, prompts: Sequence[Prompt], others: Mapping[str, RunStages] = NO_OTHERS
 ) -> TrainingData:
-    """How many of the prompts each stage's data hold.
+    """How many of the prompts are in each stage's data.
 
-    path: the file that the prompts came from. others: the stages of more runs by the run's name, told as NAME:STAGE; a
-    stage that two runs share is told once. compared: "all" of the data; "part", when reading took too long; "none",
-    when the data are on the hub, or no longer where the manifest says and not this very file (by its sha256). Prompts
-    are the same when their keys are; memory is that of the evaluation's prompts. Prompts that a stage held out for
-    validation count too: its best epoch may have been chosen on them.
+    path: the file of the prompts. others: {name of another run: its stages}, reported as NAME:STAGE; a stage that two
+    runs share is reported once.
+
+    compared: "all" of the data; "part" if reading took too long; "none" if the data are on the hub, or no longer where
+    the manifest says, unless they are the evaluation's own file (by its sha256). Two prompts are the same if their keys
+    are. Prompts that a stage held out for validation count too, since its best epoch may have been chosen on them.
     """
     keys, seen = {prompt.key for prompt in prompts}, set()
     deadline = time.monotonic() + MOST_SECONDS
@@ -38,16 +39,16 @@ def find_seen(
         record = parent.manifest.get("data", {}).get(BY_NAME[stage].trains_on)
         if not record:
             continue
-        found, compared = _find_in(parent, record["path"], keys, deadline)
+        stage_seen, compared = _find_in(parent, record["path"], keys, deadline)
         if compared == "none" and _is_same(record, path):
-            found, compared = keys, "all"
-        seen |= found
-        rows.append(StageData(stage=name, path=record["path"], seen=len(found), compared=compared))
+            stage_seen, compared = keys, "all"
+        seen |= stage_seen
+        rows.append(StageData(stage=name, path=record["path"], seen=len(stage_seen), compared=compared))
     return TrainingData(prompts=len(keys), seen=len(seen), stages=rows)
 
 
 def warning(data: TrainingData) -> str:
-    """One line on what was found; empty when no prompt was seen in training, as far as all data could tell."""
+    """A warning in one line; empty if all data were compared and no prompt was seen in training."""
     parts = []
     if data.seen:
         where = ", ".join(f"{row.stage} {row.seen}" for row in data.stages if row.seen)
@@ -61,7 +62,7 @@ def warning(data: TrainingData) -> str:
 
 
 def _distinct(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]]:
-    """The runs' stages, each once: what the report calls it, its kind, and where it is."""
+    """(name in the report, name of the stage, finished stage) of all runs, each stage once."""
     ids = set()
     for run, stages in runs.items():
         for stage, parent in stages.by_name.items():
@@ -72,24 +73,25 @@ def _distinct(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]
 
 
 def _find_in(parent: Parent, path: str, keys: Collection[str], deadline: float) -> tuple[set[str], str]:
-    found: set[str] = set()
+    """Those keys that are in a stage's data, and how much of the data was compared."""
+    seen: set[str] = set()
     try:
         if isinstance(locate(path), HubDataset):
-            return found, "none"
+            return seen, "none"
         format = read_yaml(parent.folder / CONFIG).get("format")
         source: Source[Prompt] = Source(path, "prompts", format, tolerant=True)
         for prompt in source:
             if prompt.key in keys:
-                found.add(prompt.key)
-            if len(found) == len(keys):
+                seen.add(prompt.key)
+            if len(seen) == len(keys):
                 break
             if time.monotonic() > deadline:
-                return found, "part"
+                return seen, "part"
     except UserError:
-        return found, "none"
-    return found, "all"
+        return seen, "none"
+    return seen, "all"
 
 
 def _is_same(record: dict[str, Any], path: str) -> bool:
-    """Whether the data of a stage are the evaluation's own file or dataset, wherever either is now."""
+    """Whether the stage was trained on the evaluation's own file or dataset, wherever it is now."""
     return record["path"] == path or (record["sha256"] is not None and record["sha256"] == data_hash(path))

@@ -1,4 +1,4 @@
-"""What is compared: the finished stages of runs, that they fit each other, and the model that can play all of them."""
+"""The systems of an evaluation: the finished stages of runs on one base, and the model with all their roles."""
 
 import logging
 import os
@@ -70,7 +70,7 @@ class RunStages:
 
     def reference(self, stage: Stage) -> str | None:
         """The role that the stage was held to; if to none, the role that the newest stage was held to, if any was."""
-        references = (self.setting(held, "reference") for held in (stage, *reversed(STAGES)))
+        references = (self.setting(candidate, "reference") for candidate in (stage, *reversed(STAGES)))
         return next((reference for reference in references if reference is not None), None)
 
     def seconds(self) -> dict[str, float]:
@@ -84,7 +84,7 @@ def find_stages(run: str, named: Mapping[str, str | None] = NONE_NAMED) -> RunSt
     UserError when there is no finished SFT stage, when stages do not belong together, and when a manifest leads to a
     folder that nobody here named.
     """
-    newest_first: dict[str, Parent] = {}  # a newer stage says from which older ones it was trained
+    newest_first: dict[str, Parent] = {}  # the manifest of a newer stage names its parents
     for stage in reversed(STAGES):
         parent = _find_stage(run, stage, named.get(stage.name), newest_first)
         if parent is not None:
@@ -99,9 +99,9 @@ def find_stages(run: str, named: Mapping[str, str | None] = NONE_NAMED) -> RunSt
 
 @dataclass(frozen=True)
 class System:
-    """One that answers: its name in the report, and the role that plays it. `stage` and `id` are None for the base.
+    """A model that answers the prompts: its name in the report and its role. stage and id are None for the base.
 
-    `reference`: the role that its run's policy was held to, which distances are measured from.
+    reference: the role that KL is measured from.
     """
 
     name: str
@@ -113,16 +113,16 @@ class System:
     adapter: Path | None = None
 
     def record(self) -> SystemRecord:
-        """What the report says of it. By the adapter's hash, a gate tells whether it is about what is on disk."""
+        """The system's record in the report; from the adapter's hash, a gate knows whether the report is up to date."""
         adapter = None if self.adapter is None else adapter_hash(self.adapter.parent)
         return SystemRecord(run=self.run, stage=self.stage, id=self.id, adapter_sha256=adapter)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The systems of an evaluation, the first run's stages, and which two systems the verdict is about.
+    """The systems of an evaluation, with the stages of the first run.
 
-    `others`: the stages of the other runs, by the run's name.
+    candidate, baseline: the two systems of the verdict. others: the stages of the other runs, by the run's name.
     """
 
     stages: RunStages
@@ -133,7 +133,7 @@ class Compared:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the systems, in the report's order."""
+        """The names of the systems, in the report's order."""
         return tuple(system.name for system in self.systems)
 
     @property
@@ -158,19 +158,19 @@ def find_systems(config: EvaluateConfig) -> Compared:
         name = Path(os.path.realpath(run)).name
         if any(system.name.startswith(f"{name}:") for system in systems):
             raise UserError(f"{run}: another of the runs is called {name!r} too; rename one of the two folders")
-        others[name] = other = find_stages(run)
-        _require_same_base(stages.sft, other.sft)
-        played = {}  # the roles of this run's stages that are another run's too
-        for system in _systems_of(run, other, f"{name}:", f"other{number}_"):
+        others[name] = find_stages(run)
+        _require_same_base(stages.sft, others[name].sft)
+        twin_roles = {}  # {role of this run: role of the same stage in a run before}
+        for system in _systems_of(run, others[name], f"{name}:", f"other{number}_"):
             if twin := next((s for s in systems if s.id == system.id), None):
                 log.info("%s is the same stage as %s and is not generated twice", system.name, twin.name)
-                played[system.role] = twin.role
+                twin_roles[system.role] = twin.role
             else:
-                systems.append(replace(system, reference=played.get(system.reference, system.reference)))
+                systems.append(replace(system, reference=twin_roles.get(system.reference, system.reference)))
     names = [system.name for system in systems]
     newest, oldest = trained[-1].name, trained[0].name
-    candidate = _named(config.candidate, "--candidate", names, newest)
-    baseline = _named(config.baseline, "--baseline", names, oldest if candidate != oldest else BASE)
+    candidate = _system_name(config.candidate, "--candidate", names, newest)
+    baseline = _system_name(config.baseline, "--baseline", names, oldest if candidate != oldest else BASE)
     if candidate == baseline:
         raise UserError(f"candidate and baseline are both {candidate!r}: name two systems")
     return Compared(stages, tuple(systems), candidate, baseline, others)
@@ -179,7 +179,7 @@ def find_systems(config: EvaluateConfig) -> Compared:
 def open_model(
     compared: Compared, device: str, model: SharedModel | None, trust_remote_code: bool = False
 ) -> SharedModel:
-    """The base with the adapters of every system; what a given model holds already is used as it is."""
+    """The base with the adapters of all systems. Adapters that the given model holds already stay as they are."""
     stages = compared.stages
     if model is None:
         model = open_base(stages.sft.manifest["base"], device, trust_remote_code=trust_remote_code)
@@ -213,10 +213,11 @@ def _systems_of(run: str, stages: RunStages, name: str, role: str) -> list[Syste
     return systems
 
 
-def _named(asked: str | None, flag: str, names: Sequence[str], default: str) -> str:
-    if asked is not None and asked not in names:
-        raise UserError(f"{flag} {asked!r} is none of the systems: {', '.join(names)}")
-    return asked or default
+def _system_name(name: str | None, flag: str, names: Sequence[str], default: str) -> str:
+    """The system that a flag names, or the default. UserError for a name that no system has."""
+    if name is not None and name not in names:
+        raise UserError(f"{flag} {name!r} is none of the systems: {', '.join(names)}")
+    return name or default
 
 
 def _find_stage(run: str, stage: Stage, named: str | None, newer: Mapping[str, Parent]) -> Parent | None:

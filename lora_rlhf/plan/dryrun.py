@@ -157,10 +157,10 @@ def _training(skeleton: Skeleton, rows: int, length: int, checkpointing: bool) -
                 hidden = skeleton.hidden(*_inputs(rows, length))
                 loss = _Loss.apply(hidden)
                 del hidden
-            kept = meter.live
+            kept_bytes = meter.live
             with meter.phase("backward"):
                 loss.backward()
-        return {"kept": [kept], **{name: meter.trails[name] for name in ("forward", "backward")}}
+        return {"kept": [kept_bytes], **{name: meter.trails[name] for name in ("forward", "backward")}}
 
 
 @torch.no_grad()

@@ -177,13 +177,13 @@ def _without_sampling(
     stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device
 ) -> Iterator[NamedParts]:
     """A stage that trains one adapter on data, with its parents' adapters in memory."""
-    own = adapter(counts, setting.rank, head=stage.scores)
+    trained = adapter(counts, setting.rank, head=stage.scores)
     parents = sum(adapter(counts, setting.rank, head=BY_NAME[parent].scores) for parent in stage.parents)
-    always = _always(counts, parents + own, own)
+    always = _always(counts, parents + trained, trained)
     head: tuple[str, ChunkedLine | Line] = ("log-probs", passes.logprobs_alone)
     if stage.scores:
         head = ("scores", passes.scores)
-    yield from _learning(always, counts, passes, setting, device, [TrainedRole(stage.role, own, *head)])
+    yield from _learning(always, counts, passes, setting, device, [TrainedRole(stage.role, trained, *head)])
 
 
 def _with_sampling(

@@ -35,10 +35,10 @@ def forward(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
     """A pass over `rows` prompts and responses, with the log-probabilities of the responses."""
     tokens = rows * (passes.prompt + passes.response)
     flops = 2 * _weights(counts) * tokens + 2 * counts.hidden_size * counts.vocab_size * rows * passes.response
-    kept = passes.training[False]["kept"].at(rows, counts.layers)
-    moved = UNPACK * _weights(counts) + TOUCHES * kept
-    launched = passes.operations * LAUNCH
-    return max(flops / (card.tflops * 1e12 * ARITHMETIC) + moved / (card.bandwidth * 1e9 * TRAFFIC), launched)
+    activations = passes.training[False]["kept"].at(rows, counts.layers)
+    traffic = UNPACK * _weights(counts) + TOUCHES * activations
+    launches = passes.operations * LAUNCH
+    return max(flops / (card.tflops * 1e12 * ARITHMETIC) + traffic / (card.bandwidth * 1e9 * TRAFFIC), launches)
 
 
 def training(counts: Counts, passes: Passes, card: Card, rows: int, checkpointing: bool) -> float:
@@ -48,15 +48,15 @@ def training(counts: Counts, passes: Passes, card: Card, rows: int, checkpointin
 
 def decode_step(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
     """One token for each row; every weight and the whole cache are read once."""
-    read = base_quantized(counts) + 2 * counts.hidden_size * counts.vocab_size
-    read += (
+    traffic = base_quantized(counts) + 2 * counts.hidden_size * counts.vocab_size
+    traffic += (
         passes.decoding["cache"].at(rows, counts.layers)
         * (passes.prompt + passes.response / 2)
         / (passes.prompt + passes.response)
     )
     flops = 2 * (_weights(counts) + counts.hidden_size * counts.vocab_size) * rows
-    launched = passes.operations * LAUNCH
-    return max(read / (card.bandwidth * 1e9 * TRAFFIC), flops / (card.tflops * 1e12 * ARITHMETIC), launched)
+    launches = passes.operations * LAUNCH
+    return max(traffic / (card.bandwidth * 1e9 * TRAFFIC), flops / (card.tflops * 1e12 * ARITHMETIC), launches)
 
 
 def iteration(counts: Counts, passes: Passes, card: Card, setting: Setting, epochs: int) -> IterationSeconds:
