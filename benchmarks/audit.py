@@ -22,8 +22,8 @@ from provenance import provenance
 
 from lora_rlhf.cli.recipe import read_recipe
 from lora_rlhf.configs.stages import PPOConfig
-from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.evaluate.report import evaluate
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.evaluation.report import evaluate
 from lora_rlhf.probes.audit import THRESHOLDS
 from lora_rlhf.probes.measures import repeated_share
 from lora_rlhf.runs.folder import has_stage

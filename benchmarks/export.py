@@ -35,7 +35,7 @@ from shapes import SHAPES, TINYWORLD
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lora_rlhf.export.shards import write_shards
+from lora_rlhf.exporting.shards import write_shards
 from lora_rlhf.model.adapters import LoraSettings, linear_names, write_adapter
 from lora_rlhf.model.dense import free_bytes
 from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
@@ -52,8 +52,8 @@ SCALE = 0.02
 OURS = """
 import sys, time, json, logging
 started = time.monotonic()
-from lora_rlhf.export.config import ExportConfig
-from lora_rlhf.export.export import export
+from lora_rlhf.exporting.config import ExportConfig
+from lora_rlhf.exporting.export import export
 from lora_rlhf.model.memory import peak_rss_gib
 begun = time.monotonic()
 export(ExportConfig(folder=sys.argv[1], role="sft", to=sys.argv[2], parity="none", device="cpu"))

@@ -52,7 +52,13 @@ GROWING = ("metrics.jsonl", "samples.jsonl")
 VARYING = ("seconds", "time/", "memory/", "peak_", "created", "id")  # how the keys begin of what no two runs share
 UNDISTURBED = ("undisturbed", "again")  # the runs of a command that are left in peace: these two must not differ
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-PRELOAD = ["lora_rlhf.cli.main", "lora_rlhf.stages.ppo", "lora_rlhf.stages.sample", "lora_rlhf.evaluate.report", "peft"]
+PRELOAD = [
+    "lora_rlhf.cli.main",
+    "lora_rlhf.stages.ppo",
+    "lora_rlhf.stages.sample",
+    "lora_rlhf.evaluation.report",
+    "peft",
+]
 TRAINING = "--save_every 1 --max_prompt_tokens 48 --max_response_tokens 12 --micro_batch_size 8 --device cpu"
 COMMANDS = {
     "sft": f"sft --model {{model}} --demonstrations {{data}}/demonstrations.jsonl --batch_size 6 --epochs 8 "
@@ -398,7 +404,7 @@ def _lasting(value: Any) -> Any:
 def small_recipe() -> dict[str, Any]:
     """The quickstart's recipe, made small. The folder of the run is given on the command line."""
     recipe = read_yaml(QUICKSTART) | {"device": "cpu", "save_every": 1, "generation_batch_size": 24}
-    del recipe["export"]  # tests/export/test_export_kill.py kills that
+    del recipe["export"]  # tests/exporting/test_export_kill.py kills that
     recipe |= {"max_response_tokens": 24, "long_responses": "cut"}
     return recipe | {name: recipe[name] | values for name, values in SMALL.items()}
 

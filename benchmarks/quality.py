@@ -20,9 +20,9 @@ from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig
 from lora_rlhf.data.schema import Ranking, split_of
 from lora_rlhf.data.sources import read_rankings
-from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.evaluate.report import evaluate
-from lora_rlhf.evaluate.report_model import Report, read_report
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.evaluation.report import evaluate
+from lora_rlhf.evaluation.report_model import Report, read_report
 from lora_rlhf.runs.folder import find_stage, has_stage
 from lora_rlhf.stages import ppo, reward
 from lora_rlhf.stats.intervals import mean_interval

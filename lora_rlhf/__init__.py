@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lora_rlhf.api import (
         TrainedStage,
+        evaluate,
+        export,
         sample,
         train_ppo,
         train_reward,
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from lora_rlhf.chat.loaded_run import LoadedRun, load_run
     from lora_rlhf.configs.sample import SampleConfig
     from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
-    from lora_rlhf.evaluate.config import EvaluateConfig
-    from lora_rlhf.export.config import ExportConfig
+    from lora_rlhf.evaluation.config import EvaluateConfig
+    from lora_rlhf.exporting.config import ExportConfig
     from lora_rlhf.system.errors import UserError
 
 __version__ = "0.1.0"
@@ -33,6 +35,8 @@ __all__ = [
     "SampleConfig",
     "TrainedStage",
     "UserError",
+    "evaluate",
+    "export",
     "load_run",
     "sample",
     "train_ppo",
@@ -41,12 +45,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "lora_rlhf.api": ("TrainedStage", "sample", "train_ppo", "train_reward", "train_sft"),
+    "lora_rlhf.api": ("TrainedStage", "evaluate", "export", "sample", "train_ppo", "train_reward", "train_sft"),
     "lora_rlhf.chat.loaded_run": ("LoadedRun", "load_run"),
     "lora_rlhf.configs.sample": ("SampleConfig",),
     "lora_rlhf.configs.stages": ("PPOConfig", "RewardConfig", "SFTConfig"),
-    "lora_rlhf.evaluate.config": ("EvaluateConfig",),
-    "lora_rlhf.export.config": ("ExportConfig",),
+    "lora_rlhf.evaluation.config": ("EvaluateConfig",),
+    "lora_rlhf.exporting.config": ("ExportConfig",),
     "lora_rlhf.system.errors": ("UserError",),
 }
 

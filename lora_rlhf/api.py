@@ -12,13 +12,13 @@ from lora_rlhf.configs.catalogue import PPO, REWARD, SFT, Stage
 from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
-from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.runs.folder import METRICS, find_stage
 from lora_rlhf.system import workers
 
 if TYPE_CHECKING:
-    from lora_rlhf.evaluate.report_model import Report
+    from lora_rlhf.evaluation.report_model import Report
     from lora_rlhf.model.shared import SharedModel
 
 
@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig, model: "SharedModel | None" = None) -> "Rep
 
     model: a base with roles of these runs, which are not loaded again. UserError for a mistake in what is asked for.
     """
-    from lora_rlhf.evaluate import report
+    from lora_rlhf.evaluation import report
     from lora_rlhf.tinyworld.probes import WORLD
 
     return workers.from_main(lambda: report.evaluate(config, model, world=WORLD))
@@ -89,6 +89,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
     It loads a base of its own. UserError for a mistake in what is asked for; Stopped where the export is further from
     the trained model than the limits allow.
     """
-    from lora_rlhf.export.export import export as export_role
+    from lora_rlhf.exporting.export import export as export_role
 
     return export_role(config)

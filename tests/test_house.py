@@ -13,6 +13,7 @@ import lora_rlhf
 PACKAGE, DEMO = Path(lora_rlhf.__file__).parent, Path(lora_rlhf_demo.__file__).parent
 MODULES = [*sorted(PACKAGE.rglob("*.py")), *sorted(DEMO.rglob("*.py"))]
 
+# No room has the name of a function of the Python API: importing the room would hide the function.
 # Each room, and the rooms of this package that it may import: strictly downward, read from top to bottom.
 # `algo` stands alone: it may not even raise errors of ours.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -27,15 +28,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": {"system", "configs", "runs", "algo", "stats", "data", "model"},
     "judges": {"system", "configs", "runs", "stats", "data", "model"},
     "probes": {"system", "configs", "runs", "stats", "data"},
-    "evaluate": {"system", "render", "configs", "runs", "algo", "stats", "data", "model", "judges", "probes"},
-    "release": {"system", "render", "configs", "runs", "data", "evaluate"},
+    "evaluation": {"system", "render", "configs", "runs", "algo", "stats", "data", "model", "judges", "probes"},
+    "release": {"system", "render", "configs", "runs", "data", "evaluation"},
     "inspection": {"system", "render", "configs", "runs", "data", "model", "stages"},
     "tinyworld": {"system", "configs", "data", "probes"},
     "doctor": {"system", "data"},
     "plan": {"system", "configs", "algo", "model"},
-    "export": {"system", "render", "configs", "runs", "algo", "data", "model", "evaluate"},
+    "exporting": {"system", "render", "configs", "runs", "algo", "data", "model", "evaluation"},
     "chat": {"system", "configs", "runs", "data", "model"},
-    "demo": {"system", "configs", "runs", "algo", "stats", "data", "model", "evaluate"},  # lora_rlhf_demo
+    "demo": {"system", "configs", "runs", "algo", "stats", "data", "model", "evaluation"},  # lora_rlhf_demo
     "api": set(),  # everything above, filled below
     "__init__": {"api"},  # lazily
     "cli": set(),  # everything above, filled below
@@ -45,20 +46,20 @@ MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"__init__", "cli"}
 # Libraries that only some rooms may import.
 ONLY_IN = {
     "torch": {
-        *("system", "algo", "stats", "data", "model", "stages", "judges", "probes", "evaluate", "inspection"),
-        *("doctor", "plan", "export", "chat", "demo"),
+        *("system", "algo", "stats", "data", "model", "stages", "judges", "probes", "evaluation", "inspection"),
+        *("doctor", "plan", "exporting", "chat", "demo"),
     },
-    "transformers": {"model", "export"},  # export/plain_check.py alone, which is run without this package
+    "transformers": {"model", "exporting"},  # exporting/plain_check.py alone, which is run without this package
     "peft": {"model"},
     "scipy": {"stats"},
-    "gguf": {"export"},
+    "gguf": {"exporting"},
     "bitsandbytes": {"model", "doctor"},
-    "lm_eval": {"evaluate"},  # only where it is asked for
+    "lm_eval": {"evaluation"},  # only where it is asked for
     "trl": set(),  # what SFT is measured against, in a test
     "datasets": {"data"},
     "accelerate": {"system"},
-    "matplotlib": {"render", "evaluate", "inspection"},
-    "jinja2": {"render", "data", "export"},
+    "matplotlib": {"render", "evaluation", "inspection"},
+    "jinja2": {"render", "data", "exporting"},
     "httpx2": {"judges"},
     "gradio": {"demo"},
     "lora_rlhf_demo": {"demo", "cli"},
@@ -133,15 +134,15 @@ def test_no_room_is_above_itself() -> None:
         ("data", "def f():\n    from lora_rlhf.model.base import load_base"),
         ("model", "import lora_rlhf.stages.ppo"),
         ("model", "from lora_rlhf import data"),
-        ("evaluate", "from lora_rlhf.stages import session"),
-        ("evaluate", "from peft import PeftModel"),
+        ("evaluation", "from lora_rlhf.stages import session"),
+        ("evaluation", "from peft import PeftModel"),
         ("stages", "from transformers import AutoModelForCausalLM"),
         ("stages", "if True:\n    import bitsandbytes.nn"),
-        ("tinyworld", "from lora_rlhf.evaluate.config import EvaluateConfig"),
+        ("tinyworld", "from lora_rlhf.evaluation.config import EvaluateConfig"),
         ("tinyworld", "import torch"),
         ("configs", "from lora_rlhf.runs.folder import find_stage"),
         ("cli", "import torch"),
-        ("inspection", "from lora_rlhf.evaluate.metrics import percent"),
+        ("inspection", "from lora_rlhf.evaluation.metrics import percent"),
         ("inspection", "import transformers"),
         ("stages", "from lora_rlhf.inspection.batches import Cell"),
         ("doctor", "import transformers"),
@@ -151,7 +152,7 @@ def test_no_room_is_above_itself() -> None:
         ("system", "from lora_rlhf.runs.folder import StageFolder"),
         ("demo", "from lora_rlhf.stages import ppo"),
         ("demo", "import transformers"),
-        ("evaluate", "import gradio"),
+        ("evaluation", "import gradio"),
         ("model", "from lora_rlhf_demo.worker import Host"),
     ],
 )

@@ -47,6 +47,12 @@ def test_every_name_is_there_and_nothing_heavy_is_imported_before_it_is_called()
     subprocess.run([sys.executable, "-c", code, *HEAVY[:-1]], check=True)
 
 
+def test_no_module_hides_a_name() -> None:
+    """Importing `lora_rlhf.x` sets the attribute `x` of the package, in place of a function of that name."""
+    package = Path(lora_rlhf.__file__).parent
+    assert [name for name in lora_rlhf.__all__ if (package / name).exists() or (package / f"{name}.py").exists()] == []
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'lora_rlhf' has no attribute 'train_dpo'"):
         lora_rlhf.train_dpo  # noqa: B018

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lora_rlhf.configs.catalogue import REWARD
-from lora_rlhf.evaluate.systems import RunStages, find_stages
+from lora_rlhf.evaluation.systems import RunStages, find_stages
 from lora_rlhf.model.dense import Dequantize, keep_dense
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel

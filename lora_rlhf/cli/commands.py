@@ -14,8 +14,8 @@ from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.catalogue import SFT, STAGES
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.doctor.config import DoctorConfig
-from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
@@ -53,7 +53,7 @@ def _inspect(config: InspectConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from lora_rlhf.evaluate.markdown import table
+    from lora_rlhf.evaluation.markdown import table
 
     report = api.evaluate(config)
     if workers.is_main():
@@ -92,12 +92,12 @@ def _package(config: PackageConfig) -> None:
 
 def _export(config: ExportConfig) -> None:
     if config.verify:
-        from lora_rlhf.export.verify import verify
+        from lora_rlhf.exporting.verify import verify
 
         for name, value in verify(config).items():
             print(f"{name:<18} {value:.6g}")
         return
-    from lora_rlhf.export.parity_table import table
+    from lora_rlhf.exporting.parity_table import table
 
     print(table(api.export(config)["parity"]))
 

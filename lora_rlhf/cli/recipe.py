@@ -14,8 +14,8 @@ from lora_rlhf.configs.marks import COMMON, fields_with, former_names, values_of
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check, from_dict, read_yaml
 from lora_rlhf.data.locate import locate
-from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.release.exports import MANIFEST
 from lora_rlhf.runs.folder import has_stage
 from lora_rlhf.system.errors import UserError

@@ -19,8 +19,8 @@ from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with, forme
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.configs.values import read_yaml, to_yaml
-from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.release.exports import read_export
 from lora_rlhf.runs.folder import adapter_hash, find_stage, has_stage
 from lora_rlhf.runs.resume import Lock
@@ -32,7 +32,7 @@ from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig
 from lora_rlhf.tinyworld.datasets import label, make
 
 if TYPE_CHECKING:  # else a faulty recipe would be refused only after torch and transformers were imported
-    from lora_rlhf.evaluate.report_model import Report
+    from lora_rlhf.evaluation.report_model import Report
     from lora_rlhf.model.shared import SharedModel
 
 TITLES = {
@@ -214,7 +214,7 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> "Repor
         workers.from_main(functools.partial(label, config))
         return None
     assert isinstance(config, StageConfig)  # an export does not run on this base
-    from lora_rlhf.evaluate.report import evaluate
+    from lora_rlhf.evaluation.report import evaluate
     from lora_rlhf.stages import sample
     from lora_rlhf.tinyworld.probes import WORLD
 
@@ -232,8 +232,8 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> "Repor
 
 
 def _export(config: ExportConfig) -> None:
-    from lora_rlhf.export.export import export
-    from lora_rlhf.export.parity_table import table
+    from lora_rlhf.exporting.export import export
+    from lora_rlhf.exporting.parity_table import table
 
     assert config.to is not None
     to = Path(config.to)
@@ -243,6 +243,6 @@ def _export(config: ExportConfig) -> None:
 
 
 def _print_report(report: "Report", report_path: Path) -> None:
-    from lora_rlhf.evaluate.markdown import table
+    from lora_rlhf.evaluation.markdown import table
 
     print(f"\n{table(report)}\n\nThe base is unchanged. Every figure: {report_path}")

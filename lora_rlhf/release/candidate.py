@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.configs.catalogue import BASE, WRITERS
-from lora_rlhf.evaluate.report_model import Report, SystemRecord, TrainingData
+from lora_rlhf.evaluation.report_model import Report, SystemRecord, TrainingData
 from lora_rlhf.release.policy import Policy
 from lora_rlhf.runs.folder import adapter_hash
 from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest

@@ -11,7 +11,7 @@ from typing import Any
 from lora_rlhf import __version__
 from lora_rlhf.configs.catalogue import BY_NAME, PPO, REWARD
 from lora_rlhf.configs.values import read_yaml
-from lora_rlhf.evaluate.report_model import Report, read_report
+from lora_rlhf.evaluation.report_model import Report, read_report
 from lora_rlhf.release.bundle import Content
 from lora_rlhf.release.config import PackageConfig
 from lora_rlhf.release.data_facts import DataFile, describe_data

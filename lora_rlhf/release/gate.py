@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_rlhf import __version__
 from lora_rlhf.configs.values import check
-from lora_rlhf.evaluate.report_model import read_report
+from lora_rlhf.evaluation.report_model import read_report
 from lora_rlhf.release.candidate import SystemName, SystemOnDisk, find_report, find_system, require_unseen
 from lora_rlhf.release.config import GateConfig
 from lora_rlhf.release.policy import PACKAGED, read_policy

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lora_rlhf.evaluate.figures import CATALOGUE, Interval
-from lora_rlhf.evaluate.report_model import Report
+from lora_rlhf.evaluation.figures import CATALOGUE, Interval
+from lora_rlhf.evaluation.report_model import Report
 from lora_rlhf.render.tables import markdown_table
 
 

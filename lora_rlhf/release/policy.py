@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_rlhf.configs.values import read_yaml
-from lora_rlhf.evaluate.figures import CATALOGUE
+from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import is_number, quote
 

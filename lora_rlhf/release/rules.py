@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lora_rlhf.evaluate.figures import CATALOGUE
+from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.release.policy import ANY, PAIRS, Policy, Rule
 from lora_rlhf.system.untrusted import is_number
 

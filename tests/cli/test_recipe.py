@@ -16,8 +16,8 @@ from lora_rlhf.cli.recipe import read_recipe, what_next
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.configs.values import read_yaml
-from lora_rlhf.export.config import ExportConfig
-from lora_rlhf.export.export import export
+from lora_rlhf.exporting.config import ExportConfig
+from lora_rlhf.exporting.export import export
 from lora_rlhf.model.memory import quantized_storages
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.resume import Lock
@@ -235,7 +235,7 @@ def test_an_export_stands_until_its_stage_is_another(tmp_path: Path, monkeypatch
         bases.append(quantized_storages())
         return export(config)
 
-    monkeypatch.setattr("lora_rlhf.export.export.export", counted_export)
+    monkeypatch.setattr("lora_rlhf.exporting.export.export", counted_export)
     place, manifest = run / "exports" / "first" / "export.json", run / "sft" / "manifest.json"
     run_recipe(recipe)
     run_recipe(recipe)

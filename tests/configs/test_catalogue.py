@@ -34,9 +34,9 @@ ROOMS_OF_STAGES = ("stages/", "configs/")
 OTHER_MEANINGS = {
     "judges/": {"reward"},
     "probes/": {"reward"},
-    "evaluate/": {"reward"},
+    "evaluation/": {"reward"},
     "release/": {"policy", "reward"},
-    "export/card_evaluation.py": {"reward"},
+    "exporting/card_evaluation.py": {"reward"},
 }
 
 

@@ -22,8 +22,8 @@ from lora_rlhf.configs.marks import (
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.configs.values import check, from_dict, read_yaml, to_yaml
-from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.export.config import ExportConfig
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig
 

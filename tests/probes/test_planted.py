@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.evaluate.report_model import read_report
+from lora_rlhf.evaluation.report_model import read_report
 from tests.support.planted_runs import FLAG_OF
 
 pytestmark = [

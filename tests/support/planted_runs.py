@@ -17,8 +17,8 @@ import pytest
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, row_of
-from lora_rlhf.evaluate.config import EvaluateConfig
-from lora_rlhf.evaluate.report import evaluate
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.evaluation.report import evaluate
 from lora_rlhf.stages import reward, sft
 from lora_rlhf.tinyworld.facts import ATTRIBUTES, KIND_OF, subject
 from lora_rlhf.tinyworld.labelers import labelers

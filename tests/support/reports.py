@@ -4,8 +4,8 @@ import random
 from itertools import pairwise
 from typing import Any
 
-from lora_rlhf.evaluate.figures import CATALOGUE
-from lora_rlhf.evaluate.report_model import Report
+from lora_rlhf.evaluation.figures import CATALOGUE
+from lora_rlhf.evaluation.report_model import Report
 from lora_rlhf.system.typed_json import from_json
 
 SYSTEMS = ("base", "sft", "policy")

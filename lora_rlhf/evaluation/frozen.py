@@ -1,0 +1,85 @@
+"""What is frozen beside the prompts: probes, multiple-choice questions and held-out text, from files or the world."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
+from lora_rlhf.data.schema import Text
+from lora_rlhf.data.sources import read_texts
+from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.evaluation.report_model import FrozenSet
+from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.probes.bins import require_checkable
+from lora_rlhf.probes.sets import ENGLISH, ChoiceSet, ProbeSet, World, read_choices, read_probes
+from lora_rlhf.system.errors import UserError
+
+AUTO, NONE = "auto", "none"
+NO_WORLD = "the prompts are not the tiny world's, so give a file with"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The sets that are there; `sets` is what the report says of them, `left_out` why the others are missing."""
+
+    probes: ProbeSet | None
+    choices: ChoiceSet | None
+    texts: Sequence[Text] | None
+    sets: dict[str, FrozenSet]
+    left_out: dict[str, str]
+
+    def encode_probes(self, model: SharedModel, max_prompt_tokens: int) -> list[EncodedPrompt]:
+        """Every probe's ids. UserError where one cannot be encoded: a bin is only whole with all of its cases."""
+        if self.probes is None:
+            return []
+        prompts = [probe.prompt for probe in self.probes.probes]
+        encoded, refused = encode_prompts(model.tokenizer, prompts, max_prompt_tokens)
+        if refused.count or refused.truncated_prompts:
+            raise UserError(
+                f"probes {self.probes.name}: {refused.count} refused and {refused.truncated_prompts} truncated at "
+                f"max_prompt_tokens {max_prompt_tokens}: raise it, or give --probes none"
+            )
+        return encoded
+
+
+def open_frozen(config: EvaluateConfig, world: World | None) -> Frozen:
+    """The sets of a configuration. world: whose prompts are asked, if any. UserError for files that cannot be used."""
+    sets: dict[str, FrozenSet] = {}
+    left_out: dict[str, str] = {}
+    probes = choices = texts = None
+    if config.probes == AUTO and world is not None:
+        probes = world.probes()
+    elif config.probes not in (AUTO, NONE):
+        probes = read_probes(ENGLISH if config.probes == "english" else config.probes)
+    if probes is not None:
+        require_checkable(probes, world)
+        sets["probes"] = FrozenSet(name=probes.name, content_hash=probes.content_hash, n=len(probes.probes))
+    else:
+        left_out["probes"] = _why(config.probes, "probes")
+    if config.choices == AUTO and world is not None:
+        choices = world.choices()
+    elif config.choices not in (AUTO, NONE):
+        choices = read_choices(config.choices)
+    if choices is not None:
+        sets["choices"] = FrozenSet(name=choices.name, content_hash=choices.content_hash, n=len(choices.choices))
+    else:
+        left_out["choices"] = _why(config.choices, "choices")
+    if config.text == AUTO and world is not None:
+        texts = [Text(text) for text in world.text()]
+        sets["text"] = FrozenSet(name=world.name, content_hash=_hash(texts), n=len(texts))
+    elif config.text not in (AUTO, NONE):
+        texts = read_texts(config.text, config.strict)[0]
+        sets["text"] = FrozenSet(path=config.text, content_hash=_hash(texts), n=len(texts))
+    else:
+        left_out["text"] = _why(config.text, "text")
+    return Frozen(probes, choices, texts, sets, left_out)
+
+
+def _hash(texts: Sequence[Text]) -> str:
+    contents = json.dumps([text.text for text in texts], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(contents.encode()).hexdigest()
+
+
+def _why(choice: str, flag: str) -> str:
+    return f"--{flag} none" if choice == NONE else f"{NO_WORLD} --{flag}"

@@ -1,0 +1,77 @@
+"""The picture of a run: how PPO went, and what came of it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lora_rlhf.evaluation.charts import draw_win_rates
+from lora_rlhf.evaluation.report_model import Report
+from lora_rlhf.render.palette import FAINT, INK, SERIES
+from lora_rlhf.render.pictures import SMALL, plain_axis, save_png
+
+LINE, TARGET = SERIES[:2]
+PANELS = (
+    ("rollout/score", "Score of rollouts", "sd of demonstrations"),
+    ("rollout/kl", "KL from the reference", "nats per response"),
+    ("rollout/length", "Response length", "tokens"),
+    ("rollout/entropy", "Entropy of the policy", "nats per token"),
+    ("ppo/value_loss", "Value loss", ""),
+)
+COLUMNS = 3
+SMOOTHED_SHARE = 0.1  # of all iterations, the window of the running mean that is drawn over the raw values
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
+
+
+def plot_report(report: Report, metrics: Sequence[Mapping[str, Any]], kl_target: float | None, path: Path) -> None:
+    """Writes a PNG: the panels of PPO's training that were recorded, and the win rates with their intervals."""
+    recorded = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in metrics)]
+    columns = min(COLUMNS, len(recorded) + 1)
+    rows = math.ceil((len(recorded) + 1) / COLUMNS)
+    figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (key, title, unit) in zip(axes, recorded, strict=False):
+        _plot_metric(axis, metrics, key)
+        axis.set_title(title, loc="left", fontsize=10, color=INK)
+        axis.set_ylabel(unit, fontsize=SMALL, color=FAINT)
+        if key == "rollout/kl" and kl_target is not None:
+            axis.axhline(kl_target, color=TARGET, linewidth=1.2, linestyle="--", label=f"target {kl_target:g}")
+            axis.legend(frameon=False, fontsize=SMALL)
+    rates = axes[len(recorded)]
+    with rc_context({"legend.frameon": False}):
+        draw_win_rates(rates, report)
+    rates.set_title("Win rates, 95 % intervals", loc="left", fontsize=10, color=INK)
+    for line in rates.lines:
+        line.set_clip_on(False)  # points at 0 and 100 % are drawn whole
+    for axis in axes[: len(recorded) + 1]:
+        plain_axis(axis)
+    for axis in axes[len(recorded) + 1 :]:
+        axis.set_axis_off()
+    save_png(figure, path)
+
+
+def _plot_metric(axis: Axes, metrics: Sequence[Mapping[str, Any]], key: str) -> None:
+    points = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
+    steps, values = zip(*points, strict=True)
+    axis.plot(steps, values, color=LINE, linewidth=0.8, alpha=0.35)
+    axis.plot(steps, _smooth(values), color=LINE, linewidth=1.6, marker="o" if len(steps) == 1 else "")
+    axis.set_xlabel("PPO iteration", fontsize=SMALL, color=FAINT)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlim(0, max(steps) + 1)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean of a window around each value, which the ends cut: it does not lag behind."""
+    reach = round(SMOOTHED_SHARE * len(values) / 2)
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]

@@ -1,0 +1,409 @@
+"""The evaluation report, format 2: what report.json holds, field by field and in its order, and how one is read."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_rlhf.evaluation.figures import CATALOGUE, Figure, Interval, Paired, interval_of
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.typed_json import from_json, optional
+from lora_rlhf.system.untrusted import read_object
+
+if TYPE_CHECKING:  # they bring torch, which reading a report does not need
+    from lora_rlhf.stats import win_rates
+
+FORMAT = 2
+
+Figures = dict[str, dict[str, Figure]]  # {figure of the catalogue: {system: its value}}
+Differences = dict[str, dict[str, Paired]]  # {figure of the catalogue: {system: its difference from the baseline}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemRecord:
+    """A system that was evaluated: the stage of a run, as it was. The base has neither stage nor id."""
+
+    run: str
+    stage: str | None
+    id: str | None
+    adapter_sha256: str | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRecord:
+    """The model that all systems stand on."""
+
+    name: str
+    source_hash: str
+    quantization: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """Prompts that were asked: where from, the hash of the file (None on the hub) and of the content, how many."""
+
+    path: str | None = None
+    sha256: str | None = None
+    content_hash: str
+    used: int = 0
+    refused: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSet:
+    """A set that was asked beside the prompts. `chance`: the accuracy of guessing, for multiple choice."""
+
+    name: str | None = optional()
+    path: str | None = optional()
+    content_hash: str
+    n: int = 0
+    chance: float | None = optional()
+
+
+@dataclass(kw_only=True)
+class Sets:
+    """Everything that the systems were asked."""
+
+    prompts: PromptSet
+    selection: PromptSet | None = optional()
+    probes: FrozenSet | None = optional()
+    choices: FrozenSet | None = optional()
+    text: FrozenSet | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageData:
+    """How many of the prompts the data of a stage hold. `compared`: all, part or none of these data."""
+
+    stage: str
+    path: str | None = None
+    seen: int = 0
+    compared: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """How many of the prompts stand in the data of any stage; None where a report does not say."""
+
+    prompts: int | None = None
+    seen: int | None = None
+    stages: list[StageData] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its 95 % interval, over n cases; None where nothing tells it."""
+
+    rate: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+    @property
+    def interval(self) -> Interval | None:
+        """(rate, low, high), where all three are known."""
+        return interval_of(self.rate, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class LengthControlled(Rate):
+    """The win rate at equal length. `length_effect`: log odds of a win that come with being longer."""
+
+    length_effect: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinRate(Rate):
+    """How often the first of two systems wins over `n` prompts, ties counted half: see `stats.win_rates.WinRate`."""
+
+    wins: int
+    ties: int
+    losses: int
+    p: float | None
+    failed: int = 0
+    length_controlled: LengthControlled | None = optional()
+
+    @classmethod
+    def of(cls, rate: "win_rates.WinRate", controlled: "win_rates.LengthControlled | None" = None) -> "WinRate":
+        """From what the statistics say, at equal length too where that was asked."""
+        at_equal_length = None if controlled is None else LengthControlled(*controlled)
+        return cls(**rate._asdict(), length_controlled=at_equal_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The figures over the prompts of one category or language. `too_few`: prompts that intervals would need."""
+
+    n: int
+    figures: Figures
+    paired: Differences = field(default_factory=dict)
+    win_rates: dict[str, WinRate]
+    too_few: int | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Whether failures gather in some groups: see `groups.clusters`."""
+
+    p: float
+    worst: str
+    rate: float
+    n: int
+    overall: float
+    groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFigures:
+    """One metric of one task of EleutherAI's harness, by system."""
+
+    figures: dict[str, Figure]
+    paired: dict[str, Paired]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Pairs on which the reward model was about as sure: how sure, and how often right; None without pairs."""
+
+    low: float
+    high: float
+    confidence: float | None
+    accuracy: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordering:
+    """How well the reward model orders answers: what is read here of `stats.ordering.ordering_report`."""
+
+    held_out_prompts: int | None = None
+    accuracy: Rate | None = None
+    ece: float | None = None
+    ece_interval: Ends | None = None
+    reliability: list[ReliabilityBin] = field(default_factory=list)
+    label_agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A figure after less before, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardRecord:
+    """The reward model before, on held-out rankings (all results of its stage), and after, on the systems' answers."""
+
+    before: dict[str, Any]
+    after: dict[str, Any] | None = optional()
+    change: dict[str, Change] | None = optional()
+
+    def __post_init__(self) -> None:
+        _ = self.ordering_before, self.ordering_after  # ValueError for what cannot be read
+
+    @property
+    def ordering_before(self) -> Ordering:
+        return from_json(Ordering, self.before, "reward.before")
+
+    @property
+    def ordering_after(self) -> Ordering:
+        return from_json(Ordering, self.after or {}, "reward.after")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A sign of reward hacking, raised where the whole interval of its figure is above the threshold."""
+
+    raised: bool | None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    threshold: float | None = None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditedAnswer:
+    """An answer to look at. `rank_difference`: above 0 where the reward model likes it better than the judge."""
+
+    prompt: str
+    response: str
+    reward: float | None = optional()
+    quality: float | None = optional()
+    baseline: str | None = optional()
+    rank_difference: float | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlQuantile:
+    """Means over answers that are about as far from the reference."""
+
+    sqrt_kl: float
+    reward: float
+    quality: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The reward-hacking audit: see `probes.audit.audit`."""
+
+    flags: dict[str, Flag] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    highest_reward: list[AuditedAnswer] = field(default_factory=list)
+    parting: list[AuditedAnswer] = field(default_factory=list)
+    by_kl: list[KlQuantile] = field(default_factory=list)
+    length_matched: WinRate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthHistogram:
+    """How many answers of each system are how long, in tokens."""
+
+    edges: list[int]
+    counts: dict[str, list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question, its answer, and the sentence with the figure that it rests on."""
+
+    question: str
+    answer: Literal["yes", "no", "unknown"]
+    figure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedFigure:
+    """A figure whose interval and the earlier one do not touch. `verdict`: better, worse, higher or lower."""
+
+    figure: str
+    system: str
+    before: Figure
+    after: Figure
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """This report beside an earlier one."""
+
+    with_: str
+    compared: int
+    moved: list[MovedFigure]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What must be known of a judge."""
+
+    name: str
+    failures: int = 0
+
+
+@dataclass(kw_only=True)
+class Report:
+    """An evaluation. The sections fill it in one after the other; what is None or empty was left out.
+
+    config: the evaluation's own settings. judge: its name, the comparisons that it gave no verdict on (`failures`), and
+    what else it says of itself. ValueError for figures and systems that the catalogue or `systems` lack.
+    """
+
+    format: int = FORMAT
+    created: str
+    config: dict[str, Any]
+    base: BaseRecord
+    systems: dict[str, SystemRecord]
+    candidate: str
+    baseline: str
+    judge: dict[str, Any]
+    sets: Sets
+    training_data: TrainingData
+    figures: Figures
+    paired: Differences
+    win_rates: dict[str, WinRate]
+    win_rates_best_temperature: dict[str, WinRate] = optional(dict)
+    best_temperature: dict[str, float] = optional(dict)
+    temperature_sweep: dict[str, dict[str, float]] = optional(dict)
+    categories: dict[str, Group] = optional(dict)
+    languages: dict[str, Group] = optional(dict)
+    clusters: dict[str, Cluster] = optional(dict)
+    tasks: dict[str, TaskFigures] = optional(dict)
+    reward: RewardRecord | None = optional()
+    audit: Audit | None = optional()
+    lengths: LengthHistogram | None = optional()
+    left_out: dict[str, str]
+    questions: list[Question]
+    verdict: str
+    comparison: Comparison | None = optional()
+    seconds: dict[str, float]
+    peak_rss_gib: float
+    peak_gpu_gib: float
+    base_unchanged: bool | None = optional()
+
+    def __post_init__(self) -> None:
+        from_json(_Judge, self.judge, "judge")
+        self.require_known_names()
+
+    def require_known_names(self) -> None:
+        """ValueError for a name that is none of the systems, or none of the catalogue's figures."""
+        for role, system in (("candidate", self.candidate), ("baseline", self.baseline)):
+            if system not in self.systems:
+                raise ValueError(f"{role!r} is {system!r}, which is none of the systems: {', '.join(self.systems)}")
+        for where, table in self._tables():
+            for figure, row in table.items():
+                if figure not in CATALOGUE:
+                    raise ValueError(f"{where}.{figure}: there is no figure of that name")
+                if unknown := [system for system in row if system not in self.systems]:
+                    raise ValueError(f"{where}.{figure} has {unknown[0]!r}, which is none of the systems")
+
+    def _tables(self) -> Iterator[tuple[str, Mapping[str, Mapping[str, Any]]]]:
+        """Every table of figures by system, and where it stands."""
+        yield from (("figures", self.figures), ("paired", self.paired))
+        for key, groups in (("categories", self.categories), ("languages", self.languages)):
+            for name, group in groups.items():
+                yield from ((f"{key}.{name}.figures", group.figures), (f"{key}.{name}.paired", group.paired))
+
+    @property
+    def pair(self) -> str:
+        """The name of the comparison that the verdict is about."""
+        return f"{self.candidate}_vs_{self.baseline}"
+
+    @property
+    def judge_name(self) -> str:
+        """gold, reward, human, local or endpoint."""
+        return from_json(_Judge, self.judge).name
+
+    @property
+    def judge_failures(self) -> int:
+        """Comparisons without a usable answer of the judge."""
+        return from_json(_Judge, self.judge).failures
+
+
+def read_report(path: str | Path) -> Report:
+    """A report.json, or the one in a folder. UserError for what is none of this format, with the field at fault."""
+    file = Path(path)
+    file = file / "report.json" if file.is_dir() else file
+    way_out = "give a report.json that `lora-rlhf evaluate` wrote"
+    values = read_object(file, way_out)
+    if values.get("format") != FORMAT:
+        is_older = "format" not in values and "win_rate" in values
+        what = "an older version's report: evaluate that run again" if is_older else f"no report of format {FORMAT}"
+        raise UserError(f"{file} cannot be used: it is {what}, or {way_out}")
+    try:
+        return from_json(Report, values)
+    except ValueError as error:
+        raise UserError(f"{file} cannot be used: {error}; {way_out}") from error

@@ -1,0 +1,97 @@
+"""Which prompts of an evaluation are also in the data that the stages were trained on."""
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from lora_rlhf.configs.catalogue import BY_NAME
+from lora_rlhf.configs.values import read_yaml
+from lora_rlhf.data.locate import HubDataset, locate
+from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.schema import Prompt
+from lora_rlhf.data.sources import Source
+from lora_rlhf.evaluation.report_model import StageData, TrainingData
+from lora_rlhf.evaluation.systems import RunStages
+from lora_rlhf.runs.folder import CONFIG, Parent, data_hash
+from lora_rlhf.system.errors import UserError
+
+MOST_SECONDS = 30.0  # of reading, for all stages together
+NO_OTHERS: Mapping[str, RunStages] = MappingProxyType({})
+
+
+def find_seen(
+    stages: RunStages, path: str, prompts: Sequence[Prompt], others: Mapping[str, RunStages] = NO_OTHERS
+) -> TrainingData:
+    """How many of the prompts are in each stage's data.
+
+    path: the file of the prompts. others: {name of another run: its stages}, reported as NAME:STAGE; a stage that two
+    runs share is reported once.
+
+    compared: "all" of the data; "part" if reading took too long; "none" if the data are on the hub, or no longer where
+    the manifest says, unless they are the evaluation's own file (by its sha256). Two prompts are the same if their keys
+    are. Prompts that a stage held out for validation count too, since its best epoch may have been chosen on them.
+    """
+    keys, seen = {prompt.key for prompt in prompts}, set()
+    deadline = time.monotonic() + MOST_SECONDS
+    rows = []
+    for name, stage, parent in _distinct({"": stages, **others}):
+        record = parent.manifest.get("data", {}).get(BY_NAME[stage].trains_on)
+        if not record:
+            continue
+        stage_seen, compared = _find_in(parent, record["path"], keys, deadline)
+        if compared == "none" and _is_same(record, path):
+            stage_seen, compared = keys, "all"
+        seen |= stage_seen
+        rows.append(StageData(stage=name, path=record["path"], seen=len(stage_seen), compared=compared))
+    return TrainingData(prompts=len(keys), seen=len(seen), stages=rows)
+
+
+def warning(data: TrainingData) -> str:
+    """A warning in one line; empty if all data were compared and no prompt was seen in training."""
+    parts = []
+    if data.seen:
+        where = ", ".join(f"{row.stage} {row.seen}" for row in data.stages if row.seen)
+        parts.append(
+            f"{data.seen} of {counted(data.prompts or 0, 'prompt')} also in training data ({where}): figures on "
+            "these flatter the stages"
+        )
+    if unknown := [f"{row.stage} ({row.path})" for row in data.stages if row.compared != "all"]:
+        parts.append(f"prompts not compared with all training data of {', '.join(unknown)}")
+    return "; ".join(parts)
+
+
+def _distinct(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]]:
+    """(name in the report, name of the stage, finished stage) of all runs, each stage once."""
+    ids = set()
+    for run, stages in runs.items():
+        for stage, parent in stages.by_name.items():
+            if (identity := parent.manifest.get("id")) in ids:
+                continue
+            ids |= {identity} - {None}
+            yield f"{run}:{stage}" if run else stage, stage, parent
+
+
+def _find_in(parent: Parent, path: str, keys: Collection[str], deadline: float) -> tuple[set[str], str]:
+    """Those keys that are in a stage's data, and how much of the data was compared."""
+    seen: set[str] = set()
+    try:
+        if isinstance(locate(path), HubDataset):
+            return seen, "none"
+        format = read_yaml(parent.folder / CONFIG).get("format")
+        source: Source[Prompt] = Source(path, "prompts", format, tolerant=True)
+        for prompt in source:
+            if prompt.key in keys:
+                seen.add(prompt.key)
+            if len(seen) == len(keys):
+                break
+            if time.monotonic() > deadline:
+                return seen, "part"
+    except UserError:
+        return seen, "none"
+    return seen, "all"
+
+
+def _is_same(record: dict[str, Any], path: str) -> bool:
+    """Whether the stage was trained on the evaluation's own file or dataset, wherever it is now."""
+    return record["path"] == path or (record["sha256"] is not None and record["sha256"] == data_hash(path))

@@ -1,0 +1,137 @@
+"""The HTML page: whole and well-formed, in plain words, and nothing that a model wrote becomes HTML."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from lora_rlhf.evaluation.figures import CATALOGUE, Figure
+from lora_rlhf.evaluation.markdown import markdown, table
+from lora_rlhf.evaluation.page import choose, page
+from lora_rlhf.evaluation.questions import answer_questions
+from lora_rlhf.evaluation.report_model import Comparison, MovedFigure, Question, Report, StageData, TrainingData
+from tests.support.reports import a_report, report_of, sample_rows
+
+VOID = {"meta", "input", "path", "use", "br"}
+
+
+class Reader(HTMLParser):
+    """Collects tags and text, and holds every end tag to its beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text: list[str] = []
+        self.badges: list[tuple[str, str]] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "span" and (dict(attrs).get("class") or "").startswith("badge"):
+            self.badges.append((dict(attrs)["class"] or "", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    report = report_of(a_report())
+    report.questions = answer_questions(report)
+    before, after = Figure(5.0, 4.0, 6.0, 9), report.figures["length"]["policy"]
+    moved = MovedFigure(figure="length", system="policy", before=before, after=after, verdict="higher")
+    report.comparison = Comparison(with_="earlier/report.json", compared=12, moved=[moved])
+    return report
+
+
+@pytest.fixture(scope="module")
+def read(report: Report) -> Reader:
+    reader = Reader()
+    reader.feed(page(report, sample_rows()))
+    return reader
+
+
+def test_the_page_is_whole_and_needs_nothing_else(read: Reader) -> None:
+    assert read.open == [] and read.tags.count("html") == 1
+    assert [address for address in read.addresses if not address.startswith("#")] == []
+    assert not {"link", "img", "iframe", "object"} & set(read.tags)
+    assert read.tags.count("svg") == 5 and read.tags.count("article") == len(sample_rows())
+
+
+def test_it_begins_with_the_verdict_and_the_questions(read: Reader, report: Report) -> None:
+    text = "".join(read.text)
+    places = [text.index(part) for part in (report.verdict, "Did the training work?", "Every figure", "side by side")]
+    assert places == sorted(places)
+    for row in report.questions:
+        assert row.question in text and row.figure in text
+
+
+def test_every_figure_is_explained(read: Reader, report: Report) -> None:
+    text = "".join(read.text)
+    assert all(kind.meaning in text for kind in CATALOGUE.values())
+    assert report.left_out["perplexity"] in text and "Of 12 figures, 1 moved beyond their intervals" in text
+
+
+def test_what_a_model_wrote_stays_text(report: Report, read: Reader) -> None:
+    html = page(report, sample_rows())
+    assert "<script>alert" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert read.tags.count("script") == 1 and "b" not in read.tags
+    assert "<script>alert(1)</script> & 'quoted' \"twice\" asked 0" in "".join(read.text)
+
+
+def test_evil_names_and_categories_stay_text() -> None:
+    evil = "<img src=x onerror=alert(1)> $a_b$"
+    report = a_report(verdict=evil, left_out={evil: evil})
+    report["config"]["run"] = report["sets"]["prompts"]["path"] = evil
+    report["categories"] = {evil: report["categories"]["chat"], "other": report["categories"]["open QA"]}
+    report["audit"]["flags"] = {evil: {"raised": False, "why": evil}}
+    report["audit"]["highest_reward"] = [{"prompt": evil, "response": evil, "reward": 1.0, "quality": 0.0}]
+    reader = Reader()
+    reader.feed(page(report_of(report), sample_rows()))
+    assert "img" not in reader.tags and reader.open == []
+
+
+def test_answers_are_coloured_by_what_one_hopes_for(report: Report) -> None:
+    rows = [Question(question=str(i), answer="yes", figure="") for i in range(5)]
+    tones = re.findall(r"<li><span class='badge (\w*)'>", page(replace(report, questions=rows), []))
+    assert tones == ["good", "bad", "good", "bad", "bad"]
+
+
+def test_leakage_and_a_failing_judge_are_said_at_the_top(report: Report) -> None:
+    stages = [StageData(stage="sft", path="d", seen=7, compared="all")]
+    seen = TrainingData(prompts=300, seen=7, stages=stages)
+    html = page(replace(report, training_data=seen, judge={"name": "endpoint", "failures": 4}), [])
+    assert html.index("7 of 300 prompts also in training data") < html.index("Did the training work?")
+    assert "no usable answer on 4 comparisons" in html and "hardly anything" not in html
+    few = replace(report.sets, prompts=replace(report.sets.prompts, used=9))
+    assert "only 9 prompts: hardly anything can be told" in page(replace(report, sets=few), [])
+
+
+def test_the_samples_shown_are_the_ends_and_some_between() -> None:
+    rows = [{"margin": float((i * 37) % 200), "i": i} for i in range(200)]
+    shown = [row["margin"] for row in choose(rows)]
+    assert len(shown) == 60 and shown == sorted(shown)
+    assert shown[:20] == list(range(20)) and shown[-20:] == list(range(180, 200))
+    assert choose(rows[:3]) == sorted(rows[:3], key=lambda row: row["margin"])
+
+
+def test_the_same_report_makes_the_same_page(report: Report) -> None:
+    assert page(report, sample_rows()) == page(report, sample_rows())
+
+
+def test_the_markdown_page_and_the_terminal_say_the_same(report: Report) -> None:
+    text, short = markdown(report), table(report)
+    for part in (report.verdict, "75.0 % (71.0 to 79.0)", "225 / 0 / 75"):
+        assert part in text and part in short
+    for part in ("## Not measured", "no held-out text", "Half of the answers repeat", "| poetry ", "since `earlier/"):
+        assert part in text
