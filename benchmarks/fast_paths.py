@@ -1,6 +1,7 @@
 """What each fast path of the model room gains: whole pieces of work with all of them, and with all but one.
 
-    python benchmarks/fast_paths.py    # ten minutes of a CPU
+    python benchmarks/fast_paths.py --threads 1                                   # ten minutes of a CPU
+    python benchmarks/fast_paths.py --device cuda --shapes qwen2.5-1.5b --to benchmarks/results/fast_paths_gpu.json
 
 The fast paths are the autograd function of an adapted layer (off: PEFT's own forward), the dequantised copy of the
 base (off: 4-bit weights are read out at each use), merged weights for decoding (off: base and adapter are added in each
@@ -81,15 +82,20 @@ class Sizes:
     micro_batch: int
 
 
-SIZES = {"llama-4x256": Sizes(16, 16, 16, 8), "tinyworld": Sizes(48, 32, 32, 48)}
+SIZES = {
+    "llama-4x256": Sizes(16, 16, 16, 8),
+    "tinyworld": Sizes(48, 32, 32, 48),
+    "qwen2.5-1.5b": Sizes(64, 16, 32, 8),
+    "llama-3-8b": Sizes(64, 16, 32, 4),
+}
 
 
 class Work:
     """A model with its roles and optimizers, and the pieces of work that are timed."""
 
-    def __init__(self, case: Case, sizes: Sizes, scratch: Path) -> None:
+    def __init__(self, case: Case, sizes: Sizes, scratch: Path, device: str) -> None:
         self.case, self.sizes = case, sizes
-        self.model = make_roles(case, scratch)
+        self.model = make_roles(case, scratch, device)
         self.prompts = make_prompts(case, self.model, sizes.responses, scratch)
         self.stops = stop_ids(self.model.tokenizer) if case.config is None else []
         self.optimizers = {
@@ -108,6 +114,7 @@ class Work:
         with self.learning("sft"):
             for start in range(0, len(rows), self.sizes.micro_batch):
                 batch = sft_batch(rows[start : start + self.sizes.micro_batch], pad_id(model.tokenizer))
+                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
                 labels = batch.pop("labels")
                 logprobs = counted_logprobs(model, labels, labels >= 0, **batch)
                 lm_loss(logprobs, torch.ones_like(logprobs, dtype=torch.bool), length * len(rows)).backward()
@@ -154,7 +161,8 @@ class Work:
 
     def sequences_of(self, responses: list[Response]) -> Sequences:
         pad = pad_id(self.model.tokenizer)
-        return Sequences(*pad_left(self.prompts, pad), *pad_right([response.ids for response in responses], pad))
+        padded = Sequences(*pad_left(self.prompts, pad), *pad_right([response.ids for response in responses], pad))
+        return padded.to(self.model.device)
 
     @torch.no_grad()
     def score(self, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,7 +180,7 @@ class Work:
     def update(self, sequences: Sequences, old: torch.Tensor, values: torch.Tensor) -> None:
         model, mask = self.model, sequences.response_mask
         num_tokens = int(mask.sum())
-        goals = torch.randn(mask.shape, generator=torch.Generator().manual_seed(2))
+        goals = torch.randn(mask.shape, generator=torch.Generator().manual_seed(2)).to(mask.device)
         with self.learning("policy"):
             for rows in sequences.micro_batches(self.sizes.micro_batch):
                 new, _ = response_logprobs(model, sequences.index(rows))
@@ -214,6 +222,8 @@ WORK: dict[str, tuple[Callable[[Work, Paths], None], dict[str, Paths]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SIZES, default=["llama-4x256", "tinyworld"])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/fast_paths.json"))
@@ -221,29 +231,30 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     load = os.getloadavg()[0]
     measured: dict[str, dict[str, object]] = {}
-    for shape, sizes in SIZES.items():
+    for shape in args.shapes:
         with tempfile.TemporaryDirectory() as scratch:
-            work = Work(CASES[shape], sizes, Path(scratch))
+            work = Work(CASES[shape], SIZES[shape], Path(scratch), args.device)
         measured[shape] = {name: measure(work, *what, args.rounds) for name, what in WORK.items()}
     result = {
         **provenance(" ".join(["python", "benchmarks/fast_paths.py", *sys.argv[1:]])),
+        **({"hardware": torch.cuda.get_device_name(0)} if args.device == "cuda" else {}),
         "torch": torch.__version__,
         "threads": args.threads,
         "load_before": round(load, 2),
         "load_after": round(os.getloadavg()[0], 2),
         "rounds": args.rounds,
-        "sizes": {shape: vars(sizes) for shape, sizes in SIZES.items()},
+        "sizes": {shape: vars(SIZES[shape]) for shape in args.shapes},
         "measured": measured,
     }
     write_json(args.to, result)
     print(json.dumps(result, indent=2))
 
 
-def make_roles(case: Case, folder: Path) -> SharedModel:
+def make_roles(case: Case, folder: Path, device: str) -> SharedModel:
     """The base in NF4 with adapters of rank 16 on every linear layer; reward and value have a head."""
     if case.config is not None:
         make_model(case.config, folder)
-    model = SharedModel(load_base(BaseSpec("tinyworld" if case.config is None else str(folder)), "cpu"))
+    model = SharedModel(load_base(BaseSpec("tinyworld" if case.config is None else str(folder)), device))
     torch.manual_seed(0)
     for role in ("sft", "policy", "reward", "value"):
         model.add_role(role, LoraSettings(rank=16, alpha=32), head=role in ("reward", "value"))
@@ -265,6 +276,8 @@ def measure(
             with switched(work.model, runs[name]):
                 started, cpu_started = time.perf_counter(), time.process_time()
                 function(work, runs[name])
+                if work.model.device.type == "cuda":
+                    torch.cuda.synchronize()
                 seconds = time.perf_counter() - started, time.process_time() - cpu_started
             if number:
                 wall[name].append(seconds[0])
