@@ -221,9 +221,11 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(
 ) -> None:
     """It warns once for each model. Without enough memory the error goes to the caller, who can do with less."""
     model, prompts = shared_model(), prompts_of()
+    errors: list[Exception] = []
 
     def fail_with(error: Exception) -> None:
         def capture(_run: Replay) -> Replay:
+            errors.append(error)
             raise error
 
         monkeypatch.setattr(decode_static, "capture_on", lambda _device: capture)
@@ -232,6 +234,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(
     with model.role("policy"):
         require_same(model, prompts, sample(model, prompts), sample(model, prompts, engine="plain"))
         sample(model, prompts)
+    assert len(errors) == 2, "each of the two calls tries once"
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1
     assert "LlamaForCausalLM: its decoding step cannot be captured" in messages[0] and "capturing)" in messages[0]
