@@ -35,6 +35,8 @@ from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system import disk
 from tests.support.stages import DEMONSTRATIONS, RANKINGS, manifest, rows_of, write_rows
 
+pytestmark = pytest.mark.slow
+
 YEAR = 365 * 24 * 3600
 SOON = 20.0  # seconds that a busy machine may take for what is a matter of one or two
 LIMITS = "--max_prompt_tokens 48 --max_response_tokens 16 --save_every 1 --device cpu"

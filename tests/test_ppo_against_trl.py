@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import render_prompt, stop_ids
 
+pytestmark = pytest.mark.slow
+
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROOT = Path(__file__).parent.parent
 COMMITTED = json.loads((ROOT / "benchmarks" / "results" / "ppo_against_trl_llama-4x256.json").read_text())

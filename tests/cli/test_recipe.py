@@ -171,6 +171,7 @@ def test_a_recipe_needs_a_stage() -> None:
     assert "no stage to run" in fault
 
 
+@pytest.mark.slow
 def test_all_stages_from_one_command_and_again_from_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +224,7 @@ def test_all_stages_from_one_command_and_again_from_where_it_stopped(
     assert f"label: responses is '{run}/data/others.jsonl' now and was '{run}/data/cand" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_export_stands_until_its_stage_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished one is skipped, though the evaluation before it is made anew; where it is written, no base is left."""
     run = tmp_path / "run"
@@ -273,6 +275,7 @@ def test_what_a_killed_recipe_left_half_is_removed(tmp_path: Path) -> None:
     assert not any(path.exists() for path in left)
 
 
+@pytest.mark.slow
 def test_ctrl_c_after_the_last_step_of_a_stage_stops_the_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def fault(row: Any) -> str:
 # JSON documents, against the standard library
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rows=ROWS, indent=LAYOUT, ascii_only=st.booleans(), window=WINDOWS)
 def test_a_list_is_what_the_standard_library_reads(
@@ -346,6 +347,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
     assert list(rows) == [1] and "not UTF-8" in fault(rows[1]) and "line 2" in fault(rows[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["list", "lines", "documents", "text", "csv"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, container: str, packed: bool) -> None:

@@ -28,6 +28,8 @@ from lora_rlhf.inspection.config import CheckConfig
 from lora_rlhf.inspection.text import text as report_text
 from lora_rlhf.system.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 EXAMPLE = re.compile(r"^### \S+\n.*?```json\n(.*?)```\n\nbecomes", re.MULTILINE | re.DOTALL)
 SEEDS: list[list[dict[str, Any]]] = [

@@ -179,6 +179,7 @@ def test_processes_that_share_a_spool_read_alike() -> None:
     assert list(spool) == [*items, "more"]
 
 
+@pytest.mark.slow
 def test_memory_is_a_few_bytes_an_item() -> None:
     spool = spool_examples()
     example = EncodedExample(list(range(1000, 1060)), list(range(2000, 2060)))

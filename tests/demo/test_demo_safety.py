@@ -116,6 +116,7 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.Mon
     assert 'pip install "lora-rlhf[demo]"' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_does_not_wait_for_torch() -> None:
 
     code = "import sys, lora_rlhf_demo.app; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"

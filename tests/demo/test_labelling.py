@@ -266,6 +266,7 @@ def test_agreement_of_labelers_by_hand(rankings: RowFile) -> None:
 # Two at once, and kills
 
 
+@pytest.mark.kill
 def test_two_labelers_at_once_and_kills_at_random_instants_lose_nothing(tmp_path: Path) -> None:
     path, count = tmp_path / "rankings.jsonl", 150
     noted = tmp_path / "rankings.jsonl.killed"
@@ -297,6 +298,7 @@ def test_two_labelers_at_once_and_kills_at_random_instants_lose_nothing(tmp_path
 # Training on it
 
 
+@pytest.mark.slow
 def test_the_saved_file_trains_a_reward_model(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     base = tiny_model("llama")
     model = SharedModel(load_base(BaseSpec(str(base), "none"), "cpu"))

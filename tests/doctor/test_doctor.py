@@ -375,6 +375,7 @@ def test_an_empty_run_is_a_mistake(capsys: Capture) -> None:
     assert "run is empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_this_machine_is_examined_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     command = [sys.executable, "-m", "lora_rlhf.cli", "doctor", "--json", "--run", str(tmp_path / "runs")]

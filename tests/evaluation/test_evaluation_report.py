@@ -18,6 +18,8 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.typed_json import from_json, to_json
 from tests.support.evaluation import NUM_PROBES, OTHERS, QUESTIONS, letter_share, letters
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Path]
 Settings = Callable[..., EvaluateConfig]
 Write = Callable[..., str]

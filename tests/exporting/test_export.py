@@ -25,6 +25,8 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import Stopped, UserError
 from tests.support.exports import write_run
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Path]
 PROMPTS = ["The boat is small.", "Say thank you, baker!", "Who counts the ships?"]
 

@@ -18,6 +18,8 @@ from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.export import export
 from lora_rlhf.exporting.manifest import hash_folder
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(lora_rlhf.exporting.__file__).parent / "plain_check.py"
 
 

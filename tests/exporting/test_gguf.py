@@ -384,6 +384,7 @@ def test_tensors_that_do_not_fit_are_refused(tiny_model: Callable[[str], Path], 
     refused(large, r"blk\.0\.ffn_up\.weight: holds numbers over 65504", "f16")
 
 
+@pytest.mark.slow
 def test_a_run_becomes_one_file(
     tiny_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

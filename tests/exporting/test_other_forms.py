@@ -28,6 +28,8 @@ from lora_rlhf.model.comparing import score_of_response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Path]
 OFFSET = 0.37
 ANSWERS = ["The boat is small.", "Say thank you!", "Nobody, as far as I know; but the keeper counts them in the night."]

@@ -426,6 +426,7 @@ judge.compare(asked(*QUESTIONS), answers(*long), answers(*(x[:9] for x in long))
 """
 
 
+@pytest.mark.kill
 def test_what_was_killed_goes_on_where_it_was(open_at: Open, tmp_path: Path) -> None:
     halfway, count = threading.Event(), iter(range(1000))
 

@@ -70,6 +70,7 @@ def open_model(tmp_path: Path, model: str, **changes: Any) -> Judge:
     return open_judge(JudgeConfig(**(values | changes)), str(tmp_path / "run"), "cpu", False)
 
 
+@pytest.mark.slow
 def test_a_model_that_always_says_a_finds_ties_and_is_loaded_once(
     tmp_path: Path, always_a: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

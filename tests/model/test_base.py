@@ -200,6 +200,7 @@ def test_cuda_without_a_gpu(tiny_model: Tiny) -> None:
         load_base(BaseSpec(str(tiny_model("llama"))), "cuda")
 
 
+@pytest.mark.slow
 def test_loading_is_silent(tiny_model: Tiny) -> None:
     """In a process of its own, in which bitsandbytes has not been imported yet."""
     code = (

@@ -16,6 +16,8 @@ from lora_rlhf.model import base, files
 from lora_rlhf.model.files import find_files
 from lora_rlhf.system.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[[str], Path]
 
 

@@ -97,6 +97,7 @@ def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return fake
 
 
+@pytest.mark.slow
 def test_greedy_equals_the_plain_loop(shared_model: Make, architecture: str) -> None:
     """Rows that stop at different steps, and slots that are taken by shorter prompts than they held before."""
     model, prompts = shared_model(architecture), prompts_of()
@@ -110,6 +111,7 @@ def test_greedy_equals_the_plain_loop(shared_model: Make, architecture: str) -> 
     assert [group[0].finished for group in groups] == [response[-1] in stops for response in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_samples_equal_the_plain_engine_s(shared_model: Make, name: str) -> None:
     model, prompts = shared_model(name), prompts_of()

@@ -11,6 +11,8 @@ from lora_rlhf.model.memory import adapter_bytes, peak_gpu_gib, peak_rss_gib, qu
 from lora_rlhf.model.shared import SharedModel
 from tests.support.batches import random_batch
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., SharedModel]
 
 

@@ -527,6 +527,7 @@ def body_alone(good: bytes, bad: bytes) -> bool:
     return len(good) == len(bad) and good[: 8 + size] == bad[: 8 + size]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_2000_damaged_folders_load_as_written_or_are_refused(adapter: Path) -> None:
     """Never another exception, never slow; damage to the numbers alone is told by NaN and infinity, or loads."""

@@ -25,6 +25,8 @@ from lora_rlhf.plan.subject import Subject, examine
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.trainer import RoleOptimizer
 
+pytestmark = pytest.mark.slow
+
 PROMPT, RESPONSE, ROWS = 64, 32, 6
 Measured = Callable[[Callable[[], object]], int]
 PASSING = ("activations", "logits", "kv cache", "generation")

@@ -237,6 +237,7 @@ def test_many_at_once_leave_one_history(exports: Path) -> None:
     assert all(one["to"] != other["to"] for one, other in pairwise(entries))
 
 
+@pytest.mark.kill
 def test_a_kill_at_any_instant_leaves_the_old_or_the_new_pointer(exports: Path) -> None:
     """Real processes that promote and roll back without end, killed with SIGKILL at random instants."""
     draw, seen = random.Random(0), set()

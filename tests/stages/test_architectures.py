@@ -9,6 +9,8 @@ from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.stages import ppo, reward, sft
 from tests.support.stages import LIMITS, Models, open_model, results, rows_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox"])
 def test_all_three_stages(name: str, tiny_model: Models, data: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def batch_of(size: int = 8) -> AutoBatch:
     return AutoBatch("micro_batch_size", size, "buy memory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -47,6 +48,7 @@ def test_what_does_not_fit_is_tried_in_halves(error: BaseException, caplog: pyte
     assert "out of memory in the update: going on with micro_batch_size 4 (same results)" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_that_does_not_fit_ends_the_run_with_the_flag_to_change() -> None:
     def work(size: int) -> None:
         raise torch.OutOfMemoryError(f"size {size}")
@@ -136,6 +138,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "module", "name", "rows", "what"), PLACES, ids=[f"{place[4]}: {place[2]}" for place in PLACES]
 )
@@ -169,6 +172,7 @@ def test_a_run_that_ran_out_of_memory_has_the_same_result(
         assert lengths[0] == lengths[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_fit_fails_before_its_first_step(
     train: Callable[[str, str], SharedModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

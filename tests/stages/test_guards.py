@@ -75,6 +75,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "module", "name", "after", "message"), PLACES, ids=[f"{place[0]}: {place[2]}" for place in PLACES]
 )

@@ -123,6 +123,7 @@ def test_values_start_in_units_of_the_score(config: Config) -> None:
     assert first["ppo/value_loss"] < 5 * (1 + first["rollout/score_sd"] ** 2)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(config: Config) -> None:
     one, again, other = config("one"), config("again"), config("other", seed=1)
     models = [ppo.train(settings) for settings in (one, again, other)]
@@ -152,6 +153,7 @@ LEARNING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("advantage", ["gae", "rloo"])
 def test_a_countable_reward_rises_and_its_sign_flip_falls(config: Config, advantage: str) -> None:
     """The share of ASCII characters, about 0.55 at the start, with a standard error of 0.03 in each iteration."""
@@ -166,6 +168,7 @@ def test_a_countable_reward_rises_and_its_sign_flip_falls(config: Config, advant
     assert sum(fallen[-3:]) / 3 < fallen[0] - 0.15
 
 
+@pytest.mark.slow
 def test_a_price_on_kl_keeps_the_policy_near(config: Config) -> None:
     usual = LEARNING | {
         "advantage": "rloo",
@@ -180,6 +183,7 @@ def test_a_price_on_kl_keeps_the_policy_near(config: Config) -> None:
     assert near < 0.85 * far
 
 
+@pytest.mark.slow
 def test_adaptive_kl_follows_the_measured_kl(config: Config) -> None:
     """Ziegler et al.: times 1 + clip(KL / target - 1, -0.2, 0.2) * batch / horizon, from what the rollout measured."""
     settings = config(
@@ -232,6 +236,7 @@ def test_without_a_reward_model_none_is_asked_for(config: Config, tmp_path: Path
     assert manifest(settings.run, "ppo")["parents"].keys() == {"sft"}
 
 
+@pytest.mark.slow
 def test_a_response_that_does_not_end_gets_the_fixed_score(config: Config) -> None:
     """A function that pays nothing, so that the mean score is -7 times the share that did not end."""
     usual = {
@@ -319,6 +324,7 @@ def storage_bytes(model: SharedModel) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+@pytest.mark.slow
 def test_three_stages_share_one_base_and_leave_it_as_it_was(
     config: Config, tiny_model: Models, data: Path, tmp_path: Path
 ) -> None:

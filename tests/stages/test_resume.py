@@ -21,6 +21,8 @@ from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system.errors import Stopped, UserError
 from tests.support.stages import LIMITS, Models, manifest, rows_of
 
+pytestmark = pytest.mark.slow
+
 TRAIN: dict[str, Callable[[Any], Any]] = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
 Make = Callable[..., Any]
 

@@ -77,6 +77,7 @@ def optimizer_of(model: SharedModel, rate: float, size: int = 8) -> RoleOptimize
     return RoleOptimizer(UPDATE, model, "reward", rate, AutoBatch("micro_batch_size", size, "advice"))
 
 
+@pytest.mark.slow
 def test_one_batch_is_learnt_by_heart(shared_model: Make) -> None:
     """99 % of the pairs of a batch of K = 4 to 9 random responses in random order."""
     model = shared_model()

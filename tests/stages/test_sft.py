@@ -289,6 +289,7 @@ def test_without_validation_the_last_epoch_is_kept(config: Config) -> None:
     assert (found["demonstrations"], found["validation"], found["selected_epoch"]) == (len(DEMONSTRATIONS), 0, None)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_reward_model_selects_by_it(config: Config, data: Path) -> None:
     settings = config(epochs=3, learning_rate=0.05)
     sft.train(settings)

@@ -20,6 +20,8 @@ from lora_rlhf.stages import sft
 from lora_rlhf.stages.session import epochs_of_batches, seed_everything
 from tests.support.stages import LIMITS, Models, open_model, rows_of
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, BATCH = 2, 6
 
 

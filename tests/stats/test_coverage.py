@@ -16,6 +16,8 @@ from lora_rlhf.stats.differences import paired_means, paired_rates, paired_ratio
 from lora_rlhf.stats.intervals import bootstrap_ratio, mean_interval, wilson
 from lora_rlhf.stats.win_rates import length_controlled, mean_outcome, win_rate
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 1000
 Ends = tuple[float | None, float | None]
 

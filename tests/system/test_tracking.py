@@ -173,6 +173,7 @@ def test_wandb_continues_the_run_of_the_same_identity(
     assert again[0] == begun
 
 
+@pytest.mark.slow
 def test_wandb_alone_in_a_process_that_used_nothing_of_accelerate(tmp_path: Path, stand_in: StandIn) -> None:
     calls = stand_in("wandb")
     code = f"""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lora_rlhf.system import workers
 
-pytestmark = pytest.mark.xdist_group("workers")  # one worker makes the runs
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workers")]  # one worker makes the runs
 
 # Sums in another order: gradients are equal to 1e-6, and what Adam makes of them to 1e-5 of the largest weight.
 GRADIENT, WEIGHT = 1e-6, 1e-5
