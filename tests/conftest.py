@@ -9,11 +9,11 @@ import torch
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.shared import SharedModel
-from tests.support.models import ARCHITECTURES, randomize, save_tiny_model
+from tests.support.models import EVERY_ARCHITECTURE, randomize, save_tiny_model
 from tests.support.planted_runs import planted, planted_report  # noqa: F401  (fixtures for every test)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=EVERY_ARCHITECTURE)
 def architecture(request: pytest.FixtureRequest) -> str:
     """Every architecture in turn."""
     return request.param

@@ -14,6 +14,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "numpy", "yaml")
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -35,6 +36,7 @@ def test_the_page_runs_from_top_to_bottom(
     assert (tmp_path / "runs" / "notebook" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_every_name_is_there_and_nothing_heavy_is_imported_before_it_is_called() -> None:
     code = (
         "import sys, lora_rlhf; assert not {*sys.argv[1:]} & {*sys.modules};"

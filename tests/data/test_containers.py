@@ -67,6 +67,7 @@ def test_a_list_is_what_the_standard_library_reads(
     assert all(type(row) is type(expected) for (_, row), expected in zip(found, rows, strict=True))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     rows=ROWS.map(lambda rows: [{"": 0}, *rows]),

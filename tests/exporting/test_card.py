@@ -90,6 +90,7 @@ def exported(run: Path, to: Path, *words: str) -> str:
     return (to / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_card_tells_what_the_run_says(run: Path, tmp_path: Path) -> None:
     text = exported(run, tmp_path / "out", "--dtype", "float32")
     front = yaml.safe_load(text.split("---")[1])
@@ -152,6 +153,7 @@ def test_the_card_gives_nothing_away_and_obeys_nobody(run: Path, tmp_path: Path)
         assert "/secret" not in (tmp_path / role / "export.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_says_little(tiny_run: Callable[..., Path], tmp_path: Path) -> None:
     run = tiny_run()
     (run / "report.json").write_text('{"format": 1, "win_rate": {}}')

@@ -56,6 +56,7 @@ def report_of(path: Path, **settings: Any) -> dict[str, Any]:
     return check_data(CheckConfig(files=(str(path),), held_out=(str(path),), **settings))
 
 
+@pytest.mark.slow
 def test_parts_give_the_report_of_the_whole(
     tmp_path: Path, in_parts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ def test_parts_give_the_report_of_the_whole(
     assert together == alone
 
 
+@pytest.mark.slow
 def test_a_sample_of_parts_is_as_even_as_that_of_the_whole(tmp_path: Path, in_parts: list[int]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(rows(2000)))

@@ -53,9 +53,8 @@ def each_alone(
 
 
 @pytest.mark.parametrize("engine", ["plain", "static"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "gemma2", "gpt2", "phi"])
-def test_each_role_says_what_it_says_alone(several: Make, name: str, engine: str) -> None:
-    model = several(name)
+def test_each_role_says_what_it_says_alone(several: Make, architecture: str, engine: str) -> None:
+    model = several(architecture)
     digest = model.base_digest()
     settings = {**SETTINGS, "batch_size": 7, "engine": engine}
     groups = generate_mixed(model, *requests(samples=2), **settings)

@@ -121,6 +121,7 @@ def test_samples_equal_the_plain_engine_s(shared_model: Make, name: str) -> None
             require_same(model, prompts, sample(model, prompts, **changes), expected, changes.get("temperature", 1.0))
 
 
+@pytest.mark.slow
 def test_slots_and_neighbours_do_not_matter(shared_model: Make, capture: FakeCapture | None) -> None:
     model, prompts = shared_model("qwen2"), prompts_of()
     with model.role("policy"):
@@ -133,6 +134,7 @@ def test_slots_and_neighbours_do_not_matter(shared_model: Make, capture: FakeCap
     assert [[(len(r.ids), r.finished) for r in group] for group in single] == [[(1, False)]] * len(prompts)
 
 
+@pytest.mark.slow
 def test_slots_carry_their_role(shared_model: Make, capture: FakeCapture | None) -> None:
     """Through refills and moves; the same seeds for every role, so that a wrong role shows."""
     model, prompts = shared_model("mistral"), prompts_of()

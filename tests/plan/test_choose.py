@@ -94,7 +94,6 @@ def card(gib: float) -> Card:
     return Card("any", gib, 300, 30)
 
 
-@pytest.mark.slow
 def test_what_is_chosen_fits_with_a_margin(tinyworld: Subject) -> None:
     for gib in (0.6, 0.7, 1, 4):
         run_plan = choose(tinyworld, ASKED, card(gib))
@@ -115,7 +114,6 @@ def test_what_is_given_stays(tinyworld: Subject) -> None:
     assert (run_plan.advantage, setting.value_role) == ("grpo", False)
 
 
-@pytest.mark.slow
 def test_without_room_for_a_value_role_there_is_none(tinyworld: Subject) -> None:
     """At a rank at which adapters are most of it, and a card between what PPO needs with four roles and with three."""
     asked = replace(ASKED, lora_rank=256, micro_batch_size=1, generation_batch_size=1)
@@ -208,7 +206,6 @@ def test_lengths_beyond_the_context_are_refused() -> None:
         plan(replace(ASKED, max_prompt_tokens=100_000))
 
 
-@pytest.mark.slow
 def test_a_folder_with_a_config_alone_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {
         "vocab_size": 320,
@@ -227,7 +224,6 @@ def test_a_folder_with_a_config_alone_is_planned(tmp_path: Path, capsys: pytest.
     assert sorted(path.name for path in Path(folder).iterdir()) == ["config.json"]
 
 
-@pytest.mark.slow
 def test_a_person_is_shown_parts_seconds_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     plan(ASKED)
     shown = capsys.readouterr().out

@@ -56,6 +56,7 @@ def spy_on(monkeypatch: pytest.MonkeyPatch, stage: str, picked: str) -> tuple[li
     return asked, used, counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["ppo", "sample"])
 @pytest.mark.parametrize(("first", "other"), [("static", "plain"), ("plain", "static")])
 def test_a_run_goes_on_with_the_engine_that_it_began_with(
@@ -84,6 +85,7 @@ def test_who_asks_for_an_engine_gets_it_on_the_way_too(run: Run, monkeypatch: py
     assert asked == ["plain"] and set(used) == {"plain"}
 
 
+@pytest.mark.slow
 def test_slots_that_are_refilled_get_several_batches_of_prompts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """7 responses at a time, and 7 of each prompt: a prompt in a batch, or four for the slots."""
     for picked, prompts in (("plain", 1), ("static", 4)):

@@ -220,6 +220,7 @@ def test_the_scale_can_be_given(config: Callable[..., RewardConfig]) -> None:
     assert mean_and_sd(calibrated)[0] == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_ranked_first_scores_highest_on_prompts_held_out(
     config: Callable[..., RewardConfig], tiny_model: Models, parents: Path
 ) -> None:
@@ -249,6 +250,7 @@ def test_what_is_ranked_first_scores_highest_on_prompts_held_out(
     assert last["samples/length_correlation"] == pytest.approx(found["length_correlation"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_stay_at_chance_on_prompts_held_out(
     config: Callable[..., RewardConfig], tmp_path: Path
 ) -> None:
@@ -270,6 +272,7 @@ def test_shuffled_labels_stay_at_chance_on_prompts_held_out(
     assert abs(found["accuracy"]["rate"] - 0.5) < 4 * math.sqrt(11 / 12) / 3 / math.sqrt(prompts)
 
 
+@pytest.mark.slow
 def test_listwise_learns_as_well(config: Callable[..., RewardConfig]) -> None:
     settings = config(loss="listwise", epochs=6, learning_rate=5e-3)
     reward.train(settings)

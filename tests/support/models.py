@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -53,6 +54,10 @@ ARCHITECTURES = {
     "gpt2": Architecture({"n_inner": 128, "attn_pdrop": 0.1}),  # learned positions, Conv1D layers
     "gpt_neox": Architecture({"hidden_dropout": 0.1}),
 }
+IN_THE_FAST_SUITE = ("llama", "gemma2", "gpt2")  # those that differ most
+EVERY_ARCHITECTURE = [
+    pytest.param(name, marks=[] if name in IN_THE_FAST_SUITE else pytest.mark.slow) for name in ARCHITECTURES
+]
 
 
 def save_tiny_model(name: str, folder: Path) -> None:
