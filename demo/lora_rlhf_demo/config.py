@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lora_rlhf.configs.marks import formerly
-from lora_rlhf.configs.values import at_least, share
+from lora_rlhf.configs.values import at_least, device_faults, share
 
 LOOPBACK = ("localhost",)
 
@@ -66,6 +66,7 @@ class DemoConfig:
         """Everything wrong with these values."""
         faults = [
             *at_least(self, 1, "max_prompt_characters", "max_prompt_tokens", "max_response_tokens", "port"),
+            *device_faults(self),
             *share(self, "qualification_agreement", upper=1.0),
             *([f"port is {self.port}, must be at most 65535"] if self.port > 65535 else []),
         ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_rlhf.configs.catalogue import ChatRole
-from lora_rlhf.configs.values import at_least
+from lora_rlhf.configs.values import at_least, device_faults
 
 MOST_SEED = 10**12
 
@@ -39,5 +39,6 @@ class ChatConfig:
         return [
             *([] if is_valid else [f"temperature is {self.temperature}, must be at least 0"]),
             *at_least(self, 1, "max_response_tokens"),
+            *device_faults(self),
             *([] if 0 <= self.seed < MOST_SEED else [f"seed is {self.seed}, must be from 0 to {MOST_SEED - 1}"]),
         ]

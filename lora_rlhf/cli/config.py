@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lora_rlhf.configs.values import device_faults, seed_faults
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
@@ -22,8 +24,8 @@ class RecipeConfig:
     """Go on with an unfinished stage though the recipe has changed since it began; the changes are recorded."""
 
     def faults(self) -> list[str]:
-        """Nothing can be wrong with these by themselves; the recipe is checked as a whole when it is read."""
-        return []
+        """What is wrong with these by themselves; the recipe is checked as a whole when it is read."""
+        return [*device_faults(self), *seed_faults(self)]
 
     @property
     def overrides(self) -> dict[str, Any]:

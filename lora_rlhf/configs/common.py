@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_rlhf.configs.marks import COMMON, SAFE_TO_CHANGE_ON_RESUME, not_in_recipe
-from lora_rlhf.configs.values import at_least, positive
+from lora_rlhf.configs.values import at_least, device_faults, positive, seed_faults
 from lora_rlhf.system.tracking import faults as tracking_faults
 
 TO_REPEAT = "to repeat the stage, delete {run}/{name}"
@@ -48,6 +48,8 @@ class StageConfig:
         return [
             *at_least(self, 1, "micro_batch_size", "generation_batch_size", "max_prompt_tokens"),
             *at_least(self, 1, "max_response_tokens"),
+            *device_faults(self),
+            *seed_faults(self),
             *([] if self.run else ["run is empty; name a folder, for example runs/first"]),
         ]
 

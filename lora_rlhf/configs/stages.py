@@ -100,6 +100,8 @@ class PPOConfig(TrainingConfig):
     """SFT stage folder that the policy starts from; RUN/sft unless given."""
     reward: str | None = None
     """Reward stage folder; RUN/reward unless given."""
+    accept_chance_reward: bool = False
+    """Train although the held-out accuracy of the reward model may be that of a coin."""
     reference: Literal["sft", "base"] = "sft"
     """What the KL penalty is measured to: the SFT model (InstructGPT) or the bare base."""
     deduplicate: Literal["exact", "prefix", "none"] = "exact"
@@ -153,7 +155,8 @@ class PPOConfig(TrainingConfig):
     kl_horizon: float = 10_000.0
     """Episodes over which adaptive control acts; shorten it for short runs (Ziegler et al., section 2.2)."""
     missing_eos_score: float | None = -1.0
-    """Score of a response that did not end within max_response_tokens; null: the reward model's."""
+    """Score of a response that did not end within max_response_tokens, in units of the reward model's score (without
+    one, of the reward function's), whose weight applies to it; null: the reward model's."""
     score_clip: float | None = None
     """Clip scores to plus and minus this."""
     reward_model_weight: float = 1.0

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import itertools
 import math
+import re
 import textwrap
 import types
 import typing
@@ -19,6 +20,8 @@ import yaml
 from lora_rlhf.system.errors import UserError
 
 Config = TypeVar("Config")
+
+MOST_SEED = 2**63  # seeds are below it, as PyTorch's generators take them
 
 
 def check(config: Any) -> None:
@@ -49,6 +52,9 @@ def convert_values(kind: type[Any], values: Mapping[str, Any]) -> tuple[dict[str
         try:
             converted[name] = _convert(hints[name], value)
         except ValueError as error:
+            if value is None:
+                faults.append(f"{name} has no value, expected {describe_type(hints[name])}")
+                continue
             faults.append(f"{name} is {error.args[0]!r}, expected {describe_type(hints[name])}")
     return converted, faults
 
@@ -129,10 +135,22 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys in silence; here they are an error that names the line."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+            keys.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. UserError names the file, and the line of a syntax error."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two are for dates, bytes and depth
@@ -179,6 +197,19 @@ def share(config: Any, *names: str, upper: float = 0.99) -> list[str]:
     """Faults of values outside 0 to `upper`."""
     values = [(name, getattr(config, name)) for name in names]
     return [f"{name} is {value}, must be between 0 and {upper:g}" for name, value in values if not 0 <= value <= upper]
+
+
+def device_faults(config: Any) -> list[str]:
+    """The fault of a device that has another form than those that PyTorch is given here; None is no device."""
+    if config.device is None or re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
+        return []
+    return [f"device is {config.device!r}, expected auto, cpu, cuda or cuda:N"]
+
+
+def seed_faults(config: Any) -> list[str]:
+    """The fault of a seed that PyTorch's generators do not take; None is no seed."""
+    fits = config.seed is None or 0 <= config.seed < MOST_SEED
+    return [] if fits else [f"seed is {config.seed}, must be from 0 to {MOST_SEED - 1}"]
 
 
 def multiple(config: Any, name: str, of: str) -> list[str]:

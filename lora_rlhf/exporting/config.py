@@ -6,7 +6,7 @@ from typing import Literal
 
 from lora_rlhf.configs.catalogue import BY_ROLE, PPO, ExportRole
 from lora_rlhf.configs.marks import COMMON, SAFE_TO_CHANGE_ON_RESUME, input_file, not_in_recipe
-from lora_rlhf.configs.values import at_least, positive, share
+from lora_rlhf.configs.values import at_least, device_faults, positive, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,7 @@ class ExportConfig:
         return [
             *(["form gguf is for models that write text; leave --form out for a reward model"] if is_refused else []),
             *([] if self.to or self.verify else ["give --to, the folder to make"]),
+            *device_faults(self),
             *_size_faults(self.max_shard_size),
             *at_least(self, 1, "parity_prompts", "parity_tokens"),
             *positive(self, "max_kl_share", "max_score_share"),

@@ -135,6 +135,9 @@ def resolve_device(device: str) -> torch.device:
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device is {device!r}, but PyTorch sees no CUDA GPU here; use --device cpu")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise UserError(f"device is {device!r}, but PyTorch sees only {there} here")
     return target
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step that runs is finished and saved; a second Ctrl-C stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the step that runs is finished and saved; a second Ctrl-C stops at once."""
 
 import signal
 import sys
@@ -40,8 +40,9 @@ def stop_if_asked(done: str) -> None:
 
 @contextmanager
 def graceful(unit: str = "step") -> Iterator[Request]:
-    """Inside the block a first Ctrl-C or SIGTERM is only noted; a second Ctrl-C raises KeyboardInterrupt.
+    """Inside the block a first Ctrl-C, SIGTERM or SIGHUP (a closed terminal) is only noted.
 
+    A second Ctrl-C raises KeyboardInterrupt.
     `unit` names what is finished first, in the line that the user sees.
     """
     global _latest
@@ -58,7 +59,9 @@ def graceful(unit: str = "step") -> Iterator[Request]:
             print(f"\nfinishing this {unit} and saving{again}", file=sys.stderr, flush=True)
         request.signal = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # under nohup SIGHUP is ignored, and stays so
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in ends if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield request
     finally:

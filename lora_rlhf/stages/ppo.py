@@ -31,7 +31,7 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.ppo_loop import PPOLoop
-from lora_rlhf.stages.ppo_setup import check_first_step, finish, set_up
+from lora_rlhf.stages.ppo_setup import check_first_step, finish, set_up, warn_of_rollout
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.scorer import ResponseScorer
 from lora_rlhf.stages.session import warmup
@@ -113,6 +113,11 @@ class Targets:
     advantages: Tensor
     returns: Tensor | None
 
+    @property
+    def has_advantages(self) -> bool:
+        """False where all responses are worth the same, so that none is better than another."""
+        return bool(self.advantages.any())
+
 
 class PPO:
     """The five steps of an iteration, and the state that passes from one iteration to the next."""
@@ -162,9 +167,9 @@ class PPO:
         return metrics
 
     def _reward_and_learn(self, rollout: Rollout) -> Metrics:
-        before = {role: self.model.adapter_state(role) for role in self.optimizers} if self.done == 0 else {}
         with self._timed("update_s"):
             targets = self.reward(rollout, self.kl.coef)
+            warn_of_rollout(self.config, rollout, targets, self.done + 1)
             for optimizer in self.optimizers.values():
                 optimizer.schedule(warmup(self.done, self.config.warmup_iterations))
             metrics, too_far = self.learn(rollout, targets)
@@ -173,8 +178,11 @@ class PPO:
             self._leave_unlearned(f"the probability ratio of a minibatch has a mean above max_ratio {limit}")
         else:
             self.unlearned = 0
-        if before and metrics["ppo/updates"]:
-            check_first_step(self.config, self.model, rollout, targets, metrics["ppo/ratio_deviation"], before)
+        if self.done == 0 and metrics["ppo/updates"]:
+            check_first_step(self.config, self.model, rollout, metrics["ppo/ratio_deviation"])
+            for role, optimizer in self.optimizers.items():
+                if role != "policy" or targets.has_advantages:
+                    optimizer.require_moved()
         return metrics
 
     # 1 Act
@@ -224,7 +232,7 @@ class PPO:
             sequences=sequences,
             finished=finished,
             raw_scores=judged["score"],
-            scores=apply_missing_eos(judged["score"], finished, config.missing_eos_score),
+            scores=apply_missing_eos(judged["score"], finished, self.scorer.missing_eos_score),
             old_logprobs=logprobs,
             ref_logprobs=judged["reference log-probability"],
             entropy=entropy,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from tqdm import tqdm
 
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
@@ -16,6 +16,7 @@ from lora_rlhf.model.memory import adapter_bytes
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
+from lora_rlhf.stages.reward_report import chance_fault
 from lora_rlhf.stages.rows import encode_prompts, report_refusals
 from lora_rlhf.stages.sampler import require_engine
 from lora_rlhf.stages.scorer import ResponseScorer
@@ -28,7 +29,7 @@ from lora_rlhf.stages.session import (
     seed_everything,
 )
 from lora_rlhf.system import workers
-from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from lora_rlhf.stages.ppo import Rollout, Targets
@@ -75,8 +76,13 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
 
 
 def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[str, Any]) -> None:
-    """Saves the adapters and marks the stage as finished."""
+    """Saves the adapters and marks the stage as finished. Stopped where the policy is still the SFT model."""
     model = setup.model
+    if same_state(model.adapter_state("policy"), model.adapter_state("sft")):
+        raise Stopped(
+            f"{folder.path}: nothing was learned in {config.iterations} iterations: the policy is the SFT model still, "
+            "so the stage is not finished. See the warnings above; --overwrite begins again"
+        )
     workers.from_main(lambda: _save(model, folder))
     roles = [role for role in ("sft", "reward", "policy", "value") if role in model.roles]
     folder.finish(
@@ -89,18 +95,32 @@ def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[s
     )
 
 
-def check_first_step(
-    config: PPOConfig,
-    model: SharedModel,
-    rollout: "Rollout",
-    targets: "Targets",
-    ratio_deviation: float,
-    before: dict[str, dict[str, Tensor]],
-) -> None:
+def warn_of_rollout(config: PPOConfig, rollout: "Rollout", targets: "Targets", iteration: int) -> None:
+    """Warns of an iteration that teaches nothing, or teaches never to end."""
+    finished, count = rollout.finished, len(rollout.finished)
+    if not targets.has_advantages:
+        tqdm.write(
+            f"iteration {iteration}: all responses to a prompt are worth the same (mean score "
+            f"{float(rollout.scores.mean()):.3g}): nothing can be learned from them"
+        )
+    if not bool(finished.any()):
+        tqdm.write(
+            f"iteration {iteration}: none of {count} responses ended within max_response_tokens "
+            f"{config.max_response_tokens}; raise it, or train the SFT model on shorter answers"
+        )
+    elif config.missing_eos_score is not None and not bool(finished.all()):
+        fixed, ended = float(rollout.scores[~finished].mean()), float(rollout.scores[finished].mean())
+        if fixed > ended:
+            tqdm.write(
+                f"iteration {iteration}: a response that never ends gets {fixed:.3g}, one that ends {ended:.3g} on "
+                "average: never ending pays; lower missing_eos_score"
+            )
+
+
+def check_first_step(config: PPOConfig, model: SharedModel, rollout: "Rollout", ratio_deviation: float) -> None:
     """Checks what must hold before the first update and after its first step. RuntimeError for a broken set-up.
 
-    `ratio_deviation` is the largest distance, in nats, of the first step's log-probabilities from the rollout's;
-    `before` holds the trained roles' parameters before it.
+    `ratio_deviation` is the largest distance, in nats, of the first step's log-probabilities from the rollout's.
     """
     tolerance = TOLERANCE.get(model.device.type, TOLERANCE["cuda"])
     if config.reference == "sft":
@@ -109,11 +129,6 @@ def check_first_step(
             raise RuntimeError(f"policy and reference differ by {drift:.2g} nats before the first update")
     if ratio_deviation > tolerance:
         raise RuntimeError(f"the first update sees log-probabilities {ratio_deviation:.2g} nats off the rollout's")
-    # Where all responses to a prompt are worth the same (none is right yet), siblings have nothing to teach.
-    must_move = [role for role in before if role != "policy" or bool(targets.advantages.any())]
-    for role in must_move:
-        if same_state(before[role], model.adapter_state(role)):
-            raise RuntimeError(f"the {role} adapter did not move in the first update; is its learning rate 0?")
 
 
 def _save(model: SharedModel, folder: StageFolder) -> None:
@@ -129,6 +144,7 @@ def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
     if config.reward_model_weight == 0:
         return sft, None
     reward = find_stage(config.reward or f"{config.run}/reward", "reward")
+    _require_better_than_chance(config, reward)
     for key, value in sft.manifest["base"].items():
         if reward.manifest["base"].get(key) != value:
             raise UserError(
@@ -141,6 +157,15 @@ def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
             *(reward.folder, sft.folder),
         )
     return sft, reward
+
+
+def _require_better_than_chance(config: PPOConfig, reward: Parent) -> None:
+    """UserError for a reward model whose held-out accuracy may be a coin's, unless the user accepts it."""
+    if (fault := chance_fault(reward.manifest["results"])) and not config.accept_chance_reward:
+        raise UserError(
+            f"{reward.folder}: {fault}. PPO would learn noise: collect more rankings, or give "
+            "--accept_chance_reward true"
+        )
 
 
 def _pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream | None:

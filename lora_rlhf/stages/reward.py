@@ -20,7 +20,7 @@ from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.reward_report import held_out_report
+from lora_rlhf.stages.reward_report import chance_fault, held_out_report
 from lora_rlhf.stages.reward_scores import calibrate, ranking_sequences, require_same_after_reload, score_rankings
 from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, watched
 from lora_rlhf.stages.samples import RANKINGS, TIMES, of_reward
@@ -74,7 +74,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         workers.from_main(lambda: model.save_role("reward", folder.path / ADAPTER))
         scores = score_rankings(model, validation, micro_batch)
         require_same_after_reload(model, folder, validation, scores, micro_batch)
-        folder.finish(
+        results = folder.finish(
             {
                 "prompts": len(training),
                 "pairs": sum(_num_pairs(ranking) for ranking in training),
@@ -84,7 +84,9 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
                 "label_agreement_pairs": label_agreement.num_pairs,
                 **held_out_report(validation, scores),
             }
-        )
+        )["results"]
+        if fault := chance_fault(results):
+            log.warning("%s; it has too few or too noisy rankings to learn from, and ppo asks before it uses it", fault)
     return model
 
 
@@ -193,6 +195,7 @@ def _optimize(
                     raise trainer.failure(
                         done + 1, error, [_readable(model, row) for row in rankings], advice
                     ) from error
+                optimizer.require_moved()
                 done += 1
                 if fixed and done % max(1, steps // TIMES) == 0:
                     metrics |= of_reward(model, fixed, micro_batch)

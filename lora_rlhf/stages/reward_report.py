@@ -1,14 +1,29 @@
 """How good a reward model is on rankings that it was not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from lora_rlhf.data.encode import EncodedRanking
 from lora_rlhf.stats.ordering import OrderingReport, ordering_report
 
+CHANCE = 0.5  # the accuracy of a coin
+
 
 def held_out_report(rankings: Sequence[EncodedRanking], scores: list[Tensor]) -> OrderingReport:
     """`ordering_report` of rankings and of each its scores (K,); lengths in tokens."""
     lengths = [[len(ids) for ids in ranking.response_ids] for ranking in rankings]
     return ordering_report([ranking.ranks for ranking in rankings], scores, lengths)
+
+
+def chance_fault(results: Mapping[str, Any]) -> str | None:
+    """What is wrong with a reward model whose accuracy may be a coin's; None for a better one, or an unmeasured one.
+
+    results: of the reward stage, with the held-out accuracy and its 95 % interval.
+    """
+    accuracy = results.get("accuracy")
+    if accuracy is None or accuracy["low"] > CHANCE:
+        return None
+    interval = f"{accuracy['rate']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})"
+    return f"this reward model is no better than chance on held-out pairs: accuracy {interval}"

@@ -24,12 +24,15 @@ class ResponseScorer:
     function: RewardFunction | None = None
     function_weight: float = 1.0
     clip: float | None = None
+    missing_eos_score: float | None = None  # of a response that did not end, in units of the whole score
 
     @classmethod
     def of(cls, config: PPOConfig) -> "ResponseScorer":
         """As the config has it. UserError for a reward function that cannot be imported."""
         function = None if config.reward_function is None else load_function(config.reward_function)
-        return cls(config.reward_model_weight, function, config.reward_function_weight, config.score_clip)
+        weight = config.reward_model_weight or config.reward_function_weight
+        missing = None if config.missing_eos_score is None else config.missing_eos_score * weight
+        return cls(config.reward_model_weight, function, config.reward_function_weight, config.score_clip, missing)
 
     def scores(
         self, model: SharedModel, sequences: Sequences, prompts: list[str], responses: list[str], batch: AutoBatch

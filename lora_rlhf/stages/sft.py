@@ -150,6 +150,7 @@ class _Training:
         except NotFinite as error:
             advice = f"Lower --learning_rate ({self.config.learning_rate:g}) and go on with --allow_changes"
             raise trainer.failure(self.step + 1, error, [self._readable(row) for row in rows], advice) from error
+        optimizer.require_moved()
         self.step += 1
         self.loss = figures["loss"]
         row = {"sft/loss": figures["loss"], "sft/grad_norm": figures["grad_norm"], "sft/learning_rate": rate}

@@ -26,6 +26,8 @@ from lora_rlhf.system.tracking import Trackers
 
 log = logging.getLogger("lora_rlhf")
 
+# Peaks of learning rates that LoRA adapters are trained with; outside of them little or nothing sensible is learned.
+USUAL_LEARNING_RATES = (1e-5, 1e-2)
 EPS = 1e-5  # AdamW's: with PyTorch's 1e-8 the first PPO updates are several times larger (arXiv 2403.17031)
 FAILURE = "failure.json"
 GO_ON = "Give the same command again to go on"
@@ -54,7 +56,15 @@ class RoleOptimizer:
         batch: AutoBatch,
         eps: float = EPS,
     ) -> None:
+        lowest, highest = USUAL_LEARNING_RATES
+        if not lowest <= peak <= highest:
+            effect = "will hardly move" if peak < lowest else "may destroy"
+            log.warning(
+                "learning rate of %s: %g is outside the usual %g to %g for LoRA; training %s the adapter",
+                *(role, peak, lowest, highest, effect),
+            )
         self.role = role
+        self.has_moved = False  # whether a step of this process changed a parameter
         self._peak, self._max_grad_norm = peak, config.max_grad_norm
         self._model, self._batch = model, batch
         self._named = model.named_parameters_of(role)
@@ -84,8 +94,18 @@ class RoleOptimizer:
                 raise NotFinite(name)
         if inspect is not None:
             inspect(totals)
+        before = [] if self.has_moved else [parameter.detach().clone() for parameter in self._parameters]
         self._adamw.step()
+        self.has_moved = self.has_moved or not all(map(torch.equal, before, self._parameters))
         return {**totals, "grad_norm": norm}
+
+    def require_moved(self) -> None:
+        """Stopped where no step of this process has changed the adapter: the run learns nothing."""
+        if not self.has_moved:
+            raise Stopped(
+                f"the {self.role} adapter did not move: nothing is learned. Its learning rate is {self._peak:g}; "
+                "10 to 100 times what full fine-tuning takes (1e-4 to 2e-3) is usual for LoRA"
+            )
 
     def rehearse(self, accumulate: Accumulate) -> None:
         """Takes a step and undoes it, so that the largest step fails at the start and not hours later."""
