@@ -65,7 +65,7 @@ COMMANDS = {
     f"--lora_rank 4 --lora_dropout 0.1 --learning_rate 5e-3 --validation_fraction 0.1 {TRAINING}",
     "reward": f"reward --rankings {{data}}/rankings.jsonl --batch_size 3 --epochs 5 --learning_rate 2e-3 {TRAINING}",
     "ppo": f"ppo --prompts {{data}}/prompts.jsonl --iterations 8 --batch_size 8 --minibatch_size 4 --kl_target 0.5 "
-    "--engine static "
+    "--engine static --accept_chance_reward true "
     f"--kl_horizon 32 --warmup_iterations 3 --sample_every 2 --pretraining_text {{data}}/text.jsonl --max_kl null "
     f"--ptx_block_tokens 16 --ptx_shuffle_blocks 5 --policy_learning_rate 2e-3 --value_learning_rate 2e-3 {TRAINING}",
     "sample": "sample --prompts {data}/prompts.jsonl --to {run}/candidates.jsonl --min_responses 2 --max_responses 4 "
@@ -83,7 +83,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "sample": {"min_responses": 2, "max_responses": 3},
     "label": {"overlap": 8},
     "reward": {"batch_size": 4, "micro_batch_size": 8, "validation_fraction": 0.3},
-    "ppo": {"iterations": 4, "batch_size": 8, "minibatch_size": 8, "micro_batch_size": 8, "kl_horizon": 100},
+    "ppo": {
+        "accept_chance_reward": True,
+        "iterations": 4,
+        "batch_size": 8,
+        "minibatch_size": 8,
+        "micro_batch_size": 8,
+        "kl_horizon": 100,
+    },
     "evaluate": {
         "temperatures": [0.0, 1.0],
         "micro_batch_size": 8,

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
     0: done. 1: out of memory, a file that cannot be written, a guard. 2: a mistake of the user's. 130: Ctrl-C.
-    143: SIGTERM.
+    143: SIGTERM. 129: SIGHUP.
     """
     for name, value in (ENVIRONMENT if workers.is_main() else ENVIRONMENT | QUIET).items():
         os.environ.setdefault(name, value)

@@ -55,6 +55,8 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
     UserError, before any weights are loaded where that can be, for all that cannot be used.
     """
     sft, reward = _find_parents(config)
+    if reward is not None and not folder.resumes:
+        _require_better_than_chance(config, reward)
     prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
     prompts.require_first()
     scorer = ResponseScorer.of(config)
@@ -144,7 +146,6 @@ def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
     if config.reward_model_weight == 0:
         return sft, None
     reward = find_stage(config.reward or f"{config.run}/reward", "reward")
-    _require_better_than_chance(config, reward)
     for key, value in sft.manifest["base"].items():
         if reward.manifest["base"].get(key) != value:
             raise UserError(

@@ -344,6 +344,14 @@ def test_help_and_faults_import_nothing_heavy() -> None:
     assert time.monotonic() - started < 1.5
 
 
+def test_without_file_locks_one_line_names_wsl() -> None:
+    """As on Windows, which has no fcntl."""
+    code = "import sys; sys.modules['fcntl'] = None; from lora_rlhf.cli.main import main"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: lora-rlhf needs Linux or macOS; on Windows, run it inside WSL2\n"
+
+
 def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
     command = [sys.executable, "-m", "lora_rlhf.cli", "--help"]
     done = subprocess.run(["bash", "-c", '"$@" | true; echo "${PIPESTATUS[0]}"', "bash", *command], capture_output=True)

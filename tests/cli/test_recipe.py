@@ -42,6 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "label": {"overlap": 8},
     "reward": {"batch_size": 8, "validation_fraction": 0.3},
     "ppo": {
+        "accept_chance_reward": True,
         "iterations": 2,
         "batch_size": 8,
         "minibatch_size": 8,

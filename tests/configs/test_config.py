@@ -104,7 +104,7 @@ def test_from_dict_reads_numbers_as_yaml_writes_them(written: Any, read: float) 
 
 def test_from_dict_keeps_none_where_none_is_allowed() -> None:
     assert from_dict(PPOConfig, {"run": "r", "prompts": "p", "kl_target": None}, "x").kl_target is None
-    with pytest.raises(UserError, match="kl_coef is None"):
+    with pytest.raises(UserError, match="kl_coef has no value"):
         from_dict(PPOConfig, {"run": "r", "prompts": "p", "kl_coef": None}, "x")
 
 
@@ -186,3 +186,32 @@ def test_files_that_are_no_configuration(text: str, fault: str, tmp_path: Path) 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
         read_yaml("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"device": "foo"}, "device is 'foo', expected auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:one"}, "device is 'cuda:one', expected auto"),
+        ({"seed": -1}, "seed is -1, must be from 0 to 9223372036854775807"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+    ],
+)
+def test_devices_and_seeds_are_checked_before_a_library_sees_them(values: dict[str, Any], fault: str) -> None:
+    with pytest.raises(UserError, match=re.escape(fault)):
+        check(SFTConfig(run="r", model="m", demonstrations="d", **values))
+    assert SFTConfig(run="r", model="m", demonstrations="d", device="cuda:1", seed=2**63 - 1).faults() == []
+
+
+def test_a_key_that_is_there_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: r\nsft:\n  epochs: 2\n  batch_size: 8\n  epochs: 3\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: .*line 5: the key 'epochs' is there twice"):
+        read_yaml(path)
+
+
+def test_a_key_without_a_value_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text("run: r\nmodel: m\ndemonstrations: d\nepochs:\n")
+    with pytest.raises(UserError, match="epochs has no value, expected a whole number"):
+        from_dict(SFTConfig, read_yaml(path), "sft.yaml")

@@ -36,7 +36,9 @@ def test_three_stages_on_the_gpu(tmp_path: Path) -> None:
     before = model.base_digest()
     sft.train(SFTConfig(model="tinyworld", demonstrations=str(demonstrations), batch_size=8, **common), model)
     reward.train(RewardConfig(rankings=str(rankings), **common), model)
-    ppo.train(PPOConfig(prompts=str(demonstrations), iterations=3, batch_size=32, **common), model)
+    ppo.train(
+        PPOConfig(accept_chance_reward=True, prompts=str(demonstrations), iterations=3, batch_size=32, **common), model
+    )
 
     assert model.base_digest() == before
     assert peak_gpu_gib() > 0

@@ -38,14 +38,7 @@ def parents(tiny_model: Models, data: Path, tmp_path_factory: pytest.TempPathFac
         )
     )
     reward.train(
-        RewardConfig(
-            run=str(run),
-            rankings=str(data / "rankings.jsonl"),
-            learning_rate=2e-3,
-            batch_size=8,
-            validation_fraction=0.0,  # unmeasured, so that PPO does not ask whether a reward by chance is meant
-            **LIMITS,
-        ),
+        RewardConfig(run=str(run), rankings=str(data / "rankings.jsonl"), learning_rate=2e-3, batch_size=8, **LIMITS),
         model,
     )
     return run

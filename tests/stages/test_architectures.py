@@ -26,6 +26,7 @@ def test_all_three_stages(name: str, tiny_model: Models, data: Path, tmp_path: P
         PPOConfig(
             run=run,
             prompts=str(data / "prompts.jsonl"),
+            accept_chance_reward=True,
             iterations=2,
             batch_size=8,
             minibatch_size=8,

@@ -94,7 +94,7 @@ def train(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Call
         }
         text = {"pretraining_text": str(data / "text.jsonl"), "ptx_block_tokens": 16}
         sources = {"reward": str(parents / "reward"), "prompts": str(data / "prompts.jsonl")}
-        return ppo.train(PPOConfig(**(usual | settings | text | sources)))
+        return ppo.train(PPOConfig(accept_chance_reward=True, **(usual | settings | text | sources)))
 
     return make
 

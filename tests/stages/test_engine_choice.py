@@ -29,7 +29,7 @@ def run(data: Path, parents: Path, tmp_path: Path) -> Run:
             sample.sample(SampleConfig(run=str(parents), generation_batch_size=7, **common))
             return
         common |= {"run": str(tmp_path / "run"), "sft": str(parents / "sft"), "reward": str(parents / "reward")}
-        ppo.train(PPOConfig(iterations=2, batch_size=8, minibatch_size=8, **common))
+        ppo.train(PPOConfig(accept_chance_reward=True, iterations=2, batch_size=8, minibatch_size=8, **common))
 
     return go
 

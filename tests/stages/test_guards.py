@@ -39,7 +39,7 @@ def config(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Mak
             return RewardConfig(**(usual | {"rankings": str(data / "rankings.jsonl")} | changes))
         sources = {"reward": str(parents / "reward"), "prompts": str(data / "prompts.jsonl"), "iterations": 4}
         sizes = {"minibatch_size": 4, "num_epochs": 2, "max_response_tokens": 6, "warmup_iterations": 0}
-        return PPOConfig(**(usual | sources | sizes | changes))
+        return PPOConfig(accept_chance_reward=True, **(usual | sources | sizes | changes))
 
     return make
 

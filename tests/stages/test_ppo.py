@@ -17,7 +17,7 @@ from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.memory import adapter_bytes, quantized_storages
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo, reward, sft
-from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.errors import Stopped, UserError
 from tests.support import rewards
 from tests.support.stages import (
     DEMONSTRATIONS,
@@ -33,6 +33,9 @@ from tests.support.stages import (
 
 Config = Callable[..., PPOConfig]
 
+# With these, some responses end by themselves and some do not.
+SOME_END: dict[str, Any] = {"batch_size": 64, "max_response_tokens": 24}
+
 
 @pytest.fixture
 def config(parents: Path, data: Path, tmp_path: Path) -> Config:
@@ -44,6 +47,7 @@ def config(parents: Path, data: Path, tmp_path: Path) -> Config:
             "prompts": str(data / "prompts.jsonl"),
             "sft": str(parents / "sft"),
             "reward": str(parents / "reward"),
+            "accept_chance_reward": True,  # of the few rankings here
             "iterations": 2,
             "batch_size": 8,
             "minibatch_size": 8,
@@ -213,7 +217,9 @@ def test_critic_free_variants_have_no_value_role(config: Config, advantage: str)
     assert not any("value" in key for key in rows_of(settings.run, "ppo")[0])
 
 
-def test_siblings_that_are_all_worth_the_same_teach_nothing_and_break_nothing(config: Config) -> None:
+def test_siblings_that_are_all_worth_the_same_teach_nothing_and_say_so(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As with a verifiable reward that no response earns yet."""
     settings = config(
         reward_model_weight=0.0,
@@ -222,8 +228,10 @@ def test_siblings_that_are_all_worth_the_same_teach_nothing_and_break_nothing(co
         samples_per_prompt=2,
         missing_eos_score=None,
     )
-    model = ppo.train(settings)
-    assert same(model.adapter_state("policy"), model.adapter_state("sft"))
+    with pytest.raises(Stopped, match="nothing was learned in 2 iterations: the policy is the SFT model still"):
+        ppo.train(settings)
+    assert "iteration 1: all responses to a prompt are worth the same (mean score 0)" in capsys.readouterr().out
+    assert manifest(settings.run, "ppo")["status"] == "running"
 
 
 def test_without_a_reward_model_none_is_asked_for(config: Config, tmp_path: Path) -> None:
@@ -243,8 +251,7 @@ def test_a_response_that_does_not_end_gets_the_fixed_score(config: Config) -> No
         "reward_model_weight": 0.0,
         "reward_function": "tests.support.rewards:nothing",
         "iterations": 1,
-        "batch_size": 64,
-        "max_response_tokens": 24,
+        **SOME_END,
     }
     settings, left = config("fixed", missing_eos_score=-7.0, **usual), config("left", missing_eos_score=None, **usual)
     for one in (settings, left):
@@ -365,6 +372,62 @@ def test_dropout_is_for_sft_alone(config: Config, tiny_model: Models, data: Path
     assert column(own, "ppo/ratio_deviation")[0] < 1e-5
 
 
+# A run that teaches nothing, or something unwanted, says so
+
+
+def test_a_reward_model_by_chance_is_used_only_if_asked_for(config: Config, parents: Path, tmp_path: Path) -> None:
+    for rate, low, fits in ((0.6, 0.45, False), (0.7, 0.55, True)):
+        copy = tmp_path / f"reward{rate}"
+        shutil.copytree(parents / "reward", copy)
+        found = json.loads((copy / "manifest.json").read_text())
+        found["results"] |= {"accuracy": {"rate": rate, "low": low, "high": 0.8}, "held_out_pairs": 12}
+        (copy / "manifest.json").write_text(json.dumps(found))
+        settings = config(f"run{rate}", reward=str(copy), iterations=1, accept_chance_reward=False)
+        if fits:
+            ppo.train(settings)
+            continue
+        message = (
+            r"no better than chance: held-out accuracy 0.600 \(95 % interval 0.450 to 0.800\) on 12 pairs.*--accept"
+        )
+        with pytest.raises(UserError, match=message):
+            ppo.train(settings)
+        assert not Path(settings.run).exists()
+
+
+@pytest.mark.parametrize(("fixed", "warns"), [(5.0, True), (-50.0, False)])
+def test_never_ending_must_not_pay(
+    config: Config, capsys: pytest.CaptureFixture[str], fixed: float, warns: bool
+) -> None:
+    ppo.train(config(missing_eos_score=fixed, iterations=1, **SOME_END))
+    assert ("never ending pays; lower missing_eos_score" in capsys.readouterr().out) is warns
+
+
+def test_responses_none_of_which_ends_are_named(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    ppo.train(config(iterations=1, max_response_tokens=2))
+    assert "none of 8 responses ended within max_response_tokens 2; raise it" in capsys.readouterr().out
+
+
+def test_the_fixed_score_is_in_units_of_what_it_stands_in_for(config: Config) -> None:
+    """A function that pays 3 times nothing: a response that does not end gets 3 times the fixed score."""
+    usual = {"reward_model_weight": 0.0, "reward_function": "tests.support.rewards:nothing", "iterations": 1}
+    settings = config(**usual, **SOME_END, reward_function_weight=3.0, missing_eos_score=-7.0)
+    ppo.train(settings)
+    (row,) = rows_of(settings.run, "ppo")
+    assert 0.0 < row["rollout/eos_rate"] < 1.0
+    assert row["rollout/score"] == pytest.approx(-21.0 * (1 - row["rollout/eos_rate"]))
+
+
+@pytest.mark.parametrize(("rate", "words"), [(1e-6, "will hardly move"), (0.5, "may destroy")])
+def test_an_odd_learning_rate_gets_a_line(
+    config: Config, caplog: pytest.LogCaptureFixture, rate: float, words: str
+) -> None:
+    with caplog.at_level("WARNING"):
+        ppo.train(config(iterations=1, value_learning_rate=rate, max_kl=None, max_ratio=None))
+    assert (
+        f"learning rate of value: {rate:g} is outside the usual 1e-05 to 0.01 for LoRA; training {words}" in caplog.text
+    )
+
+
 # Mistakes
 
 
@@ -452,7 +515,7 @@ def test_a_reward_function_that_returns_something_else(config: Config, name: str
 
 @pytest.mark.parametrize("role", ["policy", "value"])
 def test_a_role_that_does_not_move_is_an_error(config: Config, role: str) -> None:
-    with pytest.raises(RuntimeError, match=f"the {role} adapter did not move"):
+    with pytest.raises(Stopped, match=f"the {role} adapter did not move: nothing is learned"):
         ppo.train(config(**{f"{role}_learning_rate": 1e-30}))
 
 

@@ -56,7 +56,7 @@ def config(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Mak
             **{"pretraining_text": str(data / "text.jsonl"), "ptx_block_tokens": 16, "ptx_shuffle_blocks": 5},
             **{"policy_learning_rate": 2e-3, "value_learning_rate": 2e-3, "max_kl": None},
         }
-        return PPOConfig(**(usual | changes))
+        return PPOConfig(accept_chance_reward=True, **(usual | changes))
 
     return make
 
@@ -154,6 +154,15 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint_bit_for_bit(
     assert rows_of(settings.run, stage)[-1]["step"] == 5
     TRAIN[stage](settings)
     assert_same(contents(settings.run, stage), expected)
+
+
+def test_a_terminal_that_closes_saves_as_well(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config("reward", save_every=100)
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
+        interrupt_at(patch, 2, signal.SIGHUP)
+        TRAIN["reward"](settings)
+    assert caught.value.status == 129
+    assert [path.name for path in (Path(settings.run) / "reward" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_a_run_that_was_moved_goes_on(config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

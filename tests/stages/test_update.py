@@ -48,7 +48,7 @@ def model(shared_model: Make) -> SharedModel:
 
 
 def ppo_of(model: SharedModel, config: PPOConfig, text: TextStream | None = None) -> PPO:
-    return PPO(config, model, ResponseScorer(), text)
+    return PPO(config, model, ResponseScorer(missing_eos_score=config.missing_eos_score), text)
 
 
 def rollout_of(model: SharedModel, config: PPOConfig = CONFIG) -> Rollout:
