@@ -13,7 +13,7 @@ from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import Source
 from lora_rlhf.evaluation.report_model import StageData, TrainingData
 from lora_rlhf.evaluation.systems import RunStages
-from lora_rlhf.runs.folder import CONFIG, Parent, data_hash
+from lora_rlhf.runs.folder import CONFIG, Parent, data_hash, find_data
 from lora_rlhf.system.errors import UserError
 
 MOST_SECONDS = 30.0  # of reading, for all stages together
@@ -39,7 +39,7 @@ def find_seen(
         record = parent.manifest.get("data", {}).get(BY_NAME[stage].trains_on)
         if not record:
             continue
-        stage_seen, compared = _find_in(parent, record["path"], keys, deadline)
+        stage_seen, compared = _find_in(parent, find_data(record, parent.run), keys, deadline)
         if compared == "none" and _is_same(record, path):
             stage_seen, compared = keys, "all"
         seen |= stage_seen

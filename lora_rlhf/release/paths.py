@@ -54,6 +54,7 @@ class PathMap:
             return {
                 name: item if name in keep else self.clean(item, keep | WRITTEN if name in WRITTEN_IN else keep)
                 for name, item in value.items()
+                if name != "from_run"  # where data are on this machine, seen from the run
             }
         if isinstance(value, list | tuple):
             return [self.clean(item, keep) for item in value]

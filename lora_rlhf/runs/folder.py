@@ -50,6 +50,20 @@ def data_hash(name: str) -> str | None:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
+def data_record(name: str, run: str) -> dict[str, Any]:
+    """What a manifest holds of data: the name as it was given, where that is as seen from the run, and the hash."""
+    record: dict[str, Any] = {"path": name, "sha256": data_hash(name)}
+    return record if record["sha256"] is None else {**record, "from_run": os.path.relpath(name, run)}
+
+
+def find_data(record: Mapping[str, Any], run: Path) -> str:
+    """Where recorded data are now: under their name, or, from another working folder, as seen from the run."""
+    from_run = run / record.get("from_run", record["path"])
+    if not Path(record["path"]).exists() and from_run.exists():
+        return str(from_run)
+    return str(record["path"])
+
+
 def adapter_hash(folder: Path) -> str:
     """sha256 over the names and hashes of the files of a stage's adapter: it identifies the weights.
 
@@ -74,6 +88,11 @@ class Parent:
     @property
     def adapter(self) -> Path:
         return self.folder / ADAPTER
+
+    @property
+    def run(self) -> Path:
+        """The run folder that the stage is in."""
+        return self.folder.parent
 
     @property
     def score_offset(self) -> float:
@@ -171,7 +190,7 @@ class StageFolder:
             "id": secrets.token_hex(8),
             "base": dict(base),
             "parents": {role: parent.lineage(self._config.run) for role, parent in parents.items()},
-            "data": {name: {"path": path, "sha256": data_hash(path)} for name, path in data.items() if path},
+            "data": {name: data_record(path, self._config.run) for name, path in data.items() if path},
             "seed": self._config.seed,
             "processes": workers.count(),
             "versions": {"python": platform.python_version(), **_versions()},

@@ -37,6 +37,7 @@ BASE = {
 }
 PARENT = {"folder": PATH, "stage": TEXT, "id": ID}
 DATA = {"path": PATH, "sha256": TEXT_OR_NULL}
+FROM_RUN = {"from_run": PATH}  # where local data are as seen from the run; 0.1.0 did not record it
 RESULTS = {stage.name: {"offset": NUMBER} for stage in STAGES if stage.scores}  # what later stages compute with
 
 
@@ -72,6 +73,8 @@ def _check(manifest: dict[str, Any]) -> None:
         for key, record in manifest[name].items():
             require(manifest[name], {key: OBJECT}, f"{name}.")
             require(record, fields, f"{name}.{key}.")
+            if "from_run" in record:
+                require(record, FROM_RUN, f"{name}.{key}.")
     if "resumed" in manifest:
         require(manifest, {"resumed": LIST})
     if manifest["status"] == FINISHED:

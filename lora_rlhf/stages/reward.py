@@ -18,7 +18,7 @@ from lora_rlhf.data.template import ensure_template
 from lora_rlhf.model.forward import response_scores
 from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_stage
+from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_data, find_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_report import chance_fault, held_out_report
 from lora_rlhf.stages.reward_scores import calibrate, ranking_sequences, require_same_after_reload, score_rankings
@@ -95,7 +95,7 @@ def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
     if config.demonstrations is not None:
         return Source(config.demonstrations, "demonstrations")
     record = sft.manifest["data"].get("demonstrations", {"path": "", "sha256": None})
-    name = record["path"]
+    name = find_data(record, sft.run)
     if data_hash(name) != record["sha256"]:  # a manifest may be anybody's: it opens nothing that its writer never saw
         raise UserError(
             f"{sft.folder}: {name!r} is not the file of demonstrations that this stage was trained on, or has changed "

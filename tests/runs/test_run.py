@@ -9,7 +9,7 @@ import pytest
 
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.configs.values import from_dict, read_yaml, to_yaml
-from lora_rlhf.runs.folder import StageFolder, data_hash, find_stage, has_stage
+from lora_rlhf.runs.folder import StageFolder, data_hash, data_record, find_data, find_stage, has_stage
 from lora_rlhf.runs.resume import require_same_settings
 from lora_rlhf.system import disk
 from lora_rlhf.system.disk import write_json, write_text
@@ -187,3 +187,20 @@ def test_a_folder_of_data_is_identified_by_all_its_files(tmp_path: Path) -> None
     (tmp_path / "b.jsonl").write_text("3")
     assert data_hash(str(tmp_path)) != one
     assert data_hash("owner/name:train") is None
+
+
+def test_data_are_found_from_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    record = data_record("data/rows.jsonl", "runs/mine")
+    assert record["path"] == "data/rows.jsonl" and record["from_run"] == "../../data/rows.jsonl"
+    assert find_data(record, Path("runs/mine")) == "data/rows.jsonl"
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert Path(find_data(record, Path("../runs/mine"))).read_text() == "{}\n"
+    # a run of 0.1.0 has no such record, and what is nowhere keeps its name for the message
+    assert find_data({"path": "data/rows.jsonl"}, Path("../runs/mine")) == "data/rows.jsonl"
+    (tmp_path / "data" / "rows.jsonl").unlink()
+    assert find_data(record, Path("../runs/mine")) == "data/rows.jsonl"
