@@ -119,6 +119,7 @@ def _speed(results: Any) -> dict[str, str]:
     against, merged = "one after the other", "one after the other, merged weights"
     shapes = results["role_memory"]["shapes"]
     return {
+        "fast_paths": _fast_paths(results["fast_paths"]["measured"]),
         "rollouts": _table(
             " | plain | static | transformers' `generate`, batches of 32",
             *(
@@ -143,6 +144,24 @@ def _speed(results: Any) -> dict[str, str]:
             ),
         ),
     }
+
+
+def _fast_paths(shapes: Any) -> str:
+    """A row for each path and shape, a column for each piece of work. Empty where the path takes no part in it."""
+    work = list(next(iter(shapes.values())))
+    paths = dict.fromkeys(path for pieces in shapes.values() for piece in pieces.values() for path in piece["cpu_gain"])
+    return _table(
+        f"without | shape | {' | '.join(work)}",
+        *(
+            f"{path} | {shape}"
+            + "".join(
+                f" | {pieces[name]['cpu_gain'][path]['median']:.2f}" if path in pieces[name]["cpu_gain"] else " |"
+                for name in work
+            )
+            for path in paths
+            for shape, pieces in shapes.items()
+        ),
+    )
 
 
 def _app(results: Any) -> dict[str, str]:
