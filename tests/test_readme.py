@@ -43,10 +43,3 @@ def test_links_lead_somewhere(name: str) -> None:
     local = [target for target in re.findall(r"\]\(([^)#]+)\)", PAGES[name]) if not target.startswith("http")]
     assert local
     assert [target for target in local if not (folder / target).exists()] == []
-
-
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "architecture.md", "traps.md"])
-def test_files_in_the_text_exist(name: str) -> None:
-    files = {file for file in re.findall(r"`([\w./]+/[\w.]+)`", PAGES[name]) if "NAME" not in file and "." in file}
-    missing = [file for file in files if not any((ROOT / root / file).exists() for root in (".", "lora_rlhf"))]
-    assert missing == []

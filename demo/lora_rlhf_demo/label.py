@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from lora_rlhf.data.labels import Agreement, agreement
-from lora_rlhf.data.readers_ranked import ranking
+from lora_rlhf.data.records import ranking_of
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, Ranking, row_of
 from lora_rlhf.stats.agreement import Alpha, alpha_of_rankings, alpha_of_ratings
@@ -128,7 +128,7 @@ class Labelling:
         task = self._tasks_by_id.get(row["task"])
         if file is self.skips:
             return None if task is None else (task, None)
-        saved_ranking = ranking(row)[0]
+        saved_ranking = ranking_of(row)
         return task or Task(saved_ranking.prompt, saved_ranking.responses), _label_of(row, saved_ranking)
 
     def qualification(self, labeler: str) -> Qualification:
@@ -216,7 +216,7 @@ def _last_saved(rows: Iterable[Row]) -> float:
 def _rankings(rows: Iterable[Row]) -> Iterable[Ranking]:
     for row in rows:
         try:
-            saved = ranking(row)[0]
+            saved = ranking_of(row)
             yield Ranking(Prompt(saved.prompt.messages, row), saved.responses, saved.ranks, saved.labeler)
         except (BadRow, KeyError):
             continue

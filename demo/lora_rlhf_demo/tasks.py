@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.data.readers import to_response
+from lora_rlhf.data.messages import to_response
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Prompt, Ranking
 from lora_rlhf.data.sources import Source, read_rankings

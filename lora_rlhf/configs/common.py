@@ -34,6 +34,8 @@ class StageConfig:
     """A response in data over max_response_tokens: refuse it, or cut it there (without an end); both are counted."""
     format: str | None = None
     """Format of this stage's data file, by its name in docs/data.md; recognised from the rows unless given."""
+    columns: str | None = None
+    """Names for its columns that no format knows: prompt=question,response=reply; ignore=label leaves one out."""
     strict: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Stop at the first row that cannot be used, instead of leaving it out and counting it."""
     trust_remote_code: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)

@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_rlhf.data.formats import KNOWN_COLUMNS
+from lora_rlhf.data.formats import SPELLINGS
 from lora_rlhf.data.hub import hub_rows, saved_rows
 from lora_rlhf.data.io import GZIP, UNREADABLE, ByteStream, open_bytes, unreadable
-from lora_rlhf.data.json_rows import json_documents, json_lines, spans_lines
+from lora_rlhf.data.json_rows import holds_list, json_documents, json_lines, spans_lines
 from lora_rlhf.data.locate import DataFiles, HubDataset, locate, plain_suffix
+from lora_rlhf.data.names import folded, meaning_of
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.tables import csv_header, csv_rows, parquet_rows
 from lora_rlhf.system.errors import UserError
@@ -23,6 +24,7 @@ JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 TABLE_SUFFIXES = {".csv", ".tsv"}
 # A list of rows begins with an object, and an object with a name; a text that begins with "[1]" or "{x" does not.
 JSON_LIST = re.compile(r"\[\s*[{\]\"]")
+LISTS_IN_LINES = re.compile(r"\[[^\n]*\]\s*\n\s*\[")
 JSON_OBJECT = re.compile(r"\{\s*[\"}]")
 
 Container = Literal["jsonl", "json", "csv", "parquet", "text"]
@@ -93,7 +95,7 @@ def container_of(path: Path) -> Container:
 
 def _container_of_text(suffix: str, head: str) -> Container:
     if head.startswith("[") and (JSON_LIST.match(head) or suffix in JSON_SUFFIXES):
-        return "json"
+        return "jsonl" if LISTS_IN_LINES.match(head) and holds_list(head.partition("\n")[0]) else "json"
     if head.startswith("{") and (JSON_OBJECT.match(head) or suffix in JSON_SUFFIXES):
         return "json" if spans_lines(head) else "jsonl"
     if suffix in TABLE_SUFFIXES or _is_table(head):
@@ -121,13 +123,16 @@ def _require_text(path: Path, head: bytes) -> None:
     if head[257:262] == b"ustar":
         raise UserError(f"{path}: this is a tar archive; unpack it with tar -xf and give the folder")
     if b"\0" in head:
+        halves = head[:256:2], head[1:256:2]  # of UTF-16, one half of most letters is 0
+        if any(half.count(0) > 0.6 * len(half) for half in halves):
+            raise UserError(f"{path}: this is UTF-16 text; save it as UTF-8: iconv -f UTF-16LE -t UTF-8")
         readable = "JSONL, JSON, CSV, Parquet and UTF-8 text, also gzipped"
         raise UserError(f"{path}: this is a binary file, or text that is not UTF-8; what can be read: {readable}")
 
 
 def _is_table(head: str) -> bool:
     _, names = csv_header(head.partition("\n")[0])
-    return len(names) > 1 and KNOWN_COLUMNS.issuperset(names)
+    return len(names) > 1 and all(folded(name) in SPELLINGS or meaning_of(name) for name in names)
 
 
 def _text_rows(path: Path, stream: ByteStream) -> Iterator[tuple[str, Any]]:

@@ -88,6 +88,11 @@ def spans_lines(head: str) -> bool:
         return False
 
 
+def holds_list(line: str) -> bool:
+    """Whether a line is a JSON list, and nothing else."""
+    return isinstance(decode_json(line.strip()), list)
+
+
 def _goes_on(head: str) -> bool:
     """Whether nothing is wrong with the first value of a text, as far as the text reaches."""
     try:

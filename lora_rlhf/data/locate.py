@@ -17,6 +17,8 @@ BESIDE_DATA = {
     *("changelog", "citation", "copying", "dataset_dict", "dataset_info", "dataset_infos", "licence", "license"),
     *("notice", "readme", "requirements"),
 }
+# Words in the names of JSON files that tell of the data and hold none.
+NOTES = {"manifest", "report", "info", "infos", "config", "stats", "statistics", "metadata", "schema", "summary"}
 # How files and folders name the split that they hold.
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -93,7 +95,9 @@ def _locate(name: str) -> DataFiles | HubDataset | SavedDataset:
 def is_data(path: Path) -> bool:
     """Whether a file's name is that of data."""
     stem = path.name.lower().split(".")[0]
-    return plain_suffix(path) in DATA_SUFFIXES and stem not in BESIDE_DATA and not path.name.startswith(".")
+    if stem in BESIDE_DATA or path.name.startswith(".") or plain_suffix(path) not in DATA_SUFFIXES:
+        return False
+    return plain_suffix(path) != ".json" or NOTES.isdisjoint(re.split(r"[^a-z]+", stem))
 
 
 def _is_saved(folder: Path) -> bool:

@@ -1,136 +1,52 @@
-"""From a row's values to messages, and the readers of demonstrations, prompts and texts.
+"""The readers of formats with one answer a row. A reader turns a row into drafts, from which records are made.
 
-A reader turns a row into records and raises BadRow, whatever the values are; it sets neither meta nor origin.
+A reader is given the row and the names of its format's required columns, in their order. It raises BadRow, whatever
+the values are. Parts of the conversation in other columns (system, history, context) are not its business.
 """
 
-import math
-import re
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
+from lora_rlhf.data.messages import (
+    Row,
+    list_in_text,
+    split_answer,
+    to_answer,
+    to_prompt_turns,
+    to_turns,
+    without_answer,
+)
+from lora_rlhf.data.names import meaning_of, words_of
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import ROLES, Demonstration, Message, Prompt, Ranking, Text, require_text
+from lora_rlhf.data.schema import Message, Turns
+from lora_rlhf.data.verdicts import is_blank, to_number
 
-Row: TypeAlias = dict[str, Any]
-Record: TypeAlias = Demonstration | Ranking | Prompt | Text
-
-HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-# who speaks in ShareGPT's "from" and its kin
-SPEAKERS = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "model": "assistant",
-}
-SYSTEM_COLUMNS = ("system", "system_prompt")
-INSTRUCTION_COLUMNS = ("input", "context", "history", *SYSTEM_COLUMNS)  # what may stand beside `instruction`
-# how a list of messages begins that was written into a text, as tables do
-MESSAGES_AS_TEXT = ('[{"role":', '[{"content":', '[{"from":', "[{'role':", "[{'content':", "[{'from':")
+# Words in the names of columns beside a text that is a part of a conversation, or an example of a class.
+PARTS_OF_ROWS = frozenset(
+    "role parent message messages conversation conversations prompt question answer answers response completion output "
+    "instruction query chosen rejected sentiment class summary translation hypothesis premise emotion intent stars "
+    "label labels".split()
+)
+SENTENCE = 3  # words of a text that is more than a name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# from a column's value to messages
+class Draft(NamedTuple):
+    """What a record is made of: the prompt's messages, its answers, and their ranks if there are several.
 
-
-def to_messages(value: Any, what: str) -> tuple[Message, ...]:
-    """A string (one user's message, or a dialogue written "Human: ... Assistant: ...") or a list of messages."""
-    if isinstance(value, str):
-        if value.startswith(MESSAGES_AS_TEXT):
-            raise BadRow("messages are written as text, not as a list", what)
-        return hh_messages(value) if is_hh_dialogue(value) else (Message("user", value),)
-    if not isinstance(value, list | tuple):
-        raise BadRow(f"{what} is neither text nor a list of messages", f"got {type(value).__name__}")
-    return tuple([message for item in value if (message := _to_message(item, what)) is not None])
-
-
-def _to_message(item: Any, what: str) -> Message | None:
-    """A message of {role, content} or ShareGPT's {from, value}; the content may be a list of text parts.
-
-    None for a blank system message: many sets write one for "no system prompt", and some templates refuse the role.
+    grade: how good the one answer is, where answers of one prompt stand in several rows.
     """
-    try:
-        role, content = (item["role"], item["content"]) if "role" in item else (item["from"], item["value"])
-    except (KeyError, TypeError, IndexError):
-        raise BadRow(f"{what} holds a message without role and content") from None
-    if role not in ROLES and isinstance(role, str):
-        role = SPEAKERS.get(role, role)
-    if not isinstance(content, str):
-        content = _joined_parts(content)
-    if role == "system" and (content is None or (isinstance(content, str) and not content.strip())):
-        return None
-    return Message(role, content)
+
+    turns: Turns
+    answers: tuple[str, ...]
+    ranks: Any = None
+    labeler: Any = None
+    grade: float | None = None
 
 
-def _joined_parts(content: Any) -> Any:
-    """The text of a list of {"type": "text", "text": ...}; what is no list is returned as it is."""
-    if not isinstance(content, list | tuple):
-        return content
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        raise BadRow("a message holds parts that are not text")
-    return "".join(require_text(part.get("text"), "a message's content") for part in content)
-
-
-def is_hh_dialogue(text: str) -> bool:
-    """Whether a text is written in HH-RLHF's form: "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
-    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
-
-
-def hh_messages(text: str) -> tuple[Message, ...]:
-    """The turns of an HH-RLHF dialogue (arXiv 2204.05862); an empty last "Assistant:" asks for the answer."""
-    _, *parts = HH_TURN.split("\n\n" + text.lstrip())
-    return tuple(Message(HH_ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
-
-
-def to_prompt(value: Any) -> Prompt:
-    """The prompt of a `prompt` column."""
-    messages = to_messages(value, "prompt")
-    if isinstance(value, str) and len(messages) > 1 and messages[-1] == Message("assistant", ""):
-        messages = messages[:-1]
-    return Prompt(messages)
-
-
-def to_response(value: Any, what: str) -> str:
-    """The answer of a column that holds text, an assistant's message, or a list with one."""
-    if isinstance(value, str):
-        if value.startswith(MESSAGES_AS_TEXT):
-            raise BadRow("messages are written as text, not as a list", what)
-        return require_text(value, f"the {what}")
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list | tuple):
-        return require_text(value, f"the {what}")
-    messages = to_messages(value, what)
-    if len(messages) != 1 or messages[0].role != "assistant":
-        raise BadRow(f"{what} is not one assistant's message")
-    return messages[0].content
-
-
-def split_last_answer(messages: tuple[Message, ...], what: str) -> tuple[tuple[Message, ...], str]:
-    """(everything before, the assistant's last message)."""
-    if not messages or messages[-1].role != "assistant":
-        raise BadRow(f"{what} does not end with an assistant's message")
-    return messages[:-1], messages[-1].content
-
-
-def _without_answer(messages: tuple[Message, ...]) -> Prompt:
-    return Prompt(messages[:-1] if messages and messages[-1].role == "assistant" else messages)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# numbers
-
-
-def to_number(value: Any) -> float | None:
-    """A finite number, also one that is written as text (tables and UltraFeedback do so); None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+def learned(answer: Message) -> str:
+    """The text of an answer. BadRow if its message says that it is not to be learned."""
+    if not answer.is_trained:
+        raise BadRow("the answer is marked as bad, or as not to be learned", "by a key of its message")
+    return answer.content
 
 
 def required_number(row: Row, column: str) -> float:
@@ -142,101 +58,122 @@ def required_number(row: Row, column: str) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# prompts that stand in several columns
+# a prompt and its answer
 
 
-def _system(row: Row) -> tuple[Message, ...]:
-    """The system message of a `system` or `system_prompt` column, if it says anything."""
-    for column in SYSTEM_COLUMNS:
-        value = row.get(column)
-        if value is not None and require_text(value, f"the {column}").strip():
-            return (Message("system", value),)
-    return ()
+def answer(row: Row, prompt: str, answer: str, *others: str) -> list[Draft]:
+    """A prompt, as text or messages, in one column, and its answer in the next."""
+    return [Draft(to_prompt_turns(row[prompt], prompt), (learned(to_answer(row[answer], answer)),))]
 
 
-def _turns_before(row: Row) -> tuple[Message, ...]:
-    """Alpaca's `history`: pairs of what the user said and what the assistant answered."""
-    history = row.get("history") or ()
-    if not isinstance(history, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in history):
-        raise BadRow("history is not a list of pairs")
-    return tuple(
-        Message(role, said) for pair in history for role, said in zip(("user", "assistant"), pair, strict=True)
-    )
+def prompt(row: Row, prompt: str, *others: str) -> list[Turns]:
+    """The prompt that stands in the first column."""
+    return [to_prompt_turns(row[prompt], prompt)]
 
 
-def instruction_prompt(row: Row) -> Prompt:
-    """An instruction, and on a paragraph of its own what it is about (`input` or `context`)."""
-    parts = [row["instruction"], row.get("input"), row.get("context")]
-    texts = [require_text(part, "the instruction or its input") for part in parts if part is not None]
-    asked = "\n\n".join(text for text in texts if text.strip())
-    return Prompt((*_system(row), *_turns_before(row), Message("user", asked)))
+def open_prompt(row: Row, prompt: str, *others: str) -> list[Turns]:
+    """The prompt of the first column, without the answer that a conversation may end with."""
+    return [without_answer(to_prompt_turns(row[prompt], prompt))]
 
 
-def question_prompt(row: Row) -> Prompt:
-    """A question, after the system message if there is one."""
-    return Prompt((*_system(row), Message("user", row["question"])))
+def instances(row: Row, instruction: str, column: str) -> list[Draft]:
+    """Self-Instruct's tasks: one instruction, and several inputs with their outputs."""
+    drafts = []
+    for item in row[column] if isinstance(row[column], list | tuple) else ():
+        if not isinstance(item, dict) or "output" not in item:
+            raise BadRow(f"{column} is not a list of inputs and outputs")
+        asked = [row[instruction], *([] if is_blank(item.get("input")) else [item["input"]])]
+        if not all(isinstance(text, str) for text in asked):
+            raise BadRow(f"{column} is not a list of inputs and outputs")
+        drafts.append(Draft((Message("user", "\n\n".join(asked)),), (learned(to_answer(item["output"], "output")),)))
+    if not drafts:
+        raise BadRow(f"{column} is not a list of inputs and outputs")
+    return drafts
 
 
-def _sharegpt_messages(row: Row) -> tuple[Message, ...]:
-    if isinstance(row["conversations"], str):
-        raise BadRow("messages are written as text, not as a list", "conversations")
-    messages = to_messages(row["conversations"], "conversations")
-    return messages if messages and messages[0].role == "system" else (*_system(row), *messages)
+def open_instances(row: Row, *names: str) -> list[Turns]:
+    return [draft.turns for draft in instances(row, *names)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the readers
+# conversations
 
 
-def completion(row: Row) -> list[Demonstration]:
-    return [Demonstration(to_prompt(row["prompt"]), to_response(row["completion"], "completion"))]
+def conversation_turns(value: Any, name: str) -> Turns:
+    """A conversation as a list of messages, of turns, or of texts, the user's first."""
+    value = list_in_text(value, name)
+    if isinstance(value, str):
+        raise BadRow(f"{name} is text, not a list of messages")
+    if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(text, str) for text in value):
+        return tuple([Message(("user", "assistant")[index % 2], text) for index, text in enumerate(value)])
+    return to_turns(value, name)
 
 
-def response(row: Row) -> list[Demonstration]:
-    return [Demonstration(to_prompt(row["prompt"]), to_response(row["response"], "response"))]
+def conversation(row: Row, messages: str) -> list[Draft]:
+    """A conversation that ends with the answer."""
+    turns = conversation_turns(row[messages], messages)
+    if turns and turns[-1].role == "user":
+        raise BadRow(
+            f"{messages} does not end with an assistant's message", "a prompt alone is for lora-rlhf ppo --prompts"
+        )
+    turns, answer = split_answer(turns, messages)
+    return [Draft(turns, (learned(answer),))]
 
 
-def conversation(row: Row) -> list[Demonstration]:
-    before, answer = split_last_answer(to_messages(row["messages"], "messages"), "messages")
-    return [Demonstration(Prompt(before), answer)]
+def open_conversation(row: Row, messages: str, *others: str) -> list[Turns]:
+    """A conversation without the answer that it may end with."""
+    return [without_answer(conversation_turns(row[messages], messages))]
 
 
-def open_conversation(row: Row) -> list[Prompt]:
-    return [_without_answer(to_messages(row["messages"], "messages"))]
+def continued(row: Row, messages: str, answer: str) -> list[Draft]:
+    """A conversation that waits for an answer, and the answer in a column of its own."""
+    turns = conversation_turns(row[messages], messages)
+    if turns and turns[-1].role != "user":
+        raise BadRow(f"{messages} ends with an answer, and {answer} holds another", f"ends with {turns[-1].role!r}")
+    return [Draft(turns, (learned(to_answer(row[answer], answer)),))]
 
 
-def sharegpt(row: Row) -> list[Demonstration]:
-    before, answer = split_last_answer(_sharegpt_messages(row), "conversations")
-    return [Demonstration(Prompt(before), answer)]
+def is_texts_in_turn(row: Row) -> bool:
+    data = row["data"]
+    return isinstance(data, list | tuple) and len(data) > 1 and all(isinstance(text, str) for text in data)
 
 
-def open_sharegpt(row: Row) -> list[Prompt]:
-    return [_without_answer(_sharegpt_messages(row))]
+def first_turn(row: Row, question_id: str, column: str) -> list[Turns]:
+    """The first question of MT-Bench; those that follow it are asked after the model's own answers."""
+    turns = row[column]
+    if not isinstance(turns, list | tuple) or not turns:
+        raise BadRow(f"{column} is not a list of questions")
+    return [(Message("user", turns[0]),)]
 
 
-def alpaca(row: Row) -> list[Demonstration]:
-    return [Demonstration(instruction_prompt(row), row["output"])]
+# ---------------------------------------------------------------------------------------------------------------------
+# the rest
 
 
-def dolly(row: Row) -> list[Demonstration]:
-    return [Demonstration(instruction_prompt(row), row["response"])]
+def text(row: Row, column: str) -> list[str]:
+    """Plain text."""
+    return [row[column]]
 
 
-def instruction(row: Row) -> list[Prompt]:
-    return [instruction_prompt(row)]
+def is_plain_text(row: Row) -> bool:
+    """Whether a text is no part of something else: nothing beside it but columns that say where it is from."""
+    return len(row) == 1 or not any(_makes_a_part(name, value) for name, value in row.items())
 
 
-def orca(row: Row) -> list[Demonstration]:
-    return [Demonstration(question_prompt(row), row["response"])]
+def _makes_a_part(name: str, value: Any) -> bool:
+    """Whether a filled column says that the text beside it is a part of a conversation, or labelled."""
+    if name == "text" or is_blank(value):
+        return False
+    meaning = meaning_of(name)
+    if PARTS_OF_ROWS.intersection(words_of(name)) or meaning not in (None, "metadata", "score", "speaker"):
+        return True
+    return meaning is None and isinstance(value, str) and len(value.split()) >= SENTENCE
 
 
-def question(row: Row) -> list[Prompt]:
-    return [question_prompt(row)]
+def is_prm800k(row: Row) -> bool:
+    return isinstance(row["label"], dict) and "steps" in row["label"]
 
 
-def prompt(row: Row) -> list[Prompt]:
-    return [to_prompt(row["prompt"])]
-
-
-def text(row: Row) -> list[Text]:
-    return [Text(row["text"])]
+def prm800k_prompt(row: Row, question: str, *others: str) -> list[Turns]:
+    asked = row[question]
+    return [to_prompt_turns(asked.get("problem") if isinstance(asked, dict) else asked, question)]

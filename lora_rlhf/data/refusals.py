@@ -21,12 +21,24 @@ def none_of(number: int, what: str) -> str:
 
 
 class BadRow(UserError):
-    """One row can not be used. `reason` is the same for all rows with the same fault; `detail` is this row's own."""
+    """One row cannot be used.
 
-    def __init__(self, reason: str, detail: str = ""):
+    reason: the same for all rows with the same fault; detail: of this row; columns: what --columns could say to have
+    the row read, such as "prompt=question", for a command that has this flag.
+    """
+
+    def __init__(self, reason: str, detail: str = "", columns: str = ""):
         self.reason = reason
         self.detail = detail
+        self.columns = columns
         super().__init__(f"{reason} ({detail})" if detail else reason)
+
+    def with_way_out(self, has_flags: bool) -> "BadRow":
+        """The same, with what would have the row read in its detail: the flag, for a command that has it."""
+        if not self.columns:
+            return self
+        way_out = f"try --columns {self.columns}" if has_flags else "rename or remove columns, as docs/data.md shows"
+        return BadRow(self.reason, "; ".join(filter(None, (self.detail, way_out))))
 
 
 class Damaged(BadRow):

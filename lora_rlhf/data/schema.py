@@ -4,8 +4,9 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+from lora_rlhf.data.cells import is_messages_as_text
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.system.errors import UserError
 
@@ -25,15 +26,22 @@ def require_text(value: Any, what: str) -> str:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `role` is system, user or assistant."""
+    """One turn of a conversation. `role` is system, user or assistant.
+
+    is_trained: False for an answer that its data set marks as not to be learned; it is context alone.
+    """
 
     role: str
     content: str
+    is_trained: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise BadRow("a message's role is not one of " + ", ".join(ROLES), f"got {self.role!r}")
         require_text(self.content, "a message's content")
+
+
+Turns: TypeAlias = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
     if isinstance(record, Text):
         return {"text": record.text}
     prompt = record if isinstance(record, Prompt) else record.prompt
-    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    turns = [_message_value(message) for message in prompt.messages]
     is_plain = len(turns) == 1 and not _reads_as_messages(turns[0]["content"])
     row: dict[str, Any] = {**prompt.meta, "prompt": turns[0]["content"] if is_plain else turns}
     if isinstance(record, Demonstration):
@@ -207,6 +215,11 @@ def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
     return row
 
 
+def _message_value(message: Message) -> dict[str, Any]:
+    weight = {} if message.is_trained else {"weight": 0}
+    return {"role": message.role, "content": message.content, **weight}
+
+
 def _response_value(response: str) -> Any:
     """The response as a row's value; as a message where a reader would take the text for messages."""
     return [{"role": "assistant", "content": response}] if _reads_as_messages(response) else response
@@ -214,4 +227,4 @@ def _response_value(response: str) -> Any:
 
 def _reads_as_messages(text: str) -> bool:
     """Whether a reader would take the text for a dialogue or for messages written as text."""
-    return text.startswith("[{") or text.lstrip().startswith("Human:")
+    return text.startswith("[{") or is_messages_as_text(text) or text.lstrip().startswith("Human:")

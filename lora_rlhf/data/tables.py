@@ -1,44 +1,53 @@
 """Rows of tables: CSV and TSV with a header, Parquet, and the record batches of Arrow, as plain Python values."""
 
-import ast
 import csv
 import io
-import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_rlhf.data.formats import LIST_COLUMNS
+from lora_rlhf.data.cells import parse_list
+from lora_rlhf.data.formats import LIST_COLUMNS, SPELLINGS
 from lora_rlhf.data.io import UNREADABLE, open_bytes, unreadable
 from lora_rlhf.data.json_rows import MAX_ELEMENT
-from lora_rlhf.data.json_values import NOT_JSON, NOT_UTF8, decode_json
+from lora_rlhf.data.json_values import NOT_UTF8
+from lora_rlhf.data.names import folded
 from lora_rlhf.data.refusals import BadRow, Damaged
 
 if TYPE_CHECKING:
     import pyarrow
 
 DELIMITERS = ",\t;"
+SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
+MOST_WORDS = 5  # of a column's name
+UNNAMED = "Unnamed: "  # how pandas calls a column without a name
+# What stands for an empty cell: pandas reads these so, too.
+MISSING = frozenset(("", "nan", "NaN", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "#N/A", "None"))
 BATCH_ROWS = 256
 FORMLESS = (ValueError, OverflowError)  # text that is not UTF-8; dates and times beyond Python's
 PARQUET_BUFFER = 2**20  # bytes read at a time of each column; without it a whole row group would be held
 
 
-def csv_header(line: str) -> tuple[str, list[str]]:
-    """(delimiter, names) of a table's first line: the delimiter that gives most names, a comma if none does."""
+def csv_header(line: str, delimiter: str | None = None) -> tuple[str, list[str]]:
+    """(delimiter, names) of a table's header: the delimiter that gives most names, a comma if none does."""
     # as a file, in which a carriage return alone ends a line, too
-    parsed = {mark: next(csv.reader(io.StringIO(line, newline=""), delimiter=mark), []) for mark in DELIMITERS}
-    delimiter = max(DELIMITERS, key=lambda mark: len(parsed[mark]))
+    parsed = {
+        mark: next(csv.reader(io.StringIO(line, newline=""), delimiter=mark), []) for mark in (delimiter or DELIMITERS)
+    }
+    delimiter = max(parsed, key=lambda mark: len(parsed[mark]))
     return delimiter, [name.strip() for name in parsed[delimiter]]
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields ("path:line", row) for each row of a table whose first line names the columns.
 
-    Cells are text, empty ones None; those of the columns that hold lists are parsed. Columns without a name are left
-    out: programs that number the rows write one. Rows that do not fit the header are refused.
+    Cells are text, and None where they are empty or hold one of MISSING; those of the columns that hold lists are
+    parsed. Columns without a name are left out: programs that number the rows write one. Rows that do not fit the
+    header are refused. A first line "sep=;", as Excel writes it, names the delimiter.
     """
     csv.field_size_limit(MAX_ELEMENT)  # the library's own limit of 128 KiB is one for all of the process, too
     name, line, first_line = str(path), 1, 1
@@ -46,11 +55,12 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
         # what is not UTF-8 becomes lone surrogates, so that the other rows can be read
         lines = io.TextIOWrapper(cast(io.BufferedReader, stream), "utf-8-sig", errors="surrogateescape", newline="")
         try:
-            header = lines.readline()
-            while header and not header.strip():
+            header, separator = lines.readline(), None
+            while header and (not header.strip() or SEPARATOR.fullmatch(header)):
+                separator = SEPARATOR.fullmatch(header) or separator
                 header, line = lines.readline(), line + 1
-            delimiter, names = csv_header(header)
-            if header_fault := _header_fault(names):
+            delimiter, names = csv_header(header, None if separator is None else separator[1])
+            if header_fault := _header_fault(names) or _missing_header(names):
                 yield f"{name}:{line}", header_fault
                 return
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -81,6 +91,15 @@ def _header_fault(names: Sequence[str]) -> Damaged | None:
     return None if duplicate is None else Damaged("a column stands twice in the header", repr(duplicate))
 
 
+def _missing_header(names: Sequence[str]) -> Damaged | None:
+    """What to say of a first line that is a row rather than names: none is known, and one is a sentence."""
+    is_sentence = [len(name.split()) > MOST_WORDS or name.endswith((".", "?", "!")) for name in names]
+    if not any(is_sentence) or any(folded(name) in SPELLINGS for name in names):
+        return None
+    advice = "write the names of the columns above it, such as prompt,completion"
+    return Damaged("the first line seems to be a row, not a header", advice)
+
+
 def _csv_fault(error: csv.Error) -> BadRow:
     if "unexpected end of data" in str(error):
         return Damaged("a quoted cell has no end", 'a quote (") within a cell is written twice')
@@ -99,28 +118,19 @@ def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | Bad
             try:
                 cell.encode()
             except UnicodeEncodeError:
-                return BadRow(NOT_UTF8, f"column {name!r}")
-        if not name:
+                return BadRow(NOT_UTF8, f"column {name!r}; save the file as UTF-8")
+        if not name or name.startswith(UNNAMED):
             continue
-        row[name] = _parsed(cell) if name in LIST_COLUMNS and cell[:1] in ("[", "{") else cell or None
+        row[name] = _cell_value(name, cell)
         if isinstance(row[name], BadRow):
             return row[name]
     return row
 
 
-def _parsed(cell: str) -> Any:
-    """A list or object in a cell: JSON, or as Python prints it, which is what pandas and datasets write.
-
-    A BadRow for one that JSON could write and that is refused in any file.
-    """
-    value = decode_json(cell.strip())
-    if not isinstance(value, BadRow) or value.reason != NOT_JSON:
-        return value
-    try:
-        # by way of JSON: Python also prints sets, bytes, infinity and names that are numbers
-        return decode_json(json.dumps(ast.literal_eval(cell)))
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return cell
+def _cell_value(name: str, cell: str) -> Any:
+    if cell[:1] in ("[", "{") and SPELLINGS.get(folded(name)) in LIST_COLUMNS:
+        return parse_list(cell)
+    return None if cell in MISSING else cell
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -3,9 +3,10 @@
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from lora_rlhf.data.readers import Row
+from lora_rlhf.data.messages import Row
+from lora_rlhf.data.readers import Draft
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
+from lora_rlhf.data.schema import Message, Turns
 
 ROLE_OF = {"prompter": "user", "assistant": "assistant"}
 # of a message's row, beside its id, tree, text and role
@@ -15,38 +16,42 @@ MESSAGE_COLUMNS = (
 )
 DEEPEST = 200  # turns of a conversation that are followed; the set's longest has about ten
 
-Turn = tuple[Prompt, list[Row]]
+PrompterTurn = tuple[Turns, list[Row]]  # the conversation up to it, and the replies to it
 
 
-def rankings(row: Row) -> list[Ranking]:
+def rankings(row: Row, *names: str) -> list[Draft]:
     """One ranking for every prompter's turn with at least two ranked replies."""
-    found = []
-    for prompt, replies in _turns(row):
+    drafts = []
+    for turns, replies in _prompter_turns(row):
         ranked = _ranked(replies)
         if len(ranked) >= 2:
             texts = tuple(_message(reply).content for reply in ranked)
-            found.append(Ranking(prompt, texts, tuple(reply["rank"] + 1 for reply in ranked)))
-    if not found:
+            drafts.append(Draft(turns, texts, tuple(reply["rank"] + 1 for reply in ranked)))
+    if not drafts:
         raise BadRow("the tree has no prompt with two ranked replies")
-    return found
+    return drafts
 
 
-def demonstrations(row: Row) -> list[Demonstration]:
+def demonstrations(row: Row, *names: str) -> list[Draft]:
     """The best-ranked reply to every prompter's turn; where none is ranked, its only one."""
-    found = []
-    for prompt, replies in _turns(row):
+    drafts = []
+    for turns, replies in _prompter_turns(row):
         candidates = _ranked(replies) or (replies if len(replies) == 1 else [])
         if candidates:
             best = min(candidates, key=lambda reply: reply.get("rank") or 0)
-            found.append(Demonstration(prompt, _message(best).content))
-    if not found:
+            drafts.append(Draft(turns, (_message(best).content,)))
+    if not drafts:
         raise BadRow("the tree has no prompt with a reply")
-    return found
+    return drafts
 
 
-def prompts(row: Row) -> list[Prompt]:
+def prompts(row: Row, *names: str) -> list[Turns]:
     """Every prompter's turn, each with the conversation before it."""
-    return [prompt for prompt, _ in _turns(row)]
+    return [turns for turns, _ in _prompter_turns(row)]
+
+
+def is_tree(row: Row) -> bool:
+    return isinstance(row["prompt"], dict)
 
 
 def by_tree(row: Row) -> Hashable:
@@ -65,28 +70,28 @@ def tree_of(rows: list[Row]) -> Row:
         elif repr(parent) in messages:
             messages[repr(parent)]["replies"].append(message)
     if len(roots) != 1:
-        raise BadRow("the tree's first message is not in the rows beside it", f"found {len(roots)}")
+        raise BadRow("the tree's first message is not among the rows", f"found {len(roots)}")
     return {"message_tree_id": rows[0]["message_tree_id"], "prompt": roots[0]}
 
 
-def _turns(row: Row) -> list[Turn]:
-    """Every prompter's turn with the conversation up to it, and the replies to it. Deleted messages end a branch."""
-    found: list[Turn] = []
-    waiting: list[tuple[tuple[Message, ...], Row]] = [((), row["prompt"])]
-    while waiting:
-        before, node = waiting.pop()
+def _prompter_turns(row: Row) -> list[PrompterTurn]:
+    """Every prompter's turn, in the order of the tree. Deleted messages end a branch."""
+    prompter_turns: list[PrompterTurn] = []
+    stack: list[tuple[Turns, Row]] = [((), row["prompt"])]
+    while stack:
+        before, node = stack.pop()
         if node.get("deleted"):
             continue
-        messages = (*before, _message(node))
-        if len(messages) > DEEPEST:
+        turns = (*before, _message(node))
+        if len(turns) > DEEPEST:
             raise BadRow("the tree is too deep", f"more than {DEEPEST} turns")
         replies = [reply for reply in _replies(node) if not reply.get("deleted")]
-        if messages[-1].role == "user":
-            found.append((Prompt(messages), replies))
-        waiting.extend((messages, reply) for reply in reversed(replies))
-    if not found:
+        if turns[-1].role == "user":
+            prompter_turns.append((turns, replies))
+        stack.extend((turns, reply) for reply in reversed(replies))
+    if not prompter_turns:
         raise BadRow("the tree holds no prompt")
-    return found
+    return prompter_turns
 
 
 def _message(node: Row) -> Message:

@@ -27,7 +27,7 @@ LOCK = ".lock"
 
 def read_distinct(config: EvaluateConfig, path: str, flag: str) -> list[Prompt]:
     """The distinct prompts of a file: a prompt that comes twice is no second piece of evidence."""
-    prompts, refused = read_prompts(path, config.strict, config.format)
+    prompts, refused = read_prompts(path, config.strict, config.format, config.columns, has_flags=True)
     if summary := refused.summary():
         log.warning("%s:\n%s", path, summary)
     first: dict[str, Prompt] = {}

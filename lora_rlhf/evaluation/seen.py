@@ -78,8 +78,9 @@ def _find_in(parent: Parent, path: str, keys: Collection[str], deadline: float) 
     try:
         if isinstance(locate(path), HubDataset):
             return seen, "none"
-        format = read_yaml(parent.folder / CONFIG).get("format")
-        source: Source[Prompt] = Source(path, "prompts", format, tolerant=True)
+        settings = read_yaml(parent.folder / CONFIG)
+        columns = settings.get("columns")
+        source: Source[Prompt] = Source(path, "prompts", settings.get("format"), tolerant=True, columns=columns)
         for prompt in source:
             if prompt.key in keys:
                 seen.add(prompt.key)

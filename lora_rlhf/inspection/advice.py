@@ -71,6 +71,11 @@ def _template(file: Report) -> Iterator[str]:
             '(such as <|im_start|>, [INST] or "### Response:"). Training writes the model\'s own template around it, '
             "so it would stand there twice: give plain text or messages."
         )
+    if signs["placeholders"] > CUT:
+        yield (
+            f"{share(signs['placeholders'], signs['exact'])} of rows hold a placeholder such as {{{{name}}}}, which "
+            "a model would learn to write: put in what it stands for."
+        )
     for reason, part in (tokens or {"refused": {}})["refused"].items():
         yield f"{share(part, tokens['exact'])} of rows are refused with this model: {reason}."
 
@@ -106,7 +111,7 @@ def _rankings(file: Report) -> Iterator[str]:
     if rankings["pairs"] < FEW_PAIRS:
         yield (
             f"{counted(rankings['pairs'], 'pair')} to learn from. Below about {FEW_PAIRS:,}, reward models were close "
-            "to chance (arXiv 2210.10760): collect more, or consider DPO, which needs no reward model."
+            "to chance (arXiv 2210.10760): collect more."
         )
     longer = rankings["longer_wins"]
     if longer is not None and longer["rate"] > LONGER_WINS and longer["low"] > 0.5:

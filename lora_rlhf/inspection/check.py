@@ -61,8 +61,8 @@ def check_data(config: CheckConfig) -> dict[str, Any]:
     ):
         # its library takes as much memory as reading a large file does, so it waits until that is done
         tokenizer = _tokenizer(config) if pool is None else None
-        files = [_File(config, name, kind, config.format, refused, pool) for name in config.files]
-        held_out = [_File(config, name, "prompts", None, refused, pool) for name in config.held_out]
+        files = [_File(config, name, kind, refused, pool) for name in config.files]
+        held_out = [_File(config, name, "prompts", refused, pool, is_held_out=True) for name in config.held_out]
         if config.refused is not None:
             write_jsonl(config.refused, _rows_of(refused))
     if pool is not None:
@@ -87,11 +87,14 @@ class _File:
         config: CheckConfig,
         name: str,
         kind: RecordKind | None,
-        format: str | None,
         refused: IO[str],
         pool: ProcessPoolExecutor | None,
+        is_held_out: bool = False,
     ) -> None:
-        self.config, self.name = config, name
+        """is_held_out: --format and --columns are not for this file."""
+        self.config, self.name, self.pool = config, name, pool
+        self.format, self.columns = (None, None) if is_held_out else (config.format, config.columns)
+        self.has_flags = not is_held_out
         self.error: str | None = None
         self.reading: Reading | None = None
         self.stages: list[dict[str, Any]] = []
@@ -99,23 +102,26 @@ class _File:
         stream = None if config.refused is None else refused
         try:
             self.located = locate(name)
-            self.reading = read_file(name, kind, format, figures, stream, pool)
+            self.reading = self._read(kind, figures, stream)
         except UserError as error:
             self.error = str(error)
             return
         if kind is None:
-            self.stages = [self._usage(readable, self.reading, format, pool) for readable in kinds_of(self.reading)]
+            self.stages = [self._usage(readable, self.reading) for readable in kinds_of(self.reading)]
         else:
             self.stages = [usage(kind, self.reading)]
 
-    def _usage(
-        self, kind: RecordKind, reading: Reading, format: str | None, pool: ProcessPoolExecutor | None
-    ) -> dict[str, Any]:
+    def _read(self, kind: RecordKind | None, figures: FileFigures, stream: IO[str] | None) -> Reading:
+        return read_file(
+            self.name, kind, self.format, figures, stream, self.pool, columns=self.columns, has_flags=self.has_flags
+        )
+
+    def _usage(self, kind: RecordKind, reading: Reading) -> dict[str, Any]:
         """What the kind's stage would use. A file of several kinds is read once more, as the stage reads it."""
         if not is_read_as(kind, reading):
             figures = FileFigures(1, reading.figures.fractions)
             try:
-                reading = read_file(self.name, kind, format, figures, None, pool)
+                reading = self._read(kind, figures, None)
             except UserError as error:
                 return {"stage": READERS[kind], "kind": kind, "error": str(error)}
         return usage(kind, reading)

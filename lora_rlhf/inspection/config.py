@@ -19,6 +19,8 @@ class CheckConfig:
     """What the rows are read as; auto: what their columns say."""
     format: str | None = None
     """How the rows are written, by its name in docs/data.md; found from the rows unless given."""
+    columns: str | None = None
+    """Names for columns that no format knows: prompt=question,response=reply; ignore=label leaves one out."""
     model: str | None = None
     """Model whose tokenizer counts tokens: a hub name, a local folder, or tinyworld; none: lengths in characters."""
     trust_remote_code: bool = False
@@ -71,6 +73,8 @@ class InspectConfig:
     """How many usable rows to skip first."""
     format: str | None = None
     """How the rows are written, by its name in docs/data.md; found from the rows unless given."""
+    columns: str | None = None
+    """Names for columns that no format knows: prompt=question,response=reply; ignore=label leaves one out."""
     max_prompt_tokens: int = 256
     """Longer prompts lose their beginning, at a message boundary where possible."""
     max_response_tokens: int = 256

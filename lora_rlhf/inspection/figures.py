@@ -25,9 +25,11 @@ KINDS = {Demonstration: "demonstrations", Ranking: "rankings", Prompt: "prompts"
 # Every alternative begins with one of four characters, which makes the search several times faster.
 MARKUP = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|user|assistant|system|end)\|>"
-    r"|<start_of_turn>|<end_of_turn>|<<SYS>>|</s>|\[/?INST\]|### (?:Instruction|Response|Human|Assistant):"
-    r"|\n\n(?:Human|Assistant):"
+    r"|<extra_id_[01]>|<start_of_turn>|<end_of_turn>|<<SYS>>|</s>|\[/?INST\]"
+    r"|### (?:Instruction|Response|Human|Assistant):|\n\n(?:Human|Assistant):"
 )
+# What a data set leaves to be filled in.
+PLACEHOLDER = re.compile(r"\{\{\s*[A-Za-z_]+\s*\}\}")
 NUMBER_AT_END = re.compile(r"(?:^|[\s=$:({*])(-?\d[\d,]*(?:\.\d+)?)[\s%.)}$*\]]*\Z")
 BOXED_AT_END = re.compile(r"\\boxed\{[^\n]*\}[\s.$)]*\Z")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -54,6 +56,7 @@ class Signs:
     """
 
     markup: bool
+    has_placeholder: bool
     is_boxed: bool
     result: float | None
     columns: tuple[str, ...]
@@ -64,14 +67,15 @@ class Signs:
     def of(cls, record: Record, unused: "Unused", tokenizer: "PreTrainedTokenizerBase | None") -> "Signs":
         tokens = None if tokenizer is None else count_tokens(tokenizer, record)
         if isinstance(record, Text):
-            return cls(False, False, None, (), (), tokens)
+            return cls(False, False, False, None, (), (), tokens)
         prompt = record if isinstance(record, Prompt) else record.prompt
         responses = responses_of(record)
         texts = [*(message.content for message in prompt.messages), *responses]
         best = record.ranks.index(min(record.ranks)) if isinstance(record, Ranking) else 0
         is_boxed = bool(responses) and BOXED_AT_END.search(responses[best][-END:]) is not None
         result = _result(prompt, responses, best) if responses and not is_boxed else None
-        return cls(any(map(MARKUP.search, texts)), is_boxed, result, *unused, tokens)
+        has_placeholder = any(PLACEHOLDER.search(text) for text in texts if "{{" in text)
+        return cls(any(map(MARKUP.search, texts)), has_placeholder, is_boxed, result, *unused, tokens)
 
 
 def _result(prompt: Prompt, responses: Sequence[str], best: int) -> float | None:
@@ -211,6 +215,7 @@ def _shares(signs: Iterable[Signs], is_whole: bool) -> dict[str, Any]:
         "rows": len(signs),
         "exact": is_whole,
         "markup": sum(sign.markup for sign in signs) / count,
+        "placeholders": sum(sign.has_placeholder for sign in signs) / count,
         "ends_in_number": (checkable + sum(sign.is_boxed for sign in signs)) / count,
         "columns": {str(name): filled / count for name, filled in columns.most_common()},
         "empty": {name: missing / count for name, missing in empty.most_common()},

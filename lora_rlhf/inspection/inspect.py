@@ -111,7 +111,9 @@ def _demonstrations(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase")
     def encode(row: Demonstration, refused: RefusedRows) -> EncodedExample | None:
         return encode_demonstration(tokenizer, row, limits, refused)
 
-    source: Source[Demonstration] = Source(config.file, "demonstrations", config.format)
+    source: Source[Demonstration] = Source(
+        config.file, "demonstrations", config.format, columns=config.columns, has_flags=True
+    )
     taken = _take(config, every_turn(source) if config.every_turn else source, source, encode)
     return demonstration_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins, config.packing)
 
@@ -123,7 +125,7 @@ def _rankings(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Ba
         distinct = distinct_responses(row, refused)
         return None if distinct is None else encode_ranking(tokenizer, distinct, limits, refused)
 
-    source: Source[Ranking] = Source(config.file, "rankings", config.format)
+    source: Source[Ranking] = Source(config.file, "rankings", config.format, columns=config.columns, has_flags=True)
     taken = _take(config, source, source, encode)
     return ranking_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins)
 
@@ -133,7 +135,7 @@ def _prompts(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Bat
         ids = encode_prompt(tokenizer, row, config.max_prompt_tokens, refused)
         return None if ids is None else EncodedPrompt(ids, row)
 
-    source: Source[Prompt] = Source(config.file, "prompts", config.format)
+    source: Source[Prompt] = Source(config.file, "prompts", config.format, columns=config.columns, has_flags=True)
     taken = _take(config, source, source, encode)
     responses = None if config.run is None else _sampled(config, config.run, taken.encoded)
     return prompt_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins, responses)

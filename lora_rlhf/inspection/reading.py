@@ -115,17 +115,22 @@ def read_file(
     figures: FileFigures,
     stream: IO[str] | None,
     pool: ProcessPoolExecutor | None,
+    columns: str | None = None,
+    has_flags: bool = True,
 ) -> Reading:
     """Reads every row once. UserError where a file cannot be opened, or its rows fit several formats.
 
-    figures: empty ones; stream: where each refusal is written, or None; pool: of `processes_for`.
+    kind, format, columns, has_flags: as of `Source`. figures: empty ones; stream: where each refusal is written, or
+    None; pool: of `processes_for`.
     """
     if pool is not None and stream is None and _is_large(name):
         parts = divide(Path(name), PARTS * _processes())
-        examine = partial(_read_part, name=name, kind=kind, format=format, figures=figures.share(len(parts) or 1))
+        share = figures.share(len(parts) or 1)
+        wanted = {"kind": kind, "format": format, "columns": columns, "has_flags": has_flags}
+        examine = partial(_read_part, name=name, figures=share, wanted=wanted)
         if (reading := _read_parts(pool, parts, examine)) is not None:
             return reading
-    source = _Logged(name, kind, format, Log(stream))
+    source = _Logged(name, Log(stream), kind=kind, format=format, columns=columns, has_flags=has_flags)
     watched = tqdm(source, desc=printable(name), unit=" rows", delay=1, leave=False, disable=None)
     return _counted(source, watched, figures)
 
@@ -158,11 +163,9 @@ def _read_parts(pool: ProcessPoolExecutor, parts: list[Part], examine: "partial[
     return whole
 
 
-def _read_part(
-    part: Part, name: str, kind: RecordKind | None, format: str | None, figures: FileFigures
-) -> Reading | None:
+def _read_part(part: Part, name: str, figures: FileFigures, wanted: dict[str, Any]) -> Reading | None:
     """None where another part's rows decide how these are read."""
-    source = _Logged(name, kind, format, Log(), part)
+    source = _Logged(name, Log(), part, **wanted)
     figures.number = part.lines_before  # every record of the file has one of its own
     try:
         reading = _counted(source, source, figures)
@@ -185,11 +188,9 @@ def _counted(source: "_Logged", records: Any, figures: FileFigures) -> Reading:
 class _Logged(Source[Any]):
     """A source that goes on where a file breaks off, refuses into a log of ours, and may read one part alone."""
 
-    def __init__(
-        self, name: str, kind: RecordKind | None, format: str | None, log: Log, part: Part | None = None
-    ) -> None:
+    def __init__(self, name: str, log: Log, part: Part | None = None, **wanted: Any) -> None:
         self.log, self.part = log, part
-        super().__init__(name, kind, format, tolerant=True)
+        super().__init__(name, tolerant=True, **wanted)
 
     def _reset(self) -> None:
         super()._reset()

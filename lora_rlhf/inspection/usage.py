@@ -29,10 +29,12 @@ def fractions(given: float | None) -> dict[str, float]:
 def kinds_of(reading: Reading) -> list[RecordKind]:
     """The kinds that a stage could read a file as, which was read as what its columns say.
 
-    Any file serves as prompts too; that is a kind of its own only where rows hold nothing else.
+    Any file serves as prompts too; that is a kind of its own only where rows hold nothing else, or nothing usable.
     """
-    readable = {kind for name in reading.recognised for kind in format_named(name).readers if kind != "prompts"}
-    return [kind for kind in READERS if kind in readable or kind in reading.figures.kinds]
+    kinds = {kind for name in reading.recognised for kind in format_named(name).readers}
+    readable = kinds if not reading.used else kinds - {"prompts"}
+    kinds_found = [kind for kind in READERS if kind in readable or kind in reading.figures.kinds]
+    return kinds_found if kinds_found or not reading.read else ["prompts"]
 
 
 def is_read_as(kind: RecordKind, reading: Reading) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.data.containers import file_rows
-from lora_rlhf.data.readers import to_prompt
+from lora_rlhf.data.messages import to_prompt
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, require_text, row_of
 from lora_rlhf.probes.checks import PAIRED, fault

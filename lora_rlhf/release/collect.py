@@ -180,13 +180,17 @@ class Collection:
                 split = "train" if name == BY_NAME[stage].trains_on else None  # what has a split list
                 fraction = config.get("validation_fraction", 0.0) if split else 0.0
                 files.append(
-                    DataFile(stage, name, record["path"], record["sha256"], config.get("format"), split, fraction)
+                    DataFile(
+                        *(stage, name, record["path"], record["sha256"], config.get("format"), split, fraction),
+                        columns=config.get("columns"),
+                    )
                 )
         settings, sets = _object(report, "config"), _object(report, "sets")
         for name, split in (("prompts", "evaluation"), ("selection_prompts", "selection")):
             if isinstance(path := settings.get(name), str):
                 sha256 = _object(sets, name.removesuffix("_prompts")).get("sha256")
-                files.append(DataFile("evaluate", name, path, sha256, settings.get("format"), split))
+                columns = settings.get("columns")
+                files.append(DataFile("evaluate", name, path, sha256, settings.get("format"), split, columns=columns))
         return files
 
     def _labelling(self, protocols: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ class DataFile(NamedTuple):
     format: str | None
     split: str | None
     fraction: float = 0.0
+    columns: str | None = None
 
 
 class DataFacts(NamedTuple):
@@ -53,7 +54,9 @@ def describe_data(file: DataFile, run: Path, paths: PathMap, with_texts: bool) -
         raise UserError(f"{file.path}: cannot be read ({error.strerror})") from error
     if file.sha256 is not None and sha256 != file.sha256:
         raise UserError(f"{file.path}: has changed since {file.stage} read it")
-    source: Source[Any] = Source(path, ROW_KINDS.get(file.name, "prompts"), file.format, tolerant=True)
+    source: Source[Any] = Source(
+        path, ROW_KINDS.get(file.name, "prompts"), file.format, tolerant=True, columns=file.columns
+    )
     splits: dict[str, dict[str, Any]] = {}
     labelling = _Labelling()
     for record in tqdm(source, desc=f"read {file.name}", unit="row", delay=3):

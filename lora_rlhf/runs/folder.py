@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.configs.catalogue import STAGES
 from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.data.locate import DataFiles, HubDataset, locate
@@ -110,9 +109,7 @@ class Parent:
 def find_stage(folder: str | Path, stage: str) -> Parent:
     """A finished stage. UserError when there is none; the message names the command that makes it."""
     folder = Path(folder)
-    make = f"run `lora-rlhf {stage} --run {folder.parent}` first"
-    if any(stage in child.parents for child in STAGES):
-        make += f", or name another folder with --{stage}"
+    make = f"run `lora-rlhf {stage} --run {folder.parent}` first, or name another folder with --{stage}"
     if not os.path.isfile(folder / MANIFEST):  # unlike Path.is_file, no error for a folder that we may not read
         no_parent = "" if folder.parent.is_dir() else f", and no {folder.parent} at all"
         raise UserError(f"{folder}: no {stage} stage there{no_parent}; {make}")

@@ -17,7 +17,7 @@ from lora_rlhf.model.open import describe_base, require_same_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
 from lora_rlhf.stages.reward_report import chance_fault
-from lora_rlhf.stages.rows import encode_prompts, report_refusals
+from lora_rlhf.stages.rows import encode_prompts, report_refusals, source_of
 from lora_rlhf.stages.sampler import require_engine
 from lora_rlhf.stages.scorer import ResponseScorer
 from lora_rlhf.stages.session import (
@@ -57,7 +57,7 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
     sft, reward = _find_parents(config)
     if reward is not None and not folder.resumes:
         _require_better_than_chance(config, reward)
-    prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
+    prompts: Source[Prompt] = source_of(config, config.prompts, "prompts")
     prompts.require_first()
     scorer = ResponseScorer.of(config)
     require_engine(config, sft)

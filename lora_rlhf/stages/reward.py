@@ -22,7 +22,7 @@ from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_has
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_report import chance_fault, held_out_report
 from lora_rlhf.stages.reward_scores import calibrate, ranking_sequences, require_same_after_reload, score_rankings
-from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, watched
+from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, source_of, watched
 from lora_rlhf.stages.samples import RANKINGS, TIMES, of_reward
 from lora_rlhf.stages.session import (
     cosine,
@@ -45,11 +45,11 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
     with StageFolder.open(config, "reward") as folder:
         sft = find_stage(config.sft or f"{config.run}/sft", "sft")
         require_same_base(config.model, sft.manifest["base"], str(sft.folder))
-        rankings: Source[Ranking] = Source(config.rankings, "rankings", config.format, config.strict)
+        rankings: Source[Ranking] = source_of(config, config.rankings, "rankings")
         demonstrations = _demonstrations(config, sft)
         several: Source[Ranking] | None = None
         if config.agreement is not None:
-            several = Source(config.agreement, "rankings", config.format)
+            several = source_of(config, config.agreement, "rankings", strict=False)
         for source in (rankings, demonstrations, several):
             if source is not None:
                 source.require_first()
@@ -101,7 +101,8 @@ def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
             f"{sft.folder}: {name!r} is not the file of demonstrations that this stage was trained on, or has changed "
             "since; name one with --demonstrations"
         )
-    return Source(name, "demonstrations", read_yaml(sft.folder / CONFIG).get("format"))
+    settings = read_yaml(sft.folder / CONFIG)
+    return Source(name, "demonstrations", settings.get("format"), columns=settings.get("columns"))
 
 
 def _encode(

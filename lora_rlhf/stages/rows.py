@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tqdm import tqdm
 
@@ -12,6 +12,7 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.duplicates import without_repeats
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
+from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.refusals import RefusedRows, counted, none_of
 from lora_rlhf.data.schema import Prompt, fraction_between, split_of, split_position
 from lora_rlhf.data.sources import Record, Source
@@ -30,6 +31,12 @@ Row = TypeVar("Row")
 def limits_of(config: StageConfig) -> Limits:
     """The length limits of a stage."""
     return Limits(config.max_prompt_tokens, config.max_response_tokens, config.long_responses)
+
+
+def source_of(config: StageConfig, name: str, kind: RecordKind, strict: bool | None = None) -> Source[Any]:
+    """A data file of a stage, read as its flags --format, --columns and --strict say."""
+    is_strict = config.strict if strict is None else strict
+    return Source(name, kind, config.format, is_strict, columns=config.columns, has_flags=True)
 
 
 @dataclass

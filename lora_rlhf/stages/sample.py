@@ -23,7 +23,7 @@ from lora_rlhf.model.generate import Engine, Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, data_hash, find_stage
 from lora_rlhf.stages.interrupt import graceful
-from lora_rlhf.stages.rows import encode_prompts
+from lora_rlhf.stages.rows import encode_prompts, source_of
 from lora_rlhf.stages.sampler import Sampler, require_engine
 from lora_rlhf.stages.session import load_parent_role, log, open_parent_base, require_context, seed_everything
 from lora_rlhf.stages.trainer import GO_ON
@@ -45,7 +45,7 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     sft = find_stage(f"{config.run}/{SFT.name}", SFT.name)
     name = SFT.name if config.role == BASE else BY_ROLE[config.role].name
     stage = find_stage(f"{config.run}/{name}", name)
-    prompts: Source[Prompt] = Source(config.prompts, "prompts", config.format, config.strict)
+    prompts: Source[Prompt] = source_of(config, config.prompts, "prompts")
     prompts.require_first()
     require_engine(config, sft)
     model = open_parent_base(config, sft, model)

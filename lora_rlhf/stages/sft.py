@@ -28,7 +28,7 @@ from lora_rlhf.model.packing import require_no_leak
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage, has_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, watched
+from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, source_of, watched
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.samples import FIXED, of_sft
 from lora_rlhf.stages.session import (
@@ -53,7 +53,7 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
     """Trains the `sft` adapter on demonstrations, loss on the response alone, and keeps the best epoch."""
     check(config)
     with StageFolder.open(config, "sft") as folder:
-        source: Source[Demonstration] = Source(config.demonstrations, "demonstrations", config.format, config.strict)
+        source: Source[Demonstration] = source_of(config, config.demonstrations, "demonstrations")
         source.require_first()
         model = model or _load(config)
         keep_dense(model.causal, config.dequantize)

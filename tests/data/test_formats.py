@@ -9,20 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_rlhf.data.formats import (
-    FORMATS,
-    KNOWN_COLUMNS,
-    LIST_COLUMNS,
-    UNKNOWN,
-    RecordKind,
-    format_named,
-    prompts_of,
-    recognise,
-    unrecognised,
-)
+from lora_rlhf.data.formats import FORMATS, KNOWN_COLUMNS, LIST_COLUMNS, RecordKind, format_named
+from lora_rlhf.data.recognise import ASKED, UNKNOWN, recognise, unrecognised
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of, set_source
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of
 from lora_rlhf.system.errors import UserError
+from tests.support.rows import RowSource, read
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -38,56 +30,54 @@ def names(row: Any, kind: RecordKind | None = None) -> list[str]:
     return [format.name for format in recognise(row, kind)]
 
 
-def read(kind: RecordKind, *rows: dict) -> list:
-    (format,) = recognise(rows[0], kind)
-    return list(format.readers[kind](format.merge(list(rows)) if format.merge else rows[0]))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # the documentation
 
 
-def test_every_format_is_documented_and_no_other() -> None:
-    assert list(EXAMPLES) == [format.name for format in FORMATS]
+USABLE = [format for format in FORMATS if not format.unusable]
 
 
-def test_the_table_of_formats_is_that_of_the_code() -> None:
+def test_every_usable_format_is_documented_and_no_other() -> None:
+    assert list(EXAMPLES) == [format.name for format in USABLE]
+
+
+def test_the_tables_of_formats_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| \[(\S+)\]\(#(\S+)\) \| (.*) \| (.*) \|$", DOCS.read_text(), re.MULTILINE)
     assert [(name, link, columns) for name, link, columns, _ in rows] == [
-        (format.name, format.name, ", ".join(f"`{column}`" for column in format.required)) for format in FORMATS
+        (format.name, format.name, ", ".join(f"`{column}`" for column in format.required)) for format in USABLE
     ]
-    for (*_, kinds), format in zip(rows, FORMATS, strict=True):
+    for (*_, kinds), format in zip(rows, USABLE, strict=True):
         assert kinds.split(", ") == [kind for kind in format.readers if kind != "prompts" or len(format.readers) == 1]
+    for format in FORMATS:
+        columns = ", ".join(f"`{column}`" for column in format.required)
+        assert (f"| {format.name} | {columns} | {format.unusable} |" in DOCS.read_text()) == bool(format.unusable)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_documented_row_becomes_what_the_documentation_says(name: str) -> None:
     rows, expected, _ = EXAMPLES[name]
-    format = format_named(name)
-    kind = next(iter(format.readers))
-    assert all(names(row) == names(row, kind) == [name] for row in rows)
-    if format.group:
-        assert len({format.group(row) for row in rows}) == 1
-    records = read(kind, *rows)
-    for record in records:
-        if not isinstance(record, Text):
-            meta = {column: value for column, value in rows[0].items() if column not in format.columns}
-            set_source(record if isinstance(record, Prompt) else record.prompt, meta, "")
-    assert [row_of(record) for record in records] == expected
+    for kind in (format_named(name).kinds[0], *([] if name in ASKED else [None])):
+        source = RowSource(tuple(rows), kind)
+        assert [row_of(record) for record in source] == expected
+        assert source.formats == {name: len(rows)} and not source.faults
 
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "text"])
 def test_any_documented_row_gives_its_prompts(name: str) -> None:
     rows, expected, _ = EXAMPLES[name]
-    format = format_named(name)
-    prompts = prompts_of(format, format.merge(rows) if format.merge else rows[0])
-    assert [row_of(prompt)["prompt"] for prompt in prompts] == [record["prompt"] for record in expected]
-    assert name in names(rows[0], "prompts")
+    prompts = [row_of(prompt)["prompt"] for prompt in RowSource(tuple(rows), "prompts")]
+    # answers of one prompt that stand in several rows give it once each
+    assert list(map(json.dumps, prompts)) == [
+        json.dumps(record["prompt"]) for record in expected for _ in range(len(rows) if name in REPEATED else 1)
+    ]
+
+
+REPEATED = ("helpsteer", "unpaired", "scored")
 
 
 def test_the_documentation_names_the_first_kind() -> None:
     first = {"demonstrations": "Demonstration", "rankings": "Ranking", "prompts": "Prompt", "texts": "Text"}
-    for format in FORMATS:
+    for format in USABLE:
         text = " ".join(EXAMPLES[format.name][2].split())
         assert min(first.values(), key=lambda word: text.find(word) % 10**6) == first[next(iter(format.readers))], text
 
@@ -100,11 +90,9 @@ def test_the_documentation_names_the_first_kind() -> None:
     ("row", "kind", "expected"),
     [
         # the more specific format wins
-        ({"prompt": "a", "completion": "b", "label": True}, "demonstrations", ["unpaired"]),
-        ({"prompt": "a", "completion": "b", "label": "False"}, "demonstrations", ["unpaired"]),
-        ({"prompt": "a", "completion": "b", "label": 4}, "demonstrations", ["prompt-completion"]),
-        ({"prompt": "a", "completion": "b", "label": "sports"}, "demonstrations", ["prompt-completion"]),
-        ({"prompt": "a", "completion": "b", "label": None}, None, ["prompt-completion"]),
+        ({"instruction": "a", "input": "b", "output": "c"}, "demonstrations", ["alpaca"]),
+        ({"input": "b", "output": "c", "system": "d"}, None, ["input-output"]),
+        ({"prompt": "a", "completion": "b", "label": True}, "demonstrations", ["prompt-completion"]),
         ({"instruction": "a", "output": "b", "prompt": "c", "text": "d"}, None, ["alpaca"]),
         ({"prompt": "a", "messages": [USER, ANSWER], "text": "c"}, None, ["messages"]),
         ({"instruction": "a", "chosen": "b", "rejected": "c"}, "rankings", ["alpaca-preference"]),
@@ -119,9 +107,11 @@ def test_the_documentation_names_the_first_kind() -> None:
         ),
         # a kind leaves out the formats that do not have it
         ({"prompt": "a", "messages": [USER], "chosen": "b", "rejected": "c"}, "demonstrations", ["messages"]),
-        ({"prompt": "a", "messages": [USER], "chosen": "b", "rejected": "c"}, "rankings", ["preference"]),
-        ({"message_id": "1", "message_tree_id": "1", "text": "a", "role": "prompter"}, "texts", ["text"]),
-        ({"instruction": "a", "output": "b", "text": "c"}, "texts", ["text"]),
+        ({"prompt": "a", "messages": [USER], "chosen": "b", "rejected": "c"}, "rankings", ["messages-pair"]),
+        ({"message_id": "1", "message_tree_id": "1", "text": "a", "role": "prompter"}, "texts", ["tree-messages"]),
+        ({"instruction": "a", "output": "b", "text": "c"}, "texts", []),
+        ({"text": "c", "label": 1}, "texts", []),
+        ({"text": "c", "url": "b", "language_score": 0.9, "dump": "x"}, "texts", ["text"]),
         ({"text": "a"}, "prompts", []),
         # what the columns do not settle
         (
@@ -129,7 +119,7 @@ def test_the_documentation_names_the_first_kind() -> None:
             "demonstrations",
             ["prompt-completion", "prompt-response"],
         ),
-        ({"prompt": "a", "text": "b"}, None, ["prompt", "text"]),
+        ({"prompt": "a", "text": "b"}, None, []),
         ({"prompt": "a", "text": "b"}, "prompts", ["prompt"]),
         # values decide where columns are equal
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "rankings", ["hh-rlhf"]),
@@ -149,14 +139,16 @@ def test_a_row_is_recognised(row: Any, kind: RecordKind | None, expected: list[s
     ("row", "kind", "expected"),
     [
         (
-            {"question": "a", "answer": "b", "split": None},
+            {"question": "a", "reply": "b", "split": None},
             "demonstrations",
-            f"{UNKNOWN} (found question, answer; empty: split; nearest is orca, which lacks response)",
+            f"{UNKNOWN} (found question, reply; empty: split; nearest is question-answer, which lacks answer; "
+            "as prompts alone the rows are for lora-rlhf ppo --prompts)",
         ),
         (
             {"prompt": "a", "answer": "b"},
             "demonstrations",
-            f"{UNKNOWN} (found prompt, answer; nearest is prompt-completion, which lacks completion)",
+            f"{UNKNOWN} (found prompt, answer; nearest is prompt-completion, which lacks completion; "
+            "as prompts alone the rows are for lora-rlhf ppo --prompts)",
         ),
         (
             {"prompt": "a", "completion": None},
@@ -275,14 +267,12 @@ def test_the_known_columns_are_those_of_the_formats() -> None:
     ],
 )
 def test_prompts_are_found_in_any_row(row: dict) -> None:
-    (format,) = recognise(row, "prompts")
-    merged = format.merge([row]) if format.merge else row
-    assert prompts_of(format, merged) == [Prompt((Message("user", "Hi"),))]
+    assert read("prompts", row) == [Prompt((Message("user", "Hi"),))]
 
 
 def test_a_text_holds_no_prompt() -> None:
     with pytest.raises(BadRow, match="the row holds texts, not prompts"):
-        prompts_of(format_named("text"), {"text": "a"})
+        read("prompts", {"text": "a"})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -313,21 +303,23 @@ VALUES = st.recursive(
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_value_makes_a_reader_fail(format, data: st.DataObject) -> None:
-    """Records or BadRow, nothing else, from every reader, for any JSON in the columns that it uses."""
+    """Records or refusals, nothing else, from every reader, for any JSON in the columns that it uses."""
     rows = []
-    for _ in range(data.draw(st.integers(1, 3 if format.merge else 1))):
+    for _ in range(data.draw(st.integers(1, 3 if format.merge or format.name in REPEATED else 1))):
         row = {column: data.draw(VALUES.filter(lambda value: value is not None)) for column in format.required}
         if format.name == "oasst":  # is recognised by its tree
             row["prompt"] = data.draw(TREES | st.dictionaries(FIELDS, VALUES, max_size=4))
         row |= {column: data.draw(VALUES) for column in format.optional[:5] if data.draw(st.booleans())}
+        row |= {column: data.draw(VALUES) for column in SAYING if data.draw(st.integers(0, 5)) == 0}
         recognise(row, None)
         rows.append(row)
-    for kind, reader in format.readers.items():
-        try:
-            if format.group:
-                hash(format.group(rows[0]))
-            records = reader(format.merge(rows) if format.merge else rows[0])
-        except BadRow:
-            continue
-        expected = {"demonstrations": Demonstration, "rankings": Ranking, "prompts": Prompt, "texts": Text}[kind]
-        assert records and all(isinstance(record, expected) for record in records)
+    expected = {"demonstrations": Demonstration, "rankings": Ranking, "prompts": Prompt, "texts": Text}
+    for kind in format.readers:
+        source = RowSource(tuple(rows), kind, format=format.name)
+        records = list(source)
+        assert source.used + source.refused.count == source.read == len(rows)
+        assert all(isinstance(record, expected[kind]) for record in records)
+
+
+# columns whose names mean something beside any format
+SAYING = "system history context is_safe score weight thinking tools images choices name chosen_rating status".split()

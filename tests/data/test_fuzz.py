@@ -27,6 +27,7 @@ from lora_rlhf.inspection.check import check_data
 from lora_rlhf.inspection.config import CheckConfig
 from lora_rlhf.inspection.text import text as report_text
 from lora_rlhf.system.errors import UserError
+from tests.support.rows import RowSource
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ KIND_OF: dict[type, RecordKind] = {
     Text: "texts",
 }
 ROWS = 300  # of a file
-MOST_REASONS = 150  # of all formats and kinds; more would be texts that hold something of the row
+MOST_REASONS = 300  # of all formats and kinds; more would be texts that hold something of the row
 
 # Values as they stand in a JSON text. What is long or deep is drawn rarely.
 ODD = [
@@ -241,7 +242,7 @@ def check_file(
     path: Path, kind: RecordKind | None, num_rows: int | None, reasons: set[str], format: str | None = None
 ) -> bool:
     """Reads a file and checks all that is promised; False for one that asks for --format. num_rows None: unknown."""
-    source: Source = Source(str(path), kind, format, tolerant=True)
+    source: Source = Source(str(path), kind, format, tolerant=True, has_flags=True)
     try:
         records = list(source)
     except UserError as error:
@@ -315,6 +316,7 @@ def test_files_that_break_off_are_counted_and_never_crash(tmp_path: Path) -> Non
         write(rng, path)
         whole = path.read_bytes()
         whole = gzip.compress(whole) if name == "rows.jsonl" and whole[:2] != b"\x1f\x8b" else whole
+        whole = gzip.decompress(whole) if name == "rows.json" and whole[:2] == b"\x1f\x8b" else whole
         for _ in range(25):
             place = rng.randrange(8, len(whole))
             flipped = bytes([whole[place] ^ (1 << rng.randrange(8))]) + whole[place + 1 :]
@@ -334,3 +336,90 @@ def test_the_report_on_broken_files_is_printable(tmp_path: Path) -> None:
         json.dumps(report, allow_nan=False)
         assert all(file["error"] or file["rows"]["read"] >= ROWS for file in report["files"])
         assert {c for c in report_text(report) if not c.isprintable()} <= {"\n"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rows that say the same in other columns
+
+
+ANSWERED = (
+    "prompt completion",
+    "question answer",
+    "instruction output",
+    "query response",
+    "Input Output",
+    "user assistant",
+)
+VERDICTS: dict[str, list[tuple[Any, bool | None]]] = {
+    "label": [(True, True), (1.0, True), ("good", True), (0, False), (-1, False), ("bad", False), (None, None)],
+    "isSafe": [(True, True), ("yes", True), (False, False), ("no", False), (None, None)],
+    "toxic": [(False, True), (0, True), (True, False), ("1", False)],
+    "rating": [("good", True), ("Great", True), ("poor", False), ("so so", None)],
+}
+CASES: list[Callable[[str], str]] = [
+    str,
+    str.upper,
+    str.title,
+    lambda name: f" {name}",
+    lambda name: name.replace("_", "-"),
+]
+
+
+def said_elsewhere(rng: random.Random, number: int) -> tuple[dict[str, Any], list[str], bool | None]:
+    """(a row, the texts of its conversation, whether its answer is good): parts stand in columns or in messages."""
+    marks = {part: f"{part} {number}" for part in ("system", "earlier", "answered", "asked", "context", "answer")}
+    used = ["asked", "answer", *rng.sample(["system", "context"], rng.randrange(3))]
+    used += ["earlier", "answered"] if rng.random() < 0.4 else []
+    verdict: Any = None
+    is_good: bool | None = True
+    row: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        question, answer = rng.choice(ANSWERED).split()
+        row = {question: marks["asked"], answer: marks["answer"]}
+        if "earlier" in used:
+            row["chat_history"] = [[marks["earlier"], marks["answered"]]]
+        last = row
+    else:
+        turns = [("user", "earlier"), ("assistant", "answered")] if "earlier" in used else []
+        talk = [
+            {"role": role, "content": marks[part]}
+            for role, part in [*turns, ("user", "asked"), ("assistant", "answer")]
+        ]
+        if "earlier" in used and rng.random() < 0.5:
+            row["History"], talk = talk[:2], talk[2:]
+        row[rng.choice(["messages", "Conversations", "conversation"])] = talk
+        if "system" in used and rng.random() < 0.5:
+            talk.insert(0, {"role": "system", "content": marks["system"]})
+            row["seen"] = "x"
+        last = rng.choice([row, talk[-1]])
+    if "system" in used and "seen" not in row:
+        row[rng.choice(["system", "System_Prompt", "sys_prompt"])] = marks["system"]
+    if "context" in used:
+        row[rng.choice(["context", "passage", "background"])] = marks["context"]
+    if rng.random() < 0.6:
+        name = rng.choice(list(VERDICTS))
+        verdict, is_good = rng.choice(VERDICTS[name])
+        if last is not row and verdict is None:
+            is_good = True  # an empty key of a message says nothing
+        last[name] = verdict
+    row = {rng.choice(CASES)(name) if rng.random() < 0.3 else name: value for name, value in row.items()}
+    return row, [marks[part] for part in used], is_good
+
+
+def test_what_a_row_says_is_read_wherever_it_stands_or_the_row_is_refused() -> None:
+    rng = random.Random(5)
+    drawn = [said_elsewhere(rng, number) for number in range(4000)]
+    for kind in ("demonstrations", "prompts"):
+        source = RowSource(tuple(row for row, _, _ in drawn), kind)
+        records = {record.prompt.origin if kind == "demonstrations" else record.origin: record for record in source}
+        assert source.used + source.refused.count == source.read == len(drawn)
+        for number, (row, texts, is_good) in enumerate(drawn, start=1):
+            record = records.get(f"rows:{number}")
+            if kind == "demonstrations":
+                assert is_good or record is None, row
+            if record is not None:
+                prompt = record.prompt if kind == "demonstrations" else record
+                said = " ".join(message.content for message in prompt.messages)
+                said += f" {record.response}" if kind == "demonstrations" else " ".join(texts[1:2])
+                assert all(text in said for text in texts), row
+        assert len(records) > (0.6 if kind == "demonstrations" else 0.9) * len(drawn)

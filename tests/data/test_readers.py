@@ -2,10 +2,12 @@
 
 import pytest
 
-from lora_rlhf.data.formats import RecordKind, recognise
-from lora_rlhf.data.readers import is_hh_dialogue, to_number, to_prompt, to_response
+from lora_rlhf.data.formats import RecordKind
+from lora_rlhf.data.messages import is_hh_dialogue, to_prompt, to_response
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of
+from lora_rlhf.data.verdicts import to_number
+from tests.support.rows import read as read_rows
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 OTHER = {"role": "assistant", "content": "No"}
@@ -15,8 +17,7 @@ KIND = Message("system", "Be kind.")
 
 
 def read(kind: RecordKind, row: dict):
-    (format,) = recognise(row, kind)
-    (record,) = format.readers[kind](row)
+    (record,) = read_rows(kind, row)
     return record
 
 
@@ -66,12 +67,14 @@ def test_many_turns_and_a_system_message_stay_in_the_prompt() -> None:
 
 
 @pytest.mark.parametrize("column", ["system", "system_prompt"])
-def test_a_system_column_comes_first_and_a_system_turn_wins(column: str) -> None:
+def test_a_system_column_comes_first_and_must_not_contradict_a_system_turn(column: str) -> None:
     turns = [{"from": "human", "value": "Hi"}, {"from": "chatgpt", "value": "Hello"}]
     expected = Demonstration(Prompt((KIND, Message("user", "Hi"))), "Hello")
     assert demonstration({"conversations": turns, column: "Be kind."}) == expected
     turns = [{"from": "system", "value": "Be kind."}, *turns]
-    assert demonstration({"conversations": turns, column: "Be rude."}) == expected
+    assert demonstration({"conversations": turns, column: "Be kind."}) == expected
+    with pytest.raises(BadRow, match=f"the row has two system messages .{column}"):
+        demonstration({"conversations": turns, column: "Be rude."})
     assert demonstration({"question": "Hi", "response": "Hello", column: "Be kind."}) == expected
     assert demonstration({"instruction": "Hi", "output": "Hello", column: "Be kind."}) == expected
 
@@ -122,15 +125,19 @@ def test_a_prompt_of_several_turns_as_text() -> None:
         (
             "demonstrations",
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "completion": "b"},
-            "not text",
+            "the row points at an image",
         ),
         (
             "demonstrations",
-            {"prompt": [{"role": "user", "content": ["a"]}], "completion": "b"},
+            {"prompt": [{"role": "user", "content": [1]}], "completion": "b"},
             "parts that are not text",
         ),
-        ("demonstrations", {"prompt": '[{"role": "user", "content": "a"}]', "completion": "b"}, "written as text"),
-        ("demonstrations", {"prompt": "a", "completion": "[{'role': 'assistant'}]"}, "messages are written as text"),
+        ("demonstrations", {"prompt": '[{"role": "user", "cont', "completion": "b"}, "written as text"),
+        (
+            "demonstrations",
+            {"prompt": "a", "completion": "[{'role': 'assistant'}]"},
+            "message without role and content",
+        ),
         ("demonstrations", {"prompt": "a", "completion": [USER]}, "completion is not one assistant's message"),
         ("demonstrations", {"prompt": "a", "completion": 3}, "the completion is not text"),
         ("demonstrations", {"prompt": "a", "completion": " "}, "the response is empty"),
@@ -138,7 +145,7 @@ def test_a_prompt_of_several_turns_as_text() -> None:
         ("demonstrations", {"messages": [USER, ANSWER, USER]}, "messages does not end with an assistant's message"),
         ("demonstrations", {"messages": []}, "does not end with an assistant's message"),
         ("demonstrations", {"messages": [ANSWER]}, "the prompt is empty"),
-        ("demonstrations", {"messages": [USER, ANSWER, OTHER]}, "the prompt does not end with a user's message"),
+        ("demonstrations", {"messages": [USER, ANSWER, OTHER]}, "two of the assistant's messages follow one another"),
         ("demonstrations", {"messages": {"role": "user"}}, "messages is neither text nor a list"),
         ("demonstrations", {"conversations": [{"from": "human", "value": "Hi"}]}, "conversations does not end with an"),
         (
@@ -150,11 +157,11 @@ def test_a_prompt_of_several_turns_as_text() -> None:
         ("demonstrations", {"instruction": " ", "input": "", "output": "b"}, "the prompt is empty"),
         (
             "demonstrations",
-            {"instruction": "a", "input": ["b"], "output": "c"},
-            "the instruction or its input is not text",
+            {"instruction": "a", "input": [1], "output": "c"},
+            "the input is not text",
         ),
-        ("demonstrations", {"instruction": "a", "output": ["b", "c"]}, "the response is not text"),
-        ("demonstrations", {"instruction": "a", "output": "b", "history": "c"}, "history is not a list of pairs"),
+        ("demonstrations", {"instruction": "a", "output": ["b", "c"]}, "output is not one assistant's message"),
+        ("demonstrations", {"instruction": "a", "output": "b", "history": "c"}, "history is not a list of turns"),
         ("demonstrations", {"instruction": "a", "output": "b", "history": [["c"]]}, "history is not a list of pairs"),
         ("prompts", {"messages": []}, "the prompt is empty"),
         ("prompts", {"messages": [USER, ANSWER, ANSWER]}, "does not end with a user's message"),

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from lora_rlhf.data.formats import recognise
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt, Ranking
+from tests.support.rows import read as read_rows
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 OTHER = {"role": "assistant", "content": "No"}
@@ -19,9 +19,7 @@ KIND_HI = Prompt((Message("system", "Be kind."), Message("user", "Hi")))
 
 
 def read(row: dict) -> Ranking:
-    (format,) = recognise(row, "rankings")
-    (record,) = format.readers["rankings"](row)
-    assert isinstance(record, Ranking)
+    (record,) = read_rows("rankings", row)
     return record
 
 
@@ -89,7 +87,8 @@ def test_the_shared_beginning_is_the_longest_one_of_whole_words() -> None:
     ("row", "reason"),
     [
         ({"prompt": "a", "chosen": "x", "rejected": "x"}, "chosen and rejected are the same"),
-        ({"prompt": "a", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "chosen and rejected are the same"),
+        ({"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "chosen and rejected are the same"),
+        ({"prompt": "a", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, "prompt is not in the conversation"),
         ({"prompt": "a", "chosen": "x", "rejected": "x "}, "chosen and rejected are the same"),
         ({"prompt": "a", "chosen": "x", "rejected": ""}, r"a response of the ranking is empty \(response 2 of 2\)"),
         ({"chosen": DIALOGUE, "rejected": f"{DIALOGUE} a"}, r"a response of the ranking is empty \(response 1 of 2\)"),
@@ -112,13 +111,16 @@ def test_the_shared_beginning_is_the_longest_one_of_whole_words() -> None:
             {"query": "Why?", "chosen": "It is so.", "rejected": "It is not."},
             r"without a prompt column \(is it query\?",
         ),
-        ({"chosen": '[{"role": "user"', "rejected": '[{"role": "assistant"'}, "messages are written as text"),
+        (
+            {"chosen": '[{"role": "user"', "rejected": '[{"role": "assistant"'},
+            "a list is written as text that cannot be read",
+        ),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2, "score_rejected": 8},
-            r"the rejected response has the higher score \(2 and 8\)",
+            r"the rejected response has the better score \(2 and 8\)",
         ),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "x", "score_rejected": 8}, "is not a number"),
-        ({"question": ["a"], "chosen": "b", "rejected": "c"}, "content is not text"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "x", "score_rejected": 8}, "are not numbers"),
+        ({"question": ["a"], "chosen": "b", "rejected": "c"}, "message without role and content"),
     ],
 )
 def test_what_is_no_pair_says_why(row: dict, reason: str) -> None:

@@ -1,23 +1,18 @@
-"""Scores and places become ranks with the right sign, ties stay ties, and neighbouring rows are read together."""
+"""Scores and places become ranks with the right sign, ties stay ties, and rows of one prompt are read together."""
 
 from typing import Any
 
 import pytest
 
-from lora_rlhf.data.formats import RecordKind, recognise
+from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.readers_ranked import ranks_of
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
+from tests.support.rows import RowSource, read
 
 HI = Prompt.of("Hi")
 ANSWER = {"role": "assistant", "content": "Hello"}
 STEER = {"correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 2}
-
-
-def read(kind: RecordKind, *rows: dict):
-    (format,) = recognise(rows[0], kind)
-    row = format.merge(list(rows)) if format.merge else rows[0]
-    return list(format.readers[kind](row))
 
 
 def ranking(*rows: dict) -> Ranking:
@@ -114,7 +109,7 @@ def test_summaries_of_posts_and_of_articles() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# neighbouring rows
+# one response a row
 
 
 def steer(text: Any, helpfulness, prompt: str = "Hi") -> dict:
@@ -124,7 +119,11 @@ def steer(text: Any, helpfulness, prompt: str = "Hi") -> dict:
 def test_helpsteer_ranks_the_rows_of_a_prompt_by_helpfulness() -> None:
     rows = [steer("a", 2), steer("b", 4), steer("c", 2), steer("d", "0")]
     assert ranking(*rows) == Ranking(HI, ("a", "b", "c", "d"), (2, 1, 2, 3))
-    assert read("demonstrations", *rows) == [Demonstration(HI, "b")]
+    source = RowSource(tuple(rows), "demonstrations")
+    assert [record.response for record in source] == ["b"]
+    assert [str(fault) for fault in source.faults] == [
+        f"another answer to the prompt has a higher score ({score} and 4)" for score in (2, 2, 0)
+    ]
     assert read("demonstrations", steer("a", 1)) == [Demonstration(HI, "a")]
 
 
@@ -135,15 +134,12 @@ def test_helpsteer_turns_are_messages() -> None:
     assert ranking(steer("a", 1, f"<extra_id_1>User\n{text}"), steer("b", 2, text)).prompt == Prompt(turns)
 
 
-def test_rows_belong_together_by_their_prompt_alone() -> None:
-    (format,) = recognise(steer("a", 1), "rankings")
-    group = format.group
-    assert group is not None
-    assert group(steer("a", 1)) == group(steer("b", 4)) != group(steer("b", 4, "Ho"))
-    (format,) = recognise({"prompt": [ANSWER], "completion": "a", "label": True}, "rankings")
-    group = format.group
-    assert group is not None
-    assert group({"prompt": [dict(ANSWER)]}) == group({"prompt": [ANSWER]}) != group({"prompt": "x"})
+def test_rows_of_a_prompt_belong_together_wherever_they_stand() -> None:
+    rows = [steer("a", 1), steer("x", 0, "Ho"), steer("b", 4), steer("y", 2, "Ho"), steer("c", 2)]
+    assert read("rankings", *rows) == [
+        Ranking(HI, ("a", "b", "c"), (3, 1, 2)),
+        Ranking(Prompt.of("Ho"), ("x", "y"), (2, 1)),
+    ]
 
 
 def unpaired(text, label) -> dict:
@@ -153,15 +149,16 @@ def unpaired(text, label) -> dict:
 def test_unpaired_completions_of_a_prompt_are_ranked_true_before_false() -> None:
     rows = [unpaired("a", False), unpaired([ANSWER], True), unpaired("c", "false"), unpaired("d", 1)]
     assert ranking(*rows) == Ranking(HI, ("a", "Hello", "c", "d"), (2, 1, 2, 1))
-    assert read("demonstrations", *rows) == [Demonstration(HI, "Hello"), Demonstration(HI, "d")]
+    source = RowSource(tuple(rows), "demonstrations")
+    assert [record.response for record in source] == ["Hello", "d"] and source.refused.count == 2
 
 
 @pytest.mark.parametrize(
     ("kind", "rows", "reason"),
     [
-        ("demonstrations", [unpaired("a", False), unpaired("b", False)], "the completion is labelled as bad"),
-        ("rankings", [unpaired("a", True)], "at least 2 neighbouring rows of one prompt"),
-        ("rankings", [steer("a", 3)], "at least 2 neighbouring rows of one prompt"),
+        ("demonstrations", [unpaired("a", False), unpaired("b", False)], "the answer is labelled as bad"),
+        ("rankings", [unpaired("a", True)], "at least 2 rows of one prompt"),
+        ("rankings", [steer("a", 3)], "at least 2 rows of one prompt"),
         ("rankings", [steer("a", 3), steer("b", "high")], "helpfulness is not a number"),
         ("rankings", [steer("a", 3), steer(4, 3)], "the response is not text"),
         ("rankings", [steer("a", 3, "<extra_id_1>User\n"), steer("b", 4)], "the prompt is empty"),

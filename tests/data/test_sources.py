@@ -16,10 +16,10 @@ import pytest
 from datasets import Dataset
 
 from lora_rlhf.data.formats import RecordKind
+from lora_rlhf.data.groups import MOST
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text
 from lora_rlhf.data.sources import (
-    MOST_IN_GROUP,
     Source,
     every_turn,
     read_prompts,
@@ -49,7 +49,7 @@ def demonstrations(name: Path | str, strict: bool = False) -> list[Demonstration
 
 
 def read(path: Path | str, kind: RecordKind | None = None, **options: Any) -> tuple[list[Any], Source]:
-    source: Source = Source(str(path), kind, **options)
+    source: Source = Source(str(path), kind, has_flags=True, **options)
     records = list(source)
     assert source.used + source.refused.count == source.read
     assert source.records == len(records) and source.formats.total() == source.used
@@ -115,7 +115,7 @@ def test_strict_stops_at_the_first_bad_row(tmp_path: Path, packed: bool) -> None
 
 def test_a_group_that_is_refused_stops_a_strict_reading_too(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [rated("p", "a", 1)])
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: a ranking needs at least 2 neighbouring rows"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: a ranking needs at least 2 rows of one prompt"):
         read_rankings(str(path), strict=True)
 
 
@@ -198,12 +198,12 @@ def test_an_empty_file_is_an_error(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_without_a_usable_row_is_an_error_with_the_first_reasons(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}] * 5)
+    path = jsonl(tmp_path / "rows.jsonl", [{"question": "a", "reply": "b"}] * 5)
     with pytest.raises(UserError) as caught:
         demonstrations(path)
     message = str(caught.value)
     assert "none of its 5 rows can be used" in message and "5 refused: no known format" in message
-    assert "(found question, answer; nearest is orca, which lacks response)" in message
+    assert "(found question, reply; nearest is question-answer, which lacks answer; as prompts" in message
     assert f"{path}:3" in message and f"{path}:4" not in message
     assert read(path, "demonstrations", tolerant=True)[1].refused.count == 5
 
@@ -255,12 +255,14 @@ def test_a_doubt_is_asked_and_answered(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [DOUBTFUL, {**DOUBTFUL, "response": "x" * 100}])
     for tolerant in (False, True):
         with pytest.raises(UserError) as caught:
-            list(Source(str(path), "demonstrations", tolerant=tolerant))
+            list(Source(str(path), "demonstrations", tolerant=tolerant, has_flags=True))
     message = str(caught.value)
     assert message.startswith(f"{path}: its rows fit several formats; say which one with --format:")
     assert '--format prompt-completion demonstrations: "a" -> "b"' in message
     assert '--format prompt-response demonstrations: "a" -> "c"' in message
     assert f'the row at {path}:1: {{"prompt": "a", "completion": "b"' in message
+    with pytest.raises(UserError, match="several formats; remove the columns that are not meant:\n  prompt-completion"):
+        list(Source(str(path), "demonstrations"))  # of a command without the flag
     for name, answers in (("prompt-completion", ["b", "b"]), ("prompt-response", ["c", "x" * 100])):
         records, source = read(path, "demonstrations", format=name)
         assert [record.response for record in records] == answers and source.formats == {name: 2}
@@ -270,13 +272,13 @@ def test_the_question_shows_what_is_asked_for_and_no_more_of_the_row_than_fits(t
     row = {**rated("a\x1b[31m", "best", 4), "completion": "x" * 5000}
     path = jsonl(tmp_path / "rows.jsonl", [row])
     with pytest.raises(UserError) as caught:
-        list(Source(str(path), "demonstrations"))
+        list(Source(str(path), "demonstrations", has_flags=True))
     message = str(caught.value)
     assert f'--format prompt-completion demonstrations: "a\\u001b[31m" -> "{"x" * 60}"...' in message
     assert '--format helpsteer      demonstrations: "a\\u001b[31m" -> "best"' in message
     assert len(message) < 1000 and "\x1b" not in message
-    with pytest.raises(UserError, match=r"--format helpsteer +rankings and demonstrations and prompts: refused: a"):
-        list(Source(str(path), None))
+    with pytest.raises(UserError, match=r"--format helpsteer +rankings and demonstrations and prompts: .a.* -> .best"):
+        list(Source(str(path), None, has_flags=True))
 
 
 @pytest.mark.parametrize("first", [PAIR, {"prompt": "a", "completion": ""}])
@@ -295,8 +297,8 @@ def test_a_doubtful_row_among_others_is_refused(tmp_path: Path) -> None:
     records, source = read(path, "demonstrations")
     assert [record.response for record in records] == ["b", "c"]
     (refusal,) = source.refused
-    assert refusal.origin == f"{path}:2" and "--format" in refusal.reason
-    assert refusal.detail == "prompt-completion, prompt-response"
+    assert refusal.origin == f"{path}:2" and refusal.reason == "the row fits several formats"
+    assert refusal.detail == "prompt-completion, prompt-response; say which one with --format"
 
 
 def test_a_doubt_that_makes_no_difference_is_not_asked(tmp_path: Path) -> None:
@@ -305,14 +307,14 @@ def test_a_doubt_that_makes_no_difference_is_not_asked(tmp_path: Path) -> None:
     assert [record.messages for record in records] == [(Message("user", "a"),)] * 2
     jsonl(path, [{"prompt": "a", "question": "other", "response": "b"}])
     with pytest.raises(UserError, match=r'(?s)--format prompt-response prompts: "a".*--format orca +prompts: "other"'):
-        list(Source(str(path), "prompts"))
+        list(Source(str(path), "prompts", has_flags=True))
 
 
 def test_a_format_can_be_named_also_where_another_fits_better(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "completion": "b", "label": False}, {"question": "x", "response": "y" * 1000}]
+    rows = [{"prompt": "a", "completion": "b", "response": "c"}, {"question": "x", "response": "y" * 1000}]
     path = jsonl(tmp_path / "rows.jsonl", rows)
     records, source = read(path, "demonstrations", format="prompt-completion")
-    assert records == [Demonstration(Prompt((Message("user", "a"),), {"label": False}), "b")]
+    assert records == [Demonstration(Prompt((Message("user", "a"),), {"response": "c"}), "b")]
     (refusal,) = source.refused
     assert (
         refusal.reason == "the row is not of format prompt-completion"
@@ -356,41 +358,47 @@ def test_without_a_kind_each_row_is_read_as_its_main_one(tmp_path: Path) -> None
 # rows that belong together
 
 
-def test_neighbouring_rows_of_a_prompt_are_one_ranking(tmp_path: Path) -> None:
-    rows = [rated("p", "a", 1), rated("p", "b", 4), rated("q", "c", 0), rated("q", "d", 0), rated("p", "e", 2)]
+def test_the_rows_of_a_prompt_are_one_ranking_wherever_they_stand(tmp_path: Path) -> None:
+    rows = [rated("p", "a", 1), rated("q", "c", 0), rated("p", "b", 4), rated("q", "d", 0), rated("r", "e", 2)]
     path = jsonl(tmp_path / "rows.jsonl", [{**row, "n": number} for number, row in enumerate(rows)])
     records, source = read(path, "rankings")
     assert [(record.responses, record.ranks) for record in records] == [(("a", "b"), (2, 1)), (("c", "d"), (1, 1))]
     assert [(record.prompt.origin, record.prompt.meta) for record in records] == [
         (f"{path}:1", {"n": 0}),
-        (f"{path}:3", {"n": 2}),
+        (f"{path}:2", {"n": 1}),
     ]
     assert (source.read, source.used, source.records) == (5, 4, 2) and source.formats == {"helpsteer": 4}
     assert [refusal.origin for refusal in source.refused] == [f"{path}:5"]
 
 
-def test_refused_rows_do_not_part_their_neighbours_and_other_formats_do(tmp_path: Path) -> None:
-    one, other = rated("p", "a", 1), rated("p", "b", 4)
-    records, source = read(jsonl(tmp_path / "rows.jsonl", [one, "oops", {"x": 1}, other]), "rankings")
-    assert len(records) == 1 and (source.used, source.refused.count) == (2, 2)
+def test_rows_of_other_formats_and_refused_ones_do_not_part_a_group(tmp_path: Path) -> None:
     between = {"prompt": "x", "chosen": "y", "rejected": "z"}
-    records, source = read(jsonl(tmp_path / "rows.jsonl", [one, other, between, one, other]), "rankings")
-    assert [record.prompt.messages[0].content for record in records] == ["p", "x", "p"] and source.used == 5
+    rows = [rated("p", "a", 1), "oops", {"x": 1}, between, rated("p", "b", 4)]
+    records, source = read(jsonl(tmp_path / "rows.jsonl", rows), "rankings")
+    assert [record.prompt.messages[0].content for record in records] == ["x", "p"]
+    assert (source.used, source.refused.count) == (3, 2)
 
 
-def test_a_refused_group_counts_each_of_its_rows(tmp_path: Path) -> None:
+def test_a_row_of_a_group_that_is_no_answer_is_refused_alone(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [rated("p", "a", 1), rated("p", "b", "N/A"), PAIR | {"label": 1}])
     records, source = read(path, "demonstrations")
-    assert [record.response for record in records] == ["b"] and source.formats == {"unpaired": 1}
-    assert [str(refusal) for refusal in source.refused] == [
-        f"{path}:{line}: helpfulness is not a number" for line in (1, 2)
-    ]
+    assert [record.response for record in records] == ["b", "a"]
+    assert source.formats == {"unpaired": 1, "helpsteer": 1}
+    assert [str(refusal) for refusal in source.refused] == [f"{path}:2: helpfulness is not a number (got str)"]
+
+
+def test_a_group_that_contradicts_itself_is_refused_row_by_row(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [rated("p", "a", 1), rated("p", "a", 2), rated("q", "b", 1)])
+    records, source = read(path, "demonstrations")
+    assert [record.response for record in records] == ["a", "b"] and source.refused.count == 1
+    _, source = read(path, "rankings", tolerant=True)
+    assert [refusal.origin for refusal in source.refused] == [f"{path}:{line}" for line in (1, 2, 3)]
 
 
 def test_a_group_is_read_in_parts_where_it_would_fill_the_memory(tmp_path: Path) -> None:
-    rows = [rated("p", str(number), number % 5) for number in range(MOST_IN_GROUP + 2)]
+    rows = [rated("p", str(number), number % 5) for number in range(MOST + 2)]
     records, source = read(jsonl(tmp_path / "rows.jsonl", rows), "rankings")
-    assert [len(record.responses) for record in records] == [MOST_IN_GROUP, 2] and source.used == MOST_IN_GROUP + 2
+    assert [len(record.responses) for record in records] == [MOST, 2] and source.used == MOST + 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -409,7 +417,7 @@ def test_prompts_come_from_any_format(tmp_path: Path) -> None:
         {"prompt": "a", "completion": "c", "label": False},
     ]
     records, source = read(jsonl(tmp_path / "rows.jsonl", rows), "prompts")
-    assert records == [Prompt.of("a")] * 7 and source.used == 8  # neighbours of one prompt are one
+    assert [record.messages for record in records] == [(Message("user", "a"),)] * 8 and source.used == 8
 
 
 def test_texts_come_from_rows_or_from_a_text_file(tmp_path: Path) -> None:

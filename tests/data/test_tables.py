@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lora_rlhf.data.containers import file_rows
 from lora_rlhf.data.refusals import BadRow, Damaged
-from lora_rlhf.data.tables import csv_header, csv_rows, parquet_rows
+from lora_rlhf.data.tables import MISSING, csv_header, csv_rows, parquet_rows
 
 
 def table(path: Path, text: str | bytes) -> dict[int, Any]:
@@ -115,7 +115,9 @@ def test_what_the_standard_library_writes_is_read_back(
     path = tmp_path_factory.mktemp("csv") / "x.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *cells])
-    assert [row for _, row in csv_rows(path)] == [{"a": one or None, "b": other or None} for one, other in cells]
+    assert [row for _, row in csv_rows(path)] == [
+        {name: None if cell in MISSING else cell for name, cell in zip("ab", row, strict=True)} for row in cells
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 import pytest
 
-from lora_rlhf.data.formats import RecordKind, prompts_of, recognise
+from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
+from tests.support.rows import read as read_rows
 
 
 def node(name: str, role: str, *replies: dict, **columns) -> dict:
@@ -33,9 +34,7 @@ def conversation(*texts: str) -> Prompt:
 
 
 def read(kind: RecordKind, rows: list[dict]) -> list:
-    (format,) = recognise(rows[0], kind)
-    row = format.merge(rows) if format.merge else rows[0]
-    return list(prompts_of(format, row) if kind == "prompts" else format.readers[kind](row))
+    return read_rows(kind, *rows)
 
 
 DEEP = tree(
@@ -68,18 +67,17 @@ def test_every_turn_of_a_tree_is_read(rows: list[dict]) -> None:
 def test_flat_rows_may_stand_in_any_order_but_not_without_the_first() -> None:
     rows = flat(DEEP)
     assert len(read("rankings", [rows[1], rows[0], *rows[2:]])) == 2
-    with pytest.raises(BadRow, match="the tree's first message is not in the rows beside it"):
+    with pytest.raises(BadRow, match="the tree's first message is not among the rows"):
         read("rankings", rows[1:])
-    with pytest.raises(BadRow, match=r"the tree's first message is not in the rows beside it \(found 2\)"):
+    with pytest.raises(BadRow, match=r"the tree's first message is not among the rows \(found 2\)"):
         read("rankings", [*rows, {**rows[0], "message_id": "other"}])
 
 
 def test_the_messages_of_one_tree_belong_together() -> None:
     rows = flat(DEEP)
-    (format,) = recognise(rows[0], "rankings")
-    assert format.group is not None
-    assert len({format.group(row) for row in rows}) == 1
-    assert format.group(rows[0]) != format.group({**rows[0], "message_tree_id": "other"})
+    others = [{**row, "message_tree_id": "other", "text": f"other {row['text']}"} for row in rows]
+    mixed = [row for pair in zip(rows, others, strict=True) for row in pair]
+    assert read("rankings", mixed) == [*read("rankings", rows), *read("rankings", others)]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,14 @@ HEALTHY: dict[str, Any] = {
             "split": {"fraction": 0.1, "train": 9_000, "validation": 1_000, "begin_alike": 20, "enough": 0.01},
         }
     ],
-    "signs": {"exact": True, "markup": 0.0, "ends_in_number": 0.1, "columns": {"id": 1.0, "source": 0.7}, "empty": {}},
+    "signs": {
+        "exact": True,
+        "markup": 0.0,
+        "placeholders": 0.0,
+        "ends_in_number": 0.1,
+        "columns": {"id": 1.0, "source": 0.7},
+        "empty": {},
+    },
 }
 
 
@@ -73,6 +80,7 @@ def test_figures_that_are_not_there_are_no_fault(path: str) -> None:
         ("rows", {"read": 1000, "used": 900, "refused": 100}, ["100 of 1,000 rows (10.0 %)", "rank is no number"]),
         ("formats", {"hh-rlhf": 9_000, "ranking": 1_000}, ["2 ways", "9,000 as hh-rlhf", "--format"]),
         ("signs.markup", 0.25, ["25.0 %", "markup"]),
+        ("signs.placeholders", 0.5, ["50.0 %", "{{name}}"]),
         ("tokens.refused", {"no system role": 0.3}, ["30.0 %", "no system role"]),
         (
             "tokens.limits.max_prompt_tokens",
@@ -85,7 +93,7 @@ def test_figures_that_are_not_there_are_no_fault(path: str) -> None:
             ["20.0 %", "--max-response-tokens 64", "35.0 % of rows", "512 keeps 99 %", "--long-responses cut"],
         ),
         ("rankings.all_tied", 2_000, ["2,000 of 10,000 rankings (20.0 %)", "tie throughout"]),
-        ("rankings.pairs", 1_611, ["1,611 pairs", "2,000", "2210.10760", "DPO"]),
+        ("rankings.pairs", 1_611, ["1,611 pairs", "2,000", "2210.10760", "collect more"]),
         ("rankings.longer_wins", {"rate": 0.71, "low": 0.69, "high": 0.73}, ["71.0 %", "69.0 %", "73.0 %", "longer"]),
         ("rankings.agreement", {"rate": 0.6, "pairs": 400}, ["60.0 % of 400 pairs", "72.6 %"]),
         ("rankings.labelers", 1, ["1 labeler"]),

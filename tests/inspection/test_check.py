@@ -227,7 +227,7 @@ def test_rows_that_are_no_rankings_alone_may_be_demonstrations(tmp_path: Path) -
     rows = [{"prompt": f"P {n}", "completion": "x", "label": n % 4 == 0} for n in range(40)]
     report = checked(write(tmp_path / "kto.jsonl", rows))
     sft, reward = report["files"][0]["stages"]
-    assert (sft["used"], sft["refused"], sft["reasons"]) == (10, 30, {"the completion is labelled as bad": 30})
+    assert (sft["used"], sft["refused"], sft["reasons"]) == (10, 30, {"the answer is labelled as bad": 30})
     assert (reward["used"], reward["refused"]) == (0, 40)
     assert report["ok"], "one stage can use it"
 
@@ -300,5 +300,31 @@ def test_plain_check_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
 
 def test_a_column_that_is_there_but_empty_is_named(tmp_path: Path) -> None:
     name = write(tmp_path / "rows.jsonl", [{"prompt": f"Ask {n}", "completion": None} for n in range(9)])
+    report = checked(name)
+    (reason,) = report["files"][0]["refused"]
+    assert reason["reason"] == "a needed column is empty" and reason["examples"][0]["detail"] == "completion"
+    assert report["faults"] == [f"{name}: none of its 9 rows can be used"]
+    assert checked(name, kind="prompts")["files"][0]["rows"]["used"] == 9
+    name = write(tmp_path / "prompts.jsonl", [{"prompt": f"Ask {n}", "winner": None} for n in range(9)])
     (piece,) = checked(name)["advice"]
-    assert piece["text"] == "column 'completion' is there but empty in 100.0 % of rows, so they are read as prompts."
+    assert piece["text"] == "column 'winner' is there but empty in 100.0 % of rows, so they are read as prompts."
+
+
+def test_columns_that_no_format_names_are_named_by_the_flag(tmp_path: Path) -> None:
+    rows = [{"ask": f"Ask {n}", "reply": f"Answer {n}", "label": n % 2 == 0} for n in range(20)]
+    name = write(tmp_path / "rows.jsonl", rows)
+    report = checked(name)
+    detail = report["files"][0]["refused"][0]["examples"][0]["detail"]
+    assert detail.endswith("try --columns prompt=ask,response=reply")
+    sft, _ = checked(name, columns="prompt=ask,response=reply")["files"][0]["stages"]
+    assert (sft["used"], sft["reasons"]) == (10, {"the answer is labelled as bad": 10})
+    (sft,) = checked(name, columns="prompt=ask,response=reply,ignore=label")["files"][0]["stages"]
+    assert sft["used"] == 20
+
+
+def test_rows_that_are_prompts_alone_are_offered_as_prompts(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"Ask {n}"}]} for n in range(12)]
+    file = checked(write(tmp_path / "rows.jsonl", rows))["files"][0]
+    sft, ppo = file["stages"]
+    assert (sft["used"], ppo["stage"].split(", ")[-1], ppo["used"]) == (0, "ppo", 12)
+    assert file["refused"][0]["examples"][0]["detail"] == "a prompt alone is for lora-rlhf ppo --prompts"

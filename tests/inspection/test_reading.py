@@ -91,9 +91,9 @@ def test_rows_that_belong_together_are_read_by_one_process(tmp_path: Path, in_pa
     ]
     path.write_text("\n".join(map(json.dumps, made)))
     report = report_of(path)
-    assert in_parts == [0, 0, 0]  # as it looks, as demonstrations, and held out
+    assert in_parts == [0, 0, 8]  # as it looks, as demonstrations, and held out, where each row is a prompt
     assert report["files"][0]["rows"] == {"read": 200, "used": 200, "refused": 0, "breaks": 0}
-    assert [stage["used"] for stage in report["files"][0]["stages"]] == [200, 200]
+    assert [stage["used"] for stage in report["files"][0]["stages"]] == [100, 200]
     assert [stage["records"] for stage in report["files"][0]["stages"]] == [100, 100]
     assert report["files"][0]["rankings"]["count"] == 100
 
