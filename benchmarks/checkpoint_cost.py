@@ -89,7 +89,7 @@ def train(run: Path) -> dict[str, Any]:
         recipe[stage] = recipe[stage] | {"save_every": every}
     recipe["ppo"]["iterations"] = ITERATIONS
     clocks = {stage: Clock() for stage in MEASURED_EVERY}
-    boundary = Trainer.boundary
+    boundary = Trainer.save_or_stop
 
     def timed(self: Trainer, step: int, of: int, score: float | None = None) -> None:
         clock, begun = clocks[self._folder.stage], time.monotonic()
@@ -100,7 +100,7 @@ def train(run: Path) -> dict[str, Any]:
         if step % MEASURED_EVERY[self._folder.stage] == 0 and step < of:
             clock.saves.append(clock.ended - begun)
 
-    with patch.object(Trainer, "boundary", timed):
+    with patch.object(Trainer, "save_or_stop", timed):
         run_recipe(recipe)
     return {stage: _figures(clock, USUAL[stage], size_of(run / stage)) for stage, clock in clocks.items()}
 

@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         save_every=NEVER,
         sample_every=NEVER,
     )
-    log, boundary, running = Trainer.log, Trainer.boundary, Trainer.resume
+    log, boundary, running = Trainer.log, Trainer.save_or_stop, Trainer.resume
     timed, processor = PPO._timed, dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         boundary(self, done, total, score)
         clock.tick()
 
-    patches: dict[str, Any] = {"log": logged, "boundary": ticking, "resume": resume}
+    patches: dict[str, Any] = {"log": logged, "save_or_stop": ticking, "resume": resume}
     with patch.multiple(Trainer, **patches), patch.object(PPO, "_timed", timing):
         ppo.train(config)
     manifest = json.loads((folder / "run" / "ppo" / "manifest.json").read_text())

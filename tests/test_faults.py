@@ -315,7 +315,7 @@ def test_a_disk_that_is_full_at_any_write_costs_nothing_that_was_saved(place: Pl
 
 def stopped_at(place: Place, stage: str, step: int, what: Callable[[], None]) -> Result:
     """Runs a command; does something before the boundary after a step."""
-    boundary = Trainer.boundary
+    boundary = Trainer.save_or_stop
 
     def watching(self: Trainer, done: int, *args: Any, **kwargs: Any) -> None:
         if done == step:
@@ -323,7 +323,7 @@ def stopped_at(place: Place, stage: str, step: int, what: Callable[[], None]) ->
         boundary(self, done, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "boundary", watching)
+        patch.setattr(Trainer, "save_or_stop", watching)
         return place.command(stage)
 
 

@@ -95,7 +95,9 @@ def _handler(config: DemoConfig) -> "RequestHandler":
     from lora_rlhf_demo.handler import Limits, RequestHandler  # imports torch, for which the page should not wait
     from lora_rlhf_demo.loaded_runs import LoadedRuns
 
-    runs = LoadedRuns(Path(config.root), workers.device(config.device), config.trust_remote_code, config.dequantize)
+    runs = LoadedRuns(
+        Path(config.root), workers.device_of_process(config.device), config.trust_remote_code, config.dequantize
+    )
     return RequestHandler(runs, Limits(config.max_prompt_tokens, config.max_response_tokens))
 
 

@@ -9,7 +9,7 @@ from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf import api
 from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.cli.config import RecipeConfig
-from lora_rlhf.cli.recipe import read_recipe, what_next
+from lora_rlhf.cli.recipe import next_steps_text, read_recipe
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.catalogue import SFT, STAGES
 from lora_rlhf.configs.sample import SampleConfig
@@ -111,7 +111,7 @@ def _chat(config: ChatConfig) -> None:
 def _run(config: RecipeConfig) -> None:
     run_recipe(config.config, config.overrides)
     if workers.is_main():
-        print(what_next(read_recipe(config.config, config.overrides), has_demo="demo" in COMMANDS))
+        print(next_steps_text(read_recipe(config.config, config.overrides), has_demo="demo" in COMMANDS))
 
 
 def _demo(config: DemoConfig) -> None:

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar
 from lora_rlhf.configs.marks import former_names, with_new_names
 from lora_rlhf.configs.values import (
     convert_values,
+    did_you_mean,
     field_texts,
     field_types,
     from_words,
-    nearest,
     read_yaml,
     required_fields,
     to_yaml,
@@ -41,12 +41,12 @@ def parse_flags(command: str, kind: type[Config], arguments: Sequence[str]) -> C
     hints = field_types(kind)
     takes_file = "config" not in hints  # of `run`, --config is a field: the recipe
     if any(argument in HELP_FLAGS for argument in arguments):
-        print(_help(command, kind, hints, FILE_HELP if takes_file else None))
+        print(_help_text(command, kind, hints, FILE_HELP if takes_file else None))
         raise SystemExit(0)
     prints = takes_file and any(argument in PRINT_FLAGS for argument in arguments)
     former = former_names(kind)
     known = hints | {"config": str} | {old: hints[new] for old, new in former.items()}
-    given = _group(command, known, [a for a in arguments if not (prints and a in PRINT_FLAGS)])
+    given = _values_by_field(command, known, [a for a in arguments if not (prints and a in PRINT_FLAGS)])
     path = given.pop("config", None) if takes_file else None
     file_values = {} if path is None else with_new_names(former, read_yaml(path), path)
     from_file, file_faults = convert_values(kind, file_values)
@@ -64,7 +64,7 @@ def parse_flags(command: str, kind: type[Config], arguments: Sequence[str]) -> C
     return kind(**values)
 
 
-def _group(command: str, hints: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+def _values_by_field(command: str, hints: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """Name of each field -> what its flag, or the words before the first flag, say."""
     leading = list(itertools.takewhile(lambda argument: not argument.startswith("--"), arguments))
     groups: list[tuple[str, list[str]]] = []
@@ -78,7 +78,7 @@ def _group(command: str, hints: Mapping[str, Any], arguments: Sequence[str]) -> 
     for flag, words in groups:
         name = flag.removeprefix("--").replace("-", "_")
         if name not in hints:
-            raise _unknown(command, flag, hints)
+            raise _unknown_flag_fault(command, flag, hints)
         if name in given and name in (*WORDS, "run"):
             word = WORDS.get(name, "RUN")
             raise UserError(f"{command}: {word} is given twice; give it once, before the first flag or as --{name}")
@@ -95,7 +95,7 @@ def _leading_values(command: str, hints: Mapping[str, Any], words: list[str]) ->
         return {"run": run} | ({"other_runs": other_runs} if other_runs else {})
     name = next((name for name in WORDS if name in hints), None)
     if name is None:
-        raise _unknown(command, words[0], hints)
+        raise _unknown_flag_fault(command, words[0], hints)
     return {name: _flag_value(command, f"--{name}", hints[name], words)}
 
 
@@ -105,13 +105,15 @@ def _flag_value(command: str, flag: str, hint: Any, words: list[str]) -> Any:
     if not words and plain is not bool:
         raise UserError(f"{command}: {flag} needs a value")
     if len(words) > 1 and typing.get_origin(plain) is not tuple:
-        raise _unknown(command, words[1], {})
+        raise _unknown_flag_fault(command, words[1], {})
     return from_words(hint, words) if words else True
 
 
-def _unknown(command: str, argument: str, hints: Mapping[str, Any]) -> UserError:
+def _unknown_flag_fault(command: str, argument: str, hints: Mapping[str, Any]) -> UserError:
     is_flag = argument.startswith("-")
-    likely = nearest(f"--{argument.lstrip('-').replace('-', '_')}", [f"--{name}" for name in hints]) if is_flag else ""
+    likely = (
+        did_you_mean(f"--{argument.lstrip('-').replace('-', '_')}", [f"--{name}" for name in hints]) if is_flag else ""
+    )
     what = "flag" if is_flag else "argument"
     return UserError(f"{command}: unknown {what} {argument}{likely} (`lora-rlhf {command} --help` lists them)")
 
@@ -123,7 +125,7 @@ def _print_config(config: Any, missing: Sequence[str]) -> None:
         print(f"# {name}: required" if name in missing else line)
 
 
-def _help(command: str, kind: type[Any], hints: Mapping[str, Any], epilog: str | None) -> str:
+def _help_text(command: str, kind: type[Any], hints: Mapping[str, Any], epilog: str | None) -> str:
     """What the command does, and every flag with its text, type and default."""
     words = [word for name, word in WORDS.items() if name in hints]
     usage = " ".join([f"lora-rlhf {command}", *words, "[flags]"])
@@ -132,12 +134,14 @@ def _help(command: str, kind: type[Any], hints: Mapping[str, Any], epilog: str |
     for field in dataclasses.fields(kind):
         hint, text = hints[field.name], texts[field.name].replace("%", "%%")
         parser.add_argument(
-            f"--{field.name}", metavar=_metavar(field.name, hint), help=f"{text} ({_describe(hint, field.default)})"
+            f"--{field.name}",
+            metavar=_metavar(field.name, hint),
+            help=f"{text} ({_flag_type_and_default(hint, field.default)})",
         )
     return parser.format_help().rstrip()
 
 
-def _describe(hint: Any, default: Any) -> str:
+def _flag_type_and_default(hint: Any, default: Any) -> str:
     """Type and default of a flag; where it has choices, they stand in its metavar."""
     plain, _ = without_none(hint)
     type_text = f"type: {plain.__name__}, " if plain in (int, float, str) else ""

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("lora_rlhf").setLevel(logging.INFO if workers.is_main() else logging.ERROR)
     try:
         _dispatch([word for word in words if word != "--debug"])
-        workers.leave()
+        workers.disconnect()
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader (`head`, a pager) has closed the pipe; Python would report it again when it closes the stream
@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    """Finds the command in the words, reads its configuration, and calls it."""
     if arguments[:1] == ["--version"]:
         print(f"lora-rlhf {__version__}")
         return
@@ -104,7 +105,7 @@ def _dispatch(arguments: list[str]) -> None:
     names = [name for name in COMMANDS if not words or words == name.split()[:1]]
     if not names or (not words and arguments and arguments[0] not in ("-h", "--help")):
         raise UserError(f"unknown command {_with_likely_name(words or arguments[:1])} (`lora-rlhf --help` lists them)")
-    print(_overview(names))
+    print(_overview_text(names))
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
@@ -123,7 +124,7 @@ def _with_likely_name(words: list[str]) -> str:
     return repr(unknown)
 
 
-def _overview(names: Iterable[str]) -> str:
+def _overview_text(names: Iterable[str]) -> str:
     lines = "\n".join(f"  {name:<17} {COMMANDS[name].summary}" for name in names)
     return f"""usage: lora-rlhf COMMAND [flags]
 

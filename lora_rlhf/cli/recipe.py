@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_ROLE, SFT, STAGES, WRITERS
 from lora_rlhf.configs.common import StageConfig
-from lora_rlhf.configs.marks import COMMON, fields_with, former_names, values_of, with_new_names
+from lora_rlhf.configs.marks import COMMON, fields_with_mark, former_names, mark_by_field, with_new_names
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check, from_dict, read_yaml
 from lora_rlhf.data.locate import locate
@@ -45,7 +45,7 @@ def read_recipe(
     section writes.
     """
     source_name = "recipe" if isinstance(source, Mapping) else str(source)
-    common = dict.fromkeys(name for kind in KINDS.values() for name in fields_with(kind, COMMON))
+    common = dict.fromkeys(name for kind in KINDS.values() for name in fields_with_mark(kind, COMMON))
     former = {old: new for kind in KINDS.values() for old, new in former_names(kind).items() if new in common}
     values = with_new_names(former, source if isinstance(source, Mapping) else read_yaml(source), source_name)
     values |= overrides or {}
@@ -79,15 +79,16 @@ def read_recipe(
 
 
 def _read_section(name: str, values: Mapping[str, Any], source_name: str) -> Section:
+    """The configuration of one section: its own keys over those at the top of the recipe."""
     section = values[name] if values[name] is not None else {}
     if not isinstance(section, dict):
         raise UserError(f"{source_name}: {name} is {section!r}, expected keys and values")
     kind, run = KINDS[name], values["run"]
-    for key, instead in values_of(kind, "not_in_recipe").items():
+    for key, instead in mark_by_field(kind, "not_in_recipe").items():
         if key in section:
             raise UserError(f"{source_name}: {name}: {key} has no place here; {instead.format(run=run, name=name)}")
     section = with_new_names(former_names(kind), section, f"{source_name}: {name}")
-    merged = {key: values[key] for key in fields_with(kind, COMMON) if key in values} | section
+    merged = {key: values[key] for key in fields_with_mark(kind, COMMON) if key in values} | section
     if kind is ExportConfig:
         merged["folder"] = run
     filled = {key: value.replace("{run}", run) if isinstance(value, str) else value for key, value in merged.items()}
@@ -98,7 +99,7 @@ def _missing_inputs(configs: Mapping[str, Section], source_name: str) -> list[st
     """A fault for each input file that neither exists nor is written by an earlier section."""
     faults, written = [], set()
     for name, config in configs.items():
-        for key, words in values_of(type(config), "input_file").items():
+        for key, words in mark_by_field(type(config), "input_file").items():
             value = getattr(config, key)
             if value is None or value in words or Path(value) in written:
                 continue
@@ -123,7 +124,7 @@ def _export_faults(configs: Mapping[str, Section], source_name: str) -> list[str
     return [f"{source_name}: export: {fault}" for fault in faults]
 
 
-def what_next(configs: Mapping[str, Section], has_demo: bool) -> str:
+def next_steps_text(configs: Mapping[str, Section], has_demo: bool) -> str:
     """Where the results of a recipe are, and the commands that use them."""
     run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
     evaluation, export = configs.get("evaluate"), configs.get("export")

@@ -15,7 +15,7 @@ import yaml
 from lora_rlhf.cli.recipe import Section, outputs, read_recipe
 from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, SFT, STAGES
 from lora_rlhf.configs.common import StageConfig
-from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with, former_names, with_new_names
+from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with_mark, former_names, with_new_names
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.configs.values import read_yaml, to_yaml
@@ -59,7 +59,7 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
     run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
     lock = Lock(run / ".recipe.lock")
     try:
-        finished = workers.from_main(lambda: _begin(run, configs, lock))
+        finished = workers.from_main(lambda: _lock_and_find_finished(run, configs, lock))
         evaluation = configs.get("evaluate")
         folder = Path(evaluation.folder) if isinstance(evaluation, EvaluateConfig) else run
         return _run_steps(configs, finished, folder / REPORT)
@@ -68,20 +68,21 @@ def run_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
 
 
 def _run_steps(configs: Mapping[str, Section], finished: list[str], report_path: Path) -> "Report | None":
+    """Runs what is left: the steps on the shared base first, then the export, which loads a base of its own."""
     headers = {name: f"[{number}/{len(configs)}] {TITLES[name]}" for number, name in enumerate(configs, start=1)}
     skipped = {name: f"{headers[name]}: finished before, skipped" for name in finished}
     for name in finished:
         if name != "export":
-            _print(skipped[name])
+            _print_in_main_process(skipped[name])
     remaining = {name: config for name, config in configs.items() if name not in finished}
     export = remaining.pop("export", None)
     report = _run_stages(configs, remaining, headers, report_path)
     if "export" in finished:
-        _print(skipped["export"])
+        _print_in_main_process(skipped["export"])
     if isinstance(export, ExportConfig):
         gc.collect()  # frees the base, which refers to itself: an export loads its own
-        with _step(headers["export"]):
-            workers.from_main(functools.partial(_export, export))
+        with _announced_step(headers["export"]):
+            workers.from_main(functools.partial(_export_anew, export))
     return report
 
 
@@ -92,7 +93,7 @@ def _run_stages(
     model, digest, report = None, "", None
     seconds: dict[str, float] = {}
     for name, config in remaining.items():
-        with _step(headers[name]) as timing:
+        with _announced_step(headers[name]) as timing:
             if isinstance(config, StageConfig) and model is None:
                 model = _open_base(configs, remaining)
                 digest = model.base_digest()
@@ -112,16 +113,16 @@ def _run_stages(
 
 
 @contextlib.contextmanager
-def _step(header: str) -> Iterator[list[float]]:
+def _announced_step(header: str) -> Iterator[list[float]]:
     """Prints that a step begins, and after the block its seconds, which are then in the list too."""
-    _print(header)
+    _print_in_main_process(header)
     started, timing = time.monotonic(), list[float]()
     yield timing
     timing.append(round(time.monotonic() - started, 2))
-    _print(f"{header}: {timing[0]:.1f} s")
+    _print_in_main_process(f"{header}: {timing[0]:.1f} s")
 
 
-def _begin(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
+def _lock_and_find_finished(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
     """The steps that finished before. Acquires the lock, and writes the recipe as it is now into the run."""
     steps = (name for name in configs if name != "evaluate")  # it always runs, and no other step depends on it
     finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), steps))
@@ -130,12 +131,12 @@ def _begin(run: Path, configs: Mapping[str, Section], lock: Lock) -> list[str]:
     lock.acquire()
     for folder in {run, *(path.parent for config in configs.values() for path in outputs(config))}:
         remove_temporary(folder, "*")
-    resolved = {name: _plain(config) for name, config in configs.items()}
+    resolved = {name: _plain_values(config) for name, config in configs.items()}
     write_text(run / RECIPE, yaml.safe_dump(resolved, sort_keys=False))
     return finished
 
 
-def _print(text: str) -> None:
+def _print_in_main_process(text: str) -> None:
     if workers.is_main():
         print(text, flush=True)
 
@@ -170,17 +171,17 @@ def _require_same_settings(run: Path, configs: Mapping[str, Section], finished: 
     for name in finished:
         kind = type(configs[name])
         before = with_new_names(former_names(kind), recipe.get(name, {}), None)
-        safe = fields_with(kind, SAFE_TO_CHANGE_ON_RESUME)
+        safe = fields_with_mark(kind, SAFE_TO_CHANGE_ON_RESUME)
         faults += [
             f"{name}: {key} is {value!r} now and was {before[key]!r} when this step finished"
-            for key, value in _plain(configs[name]).items()
+            for key, value in _plain_values(configs[name]).items()
             if key not in safe and key in before and before[key] != value
         ]
     if faults:
         raise UserError("\n".join([*faults, f"choose another --run, or delete {run} to begin again"]))
 
 
-def _plain(config: Section) -> dict[str, Any]:
+def _plain_values(config: Section) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(to_yaml(config))
     return values
 
@@ -197,9 +198,9 @@ def _open_base(configs: Mapping[str, Section], remaining: Mapping[str, Section])
     if not isinstance(sft, SFTConfig) or SFT.name not in remaining:
         parent = find_stage(Path(stages[0].run) / SFT.name, SFT.name)
         trusted = any(stage.trust_remote_code for stage in stages)
-        return open_base(parent.manifest["base"], workers.device(stages[0].device), checkpointing, trusted)
+        return open_base(parent.manifest["base"], workers.device_of_process(stages[0].device), checkpointing, trusted)
     spec = BaseSpec(sft.model, sft.quantization, sft.compute_dtype, sft.trust_remote_code)
-    model = SharedModel(load_base(spec, workers.device(sft.device)))
+    model = SharedModel(load_base(spec, workers.device_of_process(sft.device)))
     if checkpointing:
         model.enable_gradient_checkpointing()
     return model
@@ -231,7 +232,8 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> "Repor
     return None
 
 
-def _export(config: ExportConfig) -> None:
+def _export_anew(config: ExportConfig) -> None:
+    """Makes the export, in place of one that is there, and prints its parity table."""
     from lora_rlhf.exporting.export import export
     from lora_rlhf.exporting.parity_table import table
 

@@ -40,19 +40,19 @@ def formerly(name: str) -> Mark:
 ENGINE: Mark = COMMON | SAFE_TO_CHANGE_ON_RESUME | formerly("rollout")
 
 
-def fields_with(kind: type[Any], mark: Mark) -> list[str]:
+def fields_with_mark(kind: type[Any], mark: Mark) -> list[str]:
     """The fields that have the mark."""
     return [field.name for field in dataclasses.fields(kind) if mark.items() <= field.metadata.items()]
 
 
-def values_of(kind: type[Any], mark: str) -> dict[str, Any]:
-    """Name of each field that has a mark of that name -> what the mark says."""
+def mark_by_field(kind: type[Any], mark: str) -> dict[str, Any]:
+    """{name of a field: what its mark of that name says}, for the fields that have it."""
     return {field.name: field.metadata[mark] for field in dataclasses.fields(kind) if mark in field.metadata}
 
 
 def former_names(kind: type[Any]) -> dict[str, str]:
     """Former name -> name, of the fields that had another."""
-    return {former: name for name, former in values_of(kind, "formerly").items()}
+    return {former: name for name, former in mark_by_field(kind, "formerly").items()}
 
 
 def with_new_names(former: Mapping[str, str], values: Mapping[str, Value], source: str | None) -> dict[str, Value]:

@@ -47,7 +47,7 @@ def convert_values(kind: type[Any], values: Mapping[str, Any]) -> tuple[dict[str
     converted, faults = {}, []
     for name, value in values.items():
         if name not in hints:
-            faults.append(f"unknown key {name!r}{nearest(str(name), hints)}")
+            faults.append(f"unknown key {name!r}{did_you_mean(str(name), hints)}")
             continue
         try:
             converted[name] = _convert(hints[name], value)
@@ -95,7 +95,7 @@ def from_words(hint: Any, words: Sequence[str]) -> Any:
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """The type without its None, and whether it had one."""
+    """(type without None, whether None was part of it) of a field's type; other unions are not used."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False
     return next(argument for argument in typing.get_args(hint) if argument is not types.NoneType), True
@@ -114,7 +114,7 @@ def describe_type(hint: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known name that is spelled most like this one, as a question; empty when none is."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
@@ -139,6 +139,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """PyYAML takes the last of two equal keys in silence; here they are an error that names the line."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML does, but a key that is there twice is an error."""
         keys: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in keys:

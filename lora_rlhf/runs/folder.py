@@ -57,7 +57,7 @@ def data_record(name: str, run: str) -> dict[str, Any]:
 
 
 def find_data(record: Mapping[str, Any], run: Path) -> str:
-    """Where recorded data are now: under their name, or, from another working folder, as seen from the run."""
+    """The path of recorded data: as recorded or, if nothing is there, relative to the run folder."""
     from_run = run / record.get("from_run", record["path"])
     if not Path(record["path"]).exists() and from_run.exists():
         return str(from_run)
@@ -156,13 +156,13 @@ class StageFolder:
         `resume` without a run to go on with, another process that is at work there.
         """
         folder = cls(config, stage)
-        folder.resumes, folder._changes = workers.from_main(folder._look)
+        folder.resumes, folder._changes = workers.from_main(folder._check_before_start)
         try:
             yield folder
         finally:
             folder._lock.release()
 
-    def _look(self) -> tuple[bool, dict[str, Any]]:
+    def _check_before_start(self) -> tuple[bool, dict[str, Any]]:
         """Whether there is an unfinished run to go on with, and which of its settings have changed since it began."""
         config = self._config
         self._lock.require_free()
@@ -192,13 +192,14 @@ class StageFolder:
             "parents": {role: parent.lineage(self._config.run) for role, parent in parents.items()},
             "data": {name: data_record(path, self._config.run) for name, path in data.items() if path},
             "seed": self._config.seed,
-            "processes": workers.count(),
-            "versions": {"python": platform.python_version(), **_versions()},
+            "processes": workers.process_count(),
+            "versions": {"python": platform.python_version(), **_package_versions()},
             "git_commit": _git_commit(),
         }
-        self._manifest |= workers.from_main(self._go_on if self.resumes else self._make)
+        self._manifest |= workers.from_main(self._continue_run if self.resumes else self._make_folder)
 
-    def _make(self) -> dict[str, Any]:
+    def _make_folder(self) -> dict[str, Any]:
+        """Makes the stage's folder with its configuration and manifest. UserError if that is impossible."""
         if self.path.exists() and any(self.path.iterdir()) and not (self.path / MANIFEST).is_file():
             raise UserError(f"{self.path}: holds files that are not a stage's; choose another --run, or move them away")
         try:
@@ -214,7 +215,8 @@ class StageFolder:
             ) from error
         return {}
 
-    def _go_on(self) -> dict[str, Any]:
+    def _continue_run(self) -> dict[str, Any]:
+        """Takes over an unfinished run, and records in the manifest that it was resumed."""
         self._lock.acquire()
         remove_temporary(self.path.parent, f"{self.stage}.*")
         for folder in (self.path, self.path / CHECKPOINTS):
@@ -238,7 +240,7 @@ class StageFolder:
         """How long the stage has taken so far, interruptions left out."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def position(self) -> dict[str, Any]:
+    def sync_growing_files(self) -> dict[str, Any]:
         """Syncs the files that grow, and returns their sizes: a checkpoint keeps them, to `rewind` to."""
         sizes = {}
         for name in (METRICS, SAMPLES):
@@ -263,12 +265,12 @@ class StageFolder:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one row to metrics.jsonl."""
-        self._append(METRICS, {"step": step, **metrics})
+        self._append_row(METRICS, {"step": step, **metrics})
 
     def sample(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Appends responses to the fixed prompts to samples.jsonl."""
         for row in rows:
-            self._append(SAMPLES, {"step": step, **row})
+            self._append_row(SAMPLES, {"step": step, **row})
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file into the folder."""
@@ -283,12 +285,13 @@ class StageFolder:
         log.info("%s: finished in %.0f s", self.path, self._manifest["seconds"])
         return self._manifest
 
-    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+    def _append_row(self, name: str, row: Mapping[str, Any]) -> None:
         if workers.is_main():
             append_row(self.path / name, row)
 
 
-def _versions() -> dict[str, str]:
+def _package_versions() -> dict[str, str]:
+    """The versions of the installed packages that results depend on."""
     versions = {}
     for package in ("lora-rlhf", *PACKAGES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -67,6 +67,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check(manifest: dict[str, Any]) -> None:
+    """ValueError for a missing field, or one of another type."""
     require(manifest, ALWAYS)
     require(manifest["base"], BASE, "base.")
     for name, fields in (("parents", PARENT), ("data", DATA)):

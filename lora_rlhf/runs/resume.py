@@ -12,7 +12,7 @@ from typing import IO, Any
 import yaml
 
 from lora_rlhf.configs.common import StageConfig
-from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with, former_names, with_new_names
+from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with_mark, former_names, with_new_names
 from lora_rlhf.configs.values import plain_defaults, read_yaml, to_yaml
 from lora_rlhf.system.errors import UserError
 
@@ -69,7 +69,7 @@ def require_same_settings(config: StageConfig, recorded: Path, allow_changes: bo
     # a setting that is younger than the run had its default's effect
     then = plain_defaults(type(config)) | with_new_names(former_names(type(config)), read_yaml(recorded), None)
     now: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    safe = fields_with(type(config), SAFE_TO_CHANGE_ON_RESUME)
+    safe = fields_with_mark(type(config), SAFE_TO_CHANGE_ON_RESUME)
     changes = {
         key: {"before": then.get(key), "now": now.get(key)}
         for key in dict.fromkeys((*then, *now))

@@ -56,6 +56,7 @@ class AutoBatch:
             self._halve(activity, reason)
 
     def _halve(self, activity: str, reason: str) -> None:
+        """Halves the size after out of memory, with a warning. Stopped when the size is 1 already."""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

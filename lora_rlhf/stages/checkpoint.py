@@ -60,15 +60,15 @@ class Checkpoints:
         if not workers.is_main():
             return
         target = self._path / f"step-{step:08d}"
-        record = {"step": step, "score": score, "position": self._folder.position(), "state": dict(state)}
+        record = {"step": step, "score": score, "position": self._folder.sync_growing_files(), "state": dict(state)}
         self._path.mkdir(exist_ok=True)  # not the stage's own folder: where that was deleted, the run ends
         with new_folder(target) as temporary:
             write_adapters(temporary)
-            save_tensors(temporary / TENSORS, {**tensors, **_generators()})
-            files = {str(path.relative_to(temporary)): _hash(path) for path in sorted(_files(temporary))}
+            save_tensors(temporary / TENSORS, {**tensors, **_generator_states()})
+            files = {str(path.relative_to(temporary)): _hash_of_file(path) for path in sorted(_files_in(temporary))}
             text = json.dumps(finite({**record, "files": files}))
-            write_text(temporary / RECORD, json.dumps({"hash": _hash_text(text), "record": text}))
-        self._prune()
+            write_text(temporary / RECORD, json.dumps({"hash": _hash_of_text(text), "record": text}))
+        self._remove_old()
 
     def resume(self) -> Checkpoint:
         """The newest checkpoint that is whole, with the growing files and PyTorch's generators put back to it.
@@ -76,13 +76,13 @@ class Checkpoints:
         A damaged one is named in a warning, skipped for the one before, and removed. UserError when none is whole.
         """
         useless = []
-        for path in reversed(self._all()):
+        for path in reversed(self._checkpoint_folders()):
             if "+" in path.name:
                 log.warning("%s stands in the middle of an iteration: taking the one before", path)
                 useless.append(path)
                 continue
             try:
-                record = _read(path)
+                record = _read_record(path)
                 tensors = load_file(path / TENSORS)
             except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 log.warning("%s is damaged (%s): taking the one before", path, error)
@@ -96,32 +96,35 @@ class Checkpoints:
             return Checkpoint(path, record["state"], tensors)
         raise UserError(f"{self._path}: none of the checkpoints there is whole; --overwrite begins again")
 
-    def _all(self) -> list[Path]:
+    def _checkpoint_folders(self) -> list[Path]:
+        """The folders of all checkpoints, in the order of their steps."""
         return sorted(path for path in self._path.glob("step-*") if path.is_dir())
 
-    def _prune(self) -> None:
-        paths = self._all()
-        scores = {path: score for path in paths if (score := _score(path)) is not None}
+    def _remove_old(self) -> None:
+        """Removes all checkpoints but the newest few and the one with the best score."""
+        paths = self._checkpoint_folders()
+        scores = {path: score for path in paths if (score := _read_score(path)) is not None}
         best = {max(scores, key=lambda path: scores[path])} if scores else set()
         for path in paths[: -self._keep]:
             if path not in best:
                 remove_folder(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     """A checkpoint's record. ValueError where it, or a file that it lists, does not match its hash."""
     outer = json.loads((path / RECORD).read_text())
-    if _hash_text(outer["record"]) != outer["hash"]:
+    if _hash_of_text(outer["record"]) != outer["hash"]:
         raise ValueError(f"{RECORD} is not what was written")
     record: dict[str, Any] = json.loads(outer["record"])
     for name, expected in record["files"].items():
         inside = (path / name).resolve().is_relative_to(path.resolve())  # the record may be anybody's
-        if not inside or not (path / name).is_file() or _hash(path / name) != expected:
+        if not inside or not (path / name).is_file() or _hash_of_file(path / name) != expected:
             raise ValueError(f"{name} is not what was written")
     return record
 
 
-def _score(path: Path) -> float | None:
+def _read_score(path: Path) -> float | None:
+    """The score in a checkpoint's record; None if the record cannot be read."""
     try:
         score: float | None = json.loads(json.loads((path / RECORD).read_text())["record"])["score"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -129,11 +132,12 @@ def _score(path: Path) -> float | None:
     return score
 
 
-def _files(folder: Path) -> list[Path]:
+def _files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def _hash(path: Path) -> str:
+def _hash_of_file(path: Path) -> str:
+    """The xxh3 hash of a file, read in pieces."""
     total = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
@@ -141,11 +145,11 @@ def _hash(path: Path) -> str:
     return total.hexdigest()
 
 
-def _hash_text(text: str) -> str:
+def _hash_of_text(text: str) -> str:
     return xxhash.xxh3_128(text.encode()).hexdigest()
 
 
-def _generators() -> dict[str, Tensor]:
+def _generator_states() -> dict[str, Tensor]:
     """The states of PyTorch's generators: the CPU's, and each GPU's that is in use."""
     states = {f"{RNG}cpu": torch.get_rng_state()}
     if torch.cuda.is_available():

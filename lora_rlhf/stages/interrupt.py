@@ -19,12 +19,12 @@ class Request:
     signal: int | None = None
 
     @property
-    def made(self) -> bool:
+    def is_made(self) -> bool:
         """Whether any process of this run was asked to stop: they all stop after the same step."""
         return workers.any_of(self.signal is not None)
 
     @property
-    def status(self) -> int:
+    def exit_status(self) -> int:
         """The exit status that a shell expects: 128 and the signal's number."""
         return 128 + (self.signal or signal.SIGTERM)
 
@@ -34,8 +34,10 @@ _latest = Request()
 
 def stop_if_asked(done: str) -> None:
     """Raises Stopped where a signal came too late to stop the work of the last `graceful` block."""
-    if _latest.made:
-        raise Stopped(f"stopped after {done}, which is finished. Give the same command again to go on", _latest.status)
+    if _latest.is_made:
+        raise Stopped(
+            f"stopped after {done}, which is finished. Give the same command again to go on", _latest.exit_status
+        )
 
 
 @contextmanager
@@ -51,7 +53,8 @@ def graceful(unit: str = "step") -> Iterator[Request]:
         yield request  # only the main thread may handle signals
         return
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def note_signal(number: int, _frame: FrameType | None) -> None:
+        """Notes the first signal, and tells the user what will happen."""
         if number == signal.SIGINT and request.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if request.signal is None and workers.is_main():
@@ -61,7 +64,9 @@ def graceful(unit: str = "step") -> Iterator[Request]:
 
     # under nohup SIGHUP is ignored, and stays so
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, note) for number in ends if signal.getsignal(number) != signal.SIG_IGN}
+    before = {
+        number: signal.signal(number, note_signal) for number in ends if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield request
     finally:

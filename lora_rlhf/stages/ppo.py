@@ -31,7 +31,7 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.ppo_loop import PPOLoop
-from lora_rlhf.stages.ppo_setup import check_first_step, finish, set_up, warn_of_rollout
+from lora_rlhf.stages.ppo_setup import check_first_step, finish, set_up, warn_of_useless_rollout
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.scorer import ResponseScorer
 from lora_rlhf.stages.session import warmup
@@ -160,22 +160,23 @@ class PPO:
         if config.max_kl is None or kl <= config.max_kl:
             metrics |= self._reward_and_learn(self.rollout)
         else:
-            self._leave_unlearned(f"the KL, {kl:.4g} nats per response, is above max_kl {config.max_kl}")
+            self._count_unlearned(f"the KL, {kl:.4g} nats per response, is above max_kl {config.max_kl}")
             metrics["ppo/updates"] = 0.0
         metrics["ppo/kl_coef"] = self.kl.coef
         self.kl.update(kl, config.batch_size)  # 5 steer
         return metrics
 
     def _reward_and_learn(self, rollout: Rollout) -> Metrics:
+        """Computes the targets, sets the learning rates, takes the optimizer steps, and checks the first."""
         with self._timed("update_s"):
             targets = self.reward(rollout, self.kl.coef)
-            warn_of_rollout(self.config, rollout, targets, self.done + 1)
+            warn_of_useless_rollout(self.config, rollout, targets, self.done + 1)
             for optimizer in self.optimizers.values():
-                optimizer.schedule(warmup(self.done, self.config.warmup_iterations))
+                optimizer.set_learning_rate(warmup(self.done, self.config.warmup_iterations))
             metrics, too_far = self.learn(rollout, targets)
         if too_far:
             limit = self.config.max_ratio
-            self._leave_unlearned(f"the probability ratio of a minibatch has a mean above max_ratio {limit}")
+            self._count_unlearned(f"the probability ratio of a minibatch has a mean above max_ratio {limit}")
         else:
             self.unlearned = 0
         if self.done == 0 and metrics["ppo/updates"]:
@@ -205,7 +206,7 @@ class PPO:
         repeated = self.repeat(prompts)
         prompt_ids, response_ids = [prompt.prompt_ids for prompt in repeated], [response.ids for response in responses]
         sequences = Sequences(*response_batch(prompt_ids, response_ids, pad_id(tokenizer))).to(model.device)
-        rows = workers.share(range(len(sequences)))
+        rows = workers.share_of_process(range(len(sequences)))
         share = sequences.index(rows)
         questions = [repeated[row].prompt.messages[-1].content for row in rows]
         answers = [decode_response(tokenizer, responses[row].ids).strip() for row in rows]
@@ -217,10 +218,10 @@ class PPO:
             return response_logprobs(model, part, config.temperature, entropy=False)[0]
 
         judged = {"score": self.scorer.scores(model, share, questions, answers, self.batch)}
-        judged["reference log-probability"] = self._in_batches("reference", reference, share)
-        judged["log-probability"] = self._in_batches("policy", policy, share)
+        judged["reference log-probability"] = self._forward_in_batches("reference", reference, share)
+        judged["log-probability"] = self._forward_in_batches("policy", policy, share)
         if config.has_value_role:
-            judged["value"] = self._in_batches("value", lambda part: response_values(model, part), share)
+            judged["value"] = self._forward_in_batches("value", lambda part: response_values(model, part), share)
         for name in judged:
             judged[name] = workers.gather_rows(judged[name])
             if not bool(judged[name].isfinite().all()):
@@ -239,7 +240,7 @@ class PPO:
             values=judged.get("value"),
         )
 
-    def _in_batches(self, role: str, forward: Callable[[Sequences], Tensor], sequences: Sequences) -> Tensor:
+    def _forward_in_batches(self, role: str, forward: Callable[[Sequences], Tensor], sequences: Sequences) -> Tensor:
         with self.model.role(role):
             return self.batch.run(lambda size: in_micro_batches(forward, sequences, size), "scoring")
 
@@ -272,7 +273,7 @@ class PPO:
         or, without that step, when a minibatch's mean probability ratio is above `max_ratio`: then it went too far.
         """
         limit, steps, too_far = self.config.stop_at_approx_kl, list[Metrics](), False
-        for rows in self._minibatches(len(rollout.sequences)):
+        for rows in self._draw_minibatches(len(rollout.sequences)):
             try:
                 metrics = self._policy_step(rollout, targets, rows)
             except PolicyTooFar:
@@ -291,7 +292,7 @@ class PPO:
             means["ppo/explained_variance"] = float(explained_variance(rollout.values, targets.returns, rollout.mask))
         return means, too_far
 
-    def _minibatches(self, num_responses: int) -> list[list[int]]:
+    def _draw_minibatches(self, num_responses: int) -> list[list[int]]:
         """The rows of every step: each epoch has each response once, in an order of its own."""
         size, minibatches = self.config.minibatch_size, list[list[int]]()
         for _ in range(self.config.num_epochs):
@@ -307,7 +308,7 @@ class PPO:
 
         def accumulate(size: int) -> Metrics:
             nonlocal deviation
-            totals, deviation = self.accumulate_policy(rollout, targets, rows, blocks, size)
+            totals, deviation = self.accumulate_policy_gradient(rollout, targets, rows, blocks, size)
             return totals
 
         def inspect(totals: Metrics) -> None:
@@ -319,12 +320,13 @@ class PPO:
         return {**metrics, "ppo/ratio_deviation": max(workers.gather([deviation]))}
 
     def _value_step(self, rollout: Rollout, targets: Targets, rows: list[int]) -> Metrics:
+        """One optimizer step of the value role on a minibatch."""
         optimizer = self.optimizers["value"]
-        metrics = optimizer.step(lambda size: self.accumulate_value(rollout, targets, rows, size))
+        metrics = optimizer.step(lambda size: self.accumulate_value_gradient(rollout, targets, rows, size))
         metrics["ppo/value_grad_norm"] = metrics.pop("grad_norm")
         return metrics
 
-    def accumulate_policy(
+    def accumulate_policy_gradient(
         self, rollout: Rollout, targets: Targets, rows: list[int], blocks: Tensor | None, size: int
     ) -> tuple[Metrics, float]:
         """Gradient of the policy's loss on some rows, and of the pretraining term on blocks (b, T) of text.
@@ -334,7 +336,7 @@ class PPO:
         num_tokens = int(rollout.mask[rows].sum())
         totals: dict[str, Tensor] = defaultdict(float)  # type: ignore[arg-type]
         deviation = torch.zeros((), device=self.model.device)
-        for part in self._micro_batches(rollout, rows, size):
+        for part in self._split_into_micro_batches(rollout, rows, size):
             mask, old = rollout.mask[part], rollout.old_logprobs[part]
             new, entropy = response_logprobs(self.model, rollout.sequences.index(part), self.config.temperature)
             loss = policy_loss(new, old, targets.advantages[part], mask, self.config.clip_range, num_tokens)
@@ -347,13 +349,13 @@ class PPO:
             totals["ppo/entropy"] += masked_mean(entropy, mask, num_tokens).double()
             totals["ppo/ratio"] += masked_mean(log_ratio.exp(), mask, num_tokens).double()
         if blocks is not None:
-            totals["ppo/ptx_loss"] = self._accumulate_ptx(blocks, size)
-        return _read(totals), float(deviation)
+            totals["ppo/ptx_loss"] = self._accumulate_ptx_gradient(blocks, size)
+        return _to_floats(totals), float(deviation)
 
-    def _accumulate_ptx(self, blocks: Tensor, size: int) -> Tensor:
+    def _accumulate_ptx_gradient(self, blocks: Tensor, size: int) -> Tensor:
         """Adds ptx_coef times the gradient of the pretraining term (PPO-ptx) to the policy's; returns the term."""
         num_tokens = blocks.shape[0] * (blocks.shape[1] - 1)
-        share = blocks[workers.share(range(len(blocks)))]
+        share = blocks[workers.share_of_process(range(len(blocks)))]
         total = torch.zeros((), dtype=torch.float64, device=blocks.device)
         for part in share.split(size):
             logprobs = text_logprobs(self.model, part, torch.ones_like(part, dtype=torch.bool))
@@ -362,23 +364,23 @@ class PPO:
             total += loss.detach()
         return total
 
-    def accumulate_value(self, rollout: Rollout, targets: Targets, rows: list[int], size: int) -> Metrics:
+    def accumulate_value_gradient(self, rollout: Rollout, targets: Targets, rows: list[int], size: int) -> Metrics:
         """Gradient of the value's loss on some rows; returns metrics that add up over micro-batches."""
         assert rollout.values is not None and targets.returns is not None
         num_tokens = int(rollout.mask[rows].sum())
         totals: dict[str, Tensor] = defaultdict(float)  # type: ignore[arg-type]
-        for part in self._micro_batches(rollout, rows, size):
+        for part in self._split_into_micro_batches(rollout, rows, size):
             values = response_values(self.model, rollout.sequences.index(part))
             old, returns, mask = rollout.values[part], targets.returns[part], rollout.mask[part]
             loss = value_loss(values, old, returns, mask, self.config.value_clip_range, num_tokens)
             loss.loss.backward()
             totals["ppo/value_loss"] += loss.loss.detach().double()
             totals["ppo/value_clip_fraction"] += loss.clip_fraction.double()
-        return _read(totals)
+        return _to_floats(totals)
 
-    def _micro_batches(self, rollout: Rollout, rows: list[int], size: int) -> list[list[int]]:
+    def _split_into_micro_batches(self, rollout: Rollout, rows: list[int], size: int) -> list[list[int]]:
         """This process's share of a minibatch, in groups of like length."""
-        share = workers.share(rows)
+        share = workers.share_of_process(rows)
         return [[share[index] for index in group] for group in rollout.sequences.index(share).micro_batches(size)]
 
     # Around the steps
@@ -390,7 +392,7 @@ class PPO:
         """
         config, device = self.config, self.model.device
         self.sampler.rehearse(longest)
-        count = min(self.batch.size, config.minibatch_size) * workers.count()
+        count = min(self.batch.size, config.minibatch_size) * workers.process_count()
         prompts = torch.tensor([longest] * count, device=device)
         responses = prompts[:, -1:].expand(count, config.max_response_tokens).contiguous()
         prompt_mask, response_mask = (torch.ones_like(ids, dtype=torch.bool) for ids in (prompts, responses))
@@ -402,15 +404,17 @@ class PPO:
         blocks = None
         if self.text is not None:
             blocks = torch.zeros((count, config.ptx_block_tokens), dtype=torch.long, device=device)
-        self.optimizers["policy"].rehearse(lambda size: self.accumulate_policy(rollout, targets, rows, blocks, size)[0])
+        self.optimizers["policy"].rehearse(
+            lambda size: self.accumulate_policy_gradient(rollout, targets, rows, blocks, size)[0]
+        )
         if config.has_value_role:
-            self.optimizers["value"].rehearse(lambda size: self.accumulate_value(rollout, targets, rows, size))
+            self.optimizers["value"].rehearse(lambda size: self.accumulate_value_gradient(rollout, targets, rows, size))
 
     def repeat(self, prompts: list[EncodedPrompt]) -> list[EncodedPrompt]:
         """Each prompt once for each of its responses."""
         return [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
 
-    def _leave_unlearned(self, reason: str) -> None:
+    def _count_unlearned(self, reason: str) -> None:
         """Warns that an iteration was not learned from. Raises Stopped after PATIENCE of them in a row."""
         self.unlearned += 1
         message = f"iteration {self.done + 1}: {reason}; it is not learned from"
@@ -428,6 +432,6 @@ class PPO:
         self.seconds[name] += self.latest[name]
 
 
-def _read(totals: dict[str, Tensor]) -> Metrics:
+def _to_floats(totals: dict[str, Tensor]) -> Metrics:
     """The totals as numbers, read together: each reading waits for the GPU."""
     return dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True)) if totals else {}

@@ -14,7 +14,7 @@ from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.checkpoint import Checkpoint
 from lora_rlhf.stages.samples import FIXED, sample_rows, text_figures
-from lora_rlhf.stages.session import batches, pick_fixed, same_state, seed_everything
+from lora_rlhf.stages.session import batches, fixed_prompt_indices, same_state, seed_everything
 from lora_rlhf.stages.trainer import NotFinite, Trainer
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped
@@ -32,13 +32,13 @@ class PPOLoop:
     def __init__(self, ppo: "PPO", folder: StageFolder, prompts: Spool[EncodedPrompt]) -> None:
         self.ppo, self.folder, self.prompts = ppo, folder, prompts
         self.config, self.model = ppo.config, ppo.model
-        self.trainer = Trainer(self.config, self.model, folder, ppo.optimizers, self._snapshot, "iteration")
+        self.trainer = Trainer(self.config, self.model, folder, ppo.optimizers, self._state_to_save, "iteration")
         self.rows: list[Metrics] = []  # of each iteration
 
     def run(self) -> dict[str, Any]:
         """Returns the results for the manifest."""
         ppo, total = self.ppo, self.config.iterations
-        fixed = [self.prompts[index] for index in pick_fixed(self.prompts, FIXED)]
+        fixed = [self.prompts[index] for index in fixed_prompt_indices(self.prompts, FIXED)]
         reference = None if self.config.reference == "base" else self.model.adapter_state("sft")
         with self.trainer.running():
             self._prepare()
@@ -47,16 +47,16 @@ class PPOLoop:
                     try:
                         metrics = ppo.iterate(prompts)
                     except NotFinite as error:
-                        raise self._failure(error, prompts) from error
-                    self._record(metrics, fixed)
+                        raise self._write_failure(error, prompts) from error
+                    self._write_metrics(metrics, fixed)
                     ppo.done, ppo.latest = ppo.done + 1, {}
                     bar.update()
                     bar.set_postfix(score=f"{metrics['rollout/score']:.2f}", kl=f"{metrics['rollout/kl']:.2f}")
                     objective = metrics["rollout/score"] - metrics["ppo/kl_coef"] * metrics["rollout/kl"]
-                    self.trainer.boundary(ppo.done, total, score=objective)
+                    self.trainer.save_or_stop(ppo.done, total, score=objective)
         if reference is not None and not same_state(reference, self.model.adapter_state("sft")):
             raise RuntimeError("the reference changed during PPO: the KL was measured to a moving target")
-        return self._results()
+        return self._summarize()
 
     def _prepare(self) -> None:
         """Restores an unfinished run's checkpoint, chooses how to sample, and rehearses the largest steps."""
@@ -87,7 +87,7 @@ class PPOLoop:
                 yield [self.prompts[index] for index in waiting[:count]]
             waiting = waiting[count:]
 
-    def _record(self, metrics: "Metrics", fixed: list[EncodedPrompt]) -> None:
+    def _write_metrics(self, metrics: "Metrics", fixed: list[EncodedPrompt]) -> None:
         """One row of metrics.jsonl, and now and then the responses to the fixed prompts."""
         self.rows.append(metrics)
         done, seconds = self.ppo.done, self.ppo.latest
@@ -95,12 +95,12 @@ class PPOLoop:
         timed["time/tokens_per_s"] = metrics["rollout/length"] * self.config.batch_size / sum(seconds.values())
         rows: list[dict[str, Any]] = []
         if done % self.config.sample_every == 0 or done == self.config.iterations - 1:
-            figures, rows = self._samples(fixed)
+            figures, rows = self._sample_fixed_prompts(fixed)
             timed |= figures
         self.trainer.log(done + 1, {**metrics, **timed, "memory/peak_gib": peak_gpu_gib() or peak_rss_gib()})
         self.folder.sample(done + 1, rows)
 
-    def _samples(self, prompts: list[EncodedPrompt]) -> tuple["Metrics", list[dict[str, Any]]]:
+    def _sample_fixed_prompts(self, prompts: list[EncodedPrompt]) -> tuple["Metrics", list[dict[str, Any]]]:
         """Figures and rows for the fixed prompts. They have a seed of their own: training is the same without."""
         ppo = self.ppo
         responses = ppo.act(prompts, torch.Generator().manual_seed(self.config.seed))
@@ -117,7 +117,7 @@ class PPOLoop:
         metrics = rollout.metrics()
         return text_figures(texts) | {f"samples/{name}": metrics[f"rollout/{name}"] for name in SAMPLED}, rows
 
-    def _failure(self, error: NotFinite, prompts: list[EncodedPrompt]) -> Stopped:
+    def _write_failure(self, error: NotFinite, prompts: list[EncodedPrompt]) -> Stopped:
         """The error for a number that is not finite; the iteration's responses are written to failure.json."""
         ppo, tokenizer = self.ppo, self.model.tokenizer
         rows = [
@@ -130,9 +130,10 @@ class PPOLoop:
             for row, (prompt, response) in enumerate(zip(ppo.repeat(prompts), ppo.responses, strict=False))
         ]
         advice = "Lower --policy_learning_rate or --value_learning_rate and go on with --allow_changes"
-        return self.trainer.failure(ppo.done + 1, error, rows, advice)
+        return self.trainer.write_failure(ppo.done + 1, error, rows, advice)
 
-    def _results(self) -> dict[str, Any]:
+    def _summarize(self) -> dict[str, Any]:
+        """The results for the manifest: KL and score at the end, seconds, peak memory."""
         tail = self.rows[-TAIL:]
         return {
             "kl": sum(row["rollout/kl"] for row in tail) / len(tail),
@@ -145,7 +146,8 @@ class PPOLoop:
             "peak_gpu_gib": round(peak_gpu_gib(), 3),
         }
 
-    def _snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _state_to_save(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint holds of PPO itself: JSON values, and the generator's state as a tensor."""
         ppo = self.ppo
         state: dict[str, Any] = {
             "done": ppo.done,
@@ -158,6 +160,7 @@ class PPOLoop:
         return state, {"generator": ppo.generator.get_state()}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from a checkpoint: counters, KL coefficient, text position, generator, earlier metrics."""
         ppo, state = self.ppo, checkpoint.state
         ppo.done, ppo.unlearned = state["done"], state["beyond"]
         ppo.kl.load_state_dict(state["controller"])

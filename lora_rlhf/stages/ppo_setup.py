@@ -59,13 +59,13 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
         _require_better_than_chance(config, reward)
     prompts: Source[Prompt] = source_of(config, config.prompts, "prompts")
     prompts.require_first()
-    scorer = ResponseScorer.of(config)
+    scorer = ResponseScorer.from_config(config)
     require_engine(config, sft)
     model = open_parent_base(config, sft, model)
     require_context(model, config)
     ensure_template(model.tokenizer)
     encoded = encode_prompts(config, prompts, model.tokenizer)
-    text = _pretraining_text(config, model)
+    text = _open_pretraining_text(config, model)
     seed_everything(config.seed)
     _make_roles(config, model, sft, reward)
     parents = {"sft": sft} | ({"reward": reward} if reward else {})
@@ -85,7 +85,7 @@ def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[s
             f"{folder.path}: nothing was learned in {config.iterations} iterations: the policy is the SFT model still, "
             "so the stage is not finished. See the warnings above; --overwrite begins again"
         )
-    workers.from_main(lambda: _save(model, folder))
+    workers.from_main(lambda: _save_adapters(model, folder))
     roles = [role for role in ("sft", "reward", "policy", "value") if role in model.roles]
     folder.finish(
         {
@@ -97,7 +97,7 @@ def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[s
     )
 
 
-def warn_of_rollout(config: PPOConfig, rollout: "Rollout", targets: "Targets", iteration: int) -> None:
+def warn_of_useless_rollout(config: PPOConfig, rollout: "Rollout", targets: "Targets", iteration: int) -> None:
     """Warns of an iteration that teaches nothing, or teaches never to end."""
     finished, count = rollout.finished, len(rollout.finished)
     if not targets.has_advantages:
@@ -133,7 +133,7 @@ def check_first_step(config: PPOConfig, model: SharedModel, rollout: "Rollout", 
         raise RuntimeError(f"the first update sees log-probabilities {ratio_deviation:.2g} nats off the rollout's")
 
 
-def _save(model: SharedModel, folder: StageFolder) -> None:
+def _save_adapters(model: SharedModel, folder: StageFolder) -> None:
     model.save_role("policy", folder.path / ADAPTER)
     if "value" in model.roles:
         model.save_role("value", folder.path / VALUE_ADAPTER)
@@ -169,7 +169,8 @@ def _require_better_than_chance(config: PPOConfig, reward: Parent) -> None:
         )
 
 
-def _pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream | None:
+def _open_pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream | None:
+    """A stream of blocks of pretraining text; None if the user gave none."""
     if config.pretraining_text is None:
         return None
     source: Source[Text] = Source(config.pretraining_text, "texts", strict=config.strict)

@@ -22,15 +22,15 @@ from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_has
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_report import chance_fault, held_out_report
 from lora_rlhf.stages.reward_scores import calibrate, ranking_sequences, require_same_after_reload, score_rankings
-from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, source_of, watched
-from lora_rlhf.stages.samples import RANKINGS, TIMES, of_reward
+from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
+from lora_rlhf.stages.samples import RANKINGS, TIMES, ranking_figures
 from lora_rlhf.stages.session import (
     cosine,
     epochs_of_batches,
+    fixed_prompt_indices,
     load_parent_role,
     log,
     open_parent_base,
-    pick_fixed,
     require_context,
     seed_everything,
 )
@@ -46,7 +46,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         sft = find_stage(config.sft or f"{config.run}/sft", "sft")
         require_same_base(config.model, sft.manifest["base"], str(sft.folder))
         rankings: Source[Ranking] = source_of(config, config.rankings, "rankings")
-        demonstrations = _demonstrations(config, sft)
+        demonstrations = _open_demonstrations(config, sft)
         several: Source[Ranking] | None = None
         if config.agreement is not None:
             several = source_of(config, config.agreement, "rankings", strict=False)
@@ -56,7 +56,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         model = open_parent_base(config, sft, model)
         require_context(model, config)
         ensure_template(model.tokenizer)
-        training, validation, label_agreement = _encode(config, model, rankings)
+        training, validation, label_agreement = _encode_rankings(config, model, rankings)
         if several is not None:
             label_agreement = agreement(several)
         examples = _encode_demonstrations(config, model, demonstrations)
@@ -68,8 +68,8 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         folder.begin(describe_base(model), {"sft": sft}, data)
         micro_batch = AutoBatch.for_training(config)
         order = epochs_of_batches(len(training), config.batch_size, config.epochs, rng)
-        fixed = [validation[index] for index in pick_fixed(validation, RANKINGS)]
-        _optimize(config, model, training, fixed, folder, order, micro_batch)
+        fixed = [validation[index] for index in fixed_prompt_indices(validation, RANKINGS)]
+        _train_on_rankings(config, model, training, fixed, folder, order, micro_batch)
         offset, sd = calibrate(config, model, examples, micro_batch)
         workers.from_main(lambda: model.save_role("reward", folder.path / ADAPTER))
         scores = score_rankings(model, validation, micro_batch)
@@ -90,7 +90,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
     return model
 
 
-def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
+def _open_demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
     """The demonstrations that scores are centred on: the given file, or the one that SFT was trained on."""
     if config.demonstrations is not None:
         return Source(config.demonstrations, "demonstrations")
@@ -105,12 +105,12 @@ def _demonstrations(config: RewardConfig, sft: Parent) -> Source[Demonstration]:
     return Source(name, "demonstrations", settings.get("format"), columns=settings.get("columns"))
 
 
-def _encode(
+def _encode_rankings(
     config: RewardConfig, model: SharedModel, rankings: Source[Ranking]
 ) -> tuple[Spool[EncodedRanking], Spool[EncodedRanking], Agreement]:
     """Training and held-out rankings, a prompt on one side only; and how far the labels of all of them agree."""
     split = Split(config.validation_fraction, spool_rankings(), spool_rankings())
-    refused, limits = RefusedRows(config.strict), limits_of(config)
+    refused, limits = RefusedRows(config.strict), length_limits(config)
     repeated = RefusedRows()
     counter, tied = AgreementCounter(), 0
 
@@ -149,7 +149,7 @@ def _encode_demonstrations(
     examples, refused = spool_examples(), RefusedRows()
     encode_source(
         demonstrations,
-        lambda row, refused: encode_demonstration(model.tokenizer, row, limits_of(config), refused),
+        lambda row, refused: encode_demonstration(model.tokenizer, row, length_limits(config), refused),
         lambda _row, example: examples.append(example),
         refused,
         watched(demonstrations),
@@ -167,7 +167,7 @@ def _num_pairs(ranking: EncodedRanking) -> int:
     return len(ranking_pairs(torch.tensor(ranking.ranks))[0])
 
 
-def _optimize(
+def _train_on_rankings(
     config: RewardConfig,
     model: SharedModel,
     training: Spool[EncodedRanking],
@@ -181,32 +181,32 @@ def _optimize(
     trainer = Trainer(config, model, folder, {"reward": optimizer}, lambda: ({"step": done}, {}))
     with trainer.running():
         longest = training.longest
-        count = max(1, micro_batch.size // len(longest.ranks)) * workers.count()
+        count = max(1, micro_batch.size // len(longest.ranks)) * workers.process_count()
         optimizer.rehearse(lambda size: accumulate(model, [longest] * count, config.loss, size))
         if (checkpoint := trainer.resume()) is not None:
             done = checkpoint.state["step"]
         with tqdm(total=steps, initial=done, desc="reward", unit="step") as bar:
             while done < steps:
-                optimizer.schedule(cosine(done, steps))
+                optimizer.set_learning_rate(cosine(done, steps))
                 rankings = [training[index] for index in order[done]]
                 try:
                     metrics = update(model, rankings, optimizer, config)
                 except NotFinite as error:
                     advice = f"Lower --learning_rate ({config.learning_rate:g}) and go on with --allow_changes"
-                    raise trainer.failure(
-                        done + 1, error, [_readable(model, row) for row in rankings], advice
+                    raise trainer.write_failure(
+                        done + 1, error, [_failure_row(model, row) for row in rankings], advice
                     ) from error
                 optimizer.require_moved()
                 done += 1
                 if fixed and done % max(1, steps // TIMES) == 0:
-                    metrics |= of_reward(model, fixed, micro_batch)
+                    metrics |= ranking_figures(model, fixed, micro_batch)
                 trainer.log(done, metrics)
                 bar.update()
                 bar.set_postfix(loss=f"{metrics['reward/loss']:.3f}", accuracy=f"{metrics['reward/accuracy']:.2f}")
-                trainer.boundary(done, steps)
+                trainer.save_or_stop(done, steps)
 
 
-def _readable(model: SharedModel, ranking: EncodedRanking) -> dict[str, Any]:
+def _failure_row(model: SharedModel, ranking: EncodedRanking) -> dict[str, Any]:
     decode = model.tokenizer.decode
     texts = {"prompt": decode(ranking.prompt_ids), "responses": [decode(ids) for ids in ranking.response_ids]}
     return {**texts, **vars(ranking)}
@@ -234,7 +234,7 @@ def accumulate(model: SharedModel, rankings: list[EncodedRanking], loss: str, si
     which the gradient of each is known, and once, in parts, to pass that gradient on.
     """
     totals = dict.fromkeys(("loss", "pairs", "correct", "margin"), 0.0)
-    for group in _micro_batches(workers.share(rankings), size):
+    for group in _split_into_micro_batches(workers.share_of_process(rankings), size):
         sequences, counts = ranking_sequences(model, group), [len(ranking.ranks) for ranking in group]
         parts = [sequences.index(slice(start, start + size)) for start in range(0, len(sequences), size)]
         with torch.set_grad_enabled(len(parts) == 1):
@@ -257,11 +257,11 @@ def accumulate(model: SharedModel, rankings: list[EncodedRanking], loss: str, si
     return totals
 
 
-def _micro_batches(rankings: list[EncodedRanking], size: int) -> list[list[EncodedRanking]]:
+def _split_into_micro_batches(rankings: list[EncodedRanking], size: int) -> list[list[EncodedRanking]]:
     """Groups rankings of similar length, at most `size` responses a group; a ranking is never split."""
     groups: list[list[EncodedRanking]] = []
     num_responses = size  # of the last group
-    for ranking in sorted(rankings, key=_length, reverse=True):
+    for ranking in sorted(rankings, key=_longest_length, reverse=True):
         if num_responses + len(ranking.ranks) > size:
             groups.append([])
             num_responses = 0
@@ -270,5 +270,5 @@ def _micro_batches(rankings: list[EncodedRanking], size: int) -> list[list[Encod
     return groups
 
 
-def _length(ranking: EncodedRanking) -> int:
+def _longest_length(ranking: EncodedRanking) -> int:
     return len(ranking.prompt_ids) + max(map(len, ranking.response_ids))

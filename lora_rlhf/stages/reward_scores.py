@@ -33,7 +33,7 @@ def ranking_sequences(model: SharedModel, rankings: Sequence[EncodedRanking]) ->
 @torch.no_grad()
 def score_rankings(model: SharedModel, rankings: Sequence[EncodedRanking], batch: AutoBatch) -> list[Tensor]:
     """Each ranking's scores (K,), in the given order, on the CPU."""
-    indices = workers.share(range(len(rankings)))
+    indices = workers.share_of_process(range(len(rankings)))
     progress = tqdm(indices, desc="held-out rankings", unit="prompt", disable=len(indices) < batch.size)
     with model.role("reward"):
         return workers.gather(
@@ -41,7 +41,7 @@ def score_rankings(model: SharedModel, rankings: Sequence[EncodedRanking], batch
         )
 
 
-def _example_sequences(model: SharedModel, examples: Sequence[EncodedExample]) -> Sequences:
+def _demonstration_sequences(model: SharedModel, examples: Sequence[EncodedExample]) -> Sequences:
     prompt_ids, response_ids = [row.prompt_ids for row in examples], [row.response_ids for row in examples]
     return Sequences(*response_batch(prompt_ids, response_ids, pad_id(model.tokenizer))).to(model.device)
 
@@ -57,12 +57,12 @@ def calibrate(
     that the head was divided by.
     """
     lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
-    longest_first = workers.share(sorted(range(len(lengths)), key=lambda index: -lengths[index]))
+    longest_first = workers.share_of_process(sorted(range(len(lengths)), key=lambda index: -lengths[index]))
     parts: list[float] = []
     with model.role("reward"):
         for start in range(0, len(longest_first), config.micro_batch_size):
             part = [examples[index] for index in longest_first[start : start + config.micro_batch_size]]
-            parts += score_in_batches(model, _example_sequences(model, part), batch).tolist()
+            parts += score_in_batches(model, _demonstration_sequences(model, part), batch).tolist()
     scores = torch.tensor(workers.gather(parts), dtype=torch.float64)
     sd = float(scores.std()) if len(scores) > 1 else 1.0
     if config.scale is not None:

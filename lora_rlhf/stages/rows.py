@@ -28,7 +28,7 @@ Encoded = TypeVar("Encoded")
 Row = TypeVar("Row")
 
 
-def limits_of(config: StageConfig) -> Limits:
+def length_limits(config: StageConfig) -> Limits:
     """The length limits of a stage."""
     return Limits(config.max_prompt_tokens, config.max_response_tokens, config.long_responses)
 

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from lora_rlhf.configs.catalogue import BASE, BY_ROLE, SFT
-from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with
+from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with_mark
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
@@ -41,7 +41,7 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     What was sampled stands in a file beside `to` until all is: an attempt that ended goes on there.
     """
     check(config)
-    _require_free(config)
+    _require_unused_output(config)
     sft = find_stage(f"{config.run}/{SFT.name}", SFT.name)
     name = SFT.name if config.role == BASE else BY_ROLE[config.role].name
     stage = find_stage(f"{config.run}/{name}", name)
@@ -71,11 +71,11 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     if fewer := len(encoded) - len(rows):
         log.warning("%d of %d prompts gave fewer than %d distinct responses", fewer, len(encoded), config.min_responses)
     workers.from_main(lambda: attempt.finish(rows))
-    log.info("%s: %d prompts with %d to %d responses each", config.to, len(rows), *_span(rows))
+    log.info("%s: %d prompts with %d to %d responses each", config.to, len(rows), *_fewest_and_most_responses(rows))
     return model
 
 
-def _require_free(config: SampleConfig) -> None:
+def _require_unused_output(config: SampleConfig) -> None:
     """UserError when the output file exists already: people may have ranked its responses."""
     to, prompts = Path(config.to), Path(config.prompts)
     if to.exists() and prompts.exists() and to.samefile(prompts):
@@ -98,7 +98,7 @@ class _Attempt:
     def __init__(self, config: SampleConfig, stage: Parent) -> None:
         self._to = Path(config.to)
         self._path = self._to.with_name(f".{self._to.name}.partial")
-        safe = fields_with(SampleConfig, SAFE_TO_CHANGE_ON_RESUME)
+        safe = fields_with_mark(SampleConfig, SAFE_TO_CHANGE_ON_RESUME)
         settings = {key: value for key, value in vars(config).items() if key not in safe}
         self._of = {**settings, "stage": stage.manifest["id"], "prompts_hash": data_hash(config.prompts)}
         self.engine: Engine | None = None
@@ -141,15 +141,15 @@ def _sample_rest(
     sampler.choose_engine(config.engine if config.engine != "auto" else attempt.engine or "auto", encoded)
     attempt.engine = sampler.engine
     rounds = ROUNDS if sampler.engine == "static" else 1
-    step = max(1, sampler.batch.size * rounds // len(seeds[0])) * workers.count()
+    step = max(1, sampler.batch.size * rounds // len(seeds[0])) * workers.process_count()
     with graceful() as request, tqdm(total=len(encoded), initial=len(rows), desc="sample", unit="prompt") as bar:
         while (first := len(rows)) < len(encoded):
-            indices = workers.share(range(first, min(first + step, len(encoded))))
+            indices = workers.share_of_process(range(first, min(first + step, len(encoded))))
             prompts = [encoded[index] for index in indices]
             groups = sampler.sample([prompt.prompt_ids for prompt in prompts], [seeds[index] for index in indices])
             new_rows = workers.gather(
                 [
-                    _row(config, model, prompt, group, most[index])
+                    _ranking_row(config, model, prompt, group, most[index])
                     for prompt, group, index in zip(prompts, groups, indices, strict=True)
                 ]
             )
@@ -157,13 +157,13 @@ def _sample_rest(
                 attempt.add(new_rows)
             rows += new_rows
             bar.update(len(new_rows))
-            if request.made and len(rows) < len(encoded):
+            if request.is_made and len(rows) < len(encoded):
                 raise Stopped(
-                    f"stopped after {len(rows)} of {len(encoded)} prompts; they are kept. {GO_ON}", request.status
+                    f"stopped after {len(rows)} of {len(encoded)} prompts; they are kept. {GO_ON}", request.exit_status
                 )
 
 
-def _row(
+def _ranking_row(
     config: SampleConfig, model: SharedModel, prompt: EncodedPrompt, group: list[Response], most: int
 ) -> dict[str, Any] | None:
     texts = dict.fromkeys(decode_response(model.tokenizer, response.ids).strip() for response in group)
@@ -171,6 +171,6 @@ def _row(
     return {**row_of(prompt.prompt), "responses": distinct} if len(distinct) >= config.min_responses else None
 
 
-def _span(rows: list[dict[str, Any]]) -> tuple[int, int]:
+def _fewest_and_most_responses(rows: list[dict[str, Any]]) -> tuple[int, int]:
     counts = [len(row["responses"]) for row in rows]
     return min(counts), max(counts)

@@ -15,7 +15,7 @@ from lora_rlhf.model.generate import Engine, Response, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.session import pick_fixed
+from lora_rlhf.stages.session import fixed_prompt_indices
 from lora_rlhf.system import workers
 
 Responses = list[list[Response]]  # of each prompt, one response for each of its seeds
@@ -45,7 +45,7 @@ class Sampler:
 
     def sample_shared(self, prompt_ids: list[list[int]], seeds: list[list[int]]) -> Responses:
         """The same over all processes: each samples for its share of the prompts, and all get the whole list."""
-        rows = workers.share(range(len(prompt_ids)))
+        rows = workers.share_of_process(range(len(prompt_ids)))
         return workers.gather(self.sample([prompt_ids[row] for row in rows], [seeds[row] for row in rows]))
 
     def rehearse(self, longest: list[int]) -> None:
@@ -63,7 +63,7 @@ class Sampler:
                 return pick_engine(
                     choice,
                     self._model,
-                    [prompts[index].prompt_ids for index in pick_fixed(prompts, size)],
+                    [prompts[index].prompt_ids for index in fixed_prompt_indices(prompts, size)],
                     context=self._context,
                     max_new_tokens=self._max_new_tokens,
                     temperature=self._temperature,

@@ -41,7 +41,7 @@ def sample_rows(prompts: Sequence[str], texts: Sequence[str], responses: Sequenc
     ]
 
 
-def of_sft(
+def sft_samples(
     config: SFTConfig, model: SharedModel, examples: Sequence[EncodedExample]
 ) -> tuple[Figures, list[dict[str, Any]]]:
     """Figures, and a row for each example: what the model answers at temperature 1."""
@@ -61,7 +61,7 @@ def of_sft(
     return figures, sample_rows([model.tokenizer.decode(example.prompt_ids) for example in examples], texts, answers)
 
 
-def of_reward(model: SharedModel, rankings: Sequence[EncodedRanking], batch: AutoBatch) -> Figures:
+def ranking_figures(model: SharedModel, rankings: Sequence[EncodedRanking], batch: AutoBatch) -> Figures:
     """How the reward model orders the same held-out rankings: accuracy, ECE, and how it hangs on length."""
     scores = score_rankings(model, rankings, batch)
     lengths = [[len(ids) for ids in ranking.response_ids] for ranking in rankings]

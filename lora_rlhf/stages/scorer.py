@@ -27,7 +27,7 @@ class ResponseScorer:
     missing_eos_score: float | None = None  # of a response that did not end, in units of the whole score
 
     @classmethod
-    def of(cls, config: PPOConfig) -> "ResponseScorer":
+    def from_config(cls, config: PPOConfig) -> "ResponseScorer":
         """As the config has it. UserError for a reward function that cannot be imported."""
         function = None if config.reward_function is None else load_function(config.reward_function)
         weight = config.reward_model_weight or config.reward_function_weight
@@ -43,7 +43,7 @@ class ResponseScorer:
             with model.role("reward"):
                 total = total + self.model_weight * score_in_batches(model, sequences, batch)
         if self.function is not None:
-            returned = _as_scores(self.function(prompts, responses), len(responses))
+            returned = _to_scores(self.function(prompts, responses), len(responses))
             total = total + self.function_weight * returned.to(model.device)
         return total if self.clip is None else total.clamp(-self.clip, self.clip)
 
@@ -69,7 +69,7 @@ def load_function(name: str) -> RewardFunction:
     return function
 
 
-def _as_scores(returned: object, count: int) -> Tensor:
+def _to_scores(returned: object, count: int) -> Tensor:
     """What a reward function returned, as (count,) float32 on the CPU."""
     try:
         scores = torch.as_tensor(returned, dtype=torch.float32, device="cpu")

@@ -25,7 +25,7 @@ FLOOR = 0.1  # every schedule ends, and PPO's warm-up begins, at a tenth of the 
 def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | None) -> SharedModel:
     """The base that the parent was trained on: the one in memory, or loaded as the parent's manifest says."""
     if model is None:
-        device, checkpointing = workers.device(config.device), config.gradient_checkpointing
+        device, checkpointing = workers.device_of_process(config.device), config.gradient_checkpointing
         model = open_base(parent.manifest["base"], device, checkpointing, config.trust_remote_code)
     here, then = describe_base(model), parent.manifest["base"]
     for key in ("source_hash", "quantization", "compute_dtype"):
@@ -79,7 +79,7 @@ def batches(count: int, size: int, rng: random.Random) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def pick_fixed(prompts: Sequence[object], count: int) -> list[int]:
+def fixed_prompt_indices(prompts: Sequence[object], count: int) -> list[int]:
     """Indices of the prompts whose responses are recorded over time: spread evenly over the data."""
     step = max(1, len(prompts) // count)
     return list(range(0, len(prompts), step))[:count]

@@ -28,14 +28,14 @@ from lora_rlhf.model.packing import require_no_leak
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage, has_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.rows import Split, encode_source, limits_of, report_refusals, source_of, watched
+from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
 from lora_rlhf.stages.sampler import Sampler
-from lora_rlhf.stages.samples import FIXED, of_sft
+from lora_rlhf.stages.samples import FIXED, sft_samples
 from lora_rlhf.stages.session import (
     cosine,
     epochs_of_batches,
+    fixed_prompt_indices,
     load_parent_role,
-    pick_fixed,
     require_context,
     seed_everything,
 )
@@ -55,18 +55,18 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
     with StageFolder.open(config, "sft") as folder:
         source: Source[Demonstration] = source_of(config, config.demonstrations, "demonstrations")
         source.require_first()
-        model = model or _load(config)
+        model = model or _load_base(config)
         keep_dense(model.causal, config.dequantize)
         require_context(model, config)
         ensure_template(model.tokenizer)
         if config.packing:
             require_no_leak(model)
-        split = _encode(config, model, source)
+        split = _encode_demonstrations(config, model, source)
 
         rng = seed_everything(config.seed)
         settings = LoraSettings(config.lora_rank, config.lora_alpha, config.lora_dropout, use_rslora=config.use_rslora)
         model.add_role("sft", settings)
-        selector = _selector(config, model, split.validation)
+        selector = _make_selector(config, model, split.validation)
         folder.begin(describe_base(model), {}, {"demonstrations": config.demonstrations})
         order = epochs_of_batches(len(split.train), config.batch_size, config.epochs, rng)
         training = _Training(config, model, folder, split.train, split.validation, order, selector)
@@ -78,18 +78,21 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
     return model
 
 
-def _load(config: SFTConfig) -> SharedModel:
+def _load_base(config: SFTConfig) -> SharedModel:
+    """Loads the base model as the configuration says."""
     spec = BaseSpec(config.model, config.quantization, config.compute_dtype, config.trust_remote_code)
-    model = SharedModel(load_base(spec, workers.device(config.device)))
+    model = SharedModel(load_base(spec, workers.device_of_process(config.device)))
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model
 
 
-def _encode(config: SFTConfig, model: SharedModel, source: Source[Demonstration]) -> Split[EncodedExample]:
+def _encode_demonstrations(
+    config: SFTConfig, model: SharedModel, source: Source[Demonstration]
+) -> Split[EncodedExample]:
     """Training and validation examples; a prompt is never in both."""
     split = Split(config.validation_fraction, spool_examples(), spool_examples())
-    refused, limits = RefusedRows(config.strict), limits_of(config)
+    refused, limits = RefusedRows(config.strict), length_limits(config)
     encode_source(
         source,
         lambda row, refused: encode_demonstration(model.tokenizer, row, limits, refused),
@@ -128,7 +131,7 @@ class _Training:
     def run(self) -> None:
         config, steps, micro_batch = self.config, len(self.order), AutoBatch.for_training(self.config)
         optimizer = RoleOptimizer(config, self.model, "sft", config.learning_rate, micro_batch, EPS)
-        trainer = Trainer(config, self.model, self.folder, {"sft": optimizer}, self._snapshot)
+        trainer = Trainer(config, self.model, self.folder, {"sft": optimizer}, self._state_to_save)
         with trainer.running():
             optimizer.rehearse(lambda size: self._accumulate([self.examples.longest] * size, size))
             if (checkpoint := trainer.resume()) is not None:
@@ -140,16 +143,19 @@ class _Training:
                     bar.set_postfix(loss=f"{self.loss:.3f}")
                     if self.step % (steps // config.epochs) == 0:
                         self._end_epoch(trainer, micro_batch)
-                    trainer.boundary(self.step, steps)
+                    trainer.save_or_stop(self.step, steps)
 
     def _take_step(self, optimizer: RoleOptimizer, trainer: Trainer) -> None:
+        """One optimizer step; Stopped, with the batch written to failure.json, for a number that is not finite."""
         rows = [self.examples[index] for index in self.order[self.step]]
-        rate = optimizer.schedule(cosine(self.step, len(self.order)))
+        rate = optimizer.set_learning_rate(cosine(self.step, len(self.order)))
         try:
             figures = optimizer.step(lambda size: self._accumulate(rows, size))
         except NotFinite as error:
             advice = f"Lower --learning_rate ({self.config.learning_rate:g}) and go on with --allow_changes"
-            raise trainer.failure(self.step + 1, error, [self._readable(row) for row in rows], advice) from error
+            raise trainer.write_failure(
+                self.step + 1, error, [self._failure_row(row) for row in rows], advice
+            ) from error
         optimizer.require_moved()
         self.step += 1
         self.loss = figures["loss"]
@@ -160,8 +166,8 @@ class _Training:
         """Forward and backward over this process's share of a batch; the loss is a mean over all its answer tokens."""
         num_tokens = sum(len(row.response_ids) for row in rows)
         total = 0.0
-        for group in _groups(workers.share(rows), size):
-            loss = _loss(self.config, self.model, group, num_tokens)
+        for group in _split_into_micro_batches(workers.share_of_process(rows), size):
+            loss = _answer_loss(self.config, self.model, group, num_tokens)
             loss.backward()
             total += float(loss.detach())
         return {"loss": total}
@@ -169,14 +175,16 @@ class _Training:
     def _end_epoch(self, trainer: Trainer, micro_batch: AutoBatch) -> None:
         """Records answers to fixed prompts, and measures the epoch where something is held out."""
         examples = self.validation or self.examples
-        fixed = [examples[index] for index in pick_fixed(examples, FIXED)]
-        figures, rows = of_sft(self.config, self.model, fixed)
+        fixed = [examples[index] for index in fixed_prompt_indices(examples, FIXED)]
+        figures, rows = sft_samples(self.config, self.model, fixed)
         trainer.log(self.step, figures)
         self.folder.sample(self.step, rows)
         if self.validation:
             self._compare_epoch(trainer, micro_batch)
 
     def _compare_epoch(self, trainer: Trainer, micro_batch: AutoBatch) -> None:
+        """Measures the epoch on held-out rows, and keeps its adapter if it is the best so far."""
+
         def validate(size: int) -> float:
             return _validation_loss(self.config, self.model, self.validation, size)
 
@@ -206,28 +214,29 @@ class _Training:
             "epochs": self.epochs,
         }
 
-    def _snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _state_to_save(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         state = {"step": self.step, "loss": self.loss, "epochs": self.epochs, "best_epoch": self.best_epoch}
         return state, {f"{BEST}{name}": value for name, value in (self.best or {}).items()}
 
     def _restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Continues from a checkpoint: step, loss, epochs, and the best epoch's adapter."""
         self.step, self.loss = state["step"], state["loss"]
         self.epochs, self.best_epoch = state["epochs"], state["best_epoch"]
         best = {name.removeprefix(BEST): value for name, value in tensors.items() if name.startswith(BEST)}
         self.best = best or None
 
-    def _readable(self, row: EncodedExample) -> dict[str, Any]:
+    def _failure_row(self, row: EncodedExample) -> dict[str, Any]:
         decode = self.model.tokenizer.decode
         return {"prompt": decode(row.prompt_ids), "response": decode(row.response_ids), **vars(row)}
 
 
-def _groups(rows: Sequence[EncodedExample], size: int) -> list[list[EncodedExample]]:
+def _split_into_micro_batches(rows: Sequence[EncodedExample], size: int) -> list[list[EncodedExample]]:
     """Micro-batches of like length, which waste no padding; the longest first."""
     ordered = sorted(rows, key=lambda row: -len(row.prompt_ids) - len(row.response_ids))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _loss(config: SFTConfig, model: SharedModel, rows: Sequence[EncodedExample], num_tokens: int) -> Tensor:
+def _answer_loss(config: SFTConfig, model: SharedModel, rows: Sequence[EncodedExample], num_tokens: int) -> Tensor:
     """-sum of the answers' log-probabilities / num_tokens, on the batch that `lora-rlhf inspect` shows."""
     batch = packed_sft_batch(rows) if config.packing else sft_batch(rows, pad_id(model.tokenizer))
     batch = {name: value.to(model.device) for name, value in batch.items()}
@@ -241,15 +250,17 @@ def _validation_loss(config: SFTConfig, model: SharedModel, examples: Spool[Enco
     """Mean over all answer tokens."""
     totals = {"loss": 0.0, "tokens": 0.0}
     with model.role("sft"):
-        indices = iter(workers.share(range(len(examples))))
+        indices = iter(workers.share_of_process(range(len(examples))))
         while rows := [examples[index] for index in itertools.islice(indices, size)]:
-            totals["loss"] += float(_loss(config, model, rows, 1))
+            totals["loss"] += float(_answer_loss(config, model, rows, 1))
             totals["tokens"] += sum(len(row.response_ids) for row in rows)
     totals = workers.sum_all(totals)
     return totals["loss"] / totals["tokens"]
 
 
-def _selector(config: SFTConfig, model: SharedModel, validation: Sequence[EncodedExample]) -> "_RewardSelector | None":
+def _make_selector(
+    config: SFTConfig, model: SharedModel, validation: Sequence[EncodedExample]
+) -> "_RewardSelector | None":
     """How epochs are compared where the run has a reward model; None: by validation loss."""
     available = has_stage(config.run, "reward")
     if config.select_by == "reward" and not available:

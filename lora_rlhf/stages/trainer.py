@@ -71,7 +71,7 @@ class RoleOptimizer:
         self._parameters = [parameter for _, parameter in self._named]
         self._adamw = make_optimizer(config.optimizer, self._parameters, peak, eps)
 
-    def schedule(self, share_of_peak: float) -> float:
+    def set_learning_rate(self, share_of_peak: float) -> float:
         """Sets the learning rate, as a share of its peak, from the next step on; returns it."""
         rate = self._peak * share_of_peak
         for group in self._adamw.param_groups:
@@ -88,7 +88,7 @@ class RoleOptimizer:
         NotFinite, before anything is applied, for a metric or gradient that is not finite; `inspect`, which gets the
         metrics, may raise as well to prevent the step.
         """
-        totals, norm = self._gradient(accumulate)
+        totals, norm = self._compute_gradient(accumulate)
         for name, value in {**totals, "gradient": norm}.items():
             if not math.isfinite(value):
                 raise NotFinite(name)
@@ -112,7 +112,7 @@ class RoleOptimizer:
         parameters, optimizer_state = self._model.adapter_state(self.role), self.state()
         devices = [self._model.device] if self._model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            self._gradient(accumulate)
+            self._compute_gradient(accumulate)
             self._adamw.step()
         self._model.load_adapter_state(self.role, parameters)
         self.load(optimizer_state)
@@ -134,7 +134,7 @@ class RoleOptimizer:
                 raise UserError(f"the checkpoint lacks {missing[0]}: give the --optimizer that the run began with")
             put_back(self._adamw, parameter, {moment: state[key] for moment, key in keys.items()})
 
-    def _gradient(self, accumulate: Accumulate) -> tuple[dict[str, float], float]:
+    def _compute_gradient(self, accumulate: Accumulate) -> tuple[dict[str, float], float]:
         """Metrics and the gradient's norm, summed over all processes; the gradient is clipped."""
 
         def begin_anew(size: int) -> dict[str, float]:
@@ -201,12 +201,12 @@ class Trainer:
         if self._trackers is not None:
             self._trackers.log(step, metrics)
 
-    def boundary(self, done: int, total: int, score: float | None = None) -> None:
+    def save_or_stop(self, done: int, total: int, score: float | None = None) -> None:
         """Between two steps, `done` of `total` behind us: saves when it is due, and stops when somebody asked to.
 
         `score` ranks the checkpoints, higher is better. Raises Stopped after saving.
         """
-        must_stop = self._request.made and done < total
+        must_stop = self._request.is_made and done < total
         if must_stop or (done % self._config.save_every == 0 and done < total):
             state, tensors = self._snapshot()
             for optimizer in self._optimizers.values():
@@ -215,10 +215,10 @@ class Trainer:
             self._last_saved = done
         if must_stop:
             raise Stopped(
-                f"stopped after {self._unit} {done} of {total}; everything is saved. {GO_ON}", self._request.status
+                f"stopped after {self._unit} {done} of {total}; everything is saved. {GO_ON}", self._request.exit_status
             )
 
-    def failure(self, step: int, error: NotFinite, rows: list[dict[str, Any]], advice: str) -> Stopped:
+    def write_failure(self, step: int, error: NotFinite, rows: list[dict[str, Any]], advice: str) -> Stopped:
         """The error to raise when step `step` gave a number that is not finite; its rows are kept for inspection."""
         self._folder.write(FAILURE, {"step": step, "not_finite": error.what, "batch": rows})
         return Stopped(

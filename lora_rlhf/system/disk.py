@@ -22,7 +22,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = _temporary(path)
     try:
-        with _errors_name(path):
+        with _name_errors(path):
             with open(temporary, "wb") as file:
                 yield file
                 file.flush()
@@ -48,7 +48,7 @@ def write_json(path: Path, value: Any) -> None:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Adds one line of JSON, in one write. After a kill the line is whole, absent, or cut off at the file's end."""
     line = json_line(finite(row))
-    with _errors_name(path), open(path, "ab", buffering=0) as file:
+    with _name_errors(path), open(path, "ab", buffering=0) as file:
         while line:  # a disk that fills up writes a part, and reports the error at the next write only
             line = line[file.write(line) :]
 
@@ -70,7 +70,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     temporary = _temporary(folder)
     try:
-        with _errors_name(folder):
+        with _name_errors(folder):
             temporary.mkdir()
             yield temporary
             for path in (*temporary.rglob("*"), temporary):
@@ -105,7 +105,7 @@ def remove_temporary(folder: Path, names: str) -> None:
 
 def sync(path: Path) -> None:
     """Waits until a file, or a folder's list of names, is on disk. An OSError names it."""
-    with _errors_name(path):
+    with _name_errors(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -135,7 +135,7 @@ def _temporary(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
+def _name_errors(path: Path) -> Iterator[None]:
     """Re-raises an OSError with the target's path; Python's own error names the temporary file, or none."""
     try:
         yield

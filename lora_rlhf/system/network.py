@@ -47,7 +47,7 @@ def ask_hub(address: str) -> Callable[[], str | None]:
     fault: list[str | None] = [f"no answer within {PROBE_SECONDS:g} s"]
 
     def ask() -> None:
-        fault[0] = _probe(address)
+        fault[0] = _probe_address(address)
 
     # a lookup of a host's name has no timeout, and a daemon thread does not delay the end of the program
     request = threading.Thread(target=ask, daemon=True)
@@ -60,7 +60,7 @@ def ask_hub(address: str) -> Callable[[], str | None]:
     return wait
 
 
-def _probe(address: str) -> str | None:
+def _probe_address(address: str) -> str | None:
     """Why the address does not answer; None if it answers anything. Proxies are the environment's."""
     try:
         request = urllib.request.Request(address, method="HEAD")

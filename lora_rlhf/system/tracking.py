@@ -47,10 +47,10 @@ class Trackers:
         self._running: dict[str, GeneralTracker] = {}
         self._starts_tensorboard = "tensorboard" in names
         if "wandb" in names:
-            with self._or_off("wandb"):
+            with self._switch_off_on_error("wandb"):
                 self._running["wandb"] = self._wandb(run, identity)
         if "trackio" in names:
-            with self._or_off("trackio"):
+            with self._switch_off_on_error("trackio"):
                 self._running["trackio"] = self._trackio(run, identity)
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
@@ -58,17 +58,17 @@ class Trackers:
         values = {name: float(v) for name, v in metrics.items() if v is not None and math.isfinite(v)}
         if self._starts_tensorboard:
             self._starts_tensorboard = False
-            with self._or_off("tensorboard"):
+            with self._switch_off_on_error("tensorboard"):
                 self._running["tensorboard"] = self._tensorboard(step)
         for name, tracker in list(self._running.items()):
-            with self._or_off(name):
+            with self._switch_off_on_error(name):
                 tracker.log(values, step=step)
 
     def close(self) -> None:
         """Writes and sends what is left. Closed trackers record nothing more."""
         self._starts_tensorboard = False
         for name, tracker in list(self._running.items()):
-            with self._or_off(name):
+            with self._switch_off_on_error(name):
                 tracker.finish()
         self._running.clear()
 
@@ -111,7 +111,8 @@ class Trackers:
         return tracker
 
     @contextlib.contextmanager
-    def _or_off(self, name: str) -> Iterator[None]:
+    def _switch_off_on_error(self, name: str) -> Iterator[None]:
+        """Runs a tracker's call; after an error the tracker is off, with one warning."""
         try:
             yield
         except Exception as error:  # three libraries, their networks and files: any exception is possible

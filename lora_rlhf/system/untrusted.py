@@ -46,7 +46,12 @@ def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES) -> dict[
 def object_of(raw: bytes) -> dict[str, Any]:
     """The object in a JSON text in UTF-8, within the limits of `read_object`. ValueError where it holds none."""
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_once_each, parse_int=_integer, parse_constant=_no_number)
+        value = json.loads(
+            raw.decode(),
+            object_pairs_hook=_object_with_unique_keys,
+            parse_int=_parse_integer,
+            parse_constant=_refuse_nan,
+        )
         if not isinstance(value, dict):
             raise ValueError(f"holds {quote(value)}, expected an object in braces")
         _require_plain(value)
@@ -74,7 +79,7 @@ def quote(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
@@ -83,13 +88,13 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _integer(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if len(text) > LONGEST_INTEGER:
         raise ValueError(f"holds an integer of {len(text)} digits")
     return int(text)
 
 
-def _no_number(name: str) -> None:
+def _refuse_nan(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 

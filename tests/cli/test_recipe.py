@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lora_rlhf.cli.main import main
-from lora_rlhf.cli.recipe import read_recipe, what_next
+from lora_rlhf.cli.recipe import next_steps_text, read_recipe
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.configs.values import read_yaml
@@ -153,13 +153,13 @@ def test_what_comes_next_is_said_in_lines_to_paste(monkeypatch: pytest.MonkeyPat
     configs = read_recipe(QUICKSTART)
     monkeypatch.setattr(sys, "argv", [".venv/bin/lora-rlhf"])
     monkeypatch.setattr("shutil.which", lambda _name: None)
-    lines = what_next(configs, has_demo=True).splitlines()
+    lines = next_steps_text(configs, has_demo=True).splitlines()
     assert lines[1] == "report: runs/quickstart/report.html" and lines[2].startswith("export: runs/quickstart/export (")
     assert lines[3:] == ["next:   .venv/bin/lora-rlhf chat runs/quickstart", "        .venv/bin/lora-rlhf demo"]
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert what_next(configs, has_demo=False).endswith("\nnext:   lora-rlhf chat runs/quickstart")
+    assert next_steps_text(configs, has_demo=False).endswith("\nnext:   lora-rlhf chat runs/quickstart")
     moved = read_recipe(QUICKSTART, {"run": "else/where"})
-    assert what_next(moved, has_demo=True).endswith("lora-rlhf demo --root else")
+    assert next_steps_text(moved, has_demo=True).endswith("lora-rlhf demo --root else")
 
 
 @pytest.mark.parametrize("run", [None, "", 3])
@@ -287,7 +287,7 @@ def test_ctrl_c_after_the_last_step_of_a_stage_stops_the_recipe(
         if key not in ("label", "reward", "ppo", "evaluate", "export")
     }
     command = write(recipe, tmp_path / "recipe.yaml")
-    boundary = Trainer.boundary
+    boundary = Trainer.save_or_stop
 
     def late(self: Trainer, step: int, of: int, *args: Any, **kwargs: Any) -> None:
         boundary(self, step, of, *args, **kwargs)
@@ -295,7 +295,7 @@ def test_ctrl_c_after_the_last_step_of_a_stage_stops_the_recipe(
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "boundary", late)
+        patch.setattr(Trainer, "save_or_stop", late)
         assert main(command) == 130
     said = capsys.readouterr()
     assert "stopped after supervised fine-tuning, which is finished. Give the same command again to go on" in said.err

@@ -14,9 +14,9 @@ from lora_rlhf.configs.catalogue import STAGES
 from lora_rlhf.configs.marks import (
     COMMON,
     SAFE_TO_CHANGE_ON_RESUME,
-    fields_with,
+    fields_with_mark,
     former_names,
-    values_of,
+    mark_by_field,
     with_new_names,
 )
 from lora_rlhf.configs.sample import SampleConfig
@@ -137,14 +137,14 @@ def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
         TinyworldConfig: "seed",
         LabelConfig: "seed",
     }
-    assert {kind: set(fields_with(kind, COMMON)) for kind in common} == {
+    assert {kind: set(fields_with_mark(kind, COMMON)) for kind in common} == {
         kind: set(names.split()) for kind, names in common.items()
     }
     safe = "run device overwrite micro_batch_size generation_batch_size gradient_checkpointing dequantize strict"
     safe = f"{safe} trust_remote_code {of_training} engine"
-    assert set(fields_with(PPOConfig, SAFE_TO_CHANGE_ON_RESUME)) == set(safe.split())
+    assert set(fields_with_mark(PPOConfig, SAFE_TO_CHANGE_ON_RESUME)) == set(safe.split())
     assert {stage.name: list(stage.reads) for stage in STAGES} == {
-        stage.name: list(values_of(stage.config, "input_file")) for stage in STAGES
+        stage.name: list(mark_by_field(stage.config, "input_file")) for stage in STAGES
     }
     inputs = {
         SampleConfig: "prompts",
@@ -152,7 +152,7 @@ def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
         ExportConfig: "prompts",
         LabelConfig: "responses",
     }
-    assert {kind: set(values_of(kind, "input_file")) for kind in inputs} == {
+    assert {kind: set(mark_by_field(kind, "input_file")) for kind in inputs} == {
         kind: set(names.split()) for kind, names in inputs.items()
     }
 

@@ -64,7 +64,7 @@ def test_a_run_goes_on_with_the_engine_that_it_began_with(
 ) -> None:
     with monkeypatch.context() as patch:
         asked, used, _ = spy_on(patch, stage, first)
-        patch.setattr(Request, "made", True)
+        patch.setattr(Request, "is_made", True)
         with pytest.raises(Stopped):
             run(stage)
     assert asked == ["auto"] and set(used) == {first}
@@ -77,7 +77,7 @@ def test_a_run_goes_on_with_the_engine_that_it_began_with(
 def test_who_asks_for_an_engine_gets_it_on_the_way_too(run: Run, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     with monkeypatch.context() as patch:
         spy_on(patch, stage, "static")
-        patch.setattr(Request, "made", True)
+        patch.setattr(Request, "is_made", True)
         with pytest.raises(Stopped):
             run(stage)
     asked, used, _ = spy_on(monkeypatch, stage, "static")

@@ -63,7 +63,7 @@ def config(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Mak
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, count: int, number: int = signal.SIGINT) -> None:
     """Sends this process the signal when it comes to the boundary of that number."""
-    boundary, seen = Trainer.boundary, []
+    boundary, seen = Trainer.save_or_stop, []
 
     def counting(self: Trainer, *args: Any, **kwargs: Any) -> None:
         seen.append(1)
@@ -71,7 +71,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, count: int, number: int = sign
             os.kill(os.getpid(), number)
         boundary(self, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "boundary", counting)
+    monkeypatch.setattr(Trainer, "save_or_stop", counting)
 
 
 def contents(run: str | Path, stage: str) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def test_a_second_process_is_kept_out(config: Make, monkeypatch: pytest.MonkeyPa
             with pytest.raises(UserError, match=rf"another process is at work there \(process {os.getpid()} on"):
                 reward.train(settings)
 
-    monkeypatch.setattr(Trainer, "boundary", second)
+    monkeypatch.setattr(Trainer, "save_or_stop", second)
     reward.train(settings)
     assert tried
     with pytest.raises(UserError, match="finished already"):

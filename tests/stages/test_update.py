@@ -289,13 +289,13 @@ def test_an_iteration_ends_early_when_the_policy_has_moved_too_far(
 def test_every_response_is_in_one_minibatch_of_an_epoch(model: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(CONFIG, num_epochs=3, minibatch_size=4)
     ppo, batch, found = ppo_of(model, config), rollout_of(model), []
-    accumulate = ppo.accumulate_policy
+    accumulate = ppo.accumulate_policy_gradient
 
     def watched(rollout: Rollout, targets: Targets, rows: list[int], *rest: Any) -> Any:
         found.append(rows)
         return accumulate(rollout, targets, rows, *rest)
 
-    monkeypatch.setattr(ppo, "accumulate_policy", watched)
+    monkeypatch.setattr(ppo, "accumulate_policy_gradient", watched)
     ppo.learn(batch, random_goal(batch))
     assert [len(rows) for rows in found] == [4] * 6
     for epoch in range(3):
@@ -307,7 +307,7 @@ def test_policy_and_value_learn_at_their_own_rates(model: SharedModel) -> None:
     config = dataclasses.replace(CONFIG, policy_learning_rate=3e-3, value_learning_rate=5e-4)
     ppo = ppo_of(model, config)
     for optimizer in ppo.optimizers.values():
-        optimizer.schedule(0.1)
+        optimizer.set_learning_rate(0.1)
     batch, before = (
         rollout_of(model),
         {role: model.adapter_state(role) for role in ("policy", "value", "reward", "sft")},

@@ -150,7 +150,7 @@ def test_shares_are_put_together_in_order(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        parts.append(workers.share(items))
+        parts.append(workers.share_of_process(items))
     assert parts == [[0, 3, 6], [1, 4], [2, 5]]
     monkeypatch.setattr(workers, "_all", lambda own: parts)
     assert workers.gather(parts[0]) == items
@@ -160,5 +160,5 @@ def test_one_process_alone_needs_no_other() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     workers.sum_gradients([weight])
     assert weight.grad is None
-    assert workers.is_main() and workers.share([1, 2]) == workers.gather([1, 2]) == [1, 2]
+    assert workers.is_main() and workers.share_of_process([1, 2]) == workers.gather([1, 2]) == [1, 2]
     assert workers.from_main(lambda: 3) == 3 and not workers.any_of(False)
