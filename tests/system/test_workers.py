@@ -152,7 +152,7 @@ def test_shares_are_put_together_in_order(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("RANK", str(rank))
         parts.append(workers.share_of_process(items))
     assert parts == [[0, 3, 6], [1, 4], [2, 5]]
-    monkeypatch.setattr(workers, "_all", lambda own: parts)
+    monkeypatch.setattr(workers, "_all_gather_objects", lambda own: parts)
     assert workers.gather(parts[0]) == items
 
 
