@@ -94,18 +94,21 @@ def card(gib: float) -> Card:
     return Card("any", gib, 300, 30)
 
 
+@pytest.mark.slow
 def test_what_is_chosen_fits_with_a_margin(tinyworld: Subject) -> None:
     for gib in (0.6, 0.7, 1, 4):
         run_plan = choose(tinyworld, ASKED, card(gib))
         assert all(stage.peak.total <= gib * GIB * (1 - MARGIN) for stage in run_plan.stages.values())
 
 
+@pytest.mark.slow
 def test_a_larger_card_is_no_slower(tinyworld: Subject) -> None:
     times = [choose(tinyworld, ASKED, card(gib)).stages["ppo"].seconds for gib in (0.58, 0.6, 0.7, 1, 4)]
     assert times == sorted(times, reverse=True)
     assert times[0] > times[-1]
 
 
+@pytest.mark.slow
 def test_what_is_given_stays(tinyworld: Subject) -> None:
     asked = replace(ASKED, micro_batch_size=3, generation_batch_size=5, gradient_checkpointing=True, advantage="grpo")
     run_plan = choose(tinyworld, asked, card(6))
@@ -114,6 +117,7 @@ def test_what_is_given_stays(tinyworld: Subject) -> None:
     assert (run_plan.advantage, setting.value_role) == ("grpo", False)
 
 
+@pytest.mark.slow
 def test_without_room_for_a_value_role_there_is_none(tinyworld: Subject) -> None:
     """At a rank at which adapters are most of it, and a card between what PPO needs with four roles and with three."""
     asked = replace(ASKED, lora_rank=256, micro_batch_size=1, generation_batch_size=1)
@@ -127,11 +131,13 @@ def test_without_room_for_a_value_role_there_is_none(tinyworld: Subject) -> None
     assert "--advantage rloo --samples_per_prompt 4" in commands(run_plan, asked)[2]
 
 
+@pytest.mark.slow
 def test_nothing_that_fits_is_refused_with_what_it_needs(tinyworld: Subject) -> None:
     with pytest.raises(UserError, match=r"does not fit a card of 0.5 GiB.*needs 0\.\d GiB.*a card of 6 GiB would do"):
         choose(tinyworld, ASKED, card(0.5))
 
 
+@pytest.mark.slow
 def test_a_batch_that_no_card_holds_is_refused_with_one_that_fits(tinyworld: Subject) -> None:
     asked = replace(ASKED, micro_batch_size=10**6, minibatch_size=10**6, batch_size=10**6)
     with pytest.raises(
@@ -140,6 +146,7 @@ def test_a_batch_that_no_card_holds_is_refused_with_one_that_fits(tinyworld: Sub
         choose(tinyworld, asked, card(24))
 
 
+@pytest.mark.slow
 def test_command_lines_parse_to_what_was_planned(tinyworld: Subject) -> None:
     asked = replace(ASKED, lora_rank=8, gradient_checkpointing=True)
     run_plan = choose(tinyworld, asked, card(6))
@@ -154,6 +161,7 @@ def test_command_lines_parse_to_what_was_planned(tinyworld: Subject) -> None:
     assert parse("ppo", shlex.split(commands(run_plan, asked)[2])[2:]).generation_batch_size == 64
 
 
+@pytest.mark.slow
 def test_each_role_costs_its_adapter_gradients_and_moments(tinyworld: Subject) -> None:
     """A value role: an adapter, its gradient and two moments, float32; and nothing of the base."""
     tops = {}
@@ -164,6 +172,7 @@ def test_each_role_costs_its_adapter_gradients_and_moments(tinyworld: Subject) -
     assert tops[True] - tops[False] == pytest.approx(4 * 4 * (lora + tinyworld.counts.hidden_size))
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_less(tinyworld: Subject) -> None:
     tops = []
     for checkpointing in (False, True):
@@ -195,6 +204,7 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
         plan(replace(ASKED, model=folder))
 
 
+@pytest.mark.slow
 def test_what_writes_no_text_is_refused(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "vision", model_type="vit", hidden_size=64)
     with pytest.raises(UserError, match="'vit' config does not make a causal language model"):
@@ -206,6 +216,7 @@ def test_lengths_beyond_the_context_are_refused() -> None:
         plan(replace(ASKED, max_prompt_tokens=100_000))
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_config_alone_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {
         "vocab_size": 320,
@@ -224,6 +235,7 @@ def test_a_folder_with_a_config_alone_is_planned(tmp_path: Path, capsys: pytest.
     assert sorted(path.name for path in Path(folder).iterdir()) == ["config.json"]
 
 
+@pytest.mark.slow
 def test_a_person_is_shown_parts_seconds_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     plan(ASKED)
     shown = capsys.readouterr().out

@@ -29,6 +29,7 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_an_old_run_continues_to_the_same_figures_and_serves(old_run: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its newest checkpoint stands in the middle of an iteration, which is done again from the one before."""
     with caplog.at_level("WARNING"):

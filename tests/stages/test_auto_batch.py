@@ -190,6 +190,7 @@ def test_a_run_that_cannot_fit_fails_before_its_first_step(
     assert not (tmp_path / "run" / "ppo" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_rehearsal_leaves_no_trace(
     train: Callable[[str, str], SharedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(config: Make, monkeypatch:
         sft.train(config("sft"))
 
 
+@pytest.mark.slow
 def test_a_kl_above_the_ceiling_is_not_learned_from_and_ends_the_run(
     config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_kl_above_the_ceiling_is_not_learned_from_and_ends_the_run(
     assert all(torch.equal(value, states[4][name]) for name, value in states[3].items())
 
 
+@pytest.mark.slow
 def test_a_ratio_above_the_ceiling_ends_the_iteration(config: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """The first minibatch of an iteration has a ratio of 1; those after it see what it did."""
     settings = config("ppo", max_ratio=1.0 + 1e-6, policy_learning_rate=0.05, stop_at_approx_kl=None, max_kl=None)
@@ -162,6 +164,7 @@ def test_a_ratio_above_the_ceiling_ends_the_iteration(config: Make, capsys: pyte
     assert min(updates) < 4 and all(count >= 1 for count in updates)
 
 
+@pytest.mark.slow
 def test_ceilings_can_be_taken_away(config: Make) -> None:
     settings = config("ppo", reference="base", max_kl=None, max_ratio=None, stop_at_approx_kl=None)
     ppo.train(settings)

@@ -262,6 +262,7 @@ def test_a_response_that_does_not_end_gets_the_fixed_score(config: Config) -> No
     assert column(left, "rollout/score") == [0.0]
 
 
+@pytest.mark.slow
 def test_pretraining_text_is_mixed_in(config: Config, data: Path) -> None:
     """With a large coefficient the policy learns the text, and its loss on it falls."""
     settings = config(pretraining_text=str(data / "text.jsonl"), ptx_batch_size=4, ptx_block_tokens=16, iterations=12)
