@@ -27,9 +27,9 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
-from lora_rlhf.inspection.batches import Batch, Origin, demonstration_lines, prompt_lines, ranking_lines
+from lora_rlhf.inspection.batches import Batch, Origin, demonstration_batch, prompt_batch, ranked_response_batch
 from lora_rlhf.inspection.config import InspectConfig
-from lora_rlhf.inspection.paint import page, terminal
+from lora_rlhf.inspection.paint import batch_page, terminal_text
 from lora_rlhf.model.base import load_tokenizer
 from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.open import open_base, require_trust
@@ -48,65 +48,69 @@ Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True)
-class Taken(Generic[Encoded]):
-    """The rows that were asked for, encoded, and where each of them stands."""
+class EncodedRows(Generic[Encoded]):
+    """The rows of the batch, encoded, and the place of each in the file."""
 
     encoded: list[Encoded]
     origins: list[Origin]
 
 
 def inspect(config: InspectConfig) -> None:
-    """Prints the batch, and writes it as a page where asked. UserError if there are no such rows."""
+    """Prints the batch, and writes it as an HTML page with --html. Raises UserError if the file has no such rows."""
     check(config)
     require_output("--html", config.html, [config.file])
-    tokenizer, heading = _tokenizer(config)
+    tokenizer, heading = _load_tokenizer_and_notes(config)
     stage = BY_NAME[config.stage]
-    batch = BATCHES[stage.reads[stage.trains_on]](config, tokenizer)
+    batch = BATCH_READERS[stage.reads[stage.trains_on]](config, tokenizer)
     heading = [f"{config.stage} batch of {config.file}", *heading]
     if config.html is not None:
         try:
-            write_text(Path(config.html), page(batch, heading))
+            write_text(Path(config.html), batch_page(batch, heading))
         except OSError as error:
             raise UserError(f"{config.html}: cannot be written ({error.strerror}); choose another --html") from error
-    painted = terminal(batch, heading, _in_color(config))
+    text = terminal_text(batch, heading, _is_in_color(config))
     # an output that is not UTF-8 shows what it can
     encoding = sys.stdout.encoding or "utf-8"
-    print(painted.encode(encoding, "backslashreplace").decode(encoding))
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
     if config.html is not None:
         print(f"page: {config.html}")
 
 
-def _in_color(config: InspectConfig) -> bool:
+def _is_in_color(config: InspectConfig) -> bool:
+    """Whether the terminal output uses colours: --color, or else what the terminal and NO_COLOR say."""
     if config.color != "auto":
         return config.color == "always"
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _tokenizer(config: InspectConfig) -> tuple["PreTrainedTokenizerBase", list[str]]:
-    """The tokenizer, with the template that will be used, and what there is to say of both."""
+def _load_tokenizer_and_notes(config: InspectConfig) -> tuple["PreTrainedTokenizerBase", list[str]]:
+    """The tokenizer with the chat template that a stage would use, and two lines about both for the heading."""
     if config.run is None:
         tokenizer = load_tokenizer(config.model, config.trust_remote_code)
         has_template = tokenizer.chat_template is not None
-        origin = "the tokenizer's own" if has_template else "the default of this package, since the tokenizer has none"
+        template_origin = (
+            "the tokenizer's own" if has_template else "the default of this package, since the tokenizer has none"
+        )
         name = config.model
     else:
         base = find_stage(f"{config.run}/{SFT.name}", SFT.name).manifest["base"]
         require_trust(base, config.trust_remote_code)
-        name, origin = base["name"], f"as in {config.run}"
+        name, template_origin = base["name"], f"as in {config.run}"
         tokenizer = load_tokenizer(name, base["trust_remote_code"])
         tokenizer.chat_template = base["chat_template"]
     ensure_template(tokenizer)
     padding, stops = pad_id(tokenizer), stop_ids(tokenizer)
-    same = ", which also ends responses: the mask tells them apart" if padding in stops else ""
+    end_note = ", which also ends responses: the mask tells them apart" if padding in stops else ""
     ends = " or ".join(f"{stop} {tokenizer.decode([stop])}" for stop in stops)
     return tokenizer, [
-        f"tokenizer: {name}; chat template: {origin}",
-        f"a response ends at {ends}; padding is {padding} {tokenizer.decode([padding])}{same}",
+        f"tokenizer: {name}; chat template: {template_origin}",
+        f"a response ends at {ends}; padding is {padding} {tokenizer.decode([padding])}{end_note}",
     ]
 
 
-def _demonstrations(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
-    limits = _limits(config)
+def _read_demonstration_batch(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    """The batch of the demonstrations in the file."""
+    limits = _length_limits(config)
 
     def encode(row: Demonstration, refused: RefusedRows) -> EncodedExample | None:
         return encode_demonstration(tokenizer, row, limits, refused)
@@ -114,75 +118,86 @@ def _demonstrations(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase")
     source: Source[Demonstration] = Source(
         config.file, "demonstrations", config.format, columns=config.columns, has_flags=True
     )
-    taken = _take(config, every_turn(source) if config.every_turn else source, source, encode)
-    return demonstration_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins, config.packing)
+    rows = _encode_rows(config, every_turn(source) if config.every_turn else source, source, encode)
+    return demonstration_batch(BY_NAME[config.stage], tokenizer, rows.encoded, rows.origins, config.packing)
 
 
-def _rankings(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
-    limits = _limits(config)
+def _read_ranking_batch(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    """The batch of the rankings in the file. A response that a ranking repeats counts once, as in training."""
+    limits = _length_limits(config)
 
     def encode(row: Ranking, refused: RefusedRows) -> EncodedRanking | None:
         distinct = distinct_responses(row, refused)
         return None if distinct is None else encode_ranking(tokenizer, distinct, limits, refused)
 
     source: Source[Ranking] = Source(config.file, "rankings", config.format, columns=config.columns, has_flags=True)
-    taken = _take(config, source, source, encode)
-    return ranking_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins)
+    rows = _encode_rows(config, source, source, encode)
+    return ranked_response_batch(BY_NAME[config.stage], tokenizer, rows.encoded, rows.origins)
 
 
-def _prompts(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+def _read_prompt_batch(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    """The batch of the prompts in the file; with --run, with a response of the run's newest model to each."""
+
     def encode(row: Prompt, refused: RefusedRows) -> EncodedPrompt | None:
         ids = encode_prompt(tokenizer, row, config.max_prompt_tokens, refused)
         return None if ids is None else EncodedPrompt(ids, row)
 
     source: Source[Prompt] = Source(config.file, "prompts", config.format, columns=config.columns, has_flags=True)
-    taken = _take(config, source, source, encode)
-    responses = None if config.run is None else _sampled(config, config.run, taken.encoded)
-    return prompt_lines(BY_NAME[config.stage], tokenizer, taken.encoded, taken.origins, responses)
+    rows = _encode_rows(config, source, source, encode)
+    responses = None if config.run is None else _sample_responses(config, config.run, rows.encoded)
+    return prompt_batch(BY_NAME[config.stage], tokenizer, rows.encoded, rows.origins, responses)
 
 
-BATCHES = {"demonstrations": _demonstrations, "rankings": _rankings, "prompts": _prompts}  # by a stage's training data
+BATCH_READERS = {  # by a stage's training data
+    "demonstrations": _read_demonstration_batch,
+    "rankings": _read_ranking_batch,
+    "prompts": _read_prompt_batch,
+}
 
 
-def _limits(config: InspectConfig) -> Limits:
+def _length_limits(config: InspectConfig) -> Limits:
     return Limits(config.max_prompt_tokens, config.max_response_tokens, config.long_responses)
 
 
-def _take(
+def _encode_rows(
     config: InspectConfig,
     records: Iterable[Record],
     source: Source[Record],
     encode: Callable[[Record, RefusedRows], Encoded | None],
-) -> Taken[Encoded]:
-    """The rows that were asked for. UserError if there is none; what was refused on the way is reported."""
-    taken: Taken[Encoded] = Taken([], [])
+) -> EncodedRows[Encoded]:
+    """Encodes `config.rows` usable rows, from the usable row number `config.start` on.
+
+    Reports the rows that `encode` refused on the way. Raises UserError if no row is left.
+    """
+    rows: EncodedRows[Encoded] = EncodedRows([], [])
     refused = RefusedRows()
-    usable = 0
+    num_usable = 0
     for record in records:
-        truncated = refused.truncated_prompts
+        truncated_before = refused.truncated_prompts
         encoded = encode(record, refused)
-        usable += encoded is not None
-        if encoded is None or usable <= config.start:
+        num_usable += encoded is not None
+        if encoded is None or num_usable <= config.start:
             continue
         notes = []
-        if refused.truncated_prompts > truncated:
+        if refused.truncated_prompts > truncated_before:
             notes.append(f"the prompt lost its beginning: max_prompt_tokens is {config.max_prompt_tokens}")
         place = record.origin if isinstance(record, Prompt) else record.prompt.origin
-        taken.encoded.append(encoded)
-        taken.origins.append(Origin(place, tuple(notes)))
-        if len(taken.encoded) == config.rows:
+        rows.encoded.append(encoded)
+        rows.origins.append(Origin(place, tuple(notes)))
+        if len(rows.encoded) == config.rows:
             break
     refused.extend(source.refused)
-    if not taken.encoded:
+    if not rows.encoded:
         raise UserError(
-            f"{config.file}: start is {config.start}, but {usable} of its rows can be used\n{refused.summary()}".strip()
+            f"{config.file}: start is {config.start}, but {num_usable} of its rows can be used\n"
+            f"{refused.summary()}".strip()
         )
     report_refusals(config.file, refused)
-    return taken
+    return rows
 
 
-def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> list[Response]:
-    """A response of the run's newest model to each prompt, at temperature 1."""
+def _sample_responses(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> list[Response]:
+    """Samples a response of the run's newest model to each prompt, at temperature 1."""
     sft = find_stage(f"{run}/{SFT.name}", SFT.name)
     settings = PPOConfig(
         run=run,
@@ -192,8 +207,8 @@ def _sampled(config: InspectConfig, run: str, prompts: list[EncodedPrompt]) -> l
     )
     model = open_base(sft.manifest["base"], settings.device, trust_remote_code=config.trust_remote_code)
     require_context(model, settings)
-    newest = [stage for stage in WRITERS if has_stage(run, stage.name)][-1]
-    load_parent_role(model, newest.role, find_stage(f"{run}/{newest.name}", newest.name))
+    newest_stage = [stage for stage in WRITERS if has_stage(run, stage.name)][-1]
+    load_parent_role(model, newest_stage.role, find_stage(f"{run}/{newest_stage.name}", newest_stage.name))
     seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(prompts), 1)
-    groups = Sampler(settings, model, newest.role).sample_shared([prompt.prompt_ids for prompt in prompts], seeds)
+    groups = Sampler(settings, model, newest_stage.role).sample_shared([prompt.prompt_ids for prompt in prompts], seeds)
     return [group[0] for group in groups]

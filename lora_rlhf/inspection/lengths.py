@@ -17,10 +17,10 @@ Item = TypeVar("Item")
 Record = Prompt | Demonstration | Ranking | Text
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-SPREAD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: multiples of it, modulo 2**64, lie evenly
-EXACT = 1024  # values below are counted one by one, larger ones to a part in 512
+GOLDEN_STEP = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: multiples of it, modulo 2**64, lie evenly
+EXACT_BELOW = 1024  # values below are counted one by one, larger ones to a part in 512
 BARS = 40  # of a histogram that is drawn
-MOST_CHARACTERS = 1 << 26  # of sampled records: what memory they may take
+MOST_CHARACTERS = 1 << 26  # of all sampled records together: limits their memory
 TEXT_BEGINNING = 4096  # characters of a long text that are tokenized; the rest is estimated from them
 
 
@@ -33,29 +33,30 @@ class Lengths:
         for value in values:
             self.add(value)
 
-    def add(self, value: int) -> None:
+    def add(self, length: int) -> None:
+        """Counts one length. From `EXACT_BELOW` on, its lower bits are dropped: a bucket holds a part in 512."""
         self.count += 1
-        self.total += value
-        if value > self.longest:
-            self.longest = value
-        if value >= EXACT:
-            shift = value.bit_length() - EXACT.bit_length() + 1
-            value = (value >> shift) << shift
-        self._buckets[value] += 1
+        self.total += length
+        if length > self.longest:
+            self.longest = length
+        if length >= EXACT_BELOW:
+            shift = length.bit_length() - EXACT_BELOW.bit_length() + 1
+            length = (length >> shift) << shift
+        self._buckets[length] += 1
 
-    def merge(self, other: "Lengths") -> None:
+    def merge(self, other_lengths: "Lengths") -> None:
         """Adds what another distribution counted."""
-        self.count += other.count
-        self.total += other.total
-        self.longest = max(self.longest, other.longest)
-        self._buckets.update(other._buckets)
+        self.count += other_lengths.count
+        self.total += other_lengths.total
+        self.longest = max(self.longest, other_lengths.longest)
+        self._buckets.update(other_lengths._buckets)
 
     def quantile(self, share: float) -> int:
-        """The smallest length that at least this share of all does not exceed."""
-        needed, reached = math.ceil(share * self.count), 0
+        """The smallest length L for which at least this share of all lengths is at most L."""
+        needed_count, count_so_far = math.ceil(share * self.count), 0
         for value in sorted(self._buckets):
-            reached += self._buckets[value]
-            if reached >= needed:
+            count_so_far += self._buckets[value]
+            if count_so_far >= needed_count:
                 return value
         return self.longest
 
@@ -65,9 +66,10 @@ class Lengths:
             return {"count": 0}
         quantiles = {name: self.quantile(share) for name, share in QUANTILES.items()}
         mean = self.total / self.count
-        return {"count": self.count, "mean": mean, **quantiles, "max": self.longest, "bars": self._bars()}
+        return {"count": self.count, "mean": mean, **quantiles, "max": self.longest, "bars": self._histogram_bars()}
 
-    def _bars(self) -> list[list[float]]:
+    def _histogram_bars(self) -> list[list[float]]:
+        """[from, to, count] of each bar, on a logarithmic scale."""
         low, high = max(1, min(self._buckets)), self.longest + 1
         edges = [low * (high / low) ** (bar / BARS) for bar in range(BARS + 1)]
         counts = [0] * BARS
@@ -77,7 +79,7 @@ class Lengths:
 
 
 class EvenSample(Generic[Item]):
-    """At most `most` items, of at most `most_weight` in all, of a stream of unknown length, drawn evenly from it."""
+    """At most `most` items, of a total weight of at most `most_weight`, drawn evenly from a stream."""
 
     def __init__(self, most: int, most_weight: int = MOST_CHARACTERS) -> None:
         self.most = most
@@ -86,32 +88,33 @@ class EvenSample(Generic[Item]):
         self._weight = 0
         self._items: list[tuple[int, Item, int]] = []
 
-    def wants(self, number: int) -> bool:
+    def is_sampled(self, number: int) -> bool:
         """Whether the item with this number, counted from 0, belongs to the sample so far."""
-        return number * SPREAD % (1 << 64) < self.threshold
+        return number * GOLDEN_STEP % (1 << 64) < self.threshold
 
     def add(self, number: int, item: Item, weight: int) -> None:
-        """Takes an item that is wanted; others, drawn by their number, may have to go for it."""
-        self._items.append((number * SPREAD % (1 << 64), item, weight))
+        """Adds an item that `is_sampled`. Items with a high position leave the sample if it gets too large."""
+        self._items.append((number * GOLDEN_STEP % (1 << 64), item, weight))
         self._weight += weight
-        self._thin()
+        self._drop_excess()
 
-    def merge(self, other: "EvenSample[Item]") -> None:
+    def merge(self, other_sample: "EvenSample[Item]") -> None:
         """Adds another sample of the same stream; no item's number may be in both."""
-        self.threshold = min(self.threshold, other.threshold)
-        self._items = [kept for kept in self._items + other._items if kept[0] < self.threshold]
-        self._weight = sum(kept[2] for kept in self._items)
-        self._thin()
+        self.threshold = min(self.threshold, other_sample.threshold)
+        self._items = [item for item in self._items + other_sample._items if item[0] < self.threshold]
+        self._weight = sum(item[2] for item in self._items)
+        self._drop_excess()
 
-    def _thin(self) -> None:
+    def _drop_excess(self) -> None:
+        """Halves the threshold until the sample has at most `most` items and `most_weight` in all."""
         while len(self._items) > self.most or (self._weight > self.most_weight and len(self._items) > 1):
             self.threshold //= 2
-            self._items = [kept for kept in self._items if kept[0] < self.threshold]
-            self._weight = sum(kept[2] for kept in self._items)
+            self._items = [item for item in self._items if item[0] < self.threshold]
+            self._weight = sum(item[2] for item in self._items)
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing was left out."""
+        """Whether every item of the stream is in the sample."""
         return self.threshold == 1 << 64
 
     def items(self) -> list[Item]:
@@ -119,29 +122,32 @@ class EvenSample(Generic[Item]):
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """A record's tokens with the chat template around them, before any limit; or why the template refuses it."""
+class TokenCounts:
+    """The numbers of tokens of a record, with the chat template around them and before any limit.
+
+    refused: why the template refuses the record, or None.
+    """
 
     prompt: int | None = None
     responses: tuple[int, ...] = ()
     refused: str | None = None
 
 
-def count_tokens(tokenizer: "PreTrainedTokenizerBase", record: Record) -> Tokens:
-    """What the stages would count for this record. Of a long text only the beginning is tokenized."""
+def count_tokens(tokenizer: "PreTrainedTokenizerBase", record: Record) -> TokenCounts:
+    """The numbers of tokens that the stages would count for this record; estimated for a long text."""
     from lora_rlhf.data.template import encode_text, render_prompt, render_response_after
 
     if isinstance(record, Text):
         beginning = record.text[:TEXT_BEGINNING]
         num_tokens = len(encode_text(tokenizer, beginning)) * len(record.text) / len(beginning)
-        return Tokens(responses=(round(num_tokens),))
+        return TokenCounts(responses=(round(num_tokens),))
     prompt = record if isinstance(record, Prompt) else record.prompt
     try:
         ids = render_prompt(tokenizer, prompt)
         counts = [len(render_response_after(tokenizer, prompt, ids, response)) for response in responses_of(record)]
     except BadRow as fault:
-        return Tokens(refused=fault.reason)
-    return Tokens(len(ids), tuple(counts))
+        return TokenCounts(refused=fault.reason)
+    return TokenCounts(len(ids), tuple(counts))
 
 
 def responses_of(record: Record) -> tuple[str, ...]:
@@ -154,43 +160,47 @@ def responses_of(record: Record) -> tuple[str, ...]:
 
 
 def token_figures(
-    counted: Sequence[Tokens], is_whole: bool, max_prompt_tokens: int, max_response_tokens: int
+    token_counts: Sequence[TokenCounts], is_whole: bool, max_prompt_tokens: int, max_response_tokens: int
 ) -> dict[str, Any]:
     """Lengths in tokens, and what the limits do.
 
     `exact` says whether all rows were counted. Of each limit: its value, `over` (the share of prompts or responses that
-    exceed it), `lost` (the share of rows that are gone for it: demonstrations whose response is over, rankings with
+    exceed it), `num_lost` (the share of rows that are gone for it: demonstrations whose response is over, rankings with
     fewer than two responses left; prompts are truncated, not lost), and `keeps_95`, `keeps_99`: limits that would keep
     as much whole. `refused`: {reason: share of rows} that the chat template does not take.
     """
-    fitting = [tokens for tokens in counted if tokens.refused is None]
-    prompts = [tokens.prompt for tokens in fitting if tokens.prompt is not None]
-    responses = [count for tokens in fitting for count in tokens.responses]
-    answered = [tokens for tokens in fitting if tokens.responses and tokens.prompt is not None]
-    lost = sum(_is_lost(tokens, max_response_tokens) for tokens in answered)
+    accepted = [tokens for tokens in token_counts if tokens.refused is None]
+    prompts = [tokens.prompt for tokens in accepted if tokens.prompt is not None]
+    responses = [count for tokens in accepted for count in tokens.responses]
+    with_responses = [tokens for tokens in accepted if tokens.responses and tokens.prompt is not None]
+    num_lost = sum(_is_row_lost(tokens, max_response_tokens) for tokens in with_responses)
     limits = {}
     if prompts:
-        limits["max_prompt_tokens"] = _limit(prompts, max_prompt_tokens, 0.0)
-    if answered:
-        limits["max_response_tokens"] = _limit(responses, max_response_tokens, lost / len(answered))
-    refused = Counter(tokens.refused for tokens in counted if tokens.refused is not None)
+        limits["max_prompt_tokens"] = _limit_figures(prompts, max_prompt_tokens, 0.0)
+    if with_responses:
+        limits["max_response_tokens"] = _limit_figures(responses, max_response_tokens, num_lost / len(with_responses))
+    refused = Counter(tokens.refused for tokens in token_counts if tokens.refused is not None)
     return {
-        "rows": len(counted),
+        "rows": len(token_counts),
         "exact": is_whole,
         "prompt": Lengths(prompts).summary(),
         "response": Lengths(responses).summary(),
         "limits": limits,
-        "refused": {reason: count / len(counted) for reason, count in refused.most_common()},
+        "refused": {reason: count / len(token_counts) for reason, count in refused.most_common()},
     }
 
 
-def _limit(lengths: Sequence[int], limit: int, lost: float) -> dict[str, Any]:
-    ordered = sorted(lengths)
-    over = 1 - bisect_right(ordered, limit) / len(ordered)
-    keeps = {f"keeps_{percent}": ordered[math.ceil(percent / 100 * len(ordered)) - 1] for percent in (95, 99)}
-    return {"limit": limit, "over": over, "lost": lost, **keeps}
+def _limit_figures(lengths: Sequence[int], limit: int, share_lost: float) -> dict[str, Any]:
+    """A limit's part of the report: shares over it and lost, and the limits that would keep 95 and 99 % whole."""
+    sorted_lengths = sorted(lengths)
+    share_over = 1 - bisect_right(sorted_lengths, limit) / len(sorted_lengths)
+    keeps = {
+        f"keeps_{percent}": sorted_lengths[math.ceil(percent / 100 * len(sorted_lengths)) - 1] for percent in (95, 99)
+    }
+    return {"limit": limit, "over": share_over, "lost": share_lost, **keeps}
 
 
-def _is_lost(tokens: Tokens, limit: int) -> bool:
-    kept = sum(count <= limit for count in tokens.responses)
-    return kept < min(2, len(tokens.responses))
+def _is_row_lost(tokens: TokenCounts, limit: int) -> bool:
+    """Whether a row has too few responses within the limit: fewer than two, or than all of one."""
+    num_within = sum(count <= limit for count in tokens.responses)
+    return num_within < min(2, len(tokens.responses))

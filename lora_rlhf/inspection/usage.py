@@ -10,46 +10,47 @@ from lora_rlhf.inspection.reading import Reading
 READERS: dict[RecordKind, str] = {
     kind: ", ".join(stage.name for stage in readers(kind)) for kind in dict.fromkeys(ROW_KINDS.values())
 }
-HELD_OUT = "validation_fraction"
+FRACTION_SETTING = "validation_fraction"  # name of the setting
 # {kind of rows: the share of prompts that its first reader holds out}
-OWN_FRACTIONS: dict[str, Any] = {
-    kind: stage.config.__dataclass_fields__[HELD_OUT].default
+DEFAULT_FRACTIONS: dict[str, Any] = {
+    kind: stage.config.__dataclass_fields__[FRACTION_SETTING].default
     for kind in READERS
     for stage in readers(kind)[:1]
-    if stage.has_setting(HELD_OUT)
+    if stage.has_setting(FRACTION_SETTING)
 }
-REASONS = 3  # of rows that one stage refuses
+MOST_REASONS = 3  # for refusals of one stage
 
 
-def fractions(given: float | None) -> dict[str, float]:
-    """The share of prompts that is held out, by kind: the one that was asked for, else that of the kind's stage."""
-    return OWN_FRACTIONS if given is None else dict.fromkeys(OWN_FRACTIONS, given)
+def held_out_fractions(chosen: float | None) -> dict[str, float]:
+    """{kind: share of prompts that is held out}: the chosen one, or else the default of the kind's stage."""
+    return DEFAULT_FRACTIONS if chosen is None else dict.fromkeys(DEFAULT_FRACTIONS, chosen)
 
 
-def kinds_of(reading: Reading) -> list[RecordKind]:
-    """The kinds that a stage could read a file as, which was read as what its columns say.
+def readable_kinds(reading: Reading) -> list[RecordKind]:
+    """The kinds that some stage could read the file as; `reading` is of the file as its columns say.
 
-    Any file serves as prompts too; that is a kind of its own only where rows hold nothing else, or nothing usable.
+    A stage can read any file as prompts. That counts as a kind only if the rows hold nothing else, or nothing usable.
     """
     kinds = {kind for name in reading.recognised for kind in format_named(name).readers}
-    readable = kinds if not reading.used else kinds - {"prompts"}
-    kinds_found = [kind for kind in READERS if kind in readable or kind in reading.figures.kinds]
-    return kinds_found if kinds_found or not reading.read else ["prompts"]
+    format_kinds = kinds if not reading.used else kinds - {"prompts"}
+    stage_kinds = [kind for kind in READERS if kind in format_kinds or kind in reading.figures.kinds]
+    return stage_kinds if stage_kinds or not reading.num_read else ["prompts"]
 
 
-def is_read_as(kind: RecordKind, reading: Reading) -> bool:
-    """Whether the kind's stage would use the very rows of a file that was read as what its columns say."""
+def is_same_reading(kind: RecordKind, reading: Reading) -> bool:
+    """Whether the kind's stage would use exactly the rows of this reading, which is as the file's columns say."""
     formats = map(format_named, reading.recognised)
-    as_other = any(kind in format.readers and next(iter(format.readers)) != kind for format in formats)
-    return not as_other and set(reading.figures.kinds) <= {kind}
+    has_format_of_other_kind = any(kind in format.readers and next(iter(format.readers)) != kind for format in formats)
+    return not has_format_of_other_kind and set(reading.figures.kinds) <= {kind}
 
 
-def usage(kind: RecordKind, reading: Reading) -> dict[str, Any]:
-    """What the kind's stage would do with the rows, before any limit of tokens; `reading` is of the file as that kind.
+def stage_use(kind: RecordKind, reading: Reading) -> dict[str, Any]:
+    """How the kind's stage would use the rows, before any limit of tokens; `reading` reads the file as that kind.
 
-    stage; kind; error: why it could not be read so, or None; used, refused: rows; reasons: of those refused, {reason:
-    rows}; records: what is made of the used rows; tied: rankings that the reward stage leaves out; different: prompts,
-    each once; split: None, or `fraction`, and the rows of either side as of `Prints.split`.
+    stage; kind; error: why the file cannot be read as that kind, or None; used, refused: numbers of rows; reasons:
+    {reason: refused rows}; records: how many are made of the used rows; tied: rankings that the reward stage leaves
+    out; different: different prompts; split: None, or `fraction` and the rows of both sides as of
+    `Prints.split_counts`.
     """
     prints, rows = reading.figures.prints, reading.rows
     fraction = reading.figures.fractions.get(kind)
@@ -59,9 +60,9 @@ def usage(kind: RecordKind, reading: Reading) -> dict[str, Any]:
         "error": None,
         "used": rows["used"],
         "refused": rows["refused"],
-        "reasons": {reason: group.count for reason, group in list(reading.refused.by_reason().items())[:REASONS]},
+        "reasons": {reason: group.count for reason, group in list(reading.refused.by_reason().items())[:MOST_REASONS]},
         "records": reading.records,
         "tied": reading.figures.rankings.all_tied,
         "different": prints.num_distinct,
-        "split": None if fraction is None else {"fraction": fraction, **prints.split()},
+        "split": None if fraction is None else {"fraction": fraction, **prints.split_counts()},
     }

@@ -25,7 +25,7 @@ from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, row_of
 from lora_rlhf.data.sources import Source
 from lora_rlhf.inspection.check import check_data
 from lora_rlhf.inspection.config import CheckConfig
-from lora_rlhf.inspection.text import text as report_text
+from lora_rlhf.inspection.text import report_text as report_text
 from lora_rlhf.system.errors import UserError
 from tests.support.rows import RowSource
 

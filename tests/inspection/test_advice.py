@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.inspection.advice import advice, share
+from lora_rlhf.inspection.advice import advice_on_report, share
 
 # A file without any fault, as `check_data` reports it.
 HEALTHY: dict[str, Any] = {
@@ -51,7 +51,7 @@ HEALTHY: dict[str, Any] = {
 
 def said(file: dict[str, Any] | None = None, leakage: dict[str, Any] | None = None) -> list[str]:
     report = {"files": [HEALTHY if file is None else file], "leakage": [leakage] if leakage else []}
-    return [piece["text"] for piece in advice(report)]
+    return [piece["text"] for piece in advice_on_report(report)]
 
 
 def altered(path: str, value: Any) -> dict[str, Any]:
@@ -169,8 +169,8 @@ def test_responses_without_ranks_name_the_way_to_rankings() -> None:
 def test_leakage() -> None:
     row = {"file": "train.jsonl", "held_out": "test.jsonl", "prompts": 200, "exact": 5, "near": 0}
     report = {"files": [HEALTHY], "leakage": [row]}
-    assert advice(report)[0]["file"] == "test.jsonl"
-    assert "train.jsonl holds 5 of its 200 prompts (2.5 %) too" in advice(report)[0]["text"]
+    assert advice_on_report(report)[0]["file"] == "test.jsonl"
+    assert "train.jsonl holds 5 of its 200 prompts (2.5 %) too" in advice_on_report(report)[0]["text"]
 
 
 @pytest.mark.parametrize(("exact", "near", "count"), [(0, 0, 0), (0, 2, 0), (0, 3, 1), (1, 0, 1)])

@@ -12,7 +12,7 @@ import pytest
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.inspection.check import check_data, run_check
 from lora_rlhf.inspection.config import CheckConfig
-from lora_rlhf.inspection.text import text
+from lora_rlhf.inspection.text import report_text
 from lora_rlhf.inspection.usage import READERS
 from lora_rlhf.system.errors import UserError
 
@@ -198,7 +198,7 @@ def test_a_file_of_several_kinds_tells_what_each_stage_uses_and_why_it_refuses_t
         split = stage["split"]
         assert (split["train"], split["validation"]) == split_as_hashed(rows, fraction)
         assert split["fraction"] == fraction and split["validation"] > 0
-    printed = " ".join(text(checked(name)).split())
+    printed = " ".join(report_text(checked(name)).split())
     assert f"for {READERS['demonstrations']} 60 of 151 rows: {60 - sft['split']['validation']} train" in printed
     assert "at fraction 0.1; 60 refused: the row holds demonstrations, not rankings" in printed
 
@@ -234,14 +234,14 @@ def test_rows_that_are_no_rankings_alone_may_be_demonstrations(tmp_path: Path) -
 
 def test_prompts_count_once_for_ppo(tmp_path: Path) -> None:
     name = write(tmp_path / "prompts.jsonl", [*PROMPTS, *PROMPTS[:5]])
-    assert "for ppo 25 rows: 20 different prompts" in " ".join(text(checked(name)).split())
+    assert "for ppo 25 rows: 20 different prompts" in " ".join(report_text(checked(name)).split())
 
 
 def test_one_is_one(tmp_path: Path) -> None:
     ranking = {"prompt": "Task", "responses": ["aa", "b", "c"], "ranks": [1, 2, 2], "labeler": "ann"}
     pair = {"prompt": "Task", "responses": ["aa", "b"], "ranks": [1, 2]}
     names = [write(tmp_path / "three.jsonl", [ranking]), write(tmp_path / "pair.jsonl", [pair] * 2)]
-    printed = " ".join(text(checked(*names, held_out=(names[1],))).split())
+    printed = " ".join(report_text(checked(*names, held_out=(names[1],))).split())
     for said in ("2 pairs, 1 tie;", "; 1 labeler", "for reward 1 row:", "holds 1 of 1 held-out prompt of"):
         assert said in printed, printed
     assert "pair.jsonl holds 1 prompt of three.jsonl" in printed

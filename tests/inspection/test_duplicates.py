@@ -5,7 +5,7 @@ import pytest
 from lora_rlhf.data import duplicates as exactly
 from lora_rlhf.data.labels import fingerprint
 from lora_rlhf.data.schema import Message, Prompt, split_of, split_position
-from lora_rlhf.inspection.duplicates import WAITING, Prints, Tally, shared
+from lora_rlhf.inspection.duplicates import PENDING_HASHES, Prints, Tally, shared_prompts
 
 LONG = (
     "Summarize the following report for a reader who has never heard of the harbour, its ships or its keepers, and who "
@@ -30,12 +30,12 @@ def prints_of(*prompts: Prompt, most: int = 1000) -> Prints:
 
 def test_tally_counts_every_hash_across_settlements() -> None:
     tally = Tally()
-    for value in range(WAITING + 10):
+    for value in range(PENDING_HASHES + 10):
         tally.add(value * 7919 % 1000)
     values, counts = tally.table()
     assert values.tolist() == list(range(1000))
-    assert counts.sum() == WAITING + 10
-    assert set(counts.tolist()) == {WAITING // 1000, WAITING // 1000 + 1}
+    assert counts.sum() == PENDING_HASHES + 10
+    assert set(counts.tolist()) == {PENDING_HASHES // 1000, PENDING_HASHES // 1000 + 1}
     assert tally.scale == 1
 
 
@@ -92,7 +92,7 @@ def test_same_prompt_and_same_row() -> None:
         (talk("Rank these."), [2, 1]),
     ]:
         prints.add(prompt, responses)
-    counted = prints.duplicates()
+    counted = prints.duplicate_counts()
     assert counted["rows"] == 6
     assert counted["repeated_rows"] == 1
     assert counted["repeated_prompts"] == 3
@@ -103,22 +103,24 @@ def test_same_prompt_and_same_row() -> None:
 def test_prompts_that_begin_alike() -> None:
     counted = prints_of(
         talk(LONG + "the storm"), talk(LONG + "the fog"), talk(LONG + "the fog"), talk("the fog"), talk("The fog?")
-    ).duplicates()
+    ).duplicate_counts()
     assert counted["begin_alike"] == 3
 
 
 def test_copies_alone_do_not_begin_alike() -> None:
-    assert prints_of(talk(LONG + "a"), talk(LONG + "a")).duplicates()["begin_alike"] == 0
+    assert prints_of(talk(LONG + "a"), talk(LONG + "a")).duplicate_counts()["begin_alike"] == 0
 
 
 @pytest.mark.parametrize(("same", "alike"), [(121, 0), (122, 2)])
 def test_beginning_is_128_characters_with_the_role(same: int, alike: int) -> None:
-    assert prints_of(talk("a" * same + "b" * 50), talk("a" * same + "c" * 50)).duplicates()["begin_alike"] == alike
+    assert (
+        prints_of(talk("a" * same + "b" * 50), talk("a" * same + "c" * 50)).duplicate_counts()["begin_alike"] == alike
+    )
 
 
 def test_system_message_is_no_beginning() -> None:
     system = "You are a careful assistant who answers briefly. " * 10
-    counted = prints_of(talk("One?", system=system), talk("Two?", system=system)).duplicates()
+    counted = prints_of(talk("One?", system=system), talk("Two?", system=system)).duplicate_counts()
     assert counted["begin_alike"] == 0
     assert counted["distinct_prompts"] == 2
 
@@ -130,7 +132,7 @@ def test_continued_conversations() -> None:
         talk("Hi", "Hello", "Bye"),
         talk("Hi", "Hello", "Bye", "So long", "Wait"),
         talk("Hi you"),
-    ).duplicates()
+    ).duplicate_counts()
     assert counted["continued"] == 3  # "Hi" twice, and the conversation up to "Bye"
 
 
@@ -143,7 +145,7 @@ def test_split_counts_as_the_stages_do() -> None:
     expected = sum(split_of(prompt.opening, 0.2) == "validation" for prompt in prompts)
     assert 20 < expected < 60
     first = min(split_position(prompt.opening) for prompt in prompts)
-    assert prints.split() == {
+    assert prints.split_counts() == {
         "train": 200 - expected,
         "validation": expected,
         "begin_alike": 0,
@@ -157,12 +159,12 @@ def test_a_single_prompt_cannot_be_divided(halves: bool) -> None:
     for part in (prints, other if halves else prints):
         part.add(talk("Alone?"), fraction=0.05)
     prints.merge(other)
-    assert prints.split()["enough"] is None
-    assert (prints.split()["train"], prints.split()["validation"]) == (2, 0)
+    assert prints.split_counts()["enough"] is None
+    assert (prints.split_counts()["train"], prints.split_counts()["validation"]) == (2, 0)
     other.add(talk("D?"), fraction=0.05)
     prints.merge(other)
     assert 0.26 < split_position("user: d?") < 0.27 < split_position("user: alone?")
-    assert prints.split()["enough"] == 0.27
+    assert prints.split_counts()["enough"] == 0.27
 
 
 def test_split_finds_validation_prompts_that_begin_like_training_prompts() -> None:
@@ -172,7 +174,7 @@ def test_split_finds_validation_prompts_that_begin_like_training_prompts() -> No
         prints.add(prompt, fraction=0.5)
     expected = sum(split_of(prompt.opening, 0.5) == "validation" for prompt in alike)
     assert 0 < expected < 40
-    assert prints.split()["begin_alike"] == expected
+    assert prints.split_counts()["begin_alike"] == expected
 
 
 def test_copies_on_one_side_are_not_across_the_split() -> None:
@@ -180,29 +182,29 @@ def test_copies_on_one_side_are_not_across_the_split() -> None:
     for number in range(40):
         prints.add(talk(f"{number} {LONG}"), fraction=0.5)
         prints.add(talk(f"{number} {LONG}"), fraction=0.5)
-    assert prints.split()["begin_alike"] == 0
+    assert prints.split_counts()["begin_alike"] == 0
 
 
 def test_shared_prompts() -> None:
     training = prints_of(talk("a"), talk("b"), talk("b"), talk("c", "d", "e"), talk("w"), talk(LONG + "x"))
     held_out = prints_of(talk("B "), talk("c"), talk("w", "v", "u"), talk("new"), talk(LONG + "x"))
-    assert shared(held_out, training) == {"exact": 2, "near": 2}  # "c" is continued, and "w ... u" continues
+    assert shared_prompts(held_out, training) == {"exact": 2, "near": 2}  # "c" is continued, and "w ... u" continues
 
 
 def test_shared_beginnings() -> None:
     one, other = prints_of(talk(LONG + "x"), talk(LONG + "y")), prints_of(talk(LONG + "x"), talk(LONG + "z"))
-    assert shared(one, other) == {"exact": 1, "near": 1}
+    assert shared_prompts(one, other) == {"exact": 1, "near": 1}
 
 
 def test_samples_of_different_sizes_are_compared_alike() -> None:
     prompts = [talk(f"Question {number}?") for number in range(3000)]
     small, large = prints_of(*prompts[:2000], most=100), prints_of(*prompts, most=100_000)
-    assert shared(small, large)["exact"] == shared(large, small)["exact"] == small.num_distinct
-    assert small.duplicates()["estimated"]
-    assert not large.duplicates()["estimated"]
+    assert shared_prompts(small, large)["exact"] == shared_prompts(large, small)["exact"] == small.num_distinct
+    assert small.duplicate_counts()["estimated"]
+    assert not large.duplicate_counts()["estimated"]
 
 
 def test_one_beginning_of_all_rows_does_not_break_the_sample() -> None:
     prints = prints_of(*(talk(f"{LONG}{number}") for number in range(3000)), most=5000)
-    assert prints.duplicates()["begin_alike"] == 3000
+    assert prints.duplicate_counts()["begin_alike"] == 3000
     assert len(prints.beginnings.table()[0]) < 3000  # at most 4096, however many rows there are

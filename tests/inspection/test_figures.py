@@ -2,7 +2,7 @@ import pytest
 
 from lora_rlhf.data.labels import fingerprint
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text
-from lora_rlhf.inspection.figures import FileFigures, Signs, Unused
+from lora_rlhf.inspection.figures import FileFigures, Signs, UnusedColumns
 from lora_rlhf.inspection.rankings import RankingFigures
 
 
@@ -111,8 +111,8 @@ def test_huge_ranks_keep_their_order() -> None:
     ],
 )
 def test_markup(text: str, found: bool) -> None:
-    assert Signs.of(Prompt.of(text), Unused(), None).markup is found
-    assert Signs.of(Demonstration(Prompt.of("q"), text), Unused(), None).markup is found
+    assert Signs.from_record(Prompt.of(text), UnusedColumns(), None).markup is found
+    assert Signs.from_record(Demonstration(Prompt.of("q"), text), UnusedColumns(), None).markup is found
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_results_of_several_rows_count() -> None:
 
 
 def numbered(records: list[Demonstration | Ranking]) -> float:
-    figures = FileFigures(sampled=100, fractions={})
+    figures = FileFigures(num_sampled=100, fractions={})
     for record in records:
         figures.add(record)
     return figures.summary(None, 10, 10)["signs"]["ends_in_number"]
@@ -172,7 +172,7 @@ def rank_two(best: str, worst: str) -> Ranking:
 
 def test_columns_that_hold_something() -> None:
     prompt = Prompt((Message("user", "q"),), meta={"id": 0, "system": "", "notes": None, "source": "web", "tags": []})
-    figures = FileFigures(sampled=10, fractions={})
+    figures = FileFigures(num_sampled=10, fractions={})
     figures.add(prompt)
     figures.add(Prompt.of("another"))
     signs = figures.summary(None, 256, 256)["signs"]
@@ -181,7 +181,7 @@ def test_columns_that_hold_something() -> None:
 
 
 def test_summary_of_mixed_records() -> None:
-    figures = FileFigures(sampled=100, fractions={"demonstrations": 0.5})
+    figures = FileFigures(num_sampled=100, fractions={"demonstrations": 0.5})
     asked = Prompt(
         (Message("system", "s" * 5), Message("user", "abc"), Message("assistant", "d"), Message("user", "e"))
     )
@@ -203,19 +203,19 @@ def test_summary_of_mixed_records() -> None:
 
 
 def test_each_kind_is_split_by_its_own_fraction_and_what_no_stage_trains_on_is_not() -> None:
-    figures = FileFigures(sampled=100, fractions={"demonstrations": 0.0, "rankings": 1.0})
+    figures = FileFigures(num_sampled=100, fractions={"demonstrations": 0.0, "rankings": 1.0})
     for number in range(7):
         figures.add(Demonstration(Prompt.of(f"d{number}"), "a"))
     for number in range(5):
         figures.add(rank(f"r{number}", "a b", (1, 2)))
     for record in (rank("tied", "a b", (1, 1)), Prompt.of("q"), Text("t")):
         figures.add(record)
-    split = figures.prints.split()
+    split = figures.prints.split_counts()
     assert (split["train"], split["validation"]) == (7, 5)
 
 
 def test_other_labels_of_the_same_responses_are_no_copies() -> None:
-    figures = FileFigures(sampled=100, fractions={})
+    figures = FileFigures(num_sampled=100, fractions={})
     for ranks, labeler in [((1, 2), "ann"), ((1, 2), "bob"), ((2, 1), "ann"), ((1, 2), "ann")]:
         figures.add(rank("p", "a b", ranks, labeler))
     duplicates = figures.summary(None, 10, 10)["duplicates"]

@@ -19,10 +19,10 @@ from lora_rlhf.inspection.batches import (
     Cell,
     Line,
     Origin,
-    demonstration_lines,
-    pieces,
-    prompt_lines,
-    ranking_lines,
+    demonstration_batch,
+    prompt_batch,
+    ranked_response_batch,
+    token_texts,
 )
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base, load_tokenizer
@@ -53,7 +53,7 @@ def text(cells: Sequence[Cell]) -> str:
 
 
 def of(line: Line, *roles: str) -> list[Cell]:
-    return [cell for cell in line.cells if cell.role in roles]
+    return [cell for cell in line.cells if cell.token_kind in roles]
 
 
 def titles(batch: Batch) -> list[str]:
@@ -62,7 +62,7 @@ def titles(batch: Batch) -> list[str]:
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_sft_counts_the_response_and_its_end_alone(packing: bool) -> None:
-    batch = demonstration_lines(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing)
+    batch = demonstration_batch(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing)
     short, long = batch.lines
     assert text(of(short, "prompt")) == "User: Hi\n\nAssistant:"
     assert text([cell for cell in short.cells if cell.counts]) == " Yes.</s>"
@@ -77,7 +77,7 @@ def test_sft_counts_the_response_and_its_end_alone(packing: bool) -> None:
 
 
 def test_sft_pads_to_the_longest_on_the_right() -> None:
-    batch = demonstration_lines(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing=False)
+    batch = demonstration_batch(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing=False)
     width = len(LONG.prompt_ids + LONG.response_ids)
     missing = width - len(SHORT.prompt_ids + SHORT.response_ids)
     assert missing > 0 and batch.shapes == dict.fromkeys(("input_ids", "attention_mask", "labels"), (2, width))
@@ -86,7 +86,7 @@ def test_sft_pads_to_the_longest_on_the_right() -> None:
 
 
 def test_packed_rows_have_no_padding() -> None:
-    batch = demonstration_lines(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing=True)
+    batch = demonstration_batch(SFT, TOKENIZER, [SHORT, LONG], [HERE, THERE], packing=True)
     width = len(SHORT.prompt_ids + SHORT.response_ids + LONG.prompt_ids + LONG.response_ids)
     assert batch.shapes == dict.fromkeys(("input_ids", "labels", "position_ids"), (1, width))
     assert sum(len(line.cells) for line in batch.lines) == width
@@ -95,14 +95,14 @@ def test_packed_rows_have_no_padding() -> None:
 
 def test_a_cut_response_has_no_end() -> None:
     cut = EncodedExample(SHORT.prompt_ids, SHORT.response_ids[:-1])
-    (line,) = demonstration_lines(SFT, TOKENIZER, [cut], [HERE], packing=False).lines
-    assert of(line, "end") == [] and line.counted == len(cut.response_ids)
+    (line,) = demonstration_batch(SFT, TOKENIZER, [cut], [HERE], packing=False).lines
+    assert of(line, "end") == [] and line.num_counted == len(cut.response_ids)
     assert "cut at max_response_tokens" in line.notes[0]
 
 
 def test_an_end_token_within_the_prompt_is_no_end() -> None:
     history = EncodedExample([*ids("User: Hi\n\nAssistant: Yes.", end=True), *ids("\n\nUser: x")], SHORT.response_ids)
-    (line,) = demonstration_lines(SFT, TOKENIZER, [history], [HERE], packing=False).lines
+    (line,) = demonstration_batch(SFT, TOKENIZER, [history], [HERE], packing=False).lines
     assert [cell.position for cell in of(line, "end")] == [len(line.cells) - 1]
 
 
@@ -111,7 +111,7 @@ def test_reward_scores_the_last_token_of_each_response() -> None:
         EncodedRanking(SHORT.prompt_ids, [SHORT.response_ids, ids(" No, thank you.", end=True)], [2, 1]),
         EncodedRanking(LONG.prompt_ids, [SHORT.response_ids, LONG.response_ids], [1, 1]),
     ]
-    batch = ranking_lines(REWARD, TOKENIZER, rankings, [HERE, THERE])
+    batch = ranked_response_batch(REWARD, TOKENIZER, rankings, [HERE, THERE])
     assert titles(batch) == [
         "d.jsonl:1, response 1 of 2, rank 2",
         "d.jsonl:1, response 2 of 2, rank 1",
@@ -122,19 +122,21 @@ def test_reward_scores_the_last_token_of_each_response() -> None:
     assert answers == [" Yes.</s>", " No, thank you.</s>", " Yes.</s>", " The fox lives in the forest.</s>"]
     for line in batch.lines:
         (scored,) = (cell for cell in line.cells if cell.score)
-        assert scored.counts and scored.role == "end" and line.counted == 1
+        assert scored.counts and scored.token_kind == "end" and line.num_counted == 1
         assert scored.position == line.count("prompt", "response", "end") - 1
     assert [bool(line.notes and "share a rank" in line.notes[-1]) for line in batch.lines] == [False, False, True, True]
-    assert batch.lines[0].cells[0].role == "padding" == batch.lines[0].cells[-1].role
+    assert batch.lines[0].cells[0].token_kind == "padding" == batch.lines[0].cells[-1].token_kind
 
 
 def test_ppo_prompts_end_at_the_right_edge() -> None:
     prompts = [EncodedPrompt(example.prompt_ids, Prompt.of("x")) for example in (SHORT, LONG)]
-    batch = prompt_lines(PPO, TOKENIZER, prompts, [HERE, THERE], None)
+    batch = prompt_batch(PPO, TOKENIZER, prompts, [HERE, THERE], None)
     missing = len(LONG.prompt_ids) - len(SHORT.prompt_ids)
-    assert [cell.role for cell in batch.lines[0].cells] == ["padding"] * missing + ["prompt"] * len(SHORT.prompt_ids)
+    assert [cell.token_kind for cell in batch.lines[0].cells] == ["padding"] * missing + ["prompt"] * len(
+        SHORT.prompt_ids
+    )
     assert batch.lines[0].cells[missing].position == 0
-    assert batch.lines[0].counted == 0 and list(batch.shapes) == ["prompt_ids", "prompt_mask"]
+    assert batch.lines[0].num_counted == 0 and list(batch.shapes) == ["prompt_ids", "prompt_mask"]
     assert batch.lines[1].notes == ("cut", "sampling begins after the last token")
 
 
@@ -144,7 +146,7 @@ def test_ppo_responses_count_up_to_where_they_stopped() -> None:
         Response(ids(" Yes.", end=True), True),
         Response(ids(" The fox lives in the"), False),
     ]
-    done, endless = prompt_lines(PPO, TOKENIZER, prompts, [HERE, HERE], responses).lines
+    done, endless = prompt_batch(PPO, TOKENIZER, prompts, [HERE, HERE], responses).lines
     assert text([cell for cell in done.cells if cell.counts]) == " Yes.</s>" and done.notes == ()
     assert text([cell for cell in endless.cells if cell.counts]) == " The fox lives in the"
     assert [cell.text for line in (done, endless) for cell in line.cells if cell.score] == ["</s>", " the"]
@@ -153,17 +155,17 @@ def test_ppo_responses_count_up_to_where_they_stopped() -> None:
 
 def test_pieces_are_the_text_in_order() -> None:
     written = "Where does the fox live?\n\n  It  lives, I think."
-    assert "".join(pieces(TOKENIZER, ids(written))) == written
+    assert "".join(token_texts(TOKENIZER, ids(written))) == written
 
 
 def test_a_character_of_several_tokens_stands_at_its_last() -> None:
-    found = pieces(TOKENIZER, ids("caf\u00e9 \U0001f98a!"))
+    found = token_texts(TOKENIZER, ids("caf\u00e9 \U0001f98a!"))
     assert "".join(found).replace("\ufffd", "") == "caf\u00e9 \U0001f98a!"
     assert found[-2:] == ["\U0001f98a", "!"] and found.count("\ufffd") >= 3
 
 
 def test_an_id_without_a_token_is_named() -> None:
-    assert pieces(TOKENIZER, [*ids("Hi"), len(TOKENIZER) + 3])[-1] == f"<no token {len(TOKENIZER) + 3}>"
+    assert token_texts(TOKENIZER, [*ids("Hi"), len(TOKENIZER) + 3])[-1] == f"<no token {len(TOKENIZER) + 3}>"
 
 
 @pytest.fixture

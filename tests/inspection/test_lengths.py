@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text
-from lora_rlhf.inspection.lengths import EvenSample, Lengths, Tokens, count_tokens, token_figures
+from lora_rlhf.inspection.lengths import EvenSample, Lengths, TokenCounts, count_tokens, token_figures
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -60,7 +60,7 @@ def test_no_lengths() -> None:
 def test_small_stream_is_sampled_whole() -> None:
     sample: EvenSample[int] = EvenSample(10)
     for number in range(10):
-        assert sample.wants(number)
+        assert sample.is_sampled(number)
         sample.add(number, number, 1)
     assert sample.is_whole
     assert sample.items() == list(range(10))
@@ -69,7 +69,7 @@ def test_small_stream_is_sampled_whole() -> None:
 def test_sample_is_even_over_the_stream_and_over_its_period() -> None:
     sample: EvenSample[int] = EvenSample(100)
     for number in range(10_000):
-        if sample.wants(number):
+        if sample.is_sampled(number):
             sample.add(number, number, 1)
     items = sample.items()
     assert not sample.is_whole
@@ -84,7 +84,7 @@ def test_merged_samples_are_even() -> None:
     part: EvenSample[int] = EvenSample(100)
     for number in range(5000):
         sample = part if number < 4000 else whole
-        if sample.wants(number):
+        if sample.is_sampled(number):
             sample.add(number, number, 1)
     assert part.threshold < whole.threshold
     whole.merge(part)
@@ -97,7 +97,7 @@ def test_merged_samples_are_even() -> None:
 def test_a_sample_of_large_items_stays_small() -> None:
     sample: EvenSample[int] = EvenSample(100, most_weight=1000)
     for number in range(1000):
-        if sample.wants(number):
+        if sample.is_sampled(number):
             sample.add(number, number, 90)
     assert 4 <= len(sample.items()) <= 11
     sample.add(number, number, 5000)
@@ -106,14 +106,14 @@ def test_a_sample_of_large_items_stays_small() -> None:
 
 def test_tokens_are_counted_with_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
     prompt = Prompt.of("one two one")  # user one two one <end> assistant
-    assert count_tokens(tokenizer, prompt) == Tokens(6)
-    assert count_tokens(tokenizer, Demonstration(prompt, "two two")) == Tokens(6, (3,))
-    assert count_tokens(tokenizer, Ranking(prompt, ("one", "one two one"), (1, 2))) == Tokens(6, (2, 4))
+    assert count_tokens(tokenizer, prompt) == TokenCounts(6)
+    assert count_tokens(tokenizer, Demonstration(prompt, "two two")) == TokenCounts(6, (3,))
+    assert count_tokens(tokenizer, Ranking(prompt, ("one", "one two one"), (1, 2))) == TokenCounts(6, (2, 4))
 
 
 def test_long_text_is_estimated_from_its_beginning(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert count_tokens(tokenizer, Text("one two")) == Tokens(responses=(2,))
-    assert count_tokens(tokenizer, Text("one " * 10_000)) == Tokens(responses=(10_000,))
+    assert count_tokens(tokenizer, Text("one two")) == TokenCounts(responses=(2,))
+    assert count_tokens(tokenizer, Text("one " * 10_000)) == TokenCounts(responses=(10_000,))
 
 
 def test_refusal_of_the_template_is_kept(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -124,7 +124,7 @@ def test_refusal_of_the_template_is_kept(tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def test_limits() -> None:
-    counted = [Tokens(10 * number, (number,)) for number in range(1, 101)]
+    counted = [TokenCounts(10 * number, (number,)) for number in range(1, 101)]
     limits = token_figures(counted, True, 900, 97)["limits"]
     assert limits["max_prompt_tokens"] == {
         "limit": 900,
@@ -143,7 +143,12 @@ def test_limits() -> None:
 
 
 def test_limit_is_inclusive_and_rankings_need_two_responses() -> None:
-    counted = [Tokens(5, (10, 10, 99)), Tokens(5, (10, 99, 99)), Tokens(6, (10, 10)), Tokens(5, (11, 11))]
+    counted = [
+        TokenCounts(5, (10, 10, 99)),
+        TokenCounts(5, (10, 99, 99)),
+        TokenCounts(6, (10, 10)),
+        TokenCounts(5, (11, 11)),
+    ]
     limits = token_figures(counted, False, 5, 10)["limits"]
     assert limits["max_prompt_tokens"]["over"] == 0.25
     assert limits["max_response_tokens"]["over"] == 0.5
@@ -152,7 +157,7 @@ def test_limit_is_inclusive_and_rankings_need_two_responses() -> None:
 
 def test_refused_rows_are_left_out_of_lengths() -> None:
     figures = token_figures(
-        [Tokens(3), Tokens(refused="no system"), Tokens(5), Tokens(refused="no system")], True, 9, 9
+        [TokenCounts(3), TokenCounts(refused="no system"), TokenCounts(5), TokenCounts(refused="no system")], True, 9, 9
     )
     assert figures["rows"] == 4
     assert figures["prompt"]["count"] == 2

@@ -8,7 +8,7 @@ import pytest
 
 from lora_rlhf.configs.catalogue import BY_NAME
 from lora_rlhf.inspection.batches import Batch, Cell, Line
-from lora_rlhf.inspection.paint import page, terminal, visible
+from lora_rlhf.inspection.paint import batch_page, terminal_text, visible_text
 
 PROMPT = [Cell(7, "User", "prompt", False, 0), Cell(8, ":", "prompt", False, 1)]
 RESPONSE = [
@@ -30,7 +30,7 @@ WHOLE = batch(*PROMPT, *RESPONSE, END, *PADDING, notes=("it was cut",))
 
 
 def test_plain_marks() -> None:
-    assert terminal(WHOLE, ["heading"], color=False).splitlines() == [
+    assert terminal_text(WHOLE, ["heading"], is_colored=False).splitlines() == [
         "heading",
         "tensors: input_ids (1, 9)",
         "",
@@ -50,7 +50,7 @@ def test_plain_marks() -> None:
 
 
 def test_color_says_the_same_and_tells_neighbours_apart() -> None:
-    painted = terminal(WHOLE, [], color=True)
+    painted = terminal_text(WHOLE, [], is_colored=True)
     assert "User: Yes⏎\nso</s><pad> x 3\n" in ANSI.sub("", painted)
     body = painted[painted.index("it was cut") : painted.index("prompt ids")]
     styles = re.findall(r"\x1b\[38;5;16;48;5;(\d+)m([^\x1b]+)", body)
@@ -61,19 +61,19 @@ def test_color_says_the_same_and_tells_neighbours_apart() -> None:
 
 
 def test_no_background_is_on_at_the_end_of_a_line() -> None:
-    for text in terminal(WHOLE, [], color=True).splitlines():
+    for text in terminal_text(WHOLE, [], is_colored=True).splitlines():
         codes = ANSI.findall(text)
         assert not codes or codes[-1] == "\x1b[0m"
 
 
 def test_the_score_is_marked_where_it_is() -> None:
     scored = batch(*PROMPT, *RESPONSE[:1], SCORED, *PADDING, stage="reward")
-    plain = terminal(scored, [], color=False)
+    plain = terminal_text(scored, [], is_colored=False)
     assert "[end:</s>] <- score [padding:<pad> x 3]" in plain
     assert "  <- score   the score is read here" in plain
-    assert "</s> <- score<pad> x 3" in ANSI.sub("", terminal(scored, [], color=True))
-    assert "<- score" not in terminal(WHOLE, [], color=False)
-    assert "the score is added to the reward here" in terminal(batch(SCORED, stage="ppo"), [], color=False)
+    assert "</s> <- score<pad> x 3" in ANSI.sub("", terminal_text(scored, [], is_colored=True))
+    assert "<- score" not in terminal_text(WHOLE, [], is_colored=False)
+    assert "the score is added to the reward here" in terminal_text(batch(SCORED, stage="ppo"), [], is_colored=False)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_the_score_is_marked_where_it_is() -> None:
     ],
 )
 def test_visible(text: str, shown: str) -> None:
-    assert visible(text) == shown
+    assert visible_text(text) == shown
 
 
 @pytest.mark.parametrize("color", [True, False])
 def test_nothing_of_the_data_reaches_the_terminal_as_a_control(color: bool) -> None:
     hostile = "\x1b]0;owned\x07\x1b[2J\u202e"
-    painted = terminal(batch(Cell(3, hostile, "prompt", False, 0), title=hostile), [hostile], color)
+    painted = terminal_text(batch(Cell(3, hostile, "prompt", False, 0), title=hostile), [hostile], color)
     assert not set(ANSI.sub("", painted)) & set("\x1b\x07\u202e")
 
 
@@ -131,7 +131,7 @@ class Page(HTMLParser):
 
 
 def test_page() -> None:
-    shown = Page(page(batch(*PROMPT, *RESPONSE, SCORED, *PADDING, stage="ppo"), ["a & b"]))
+    shown = Page(batch_page(batch(*PROMPT, *RESPONSE, SCORED, *PADDING, stage="ppo"), ["a & b"]))
     assert shown.open == []
     assert shown.text == ["User", ":", " Yes", "⏎\n", "so", "</s>", "<pad> x 3"]
     assert shown.spans == [
@@ -147,7 +147,7 @@ def test_page() -> None:
 
 def test_page_holds_no_markup_of_the_data() -> None:
     hostile = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
-    text = page(batch(Cell(3, hostile, "prompt", False, 0), title=hostile, notes=(hostile,)), [hostile])
+    text = batch_page(batch(Cell(3, hostile, "prompt", False, 0), title=hostile, notes=(hostile,)), [hostile])
     shown = Page(text)
     assert not shown.tags & {"script", "img"}
     assert shown.text == [hostile]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from lora_rlhf.inspection import plot
 from lora_rlhf.inspection.check import check_data
 from lora_rlhf.inspection.config import CheckConfig
-from lora_rlhf.inspection.plot import plot_report, round_numbers
+from lora_rlhf.inspection.plot import axis_marks, plot_report
 
 DEMONSTRATIONS = [{"prompt": f"Question {n}?", "completion": "word " * (n + 1)} for n in range(40)]
 
@@ -77,7 +77,7 @@ def test_the_axis_of_lengths_has_several_labels(drawn: Any, rows: list[Any]) -> 
     ],
 )
 def test_round_numbers(low: float, high: float, marks: list[int]) -> None:
-    assert round_numbers(low, high) == marks
+    assert axis_marks(low, high) == marks
 
 
 def test_a_panel_without_its_figure_says_so(drawn: Any) -> None:

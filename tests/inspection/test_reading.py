@@ -46,8 +46,8 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         used.append(0 if found is None else len(parts))
         return found
 
-    monkeypatch.setattr(reading, "LARGE", 1)
-    monkeypatch.setattr(reading, "_processes", lambda: 2)
+    monkeypatch.setattr(reading, "LARGE_FILE_BYTES", 1)
+    monkeypatch.setattr(reading, "_count_processes", lambda: 2)
     monkeypatch.setattr(reading, "_read_parts", watched)
     return used
 
@@ -63,7 +63,7 @@ def test_parts_give_the_report_of_the_whole(
     path = tmp_path / "rows.jsonl"
     path.write_text("\ufeff" + "\n".join(rows(600)))
     together = report_of(path)
-    monkeypatch.setattr(reading, "LARGE", 2**40)
+    monkeypatch.setattr(reading, "LARGE_FILE_BYTES", 2**40)
     alone = report_of(path)
     assert in_parts == [8, 8]
     assert alone["files"][0]["refused"][0]["examples"][2]["place"].startswith(f"{path}:")

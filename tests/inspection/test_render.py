@@ -8,7 +8,7 @@ import pytest
 
 from lora_rlhf.inspection.check import check_data
 from lora_rlhf.inspection.config import CheckConfig
-from lora_rlhf.inspection.text import printable, short, text
+from lora_rlhf.inspection.text import printable_text, report_text, shortened
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -32,7 +32,7 @@ def report(tmp_path: Path) -> dict[str, Any]:
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:
-    return [" ".join(line.split()) for line in text(report).splitlines()]
+    return [" ".join(line.split()) for line in report_text(report).splitlines()]
 
 
 def test_figures_stand_in_the_text(report: dict[str, Any]) -> None:
@@ -53,14 +53,14 @@ def test_figures_stand_in_the_text(report: dict[str, Any]) -> None:
 def test_no_line_is_too_wide_and_no_figure_is_torn(report: dict[str, Any]) -> None:
     name = report["files"][0]["file"]
     report["advice"] += [{"file": name, "text": "x" * length + " in 12.3 % of rows"} for length in range(70, 96)]
-    own = [line for line in text(report).splitlines() if "/" not in line]
+    own = [line for line in report_text(report).splitlines() if "/" not in line]
     assert max(map(len, own)) <= 100
     assert not any(re.match(r"\s*%", line) for line in own)
 
 
 def test_nothing_to_mend(report: dict[str, Any]) -> None:
-    assert "Nothing to mend." not in text(report)
-    assert "Nothing to mend." in text(report | {"advice": []})
+    assert "Nothing to mend." not in report_text(report)
+    assert "Nothing to mend." in report_text(report | {"advice": []})
 
 
 def test_names_that_are_the_same_keep_their_folders(report: dict[str, Any]) -> None:
@@ -120,10 +120,10 @@ def test_rows_of_a_list_are_named_by_line_and_number(tmp_path: Path) -> None:
     ],
 )
 def test_printable(value: str, shown: str) -> None:
-    assert printable(value) == shown
+    assert printable_text(value) == shown
 
 
 def test_short_counts_escapes() -> None:
-    assert short("x" * 64) == "x" * 64
-    assert short("x" * 65) == "x" * 61 + "..."
-    assert len(short("\x1b" * 10**6)) == 64
+    assert shortened("x" * 64) == "x" * 64
+    assert shortened("x" * 65) == "x" * 61 + "..."
+    assert len(shortened("\x1b" * 10**6)) == 64
