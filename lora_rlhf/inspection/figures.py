@@ -60,8 +60,9 @@ class UnusedColumns(NamedTuple):
 class Signs:
     r"""What is measured on a sample of the rows only, because it takes longer.
 
-    markup: a text holds the markup of a template. has_placeholder: a text holds {{name}}. is_boxed: the best answer ends in \boxed{...}, as mathematics
-    datasets mark results; result: the number at its end, if it is not boxed. columns, empty: see `UnusedColumns`.
+    markup: a text holds the markup of a template. has_placeholder: a text holds {{name}}. is_boxed: the best answer
+    ends in \boxed{...}, as mathematics datasets mark results; result: the number at its end, if it is not boxed.
+    columns, empty: see `UnusedColumns`.
     """
 
     markup: bool
