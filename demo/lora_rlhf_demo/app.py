@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_rlhf_demo.config import DemoConfig
 
@@ -23,7 +23,7 @@ from lora_rlhf_demo.label_tab import LabelTab
 from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Open
 from lora_rlhf_demo.runs import NO_RUNS, list_runs
-from lora_rlhf_demo.state import App
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App
 from lora_rlhf_demo.watch_tab import WatchTab
 from lora_rlhf_demo.worker import MOST_WAITING, ModelWorker
 
@@ -43,11 +43,11 @@ HEADER = """<header class="top"><div><h1>lora-rlhf</h1>
 
 
 def serve(config: DemoConfig) -> None:
-    """Serves the app until Ctrl-C. UserError for settings with which it cannot be served, and for a missing --run."""
+    """Serves the app until Ctrl-C. UserError for settings with which it cannot be served, and for an unknown --run."""
     names = [run.name for run in list_runs(Path(config.root))]
     if config.run is not None and config.run not in names:
         raise UserError(f"run {config.run!r}: not in {config.root}; there: {', '.join(names) or 'none yet'}")
-    with launched(config) as blocks:
+    with launch_app(config) as blocks:
         if not names:
             print(NO_RUNS.format(root=config.root))
         print(f"\n{blocks.local_url}   (Ctrl-C ends it)", flush=True)
@@ -58,17 +58,17 @@ def serve(config: DemoConfig) -> None:
 
 
 @contextlib.contextmanager
-def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
-    """The running app; the end of the block stops it and frees its base."""
-    app = App(config, ModelWorker(lambda: _handler(config)))
-    blocks = layout(app)
+def launch_app(config: DemoConfig) -> Iterator[gr.Blocks]:
+    """Runs the app during the block; its end stops the app and frees its base."""
+    app = App(config, ModelWorker(lambda: _make_handler(config)))
+    blocks = build_page(app)
     blocks.queue(default_concurrency_limit=8, max_size=256, api_open=False)
     try:
         blocks.launch(
             server_name=config.host,
-            server_port=_free_port(config.host, config.port),
+            server_port=_find_free_port(config.host, config.port),
             share=config.share,
-            auth=_password(config),
+            auth=_user_and_password(config),
             inbrowser=config.open_browser,
             prevent_thread_lock=True,
             quiet=True,
@@ -80,7 +80,7 @@ def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
             enable_monitoring=False,
             ssr_mode=False,
             footer_links=[],
-            theme=theme(),
+            theme=make_theme(),
             css_paths=sorted(HERE.glob("*.css")),
         )
         if runs := app.runs():
@@ -91,8 +91,9 @@ def launched(config: DemoConfig) -> Iterator[gr.Blocks]:
         app.worker.close()
 
 
-def _handler(config: DemoConfig) -> "RequestHandler":
-    from lora_rlhf_demo.handler import Limits, RequestHandler  # imports torch, for which the page should not wait
+def _make_handler(config: DemoConfig) -> "RequestHandler":
+    """Makes the handler of the worker's thread. The import of torch waits until the first request."""
+    from lora_rlhf_demo.handler import Limits, RequestHandler
     from lora_rlhf_demo.loaded_runs import LoadedRuns
 
     runs = LoadedRuns(
@@ -101,14 +102,14 @@ def _handler(config: DemoConfig) -> "RequestHandler":
     return RequestHandler(runs, Limits(config.max_prompt_tokens, config.max_response_tokens))
 
 
-def theme() -> gr.themes.Base:
+def make_theme() -> gr.themes.Base:
     """The colours and fonts of the app; fonts are those of the system."""
     base = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO)
     return base.set(body_background_fill="*neutral_50", block_background_fill="white", block_border_width="1px")
 
 
-def layout(app: App) -> gr.Blocks:
-    """All tabs of the app."""
+def build_page(app: App) -> gr.Blocks:
+    """The page with all tabs."""
     with gr.Blocks(title="lora-rlhf", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(HEADER, js_on_load=None, apply_default_css=False)
         # outside the tabs, since a hidden tab would not read it; a name is no secret
@@ -122,22 +123,22 @@ def layout(app: App) -> gr.Blocks:
                 watch = WatchTab(app)
             with gr.Tab("Reward"):
                 reward = PlaygroundTab(app)
-        free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         for tab in (compare, label, watch, reward):
-            blocks.load(*tab.arrive, **free)
+            blocks.load(*tab.on_page_open, **HANDLER_OPTIONS)
         blocks.load(None, None, None, js=(HERE / "page.js").read_text(encoding="utf-8"))
-        blocks.unload(_leave(app))
+        blocks.unload(_leave_handler(app))
     return blocks
 
 
-def _leave(app: App) -> Callable[[gr.Request], None]:
-    def leave(request: gr.Request) -> None:
-        app.forget(str(request.session_hash))
+def _leave_handler(app: App) -> Callable[[gr.Request], None]:
+    def close_session(request: gr.Request) -> None:
+        app.close_session(str(request.session_hash))
 
-    return leave
+    return close_session
 
 
-def _password(config: DemoConfig) -> tuple[str, str] | None:
+def _user_and_password(config: DemoConfig) -> tuple[str, str] | None:
+    """The user and the password that a page asks for; None without --password_file."""
     if config.password_file is None:
         return None
     lines = Path(config.password_file).read_text(encoding="utf-8").splitlines()
@@ -148,9 +149,9 @@ def _password(config: DemoConfig) -> tuple[str, str] | None:
     return USER, lines[0].strip()
 
 
-def _free_port(host: str, first: int) -> int:
-    """The first free port from `first` on. UserError if the address is not this machine's, or all ports are taken."""
-    for port in range(first, min(first + MOST_PORTS, 65536)):
+def _find_free_port(host: str, first_port: int) -> int:
+    """The first free port. UserError if the address is not this machine's, or if all ports are taken."""
+    for port in range(first_port, min(first_port + MOST_PORTS, 65536)):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port left a minute ago is free
             try:
@@ -162,4 +163,4 @@ def _free_port(host: str, first: int) -> int:
                     ) from error
                 continue
             return port
-    raise UserError(f"ports {first} to {first + MOST_PORTS - 1} are all taken; give another --port")
+    raise UserError(f"ports {first_port} to {first_port + MOST_PORTS - 1} are all taken; give another --port")

@@ -27,8 +27,8 @@ class Turn:
     settings: Settings
     ranks: tuple[int, ...] | None = None
 
-    def continued_answer(self, stage: str) -> str:
-        """The answer that a column goes on from."""
+    def answer_to_continue(self, stage: str) -> str:
+        """The answer after which the conversation of a column continues."""
         index = self.stages.index(stage) if self.ranks is None else self.ranks.index(1)
         return self.answers[index].text
 
@@ -37,76 +37,80 @@ class Turn:
 class Comparison:
     """Stages of one run that answer the same questions, each within its own conversation.
 
-    blind: each turn has a new random order of columns, whose names are hidden until the vote.
+    is_blind: each turn has a new random order of columns, whose names are hidden until the vote.
     """
 
     run: str
     stages: tuple[str, ...]
     system: str = ""
-    blind: bool = False
+    is_blind: bool = False
     turns: tuple[Turn, ...] = ()
 
     @property
-    def is_open(self) -> bool:
-        """Whether the last turn waits for a vote."""
-        return self.blind and bool(self.turns) and self.turns[-1].ranks is None
+    def is_waiting_for_vote(self) -> bool:
+        """Whether the last turn needs a vote before the next question."""
+        return self.is_blind and bool(self.turns) and self.turns[-1].ranks is None
 
-    def order(self, rng: random.Random) -> tuple[str, ...]:
-        """The columns of the next turn, in order."""
-        return tuple(rng.sample(self.stages, len(self.stages))) if self.blind else self.stages
+    def column_order(self, rng: random.Random) -> tuple[str, ...]:
+        """The columns of the next turn, in the order of display; random in a blind comparison."""
+        return tuple(rng.sample(self.stages, len(self.stages))) if self.is_blind else self.stages
 
-    def ask(self, question: str, order: Sequence[str], settings: Settings) -> Ask:
-        """The request for the next turn. UserError for an empty question, and while a vote is missing."""
+    def request_next_turn(self, question: str, order: Sequence[str], settings: Settings) -> Ask:
+        """Makes the request for the next turn. UserError for an empty question, and while a vote is missing."""
         if not question.strip():
             raise UserError("Write a question first.")
-        if self.is_open:
+        if self.is_waiting_for_vote:
             raise UserError("Vote on these answers first; then all columns go on from the best one.")
         if not self.stages:
             raise UserError("Choose a column first.")
-        if self.blind and len(self.stages) < 2:
+        if self.is_blind and len(self.stages) < 2:
             raise UserError("Choose two columns at least: one answer alone cannot be voted on.")
-        columns = (Column(stage, (*self._history(stage), Message("user", question))) for stage in order)
+        columns = (Column(stage, (*self._column_messages(stage), Message("user", question))) for stage in order)
         return Ask(self.run, tuple(columns), settings)
 
-    def answered(self, question: str, ask: Ask, answers: Sequence[ColumnAnswer]) -> "Comparison":
+    def with_answers(self, question: str, ask: Ask, answers: Sequence[ColumnAnswer]) -> "Comparison":
         """The comparison with one more turn."""
         order = tuple(column.stage for column in ask.columns)
         return replace(self, turns=(*self.turns, Turn(question, order, tuple(answers), ask.settings)))
 
-    def back_to(self, turn: int) -> "Comparison":
+    def before_turn(self, turn_index: int) -> "Comparison":
         """The comparison as it was before the turn with that index."""
-        return replace(self, turns=self.turns[:turn])
+        return replace(self, turns=self.turns[:turn_index])
 
-    def voted(self, ranks: Sequence[int], labeler: str) -> tuple["Comparison", dict[str, Any], bool]:
-        """The comparison with a vote on its last turn, the row to save, and whether that is a ranking to train on.
+    def with_vote(self, ranks: Sequence[int], labeler: str) -> tuple["Comparison", dict[str, Any], bool]:
+        """The comparison with a vote on its last turn, the row to save, and whether the row is a ranking to train on.
 
         ranks: of the answers in the order of display, 1 = best, ties share a rank; equal answers get the better of
         their ranks. A vote on an empty answer is not a ranking to train on. UserError if there is nothing to vote on,
         and for ranks that leave out an answer.
         """
-        if not self.is_open:
+        if not self.is_waiting_for_vote:
             raise UserError("There is nothing to vote on: ask a question in blind mode first.")
         if len(ranks) != len(self.stages) or min(ranks, default=0) != 1:
             raise UserError("Rank every answer; the best has rank 1.")
         texts = [answer.text.strip() for answer in self.turns[-1].answers]
-        best_rank = {text: min(rank for rank, t in zip(ranks, texts, strict=True) if t == text) for text in texts}
+        best_rank = {
+            text: min(rank for rank, answer_text in zip(ranks, texts, strict=True) if answer_text == text)
+            for text in texts
+        }
         turn = replace(self.turns[-1], ranks=tuple(best_rank[text] for text in texts))
-        before = self.back_to(len(self.turns) - 1)
-        row = vote_row(before._history(""), turn, labeler) | {"run": self.run}
-        return replace(self, turns=(*before.turns, turn)), row, "" not in texts
+        earlier = self.before_turn(len(self.turns) - 1)
+        row = vote_row(earlier._column_messages(""), turn, labeler) | {"run": self.run}
+        return replace(self, turns=(*earlier.turns, turn)), row, "" not in texts
 
-    def exported(self) -> dict[str, Any]:
-        """The conversation as JSON, without names in a turn that waits for a vote."""
+    def to_json_object(self) -> dict[str, Any]:
+        """The conversation as JSON, without names of stages in a turn that waits for a vote."""
         return {
-            **{"run": self.run, "columns": list(self.stages), "system": self.system.strip(), "blind": self.blind},
-            "turns": [_exported(turn, self.blind and turn.ranks is None) for turn in self.turns],
+            **{"run": self.run, "columns": list(self.stages), "system": self.system.strip(), "blind": self.is_blind},
+            "turns": [_turn_json_object(turn, self.is_blind and turn.ranks is None) for turn in self.turns],
         }
 
-    def _history(self, stage: str) -> tuple[Message, ...]:
-        """The messages so far of one column's conversation."""
+    def _column_messages(self, stage: str) -> tuple[Message, ...]:
+        """All messages of one column's conversation, the system message first."""
         system = (Message("system", self.system.strip()),) if self.system.strip() else ()
         turns = (
-            (Message("user", turn.question), Message("assistant", turn.continued_answer(stage))) for turn in self.turns
+            (Message("user", turn.question), Message("assistant", turn.answer_to_continue(stage)))
+            for turn in self.turns
         )
         return (*system, *(message for pair in turns for message in pair))
 
@@ -122,10 +126,11 @@ def vote_row(history: Sequence[Message], turn: Turn, labeler: str) -> dict[str, 
     return row | {"systems": list(turn.stages)}
 
 
-def _exported(turn: Turn, hidden: bool) -> dict[str, Any]:
+def _turn_json_object(turn: Turn, is_hidden: bool) -> dict[str, Any]:
+    """One turn as JSON. is_hidden: leave out names of stages and figures."""
     answers = [
         {"answer": LETTERS[column], "text": answer.text, "finished": answer.finished}
-        if hidden
+        if is_hidden
         else {"stage": stage} | {name: value for name, value in asdict(answer).items() if name != "tokens"}
         for column, (stage, answer) in enumerate(zip(turn.stages, turn.answers, strict=True))
     ]

@@ -71,12 +71,12 @@ class DemoConfig:
             *([f"port is {self.port}, must be at most 65535"] if self.port > 65535 else []),
         ]
         if not self.is_local and self.password_file is None:
-            where = "share is true" if self.share else f"host is {self.host!r}, which others can reach"
-            faults.append(f"{where}: give --password_file FILE, so that not everybody can use the app")
-        named = {"responses", "qualification", "guidelines", "password_file"}
+            exposure = "share is true" if self.share else f"host is {self.host!r}, which others can reach"
+            faults.append(f"{exposure}: give --password_file FILE, so that not everybody can use the app")
+        file_fields = {"responses", "qualification", "guidelines", "password_file"}
         faults += [
             f"{name} {value!r}: no such file"
-            for name in sorted(named)
+            for name in sorted(file_fields)
             if (value := getattr(self, name)) is not None and not Path(value).is_file()
         ]
         return faults

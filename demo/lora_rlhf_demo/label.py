@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -60,8 +60,8 @@ class LabelerAgreement(NamedTuple):
 class Labelling:
     """The tasks of one file and their labels. Several people, and several servers, may label at the same time.
 
-    exam: tasks with known answers, which a labeler does first. Rankings are saved in `rankings`; skipped tasks and the
-    answers to the exam are saved in separate files beside it, so the reward model never sees the exam.
+    exam: tasks with known ranks, which a labeler does first. Rankings are saved in `rankings`; skipped tasks and the
+    answers to the exam are saved in two more files beside it, so the reward model never sees the exam.
     """
 
     def __init__(self, tasks: Sequence[Task], rankings: RowFile, exam: Sequence[Task] = ()) -> None:
@@ -71,20 +71,20 @@ class Labelling:
         self.skips = RowFile(path.with_name(f"{path.stem}.skipped.jsonl"))
         self.answers = RowFile(path.with_name(f"{path.stem}.qualification.jsonl"))
 
-    def next(self, labeler: str) -> Task | None:
-        """This labeler's next task: of the exam, then a new one, then a skipped one. None when all are done."""
-        answered, skipped = self._rows_by_task(self.answers, labeler), self._rows_by_task(self.skips, labeler)
+    def next_task(self, labeler: str) -> Task | None:
+        """This labeler's next task: of the exam, then a new one, then a skipped one. None if all are done."""
+        answered, skipped = self._num_rows_by_task(self.answers, labeler), self._num_rows_by_task(self.skips, labeler)
         for task in self.exam:
             if task.id not in answered and task.id not in skipped:
                 return task
-        ranked = self._rows_by_task(self.rankings, labeler)
+        ranked = self._num_rows_by_task(self.rankings, labeler)
         remaining = (task for task in self.tasks if task.id not in ranked)
         return min(remaining, key=lambda task: skipped[task.id], default=None)
 
     def progress(self, labeler: str) -> Progress:
-        """How many of their tasks this labeler has done."""
-        answered, skipped = self._rows_by_task(self.answers, labeler), self._rows_by_task(self.skips, labeler)
-        ranked = self._rows_by_task(self.rankings, labeler)
+        """How many tasks this labeler has done."""
+        answered, skipped = self._num_rows_by_task(self.answers, labeler), self._num_rows_by_task(self.skips, labeler)
+        ranked = self._num_rows_by_task(self.rankings, labeler)
         return Progress(
             sum(task.id in ranked for task in self.tasks),
             len(self.tasks),
@@ -94,7 +94,7 @@ class Labelling:
         )
 
     def save(self, labeler: str, task: Task, label: Label, seconds: float) -> None:
-        """Adds the label; it is on disk when this returns. UserError if it does not fit the task, OSError of the disk.
+        """Saves the label; it is on disk when this returns. UserError if it does not fit the task, OSError of the disk.
 
         seconds: the time that the labeler took.
         """
@@ -103,67 +103,68 @@ class Labelling:
             "ratings": list(label.ratings),
             "flags": [list(flags) for flags in label.flags],
             "prompt_flags": list(label.prompt_flags),
-            "shown": list(task.order(labeler)),
+            "shown": list(task.display_order(labeler)),
             "seconds": round(seconds, 1),
         }
-        file = self.rankings if task.known is None else self.answers
+        file = self.rankings if task.known_ranks is None else self.answers
         file.add(row | {"task": task.id, "saved": time.time()})
 
     def skip(self, labeler: str, task: Task) -> None:
-        """Moves a task to the end. A skipped task of the exam does not come again, nor does one that is in no file."""
+        """Moves a task to the end; one of the exam does not come again. A task that is in no file is ignored."""
         if task.id in self._tasks_by_id:
             self.skips.add({"labeler": labeler, "task": task.id, "saved": time.time()})
 
-    def undo(self, labeler: str) -> tuple[Task, Label | None] | None:
+    def undo_last(self, labeler: str) -> tuple[Task, Label | None] | None:
         """Removes this labeler's last row; returns its task, and its label unless it was a skip. None without a row."""
 
-        def is_own(row: Row) -> bool:
+        def is_row_of_labeler(row: Row) -> bool:
             return row.get("labeler") == labeler and isinstance(row.get("task"), str)
 
-        latest = {file: _last_saved(filter(is_own, file.rows())) for file in (self.rankings, self.skips, self.answers)}
-        file = max(latest, key=lambda file: latest[file])
-        row = file.take_back(is_own) if latest[file] > 0 else None
+        files = (self.rankings, self.skips, self.answers)
+        last_times = {file: _last_saved_time(filter(is_row_of_labeler, file.rows())) for file in files}
+        file = max(last_times, key=lambda file: last_times[file])
+        row = file.remove_last(is_row_of_labeler) if last_times[file] > 0 else None
         if row is None:
             return None
         task = self._tasks_by_id.get(row["task"])
         if file is self.skips:
             return None if task is None else (task, None)
         saved_ranking = ranking_of(row)
-        return task or Task(saved_ranking.prompt, saved_ranking.responses), _label_of(row, saved_ranking)
+        return task or Task(saved_ranking.prompt, saved_ranking.responses), _label_from_row(row, saved_ranking)
 
     def qualification(self, labeler: str) -> Qualification:
-        """How a labeler's answers to the exam agree with the known ones."""
-        known = {task.id: task.known for task in self.exam}
+        """How a labeler's answers to the exam agree with the known ranks."""
+        known_ranks_by_task = {task.id: task.known_ranks for task in self.exam}
         outcomes = []
         for row in self.answers.rows():
-            known_ranks = known.get(str(row.get("task")))
+            known_ranks = known_ranks_by_task.get(str(row.get("task")))
             if row.get("labeler") != labeler or known_ranks is None or len(row["ranks"]) != len(known_ranks):
                 continue
             for i, j in combinations(range(len(known_ranks)), 2):
-                order = (known_ranks[i] - known_ranks[j]) * (row["ranks"][i] - row["ranks"][j])
+                agreement_sign = (known_ranks[i] - known_ranks[j]) * (row["ranks"][i] - row["ranks"][j])
                 if known_ranks[i] != known_ranks[j]:
-                    outcomes.append(0.5 if order == 0 else float(order > 0))
+                    outcomes.append(0.5 if agreement_sign == 0 else float(agreement_sign > 0))
         return Qualification(sum(outcomes) / len(outcomes) if outcomes else None, len(outcomes))
 
-    def agreement(self) -> LabelerAgreement:
+    def labeler_agreement(self) -> LabelerAgreement:
         """How far all labelers of the file agree."""
-        rankings = list(_rankings(self.rankings.rows()))
+        rankings = list(_readable_rankings(self.rankings.rows()))
         names = {ranking.labeler for ranking in rankings if ranking.labeler is not None}
         return LabelerAgreement(
             len(names), len(rankings), agreement(rankings), alpha_of_rankings(rankings), alpha_of_ratings(rankings)
         )
 
-    def _rows_by_task(self, file: RowFile, labeler: str) -> Counter[str]:
+    def _num_rows_by_task(self, file: RowFile, labeler: str) -> Counter[str]:
         """{task: number of rows that this labeler has of it}."""
         return Counter(str(row.get("task")) for row in file.rows() if row.get("labeler") == labeler)
 
 
-def label_of(value: Mapping[str, Any], task: Task, labeler: str, prompt_flags: Sequence[str] = ()) -> Label:
-    """The label that a page sends, from the order in which responses are displayed to the order that they have.
+def label_from_page(value: Mapping[str, Any], task: Task, labeler: str, prompt_flags: Sequence[str] = ()) -> Label:
+    """The label that a page sends: from the order of display to the order of the task's responses.
 
     UserError for anything that the page itself would not send, since a browser may send any value.
     """
-    order = task.order(labeler)
+    order = task.display_order(labeler)
     if not isinstance(value, dict) or value.get("id") != task.id:
         raise UserError("This page shows another task by now; label the one shown.")
     columns = []
@@ -173,7 +174,8 @@ def label_of(value: Mapping[str, Any], task: Task, labeler: str, prompt_flags: S
             raise UserError(f"The page sent {name} that do not fit the task; reload it.")
         columns.append(column)
     # responses[order[position]] is displayed at `position`
-    ranks, ratings, flags = ([column[order.index(index)] for index in range(len(order))] for column in columns)
+    positions = [order.index(index) for index in range(len(order))]
+    ranks, ratings, flags = ([column[position] for position in positions] for column in columns)
     if not all(isinstance(names, list) for names in flags):
         raise UserError("The page sent flags that do not fit the task; reload it.")
     label = Label(tuple(ranks), tuple(ratings), tuple(map(tuple, flags)), tuple(prompt_flags))
@@ -190,13 +192,13 @@ def _require_fit(task: Task, label: Label) -> None:
         raise UserError("Rank every response; the best has rank 1, and no rank is left out.")
     if any(rating is not None and (type(rating) is not int or rating not in RATINGS) for rating in label.ratings):
         raise UserError(f"A rating is a whole number from {RATINGS[0]} to {RATINGS[-1]}.")
-    are_known = all(isinstance(flag, str) and flag in FLAGS for flags in label.flags for flag in flags)
-    are_known = are_known and all(isinstance(flag, str) and flag in PROMPT_FLAGS for flag in label.prompt_flags)
-    if len(label.ratings) != count or len(label.flags) != count or not are_known:
+    are_known = [isinstance(flag, str) and flag in FLAGS for flags in label.flags for flag in flags]
+    are_known += [isinstance(flag, str) and flag in PROMPT_FLAGS for flag in label.prompt_flags]
+    if len(label.ratings) != count or len(label.flags) != count or not all(are_known):
         raise UserError("Ratings or flags do not fit the task; reload the page.")
 
 
-def _label_of(row: Row, saved_ranking: Ranking) -> Label:
+def _label_from_row(row: Row, saved_ranking: Ranking) -> Label:
     """The label that a saved row holds; fields that somebody has changed are left empty."""
     count = len(saved_ranking.responses)
     ratings, flags = row.get("ratings"), row.get("flags")
@@ -208,15 +210,16 @@ def _label_of(row: Row, saved_ranking: Ranking) -> Label:
     )
 
 
-def _last_saved(rows: Iterable[Row]) -> float:
+def _last_saved_time(rows: Iterable[Row]) -> float:
     """Time at which the last of these rows was saved; 0 without rows."""
     return max((float(row["saved"]) for row in rows if isinstance(row.get("saved"), int | float)), default=0.0)
 
 
-def _rankings(rows: Iterable[Row]) -> Iterable[Ranking]:
+def _readable_rankings(rows: Iterable[Row]) -> Iterable[Ranking]:
+    """The ranking of each row that holds one; the row is the metadata of its prompt."""
     for row in rows:
         try:
-            saved = ranking_of(row)
-            yield Ranking(Prompt(saved.prompt.messages, row), saved.responses, saved.ranks, saved.labeler)
+            ranking = ranking_of(row)
+            yield replace(ranking, prompt=Prompt(ranking.prompt.messages, row))
         except (BadRow, KeyError):
             continue

@@ -10,11 +10,11 @@ from typing import Any
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.config import DemoConfig
-from lora_rlhf_demo.label import Label, Labelling, label_of
-from lora_rlhf_demo.ranker import to_rank
+from lora_rlhf_demo.label import Label, Labelling, label_from_page
+from lora_rlhf_demo.ranker import ranker_value
 from lora_rlhf_demo.rows import RowFile
-from lora_rlhf_demo.runs import folder_of
-from lora_rlhf_demo.tasks import Task, labeler_name, read_qualification, read_tasks
+from lora_rlhf_demo.runs import find_run_folder
+from lora_rlhf_demo.tasks import Task, parse_labeler_name, read_qualification, read_tasks
 
 RANKINGS = "rankings.jsonl"
 CANDIDATES = ("candidates.jsonl", "data/candidates.jsonl")
@@ -28,42 +28,48 @@ NOT_MOVED = "You have not changed the order. If it is right as it stands, save o
 
 @dataclass(frozen=True)
 class LabelSession:
-    """What one page displays: a run, a labeler and their task, which they began at `begun` (seconds, monotonic).
+    """What one page displays: a run, a labeler and their task, which they began at `start_time` (seconds, monotonic).
 
-    label: the task's former label, where it was taken back. is_asked: whether the page has asked to confirm an order
-    that nobody changed.
+    label: the task's former label, if it was taken back. has_asked_to_confirm: whether the page has asked to confirm an
+    order that nobody changed.
     """
 
     run: str
     labeler: str = ""
     task: Task | None = None
     label: Label | None = None
-    begun: float = 0.0
-    is_asked: bool = False
+    start_time: float = 0.0
+    has_asked_to_confirm: bool = False
     note: str = ""
     is_failure: bool = False
 
-    def at(self, task: Task | None, note: str = "", label: Label | None = None) -> "LabelSession":
-        """The session with another task."""
+    def with_task(self, task: Task | None, note: str = "", label: Label | None = None) -> "LabelSession":
+        """The session with another task, which begins now."""
         return replace(
-            self, task=task, label=label, begun=time.monotonic(), is_asked=False, note=note, is_failure=False
+            self,
+            task=task,
+            label=label,
+            start_time=time.monotonic(),
+            has_asked_to_confirm=False,
+            note=note,
+            is_failure=False,
         )
 
-    def failed(self, reason: object) -> "LabelSession":
-        """The session with a message of what failed, else unchanged."""
+    def with_failure(self, reason: object) -> "LabelSession":
+        """The session with a message of what failed; all else stays."""
         return replace(self, note=str(reason), is_failure=True)
 
     @property
     def value(self) -> dict[str, Any] | None:
-        """The value of the ranking component."""
+        """The value of the ranking component; None without a task."""
         task, label = self.task, self.label
         if task is None:
             return None
-        order = task.order(self.labeler)
+        order = task.display_order(self.labeler)
         texts = [task.responses[index] for index in order]
         if label is None:
-            return to_rank(task.id, texts)
-        return to_rank(
+            return ranker_value(task.id, texts)
+        return ranker_value(
             task.id,
             texts,
             [label.ranks[index] for index in order],
@@ -84,106 +90,110 @@ class LabelActions:
         self._labellings: dict[str, tuple[Any, Labelling]] = {}  # {run: (versions of its files, tasks)}
         self._lock = threading.Lock()
 
-    def labelling(self, run: str) -> Labelling:
+    def read_labelling(self, run: str) -> Labelling:
         """The tasks of a run, read again when a file has changed. UserError for a file that cannot be used."""
-        folder = folder_of(Path(self.config.root), run)
-        responses = self._responses(folder)
-        exam = None if self.config.qualification is None else Path(self.config.qualification)
-        versions = [(str(path), *_version(path)) for path in (responses, exam) if path is not None]
+        folder = find_run_folder(Path(self.config.root), run)
+        responses_path = self._responses_path(folder)
+        exam_path = None if self.config.qualification is None else Path(self.config.qualification)
+        versions = [(str(path), *_size_and_time(path)) for path in (responses_path, exam_path) if path is not None]
         with self._lock:
             if run not in self._labellings or self._labellings[run][0] != versions:
-                rankings = folder / RANKINGS if self.config.rankings is None else Path(self.config.rankings)
-                tasks = [] if responses is None else read_tasks(responses)[0]
-                labelling = Labelling(tasks, RowFile(rankings), [] if exam is None else read_qualification(exam))
+                rankings_path = folder / RANKINGS if self.config.rankings is None else Path(self.config.rankings)
+                tasks = [] if responses_path is None else read_tasks(responses_path)[0]
+                labelling = Labelling(
+                    tasks, RowFile(rankings_path), [] if exam_path is None else read_qualification(exam_path)
+                )
                 self._labellings[run] = (versions, labelling)
             return self._labellings[run][1]
 
     def begin(self, run: str, name: Any) -> LabelSession:
-        """A labeler begins, or goes on where they stopped."""
+        """Begins as a labeler of that name, at the first task that they have not done."""
 
-        def begun() -> LabelSession:
-            session = LabelSession(run, labeler_name(name))
-            labelling = self.labelling(run)
+        def begin_or_resume() -> LabelSession:
+            session = LabelSession(run, parse_labeler_name(name))
+            labelling = self.read_labelling(run)
             if not labelling.tasks and not labelling.exam:
-                return session.failed(NO_CANDIDATES.format(run=run))
-            return self._next(session)
+                return session.with_failure(NO_CANDIDATES.format(run=run))
+            return self._go_to_next_task(session)
 
-        return _or_failed(LabelSession(run), begun)
+        return _try_action(LabelSession(run), begin_or_resume)
 
     def save(self, session: LabelSession, value: Mapping[str, Any], prompt_flags: Sequence[str]) -> LabelSession:
-        """Saves the label that the page sends, and goes on to the next task."""
+        """Saves the label that the page sends, and goes to the next task."""
 
-        def saved() -> LabelSession:
+        def save_label() -> LabelSession:
             task = _require_task(session)
-            label = label_of(value, task, session.labeler, prompt_flags)
-            if not value.get("touched") and not session.is_asked:
-                return replace(session, label=label, is_asked=True, note=NOT_MOVED, is_failure=False)
-            self.labelling(session.run).save(session.labeler, task, label, time.monotonic() - session.begun)
-            return self._next(session, "Saved.")
+            label = label_from_page(value, task, session.labeler, prompt_flags)
+            if not value.get("touched") and not session.has_asked_to_confirm:
+                return replace(session, label=label, has_asked_to_confirm=True, note=NOT_MOVED, is_failure=False)
+            self.read_labelling(session.run).save(session.labeler, task, label, time.monotonic() - session.start_time)
+            return self._go_to_next_task(session, "Saved.")
 
-        return _or_failed(session, saved)
+        return _try_action(session, save_label)
 
     def skip(self, session: LabelSession) -> LabelSession:
         """Moves the task to the end."""
 
-        def skipped() -> LabelSession:
-            self.labelling(session.run).skip(session.labeler, _require_task(session))
-            return self._next(session, "Skipped.")
+        def skip_task() -> LabelSession:
+            self.read_labelling(session.run).skip(session.labeler, _require_task(session))
+            return self._go_to_next_task(session, "Skipped.")
 
-        return _or_failed(session, skipped)
+        return _try_action(session, skip_task)
 
     def undo(self, session: LabelSession) -> LabelSession:
-        """Takes back the labeler's last task, and displays it again as it was."""
+        """Takes back the labeler's last task, and displays it again with its label."""
 
-        def undone() -> LabelSession:
+        def undo_last() -> LabelSession:
             if not session.labeler:
                 raise UserError("Write your name and begin first.")
-            last = self.labelling(session.run).undo(session.labeler)
-            if last is None:
-                return session.failed("There is nothing to take back.")
-            return session.at(last[0], "Taken back; save it again.", last[1])
+            last_task_and_label = self.read_labelling(session.run).undo_last(session.labeler)
+            if last_task_and_label is None:
+                return session.with_failure("There is nothing to take back.")
+            return session.with_task(last_task_and_label[0], "Taken back; save it again.", last_task_and_label[1])
 
-        return _or_failed(session, undone)
+        return _try_action(session, undo_last)
 
     def show(self, session: LabelSession, task: Task) -> LabelSession:
         """The session with a task that is in no file."""
-        return session.at(task)
+        return session.with_task(task)
 
-    def progress(self, session: LabelSession) -> str:
+    def progress_html(self, session: LabelSession) -> str:
         """The labeler's progress as HTML; empty before they begin."""
         if not session.labeler:
             return ""
         try:
-            labelling = self.labelling(session.run)
+            labelling = self.read_labelling(session.run)
             progress, qualification = labelling.progress(session.labeler), labelling.qualification(session.labeler)
         except (UserError, OSError):
             return ""
         return label_show.progress_html(session.labeler, progress, qualification, self.config.qualification_agreement)
 
-    def agreement(self, run: str) -> str:
+    def agreement_html(self, run: str) -> str:
         """How far the labelers of a run agree, as HTML."""
         try:
-            return label_show.agreement_table(self.labelling(run).agreement())
+            return label_show.agreement_table(self.read_labelling(run).labeler_agreement())
         except (UserError, OSError) as error:
-            return label_show.note(str(error), "failure")
+            return label_show.note_html(str(error), "failure")
 
-    def _next(self, session: LabelSession, note: str = "") -> LabelSession:
-        labelling = self.labelling(session.run)
-        task = labelling.next(session.labeler)
-        was_exam = session.task is not None and session.task.known is not None
-        if was_exam and (task is None or task.known is None):
+    def _go_to_next_task(self, session: LabelSession, note: str = "") -> LabelSession:
+        """The session with the labeler's next task, and after the exam with its result."""
+        labelling = self.read_labelling(session.run)
+        task = labelling.next_task(session.labeler)
+        is_exam_task = session.task is not None and session.task.known_ranks is not None
+        if is_exam_task and (task is None or task.known_ranks is None):
             qualification = labelling.qualification(session.labeler)
-            result = label_show.qualified(qualification, self.config.qualification_agreement)
-            note = f"That was the qualification. {result}"
-        return session.at(task, note if task is not None else f"{note} {ALL_DONE}".strip())
+            result_sentence = label_show.qualification_sentence(qualification, self.config.qualification_agreement)
+            note = f"That was the qualification. {result_sentence}"
+        return session.with_task(task, note if task is not None else f"{note} {ALL_DONE}".strip())
 
-    def _responses(self, folder: Path) -> Path | None:
+    def _responses_path(self, folder: Path) -> Path | None:
+        """The file with responses to rank: the one of --responses, or the run's own; None if there is none."""
         if self.config.responses is not None:
             return Path(self.config.responses)
         return next((folder / name for name in CANDIDATES if (folder / name).is_file()), None)
 
 
-def _version(path: Path) -> tuple[int, int]:
+def _size_and_time(path: Path) -> tuple[int, int]:
     """Size and time of a file: they change when the file does."""
     try:
         status = path.stat()
@@ -198,11 +208,11 @@ def _require_task(session: LabelSession) -> Task:
     return session.task
 
 
-def _or_failed(session: LabelSession, action: Callable[[], LabelSession]) -> LabelSession:
-    """The session after the action; if it fails, the session as it was, with the reason."""
+def _try_action(session: LabelSession, action: Callable[[], LabelSession]) -> LabelSession:
+    """The session after the action; if the action fails, the session as it was, with the reason."""
     try:
         return action()
     except UserError as error:
-        return session.failed(error)
+        return session.with_failure(error)
     except OSError as error:
-        return session.failed(f"It could not be saved ({error.strerror or error}). Nothing is lost: try again.")
+        return session.with_failure(f"It could not be saved ({error.strerror or error}). Nothing is lost: try again.")

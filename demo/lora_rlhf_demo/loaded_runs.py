@@ -14,7 +14,7 @@ from lora_rlhf.model.dense import Dequantize, keep_dense
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
-from lora_rlhf_demo.runs import folder_of, list_runs
+from lora_rlhf_demo.runs import find_run_folder, list_runs
 
 MOST_RUNS = 8  # whose adapters are kept; the least recently used run is unloaded first
 
@@ -47,57 +47,61 @@ class LoadedRuns:
 
     @property
     def model(self) -> SharedModel:
-        """The base in memory; there is one once a run was loaded."""
+        """The base in memory; there is one after a run was loaded."""
         assert self._model is not None
         return self._model
 
     def close(self) -> None:
         """Frees the base and all runs, so that another base fits into memory."""
         self._model, self._runs = None, {}
-        self.free()
+        self.free_memory()
 
-    def free(self) -> None:
+    def free_memory(self) -> None:
         """Frees the memory that the allocator keeps for later use."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def loaded(self, run: str) -> RunRoles | None:
+    def find_loaded(self, run: str) -> RunRoles | None:
         """The roles of a run if it is loaded and unchanged on disk. UserError for a run that cannot be used."""
         roles = self._runs.get(run)
-        if roles is None or roles.ids != _ids(self._find(run)):
+        if roles is None or roles.ids != _stage_ids(self._find_stages(run)):
             return None
         self._runs[run] = self._runs.pop(run)
         return roles
 
     def load(self, run: str) -> RunRoles:
-        """Loads a run; if it has another base, this replaces the one in memory.
+        """Loads a run; if it has another base, that base replaces the one in memory.
 
-        UserError for a run that cannot be loaded. All is then as before, but a replaced base is gone.
+        UserError for a run that cannot be loaded. Then the other runs stay loaded, unless their base was replaced.
         """
-        stages = self._find(run)
-        record, reference = stages.sft.manifest["base"], stages.reference(stages.writers[-1][0])
-        if self._model is not None and self._model.base.source_hash != record["source_hash"]:
+        stages = self._find_stages(run)
+        base_record, reference = stages.sft.manifest["base"], stages.reference(stages.writers[-1][0])
+        if self._model is not None and self._model.base.source_hash != base_record["source_hash"]:
             self.close()
         if self._model is None:
-            self._model = open_base(record, self.device, trust_remote_code=self._trust_remote_code)
+            self._model = open_base(base_record, self.device, trust_remote_code=self._trust_remote_code)
             keep_dense(self._model.causal, self._dequantize)
         self._num_loads += 1
         prefix = f"run{self._num_loads}"
-        columns = {column: BASE if adapter is None else f"{prefix}-{column}" for column, adapter in _adapters(stages)}
-        adapters = {columns[column]: adapter for column, adapter in _adapters(stages) if adapter is not None}
+        columns = {
+            column: BASE if adapter is None else f"{prefix}-{column}" for column, adapter in _column_adapters(stages)
+        }
+        adapters = {columns[column]: adapter for column, adapter in _column_adapters(stages) if adapter is not None}
         reward = None
         if stages.reward is not None:
             reward = f"{prefix}-{REWARD.role}"
             adapters[reward] = stages.reward.adapter
-        self._load_all(adapters)
+        self._load_adapters(adapters)
         if reward is not None and stages.reward is not None:
             self._model.set_score_offset(reward, stages.reward.score_offset)
         # only now: PEFT cannot add an adapter to a model that has lost its last one
         if run in self._runs:
-            self._unload(run)
-        self._runs[run] = RunRoles(columns, reward, None if reference is None else columns[reference], _ids(stages))
+            self._unload_run(run)
+        self._runs[run] = RunRoles(
+            columns, reward, None if reference is None else columns[reference], _stage_ids(stages)
+        )
         while len(self._runs) > MOST_RUNS:
-            self._unload(next(iter(self._runs)))
+            self._unload_run(next(iter(self._runs)))
         return self._runs[run]
 
     def columns_of_other_runs(self, run: str) -> tuple[str, ...]:
@@ -106,43 +110,44 @@ class LoadedRuns:
         for state in list_runs(self.root):
             if state.name != run and state.can_chat:
                 with suppress(UserError):  # such a run is no choice here; it says why when it is chosen itself
-                    stages = self._find(state.name)
+                    stages = self._find_stages(state.name)
                     if stages.sft.manifest["base"]["source_hash"] == self.model.base.source_hash:
-                        columns += [f"{state.name}:{column}" for column, adapter in _adapters(stages) if adapter]
+                        columns += [f"{state.name}:{column}" for column, adapter in _column_adapters(stages) if adapter]
         return tuple(columns)
 
-    def _find(self, run: str) -> RunStages:
-        return find_stages(str(folder_of(self.root, run)))
+    def _find_stages(self, run: str) -> RunStages:
+        return find_stages(str(find_run_folder(self.root, run)))
 
-    def _load_all(self, adapters: dict[str, Path]) -> None:
+    def _load_adapters(self, adapters: dict[str, Path]) -> None:
         """Loads all adapters, or none if one fails."""
-        loaded = []
+        loaded_roles = []
         try:
             for role, adapter in adapters.items():
                 self.model.load_role(role, adapter)
-                loaded.append(role)
+                loaded_roles.append(role)
         except BaseException:
             if self._runs:
-                self._remove(loaded)
+                self._remove_roles(loaded_roles)
             else:
                 self.close()
             raise
 
-    def _unload(self, run: str) -> None:
+    def _unload_run(self, run: str) -> None:
+        """Removes the roles of a run; the base stays."""
         run_roles = self._runs.pop(run)
         roles = [*run_roles.columns.values(), *([] if run_roles.reward is None else [run_roles.reward])]
-        self._remove([role for role in roles if role != BASE])
+        self._remove_roles([role for role in roles if role != BASE])
 
-    def _remove(self, roles: Sequence[str]) -> None:
+    def _remove_roles(self, roles: Sequence[str]) -> None:
         with warnings.catch_warnings(category=UserWarning, action="ignore"):
             for role in roles:  # PEFT warns which adapter becomes active; here each block names its role
                 self.model.remove_role(role)
 
 
-def _adapters(stages: RunStages) -> list[tuple[str, Path | None]]:
-    """(column, its adapter), in the order of training; the base has none."""
+def _column_adapters(stages: RunStages) -> list[tuple[str, Path | None]]:
+    """Pairs of a column and its adapter, in the order of training; the base has no adapter."""
     return [(BASE, None), *((stage.role, parent.adapter) for stage, parent in stages.writers)]
 
 
-def _ids(stages: RunStages) -> tuple[str, ...]:
+def _stage_ids(stages: RunStages) -> tuple[str, ...]:
     return tuple(parent.manifest["id"] for parent in stages.by_name.values())

@@ -8,12 +8,11 @@ import gradio as gr
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.compare import LETTERS
-from lora_rlhf_demo.playground import Scoring, bars, conversation
+from lora_rlhf_demo.playground import Scoring, bars_html, parse_conversation
 from lora_rlhf_demo.requests import Failed, Loading, Score, Scored, Waiting
-from lora_rlhf_demo.state import App
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App
 
 MOST_ANSWERS = len(LETTERS)
-FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
 
 class PlaygroundTab:
@@ -39,52 +38,60 @@ class PlaygroundTab:
                 ]  # fmt: skip
                 self.more = gr.Button("Add an answer", size="sm", scale=0, min_width=140, elem_id="reward-more")
             with gr.Column(scale=2, min_width=300):
-                self.scores = gr.HTML(bars(Scoring({}, {}), []), apply_default_css=False, elem_id="reward-scores")
-        self._wire()
+                self.scores = gr.HTML(bars_html(Scoring({}, {}), []), apply_default_css=False, elem_id="reward-scores")
+        self._connect_controls()
 
-    def _wire(self) -> None:
+    def _connect_controls(self) -> None:
+        """Connects each control with its handler."""
         inputs = [self.scoring, self.run, self.prompt, *self.answers]
         for box in (self.prompt, *self.answers):
             # while one edit is scored, only the last of the following edits waits: nothing else limits the rate
-            box.change(self._score, inputs, [self.scoring, self.scores], trigger_mode="always_last", **FREE)
-        self.run.input(self._score_anew, inputs, [self.scoring, self.scores], **FREE)
-        self.more.click(self._add, self.num_boxes, [self.num_boxes, self.more, *self.answers], **FREE)
-        self.arrive: tuple[Callable[..., Any], list[Any], list[Any]] = (self._arrive, [], [self.run])
+            box.change(
+                self._score_answers, inputs, [self.scoring, self.scores], trigger_mode="always_last", **HANDLER_OPTIONS
+            )
+        self.run.input(self._score_anew, inputs, [self.scoring, self.scores], **HANDLER_OPTIONS)
+        self.more.click(
+            self._add_answer_box, self.num_boxes, [self.num_boxes, self.more, *self.answers], **HANDLER_OPTIONS
+        )
+        self.on_page_open: tuple[Callable[..., Any], list[Any], list[Any]] = (self._open_page, [], [self.run])
 
-    def _arrive(self) -> Any:
+    def _open_page(self) -> Any:
         """A page was opened: lists the runs."""
         runs = [run.name for run in self.app.runs()]
         return gr.update(choices=runs, value=runs[0] if runs else None)
 
     def _score_anew(self, _: Any, *inputs: Any) -> Iterator[tuple[Any, Any]]:
-        """Another reward model was chosen: its scores are not compared with those before."""
-        yield from self._score(None, *inputs)
+        """Scores with another reward model, without a comparison with the scores before."""
+        yield from self._score_answers(None, *inputs)
 
-    def _score(self, before: Scoring | None, run: str | None, prompt: str, *answers: str) -> Iterator[tuple[Any, Any]]:
-        filled = [index for index, answer in enumerate(answers) if answer.strip()]
-        if not run or not prompt.strip() or not filled:
-            yield None, bars(Scoring({}, {}), answers)
+    def _score_answers(
+        self, previous_scoring: Scoring | None, run: str | None, prompt: str, *answers: str
+    ) -> Iterator[tuple[Any, Any]]:
+        """Scores the answers that are not empty, and displays them beside their previous scores."""
+        filled_indices = [index for index, answer in enumerate(answers) if answer.strip()]
+        if not run or not prompt.strip() or not filled_indices:
+            yield None, bars_html(Scoring({}, {}), answers)
             return
         try:
             for text in (prompt, *answers):
                 self.app.require_short(text)
-            request = Score(run, conversation(prompt), tuple(answers[index] for index in filled))
+            request = Score(run, parse_conversation(prompt), tuple(answers[index] for index in filled_indices))
         except UserError as error:
-            yield before, label_show.note(str(error), "failure")
+            yield previous_scoring, label_show.note_html(str(error), "failure")
             return
         for event in self.app.worker.submit(request).events():
             if isinstance(event, Scored):
-                scores = dict(zip(filled, event.scores, strict=True))
-                scoring = (before or Scoring({}, {})).then(scores)
-                yield scoring, bars(scoring, answers)
+                scores = dict(zip(filled_indices, event.scores, strict=True))
+                scoring = (previous_scoring or Scoring({}, {})).with_scores(scores)
+                yield scoring, bars_html(scoring, answers)
             elif isinstance(event, Failed):
-                yield before, label_show.note(event.reason, "failure")
+                yield previous_scoring, label_show.note_html(event.reason, "failure")
             elif isinstance(event, Loading):
-                yield before, label_show.note(f"Loading {event.run} ...")
+                yield previous_scoring, label_show.note_html(f"Loading {event.run} ...")
             elif isinstance(event, Waiting):
-                yield before, gr.skip()
+                yield previous_scoring, gr.skip()
 
-    def _add(self, num_boxes: int) -> tuple[Any, ...]:
+    def _add_answer_box(self, num_boxes: int) -> tuple[Any, ...]:
         num_boxes = min(num_boxes + 1, MOST_ANSWERS)
         boxes = [gr.update(visible=index < num_boxes) for index in range(MOST_ANSWERS)]
         return num_boxes, gr.update(visible=num_boxes < MOST_ANSWERS), *boxes

@@ -18,27 +18,30 @@ TEMPLATE = """<div class="ranker" hidden>
 SCRIPT = (Path(__file__).parent / "ranker.js").read_text(encoding="utf-8")
 
 
-def ranker(elem_id: str) -> gr.HTML:
-    """The empty component. `to_rank` makes its value, in which the page changes ranks, ratings, flags and touched."""
+def make_ranker(elem_id: str) -> gr.HTML:
+    """An empty ranking component. `ranker_value` makes its value, in which the page changes ranks and ratings."""
     return gr.HTML(None, html_template=TEMPLATE, js_on_load=SCRIPT, apply_default_css=False, elem_id=elem_id)
 
 
-def to_rank(
+def ranker_value(
     name: str,
     texts: Sequence[str],
     ranks: Sequence[int] | None = None,
     ratings: Sequence[int | None] | None = None,
     flags: Sequence[Sequence[str]] | None = None,
-    fields: bool = True,
+    has_fields: bool = True,
 ) -> dict[str, Any]:
-    """The value that displays these texts, in this order unless ranks are given. fields: ask for ratings and flags."""
-    count = len(texts)
+    """The value that displays these texts, in this order unless ranks are given.
+
+    has_fields: ask for ratings and flags too.
+    """
+    num_texts = len(texts)
     return {
         "id": name,
         "texts": [text.translate(PICTURES) for text in texts],
-        "ranks": list(ranks or range(1, count + 1)),
-        "ratings": list(ratings or [None] * count),
-        "flags": [list(names) for names in flags or [()] * count],
-        "fields": {"ratings": len(RATINGS), "flags": list(FLAGS.items())} if fields else None,
+        "ranks": list(ranks or range(1, num_texts + 1)),
+        "ratings": list(ratings or [None] * num_texts),
+        "flags": [list(names) for names in flags or [()] * num_texts],
+        "fields": {"ratings": len(RATINGS), "flags": list(FLAGS.items())} if has_fields else None,
         "touched": ranks is not None,
     }

@@ -54,14 +54,14 @@ class Open:
 
 @dataclass(frozen=True)
 class Waiting:
-    """The request is in the queue; `ahead` requests come first."""
+    """The request is in the queue; `num_ahead` requests come first."""
 
-    ahead: int
+    num_ahead: int
 
 
 @dataclass(frozen=True)
 class Loading:
-    """The adapters of a run, and its base where it is another one, are being loaded."""
+    """The adapters of a run are being loaded, and its base if another base is in memory."""
 
     run: str
 
@@ -103,16 +103,16 @@ class ColumnAnswer:
 class Answered:
     """The end of an `Ask`: every column's answer.
 
-    stopped: the user ended it early. shortened: a conversation did not fit the context, and lost its oldest part.
+    is_stopped: the user ended it early. is_shortened: a conversation did not fit the context, and lost its oldest part.
     """
 
     answers: tuple[ColumnAnswer, ...]
-    stopped: bool
-    shortened: bool
+    is_stopped: bool
+    is_shortened: bool
 
     @property
-    def is_silent(self) -> bool:
-        """Whether it was stopped before the first token."""
+    def has_no_token(self) -> bool:
+        """Whether the request was stopped before the first token."""
         return not any(answer.num_tokens for answer in self.answers)
 
 
@@ -127,12 +127,12 @@ class Scored:
 class Opened:
     """The end of an `Open`: the columns of the run, and whether it has a reward model.
 
-    others: columns of other runs on the same base. longest_answer: in tokens, as the context allows.
+    other_columns: columns of other runs on the same base. longest_answer: in tokens, as the context allows.
     """
 
     columns: tuple[str, ...]
     has_reward: bool
-    others: tuple[str, ...]
+    other_columns: tuple[str, ...]
     longest_answer: int
 
 
@@ -149,10 +149,10 @@ END = (Opened, Answered, Scored, Failed)
 
 
 def waiting_note(event: Event) -> str:
-    """The status line of a page for a request that waits or loads; empty for other events."""
+    """The status line of a page for a request that waits in the queue or loads a run; empty for other events."""
     match event:
-        case Waiting(ahead):
-            return f"In the queue: {ahead} before you." if ahead > 1 else "In the queue: you are next."
+        case Waiting(num_ahead):
+            return f"In the queue: {num_ahead} before you." if num_ahead > 1 else "In the queue: you are next."
         case Loading(run):
             return f"Loading {run} ..."
     return ""

@@ -26,15 +26,15 @@ class RowFile:
         """Adds one row. If it cannot be written, the file stays as it was, and this raises OSError."""
         line = json_line(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked(), open(self.path, "ab", buffering=0) as file:
-            end = self._end_of_rows()
-            os.truncate(self.path, end)
+        with self._hold_lock(), open(self.path, "ab", buffering=0) as file:
+            num_complete_bytes = self._num_complete_bytes()
+            os.truncate(self.path, num_complete_bytes)
             try:
                 while line:
                     line = line[file.write(line) :]
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(self.path, end)
+                os.truncate(self.path, num_complete_bytes)
                 raise
 
     def rows(self) -> list[Row]:
@@ -51,12 +51,12 @@ class RowFile:
                     rows.append(row)
         return rows
 
-    def take_back(self, matches: Callable[[Row], bool]) -> Row | None:
-        """Removes the last row that matches, and returns it; None without such a row."""
+    def remove_last(self, matches: Callable[[Row], bool]) -> Row | None:
+        """Removes the last row that matches, and returns it; None if no row matches."""
         if not self.path.exists():
             return None
-        with self._locked():
-            lines = self.path.read_bytes()[: self._end_of_rows()].splitlines(keepends=True)
+        with self._hold_lock():
+            lines = self.path.read_bytes()[: self._num_complete_bytes()].splitlines(keepends=True)
             for index in reversed(range(len(lines))):
                 with contextlib.suppress(ValueError):
                     row = json.loads(lines[index])
@@ -66,14 +66,14 @@ class RowFile:
                         return row
         return None
 
-    def _end_of_rows(self) -> int:
+    def _num_complete_bytes(self) -> int:
         """Number of bytes up to the end of the last complete row."""
         if not self.path.exists():
             return 0
         return self.path.read_bytes().rfind(b"\n") + 1
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _hold_lock(self) -> Iterator[None]:
         with open(self.path.with_name(f".{self.path.name}.lock"), "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

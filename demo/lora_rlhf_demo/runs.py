@@ -34,14 +34,14 @@ class RunState:
 
 
 def list_runs(root: Path) -> list[RunState]:
-    """Every folder under the root that holds a stage, the last changed one first."""
+    """The state of every folder under the root that holds a stage, the last changed one first."""
     paths = root.iterdir() if root.is_dir() else ()
     folders = [path for path in paths if path.is_dir() and not path.name.startswith(".")]
-    states = [(state_of(path), _last_change(path)) for path in folders]
+    states = [(read_run_state(path), _last_change_time(path)) for path in folders]
     return [state for state, _ in sorted(states, key=lambda pair: -pair[1]) if state.stages]
 
 
-def state_of(folder: Path) -> RunState:
+def read_run_state(folder: Path) -> RunState:
     """The state of each stage of a run. An unreadable manifest is a state too, not an error: the app displays it."""
     stages = {}
     for stage in BY_NAME:
@@ -53,15 +53,15 @@ def state_of(folder: Path) -> RunState:
     return RunState(folder.name, stages)
 
 
-def about(root: Path, name: str) -> str:
-    """One line on a run: its base, and the state of its stages. UserError as of `folder_of`."""
-    folder = folder_of(root, name)
+def run_summary(root: Path, name: str) -> str:
+    """One line on a run: its base, and the state of its stages. UserError as of `find_run_folder`."""
+    folder = find_run_folder(root, name)
     base = read_manifest(folder / SFT.name)["base"]
-    stages = (f"{stage} {state}" for stage, state in state_of(folder).stages.items())
+    stages = (f"{stage} {state}" for stage, state in read_run_state(folder).stages.items())
     return f"Base {base['name']} ({base['quantization']}); {', '.join(stages)}."
 
 
-def folder_of(root: Path, name: str) -> Path:
+def find_run_folder(root: Path, name: str) -> Path:
     """The folder of a run by a name from a browser. UserError for a name that leads outside the root."""
     folder = root / name
     if not _is_plain_name(name) or folder.resolve().parent != root.resolve():
@@ -76,7 +76,7 @@ def _is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and Path(name).name == name and "\0" not in name and len(name.encode()) <= 255
 
 
-def _last_change(folder: Path) -> float:
+def _last_change_time(folder: Path) -> float:
     """Time of the last change of a manifest in the run."""
     times = [path.stat().st_mtime for stage in BY_NAME for path in [folder / stage / MANIFEST] if path.is_file()]
     return max(times, default=0.0)

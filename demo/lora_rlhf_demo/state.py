@@ -3,20 +3,26 @@
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.requests import Request
 from lora_rlhf_demo.rows import Row, RowFile
-from lora_rlhf_demo.runs import RunState, folder_of, list_runs
+from lora_rlhf_demo.runs import RunState, find_run_folder, list_runs
 from lora_rlhf_demo.worker import ModelWorker, Ticket
 
+# of every handler of a control: no limit but the queue of the worker, and no public API
+HANDLER_OPTIONS: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 VOTES, OTHER_VOTES = "votes.jsonl", "votes_without_ranking.jsonl"
 
 
 @dataclass
 class App:
-    """One server. What belongs to a single page is in the page's own state; its tickets are kept by session and tab."""
+    """One server. What belongs to a single page is in the page's own state.
+
+    _tickets: {(session of the page, tab): its last request}.
+    """
 
     config: DemoConfig
     worker: ModelWorker
@@ -28,27 +34,27 @@ class App:
         return Path(self.config.root)
 
     def runs(self) -> list[RunState]:
-        """The runs with a model that answers; the one that --run names is first."""
+        """The runs with a model that answers; the run of --run is first."""
         runs = [run for run in list_runs(self.root) if run.can_chat]
         return sorted(runs, key=lambda run: run.name != self.config.run)
 
     def save_vote(self, run: str, row: Row, is_ranking: bool) -> None:
-        """Saves a vote: a ranking in a file that the reward stage can read, another vote in a file beside it."""
-        RowFile(folder_of(self.root, run) / (VOTES if is_ranking else OTHER_VOTES)).add(row)
+        """Saves a vote: a ranking in a file that the reward stage can read, another vote in a second file."""
+        RowFile(find_run_folder(self.root, run) / (VOTES if is_ranking else OTHER_VOTES)).add(row)
 
     def votes(self, run: str) -> list[Row]:
         """All votes of a run."""
-        folder = folder_of(self.root, run)
+        folder = find_run_folder(self.root, run)
         return [row for name in (VOTES, OTHER_VOTES) for row in RowFile(folder / name).rows()]
 
     def submit(self, session: str, tab: str, request: Request) -> Ticket:
-        """Submits a request of a page's tab, and stops the tab's request before."""
+        """Submits a request of a page's tab, and stops the tab's previous request."""
         ticket = self.worker.submit(request)
         with self._lock:
-            before = self._tickets.pop((session, tab), None)
+            previous_ticket = self._tickets.pop((session, tab), None)
             self._tickets[session, tab] = ticket
-        if before is not None:
-            before.stop()
+        if previous_ticket is not None:
+            previous_ticket.stop()
         return ticket
 
     def stop(self, session: str, tab: str) -> None:
@@ -58,18 +64,17 @@ class App:
         if ticket is not None:
             ticket.stop()
 
-    def forget(self, session: str) -> None:
+    def close_session(self, session: str) -> None:
         """Stops all requests of a page that was closed."""
         with self._lock:
-            tickets = [self._tickets.pop(key) for key in list(self._tickets) if key[0] == session]
+            tickets = [self._tickets.pop((owner, tab)) for owner, tab in list(self._tickets) if owner == session]
         for ticket in tickets:
             ticket.stop()
 
     def require_short(self, text: str) -> str:
-        """The text. UserError if it is longer than --max_prompt_characters."""
-        most = self.config.max_prompt_characters
-        if len(text) > most:
-            raise UserError(
-                f"This text has {len(text):,} characters; at most {most:,} are taken (--max-prompt-characters)."
-            )
+        """Returns the text. UserError if it is longer than --max_prompt_characters."""
+        max_characters = self.config.max_prompt_characters
+        if len(text) > max_characters:
+            limit = f"at most {max_characters:,} are taken (--max-prompt-characters)"
+            raise UserError(f"This text has {len(text):,} characters; {limit}.")
         return text

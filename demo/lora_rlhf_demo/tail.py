@@ -36,26 +36,28 @@ class Tail:
             return self.rows
 
     def _read_new_rows(self, file: Any) -> None:
+        """Adds the complete rows after the position; from the start if the bytes before the position have changed."""
         file.seek(self._position - len(self._seam))
         if file.read(len(self._seam)) != self._seam:
             self._restart()
             file.seek(0)
-        new = file.read(MOST_AT_ONCE)
-        new = new[: new.rfind(b"\n") + 1]
-        if not new:
+        new_bytes = file.read(MOST_AT_ONCE)
+        new_bytes = new_bytes[: new_bytes.rfind(b"\n") + 1]
+        if not new_bytes:
             return
         rows = []
-        for line in new.splitlines():
+        for line in new_bytes.splitlines():
             with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
                 if isinstance(row, dict):
                     rows.append(row)
         self.rows = [*self.rows, *rows]  # a new list: another page may be reading the old one
-        self._position += len(new)
-        self._seam = (self._seam + new)[-SEAM:]
+        self._position += len(new_bytes)
+        self._seam = (self._seam + new_bytes)[-SEAM:]
         self.version += 1
 
     def _restart(self) -> None:
+        """Forgets all rows, so that the file is read from its start."""
         if self._position:
             self.rows, self._position, self._seam = [], 0, b""
             self.version += 1
@@ -68,7 +70,7 @@ class Tails:
         self._tails: dict[Path, Tail] = {}
         self._lock = threading.Lock()
 
-    def of(self, path: Path) -> Tail:
+    def read_tail(self, path: Path) -> Tail:
         """The tail of a file, with its new rows."""
         with self._lock:
             tail = self._tails.setdefault(path, Tail(path))

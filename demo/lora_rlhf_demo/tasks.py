@@ -17,7 +17,7 @@ from lora_rlhf.data.sources import Source, read_rankings
 from lora_rlhf.system.errors import UserError
 
 MOST_RESPONSES = 9  # what one digit can rank
-LONGEST_NAME = 40
+MAX_NAME_CHARACTERS = 40
 
 # What a labeler is asked of every response beside its rank (InstructGPT, arXiv 2203.02155, table 3), and of a prompt
 # (table 7).
@@ -52,11 +52,11 @@ PROMPT_FLAGS = {
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt and 2 to 9 different responses. known: the right ranks, in a task that tests labelers."""
+    """A prompt and 2 to 9 different responses. known_ranks: the right ranks, in a task that tests labelers."""
 
     prompt: Prompt
     responses: tuple[str, ...]
-    known: tuple[int, ...] | None = None
+    known_ranks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.responses) <= MOST_RESPONSES:
@@ -69,7 +69,7 @@ class Task:
         turns = [[message.role, message.content] for message in self.prompt.messages]
         return hashlib.sha256(json.dumps([turns, self.responses]).encode()).hexdigest()[:16]
 
-    def order(self, labeler: str) -> tuple[int, ...]:
+    def display_order(self, labeler: str) -> tuple[int, ...]:
         """Indices of the responses in the order of display: different for each labeler, the same after a reload.
 
         With one order for all, the reward model would learn the labelers' preference for the first position.
@@ -77,15 +77,15 @@ class Task:
         return tuple(random.Random(f"{labeler}\n{self.id}").sample(range(len(self.responses)), len(self.responses)))
 
 
-def task_of(prompt: Prompt, responses: Sequence[str], known: tuple[int, ...] | None = None) -> Task:
-    """A task without empty and repeated responses. BadRow where fewer than 2 or more than 9 are left."""
+def make_task(prompt: Prompt, responses: Sequence[str], known_ranks: tuple[int, ...] | None = None) -> Task:
+    """Makes a task without empty and repeated responses. BadRow if fewer than 2 or more than 9 are left."""
     first_index: dict[str, int] = {}
     for index, response in enumerate(responses):
         if response.strip():
             first_index.setdefault(response.strip(), index)
     indices = tuple(first_index.values())
-    ranks = None if known is None else tuple(known[index] for index in indices)
-    return Task(prompt, tuple(responses[index] for index in indices), ranks)
+    task_ranks = None if known_ranks is None else tuple(known_ranks[index] for index in indices)
+    return Task(prompt, tuple(responses[index] for index in indices), task_ranks)
 
 
 def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
@@ -103,7 +103,7 @@ def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
                 raise BadRow("no responses to rank", "`lora-rlhf sample` writes them")
             meta = {name: value for name, value in prompt.meta.items() if name != "responses"}
             responses = [to_response(value, "response") for value in values]
-            task = task_of(Prompt(prompt.messages, meta), responses)
+            task = make_task(Prompt(prompt.messages, meta), responses)
         except BadRow as fault:
             refused.add(prompt.origin, fault)
         else:
@@ -115,30 +115,31 @@ def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
 
 
 def read_qualification(path: Path) -> list[Task]:
-    """Tasks with known ranks. UserError for a file that holds none."""
+    """Reads tasks with known ranks. UserError for a file that holds none."""
     rankings, refused = read_rankings(str(path))
-    tasks = list(_usable(rankings))
+    tasks = list(_make_tasks(rankings))
     if not tasks:
         raise UserError(f"{path.name}: no ranking of 2 to {MOST_RESPONSES} responses in it. {refused.summary()}")
     return tasks
 
 
-def _usable(rankings: Sequence[Ranking]) -> Iterator[Task]:
+def _make_tasks(rankings: Sequence[Ranking]) -> Iterator[Task]:
+    """A task for each ranking that has 2 to 9 different responses."""
     for ranking in rankings:
         try:
-            yield task_of(Prompt(ranking.prompt.messages), ranking.responses, ranking.ranks)
+            yield make_task(Prompt(ranking.prompt.messages), ranking.responses, ranking.ranks)
         except BadRow:
             continue
 
 
-def labeler_name(text: Any) -> str:
-    """A labeler's name as it is saved. UserError for a text that is no name."""
+def parse_labeler_name(text: Any) -> str:
+    """Returns a labeler's name as it is saved. UserError for a text that is no name."""
     name = unicodedata.normalize("NFC", " ".join(str(text or "").split()))
     if not name:
         raise UserError("Write your name first.")
-    if len(name) > LONGEST_NAME or not re.fullmatch(r"\w[\w .'@-]*", name):
+    if len(name) > MAX_NAME_CHARACTERS or not re.fullmatch(r"\w[\w .'@-]*", name):
         raise UserError(
-            f"A name has 1 to {LONGEST_NAME} letters, digits, spaces or any of . ' @ - and begins with one of the "
-            "first two."
+            f"A name has 1 to {MAX_NAME_CHARACTERS} letters, digits, spaces or any of . ' @ - and begins with one of "
+            "the first two."
         )
     return name

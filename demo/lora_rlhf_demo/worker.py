@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lora_rlhf")
 
-LOOK_EVERY = 0.25  # seconds between two updates of the position in the queue
+POLL_SECONDS = 0.25  # seconds between two updates of the position in the queue
 MOST_WAITING = 64
 OUT_OF_MEMORY = (
     "Out of memory. Ask for shorter answers or fewer columns, or begin a new conversation; the app goes on working."
@@ -25,7 +25,7 @@ GONE = "The app is shutting down."
 
 
 class Ticket:
-    """A request in the queue or at work. The page follows `events`; `stop` ends the answer early."""
+    """A request in the queue or in work. The page reads `events`; `stop` ends the answer early."""
 
     def __init__(self, request: Request, worker: "ModelWorker") -> None:
         self.request = request
@@ -41,34 +41,36 @@ class Ticket:
     def is_stopped(self) -> bool:
         return self._stopped.is_set()
 
-    def put(self, event: Event) -> None:
+    def add_event(self, event: Event) -> None:
         """Adds an event; called by the worker's thread."""
         self._events.put(event)
 
     def events(self) -> Iterator[Event]:
-        """All events to the end; of several waiting `Partial` only the last. Leaving early stops the request."""
+        """All events to the end; of several unread `Partial` only the last. To leave the loop stops the request."""
         try:
-            yield from self._follow()
+            yield from self._iterate_events()
         finally:
             self.stop()
 
-    def _follow(self) -> Iterator[Event]:
+    def _iterate_events(self) -> Iterator[Event]:
+        """Yields the events, and the position in the queue whenever it changes."""
         last_position = None
         while True:
             try:
-                event = self._events.get(timeout=LOOK_EVERY)
+                event = self._events.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 position = self._worker.position(self)
                 if position is not None and position != last_position:
                     last_position = position
                     yield Waiting(position)
                 continue
-            event = self._latest(event)
+            event = self._skip_to_latest(event)
             yield event
             if isinstance(event, END):
                 return
 
-    def _latest(self, event: Event) -> Event:
+    def _skip_to_latest(self, event: Event) -> Event:
+        """The event; if it is a `Partial`, the newest unread event in its place."""
         while isinstance(event, Partial):
             try:
                 event = self._events.get_nowait()
@@ -86,74 +88,77 @@ class ModelWorker:
     def __init__(self, make_handler: "Callable[[], RequestHandler]") -> None:
         self._make_handler = make_handler
         self._handler: RequestHandler | None = None
-        self._waiting: deque[Ticket] = deque()
+        self._queue: deque[Ticket] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._is_closing = False
         self._current: Ticket | None = None
-        self._thread = threading.Thread(target=self._work, name="handler", daemon=True)
+        self._thread = threading.Thread(target=self._handle_requests, name="handler", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Ticket:
         """Puts a request in the queue."""
         ticket = Ticket(request, self)
         with self._changed:
-            if self._closing or len(self._waiting) >= MOST_WAITING:
-                ticket.put(Failed(GONE if self._closing else BUSY))
+            if self._is_closing or len(self._queue) >= MOST_WAITING:
+                ticket.add_event(Failed(GONE if self._is_closing else BUSY))
             else:
-                self._waiting.append(ticket)
+                self._queue.append(ticket)
                 self._changed.notify()
         return ticket
 
     def position(self, ticket: Ticket) -> int | None:
-        """How many requests come before it, the current one included; None once it is no longer waiting."""
+        """How many requests come before this one, the current one included; None if it no longer waits."""
         with self._changed:
-            positions = (number for number, waiting in enumerate(self._waiting, start=1) if waiting is ticket)
+            positions = (number for number, queued_ticket in enumerate(self._queue, start=1) if queued_ticket is ticket)
             return next(positions, None)
 
     def close(self) -> None:
         """Stops the current request, fails the waiting ones, ends the thread and frees the model."""
         with self._changed:
-            self._closing = True
+            self._is_closing = True
             if self._current is not None:
                 self._current.stop()
             self._changed.notify()
         self._thread.join()
 
-    def _work(self) -> None:
-        while (ticket := self._next()) is not None:
+    def _handle_requests(self) -> None:
+        """The loop of the thread: handles one ticket after another until the app closes."""
+        while (ticket := self._wait_for_ticket()) is not None:
             try:
-                self._handle(ticket)
+                self._handle_ticket(ticket)
             except UserError as error:
-                ticket.put(Failed(str(error)))
+                ticket.add_event(Failed(str(error)))
             except Exception as error:  # the thread must live on: other requests wait
-                ticket.put(Failed(self._unexpected(error)))
+                ticket.add_event(Failed(self._error_message(error)))
         if self._handler is not None:
             self._handler.close()
 
-    def _unexpected(self, error: Exception) -> str:
-        """The message to the user for an error that is not the user's."""
+    def _error_message(self, error: Exception) -> str:
+        """The message to the user for an error that is not the user's; frees memory if memory ran out."""
         # by name: torch is not imported for this
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             error.__traceback__ = None  # its frames hold the tensors of the answer that did not fit
             if self._handler is not None:
-                self._handler.free()
+                self._handler.free_memory()
             return OUT_OF_MEMORY
         log.error("a request of the app failed", exc_info=error)
         return f"{type(error).__name__}: {error}"
 
-    def _next(self) -> Ticket | None:
+    def _wait_for_ticket(self) -> Ticket | None:
+        """Waits for the next ticket and makes it the current one; None when the app closes."""
         with self._changed:
             self._current = None
-            while not self._waiting and not self._closing:
+            while not self._queue and not self._is_closing:
                 self._changed.wait()
-            if self._closing:
-                for ticket in self._waiting:
-                    ticket.put(Failed(GONE))
+            if self._is_closing:
+                for ticket in self._queue:
+                    ticket.add_event(Failed(GONE))
                 return None
-            self._current = self._waiting.popleft()
+            self._current = self._queue.popleft()
             return self._current
 
-    def _handle(self, ticket: Ticket) -> None:
+    def _handle_ticket(self, ticket: Ticket) -> None:
+        """Sends all events of one request to its page."""
         self._handler = handler = self._handler or self._make_handler()
         request = ticket.request
         match request:
@@ -164,4 +169,4 @@ class ModelWorker:
             case Score():
                 events = handler.score(request)
         for event in events:
-            ticket.put(event)
+            ticket.add_event(event)

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from lora_rlhf_demo.app import launched
+from lora_rlhf_demo.app import launch_app
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.worker import ModelWorker
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -46,7 +46,7 @@ def served(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The app on a root of its own with the run "first"; for tests that leave both as they were."""
     root = tmp_path_factory.mktemp("served") / "runs"
     save_run(model, root / "first")
-    with launched(DemoConfig(root=str(root), port=PORT)) as blocks:
+    with launch_app(DemoConfig(root=str(root), port=PORT)) as blocks:
         yield Served(str(blocks.local_url), root)
 
 

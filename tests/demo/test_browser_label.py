@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lora_rlhf_demo.app import launched
+from lora_rlhf_demo.app import launch_app
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.rows import RowFile
 from playwright.sync_api import Page, expect
@@ -34,7 +34,7 @@ def labelled(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> It
     (root / "first" / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for step in range(1, 6):
         append_row(root / "first" / "ppo" / "metrics.jsonl", {"step": step, "rollout/score": 0.1 * step})
-    with launched(DemoConfig(root=str(root), port=PORT + 300)) as blocks:
+    with launch_app(DemoConfig(root=str(root), port=PORT + 300)) as blocks:
         yield Served(str(blocks.local_url), root)
 
 
@@ -229,7 +229,7 @@ def test_scores_follow_what_is_typed(labelled: Served, open_page: Callable[..., 
 
 
 def test_a_root_without_runs_explains_itself_on_every_tab(tmp_path: Path, open_page: Callable[..., Page]) -> None:
-    with launched(DemoConfig(root=str(tmp_path), port=PORT + 400)) as blocks:
+    with launch_app(DemoConfig(root=str(tmp_path), port=PORT + 400)) as blocks:
         page = open_page(blocks.local_url)
         page.get_by_role("tab", name="Label").click()
         write(page.get_by_label("Your name"), "Ann")

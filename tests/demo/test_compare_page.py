@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from lora_rlhf_demo import handler
-from lora_rlhf_demo.app import launched
+from lora_rlhf_demo.app import launch_app
 from lora_rlhf_demo.config import DemoConfig
-from lora_rlhf_demo.show import safe
+from lora_rlhf_demo.show import safe_html
 from playwright.sync_api import Page, expect
 
 from lora_rlhf.data.sources import read_rankings
@@ -138,7 +138,7 @@ def test_a_blind_vote_reveals_the_names_and_is_kept(page: Page, served: Served) 
     expect(page.locator("#standings")).to_contain_text("policy beats sft")
     assert sorted(title.split()[0] for title in titles(page)) == ["base", "policy", "sft"]
     rankings, _ = read_rankings(str(served.root / "first" / "votes.jsonl"), strict=True)
-    assert [html.unescape(safe(text)) for text in rankings[-1].responses] == spoken
+    assert [html.unescape(safe_html(text)) for text in rankings[-1].responses] == spoken
     assert rankings[-1].ranks == (2, 1, 2)
     send(page, "And now?", turns=2)
     assert titles(page) == ["Answer A", "Answer B", "Answer C"]
@@ -183,7 +183,7 @@ def test_the_conversation_is_exported(page: Page) -> None:
     found = json.loads(Path(download.value.path()).read_text())
     (turn,) = found["turns"]
     assert (found["run"], turn["question"], turn["seed"]) == ("first", "Who counts the ships?", 0)
-    assert [html.unescape(safe(answer["text"])) for answer in turn["answers"]] == answers(page)
+    assert [html.unescape(safe_html(answer["text"])) for answer in turn["answers"]] == answers(page)
 
 
 def test_other_columns_begin_a_new_conversation(page: Page) -> None:
@@ -277,7 +277,7 @@ def test_without_a_run_the_page_says_how_to_make_one_and_finds_it_later(
     root = tmp_path / "none"
     (root / "half" / "sft").mkdir(parents=True)
     (root / "half" / "sft" / "manifest.json").write_text('{"status": "run')
-    with launched(DemoConfig(root=str(root), port=PORT + 100)) as blocks:
+    with launch_app(DemoConfig(root=str(root), port=PORT + 100)) as blocks:
         page = open_page(blocks.local_url)
         expect(page.locator("#no-runs")).to_contain_text("scripts/quickstart.sh")
         expect(page.locator("#no-runs")).to_contain_text("half: sft cannot be read")

@@ -12,7 +12,7 @@ from lora_rlhf_demo.compare import Comparison
 from lora_rlhf_demo.requests import ColumnAnswer, Settings, Token
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.runs import RunState
-from lora_rlhf_demo.votes import best, parse_ranks, standings, tie
+from lora_rlhf_demo.votes import parse_ranks, ranks_with_best, stage_win_rates, tied_ranks
 from scipy import stats
 
 from lora_rlhf.data.schema import Message
@@ -29,31 +29,31 @@ def answer(text: str) -> ColumnAnswer:
 
 def after(talk: Comparison, question: str, *texts: str, order: tuple[str, ...] | None = None) -> Comparison:
     """The comparison with one more turn."""
-    ask = talk.ask(question, order or talk.stages, SETTINGS)
-    return talk.answered(question, ask, [answer(text) for text in texts])
+    ask = talk.request_next_turn(question, order or talk.stages, SETTINGS)
+    return talk.with_answers(question, ask, [answer(text) for text in texts])
 
 
 def test_each_column_goes_on_from_what_it_said_itself() -> None:
     talk = after(Comparison("run", ("base", "policy"), system=" Be brief. "), "Who?", "me", "you")
-    base, policy = talk.ask("Why?", talk.stages, SETTINGS).columns
+    base, policy = talk.request_next_turn("Why?", talk.stages, SETTINGS).columns
     start, end = (Message("system", "Be brief."), Message("user", "Who?")), Message("user", "Why?")
     assert base.messages == (*start, Message("assistant", "me"), end)
     assert policy.messages == (*start, Message("assistant", "you"), end)
 
 
 def test_after_a_blind_vote_all_go_on_from_the_best_answer() -> None:
-    talk = after(Comparison("run", ("base", "policy"), blind=True), "Who?", "one", "two", order=("policy", "base"))
-    voted, _, _ = talk.voted((2, 1), "")
-    for column in voted.ask("Why?", ("base", "policy"), SETTINGS).columns:
+    talk = after(Comparison("run", ("base", "policy"), is_blind=True), "Who?", "one", "two", order=("policy", "base"))
+    voted, _, _ = talk.with_vote((2, 1), "")
+    for column in voted.request_next_turn("Why?", ("base", "policy"), SETTINGS).columns:
         assert column.messages[1] == Message("assistant", "two")
 
 
 def test_a_blind_order_is_drawn_and_an_open_one_is_as_chosen() -> None:
     stages = ("base", "sft", "policy")
-    blind = Comparison("run", stages, blind=True)
-    orders = {blind.order(random.Random(seed)) for seed in range(60)}
+    blind = Comparison("run", stages, is_blind=True)
+    orders = {blind.column_order(random.Random(seed)) for seed in range(60)}
     assert len(orders) == 6 and all(sorted(order) == sorted(stages) for order in orders)
-    assert {Comparison("run", stages).order(random.Random(seed)) for seed in range(9)} == {stages}
+    assert {Comparison("run", stages).column_order(random.Random(seed)) for seed in range(9)} == {stages}
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,19 @@ def test_a_blind_order_is_drawn_and_an_open_one_is_as_chosen() -> None:
     [
         (Comparison("run", ("base",)), " \n", "Write a question"),
         (Comparison("run", ()), "Who?", "Choose a column"),
-        (Comparison("run", ("base",), blind=True), "Who?", "two columns"),
-        (after(Comparison("run", ("base", "sft"), blind=True), "Who?", "a", "b"), "Why?", "Vote on these"),
+        (Comparison("run", ("base",), is_blind=True), "Who?", "two columns"),
+        (after(Comparison("run", ("base", "sft"), is_blind=True), "Who?", "a", "b"), "Why?", "Vote on these"),
     ],
 )
 def test_what_cannot_be_asked_is_said(talk: Comparison, question: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        talk.ask(question, talk.stages, SETTINGS)
+        talk.request_next_turn(question, talk.stages, SETTINGS)
 
 
 def test_a_vote_is_a_ranking_that_the_reward_stage_reads(tmp_path: Path) -> None:
-    talk = Comparison("run", ("base", "sft", "policy"), system="Be brief.", blind=True)
-    talk, row, _ = after(talk, "Who?", "a", "b", "c", order=("sft", "policy", "base")).voted((2, 1, 2), "ann")
-    talk, later, _ = after(talk, "Why?", "d", "e", "f").voted((1, 2, 3), "")
+    talk = Comparison("run", ("base", "sft", "policy"), system="Be brief.", is_blind=True)
+    talk, row, _ = after(talk, "Who?", "a", "b", "c", order=("sft", "policy", "base")).with_vote((2, 1, 2), "ann")
+    talk, later, _ = after(talk, "Why?", "d", "e", "f").with_vote((1, 2, 3), "")
     file = RowFile(tmp_path / "votes.jsonl")
     file.add(row)
     file.add(later)
@@ -85,45 +85,45 @@ def test_a_vote_is_a_ranking_that_the_reward_stage_reads(tmp_path: Path) -> None
 
 
 def test_equal_answers_share_the_better_rank() -> None:
-    talk = after(Comparison("run", ("base", "sft", "policy"), blind=True), "Who?", "a", "b", " a")
-    done, row, is_ranking = talk.voted((1, 2, 3), "")
+    talk = after(Comparison("run", ("base", "sft", "policy"), is_blind=True), "Who?", "a", "b", " a")
+    done, row, is_ranking = talk.with_vote((1, 2, 3), "")
     assert (done.turns[0].ranks, row["ranks"], is_ranking) == ((1, 2, 1), [1, 2, 1], True)
 
 
 def test_a_vote_on_an_empty_answer_counts_but_is_no_ranking_to_train_on() -> None:
-    talk = after(Comparison("run", ("base", "sft"), blind=True), "Who?", "", "b")
-    done, row, is_ranking = talk.voted((2, 1), "ann")
-    assert not is_ranking and "<em>empty</em>" in show.page(done)
-    assert standings([json.loads(json.dumps(row))])["sft", "base"].wins == 1
+    talk = after(Comparison("run", ("base", "sft"), is_blind=True), "Who?", "", "b")
+    done, row, is_ranking = talk.with_vote((2, 1), "ann")
+    assert not is_ranking and "<em>empty</em>" in show.turns_html(done)
+    assert stage_win_rates([json.loads(json.dumps(row))])["sft", "base"].wins == 1
 
 
 @pytest.mark.parametrize("ranks", [(1,), (2, 2), (0, 1), ()])
 def test_a_vote_that_ranks_not_all_is_refused(ranks: tuple[int, ...]) -> None:
-    talk = after(Comparison("run", ("base", "sft"), blind=True), "Who?", "a", "b")
+    talk = after(Comparison("run", ("base", "sft"), is_blind=True), "Who?", "a", "b")
     with pytest.raises(UserError):
-        talk.voted(ranks, "")
-    done, _, _ = talk.voted((1, 2), "")
+        talk.with_vote(ranks, "")
+    done, _, _ = talk.with_vote((1, 2), "")
     with pytest.raises(UserError, match="nothing to vote"):
-        done.voted((1, 2), "")
+        done.with_vote((1, 2), "")
 
 
 def test_names_are_shown_only_after_the_vote() -> None:
-    talk = after(Comparison("run", ("base", "policy"), blind=True), "Who?", "a", "b", order=("policy", "base"))
+    talk = after(Comparison("run", ("base", "policy"), is_blind=True), "Who?", "a", "b", order=("policy", "base"))
     for hidden in (
-        show.page(talk),
-        show.page(talk, differences=True),
-        show.live(Comparison("run", ("base", "policy"), blind=True), "Who?", ["a", "b"]),
-        json.dumps(talk.exported()["turns"]),
+        show.turns_html(talk),
+        show.turns_html(talk, has_colours=True),
+        show.live_turn_html(Comparison("run", ("base", "policy"), is_blind=True), "Who?", ["a", "b"]),
+        json.dumps(talk.to_json_object()["turns"]),
     ):
         assert not any(word in hidden for word in ("base", "policy", "1.25", "0.50"))
-    done, _, _ = talk.voted((1, 2), "")
-    assert "policy (was A, rank 1)" in show.page(done) and "+1.25" in show.page(done)
-    assert [found["stage"] for found in done.exported()["turns"][0]["answers"]] == ["policy", "base"]
+    done, _, _ = talk.with_vote((1, 2), "")
+    assert "policy (was A, rank 1)" in show.turns_html(done) and "+1.25" in show.turns_html(done)
+    assert [found["stage"] for found in done.to_json_object()["turns"][0]["answers"]] == ["policy", "base"]
 
 
 def test_going_back_forgets_what_came_after() -> None:
     talk = after(after(Comparison("run", ("base",)), "Who?", "a"), "Why?", "b")
-    assert [turn.question for turn in talk.back_to(1).turns] == ["Who?"]
+    assert [turn.question for turn in talk.before_turn(1).turns] == ["Who?"]
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_what_is_no_ranking_is_refused_with_an_example(text: str) -> None:
 
 
 def test_buttons_are_rankings_too() -> None:
-    assert best(1, 3) == (2, 1, 2)
-    assert tie(3) == (1, 1, 1)
+    assert ranks_with_best(1, 3) == (2, 1, 2)
+    assert tied_ranks(3) == (1, 1, 1)
 
 
 def test_standings_count_every_pair_and_its_ties() -> None:
@@ -161,7 +161,7 @@ def test_standings_count_every_pair_and_its_ties() -> None:
         {"systems": ["a", "b"], "ranks": ["1", 2]},
         {"systems": [[]]},
     ]
-    found = standings([*rows, *foreign])
+    found = stage_win_rates([*rows, *foreign])
     assert list(found) == [("policy", "sft"), ("policy", "base"), ("sft", "base")]
     against = found["policy", "sft"]
     assert (against.wins, against.ties, against.losses) == (7, 2, 1) and against.rate == pytest.approx(0.8)
@@ -175,14 +175,14 @@ def test_standings_count_every_pair_and_its_ties() -> None:
 def test_what_anybody_wrote_is_text_and_never_markup(hostile: str) -> None:
     talk = after(Comparison(hostile, (hostile,)), hostile, hostile)
     shown = [
-        show.page(talk),
-        show.page(talk, differences=True),
-        show.live(talk, hostile, [hostile], hostile),
-        show.failure(hostile),
-        show.notice(hostile),
-        show.line(hostile),
-        show.no_runs([RunState(hostile, {"sft": hostile})], hostile),
-        show.standings(standings([{"systems": [hostile, "sft"], "ranks": [1, 2]}])),
+        show.turns_html(talk),
+        show.turns_html(talk, has_colours=True),
+        show.live_turn_html(talk, hostile, [hostile], hostile),
+        show.failure_html(hostile),
+        show.notice_html(hostile),
+        show.line_html(hostile),
+        show.no_runs_html([RunState(hostile, {"sft": hostile})], hostile),
+        show.standings_table(stage_win_rates([{"systems": [hostile, "sft"], "ranks": [1, 2]}])),
     ]
     for page in shown:
         for tag in ("<script", "<img", "</div></article></", "& <"):
@@ -191,25 +191,25 @@ def test_what_anybody_wrote_is_text_and_never_markup(hostile: str) -> None:
 
 
 def test_control_characters_are_seen_and_not_obeyed() -> None:
-    assert show.safe("\x1b[31mred\x00\x7f") == "␛[31mred␀␡"
-    assert show.safe("a\u202eb\u2066c\x9b") == "a\ufffdb\ufffdc\ufffd"
-    assert show.safe("line\n\ttab, مرحبا, 👩‍👩‍👧") == "line\n\ttab, مرحبا, 👩‍👩‍👧"
+    assert show.safe_html("\x1b[31mred\x00\x7f") == "␛[31mred␀␡"
+    assert show.safe_html("a\u202eb\u2066c\x9b") == "a\ufffdb\ufffdc\ufffd"
+    assert show.safe_html("line\n\ttab, مرحبا, 👩‍👩‍👧") == "line\n\ttab, مرحبا, 👩‍👩‍👧"
 
 
 def test_a_very_long_text_is_cut_with_its_length() -> None:
-    shown = show.safe("x" * 1_000_000)
+    shown = show.safe_html("x" * 1_000_000)
     assert len(shown) < 210_000 and shown.endswith("(1000000 characters)")
 
 
 def test_a_tokens_colour_grows_with_its_gap() -> None:
-    shown = show.tokens([Token("a", 1.5), Token("b", -6.0)])
+    shown = show.tokens_html([Token("a", 1.5), Token("b", -6.0)])
     assert 'more" style="--s:0.50" title="+1.50 nats">a<' in shown
     assert 'less" style="--s:1.00" title="-6.00 nats">b<' in shown
 
 
 def test_an_answer_without_reward_model_or_policy_shows_only_what_is_known() -> None:
     talk = Comparison("run", ("sft",))
-    ask = talk.ask("Who?", talk.stages, SETTINGS)
+    ask = talk.request_next_turn("Who?", talk.stages, SETTINGS)
     bare = replace(answer("me"), score=None, kl=None, tokens=(), finished=False)
-    shown = show.page(talk.answered("Who?", ask, [bare]), differences=True)
+    shown = show.turns_html(talk.with_answers("Who?", ask, [bare]), has_colours=True)
     assert "score" not in shown and "KL" not in shown and "3 (cut)" in shown

@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio
 import pytest
 from lora_rlhf_demo import app
-from lora_rlhf_demo.app import launched
+from lora_rlhf_demo.app import launch_app
 from lora_rlhf_demo.config import DemoConfig
 
 from lora_rlhf.cli import main as cli
@@ -60,7 +60,7 @@ def test_nothing_is_seen_without_the_password(tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("long enough\nnot this\n")
     (tmp_path / "runs").mkdir()
-    with launched(DemoConfig(root=str(tmp_path / "runs"), port=PORT + 200, password_file=str(secret))) as blocks:
+    with launch_app(DemoConfig(root=str(tmp_path / "runs"), port=PORT + 200, password_file=str(secret))) as blocks:
         url = str(blocks.local_url)
         for place in ("config", "gradio_api/info"):
             assert get(url + place)[0] == 401
@@ -81,7 +81,7 @@ def test_a_short_or_missing_password_is_refused(tmp_path: Path) -> None:
     secret = tmp_path / "password"
     for words in ("", "short\n", "\nlong enough"):
         secret.write_text(words)
-        with pytest.raises(UserError, match="at least 8"), launched(DemoConfig(password_file=str(secret))):
+        with pytest.raises(UserError, match="at least 8"), launch_app(DemoConfig(password_file=str(secret))):
             pass
 
 
@@ -130,6 +130,6 @@ def test_gradio_reports_to_nobody() -> None:
 
 def test_a_port_that_is_taken_is_passed_over(served: Served) -> None:
     port = int(served.url.rstrip("/").rpartition(":")[2])
-    assert app._free_port("127.0.0.1", port) > port
+    assert app._find_free_port("127.0.0.1", port) > port
     with pytest.raises(UserError, match=r"192\.0\.2\.1"):
-        app._free_port("192.0.2.1", 7860)
+        app._find_free_port("192.0.2.1", 7860)

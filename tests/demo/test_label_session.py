@@ -41,7 +41,7 @@ def test_from_the_name_to_the_last_prompt(runs: Path) -> None:
     assert session.task is None and "everything" in session.note
     rows = RowFile(runs / "first" / "rankings.jsonl").rows()
     assert [sorted(row["ranks"]) for row in rows] == [[1, 1, 2]] * 3
-    assert "3 of 3" in actions.progress(session)
+    assert "3 of 3" in actions.progress_html(session)
 
 
 def test_an_order_that_nobody_touched_is_questioned_once(runs: Path) -> None:
@@ -100,20 +100,20 @@ def test_a_disk_that_fails_keeps_the_task(runs: Path, monkeypatch: pytest.Monkey
 
 def test_candidates_that_were_made_anew_are_read_anew(runs: Path) -> None:
     actions = LabelActions(DemoConfig(root=str(runs)))
-    assert len(actions.labelling("first").tasks) == 3
+    assert len(actions.read_labelling("first").tasks) == 3
     write(runs / "first" / "data" / "candidates.jsonl", CANDIDATES[:2])
-    assert len(actions.labelling("first").tasks) == 2
+    assert len(actions.read_labelling("first").tasks) == 2
 
 
 def test_the_qualification_ends_with_what_it_showed(runs: Path, tmp_path: Path) -> None:
     known = write(tmp_path / "known.jsonl", [{"prompt": "Exam?", "responses": ["a", "b"], "ranks": [2, 1]}])
     actions = LabelActions(DemoConfig(root=str(runs), qualification=known))
     session = actions.begin("first", "Ann")
-    assert session.task is not None and session.task.known == (2, 1)
-    wrong = [1, 2] if session.task.order("Ann") == (0, 1) else [2, 1]
+    assert session.task is not None and session.task.known_ranks == (2, 1)
+    wrong = [1, 2] if session.task.display_order("Ann") == (0, 1) else [2, 1]
     told = actions.save(session, moved(session, wrong), [])
     assert "0 % of 1 pairs" in told.note and "75 % are asked for" in told.note and "You may go on" in told.note
-    assert told.task is not None and told.task.known is None
+    assert told.task is not None and told.task.known_ranks is None
     assert len(RowFile(runs / "first" / "rankings.qualification.jsonl").rows()) == 1
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_rlhf_demo.label import Label, Labelling, label_of
+from lora_rlhf_demo.label import Label, Labelling, label_from_page
 from lora_rlhf_demo.rows import RowFile
-from lora_rlhf_demo.tasks import Task, labeler_name, read_qualification, read_tasks, task_of
+from lora_rlhf_demo.tasks import Task, make_task, parse_labeler_name, read_qualification, read_tasks
 
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.refusals import BadRow
@@ -71,27 +71,27 @@ def test_a_file_without_responses_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_every_labeler_has_an_order_of_their_own_that_stays(tmp_path: Path) -> None:
     task, again = some_tasks(1, 4)[0], some_tasks(1, 4)[0]
-    orders = {name: task.order(name) for name in (f"labeler {number}" for number in range(400))}
-    assert orders == {name: again.order(name) for name in orders}
+    orders = {name: task.display_order(name) for name in (f"labeler {number}" for number in range(400))}
+    assert orders == {name: again.display_order(name) for name in orders}
     first = Counter(order[0] for order in orders.values())
     assert all(60 < first[place] < 140 for place in range(4))  # 100 each on average, sd 8.7
 
 
 @pytest.mark.parametrize("name", ["Ann", " Ann  Lee ", "José", "李雷", "o'Neil-2@lab.org"])
 def test_names_that_people_have(name: str) -> None:
-    assert labeler_name(name) == " ".join(name.split())
+    assert parse_labeler_name(name) == " ".join(name.split())
 
 
 @pytest.mark.parametrize("name", ["", "  ", None])
 def test_a_name_is_asked_for(name: object) -> None:
     with pytest.raises(UserError, match="Write your name first"):
-        labeler_name(name)
+        parse_labeler_name(name)
 
 
 @pytest.mark.parametrize("name", ["a" * 41, "../x", "<b>", "a\x00b", "-x", "a\u202eb"])
 def test_what_is_no_name(name: object) -> None:
     with pytest.raises(UserError, match="A name has 1 to 40"):
-        labeler_name(name)
+        parse_labeler_name(name)
 
 
 # The flow
@@ -102,8 +102,8 @@ def test_a_labeler_goes_on_where_they_stopped(rankings: RowFile) -> None:
     Labelling(tasks, rankings).save("Ann", tasks[0], plain(tasks[0]), 2.0)
     Labelling(tasks, rankings).save("Ann", tasks[1], plain(tasks[1]), 2.0)
     again = Labelling(some_tasks(), rankings)  # another process, after a reload
-    assert again.next("Ann") == tasks[2]
-    assert again.next("Ben") == tasks[0]
+    assert again.next_task("Ann") == tasks[2]
+    assert again.next_task("Ben") == tasks[0]
     assert again.progress("Ann")[:3] == (2, 5, 0)
 
 
@@ -112,7 +112,7 @@ def test_what_was_skipped_comes_again_at_the_end(rankings: RowFile) -> None:
     labelling = Labelling(tasks, rankings)
     labelling.skip("Ann", tasks[0])
     seen = []
-    while (task := labelling.next("Ann")) is not None:
+    while (task := labelling.next_task("Ann")) is not None:
         seen.append(task)
         labelling.save("Ann", task, plain(task), 1.0)
     assert seen == [tasks[1], tasks[2], tasks[0]]
@@ -126,18 +126,18 @@ def test_undo_takes_back_the_last_thing_that_this_labeler_did(rankings: RowFile)
     labelling.save("Ann", tasks[0], label, 1.0)
     labelling.skip("Ann", tasks[1])
     labelling.save("Ben", tasks[0], plain(tasks[0]), 1.0)
-    assert labelling.undo("Ann") == (tasks[1], None)
-    assert labelling.undo("Ann") == (tasks[0], label)
-    assert labelling.undo("Ann") is None
+    assert labelling.undo_last("Ann") == (tasks[1], None)
+    assert labelling.undo_last("Ann") == (tasks[0], label)
+    assert labelling.undo_last("Ann") is None
     assert [row["labeler"] for row in rankings.rows()] == ["Ben"]
-    assert labelling.next("Ann") == tasks[0]
+    assert labelling.next_task("Ann") == tasks[0]
 
 
 def test_a_task_that_is_in_no_file_is_saved_and_taken_back_too(rankings: RowFile) -> None:
     labelling = Labelling([], rankings)
-    live = task_of(Prompt.of("Live?"), ["a", "b"])
+    live = make_task(Prompt.of("Live?"), ["a", "b"])
     labelling.save("Ann", live, plain(live, (2, 1)), 1.0)
-    back = labelling.undo("Ann")
+    back = labelling.undo_last("Ann")
     assert back is not None and back[0] == live
     assert back[1] == plain(live, (2, 1))
 
@@ -146,7 +146,7 @@ def test_a_task_that_is_in_no_file_is_saved_and_taken_back_too(rankings: RowFile
 
 
 def test_what_is_saved_is_a_ranking_with_the_rest_beside_it(rankings: RowFile) -> None:
-    task = task_of(Prompt(Prompt.of("Who?").messages, {"use_case": "chat"}), ["a", "b", "c"])
+    task = make_task(Prompt(Prompt.of("Who?").messages, {"use_case": "chat"}), ["a", "b", "c"])
     label = Label((2, 1, 2), (4, 7, None), (("hallucination",), (), ()), ("ambiguous",))
     Labelling([task], rankings).save("Ann", task, label, 12.34)
     found, refused = read_rankings(str(rankings.path))
@@ -161,11 +161,11 @@ def test_what_is_saved_is_a_ranking_with_the_rest_beside_it(rankings: RowFile) -
 
 
 def test_the_page_speaks_of_the_order_shown_and_the_file_of_the_responses() -> None:
-    task = task_of(Prompt.of("Who?"), ["first", "second", "third"])
-    labeler = next(name for name in map(str, range(99)) if task.order(name) == (2, 0, 1))
+    task = make_task(Prompt.of("Who?"), ["first", "second", "third"])
+    labeler = next(name for name in map(str, range(99)) if task.display_order(name) == (2, 0, 1))
     # shown: third, first, second
     value = {"id": task.id, "ranks": [1, 2, 3], "ratings": [7, 4, 1], "flags": [["opinion"], [], []]}
-    label = label_of(value, task, labeler)
+    label = label_from_page(value, task, labeler)
     assert label.ranks == (2, 3, 1)
     assert label.ratings == (4, 1, 7)
     assert label.flags == ((), (), ("opinion",))
@@ -193,13 +193,13 @@ def test_the_page_speaks_of_the_order_shown_and_the_file_of_the_responses() -> N
     ],
 )
 def test_what_no_page_would_send_is_refused(change: dict[str, Any]) -> None:
-    task = task_of(Prompt.of("Who?"), ["a", "b", "c"])
+    task = make_task(Prompt.of("Who?"), ["a", "b", "c"])
     value = {"id": task.id, "ranks": [1, 2, 2], "ratings": [None] * 3, "flags": [[], [], []]}
-    assert label_of(value, task, "Ann")
+    assert label_from_page(value, task, "Ann")
     with pytest.raises(UserError):
-        label_of(value | change, task, "Ann")
+        label_from_page(value | change, task, "Ann")
     with pytest.raises(UserError):
-        label_of([], task, "Ann")  # type: ignore[arg-type]
+        label_from_page([], task, "Ann")  # type: ignore[arg-type]
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_written(rankings: RowFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,29 +220,29 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(rankings: RowFile, monk
 
 
 def exam_tasks() -> list[Task]:
-    return [task_of(Prompt.of(f"Exam {number}?"), ["a", "b", "c"], (1, 2, 3)) for number in range(2)]
+    return [make_task(Prompt.of(f"Exam {number}?"), ["a", "b", "c"], (1, 2, 3)) for number in range(2)]
 
 
 def test_a_new_labeler_does_the_qualification_first_and_it_is_no_training_data(rankings: RowFile) -> None:
     exam, tasks = exam_tasks(), some_tasks(2)
     labelling = Labelling(tasks, rankings, exam)
-    assert labelling.next("Ann") == exam[0]
+    assert labelling.next_task("Ann") == exam[0]
     labelling.save("Ann", exam[0], plain(exam[0], (1, 2, 3)), 1.0)  # 3 of 3 pairs
     labelling.save("Ann", exam[1], plain(exam[1], (2, 1, 1)), 1.0)  # a over b no, a over c no, b over c tied: 0.5
     assert labelling.qualification("Ann") == (3.5 / 6, 6)
     assert labelling.qualification("Ben") == (None, 0)
-    assert labelling.next("Ann") == tasks[0]
-    assert labelling.next("Ben") == exam[0]
+    assert labelling.next_task("Ann") == tasks[0]
+    assert labelling.next_task("Ben") == exam[0]
     assert labelling.progress("Ann") == (0, 2, 0, 2, 2)
     assert rankings.rows() == []
-    assert labelling.undo("Ann") is not None
-    assert labelling.next("Ann") == exam[1]
+    assert labelling.undo_last("Ann") is not None
+    assert labelling.next_task("Ann") == exam[1]
 
 
 def test_the_qualification_is_read_from_rankings(tmp_path: Path) -> None:
     rows = [{"prompt": "One?", "responses": ["a", "b"], "ranks": [2, 1]}]
     (task,) = read_qualification(write(tmp_path / "known.jsonl", rows))
-    assert (task.responses, task.known) == (("a", "b"), (2, 1))
+    assert (task.responses, task.known_ranks) == (("a", "b"), (2, 1))
     with pytest.raises(UserError):
         read_qualification(write(tmp_path / "none.jsonl", [{"prompt": "One?", "responses": ["a", "b"]}]))
 
@@ -255,7 +255,7 @@ def test_agreement_of_labelers_by_hand(rankings: RowFile) -> None:
     labelling = Labelling([task], rankings)
     labelling.save("Ann", task, Label((1, 2, 3), (7, 4, 1), ((),) * 3), 1.0)
     labelling.save("Ben", task, Label((1, 3, 2), (7, 4, 1), ((),) * 3), 1.0)
-    found = labelling.agreement()
+    found = labelling.labeler_agreement()
     assert (found.labelers, found.rankings) == (2, 2)
     assert found.pairs == (2 / 3, 3)
     assert found.ratings.alpha == 1.0
@@ -313,12 +313,12 @@ def test_the_saved_file_trains_a_reward_model(tiny_model: Callable[[str], Path],
 
     rankings = RowFile(run / "rankings.jsonl")
     tasks = [
-        task_of(Prompt.of(f"Where is the {a} {b}?"), [f"The {a} is here.", "What?", f"Say {b} thank you"])
+        make_task(Prompt.of(f"Where is the {a} {b}?"), [f"The {a} is here.", "What?", f"Say {b} thank you"])
         for a in WORDS for b in WORDS[:4]
     ]  # fmt: skip
     labelling = Labelling(tasks, rankings)
     for labeler in ("Ann", "Ben"):
-        while (task := labelling.next(labeler)) is not None:
+        while (task := labelling.next_task(labeler)) is not None:
             labelling.save(labeler, task, plain(task, (1, 3, 2)), 1.0)
     config = RewardConfig(
         run=str(run), rankings=str(rankings.path), demonstrations=str(tmp_path / "demonstrations.jsonl"), device="cpu",
@@ -332,6 +332,6 @@ def test_the_saved_file_trains_a_reward_model(tiny_model: Callable[[str], Path],
 
 def test_a_task_needs_two_to_nine_responses() -> None:
     with pytest.raises(BadRow):
-        task_of(Prompt.of("Who?"), ["a", " a"])
+        make_task(Prompt.of("Who?"), ["a", " a"])
     with pytest.raises(BadRow):
-        task_of(Prompt.of("Who?"), [str(number) for number in range(10)])
+        make_task(Prompt.of("Who?"), [str(number) for number in range(10)])

@@ -79,7 +79,7 @@ def test_a_stopped_answer_keeps_what_was_said(worker: ModelWorker) -> None:
         if isinstance(event, Partial):
             ticket.stop()
         end = event
-    assert isinstance(end, Answered) and end.stopped
+    assert isinstance(end, Answered) and end.is_stopped
     for answer, full in zip(end.answers, whole, strict=True):
         assert 0 < answer.num_tokens < 60
         assert full.startswith(answer.text)
@@ -104,7 +104,7 @@ def test_a_tab_ends_only_its_own_question_and_a_closed_page_all_of_its_own(root:
     assert [ticket.is_stopped for ticket in (first, again, label, other)] == [True, False, False, False]
     app.stop("page", "compare")
     assert again.is_stopped and not label.is_stopped
-    app.forget("page")
+    app.close_session("page")
     assert label.is_stopped and not other.is_stopped
     app.stop("page", "label")  # nobody's any more
 
@@ -188,16 +188,16 @@ def test_those_who_wait_are_told_their_place(worker: ModelWorker, monkeypatch: p
     tickets = [worker.submit(ask("first", QUESTION)) for _ in range(3)]
     event = next(tickets[2].events())
     gate.set()
-    assert event.ahead == 2
+    assert event.num_ahead == 2
 
 
 def test_a_longer_conversation_than_the_context_loses_its_beginning_and_says_so(worker: ModelWorker) -> None:
     turns = tuple(Message("user" if n % 2 == 0 else "assistant", f"turn {n}: " + SAYING) for n in range(21))
     event = last(worker, Ask("first", (Column("sft", turns),), Settings(1.0, 10_000, 0)))
-    assert isinstance(event, Answered) and event.shortened
+    assert isinstance(event, Answered) and event.is_shortened
     assert event.answers[0].num_tokens <= 128  # half of the tiny model's 256
     short = last(worker, ask("first", QUESTION))
-    assert isinstance(short, Answered) and not short.shortened
+    assert isinstance(short, Answered) and not short.is_shortened
 
 
 def test_scores_come_in_the_order_of_the_responses(worker: ModelWorker, model: SharedModel) -> None:
@@ -212,7 +212,7 @@ def test_scores_come_in_the_order_of_the_responses(worker: ModelWorker, model: S
 def test_each_answer_of_the_playground_has_its_own_score(root: Path, worker: ModelWorker) -> None:
     with gr.Blocks():
         tab = PlaygroundTab(App(DemoConfig(root=str(root)), worker))
-    *_, (now, page) = tab._score(None, "first", QUESTION, "The keeper.", " ", "thank you the")
+    *_, (now, page) = tab._score_answers(None, "first", QUESTION, "The keeper.", " ", "thank you the")
     alone = {
         place: last(worker, Score("first", (Message("user", QUESTION),), (text,))).scores[0]
         for place, text in ((0, "The keeper."), (2, "thank you the"))
@@ -229,7 +229,7 @@ def test_stages_of_another_run_on_the_same_base_answer_beside_ones_own(
     save_run(model, root / "second")
     opened = last(worker, Open("first"))
     assert isinstance(opened, Opened)
-    assert (opened.columns, opened.others) == (STAGES, ("second:sft", "second:policy"))
+    assert (opened.columns, opened.other_columns) == (STAGES, ("second:sft", "second:policy"))
     answers = texts(last(worker, ask("first", QUESTION, stages=("policy", "second:policy", "second:sft"))))
     assert answers[0] == answers[1] != answers[2]  # the two policies are the same adapter
 
@@ -246,11 +246,11 @@ def test_only_the_last_used_runs_are_kept_in_memory(
     for _ in range(3):
         for name in names:
             runs.load(name)
-            assert runs.loaded(name) is not None
+            assert runs.find_loaded(name) is not None
             assert len(runs.model.roles) <= 1 + 2 * 3
             sizes.append(sum(parameter.numel() for parameter in runs.model.causal.parameters()))
     assert len(set(sizes[2:])) == 1
-    assert runs.loaded("first") is None and runs.loaded("c") is not None
+    assert runs.find_loaded("first") is None and runs.find_loaded("c") is not None
 
 
 def test_a_stage_made_again_is_loaded_again(root: Path, worker: ModelWorker, model: SharedModel) -> None:

@@ -83,12 +83,12 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
 
 def test_the_last_row_that_is_mine_is_taken_back(tmp_path: Path) -> None:
     file = RowFile(tmp_path / "rows.jsonl")
-    assert file.take_back(lambda row: True) is None
+    assert file.remove_last(lambda row: True) is None
     for number, who in enumerate("abab"):
         file.add({"who": who, "number": number})
-    assert file.take_back(lambda row: row["who"] == "a") == {"who": "a", "number": 2}
+    assert file.remove_last(lambda row: row["who"] == "a") == {"who": "a", "number": 2}
     assert [row["number"] for row in file.rows()] == [0, 1, 3]
-    assert file.take_back(lambda row: row["who"] == "c") is None
+    assert file.remove_last(lambda row: row["who"] == "c") is None
 
 
 def test_what_is_no_row_is_passed_over(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lora_rlhf_demo import chart
 from lora_rlhf_demo.tail import Tail
-from lora_rlhf_demo.watch import Watcher, spread, thinned
+from lora_rlhf_demo.watch import Watcher, pick_evenly, thin_points
 
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.runs.folder import StageFolder
@@ -87,7 +87,7 @@ def test_curves_of_several_runs_with_their_targets(tmp_path: Path) -> None:
     for step in (1, 2):
         first.log(step, {"rollout/kl": 0.5 * step, "rollout/score": float("nan")})
     second.log(1, {"rollout/kl": 3.0, "unknown": 1.0})
-    (figure,) = Watcher(tmp_path).figures(["first", "second"])
+    (figure,) = Watcher(tmp_path).read_figures(["first", "second"])
     assert figure.plot.metric == "rollout/kl"
     assert [(curve.run, curve.points, curve.target) for curve in figure.curves] == [
         ("first", [(1.0, 0.5), (2.0, 1.0)], 1.5),
@@ -114,19 +114,20 @@ def test_a_run_that_is_half_there_is_shown_as_far_as_it_is(tmp_path: Path) -> No
     (tmp_path / "first" / "sft" / "manifest.json").write_text("{")
     watcher = Watcher(tmp_path)
     states = {
-        state.stage: (state.state, state.step) for state in (watcher.version(["first"]) and watcher.states(["first"]))
+        state.stage: (state.state, state.step)
+        for state in (watcher.version(["first"]) and watcher.read_states(["first"]))
     }
     assert states["ppo"] == ("running", 7)
     assert "cannot be read" in states["sft"][0]
-    assert len(watcher.figures(["first"])) == 1
-    assert watcher.figures(["first", "../first", "gone"])[0].curves[0].run == "first"
+    assert len(watcher.read_figures(["first"])) == 1
+    assert watcher.read_figures(["first", "../first", "gone"])[0].curves[0].run == "first"
 
 
 def test_a_stage_that_wrote_nothing_for_long_is_said_to_be_quiet(tmp_path: Path) -> None:
     stage = begin(tmp_path)
     stage.log(1, {"rollout/kl": 0.5})
     os.utime(stage.path / "metrics.jsonl", (0, 0))
-    (state,) = Watcher(tmp_path).states(["first"])
+    (state,) = Watcher(tmp_path).read_states(["first"])
     assert "quiet" in state.state
 
 
@@ -135,7 +136,7 @@ def test_other_stages_have_their_own_curves(tmp_path: Path) -> None:
     folder.begin(BASE, {}, {})
     folder.log(1, {"sft/loss": 2.0})
     folder.log(1, {"sft/validation_loss": 3.0})
-    assert [f.plot.metric for f in Watcher(tmp_path).figures(["first"])] == ["sft/loss", "sft/validation_loss"]
+    assert [f.plot.metric for f in Watcher(tmp_path).read_figures(["first"])] == ["sft/loss", "sft/validation_loss"]
 
 
 def test_samples_of_one_prompt_stand_together(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_samples_of_one_prompt_stand_together(tmp_path: Path) -> None:
             stage.sample(step, [{"prompt": f"P{n}", "response": f"{run} {n} {step}"} for n in range(2)])
     watcher = Watcher(tmp_path)
     watcher.version(["first", "second"])
-    found = watcher.samples(["first", "second"])
+    found = watcher.read_samples(["first", "second"])
     assert [(sample.prompt, sample.run) for sample in found] == [
         ("P0", "first"), ("P0", "second"), ("P1", "first"), ("P1", "second"),
     ]  # fmt: skip
@@ -155,16 +156,16 @@ def test_samples_of_one_prompt_stand_together(tmp_path: Path) -> None:
 def test_thinning_keeps_every_spike_and_the_ends() -> None:
     points = [(float(x), 0.0) for x in range(10_000)]
     points[4321], points[0], points[-1] = (4321.0, 9.0), (0.0, 1.0), (9999.0, -1.0)
-    kept = thinned(points, 100)
+    kept = thin_points(points, 100)
     assert len(kept) <= 100
     assert {points[4321], points[0], points[-1]} <= set(kept)
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
-    assert thinned(points[:5], 100) == points[:5]
+    assert thin_points(points[:5], 100) == points[:5]
 
 
 def test_spread_keeps_the_first_and_the_last() -> None:
     items = [(step, "") for step in range(100)]
-    assert [step for step, _ in spread(items, 4)] == [0, 33, 66, 99]
+    assert [step for step, _ in pick_evenly(items, 4)] == [0, 33, 66, 99]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_spread_keeps_the_first_and_the_last() -> None:
     ],
 )
 def test_ticks_are_round_and_span_the_values(low: float, high: float, expected: list[float]) -> None:
-    assert chart.ticks(low, high) == pytest.approx(expected)
+    assert chart.round_ticks(low, high) == pytest.approx(expected)
 
 
 def test_nothing_of_a_file_becomes_markup(tmp_path: Path) -> None:
@@ -185,5 +186,5 @@ def test_nothing_of_a_file_becomes_markup(tmp_path: Path) -> None:
     stage.sample(1, [{"prompt": "<script>", "response": '<img src=x onerror="x">'}])
     watcher = Watcher(tmp_path)
     watcher.version(["first"])
-    html = chart.samples(watcher.samples(["first"]), with_names=True)
+    html = chart.samples_html(watcher.read_samples(["first"]), has_run_names=True)
     assert "<script" not in html and "<img" not in html and "&lt;img" in html

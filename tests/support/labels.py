@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_rlhf_demo.label import Label, Labelling
 from lora_rlhf_demo.rows import RowFile
-from lora_rlhf_demo.tasks import Task, task_of
+from lora_rlhf_demo.tasks import Task, make_task
 
 from lora_rlhf.data.schema import Prompt
 
@@ -14,7 +14,7 @@ WORDS = "night boat note bread river baker question students sailors ships".spli
 
 def some_tasks(count: int = 5, responses: int = 3) -> list[Task]:
     return [
-        task_of(
+        make_task(
             Prompt.of(f"Where is the {WORDS[number % 10]} {number}?"),
             [f"{place}: {number}" for place in range(responses)],
         )
@@ -31,7 +31,7 @@ def save_all(path: str, labeler: str, count: int) -> None:
     """Labels everything, and notes each task once it is saved."""
     labelling = Labelling(some_tasks(count), RowFile(Path(path)))
     with open(f"{path}.{labeler}", "a") as noted:
-        while (task := labelling.next(labeler)) is not None:
+        while (task := labelling.next_task(labeler)) is not None:
             labelling.save(labeler, task, plain(task), 0.1)
             noted.write(f"{task.id}\n")
             noted.flush()
