@@ -35,10 +35,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture
 def shared_model(tiny_model: Callable[[str], Path]) -> Callable[..., SharedModel]:
-    """shared_model(architecture, quantization, dropout) -> every role there, with adapters that all differ."""
+    """shared_model(architecture, quantization, dropout, dtype) -> every role there, with adapters that all differ."""
 
-    def make(name: str = "llama", quantization: str = "nf4", dropout: float = 0.0) -> SharedModel:
-        model = SharedModel(load_base(BaseSpec(str(tiny_model(name)), quantization), "cpu"))
+    def make(name: str = "llama", quantization: str = "nf4", dropout: float = 0.0, dtype: str = "auto") -> SharedModel:
+        model = SharedModel(load_base(BaseSpec(str(tiny_model(name)), quantization, dtype), "cpu"))
         torch.manual_seed(0)
         for number, role in enumerate(("sft", "reward", "policy", "value")):
             model.add_role(role, LoraSettings(rank=4, alpha=8, dropout=dropout), head=role in ("reward", "value"))

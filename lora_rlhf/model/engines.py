@@ -6,6 +6,7 @@ import time
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -13,6 +14,8 @@ from lora_rlhf.model.base import load_config
 from lora_rlhf.model.decode_step import Slots, Step
 from lora_rlhf.model.drawing import Drawing, RowRoles
 from lora_rlhf.model.generate import Engine, generate_seeded
+from lora_rlhf.model.heads import lm_logits
+from lora_rlhf.model.precision import largest_difference, rounding
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
 
@@ -24,11 +27,10 @@ TIMED_TOKENS = 24  # of each response that both engines draw to be timed
 # The static engine is taken unless the plain one is this much faster: no slot is refilled while they are timed.
 MARGIN = 1.05
 PROBE_LENGTHS = (13, 7, 2)  # of the texts that are read with a static cache and without one
-# How far log-probabilities may be apart, in nats. Rounding makes less than 1e-4 in float32; a row that sees its
-# neighbour's tokens, or not all of its own, is off by 1 and more.
-EXACT = 1e-3
 LIKELY = 10  # next tokens of each text that are compared: rounding in 16 bits moves the rare ones far
-ROUNDED = 0.5  # in 16 bits, and in int8, which rounds like them
+# A model with huge activations rounds more than others. It may be off by twice what two shapes of a batch without a
+# cache are apart, but by less than a row is that sees its neighbour's tokens, or not all of its own: 1 and more.
+MORE_THAN_SHAPES, WRONG = 2, 1.0
 
 
 def static_fault(config: PreTrainedConfig, context: int) -> str | None:
@@ -122,16 +124,19 @@ def tokens_per_second(
 def _disagreement(model: SharedModel) -> str | None:
     """How the model's log-probabilities from a static cache are wrong; None where they are those without a cache."""
     with model.role(BASE):
-        gap = _largest_gap(model)
-    rounded = model.causal.dtype != torch.float32 or model.base.spec.quantization == "int8"
-    if gap <= (ROUNDED if rounded else EXACT):
+        gap, between_shapes = _largest_gaps(model)
+    if gap <= min(max(rounding(model).few_tokens, MORE_THAN_SHAPES * between_shapes), WRONG):
         return None
     return f"it computes something else from a static cache: a log-probability is off by {gap:.2g}"
 
 
 @torch.no_grad()
-def _largest_gap(model: SharedModel) -> float:
-    """In nats, over the likely next tokens of a few texts of unlike lengths. All but their last token is cached."""
+def _largest_gaps(model: SharedModel) -> tuple[float, float]:
+    """In nats, over the likely next tokens of a few texts of unlike lengths, all but their last token cached.
+
+    The first gap is between the cached texts and each text by itself without a cache; the second between all texts in
+    one batch and each by itself, without a cache: so much is rounding.
+    """
     generator, device, count = torch.Generator().manual_seed(0), model.device, len(PROBE_LENGTHS)
     width, lengths = max(PROBE_LENGTHS), torch.tensor(PROBE_LENGTHS, device=device)
     ids = torch.randint(model.config.vocab_size, (count, width), generator=generator).to(device)
@@ -148,6 +153,14 @@ def _largest_gap(model: SharedModel) -> float:
     step = Step(model, slots, Drawing(1, 1.0, []), RowRoles([0] * count))
     static = step.logits(count, width).log_softmax(-1)
     texts = [row[:length] for row, length in zip(ids, PROBE_LENGTHS, strict=True)]
-    logits = torch.stack([model.causal(input_ids=text[None], use_cache=False).logits[0, -1] for text in texts])
-    expected, likely = logits.float().log_softmax(-1).topk(LIKELY)
-    return float((static.gather(1, likely) - expected).abs().nan_to_num(nan=torch.inf).max())
+    alone = torch.stack([_logits(model, text[None])[0, -1] for text in texts])
+    expected, likely = alone.log_softmax(-1).topk(LIKELY)
+    batched = _logits(model, ids)[rows, lengths - 1].log_softmax(-1)  # right-padded, which no earlier token sees
+    return largest_difference(static.gather(1, likely), expected), largest_difference(
+        batched.gather(1, likely), expected
+    )
+
+
+def _logits(model: SharedModel, ids: Tensor) -> Tensor:
+    """ids (B, T) -> float32 logits (B, T, V), without a cache."""
+    return lm_logits(model.causal, model.backbone(input_ids=ids, use_cache=False).last_hidden_state)

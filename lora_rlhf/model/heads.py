@@ -1,23 +1,33 @@
 """The heads on the backbone's hidden states: the language model's own logits, and the scalar score head."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from lora_rlhf.system.errors import UserError
 
+# Weights of the LM head that exist in float32 at a time on a CPU, which has no 16-bit product with a float32 result.
+SLICE = 2**22
 SCORE = "score"  # the name that transformers' sequence classifiers use, so that saved reward adapters load there too
 
 
 def lm_logits(causal: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The model's own logits: hidden (..., H) -> (..., V), in the compute dtype.
+    """The model's own logits: hidden (..., H) -> (..., V), float32 for a base in 16 bits too.
 
-    Includes what some families do after the LM head: Cohere multiplies by `logit_scale`, Granite divides by
-    `logits_scaling`, Gemma 2 and 3 cap the logits at `final_logit_softcapping`.
+    A logit of 16 to 32 in bfloat16 is a multiple of 0.125: most of the noise of a 16-bit model's log-probabilities
+    would come from here. Includes what some families do after the LM head: Cohere multiplies by `logit_scale`, Granite
+    divides by `logits_scaling`, Gemma 2 and 3 cap the logits at `final_logit_softcapping`.
     """
-    logits = causal.get_output_embeddings()(hidden)
+    head = causal.get_output_embeddings()
+    if type(head) is nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16):
+        logits: Tensor = _WideProduct.apply(hidden, head.weight)
+        logits = logits if head.bias is None else logits + head.bias
+    else:
+        logits = head(hidden)
     config = causal.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
@@ -26,6 +36,31 @@ def lm_logits(causal: PreTrainedModel, hidden: Tensor) -> Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+class _WideProduct(torch.autograd.Function):
+    """hidden (..., H) times the transpose of a frozen 16-bit weight (V, H), in float32: (..., V)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight, ctx.dtype = weight, hidden.dtype
+        rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
+        return _wide_product(rows, weight).view(*hidden.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient.to(ctx.weight.dtype) @ ctx.weight).to(ctx.dtype), None
+
+
+def _wide_product(rows: Tensor, weight: Tensor) -> Tensor:
+    if rows.device.type == "cuda":
+        return torch.mm(rows, weight.T, out_dtype=torch.float32)
+    step, rows = max(1, SLICE // weight.shape[1]), rows.float()
+    product = rows.new_empty((rows.shape[0], weight.shape[0]))
+    for start in range(0, weight.shape[0], step):
+        torch.mm(rows, weight[start : start + step].float().T, out=product[:, start : start + step])
+    return product
 
 
 @torch.no_grad()
@@ -39,7 +74,8 @@ def check_logits(causal: PreTrainedModel) -> None:
     finally:
         hook.remove()
     logits = lm_logits(causal, hidden[0]).float()
-    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+    rounding = 1e-3 if causal.dtype == torch.float32 else 1e-2  # the model's own logits are rounded to 16 bits
+    if not torch.allclose(logits, expected, rtol=rounding, atol=rounding * expected.abs().max().item()):
         raise UserError(
             f"{type(causal).__name__} turns hidden states into logits in a way that is not known here (largest "
             f"difference {(logits - expected).abs().max().item():.3g}); log-probabilities would be wrong. Use another "

@@ -3,15 +3,11 @@
 import torch
 from torch import Tensor
 
+from lora_rlhf.model.precision import rounding
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
 
 LENGTHS = (13, 7, 24, 2)  # of the probe's documents: all different, and none a multiple of a kernel's block
-EXACT = 1e-3  # nats, in float32: rounding made less than 1e-4, in 8 layers of large random weights too
-# In 16 bits, and in int8, which rounds like them whatever the compute dtype: a row of another length is rounded
-# otherwise. That made up to 0.15 in the tiny world's base and up to 0.35 in 8 layers of large random weights;
-# documents that saw each other (short convolutions, linear attention, ALiBi) made 1.4 and more.
-ROUNDED = 0.5
 
 
 @torch.no_grad()
@@ -37,8 +33,7 @@ def packing_leak(model: SharedModel) -> float:
 
 def require_no_leak(model: SharedModel) -> None:
     """UserError where a packed document would see the document before it."""
-    rounded = model.causal.dtype != torch.float32 or model.base.spec.quantization == "int8"
-    leak, tolerance = packing_leak(model), ROUNDED if rounded else EXACT
+    leak, tolerance = packing_leak(model), rounding(model).few_tokens
     if leak > tolerance:
         raise UserError(
             f"base model {model.base.spec.name!r}: {type(model.causal).__name__} does not keep packed documents apart: "

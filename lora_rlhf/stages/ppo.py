@@ -2,12 +2,13 @@
 
 `PPO` reads from top to bottom, and each of its equations is a function of `algo/`. Beside this page stand `sampler.py`
 (responses), `scorer.py` (what a response is worth), `trainer.py` (optimizer steps, checkpoints), `ppo_setup.py`
-(parents, roles, data, guards) and `ppo_loop.py` (resume, records, samples over time).
+(parents, roles, data), `ppo_checks.py` (whether the first update starts from the rollout's policy) and `ppo_loop.py`
+(resume, records, samples over time).
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,8 +31,9 @@ from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.ppo_checks import check_first_update, check_rollout
 from lora_rlhf.stages.ppo_loop import PPOLoop
-from lora_rlhf.stages.ppo_setup import check_first_step, finish, set_up, warn_of_useless_rollout
+from lora_rlhf.stages.ppo_setup import finish, set_up, warn_of_useless_rollout
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.scorer import ResponseScorer
 from lora_rlhf.stages.session import warmup
@@ -70,6 +72,7 @@ class Rollout:
     finished (B,) is True where the response ended by itself. raw_scores (B,) are the scorer's; scores (B,) hold the
     fixed score where a response did not end. old_logprobs, ref_logprobs, entropy and values (B, R) are 0 where masked;
     values are None without a value role. Scores and values are in units of the demonstrations' standard deviation.
+    `scored_together` is the size of the micro-batches that gave the log-probabilities.
     """
 
     sequences: Sequences
@@ -80,6 +83,7 @@ class Rollout:
     ref_logprobs: Tensor
     entropy: Tensor
     values: Tensor | None
+    scored_together: int
 
     @property
     def mask(self) -> Tensor:
@@ -155,6 +159,8 @@ class PPO:
             self.responses = self.act(prompts, self.generator)
         with self._timed("score_s"):
             self.rollout = self.judge(prompts, self.responses)
+        if self.done == 0:
+            check_rollout(self.model, self.rollout, config.temperature, reference_is_policy=config.reference == "sft")
         metrics = self.rollout.metrics()
         kl = metrics["rollout/kl"]
         if config.max_kl is None or kl <= config.max_kl:
@@ -167,20 +173,19 @@ class PPO:
         return metrics
 
     def _reward_and_learn(self, rollout: Rollout) -> Metrics:
-        """Computes the targets, sets the learning rates, takes the optimizer steps, and checks the first."""
+        """Computes the targets, sets the learning rates, and takes the optimizer steps."""
         with self._timed("update_s"):
             targets = self.reward(rollout, self.kl.coef)
             warn_of_useless_rollout(self.config, rollout, targets, self.done + 1)
             for optimizer in self.optimizers.values():
                 optimizer.set_learning_rate(warmup(self.done, self.config.warmup_iterations))
-            metrics, too_far = self.learn(rollout, targets)
+            metrics, too_far = self.learn(rollout, targets, from_start=self.done == 0)
         if too_far:
             limit = self.config.max_ratio
             self._count_unlearned(f"the probability ratio of a minibatch has a mean above max_ratio {limit}")
         else:
             self.unlearned = 0
         if self.done == 0 and metrics["ppo/updates"]:
-            check_first_step(self.config, self.model, rollout, metrics["ppo/ratio_deviation"])
             for role, optimizer in self.optimizers.items():
                 if role != "policy" or targets.has_advantages:
                     optimizer.require_moved()
@@ -211,38 +216,50 @@ class PPO:
         questions = [repeated[row].prompt.messages[-1].content for row in rows]
         answers = [decode_response(tokenizer, responses[row].ids).strip() for row in rows]
 
-        def policy(part: Sequences) -> Tensor:
-            return torch.stack(response_logprobs(model, part, config.temperature), dim=-1)
-
-        def reference(part: Sequences) -> Tensor:
-            return response_logprobs(model, part, config.temperature, entropy=False)[0]
-
         judged = {"score": self.scorer.scores(model, share, questions, answers, self.batch)}
-        judged["reference log-probability"] = self._forward_in_batches("reference", reference, share)
-        judged["log-probability"] = self._forward_in_batches("policy", policy, share)
+        logprobs = self.batch.run(lambda size: self._score_by_policy_and_reference(share, size), "scoring")
+        judged["reference log-probability"], judged["log-probability"], scored_together = logprobs
         if config.has_value_role:
-            judged["value"] = self._forward_in_batches("value", lambda part: response_values(model, part), share)
+            with model.role("value"):
+                judged["value"] = self.batch.run(
+                    lambda size: in_micro_batches(lambda part: response_values(model, part), share, size), "scoring"
+                )
         for name in judged:
             judged[name] = workers.gather_rows(judged[name])
             if not bool(judged[name].isfinite().all()):
                 raise NotFinite(name)
         finished = torch.tensor([response.finished for response in responses], device=model.device)
         # contiguous: PyTorch sums a strided view in another order
-        logprobs, entropy = judged["log-probability"].movedim(-1, 0).contiguous()
+        old_logprobs, entropy = judged["log-probability"].movedim(-1, 0).contiguous()
         return Rollout(
             sequences=sequences,
             finished=finished,
             raw_scores=judged["score"],
             scores=apply_missing_eos(judged["score"], finished, self.scorer.missing_eos_score),
-            old_logprobs=logprobs,
+            old_logprobs=old_logprobs,
             ref_logprobs=judged["reference log-probability"],
             entropy=entropy,
             values=judged.get("value"),
+            scored_together=scored_together,
         )
 
-    def _forward_in_batches(self, role: str, forward: Callable[[Sequences], Tensor], sequences: Sequences) -> Tensor:
-        with self.model.role(role):
-            return self.batch.run(lambda size: in_micro_batches(forward, sequences, size), "scoring")
+    def _score_by_policy_and_reference(self, sequences: Sequences, size: int) -> tuple[Tensor, Tensor, int]:
+        """The reference's log-probs (B, R), the policy's with the entropy (B, R, 2), and the size.
+
+        Both in the same micro-batches: another grouping rounds otherwise in 16 bits, which would look like KL.
+        """
+        model, temperature = self.model, self.config.temperature
+
+        def policy(part: Sequences) -> Tensor:
+            return torch.stack(response_logprobs(model, part, temperature), dim=-1)
+
+        def reference(part: Sequences) -> Tensor:
+            return response_logprobs(model, part, temperature, entropy=False)[0]
+
+        with model.role("reference"):
+            reference_logprobs = in_micro_batches(reference, sequences, size)
+        with model.role("policy"):
+            return reference_logprobs, in_micro_batches(policy, sequences, size), size
 
     # 3 Reward
 
@@ -266,8 +283,10 @@ class PPO:
 
     # 4 Learn
 
-    def learn(self, rollout: Rollout, targets: Targets) -> tuple[Metrics, bool]:
+    def learn(self, rollout: Rollout, targets: Targets, from_start: bool = False) -> tuple[Metrics, bool]:
         """`num_epochs` passes over the rollout in minibatches; returns mean metrics, and whether it went too far.
+
+        `from_start`: the policy has not learned yet, so the first step must find the rollout's own log-probabilities.
 
         It ends early when the policy has moved further from the rollout's than `stop_at_approx_kl`, in nats per token,
         or, without that step, when a minibatch's mean probability ratio is above `max_ratio`: then it went too far.
@@ -275,7 +294,7 @@ class PPO:
         limit, steps, too_far = self.config.stop_at_approx_kl, list[Metrics](), False
         for rows in self._draw_minibatches(len(rollout.sequences)):
             try:
-                metrics = self._policy_step(rollout, targets, rows)
+                metrics = self._policy_step(rollout, targets, rows, must_start_at_1=from_start and not steps)
             except PolicyTooFar:
                 too_far = True
                 break
@@ -285,8 +304,8 @@ class PPO:
             if limit is not None and metrics["ppo/approx_kl"] > limit:
                 break
         means = {key: sum(step[key] for step in steps) / len(steps) for key in (steps[0] if steps else {})}
-        if steps:
-            means["ppo/ratio_deviation"] = steps[0]["ppo/ratio_deviation"]  # of the first step, where it should be 0
+        if steps:  # of the first step, where both should be 0
+            means |= {name: steps[0][name] for name in ("ppo/ratio_deviation", "ppo/ratio_gap")}
         means["ppo/updates"] = float(len(steps))
         if targets.returns is not None and rollout.values is not None:
             means["ppo/explained_variance"] = float(explained_variance(rollout.values, targets.returns, rollout.mask))
@@ -300,7 +319,7 @@ class PPO:
             minibatches += [order[start : start + size] for start in range(0, num_responses, size)]
         return minibatches
 
-    def _policy_step(self, rollout: Rollout, targets: Targets, rows: list[int]) -> Metrics:
+    def _policy_step(self, rollout: Rollout, targets: Targets, rows: list[int], must_start_at_1: bool) -> Metrics:
         blocks = None
         if self.text is not None:
             blocks = torch.stack([next(self.text) for _ in range(self.config.ptx_batch_size)]).to(self.model.device)
@@ -312,6 +331,8 @@ class PPO:
             return totals
 
         def inspect(totals: Metrics) -> None:
+            if must_start_at_1:
+                check_first_update(self.model, totals["ppo/ratio_gap"])
             if self.config.max_ratio is not None and totals["ppo/ratio"] > self.config.max_ratio:
                 raise PolicyTooFar
 
@@ -348,6 +369,7 @@ class PPO:
             totals["ppo/approx_kl"] += loss.approx_kl.double()
             totals["ppo/entropy"] += masked_mean(entropy, mask, num_tokens).double()
             totals["ppo/ratio"] += masked_mean(log_ratio.exp(), mask, num_tokens).double()
+            totals["ppo/ratio_gap"] += masked_mean(log_ratio.abs(), mask, num_tokens).double()
         if blocks is not None:
             totals["ppo/ptx_loss"] = self._accumulate_ptx_gradient(blocks, size)
         return _to_floats(totals), float(deviation)
@@ -399,7 +421,8 @@ class PPO:
         sequences = Sequences(prompts, prompt_mask, responses, response_mask)
         zeros = torch.zeros(responses.shape, device=device)
         values = zeros if config.has_value_role else None
-        rollout = Rollout(sequences, response_mask[:, 0], zeros[:, 0], zeros[:, 0], zeros, zeros, zeros, values)
+        ended = response_mask[:, 0]
+        rollout = Rollout(sequences, ended, zeros[:, 0], zeros[:, 0], zeros, zeros, zeros, values, self.batch.size)
         targets, rows = Targets(zeros, values), list(range(count))
         blocks = None
         if self.text is not None:

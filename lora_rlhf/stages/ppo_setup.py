@@ -1,4 +1,4 @@
-"""Before and after PPO's iterations: parents, roles, data; checks of the first step; saving the adapters."""
+"""Before and after PPO's iterations: parents, roles, data, warnings; saving the adapters."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,6 @@ from lora_rlhf.system.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from lora_rlhf.stages.ppo import Rollout, Targets
-
-# Largest difference of log-probabilities that is still "the same policy" before the first update. On a CPU only the
-# order of summation differs; on a GPU passes with and without gradients run different 4-bit kernels in 16 bits.
-TOLERANCE = {"cpu": 1e-4, "cuda": 0.25}
 
 
 @dataclass(frozen=True)
@@ -117,20 +113,6 @@ def warn_of_useless_rollout(config: PPOConfig, rollout: "Rollout", targets: "Tar
                 f"iteration {iteration}: a response that never ends gets {fixed:.3g}, one that ends {ended:.3g} on "
                 "average: never ending pays; lower missing_eos_score"
             )
-
-
-def check_first_step(config: PPOConfig, model: SharedModel, rollout: "Rollout", ratio_deviation: float) -> None:
-    """Checks what must hold before the first update and after its first step. RuntimeError for a broken set-up.
-
-    `ratio_deviation` is the largest distance, in nats, of the first step's log-probabilities from the rollout's.
-    """
-    tolerance = TOLERANCE.get(model.device.type, TOLERANCE["cuda"])
-    if config.reference == "sft":
-        drift = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
-        if drift > tolerance:
-            raise RuntimeError(f"policy and reference differ by {drift:.2g} nats before the first update")
-    if ratio_deviation > tolerance:
-        raise RuntimeError(f"the first update sees log-probabilities {ratio_deviation:.2g} nats off the rollout's")
 
 
 def _save_adapters(model: SharedModel, folder: StageFolder) -> None:

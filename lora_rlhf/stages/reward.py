@@ -73,7 +73,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         offset, sd = calibrate(config, model, examples, micro_batch)
         workers.from_main(lambda: model.save_role("reward", folder.path / ADAPTER))
         scores = score_rankings(model, validation, micro_batch)
-        require_same_after_reload(model, folder, validation, scores, micro_batch)
+        require_same_after_reload(model, folder, validation, micro_batch)
         results = folder.finish(
             {
                 "prompts": len(training),

@@ -50,6 +50,17 @@ def test_quantizations(tiny_model: Tiny, architecture: str, quantization: str, k
         assert {module.compute_dtype for module in linears} == {torch.float32}
 
 
+def test_int8_computes_the_same_in_train_and_eval_mode(tiny_model: Tiny) -> None:
+    """With the weight that 8 bits hold, and inputs as they are."""
+    layer = load(tiny_model("llama"), quantization="int8").model.model.layers[0].mlp.up_proj
+    inputs = torch.randn((3, 64), generator=torch.Generator().manual_seed(0))
+    outputs = [layer.train(training)(inputs) for training in (True, False)]
+    weight = layer.state.CB.double() * layer.state.SCB.double()[:, None] / 127
+    for output in outputs:
+        torch.testing.assert_close(output.double(), inputs.double() @ weight.T, rtol=1e-5, atol=1e-5)
+    assert layer.training is False
+
+
 def test_nf4_weights_are_near_the_originals(tiny_model: Tiny) -> None:
     """Half-width of the widest nf4 step is 0.15 of a block's largest weight (QLoRA, appendix E)."""
     quantized, exact = load(tiny_model("llama")), load(tiny_model("llama"), quantization="none")

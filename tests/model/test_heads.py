@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
+from lora_rlhf.model import heads
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.heads import check_logits, init_score, lm_logits
 from lora_rlhf.system.errors import UserError
@@ -35,6 +36,25 @@ def assert_own_logits(causal: PreTrainedModel) -> None:
 
 def test_logits_are_the_models_own(tiny_model: Callable[[str], Path], architecture: str) -> None:
     assert_own_logits(load_base(BaseSpec(str(tiny_model(architecture))), "cpu").model)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_logits_of_16_bits_are_in_float32(
+    tiny_model: Callable[[str], Path], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The products of the 16-bit numbers themselves, and as gradient the head's transpose."""
+    monkeypatch.setattr(heads, "SLICE", 64 * 100)  # three full slices of the vocabulary, and a rest
+    causal = load_base(BaseSpec(str(tiny_model("llama")), "none", dtype), "cpu").model
+    weight = causal.get_output_embeddings().weight
+    hidden = torch.randn((2, 3, 64), generator=torch.Generator().manual_seed(0)).to(weight.dtype).requires_grad_()
+    logits = lm_logits(causal, hidden)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), hidden.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
+    gradient = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    logits.backward(gradient)
+    expected = gradient.double() @ weight.double()
+    torch.testing.assert_close(hidden.grad.double(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+    check_logits(causal)
 
 
 def test_scaled_heads() -> None:

@@ -19,7 +19,7 @@ from lora_rlhf.data.encode import EncodedRanking
 from lora_rlhf.data.schema import Prompt, split_of
 from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages import reward, sft
+from lora_rlhf.stages import reward, reward_scores, sft
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_report import held_out_report
 from lora_rlhf.stages.trainer import RoleOptimizer
@@ -415,3 +415,34 @@ def test_demonstrations_are_read_as_the_sft_stage_read_them(
     settings = config(sft=str(tmp_path / "run" / "sft"))
     reward.train(settings)
     assert manifest(settings.run, "reward")["status"] == "finished"
+
+
+def test_a_head_that_is_lost_on_disk_is_found(
+    config: Callable[..., RewardConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reward_scores.read_adapter
+
+    def lossy(folder: Path) -> Any:
+        settings, state = read(folder)
+        return settings, {name: value * 0.5 if "score" in name else value for name, value in state.items()}
+
+    monkeypatch.setattr(reward_scores, "read_adapter", lossy)
+    with pytest.raises(RuntimeError, match="the saved reward model scores differently"):
+        reward.train(config())
+
+
+def test_less_memory_at_the_reload_is_no_lost_head(
+    config: Callable[..., RewardConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 16 bits the scores hang on how many responses are scored together."""
+    score, sizes = reward_scores.score_rankings, list[int]()
+
+    def rounded(model: SharedModel, rankings: Any, batch: AutoBatch) -> list[Tensor]:
+        sizes.append(batch.size)
+        if len(sizes) == 2:  # before the reload, after it: memory ran out
+            batch.size //= 2
+        return [scores + batch.size * 1e-3 for scores in score(model, rankings, batch)]
+
+    monkeypatch.setattr(reward_scores, "score_rankings", rounded)
+    reward.train(config())
+    assert sizes == [8, 8, 4, 4]
