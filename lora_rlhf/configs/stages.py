@@ -38,6 +38,8 @@ class SFTConfig(TrainingConfig):
     """Share of prompts held out, by hash of the prompt; the best epoch is chosen on them."""
     every_turn: bool = False
     """Train on every answer of a conversation, not only on its last one."""
+    train_empty_thoughts: bool = False
+    """Also learn the empty thought that some templates write before an answer. A model that thinks may unlearn it."""
     packing: bool = False
     """Concatenate the demonstrations of a forward pass instead of padding them: the same gradient, less work."""
     select_by: Literal["auto", "loss", "reward"] = "auto"

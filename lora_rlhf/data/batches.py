@@ -34,9 +34,10 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, at_left: bool) -> tupl
 def sft_batch(examples: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor]:
     """One example a row, padded on the right: `input_ids`, `attention_mask` and `labels`, (B, T) int64 each.
 
-    `labels` are the response's own ids in place (the model shifts them), and IGNORED on the prompt and the padding.
+    `labels` are the response's own ids in place (the model shifts them), and IGNORED on what stands before it and
+    on the padding.
     """
-    input_ids, mask = pad_right([[*example.prompt_ids, *example.response_ids] for example in examples], pad_id)
+    input_ids, mask = pad_right([[*example.context_ids, *example.response_ids] for example in examples], pad_id)
     labels, _ = pad_right([_labels(example) for example in examples], IGNORED)
     return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": labels}
 
@@ -52,7 +53,7 @@ def packed_sft_batch(examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
     positions: list[int] = []
     for example in examples:
         labels += [IGNORED, *_labels(example)[1:]]
-        ids += [*example.prompt_ids, *example.response_ids]
+        ids += [*example.context_ids, *example.response_ids]
         positions += range(len(ids) - len(positions))
     return {
         name: torch.tensor([row], dtype=torch.int64)
@@ -61,7 +62,7 @@ def packed_sft_batch(examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
 
 
 def _labels(example: EncodedExample) -> list[int]:
-    return [IGNORED] * len(example.prompt_ids) + example.response_ids
+    return [IGNORED] * len(example.context_ids) + example.response_ids
 
 
 def ranking_batch(rankings: Sequence[EncodedRanking], pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

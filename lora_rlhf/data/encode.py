@@ -1,12 +1,19 @@
 """Records to token ids within length limits. Prompts are truncated from the left; responses are refused or cut."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from lora_rlhf.data.markup import num_common
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
-from lora_rlhf.data.template import encode_text, render_prompt, render_response_after, stop_ids
+from lora_rlhf.data.template import (
+    encode_text,
+    render_demonstration,
+    render_prompt,
+    render_response_after,
+    stop_ids,
+)
 from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,10 +42,19 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """A demonstration's ids; `response_ids` end in the stop token, unless the response was cut."""
+    """A demonstration's ids; `response_ids` end in the stop token, unless the response was cut.
+
+    context_ids: what the response stands behind. It is the prompt, and the empty thought that some templates write
+    before an answer (`render_demonstration`): that is read, and not learned.
+    """
 
     prompt_ids: list[int]
     response_ids: list[int]
+    context_ids: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.context_ids:
+            object.__setattr__(self, "context_ids", self.prompt_ids)
 
 
 @dataclass(frozen=True)
@@ -98,38 +114,48 @@ def _truncated(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int)
     return ids
 
 
-def _encode_response(
-    tokenizer: "PreTrainedTokenizerBase",
-    prompt: Prompt,
-    prompt_ids: list[int],
-    response: str,
-    limits: Limits,
-    refused: RefusedRows,
-) -> list[int]:
-    ids = render_response_after(tokenizer, prompt, prompt_ids, response)
-    if len(ids) <= limits.max_response_tokens:
-        return ids
-    if limits.long_responses == "cut":
+def _within_limit(response_ids: list[int], limit: int, limits: Limits, refused: RefusedRows) -> list[int]:
+    """The response, cut at `limit` where `limits` want that. BadRow where they do not."""
+    if len(response_ids) <= limit:
+        return response_ids
+    if limits.long_responses == "cut" and limit > 0:
         refused.cut_responses += 1
-        return ids[: limits.max_response_tokens]
+        return response_ids[:limit]
     reason = f"the response has more than max_response_tokens={limits.max_response_tokens} tokens"
-    raise BadRow(reason, f"has {len(ids)}")
+    raise BadRow(reason, f"has {len(response_ids) + limits.max_response_tokens - limit}")
 
 
 def encode_demonstration(
-    tokenizer: "PreTrainedTokenizerBase", demonstration: Demonstration, limits: Limits, refused: RefusedRows
+    tokenizer: "PreTrainedTokenizerBase",
+    demonstration: Demonstration,
+    limits: Limits,
+    refused: RefusedRows,
+    learns_empty_thoughts: bool = False,
 ) -> EncodedExample | None:
-    """The demonstration's ids; None if it was refused (counted in `refused`, as are truncated prompts and cuts)."""
+    """The demonstration's ids; None if it was refused (counted in `refused`, as are truncated prompts and cuts).
+
+    learns_empty_thoughts: the empty thought that a template writes before an answer is a part of the response.
+    """
     prompt = demonstration.prompt
+    context_ids: list[int] = []
     try:
         ids = render_prompt(tokenizer, prompt)
         limited = _limited(tokenizer, prompt, ids, limits.max_prompt_tokens)
-        response_ids = _encode_response(tokenizer, prompt, ids, demonstration.response, limits, refused)
+        if learns_empty_thoughts:
+            response_ids = render_response_after(tokenizer, prompt, ids, demonstration.response)
+        else:
+            context_ids, response_ids = render_demonstration(tokenizer, prompt, ids, demonstration.response)
+        num_kept = num_common(ids, context_ids)  # the end of the prompt may be written otherwise
+        supplied = context_ids[num_kept:]
+        room = limits.max_response_tokens - len(supplied)
+        response_ids = _within_limit(response_ids, room, limits, refused)
     except BadRow as fault:
         refused.add(prompt.origin, fault)
         return None
     refused.truncated_prompts += limited is not ids
-    return EncodedExample(limited, response_ids)
+    if not supplied:
+        return EncodedExample(limited, response_ids)
+    return EncodedExample(limited, response_ids, [*limited[: len(limited) - (len(ids) - num_kept)], *supplied])
 
 
 def encode_ranking(
@@ -147,7 +173,8 @@ def encode_ranking(
     ranks: list[int] = []
     for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
         try:
-            response_ids.append(_encode_response(tokenizer, prompt, ids, response, limits, refused))
+            rendered = render_response_after(tokenizer, prompt, ids, response)
+            response_ids.append(_within_limit(rendered, limits.max_response_tokens, limits, refused))
             ranks.append(rank)
         except BadRow as fault:
             refused.add(prompt.origin, fault)

@@ -86,11 +86,16 @@ class Spool(Sequence[T]):
 def spool_examples(folder: Path | None = None) -> Spool[EncodedExample]:
     """An empty spool of encoded demonstrations."""
     return Spool(
-        lambda example: [example.prompt_ids, example.response_ids],
+        _dump_example,
         lambda row: EncodedExample(*row),
         folder,
-        lambda example: len(example.prompt_ids) + len(example.response_ids),
+        lambda example: len(example.context_ids) + len(example.response_ids),
     )
+
+
+def _dump_example(example: EncodedExample) -> list[list[int]]:
+    ids = [example.prompt_ids, example.response_ids]
+    return ids if example.context_ids is example.prompt_ids else [*ids, example.context_ids]
 
 
 def spool_rankings(folder: Path | None = None) -> Spool[EncodedRanking]:

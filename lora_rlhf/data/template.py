@@ -2,16 +2,17 @@
 
 A prompt is rendered up to the point where the assistant speaks; a response is exactly the tokens that the assistant's
 turn adds, up to and including the token that ends it. Text that looks like a control token ("</s>" typed by a user)
-stays text.
+stays text. In an assistant's message the tokens of its own format (<think>, <tool_call>) are control tokens.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import TemplateError
-
+from lora_rlhf.data.markup import QUESTION, Markup, chat_text, content_of, find_markup, mark, num_common, text_patterns
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.data.thoughts import OPEN, split_thought, with_thought
 from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,20 +33,6 @@ DEFAULT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
-
-PROBE = "Probe7Answer"  # one word that no template contains
-
-
-class Turn(NamedTuple):
-    """What a template puts around the assistant's answer: `before` and `after` as text, and the token that ends it.
-
-    `opening`: the part of `before` that is left in an answer decoded without special tokens.
-    """
-
-    before: str
-    opening: str
-    after: str
-    end_id: int
 
 
 class GenerationPrompt(NamedTuple):
@@ -103,11 +90,15 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The ids at which generation stops: the token that ends the template's assistant turn, and EOS if it differs."""
-    return list(dict.fromkeys([_turn(tokenizer).end_id, tokenizer.eos_token_id]))
+    return list(dict.fromkeys([_markup(tokenizer).end_id, tokenizer.eos_token_id]))
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The ids of plain text: nothing added, and control tokens spelled in it stay ordinary text."""
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    control, not_special = text_patterns(tokenizer, template)
+    if not_special.search(text):
+        return _ids(tokenizer, mark(text, control))
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     return list(encoded["input_ids"])
 
@@ -115,14 +106,15 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     """The ids of the conversation up to where the assistant's answer begins; BOS at most once.
 
-    Raises BadRow (a UserError) if the template refuses the conversation, e.g. for a system message, or if it was
-    applied to the text already: around its own markup it would teach a form that no later prompt has.
+    Raises BadRow (a UserError) if the template refuses the conversation or leaves a message out, e.g. a system
+    message, or if it was applied to the text already: around its own markup it would teach a form that no later prompt
+    has.
     """
     generation_prompt = _generation_prompt(tokenizer, ensure_template(tokenizer))
     if generation_prompt is not None and generation_prompt.is_left_in(prompt.messages[-1].content):
         detail = f"the last message holds {generation_prompt.text!r}"
         raise BadRow("the chat template seems to be applied already", detail)
-    return _render(tokenizer, prompt.messages, add_generation_prompt=True)
+    return render_verbatim(tokenizer, prompt)
 
 
 def render_verbatim(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
@@ -130,11 +122,15 @@ def render_verbatim(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> lis
 
     Raises BadRow if the template refuses the conversation.
     """
-    return _render(tokenizer, prompt.messages, add_generation_prompt=True)
+    return _ids(tokenizer, _conversation(tokenizer, prompt.messages, add_generation_prompt=True))
 
 
 def render_response(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str) -> list[int]:
-    """The ids that the assistant's turn adds after `render_prompt`, ending in the only stop token among them."""
+    """The ids that the assistant's turn adds after `render_prompt`, ending in the only stop token among them.
+
+    A thought in the response is written as the template writes thoughts; where the prompt ends within one, the response
+    closes it. BadRow for a thought without an end, and for one that the generation prompt leaves no room for.
+    """
     return render_response_after(tokenizer, prompt, render_prompt(tokenizer, prompt), response)
 
 
@@ -142,80 +138,160 @@ def render_response_after(
     tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, prompt_ids: list[int], response: str
 ) -> list[int]:
     """`render_response` for a caller that has `render_prompt`'s ids already (K responses of one prompt)."""
-    turn = _turn(tokenizer)
-    ids = _render(tokenizer, (*prompt.messages, Message("assistant", response)), add_generation_prompt=False)
+    markup = _markup(tokenizer)
+    thought, answer = _thought_and_answer(markup, response)
+    whole = _conversation(tokenizer, (*prompt.messages, Message("assistant", response)))
+    ids = _ids(tokenizer, whole)
     response_ids = ids[len(prompt_ids) :]
-    if ids[: len(prompt_ids)] != prompt_ids or turn.end_id not in response_ids:
-        # the template writes no end of turn, or the answer would melt into the prompt's last token: put the answer
-        # behind the prompt as generation does
-        return [*encode_text(tokenizer, turn.before + response + turn.after), turn.end_id]
-    return response_ids[: response_ids.index(turn.end_id) + 1]
+    if ids[: len(prompt_ids)] == prompt_ids and markup.end_id in response_ids:
+        return response_ids[: response_ids.index(markup.end_id) + 1]
+    # the template writes no end of turn, or none of these prompts before an answer, or the answer would melt into the
+    # prompt's last token: put the answer behind the prompt as generation does
+    start = _conversation(tokenizer, prompt.messages, add_generation_prompt=True)
+    if whole.startswith(start):
+        text = whole.removeprefix(start).removesuffix(markup.tail) + markup.after
+    else:
+        answer = mark(answer, markup.control_in_answers)
+        thought = mark(thought, markup.control_in_answers)
+        head = f"{markup.thought_head}{thought}{markup.thought_tail}" if thought else markup.head_behind_prompt
+        text = head + answer + markup.after
+    return [*_ids(tokenizer, text), markup.end_id]
+
+
+def render_demonstration(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, prompt_ids: list[int], response: str
+) -> tuple[list[int], list[int]]:
+    """(the ids before a demonstration's answer, the ids to be learned), of a prompt with `render_prompt`'s ids.
+
+    The first are the prompt's. Where a template writes an empty thought before an answer without one, they hold that
+    too, as it stands in the template's own rendering: the model does not learn to skip its thoughts.
+    """
+    markup = _markup(tokenizer)
+    thought, answer = _thought_and_answer(markup, response)
+    if thought or not (markup.has_empty_thought or markup.opens_thought):
+        return prompt_ids, render_response_after(tokenizer, prompt, prompt_ids, response)
+    if not markup.has_empty_thought:  # the template never writes how the thought ends that its prompt opens
+        text = mark(answer, markup.control_in_answers) + markup.after
+        context_ids = [*prompt_ids, *_ids(tokenizer, markup.thought_tail)]
+        return context_ids, [*_ids(tokenizer, text), markup.end_id]
+    start = _conversation(tokenizer, prompt.messages, add_generation_prompt=True)
+    context = start.removesuffix(markup.prompt_tail) + markup.answer_head
+    whole = _conversation(tokenizer, (*prompt.messages, Message("assistant", response)))
+    if not whole.startswith(context):
+        raise BadRow("the chat template writes this answer in another way than others", f"expected {context[-60:]!r}")
+    ids, context_ids = _ids(tokenizer, whole), _ids(tokenizer, context)
+    response_ids = ids[len(context_ids) :]
+    if ids[: len(context_ids)] != context_ids or markup.end_id not in response_ids:
+        text = whole.removeprefix(context).removesuffix(markup.tail) + markup.after
+        return context_ids, [*_ids(tokenizer, text), markup.end_id]
+    return context_ids, response_ids[: response_ids.index(markup.end_id) + 1]
 
 
 def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """The answer's text: what stands before the first stop token, without what the template puts around it."""
-    turn, stops = _turn(tokenizer), set(stop_ids(tokenizer))
+    """The answer's text: what stands before the first stop token, without what the template puts around it.
+
+    A thought stands before it between <think> and </think>, also one that the prompt opens.
+    """
+    markup, stops = _markup(tokenizer), set(stop_ids(tokenizer))
     end = next((position for position, token in enumerate(ids) if token in stops), len(ids))
-    text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text = text.removeprefix(turn.opening)
-    return text.removesuffix(turn.after) if end < len(ids) else text
+    visible = [token for token in ids[:end] if token not in markup.hidden_ids]
+    text = tokenizer.decode(visible, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if end == len(ids):
+        return _open_text(markup, text)
+    return _text_of(markup, text).removesuffix(markup.after)
 
 
-def _visible(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _text_of(markup: Markup, text: str) -> str:
+    """What an assistant wrote, without the template's markup, and its thought as rows have thoughts."""
+    if markup.opening and text.startswith(markup.opening):
+        return text.removeprefix(markup.opening)
+    if markup.thought_head is None or not text.startswith(markup.thought_head):
+        return text
+    thought, tail, answer = text.removeprefix(markup.thought_head).partition(markup.thought_tail)
+    return with_thought(thought, answer) if tail else f"{OPEN}\n{thought}"
 
 
-def _render(
-    tokenizer: "PreTrainedTokenizerBase", messages: tuple[Message, ...], add_generation_prompt: bool
-) -> list[int]:
-    ensure_template(tokenizer)
-    try:
-        return list(
-            tokenizer.apply_chat_template(
-                [{"role": message.role, "content": message.content} for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                sanitize_control_tokens=True,
-                return_dict=False,  # transformers 5 returns a BatchEncoding unless told otherwise
-            )
+def _open_text(markup: Markup, text: str) -> str:
+    """`_text_of` for an answer that goes on: of markup that has only begun nothing is told, so text only grows."""
+    heads = (markup.opening, markup.thought_head or "")
+    if not text or any(head.startswith(text) for head in heads):
+        return ""
+    head, tail = markup.thought_head, markup.thought_tail
+    if head is None or not text.startswith(head) or tail in text:
+        text = _text_of(markup, text)
+        return text.removesuffix(markup.after) if markup.after.strip() else text
+    begun = next((tail[:length] for length in range(len(tail) - 1, 0, -1) if text.endswith(tail[:length])), "")
+    return f"{OPEN}\n{text.removeprefix(head).removesuffix(begun)}"
+
+
+def _thought_and_answer(markup: Markup, response: str) -> tuple[str, str]:
+    """The response's thought and the rest; ("", response) where the template knows no thoughts. BadRow: see callers."""
+    if not markup.knows_thoughts:
+        return "", response
+    thought, answer = split_thought(response)
+    if thought and markup.closes_thought:
+        raise BadRow(
+            "the chat template leaves no room for the answer's thought",
+            "it closes one before every answer; for many models --template-args enable_thinking=true changes that",
         )
-    except TemplateError as error:
+    return thought, answer
+
+
+def _conversation(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool = False
+) -> str:
+    """What the template writes, with marks around control tokens that are text. BadRow where it refuses."""
+    markup = _markup(tokenizer)
+    turns = [_turn(markup, message) for message in messages]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False))
+    except Exception as error:  # a template is a program of somebody else's
         roles = ", ".join(message.role for message in messages)
         raise BadRow("the tokenizer's chat template refuses the conversation", f"{error}; roles {roles}") from error
+    for message in messages:
+        if message.role != "assistant" and mark(message.content, markup.control).strip() not in text:
+            raise BadRow("the tokenizer's chat template leaves a message out", f"of the role {message.role}")
+    return text
 
 
-def _turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
-    return _probe(tokenizer, ensure_template(tokenizer), tokenizer.eos_token_id)
+def _turn(markup: Markup, message: Message) -> dict[str, Any]:
+    """A message as the template takes it."""
+    if message.role != "assistant":
+        content = mark(message.content, markup.control)
+        return {"role": message.role, "content": content_of(markup.form, content)}
+    thought, answer = "", message.content
+    if markup.writes_thoughts:
+        try:
+            thought, answer = split_thought(message.content)
+        except BadRow:  # of an earlier answer, which somebody stopped within its thought
+            thought, answer = "", message.content
+    turn: dict[str, Any] = {"role": message.role}
+    turn["content"] = content_of(markup.form, mark(answer, markup.control_in_answers))
+    if thought:
+        turn["reasoning_content"] = mark(thought, markup.control_in_answers)
+    return turn
 
 
-@lru_cache(maxsize=8)
-def _probe(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int) -> Turn:
-    """Renders one known answer to see what the template writes around it (the other arguments only key the cache)."""
-    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
-    asked_text = _text(tokenizer, [question], add_generation_prompt=True)
-    head, probe, tail = _text(tokenizer, [question, answer]).rpartition(PROBE)
-    if not probe:
-        raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} does not write assistant messages")
-    before = head.removeprefix(asked_text) if head.startswith(asked_text) else ""
-    opening, added_tokens = _visible(tokenizer, before), tokenizer.added_tokens_decoder
-    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
-        if token == eos_id or (token in added_tokens and added_tokens[token].content.strip()):
-            spelled = tokenizer.convert_ids_to_tokens(token)
-            return Turn(before, opening, tail[: tail.index(spelled)], token)
-    return Turn(before, opening, "", eos_id)
+def _ids(tokenizer: "PreTrainedTokenizerBase", marked: str) -> list[int]:
+    """The ids of a text in which control tokens count, but for those in marks."""
+    return list(tokenizer(marked, add_special_tokens=False, sanitize_control_tokens=True, verbose=False)["input_ids"])
+
+
+def _markup(tokenizer: "PreTrainedTokenizerBase") -> Markup:
+    return find_markup(tokenizer, ensure_template(tokenizer), tokenizer.eos_token_id)
 
 
 @lru_cache(maxsize=8)
 def _generation_prompt(tokenizer: "PreTrainedTokenizerBase", template: str) -> GenerationPrompt | None:
     """Renders one question with and without it; None if it has no words (`template` only keys the cache)."""
-    question = [{"role": "user", "content": "a"}]
-    with_prompt, without_prompt = _text(tokenizer, question, add_generation_prompt=True), _text(tokenizer, question)
+    question = [{"role": "user", "content": content_of(_markup(tokenizer).form, QUESTION)}]
+    with_prompt = chat_text(tokenizer, question, add_generation_prompt=True)
+    without_prompt = chat_text(tokenizer, question)
     # by tokens, for templates that end the conversation otherwise: "<|assistant|>" and "<|endoftext|>" share "<|"
     ids, ids_without = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (with_prompt, without_prompt)
     )
-    pairs = enumerate(zip(ids, ids_without, strict=False))
-    num_shared = next((index for index, (a, b) in pairs if a != b), len(ids_without))
+    num_shared = num_common(ids, ids_without)
     prompt_ids = ids[num_shared:]
     text = tokenizer.decode(prompt_ids, clean_up_tokenization_spaces=False).strip()
     if text not in with_prompt or not any(character.isalpha() for character in text):
@@ -224,13 +300,3 @@ def _generation_prompt(tokenizer: "PreTrainedTokenizerBase", template: str) -> G
     added_tokens = tokenizer.added_tokens_decoder
     is_control = any(token in added_tokens and added_tokens[token].content.strip() for token in prompt_ids)
     return GenerationPrompt(text, is_control, begins_line=preceding.rstrip(" \t")[-1:] in ("", "\n"))
-
-
-def _text(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], add_generation_prompt: bool = False
-) -> str:
-    """What the template writes. UserError where it fails on so plain a conversation."""
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise UserError(f"the chat template of tokenizer {tokenizer.name_or_path!r} is broken: {error}") from error

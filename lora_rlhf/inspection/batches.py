@@ -91,7 +91,7 @@ def demonstration_batch(
     """The batch of demonstrations, a line each. With `packing` all of them are in one row of the tensors."""
     tensors = packed_sft_batch(examples) if packing else sft_batch(examples, pad_id(tokenizer))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
+    lengths = [len(example.context_ids) + len(example.response_ids) for example in examples]
     lines = []
     for row, (example, origin) in enumerate(zip(examples, origins, strict=True)):
         start = sum(lengths[:row]) if packing else 0
@@ -99,7 +99,7 @@ def demonstration_batch(
         ids, counts_mask = tensors["input_ids"][cell_index], tensors["labels"][cell_index] != IGNORED
         mask = torch.ones_like(ids, dtype=torch.bool) if packing else tensors["attention_mask"][cell_index].bool()
         positions = tensors["position_ids"][cell_index] if packing else torch.arange(len(ids))
-        cells = _row_cells(tokenizer, ids, mask, counts_mask, positions, len(example.prompt_ids))
+        cells = _row_cells(tokenizer, ids, mask, counts_mask, positions, len(example.context_ids))
         lines.append(_line_with_end_note(origin.place, cells, origin.notes, CUT_NOTE))
     note = "packed: all in one row, positions begin again at each, and attention stays inside each"
     return Batch(stage, shapes, tuple(lines), (note,) if packing else ())

@@ -83,6 +83,8 @@ class InspectConfig:
     """What happens to a response over the limit."""
     every_turn: bool = False
     """For sft: every answer of a conversation, not its last alone."""
+    train_empty_thoughts: bool = False
+    """For sft: also learn the empty thought that some templates write before an answer."""
     packing: bool = False
     """For sft: lay the rows end to end instead of padding them."""
     seed: int = 0
@@ -100,7 +102,7 @@ class InspectConfig:
             *at_least(self, 0, "start"),
             *(
                 f"{name} is not for {self.stage}, which has no such setting"
-                for name in ("every_turn", "packing")
+                for name in ("every_turn", "train_empty_thoughts", "packing")
                 if getattr(self, name) and not BY_NAME[self.stage].has_setting(name)
             ),
         ]

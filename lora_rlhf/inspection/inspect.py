@@ -113,7 +113,7 @@ def _read_demonstration_batch(config: InspectConfig, tokenizer: "PreTrainedToken
     limits = _length_limits(config)
 
     def encode(row: Demonstration, refused: RefusedRows) -> EncodedExample | None:
-        return encode_demonstration(tokenizer, row, limits, refused)
+        return encode_demonstration(tokenizer, row, limits, refused, config.train_empty_thoughts)
 
     source: Source[Demonstration] = Source(
         config.file, "demonstrations", config.format, columns=config.columns, has_flags=True

@@ -42,8 +42,8 @@ def score_rankings(model: SharedModel, rankings: Sequence[EncodedRanking], batch
 
 
 def _demonstration_sequences(model: SharedModel, examples: Sequence[EncodedExample]) -> Sequences:
-    prompt_ids, response_ids = [row.prompt_ids for row in examples], [row.response_ids for row in examples]
-    return Sequences(*response_batch(prompt_ids, response_ids, pad_id(model.tokenizer))).to(model.device)
+    context_ids, response_ids = [row.context_ids for row in examples], [row.response_ids for row in examples]
+    return Sequences(*response_batch(context_ids, response_ids, pad_id(model.tokenizer))).to(model.device)
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def calibrate(
     units of the score. The offset goes to the role, since a head has no bias to hold it. Returns the offset, and the sd
     that the head was divided by.
     """
-    lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
+    lengths = [len(example.context_ids) + len(example.response_ids) for example in examples]
     longest_first = workers.share_of_process(sorted(range(len(lengths)), key=lambda index: -lengths[index]))
     parts: list[float] = []
     with model.role("reward"):

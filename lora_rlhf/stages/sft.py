@@ -95,7 +95,7 @@ def _encode_demonstrations(
     refused, limits = RefusedRows(config.strict), length_limits(config)
     encode_source(
         source,
-        lambda row, refused: encode_demonstration(model.tokenizer, row, limits, refused),
+        lambda row, refused: encode_demonstration(model.tokenizer, row, limits, refused, config.train_empty_thoughts),
         lambda row, example: split.add(row.prompt.opening, example),
         refused,
         watched(every_turn(source) if config.every_turn else source),
@@ -227,12 +227,12 @@ class _Training:
 
     def _failure_row(self, row: EncodedExample) -> dict[str, Any]:
         decode = self.model.tokenizer.decode
-        return {"prompt": decode(row.prompt_ids), "response": decode(row.response_ids), **vars(row)}
+        return {"prompt": decode(row.context_ids), "response": decode(row.response_ids), **vars(row)}
 
 
 def _split_into_micro_batches(rows: Sequence[EncodedExample], size: int) -> list[list[EncodedExample]]:
     """Micro-batches of like length, which waste no padding; the longest first."""
-    ordered = sorted(rows, key=lambda row: -len(row.prompt_ids) - len(row.response_ids))
+    ordered = sorted(rows, key=lambda row: -len(row.context_ids) - len(row.response_ids))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_rlhf.data.batches import sft_batch
 from lora_rlhf.data.encode import (
     EncodedExample,
     EncodedRanking,
@@ -43,8 +44,12 @@ def test_within_the_limits_nothing_changes(make_tokenizer, variant: str) -> None
     prompt = Prompt((*TURNS, QUESTION))
     length = len(render_prompt(tokenizer, prompt))
     (example,), refused = encode_all(tokenizer, [Demonstration(prompt, "In the south.")], Limits(length, 100))
-    assert example == EncodedExample(
-        render_prompt(tokenizer, prompt), render_response(tokenizer, prompt, "In the south.")
+    assert example.prompt_ids == render_prompt(tokenizer, prompt)
+    assert example.context_ids + example.response_ids == example.prompt_ids + render_response(
+        tokenizer, prompt, "In the south."
+    )
+    assert tokenizer.decode(example.context_ids[len(example.prompt_ids) :]) == (
+        "<think>\n\n</think>\n\n" if variant == "thinking" else ""
     )
     assert (refused.count, refused.truncated_prompts) == (0, 0)
 
@@ -143,13 +148,14 @@ def test_a_cut_response_keeps_its_first_tokens_and_teaches_no_stop(make_tokenize
     prompt = Prompt((QUESTION,), origin="demos.jsonl:4")
     whole = render_response(tokenizer, prompt, "In the cold south, near the sea.")
     demonstration = Demonstration(prompt, "In the cold south, near the sea.")
-    for limit in (1, len(whole) - 1):
+    num_empty = len(tokenizer("<think>\n\n</think>\n\n")["input_ids"]) if variant == "thinking" else 0
+    for limit in (num_empty + 1, len(whole) - 1):
         (example,), refused = encode_all(tokenizer, [demonstration], Limits(100, limit, "cut"))
-        assert example.response_ids == whole[:limit]
+        assert example.response_ids == whole[num_empty:limit]
         assert not set(stop_ids(tokenizer)) & set(example.response_ids)
         assert (refused.count, refused.cut_responses) == (0, 1)
     (example,), refused = encode_all(tokenizer, [demonstration], Limits(100, len(whole), "cut"))
-    assert (example.response_ids, refused.cut_responses, refused.summary()) == (whole, 0, "")
+    assert (example.response_ids, refused.cut_responses, refused.summary()) == (whole[num_empty:], 0, "")
 
 
 def test_a_ranking_keeps_every_response_that_is_cut_also_two_that_become_equal(tokenizer) -> None:
@@ -238,3 +244,29 @@ def test_a_truncated_prompt_is_the_longest_end_of_the_conversation_that_fits(
         assert len(ids) <= limit and text.startswith(before) and text.endswith("?" + after)
         assert contents[-1].endswith(text[len(before) : len(text) - len(after)])
     assert (refused.count, refused.truncated_prompts) == (ids is None, ids is not None and ids != ends[0])
+
+
+def test_an_empty_thought_is_read_and_not_learned_unless_asked(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("thinking")
+    demonstration, empty = Demonstration(Prompt((*TURNS, QUESTION)), "South."), "<think>\n\n</think>\n\n"
+    end = "<|im_end|>"
+    wide = Limits(200, 40)
+    (example,), _ = encode_all(tokenizer, [demonstration], wide)
+    assert tokenizer.decode(example.response_ids) == "South." + end
+    assert tokenizer.decode(example.context_ids) == tokenizer.decode(example.prompt_ids) + empty
+    batch = sft_batch([example], 0)
+    assert tokenizer.decode(batch["labels"][batch["labels"] >= 0]) == "South." + end
+    asked = encode_demonstration(tokenizer, demonstration, wide, RefusedRows(), learns_empty_thoughts=True)
+    assert asked is not None
+    assert tokenizer.decode(asked.response_ids) == empty + "South." + end
+    assert asked.context_ids == asked.prompt_ids == example.prompt_ids
+    # a truncated prompt has it too, and both limits hold
+    num_empty = len(example.context_ids) - len(example.prompt_ids)
+    num_response = num_empty + len(example.response_ids)
+    (short,), refused = encode_all(tokenizer, [demonstration], Limits(len(example.prompt_ids) - 1, num_response))
+    assert refused.truncated_prompts == 1
+    assert len(short.prompt_ids) < len(example.prompt_ids)
+    assert tokenizer.decode(short.context_ids) == tokenizer.decode(short.prompt_ids) + empty
+    assert short.response_ids == example.response_ids
+    _, refused = encode_all(tokenizer, [demonstration], Limits(200, num_response - 1))
+    assert f"has {num_response}" in refused.summary()

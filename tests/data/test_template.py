@@ -1,12 +1,15 @@
 """Prompts and responses meet at the right token, in every kind of tokenizer, and text comes back as it was."""
 
+import re
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers.utils.chat_template_utils import mark_control_tokens
 
-from lora_rlhf.data import template
+from lora_rlhf.data import markup, template
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import (
@@ -17,9 +20,11 @@ from lora_rlhf.data.template import (
     pad_id,
     render_prompt,
     render_response,
+    render_response_after,
     stop_ids,
 )
 from lora_rlhf.system.errors import UserError
+from tests.data.conftest import CHATML
 
 SHORT = Prompt.of("What does a horse eat?")
 LONG = Prompt((Message("user", "Count."), Message("assistant", "one two"), Message("user", "Go on!")))
@@ -323,3 +328,101 @@ def test_any_conversation_is_its_pieces(
         assert pieces == whole[: len(pieces)]
     else:  # the answer would melt into the prompt's last token, or the template ends no turn
         assert tokenizer.decode(whole).startswith(tokenizer.decode(pieces[:-1]))
+
+
+def test_marks_are_those_that_transformers_knows() -> None:
+    pattern = re.compile("<think>")
+    assert markup.mark("a <think> b", pattern) == mark_control_tokens("a <think> b", pattern)
+    forged = f"{markup.START}x{markup.END}"
+    assert markup.mark(forged, pattern) == mark_control_tokens(forged, pattern) == "x"
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("{% import 'os' as os %}", "is broken"),
+        ("{% include 'x' %}", "is broken"),
+        ("{{ messages[0].__class__ }}", "is broken|does not write"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is broken: maximum recursion"),
+        ("{% for m in messages %}{{ 1 / 0 }}{% endfor %}", "is broken: division by zero"),
+        ("{% if %}", "is broken"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "writes no end within"),
+    ],
+)
+def test_templates_that_cannot_be_run(make_tokenizer, monkeypatch, broken: str, message: str) -> None:
+    monkeypatch.setattr(markup, "SECONDS", 0.2)
+    tokenizer = make_tokenizer("plain")
+    tokenizer.chat_template = broken
+    with pytest.raises(UserError, match=message):
+        render_prompt(tokenizer, SHORT)
+
+
+def test_a_template_that_leaves_a_message_out(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.chat_template = template_without_system = CHATML.replace(
+        "in messages", "in messages if m.role != 'system'"
+    )
+    assert "system" in template_without_system
+    assert render_prompt(tokenizer, SHORT)
+    with pytest.raises(BadRow, match=r"leaves a message out \(of the role system\)"):
+        render_prompt(tokenizer, SYSTEM)
+
+
+# Qwen3's habits, whose thoughts stand in tokens that are not special
+QWEN = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% set content = m.content %}{% set thought = '' %}"
+    "{% if m.role == 'assistant' %}{% set thought = m.reasoning_content or '' %}"
+    "{% if '</think>' in content and not thought %}"
+    "{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if loop.last %}{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{% endif %}{% endif %}"
+    "{{ content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+    "{# <tool_call> </tool_call> #}"
+)
+
+
+@pytest.fixture
+def qwen(make_tokenizer):
+    tokenizer = make_tokenizer("chatml")
+    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
+    tokenizer.chat_template = QWEN
+    return tokenizer
+
+
+def test_tags_of_an_answer_are_tokens_and_those_of_a_user_are_text(qwen) -> None:
+    tags = set(qwen.convert_tokens_to_ids(["<think>", "</think>", "<tool_call>", "</tool_call>"]))
+    prompt = Prompt.of("Write <think> and </think> and <tool_call>.")
+    assert not tags & set(render_prompt(qwen, prompt))
+    assert not tags & set(encode_text(qwen, "a <think> b</think> <tool_call>"))
+    answer = "<think>\nHm.\n</think>\n\n<tool_call>\n{}\n</tool_call>"
+    ids = render_response(qwen, prompt, answer)
+    assert [id for id in ids if id in tags] == qwen.convert_tokens_to_ids(
+        ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+    )
+    assert qwen.decode(ids) == answer + "<|im_end|>"
+    # also where the answer is put behind the prompt by itself
+    melting = render_response_after(qwen, prompt, [*render_prompt(qwen, prompt)[:-1], 0], answer)
+    assert melting == ids
+    history = Prompt((*prompt.messages, Message("assistant", answer), *SHORT.messages))
+    assert [id for id in render_prompt(qwen, history) if id in tags] == qwen.convert_tokens_to_ids(
+        ["<tool_call>", "</tool_call>"]  # this template leaves earlier thoughts out
+    )
+
+
+def test_an_answer_somebody_stopped_within_its_thought_may_stand_in_the_history(qwen) -> None:
+    stopped = "<think>\nLet me"
+    with pytest.raises(BadRow, match="never closed"):
+        render_response(qwen, SHORT, stopped)
+    history = Prompt((*SHORT.messages, Message("assistant", stopped), *SHORT.messages))
+    assert stopped in qwen.decode(render_prompt(qwen, history))
+
+
+def test_a_prompt_that_has_closed_the_thought_takes_none(qwen) -> None:
+    qwen.chat_template = "{% set enable_thinking = false %}" + QWEN
+    assert qwen.decode(render_prompt(qwen, SHORT)).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert qwen.decode(render_response(qwen, SHORT, "Hay.")) == "Hay.<|im_end|>"
+    with pytest.raises(BadRow, match="leaves no room for the answer's thought"):
+        render_response(qwen, SHORT, "<think>\nHm.\n</think>\n\nHay.")
