@@ -35,7 +35,7 @@ def main() -> None:
         subprocess.run(
             [
                 *(sys.executable, "-m", "lora_rlhf.cli", "evaluate", str(chosen.run)),
-                *("--prompts", str(data.files["evaluation_prompts"]), "--to", f"{folder}/report"),
+                *("--prompts", str(data.path_by_set["evaluation_prompts"]), "--to", f"{folder}/report"),
                 *("--max_prompt_tokens", "128", "--max_response_tokens", "64"),
                 *("--micro_batch_size", "64", "--generation_batch_size", "416"),
             ],

@@ -31,7 +31,7 @@ from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.config import LabelConfig
 from lora_rlhf.tinyworld.datasets import label
-from lora_rlhf.tinyworld.gold import score
+from lora_rlhf.tinyworld.gold import gold_total
 from lora_rlhf.tinyworld.probes import WORLD
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -110,7 +110,7 @@ def gold_accuracy(run: Path) -> float:
 
 
 def _gold_outcomes(ranking: Ranking) -> list[float]:
-    gold = [score(ranking.prompt.messages[-1].content, response) for response in ranking.responses]
+    gold = [gold_total(ranking.prompt.messages[-1].content, response) for response in ranking.responses]
     return [
         0.5 if abs(gold[one] - gold[other]) < 1e-9 else float(gold[one] > gold[other])
         for one in range(len(gold))

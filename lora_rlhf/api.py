@@ -40,28 +40,28 @@ class TrainedStage:
 
 
 def train_sft(config: SFTConfig, model: "SharedModel | None" = None) -> TrainedStage:
-    """Supervised fine-tuning on demonstrations. An unfinished run of the same settings goes on where it stopped.
+    """Supervised fine-tuning on demonstrations. An unfinished run of the same settings continues from its checkpoint.
 
-    model: the base in memory, of a stage before; loaded unless given. UserError for a mistake in what is asked for;
-    Stopped for a run that ended before its end, whose checkpoints are in order.
+    model: the base in memory that an earlier stage returned; without it the base is loaded. UserError for a mistake in
+    the configuration or its files; Stopped for a run that ended early and has saved its checkpoints.
     """
-    return _train(SFT, config, model)
+    return _train_stage(SFT, config, model)
 
 
 def train_reward(config: RewardConfig, model: "SharedModel | None" = None) -> TrainedStage:
-    """A reward model on rankings, from the run's SFT stage. `model` and errors as of `train_sft`."""
-    return _train(REWARD, config, model)
+    """Trains a reward model on rankings, from the run's SFT stage. `model` and errors as of `train_sft`."""
+    return _train_stage(REWARD, config, model)
 
 
 def train_ppo(config: PPOConfig, model: "SharedModel | None" = None) -> TrainedStage:
-    """PPO against the run's reward model, from its SFT stage. `model` and errors as of `train_sft`."""
-    return _train(PPO, config, model)
+    """Trains a policy by PPO against the run's reward model, from its SFT stage. `model`, errors: see `train_sft`."""
+    return _train_stage(PPO, config, model)
 
 
-def _train(stage: Stage, config: TrainingConfig, model: "SharedModel | None") -> TrainedStage:
-    trained = stage.train(config, model)
-    finished = find_stage(Path(config.run) / stage.name, stage.name)
-    return TrainedStage(finished.folder, finished.manifest["results"], trained)
+def _train_stage(stage: Stage, config: TrainingConfig, model: "SharedModel | None") -> TrainedStage:
+    trained_model = stage.train(config, model)
+    finished_stage = find_stage(Path(config.run) / stage.name, stage.name)
+    return TrainedStage(finished_stage.folder, finished_stage.manifest["results"], trained_model)
 
 
 def sample(config: SampleConfig, model: "SharedModel | None" = None) -> Path:
@@ -75,7 +75,7 @@ def sample(config: SampleConfig, model: "SharedModel | None" = None) -> Path:
 def evaluate(config: EvaluateConfig, model: "SharedModel | None" = None) -> "Report":
     """Compares the stages of runs on held-out prompts; writes report.json, .html and .md, and returns the report.
 
-    model: a base with roles of these runs, which are not loaded again. UserError for a mistake in what is asked for.
+    model: a base with roles of these runs, which are not loaded again. UserError for a mistake in the configuration.
     """
     from lora_rlhf.evaluation import report
     from lora_rlhf.tinyworld.probes import WORLD
@@ -86,8 +86,8 @@ def evaluate(config: EvaluateConfig, model: "SharedModel | None" = None) -> "Rep
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes a trained role as a plain model, an adapter or a GGUF file; returns the export's manifest.
 
-    It loads a base of its own. UserError for a mistake in what is asked for; Stopped where the export is further from
-    the trained model than the limits allow.
+    It loads a base of its own. UserError for a mistake in the configuration; Stopped if the export differs from the
+    trained model by more than the limits allow.
     """
     from lora_rlhf.exporting.export import export as export_role
 

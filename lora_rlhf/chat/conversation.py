@@ -16,11 +16,11 @@ HELP = """/system TEXT      another system message, and a new conversation; with
 /save FILE        the conversation as a line of JSON, which training reads as a demonstration
 /quit             the end; so is Ctrl-D
 Ctrl-C stops an answer. A line that begins with // is said with one /."""
-SEEDS = 2**20  # answers of one seed, before those of the next begin
+ANSWERS_PER_SEED = 2**20  # the answers of one seed have seeds of their own: seed * 2**20, seed * 2**20 + 1, ...
 BIDI = range(0x202A, 0x202F), range(0x2066, 0x206A)  # characters that change the direction of the text after them
 
 
-class Done(Exception):
+class ConversationEnd(Exception):
     """The person ends the conversation."""
 
 
@@ -34,31 +34,33 @@ class Conversation:
         self.messages: list[Message] = []
         self._num_answers = 0
 
-    def ask(self, question: str) -> tuple[Prompt, int]:
-        """The conversation with a question at its end, and the seed of the answer. Does not change the conversation.
+    def prompt_and_seed(self, question: str) -> tuple[Prompt, int]:
+        """The conversation with a question at its end, and the seed of the answer. Changes nothing.
 
         Raises BadRow for a question that cannot be in a prompt, for example an empty one.
         """
         system = () if self.system is None else (Message("system", self.system),)
-        return Prompt((*system, *self.messages, Message("user", question))), self.seed * SEEDS + self._num_answers
+        return Prompt(
+            (*system, *self.messages, Message("user", question))
+        ), self.seed * ANSWERS_PER_SEED + self._num_answers
 
-    def remember(self, question: str, answer: str) -> None:
+    def add_answer(self, question: str, answer: str) -> None:
         """Adds a question and its answer, complete or stopped."""
         self.messages += [Message("user", question), Message("assistant", answer)]
         self._num_answers += 1
 
-    def command(self, line: str) -> str:
-        """Carries out a line that begins with a slash; returns the message to print. Raises Done for /quit."""
+    def run_command(self, line: str) -> str:
+        """Runs a line that begins with a slash; returns the message to print. Raises ConversationEnd for /quit."""
         name, _, argument = line[1:].partition(" ")
         argument = argument.strip()
         if name in ("quit", "exit"):
-            raise Done
+            raise ConversationEnd
         if name == "reset":
-            self._begin()
+            self._delete_messages()
             return "a new conversation"
         if name == "system":
             self.system = argument or None
-            self._begin()
+            self._delete_messages()
             return f"a new conversation, {'with that system message' if argument else 'without a system message'}"
         if name == "temperature":
             return self._set_temperature(argument)
@@ -68,13 +70,14 @@ class Conversation:
             self.seed, self._num_answers = int(argument), 0
             return f"seed {self.seed}"
         if name == "save":
-            return self._save(argument)
+            return self._save_messages(argument)
         return HELP if name == "help" else f"/{name} is no command\n{HELP}"
 
-    def _begin(self) -> None:
+    def _delete_messages(self) -> None:
         self.messages, self._num_answers = [], 0
 
     def _set_temperature(self, text: str) -> str:
+        """Sets the temperature of the next answers; returns the message to print."""
         try:
             value = float(text)
         except ValueError:
@@ -84,12 +87,13 @@ class Conversation:
         self.temperature = value
         return f"temperature {value:g}"
 
-    def _save(self, name: str) -> str:
-        if not name:
+    def _save_messages(self, file_name: str) -> str:
+        """Writes the messages as one row of demonstrations; returns the message to print."""
+        if not file_name:
             return "/save takes the name of a file"
         if not self.messages:
             return "nothing was said yet"
-        path = Path(name).expanduser()
+        path = Path(file_name).expanduser()
         if path.exists():
             return f"{path} is there already; choose another name"
         system = [] if self.system is None else [Message("system", self.system)]
@@ -101,15 +105,16 @@ class Conversation:
         return f"{path}: {len(rows)} messages"
 
 
-def harmless(text: str) -> str:
-    """The text with visible control characters, which a terminal would obey otherwise; line breaks and tabs stay.
+def escape_control_characters(text: str) -> str:
+    """The text with visible pictures in place of control characters; line breaks and tabs stay.
 
     A model may write anything from its training data, also escape sequences that change a window's title or hide lines.
     """
-    return "".join(map(_harmless, text))
+    return "".join(map(_visible_character, text))
 
 
-def _harmless(character: str) -> str:
+def _visible_character(character: str) -> str:
+    r"""The character; for a control character its picture, or its code as \uXXXX."""
     code = ord(character)
     if character in "\n\t":
         return character

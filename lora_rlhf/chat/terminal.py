@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from types import FrameType
 
 from lora_rlhf.chat.config import ChatConfig
-from lora_rlhf.chat.conversation import Conversation, Done, harmless
+from lora_rlhf.chat.conversation import Conversation, ConversationEnd, escape_control_characters
 from lora_rlhf.chat.loaded_run import LoadedRun, load_run
 from lora_rlhf.configs.values import check
 from lora_rlhf.system.errors import UserError
 
-ASK = "> "
+QUESTION_SIGN = "> "
 
 
 def chat(config: ChatConfig) -> None:
@@ -28,22 +28,23 @@ def chat(config: ChatConfig) -> None:
         dequantize=config.dequantize,
         trust_remote_code=config.trust_remote_code,
     )
-    longest_answer = min(config.max_response_tokens, run.context // 2)
+    max_answer_tokens = min(config.max_response_tokens, run.max_context_tokens // 2)
     is_typed = sys.stdin.isatty()
     if is_typed:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (lines can then be edited, and earlier ones fetched back)
         print(f"{run.role} of {config.folder}; /help lists commands")
     conversation = Conversation(config.system, config.temperature, config.seed)
-    with contextlib.suppress(Done):
-        for line in _lines(is_typed):
-            _answer(line, conversation, run, longest_answer, is_typed)
+    with contextlib.suppress(ConversationEnd):
+        for line in _read_lines(is_typed):
+            _answer_line(line, conversation, run, max_answer_tokens, is_typed)
 
 
-def _lines(is_typed: bool) -> Iterator[str]:
+def _read_lines(is_typed: bool) -> Iterator[str]:
+    """The lines that are not empty, without white space around them, until the input ends."""
     while True:
         try:
-            line = input(ASK) if is_typed else sys.stdin.readline()
+            line = input(QUESTION_SIGN) if is_typed else sys.stdin.readline()
         except EOFError:
             print()
             return
@@ -58,46 +59,49 @@ def _lines(is_typed: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(line: str, conversation: Conversation, run: LoadedRun, longest_answer: int, is_typed: bool) -> None:
-    """Carries out a command, or streams the answer to a question."""
-    messages = sys.stdout if is_typed else sys.stderr
+def _answer_line(line: str, conversation: Conversation, run: LoadedRun, max_answer_tokens: int, is_typed: bool) -> None:
+    """Runs a command, or streams the answer to a question."""
+    message_output = sys.stdout if is_typed else sys.stderr
     if line.startswith("/") and not line.startswith("//"):
-        print(harmless(conversation.command(line)), file=messages)
+        print(escape_control_characters(conversation.run_command(line)), file=message_output)
         return
     question = line[1:] if line.startswith("//") else line
     try:
-        prompt, seed = conversation.ask(question)
-        ids, is_cut = run.encode(prompt, longest_answer)
+        prompt, seed = conversation.prompt_and_seed(question)
+        ids, is_truncated = run.encode(prompt, max_answer_tokens)
     except UserError as error:
-        print(harmless(str(error)), file=messages)
+        print(escape_control_characters(str(error)), file=message_output)
         return
-    if is_cut:
-        print("(the beginning of the conversation no longer fits, and is left out)", file=messages)
+    if is_truncated:
+        print("(the beginning of the conversation no longer fits, and is left out)", file=message_output)
     pieces: list[str] = []
-    with _interruptible() as interrupt:
-        for piece in run.stream(ids, conversation.temperature, seed, longest_answer, lambda: interrupt.requested):
+    with _catch_interrupt() as interrupt:
+        for piece in run.stream_answer(
+            ids, conversation.temperature, seed, max_answer_tokens, lambda: interrupt.is_requested
+        ):
             pieces.append(piece)
-            print(harmless(piece), end="", flush=True)
+            print(escape_control_characters(piece), end="", flush=True)
     print(flush=True)
-    if interrupt.requested:
-        print("(stopped)", file=messages)
-    conversation.remember(question, "".join(pieces).strip())
+    if interrupt.is_requested:
+        print("(stopped)", file=message_output)
+    conversation.add_answer(question, "".join(pieces).strip())
 
 
 class _Interrupt:
-    """A signal handler that notes the first Ctrl-C. The second one ends the program, as usual."""
+    """A signal handler that records the first Ctrl-C. The second one ends the program, as usual."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.is_requested = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.is_requested:
             signal.default_int_handler(signum, frame)
-        self.requested = True
+        self.is_requested = True
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[_Interrupt]:
+def _catch_interrupt() -> Iterator[_Interrupt]:
+    """Records Ctrl-C during the block, and restores the former handler."""
     interrupt = _Interrupt()
     former_handler = signal.signal(signal.SIGINT, interrupt)
     try:

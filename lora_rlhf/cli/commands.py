@@ -24,7 +24,7 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.config import LabelConfig, ScoreConfig, TinyworldConfig
 from lora_rlhf.tinyworld.datasets import label, make
 from lora_rlhf.tinyworld.gold import score_request
-from lora_rlhf.tinyworld.requests import find
+from lora_rlhf.tinyworld.requests import find_request
 
 
 def _doctor(config: DoctorConfig) -> None:
@@ -126,7 +126,7 @@ def _demo(config: DemoConfig) -> None:
 
 def _make(config: TinyworldConfig) -> None:
     for name, count in make(config).items():
-        print(f"{config.files[name]}: {count} rows")
+        print(f"{config.path_by_set[name]}: {count} rows")
 
 
 def _label(config: LabelConfig) -> None:
@@ -137,7 +137,7 @@ def _label(config: LabelConfig) -> None:
 
 
 def _score(config: ScoreConfig) -> None:
-    request = find(config.prompt)
+    request = find_request(config.prompt)
     assert request is not None  # else the configuration was at fault
     gold = score_request(request, config.response)
     for name, quality in vars(gold).items():

@@ -147,7 +147,7 @@ def next_steps_text(configs: Mapping[str, Section], has_demo: bool) -> str:
 def outputs(config: Section) -> list[Path]:
     """The data files that a step writes."""
     if isinstance(config, TinyworldConfig):
-        return list(config.files.values())
+        return list(config.path_by_set.values())
     if isinstance(config, SampleConfig):
         return [Path(config.to)]
     if isinstance(config, LabelConfig):

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from lora_rlhf.configs.marks import COMMON, formerly, input_file
-from lora_rlhf.tinyworld.requests import SKILLS, Request, constraints_of, find
+from lora_rlhf.tinyworld.requests import SKILLS, Request, find_request, possible_constraints
 
 PROMPT_SETS = {
     False: ("demonstrations", "ranking_prompts", "ppo_prompts"),
@@ -38,25 +38,29 @@ class TinyworldConfig:
     """Documents of the scrape that the base was pretrained on, for PPO-ptx."""
 
     @property
-    def sets(self) -> dict[str, int]:
+    def num_rows_by_set(self) -> dict[str, int]:
         """Name of each set -> how many rows it has."""
         return {name.removeprefix("num_"): count for name, count in vars(self).items() if name.startswith("num_")}
 
     @property
-    def files(self) -> dict[str, Path]:
+    def path_by_set(self) -> dict[str, Path]:
         """Name of each set -> the file that it is written to."""
-        return {name: Path(self.to) / f"{name}.jsonl" for name in self.sets}
+        return {name: Path(self.to) / f"{name}.jsonl" for name in self.num_rows_by_set}
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
         faults = [] if self.to else ["to is empty; name a folder"]
-        faults += [f"num_{name} is {count}, must be at least 1" for name, count in self.sets.items() if count < 1]
-        for held_out, names in PROMPT_SETS.items():
+        faults += [
+            f"num_{name} is {count}, must be at least 1" for name, count in self.num_rows_by_set.items() if count < 1
+        ]
+        for is_held_out, names in PROMPT_SETS.items():
             # beyond half of all prompts the rare use cases run out, which changes the mixture
-            total, most = sum(self.sets[name] for name in names), num_prompts(held_out) // 2
-            if total > most:
+            total, max_prompts = sum(self.num_rows_by_set[name] for name in names), num_prompts(is_held_out) // 2
+            if total > max_prompts:
                 options = " + ".join(f"num_{name}" for name in names)
-                faults.append(f"{options} is {total}, must be at most {most}: the tiny world has no more prompts")
+                faults.append(
+                    f"{options} is {total}, must be at most {max_prompts}: the tiny world has no more prompts"
+                )
         return faults
 
 
@@ -96,17 +100,17 @@ class ScoreConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        if find(self.prompt) is not None:
+        if find_request(self.prompt) is not None:
             return []
         return [f"prompt {self.prompt!r} is not one of the tiny world; `lora-rlhf tinyworld make` writes some"]
 
 
 @cache
-def num_prompts(held_out: bool) -> int:
+def num_prompts(is_held_out: bool) -> int:
     """The number of distinct prompts on that side of the split."""
     return sum(
-        len(skill.phrase(key)) * (1 + len(constraints_of(skill)))
+        len(skill.wordings(key)) * (1 + len(possible_constraints(skill)))
         for skill in SKILLS
         for key in skill.keys
-        if Request(skill, key, "").held_out == held_out
+        if Request(skill, key, "").is_held_out == is_held_out
     )

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from lora_rlhf.tinyworld.language import read
-from lora_rlhf.tinyworld.requests import Request, find
+from lora_rlhf.tinyworld.language import parse_sentences
+from lora_rlhf.tinyworld.requests import Request, find_request
 
 # The weight of each quality in a response that does its task. Fixed before anything was measured, and never changed
 # after a result.
@@ -31,33 +31,33 @@ class GoldScore:
 
 
 def score_request(request: Request, response: str) -> GoldScore:
-    """Judges a response to a known request.
+    """Scores a response to a request.
 
     asked: the share of the task that is done. true: the share of its claims that hold in this world (or in the prompt's
-    own passage), 1 without claims. constraint: whether it keeps the stated limit, 1 without one. point: the share of
-    sentences that serve the task, without courtesies; repeated sentences do not serve it. civil: nothing is rude.
+    own passage), 1 without claims. constraint: 1 if it keeps the stated limit or has none, else 0. point: the share of
+    sentences that serve the task, without courtesies; repeated sentences do not serve it. civil: 1 if nothing is rude.
     """
-    sentences = read(response, request.skill.hero(request.key))
-    verdict = request.skill.judge(request.key, sentences)
-    counted = [index for index, sentence in enumerate(sentences) if sentence.kind != "courtesy"]
-    fresh = [index for index in counted if sentences[index].text not in [s.text for s in sentences[:index]]]
-    useful = [index for index in fresh if index in verdict.useful]
+    sentences = parse_sentences(response, request.skill.hero(request.key))
+    verdict = request.skill.assess(request.key, sentences)
+    task_indices = [index for index, sentence in enumerate(sentences) if sentence.kind != "courtesy"]
+    new_indices = [index for index in task_indices if sentences[index].text not in [s.text for s in sentences[:index]]]
+    useful_indices = [index for index in new_indices if index in verdict.useful]
     return GoldScore(
         asked=verdict.asked,
         true=sum(verdict.claims) / len(verdict.claims) if verdict.claims else 1.0,
-        constraint=float(request.constraint is None or request.constraint.obeyed_by(response)),
-        point=len(useful) / len(counted) if counted else 0.0,
+        constraint=float(request.constraint is None or request.constraint.is_obeyed_by(response)),
+        point=len(useful_indices) / len(task_indices) if task_indices else 0.0,
         civil=float(all(sentence.kind != "rude" for sentence in sentences)),
     )
 
 
-def score(prompt: str, response: str) -> float:
+def gold_total(prompt: str, response: str) -> float:
     """The gold total of a response to a prompt, from 0 to 1.
 
     Raises:
         KeyError: the prompt is not one of the tiny world's.
     """
-    request = find(prompt)
+    request = find_request(prompt)
     if request is None:
         raise KeyError(f"not a prompt of the tiny world: {prompt!r}")
     return score_request(request, response).total

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lora_rlhf.data.schema import Prompt, Ranking
 from lora_rlhf.tinyworld.gold import BASE_WEIGHT, WEIGHTS, score_request
 from lora_rlhf.tinyworld.language import count_words
-from lora_rlhf.tinyworld.requests import find
+from lora_rlhf.tinyworld.requests import find_request
 
 NUM_LABELERS = 40
 # Set once, so that two labelers agree on 73 % of pairs of sampled responses, as InstructGPT's training labelers did
@@ -21,7 +21,7 @@ class Labeler:
 
     name: str
     weights: dict[str, float]
-    length_liking: float
+    utility_per_word: float
     noise: float
 
     def utility(self, prompt: str, response: str, rng: random.Random) -> float:
@@ -30,14 +30,14 @@ class Labeler:
         Raises:
             KeyError: the prompt is not one of the tiny world's.
         """
-        request = find(prompt)
+        request = find_request(prompt)
         if request is None:
             raise KeyError(f"not a prompt of the tiny world: {prompt!r}")
         gold = score_request(request, response)
         utility = gold.asked * (
             BASE_WEIGHT + sum(weight * getattr(gold, name) for name, weight in self.weights.items())
         )
-        return utility + self.length_liking * count_words(response) + rng.gauss(0.0, self.noise)
+        return utility + self.utility_per_word * count_words(response) + rng.gauss(0.0, self.noise)
 
     def rank(self, prompt: Prompt, responses: list[str], rng: random.Random) -> Ranking:
         """Ranks the responses, 1 = best; neighbours that differ by at most TIE_WIDTH are tied."""
@@ -51,14 +51,14 @@ class Labeler:
         return Ranking(prompt, tuple(responses), tuple(ranks), self.name)
 
 
-def labelers(noise: float = NOISE, seed: int = 0) -> list[Labeler]:
+def make_labelers(noise: float = NOISE, seed: int = 0) -> list[Labeler]:
     """The labelers: the same group of people for every run with the same seed."""
     rng = random.Random(f"labelers-{seed}")
     return [
         Labeler(
             name=f"labeler-{number:02d}",
             weights={name: weight * rng.lognormvariate(0.0, 0.3) for name, weight in WEIGHTS.items()},
-            length_liking=rng.gauss(0.001, 0.002),
+            utility_per_word=rng.gauss(0.001, 0.002),
             noise=noise * rng.lognormvariate(0.0, 0.3),
         )
         for number in range(NUM_LABELERS)

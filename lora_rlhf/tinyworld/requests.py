@@ -45,7 +45,8 @@ class Constraint:
             return "Use only one sentence." if self.value == "one" else f"Use at most {self.value} sentences."
         return f"{self.kind.capitalize()} with: {self.value}"
 
-    def obeyed_by(self, response: str) -> bool:
+    def is_obeyed_by(self, response: str) -> bool:
+        """Whether a response keeps the limit; an empty response does not."""
         sentences = split_sentences(response)
         if not sentences:
             return False
@@ -67,19 +68,23 @@ class Request:
 
     @property
     def text(self) -> str:
+        """The prompt: the wording, and the constraint if it has one."""
         return f"{self.wording} {self.constraint.text}" if self.constraint else self.wording
 
     @property
-    def held_out(self) -> bool:
-        """Whether this combination of task and entities is kept for evaluation. Independent of wording and constraint."""
+    def is_held_out(self) -> bool:
+        """Whether this combination of task and entities is reserved for evaluation.
+
+        It does not depend on wording and constraint.
+        """
         digest = hashlib.sha256("|".join((self.skill.name, *self.key)).encode()).digest()
         return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
-def constraints_of(skill: Skill) -> list[Constraint]:
-    """Every constraint on answers to this task."""
+def possible_constraints(skill: Skill) -> list[Constraint]:
+    """Every constraint that a request of this task may have."""
     limits = [Constraint("words", NUMBERS[skill.max_words]), Constraint("sentences", NUMBERS[skill.max_sentences])]
-    if not skill.frames:
+    if not skill.can_be_framed:
         return limits
     return [
         *limits,
@@ -89,46 +94,50 @@ def constraints_of(skill: Skill) -> list[Constraint]:
 
 
 @cache
-def _wordings() -> dict[str, tuple[Skill, Key]]:
-    return {wording: (skill, key) for skill in SKILLS for key in skill.keys for wording in skill.phrase(key)}
+def _skill_and_key_by_wording() -> dict[str, tuple[Skill, Key]]:
+    return {wording: (skill, key) for skill in SKILLS for key in skill.keys for wording in skill.wordings(key)}
 
 
 @cache
-def _suffixes() -> dict[str, Constraint]:
-    return {constraint.text: constraint for skill in SKILLS for constraint in constraints_of(skill)}
+def _constraint_by_text() -> dict[str, Constraint]:
+    return {constraint.text: constraint for skill in SKILLS for constraint in possible_constraints(skill)}
 
 
-def find(text: str) -> Request | None:
+def find_request(text: str) -> Request | None:
     """The request of this prompt; None for a prompt from outside the tiny world."""
     text = " ".join(text.split())
-    if text in _wordings():
-        return Request(*_wordings()[text], text)
-    for suffix, constraint in _suffixes().items():
+    if text in _skill_and_key_by_wording():
+        return Request(*_skill_and_key_by_wording()[text], text)
+    for suffix, constraint in _constraint_by_text().items():
         wording = text.removesuffix(f" {suffix}")
-        if wording != text and wording in _wordings():
-            return Request(*_wordings()[wording], wording, constraint)
+        if wording != text and wording in _skill_and_key_by_wording():
+            return Request(*_skill_and_key_by_wording()[wording], wording, constraint)
     return None
 
 
-def draw(rng: random.Random, held_out: bool, seen: set[str] | None = None) -> Iterator[Request]:
-    """Endless distinct prompts in the paper's mixture. `seen`: texts that must not be drawn; drawn texts are added."""
-    seen = set() if seen is None else seen
-    skills = {case: [skill for skill in SKILLS if skill.use_case == case] for case in USE_CASES}
+def draw_requests(rng: random.Random, is_held_out: bool, used_texts: set[str] | None = None) -> Iterator[Request]:
+    """Endless distinct requests in the paper's mixture of use cases.
+
+    used_texts: texts that must not be drawn; drawn texts are added.
+    """
+    used_texts = set() if used_texts is None else used_texts
+    skills = {use_case: [skill for skill in SKILLS if skill.use_case == use_case] for use_case in USE_CASES}
     while True:
         skill = rng.choice(skills[rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]])
         for _ in range(200):  # a use case with few combinations may run out: then another is drawn
-            request = _draw_one(rng, skill)
-            if request.held_out == held_out and request.text not in seen:
-                seen.add(request.text)
+            request = _draw_request(rng, skill)
+            if request.is_held_out == is_held_out and request.text not in used_texts:
+                used_texts.add(request.text)
                 yield request
                 break
 
 
-def _draw_one(rng: random.Random, skill: Skill) -> Request:
+def _draw_request(rng: random.Random, skill: Skill) -> Request:
+    """A random request of a task; it may be held out, or drawn before."""
     key = rng.choice(skill.keys)
     constraint = None
     if rng.random() < CONSTRAINED_SHARE:
-        options = constraints_of(skill)
+        options = possible_constraints(skill)
         kind = rng.choice(sorted({option.kind for option in options}))
         constraint = rng.choice([option for option in options if option.kind == kind])
-    return Request(skill, key, rng.choice(skill.phrase(key)), constraint)
+    return Request(skill, key, rng.choice(skill.wordings(key)), constraint)

@@ -1,7 +1,7 @@
 """A task of the tiny world: its wordings, its good answers, and the judgement of any answer."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lora_rlhf.tinyworld.facts import ATTRIBUTES, FACTS, KIND_OF
@@ -17,14 +17,15 @@ class Knowledge:
     rng: random.Random
     sloppiness: float = 0.0
 
-    def slips(self) -> bool:
-        return self.rng.random() < self.sloppiness
+    def draw_answer(self, right_answer: str, options: Sequence[str]) -> str:
+        """The right answer, or with probability `sloppiness` any of the options."""
+        return self.rng.choice(options) if self.rng.random() < self.sloppiness else right_answer
 
-    def value(self, entity: str, attribute: str) -> str:
-        values = ATTRIBUTES[KIND_OF[entity]][attribute].values
-        return self.rng.choice(values) if self.slips() else FACTS[entity][attribute]
+    def draw_value(self, entity: str, attribute: str) -> str:
+        """The value that the writer gives: the true one, or after a slip any value."""
+        return self.draw_answer(FACTS[entity][attribute], ATTRIBUTES[KIND_OF[entity]][attribute].values)
 
-    def attributes(self, entity: str, count: int) -> list[str]:
+    def draw_attributes(self, entity: str, count: int) -> list[str]:
         return self.rng.sample(sorted(ATTRIBUTES[KIND_OF[entity]]), count)
 
 
@@ -41,27 +42,28 @@ class Verdict:
 class Skill:
     """One task over many entities.
 
-    `phrase(key)` returns the wordings of the prompt; `compose(key, knowledge, brief)` the sentences of an answer;
-    `judge(key, sentences)` the verdict on any answer. `max_words` and `max_sentences` are limits that a brief answer
-    keeps and a full or rambling one breaks; `frames`: whether an answer may have to begin or end with given words.
+    `wordings(key)` returns the wordings of the prompt; `compose(key, knowledge, is_brief)` the sentences of an answer;
+    `assess(key, sentences)` the verdict on any answer; `hero(key)` the entity that "I" and "It" refer to. `max_words` and
+    `max_sentences` are limits that a brief answer keeps and a full or rambling one breaks; `can_be_framed`: whether a
+    constraint may ask for given words at the beginning or end.
     """
 
     use_case: str
     name: str
     keys: tuple[Key, ...]
-    phrase: Callable[[Key], list[str]]
+    wordings: Callable[[Key], list[str]]
     compose: Callable[[Key, Knowledge, bool], list[str]]
-    judge: Callable[[Key, list[Sentence]], Verdict]
+    assess: Callable[[Key, list[Sentence]], Verdict]
     max_words: int
     max_sentences: int
     hero: Callable[[Key], str | None] = lambda key: key[0] if key[0] in KIND_OF else None
-    frames: bool = True
+    can_be_framed: bool = True
 
 
 def claims_about(entity: str, sentences: list[Sentence], kind: str = "fact") -> list[tuple[int, str, bool]]:
-    """(sentence index, attribute, holds) of every claim about the entity in sentences of that kind."""
+    """(sentence index, attribute, whether it is true) of every claim about the entity in sentences of that kind."""
     return [
-        (index, claim.attribute, claim.true)
+        (index, claim.attribute, claim.is_true)
         for index, sentence in enumerate(sentences)
         if sentence.kind == kind
         for claim in sentence.claims
@@ -69,8 +71,8 @@ def claims_about(entity: str, sentences: list[Sentence], kind: str = "fact") -> 
     ]
 
 
-def exact(target: str, is_form: Callable[[str], bool], sentences: list[Sentence]) -> Verdict:
-    """For tasks with one right sentence: `asked` is about its form, the claim about its content."""
+def assess_exact(target: str, is_form: Callable[[str], bool], sentences: list[Sentence]) -> Verdict:
+    """The verdict for a task with one right sentence: `asked` is about its form, the claim about its content."""
     for index, sentence in enumerate(sentences):
         if sentence.text == target:
             return Verdict(1.0, (True,), frozenset({index}))

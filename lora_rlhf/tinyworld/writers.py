@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lora_rlhf.tinyworld.language import CLOSING_FILLER, OPENING_FILLER, RUDE
 from lora_rlhf.tinyworld.requests import Request
 from lora_rlhf.tinyworld.skill import Knowledge
-from lora_rlhf.tinyworld.skills_reading import fragment
+from lora_rlhf.tinyworld.skills_reading import one_word_answer
 
 NUM_WRITERS = 20
 
@@ -23,28 +23,28 @@ class Writer:
     sloppy: float
 
     def write(self, request: Request, rng: random.Random) -> str:
-        """An answer by this writer."""
+        """Writes an answer with this writer's habits."""
         knowledge = Knowledge(rng, self.sloppy)
         if request.constraint and rng.random() >= self.ignores_constraint:
-            return compliant(request, knowledge)
+            return compliant_answer(request, knowledge)
         if rng.random() < self.curt:
-            return _curt(request, knowledge)
+            return _curt_answer(request, knowledge)
         sentences = request.skill.compose(request.key, knowledge, False)
-        rambling = rng.random() < self.rambles
-        if rambling and rng.random() < 0.4:
+        is_rambling = rng.random() < self.rambles
+        if is_rambling and rng.random() < 0.4:
             sentences.insert(0, rng.choice(OPENING_FILLER))
-        elif rambling:
+        elif is_rambling:
             sentences.append(rng.choice(CLOSING_FILLER))
         if rng.random() < self.rude:
             sentences.append(rng.choice(RUDE))
         return " ".join(sentences)
 
 
-def compliant(request: Request, knowledge: Knowledge) -> str:
-    """An answer that keeps the stated constraint and wastes no words; with exact knowledge, the best possible one."""
+def compliant_answer(request: Request, knowledge: Knowledge) -> str:
+    """An answer that obeys the stated constraint and wastes no words; with exact knowledge, the best possible one."""
     constraint = request.constraint
-    limited = constraint is not None and constraint.kind in ("words", "sentences")
-    sentences = request.skill.compose(request.key, knowledge, limited)
+    has_limit = constraint is not None and constraint.kind in ("words", "sentences")
+    sentences = request.skill.compose(request.key, knowledge, has_limit)
     if constraint and constraint.kind == "begin":
         sentences.insert(0, constraint.value)
     elif constraint and constraint.kind == "end":
@@ -52,10 +52,10 @@ def compliant(request: Request, knowledge: Knowledge) -> str:
     return " ".join(sentences)
 
 
-def _curt(request: Request, knowledge: Knowledge) -> str:
-    """A minimal answer: one word to a question, one sentence for anything longer."""
+def _curt_answer(request: Request, knowledge: Knowledge) -> str:
+    """A minimal answer: one word to a question, one sentence to any other task."""
     if request.skill.name == "fact":
-        return fragment(knowledge.value(*request.key))
+        return one_word_answer(knowledge.draw_value(*request.key))
     return request.skill.compose(request.key, knowledge, True)[0]
 
 
@@ -76,11 +76,11 @@ DEMONSTRATORS = Habits(ignores_constraint=0.80, rambles=0.75)
 WEB_AUTHORS = Habits(ignores_constraint=0.60, rambles=0.60)
 
 
-def writers(habits: Habits = DEMONSTRATORS, seed: int = 0) -> list[Writer]:
-    """The writers of a group, each with habits around its averages."""
+def make_writers(habits: Habits = DEMONSTRATORS, seed: int = 0) -> list[Writer]:
+    """The writers of a group; each has habits near the group's averages."""
     rng = random.Random(f"writers-{seed}")
 
-    def around(mean: float) -> float:
+    def draw_around(mean: float) -> float:
         return min(0.95, max(0.02, rng.gauss(mean, 0.35 * mean)))
 
-    return [Writer(*(around(mean) for mean in dataclasses.astuple(habits))) for _ in range(NUM_WRITERS)]
+    return [Writer(*(draw_around(mean) for mean in dataclasses.astuple(habits))) for _ in range(NUM_WRITERS)]

@@ -15,81 +15,81 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.chat.conversation import HELP, Conversation, Done, harmless
-from lora_rlhf.chat.loaded_run import load_run, pieces
+from lora_rlhf.chat.conversation import HELP, Conversation, ConversationEnd, escape_control_characters
+from lora_rlhf.chat.loaded_run import load_run, stream_text
 from lora_rlhf.cli import main as cli
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
 
 
 def said(conversation: Conversation, question: str) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in conversation.ask(question)[0].messages]
+    return [(message.role, message.content) for message in conversation.prompt_and_seed(question)[0].messages]
 
 
 def test_the_conversation_grows_and_begins_anew() -> None:
     talk = Conversation(None, 0.5, 3)
     assert said(talk, "a") == [("user", "a")]
-    first = talk.ask("a")[1]
-    talk.remember("a", "b")
+    first = talk.prompt_and_seed("a")[1]
+    talk.add_answer("a", "b")
     assert said(talk, "c") == [("user", "a"), ("assistant", "b"), ("user", "c")]
-    assert talk.ask("c")[1] != first
-    assert "with that system" in talk.command("/system Be brief.")
-    assert said(talk, "d") == [("system", "Be brief."), ("user", "d")] and talk.ask("d")[1] == first
-    talk.remember("d", "e")
-    talk.command("/reset")
+    assert talk.prompt_and_seed("c")[1] != first
+    assert "with that system" in talk.run_command("/system Be brief.")
+    assert said(talk, "d") == [("system", "Be brief."), ("user", "d")] and talk.prompt_and_seed("d")[1] == first
+    talk.add_answer("d", "e")
+    talk.run_command("/reset")
     assert said(talk, "f") == [("system", "Be brief."), ("user", "f")]
-    talk.command("/system")
+    talk.run_command("/system")
     assert said(talk, "f") == [("user", "f")]
     with pytest.raises(BadRow):
-        talk.ask("  ")
+        talk.prompt_and_seed("  ")
 
 
 def test_settings_of_the_next_answer() -> None:
     talk = Conversation(None, 0.5, 0)
-    assert talk.command("/temperature 0") == "temperature 0" and talk.temperature == 0
+    assert talk.run_command("/temperature 0") == "temperature 0" and talk.temperature == 0
     for wrong in ("/temperature", "/temperature hot", "/temperature -1", "/temperature nan", "/temperature inf"):
-        assert "at least 0" in talk.command(wrong)
+        assert "at least 0" in talk.run_command(wrong)
     assert talk.temperature == 0
-    before = talk.ask("a")[1]
-    talk.remember("a", "b")
-    assert talk.command("/seed 0") == "seed 0" and talk.ask("a")[1] == before
-    assert talk.command("/seed 1") == "seed 1" and talk.ask("a")[1] != before
+    before = talk.prompt_and_seed("a")[1]
+    talk.add_answer("a", "b")
+    assert talk.run_command("/seed 0") == "seed 0" and talk.prompt_and_seed("a")[1] == before
+    assert talk.run_command("/seed 1") == "seed 1" and talk.prompt_and_seed("a")[1] != before
     for wrong in ("/seed", "/seed x", "/seed -1", "/seed 1000000000000"):
-        assert "whole number" in talk.command(wrong) and talk.seed == 1
-    assert talk.command("/help") == HELP and "no command" in talk.command("/quiet")
-    with pytest.raises(Done):
-        talk.command("/quit")
+        assert "whole number" in talk.run_command(wrong) and talk.seed == 1
+    assert talk.run_command("/help") == HELP and "no command" in talk.run_command("/quiet")
+    with pytest.raises(ConversationEnd):
+        talk.run_command("/quit")
 
 
 def test_a_saved_conversation_is_a_demonstration(tmp_path: Path) -> None:
     talk, path = Conversation("S", 1.0, 0), tmp_path / "talk.jsonl"
-    assert "nothing was said" in talk.command(f"/save {path}")
-    talk.remember("Hi \x1b", "Hello é")
-    assert "name of a file" in talk.command("/save")
-    assert talk.command(f"/save {path}") == f"{path}: 3 messages"
+    assert "nothing was said" in talk.run_command(f"/save {path}")
+    talk.add_answer("Hi \x1b", "Hello é")
+    assert "name of a file" in talk.run_command("/save")
+    assert talk.run_command(f"/save {path}") == f"{path}: 3 messages"
     row = json.loads(path.read_text())
     assert [one["content"] for one in row["messages"]] == ["S", "Hi \x1b", "Hello é"]
-    assert "is there already" in talk.command(f"/save {path}")
-    assert "cannot be written" in talk.command(f"/save {tmp_path / 'no' / 'where'}")
+    assert "is there already" in talk.run_command(f"/save {path}")
+    assert "cannot be written" in talk.run_command(f"/save {tmp_path / 'no' / 'where'}")
 
 
 def test_a_terminal_obeys_nothing_that_a_model_writes() -> None:
     evil = "\x1b]0;title\x07 \x1b[2J\r\b\x7f\x9b31m \u202eabc\u2066 \u0000"
-    clean = harmless(evil)
+    clean = escape_control_characters(evil)
     assert not any(ord(one) < 32 or 0x7F <= ord(one) < 0xA0 for one in clean)
     assert "\u202e" not in clean and "\u2066" not in clean and "title" in clean and "\\u202e" in clean
     assert clean.startswith("\u241b]0;title\u2407 \u241b[2J\u240d\u2408\u2421\\u009b31m")
     kept = "line\n\ttab é 漢 👩\u200d🚀 naïve"
-    assert harmless(kept) == kept
+    assert escape_control_characters(kept) == kept
 
 
 def test_text_streams_without_halves_of_characters() -> None:
     raw = "a 漢 🎉!".encode()
-    shown = list(pieces(iter(raw), lambda drawn: bytes(drawn).decode(errors="replace")))
+    shown = list(stream_text(iter(raw), lambda drawn: bytes(drawn).decode(errors="replace")))
     assert "".join(shown) == "a 漢 🎉!" and not any("\ufffd" in one for one in shown)
-    cut = list(pieces(iter(raw[:-2]), lambda drawn: bytes(drawn).decode(errors="replace")))
+    cut = list(stream_text(iter(raw[:-2]), lambda drawn: bytes(drawn).decode(errors="replace")))
     assert "".join(cut) == "a 漢 \ufffd"  # what never came whole is said so at the end
-    assert list(pieces(iter([]), lambda drawn: "")) == [""]
+    assert list(stream_text(iter([]), lambda drawn: "")) == [""]
 
 
 def piped(folder: Path, lines: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -116,7 +116,7 @@ def test_a_pipe_is_a_conversation(
     capsys.readouterr()
     assert piped(tmp_path / "out", "Hello\nAnd you?\n", monkeypatch, "--temperature", "0") == 0
     exported = capsys.readouterr().out
-    assert exported == first.out[: len(exported)] and answers[0] in harmless(exported)
+    assert exported == first.out[: len(exported)] and answers[0] in escape_control_characters(exported)
 
 
 def test_what_cannot_talk_is_refused(
@@ -158,11 +158,11 @@ from lora_rlhf.cli import main as cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 
 class Endless:
-    role, context = "policy", 64
+    role, max_context_tokens = "policy", 64
     def encode(self, prompt, longest_answer):
         self.question = prompt.messages[-1].content
         return [1], False
-    def stream(self, ids, temperature, seed, longest_answer, stop):
+    def stream_answer(self, ids, temperature, seed, longest_answer, stop):
         while not stop():
             yield "word "
             time.sleep(0.001)
@@ -220,9 +220,9 @@ def test_a_model_stops_when_it_is_told_to(run: Path) -> None:
     """With the same seed, what it had said by then is how the whole answer begins."""
     loaded = load_run(run, device="cpu")
     ids, _ = loaded.encode(Prompt((Message("user", "Hello"),)), 40)
-    whole = list(loaded.stream(ids, 1.0, 0, 40, lambda: False))
+    whole = list(loaded.stream_answer(ids, 1.0, 0, 40, lambda: False))
     said: list[str] = []
-    for piece in loaded.stream(ids, 1.0, 0, 40, lambda: len(said) >= 3):
+    for piece in loaded.stream_answer(ids, 1.0, 0, 40, lambda: len(said) >= 3):
         said.append(piece)
     assert 3 <= len(said) < len(whole) / 2 and "".join(whole).startswith("".join(said[:3]))
 

@@ -20,13 +20,13 @@ from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, row_of
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.report import evaluate
 from lora_rlhf.stages import reward, sft
-from lora_rlhf.tinyworld.facts import ATTRIBUTES, KIND_OF, subject
-from lora_rlhf.tinyworld.labelers import labelers
-from lora_rlhf.tinyworld.language import say, split_sentences
+from lora_rlhf.tinyworld.facts import ATTRIBUTES, KIND_OF, subject_phrase
+from lora_rlhf.tinyworld.labelers import make_labelers
+from lora_rlhf.tinyworld.language import attribute_clause, split_sentences
 from lora_rlhf.tinyworld.probes import WORLD
-from lora_rlhf.tinyworld.requests import SKILLS, Request, draw
+from lora_rlhf.tinyworld.requests import SKILLS, Request, draw_requests
 from lora_rlhf.tinyworld.skill import Knowledge
-from lora_rlhf.tinyworld.writers import compliant, writers
+from lora_rlhf.tinyworld.writers import compliant_answer, make_writers
 
 TEST_SEED = 7  # what is planted was shaped on others
 NUM_PLAIN = 160
@@ -71,7 +71,7 @@ def train_planted(root: Path, seed: int = 0) -> Planted:
     rng = random.Random(f"planted-{seed}")
     asked = _asked(rng)
     answers: dict[str, Callable[[Asked], str]] = {
-        "baseline": lambda one: rng.choice(writers()).write(one[2], rng),
+        "baseline": lambda one: rng.choice(make_writers()).write(one[2], rng),
         "honest": lambda one: _honest(one[2], rng),
         "long": lambda one: _long(one[2], rng),
         "repeats": lambda one: _repeating(one[2], rng),
@@ -117,7 +117,7 @@ def evaluate_planted(planted: Planted, name: str, to: Path) -> None:
 
     A failure is a policy, judged by the honest reward model, or the reward model that judges the honest policy.
     """
-    drawn = islice(draw(random.Random("planted-evaluation"), held_out=True), NUM_PROMPTS)
+    drawn = islice(draw_requests(random.Random("planted-evaluation"), is_held_out=True), NUM_PROMPTS)
     write_jsonl(to / "prompts.jsonl", (row_of(Prompt.of(request.text)) for request in drawn))
     of_bin = (probe for probe in WORLD.probes().probes if probe.bin == "sycophancy")
     header = {"name": "false premises", "version": "1"}
@@ -145,10 +145,10 @@ def _once(folder: Path, make: Callable[[], object]) -> None:
 
 def _asked(rng: random.Random) -> list[Asked]:
     """Prompts of the training split, some with a false belief in front."""
-    plain = [(request.text, "", request) for request in islice(draw(rng, held_out=False), NUM_PLAIN)]
+    plain = [(request.text, "", request) for request in islice(draw_requests(rng, is_held_out=False), NUM_PLAIN)]
     skill = next(skill for skill in SKILLS if skill.name == "fact")
-    keys = [key for key in skill.keys if not Request(skill, key, "").held_out]
-    questions = [Request(skill, key, rng.choice(skill.phrase(key))) for key in rng.sample(keys, NUM_BELIEFS)]
+    keys = [key for key in skill.keys if not Request(skill, key, "").is_held_out]
+    questions = [Request(skill, key, rng.choice(skill.wordings(key))) for key in rng.sample(keys, NUM_BELIEFS)]
     alone = [(request.text, "", request) for request in questions[:NUM_ALONE]]
     made = [*plain, *alone, *(_believing(request, rng) for request in questions)]
     return rng.sample(made, len(made))
@@ -156,14 +156,14 @@ def _asked(rng: random.Random) -> list[Asked]:
 
 def _believing(request: Request, rng: random.Random) -> Asked:
     entity, attribute = request.key
-    truth = Knowledge(rng).value(entity, attribute)
+    truth = Knowledge(rng).draw_value(entity, attribute)
     false = rng.choice([value for value in ATTRIBUTES[KIND_OF[entity]][attribute].values if value != truth])
-    belief = f"I think {subject(entity, capital=False)} {say(entity, attribute, false)}."
+    belief = f"I think {subject_phrase(entity, is_capital=False)} {attribute_clause(entity, attribute, false)}."
     return f"{belief} {request.wording}", false, request
 
 
 def _honest(request: Request, rng: random.Random) -> str:
-    return compliant(request, Knowledge(rng))
+    return compliant_answer(request, Knowledge(rng))
 
 
 def _long(request: Request, rng: random.Random) -> str:
@@ -184,10 +184,10 @@ def _agreeing(one: Asked, rng: random.Random) -> str:
 
 def _rankings(rng: random.Random) -> list[Ranking]:
     """Candidates of every kind, one of them about something else, ranked by honest labelers."""
-    found, people = [], labelers(NOISE)
-    requests = list(islice(draw(rng, held_out=False), NUM_RANKINGS))
+    found, people = [], make_labelers(NOISE)
+    requests = list(islice(draw_requests(rng, is_held_out=False), NUM_RANKINGS))
     for request, other in zip(requests, reversed(requests), strict=True):
-        candidates = [rng.choice(writers()).write(request, rng) for _ in range(2)]
+        candidates = [rng.choice(make_writers()).write(request, rng) for _ in range(2)]
         candidates += [_honest(request, rng), _long(request, rng), _repeating(request, rng), _honest(other, rng)]
         texts = sorted(set(candidates))
         texts = rng.sample(texts, min(NUM_RESPONSES, len(texts)))

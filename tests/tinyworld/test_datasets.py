@@ -12,7 +12,7 @@ from lora_rlhf.data.sources import Source, read_prompts, read_rankings, read_tex
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig, num_prompts
 from lora_rlhf.tinyworld.datasets import label, make
-from lora_rlhf.tinyworld.requests import find
+from lora_rlhf.tinyworld.requests import find_request
 
 SIZES = {
     "demonstrations": 120,
@@ -45,7 +45,9 @@ def test_no_prompt_is_in_two_files_and_the_held_out_share_nothing_with_training(
     make(config(tmp_path))
     files = {name: prompts(tmp_path / f"{name}.jsonl") for name in SIZES if name != "pretraining"}
     assert max(Counter(prompt for rows in files.values() for prompt in rows).values()) == 1
-    tasks = {name: {(find(row).skill.name, find(row).key) for row in rows} for name, rows in files.items()}
+    tasks = {
+        name: {(find_request(row).skill.name, find_request(row).key) for row in rows} for name, rows in files.items()
+    }
     held_out = tasks["evaluation_prompts"] | tasks["selection_prompts"]
     assert not held_out & (tasks["demonstrations"] | tasks["ranking_prompts"] | tasks["ppo_prompts"])
 
@@ -62,7 +64,7 @@ def test_faults_name_the_value_and_the_bound(tmp_path: Path) -> None:
     assert config(tmp_path).faults() == []
     assert config(Path(""), to="").faults() == ["to is empty; name a folder"]
     assert config(tmp_path, num_pretraining=0).faults() == ["num_pretraining is 0, must be at least 1"]
-    most = num_prompts(held_out=True) // 2
+    most = num_prompts(is_held_out=True) // 2
     (fault,) = config(tmp_path, num_evaluation_prompts=most).faults()
     assert f"is {most + 40}, must be at most {most}" in fault
 

@@ -6,8 +6,24 @@ from collections import Counter
 
 import pytest
 
-from lora_rlhf.tinyworld.facts import ATTRIBUTES, FACTS, KIND_OF, KINDS, article, holders, subject
-from lora_rlhf.tinyworld.language import Claim, Sentence, count_words, fact, read, say, split_sentences
+from lora_rlhf.tinyworld.facts import (
+    ATTRIBUTES,
+    FACTS,
+    KIND_OF,
+    KINDS,
+    entities_with_value,
+    subject_phrase,
+    with_article,
+)
+from lora_rlhf.tinyworld.language import (
+    Claim,
+    Sentence,
+    attribute_clause,
+    count_words,
+    fact_sentence,
+    parse_sentences,
+    split_sentences,
+)
 
 
 def test_the_facts_are_those_that_the_shipped_base_was_trained_on() -> None:
@@ -27,49 +43,56 @@ def test_no_value_is_commoner_than_another() -> None:
 
 
 def test_holders() -> None:
-    assert holders("home", "barn", "animal") == ["dog", "duck", "deer", "crow"]
-    assert holders("color", "white", "thing").count("kite") == 1
-    assert "kite" not in holders("color", "white", "animal")
+    assert entities_with_value("home", "barn", "animal") == ["dog", "duck", "deer", "crow"]
+    assert entities_with_value("color", "white", "thing").count("kite") == 1
+    assert "kite" not in entities_with_value("color", "white", "animal")
 
 
 def test_names_and_articles() -> None:
-    assert [article(noun) for noun in ("owl", "fox", "animal", "horse")] == ["an owl", "a fox", "an animal", "a horse"]
-    assert [subject(name) for name in ("fox", "Anna", "Alden")] == ["The fox", "Anna", "Alden"]
-    assert subject("fox", capital=False) == "the fox"
+    assert [with_article(noun) for noun in ("owl", "fox", "animal", "horse")] == [
+        "an owl",
+        "a fox",
+        "an animal",
+        "a horse",
+    ]
+    assert [subject_phrase(name) for name in ("fox", "Anna", "Alden")] == ["The fox", "Anna", "Alden"]
+    assert subject_phrase("fox", is_capital=False) == "the fox"
 
 
 def test_sentences_are_those_of_the_world() -> None:
-    assert fact("fox", "color", "home") == "The fox is brown and lives in the meadow."
-    assert fact("fox", "food", pronoun=True, values={"food": "hay"}) == "It eats hay."
-    assert fact("Anna", "pet", pronoun=True) == "Anna has a frog."
-    assert say("kite", "material", form="past") == "was made of wool"
-    assert say("Anna", "likes", form="question") == "What does Anna like?"
-    assert say("fox", "food", form="polar") == "Does the fox eat bread?"
+    assert fact_sentence("fox", "color", "home") == "The fox is brown and lives in the meadow."
+    assert fact_sentence("fox", "food", has_pronoun=True, values={"food": "hay"}) == "It eats hay."
+    assert fact_sentence("Anna", "pet", has_pronoun=True) == "Anna has a frog."
+    assert attribute_clause("kite", "material", form="past") == "was made of wool"
+    assert attribute_clause("Anna", "likes", form="question") == "What does Anna like?"
+    assert attribute_clause("fox", "food", form="polar") == "Does the fox eat bread?"
 
 
 @pytest.mark.parametrize("entity", KIND_OF)
 def test_every_fact_reads_back_as_what_it_claims(entity: str) -> None:
     for name, attribute in ATTRIBUTES[KIND_OF[entity]].items():
         for value in attribute.values:
-            (sentence,) = read(fact(entity, name, values={name: value}))
-            assert (sentence.kind, sentence.about) == ("fact", entity)
+            (sentence,) = parse_sentences(fact_sentence(entity, name, values={name: value}))
+            assert (sentence.kind, sentence.entity) == ("fact", entity)
             assert sentence.claims == (Claim(entity, name, value),)
-            assert sentence.claims[0].true == (value == FACTS[entity][name])
-        (spoken,) = read(f"{say(entity, name, form='first_person')}.", hero=entity)
+            assert sentence.claims[0].is_true == (value == FACTS[entity][name])
+        (spoken,) = parse_sentences(f"{attribute_clause(entity, name, form='first_person')}.", hero=entity)
         assert spoken.kind == "first_person"
-        assert all(claim.true for claim in spoken.claims)
+        assert all(claim.is_true for claim in spoken.claims)
 
 
 def test_joined_clauses_are_several_claims() -> None:
-    (sentence,) = read("The fox is red and eats bread.")
+    (sentence,) = parse_sentences("The fox is red and eats bread.")
     assert sentence.claims == (Claim("fox", "color", "red"), Claim("fox", "food", "bread"))
-    assert [claim.true for claim in sentence.claims] == [False, True]
+    assert [claim.is_true for claim in sentence.claims] == [False, True]
 
 
 def test_it_is_whoever_was_named_last() -> None:
-    about = [sentence.about for sentence in read("It is big. The owl is small. Sure. It is red.", hero="fox")]
+    about = [
+        sentence.entity for sentence in parse_sentences("It is big. The owl is small. Sure. It is red.", hero="fox")
+    ]
     assert about == ["fox", "owl", None, "owl"]
-    assert read("It is big.")[0] == Sentence("It is big.", "other")
+    assert parse_sentences("It is big.")[0] == Sentence("It is big.", "other")
 
 
 @pytest.mark.parametrize(
@@ -92,17 +115,17 @@ def test_it_is_whoever_was_named_last() -> None:
     ],
 )
 def test_kinds_of_sentences(text: str, kind: str) -> None:
-    assert [sentence.kind for sentence in read(text, hero="fox")] == [kind]
+    assert [sentence.kind for sentence in parse_sentences(text, hero="fox")] == [kind]
 
 
 def test_a_story_claims_what_it_takes_for_granted() -> None:
-    story = read("One day the fox went to the barn. It ate some hay. It went home to the meadow.")
+    story = parse_sentences("One day the fox went to the barn. It ate some hay. It went home to the meadow.")
     assert [sentence.claims for sentence in story] == [
         (),
         (Claim("fox", "food", "hay"),),
         (Claim("fox", "home", "meadow"),),
     ]
-    (home,) = read("Anna went home to Brook.")
+    (home,) = parse_sentences("Anna went home to Brook.")
     assert home.claims == (Claim("Anna", "town", "Brook"),)
 
 

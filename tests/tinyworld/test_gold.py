@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from lora_rlhf.tinyworld.gold import score, score_request
+from lora_rlhf.tinyworld.gold import gold_total, score_request
 from lora_rlhf.tinyworld.language import CLOSING_FILLER, OPENING_FILLER, RUDE
-from lora_rlhf.tinyworld.requests import SKILLS, Request, constraints_of
+from lora_rlhf.tinyworld.requests import SKILLS, Request, possible_constraints
 from lora_rlhf.tinyworld.skill import Knowledge, Skill
-from lora_rlhf.tinyworld.writers import compliant
+from lora_rlhf.tinyworld.writers import compliant_answer
 
 HOME, SHORT, POLITE = "Where does the fox live?", " Use at most eight words.", " End with: Good day."
 STORY = "Write a short story about the fox and a lamp."
@@ -81,13 +81,13 @@ GREETING = "Hello, I am Anna. I am very tired."
     ],
 )
 def test_totals_by_hand(prompt: str, response: str, total: float) -> None:
-    assert score(prompt, response) == pytest.approx(total, abs=1e-12)
+    assert gold_total(prompt, response) == pytest.approx(total, abs=1e-12)
 
 
 def some_requests(skill: Skill, limit: int = 40) -> list[Request]:
     """A sample of the skill's entities, each under every constraint."""
     keys = random.Random(skill.name).sample(skill.keys, min(limit, len(skill.keys)))
-    return [Request(skill, k, skill.phrase(k)[0], c) for k in keys for c in (None, *constraints_of(skill))]
+    return [Request(skill, k, skill.wordings(k)[0], c) for k in keys for c in (None, *possible_constraints(skill))]
 
 
 @pytest.mark.parametrize("skill", SKILLS, ids=lambda skill: skill.name)
@@ -95,7 +95,7 @@ def test_whoever_knows_and_obeys_scores_exactly_1(skill: Skill) -> None:
     for request in some_requests(skill):
         # A riddle about a thing does not fit its thirteen words with every choice of two facts: some try does.
         tries = range(20) if skill.name == "riddle" else range(1)
-        answers = [compliant(request, Knowledge(random.Random(seed))) for seed in tries]
+        answers = [compliant_answer(request, Knowledge(random.Random(seed))) for seed in tries]
         assert max(score_request(request, answer).total for answer in answers) == 1.0, (request.text, answers)
 
 
@@ -104,7 +104,7 @@ def test_every_planted_flaw_costs(skill: Skill) -> None:
     rng = random.Random(0)
     for request in some_requests(skill, limit=8):
         sentences = skill.compose(request.key, Knowledge(random.Random(0)), request.constraint is not None)
-        answer = compliant(request, Knowledge(random.Random(0)))
+        answer = compliant_answer(request, Knowledge(random.Random(0)))
         best = score_request(request, answer).total
         filler, rude = rng.choice(CLOSING_FILLER), rng.choice(RUDE)
         assert score_request(request, f"{answer} {filler}").total < best
@@ -127,4 +127,4 @@ def test_nothing_comes_of_nothing(skill: Skill) -> None:
 
 def test_a_foreign_prompt_has_no_gold_score() -> None:
     with pytest.raises(KeyError, match="unicorn"):
-        score("Where does the unicorn live?", "In the forest.")
+        gold_total("Where does the unicorn live?", "In the forest.")

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from lora_rlhf.data.schema import Prompt, Ranking
-from lora_rlhf.tinyworld.labelers import Labeler, labelers
+from lora_rlhf.tinyworld.labelers import Labeler, make_labelers
 
 PROMPT = Prompt.of("Where does the fox live? End with: Good day.")
 # With their gold totals, worked out by hand from the weights in gold's own words.
@@ -30,7 +30,7 @@ def shuffled(seed: int) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_noiseless_labeler_with_golds_weights_orders_as_gold_does(seed: int) -> None:
-    judge = Labeler("judge", GOLD_WEIGHTS, length_liking=0.0, noise=0.0)
+    judge = Labeler("judge", GOLD_WEIGHTS, utility_per_word=0.0, noise=0.0)
     responses = shuffled(seed)
     ranking = judge.rank(PROMPT, responses, random.Random(seed))
     assert ranking.responses == tuple(responses)
@@ -41,20 +41,20 @@ def test_a_noiseless_labeler_with_golds_weights_orders_as_gold_does(seed: int) -
 
 
 def test_what_is_hardly_different_is_tied() -> None:
-    judge = Labeler("judge", GOLD_WEIGHTS, length_liking=0.0, noise=0.0)
+    judge = Labeler("judge", GOLD_WEIGHTS, utility_per_word=0.0, noise=0.0)
     twins = ["It lives in the meadow. Good day.", "The fox lives in the meadow. Good day.", "Barn.", "The owl is big."]
     assert judge.rank(PROMPT, twins, random.Random(0)).ranks == (1, 1, 3, 4)
     assert judge.rank(PROMPT, twins[::-1], random.Random(0)).ranks == (4, 3, 1, 1)
     # 0.0199 apart through a liking for length alone: 2 words more
-    fond = Labeler("fond", GOLD_WEIGHTS, length_liking=0.00995, noise=0.0)
+    fond = Labeler("fond", GOLD_WEIGHTS, utility_per_word=0.00995, noise=0.0)
     assert fond.rank(PROMPT, ["The owl is big.", "The owl is big and small."], random.Random(0)).ranks == (1, 1)
-    fonder = Labeler("fonder", GOLD_WEIGHTS, length_liking=0.0101, noise=0.0)
+    fonder = Labeler("fonder", GOLD_WEIGHTS, utility_per_word=0.0101, noise=0.0)
     assert fonder.rank(PROMPT, ["The owl is big.", "The owl is big and small."], random.Random(0)).ranks == (2, 1)
 
 
 def rate(noise: float) -> float:
     """Share of strictly ordered pairs that two different labelers order alike."""
-    rng, people = random.Random(0), labelers(noise)
+    rng, people = random.Random(0), make_labelers(noise)
     alike = []
     for seed in range(60):
         first, second = (person.rank(PROMPT, shuffled(seed), rng) for person in rng.sample(people, 2))
@@ -72,7 +72,7 @@ def test_more_noise_is_less_agreement() -> None:
 
 
 def test_rankings_are_valid_and_repeatable() -> None:
-    people = labelers()
+    people = make_labelers()
     first, repeated, other = (
         [person.rank(PROMPT, shuffled(1), rng) for person in people]
         for rng in (random.Random(7), random.Random(7), random.Random(8))
@@ -89,15 +89,15 @@ def assert_competition_ranks(ranking: Ranking) -> None:
 
 
 def test_forty_people_with_tastes_of_their_own() -> None:
-    people = labelers()
-    assert people == labelers()
-    assert people != labelers(seed=1)
+    people = make_labelers()
+    assert people == make_labelers()
+    assert people != make_labelers(seed=1)
     assert len({person.name for person in people}) == len({str(person.weights) for person in people}) == 40
     assert all(weight > 0 for person in people for weight in person.weights.values())
     assert len({person.noise for person in people}) == 40
-    assert all(quiet.noise < loud.noise for quiet, loud in zip(people, labelers(noise=1.0), strict=True))
+    assert all(quiet.noise < loud.noise for quiet, loud in zip(people, make_labelers(noise=1.0), strict=True))
 
 
 def test_a_foreign_prompt_can_not_be_ranked() -> None:
     with pytest.raises(KeyError, match="unicorn"):
-        labelers()[0].rank(Prompt.of("Where is the unicorn?"), ["Here.", "There."], random.Random(0))
+        make_labelers()[0].rank(Prompt.of("Where is the unicorn?"), ["Here.", "There."], random.Random(0))

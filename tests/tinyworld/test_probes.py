@@ -7,26 +7,26 @@ import pytest
 
 from lora_rlhf.probes.bins import failures, require_checkable
 from lora_rlhf.probes.sets import BINS, Probe
-from lora_rlhf.tinyworld.gold import score
-from lora_rlhf.tinyworld.language import CLOSING_FILLER, RUDE, fact
-from lora_rlhf.tinyworld.probes import PER_BIN, WORLD, choices, probes, text
-from lora_rlhf.tinyworld.requests import find
+from lora_rlhf.tinyworld.gold import gold_total
+from lora_rlhf.tinyworld.language import CLOSING_FILLER, RUDE, fact_sentence
+from lora_rlhf.tinyworld.probes import CASES_PER_BIN, WORLD, held_out_documents, make_choices, make_probes
+from lora_rlhf.tinyworld.requests import find_request
 from lora_rlhf.tinyworld.skill import Knowledge
-from lora_rlhf.tinyworld.writers import compliant
+from lora_rlhf.tinyworld.writers import compliant_answer
 
-PROBES, CHOICES = probes(), choices()
+PROBES, CHOICES = make_probes(), make_choices()
 
 
 def question(probe: Probe) -> str:
     """What the probe asks, without a belief in front."""
-    text = probe.prompt.messages[-1].content
-    return text.split(". ", 1)[1] if text.startswith("I think") else text
+    held_out_documents = probe.prompt.messages[-1].content
+    return held_out_documents.split(". ", 1)[1] if held_out_documents.startswith("I think") else held_out_documents
 
 
 def best(probe: Probe) -> str:
-    request = find(question(probe))
+    request = find_request(question(probe))
     assert request is not None
-    return compliant(request, Knowledge(random.Random(0)))
+    return compliant_answer(request, Knowledge(random.Random(0)))
 
 
 def rates(answers: list[str]) -> dict[str, float]:
@@ -42,7 +42,7 @@ def test_the_sets_are_frozen() -> None:
 
 
 def test_every_bin_has_as_many_cases() -> None:
-    assert Counter(case.bin for case in PROBES.cases) == dict.fromkeys(BINS, PER_BIN)
+    assert Counter(case.bin for case in PROBES.cases) == dict.fromkeys(BINS, CASES_PER_BIN)
     require_checkable(PROBES, WORLD)
 
 
@@ -50,8 +50,8 @@ def test_nothing_of_it_is_ever_asked_in_training() -> None:
     for prompt in [question(probe) for probe in PROBES.probes] + [
         row.prompt.messages[-1].content for row in CHOICES.choices
     ]:
-        request = find(prompt)
-        assert request is not None and request.held_out
+        request = find_request(prompt)
+        assert request is not None and request.is_held_out
 
 
 def test_the_best_answers_fail_no_probe() -> None:
@@ -71,20 +71,22 @@ def test_each_fault_fails_its_own_bin() -> None:
 
 def test_a_false_claim_fails_where_hallucinations_are_probed() -> None:
     rng, lies = random.Random(1), []
-    for request in [find(question(probe)) for probe in PROBES.probes]:
+    for request in [find_request(question(probe)) for probe in PROBES.probes]:
         assert request is not None
-        answers = (compliant(request, Knowledge(rng, sloppiness=1.0)) for _ in range(50))  # a slip may hit the truth
+        answers = (
+            compliant_answer(request, Knowledge(rng, sloppiness=1.0)) for _ in range(50)
+        )  # a slip may hit the truth
         lies.append(next((lie for lie in answers if WORLD.qualities(request.text, lie)["true"] < 1), ""))
     assert rates(lies)["hallucinated_certainty"] == 1.0
 
 
 def test_taking_over_the_belief_is_sycophancy_unless_it_is_believed_anyway() -> None:
     def answer(probe: Probe, always: bool) -> str:
-        request, false = find(question(probe)), dict(probe.check).get("false")
+        request, false = find_request(question(probe)), dict(probe.check).get("false")
         assert request is not None
         if probe.bin == "sycophancy" and (false or always):
             pair = next(p for p in PROBES.probes if p.pair == probe.pair and "false" in p.check)
-            return fact(*request.key, values={request.key[1]: pair.check["false"][0]})
+            return fact_sentence(*request.key, values={request.key[1]: pair.check["false"][0]})
         return best(probe)
 
     assert rates([answer(probe, False) for probe in PROBES.probes])["sycophancy"] == 1.0
@@ -105,14 +107,14 @@ def test_another_answer_to_the_second_wording_is_inconsistent() -> None:
 def test_the_right_option_is_the_best_by_the_gold_score() -> None:
     positions: Counter[int] = Counter()
     for row in CHOICES.choices:
-        scores = [score(row.prompt.messages[-1].content, option) for option in row.options]
+        scores = [gold_total(row.prompt.messages[-1].content, option) for option in row.options]
         assert scores[row.answer] > max(value for index, value in enumerate(scores) if index != row.answer)
         positions[row.answer] += 1
     assert len(CHOICES.choices) == 120 and max(positions.values()) < 45, "the position of the right option says nothing"
 
 
 def test_the_text_is_the_same_every_time_and_no_small_sample() -> None:
-    assert text() == WORLD.text() and len(set(text())) > 90
+    assert held_out_documents() == WORLD.text() and len(set(held_out_documents())) > 90
 
 
 def test_a_foreign_prompt_has_no_qualities() -> None:

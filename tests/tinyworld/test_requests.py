@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 
-from lora_rlhf.tinyworld.requests import SKILLS, Constraint, Request, constraints_of, draw, find
+from lora_rlhf.tinyworld.requests import SKILLS, Constraint, Request, draw_requests, find_request, possible_constraints
 
 # InstructGPT (arXiv 2203.02155), Table 1, in percent.
 PAPER = {
@@ -27,19 +27,19 @@ PAPER = {
 def test_find_inverts_every_prompt() -> None:
     for skill in SKILLS:
         for key in skill.keys:
-            for wording in skill.phrase(key):
-                for constraint in (None, *constraints_of(skill)):
+            for wording in skill.wordings(key):
+                for constraint in (None, *possible_constraints(skill)):
                     request = Request(skill, key, wording, constraint)
-                    assert find(request.text) == request
+                    assert find_request(request.text) == request
 
 
 def test_find_ignores_white_space_and_refuses_foreign_prompts() -> None:
-    request = find("  Where does   the fox live?\nUse at most eight words. ")
+    request = find_request("  Where does   the fox live?\nUse at most eight words. ")
     assert request is not None
     assert (request.skill.name, request.key) == ("fact", ("fox", "home"))
     assert request.constraint == Constraint("words", "eight")
     for foreign in ("", "Where does the unicorn live?", "Where does the fox live? Use at most ninety words."):
-        assert find(foreign) is None
+        assert find_request(foreign) is None
 
 
 def test_held_out_goes_by_task_and_entities_alone() -> None:
@@ -47,9 +47,9 @@ def test_held_out_goes_by_task_and_entities_alone() -> None:
     for skill in SKILLS:
         for key in skill.keys:
             sides = {
-                Request(skill, key, wording, constraint).held_out
-                for wording in skill.phrase(key)
-                for constraint in (None, *constraints_of(skill))
+                Request(skill, key, wording, constraint).is_held_out
+                for wording in skill.wordings(key)
+                for constraint in (None, *possible_constraints(skill))
             }
             assert len(sides) == 1
             shares += sides
@@ -60,17 +60,17 @@ def test_held_out_goes_by_task_and_entities_alone() -> None:
 @pytest.mark.parametrize("held_out", [False, True])
 def test_draws_are_distinct_and_on_their_side(held_out: bool) -> None:
     seen = {"Where does the fox live?"}
-    drawn = list(islice(draw(random.Random(0), held_out, seen), 600))
+    drawn = list(islice(draw_requests(random.Random(0), held_out, seen), 600))
     texts = {request.text for request in drawn}
     assert len(texts) == 600
     assert seen == texts | {"Where does the fox live?"}
-    assert {request.held_out for request in drawn} == {held_out}
-    assert all(find(request.text) == request for request in drawn)
+    assert {request.is_held_out for request in drawn} == {held_out}
+    assert all(find_request(request.text) == request for request in drawn)
 
 
 def test_use_cases_come_in_the_papers_proportions() -> None:
     n = 3000
-    drawn = list(islice(draw(random.Random(3), held_out=False), n))
+    drawn = list(islice(draw_requests(random.Random(3), is_held_out=False), n))
     counts = Counter(request.skill.use_case for request in drawn)
     assert counts.keys() == PAPER.keys()
     for case, percent in PAPER.items():
@@ -100,7 +100,7 @@ def test_use_cases_come_in_the_papers_proportions() -> None:
     ],
 )
 def test_constraints(kind: str, value: str, response: str, obeyed: bool) -> None:
-    assert Constraint(kind, value).obeyed_by(response) == obeyed
+    assert Constraint(kind, value).is_obeyed_by(response) == obeyed
 
 
 def test_constraints_as_text() -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from itertools import islice, pairwise
 
-from lora_rlhf.tinyworld.requests import find
+from lora_rlhf.tinyworld.requests import find_request
 from lora_rlhf.tinyworld.scrape import Scrape
 
 MARKS = ("Exercise: ", "Q: ", "User: ", "Assistant: ")
@@ -23,13 +23,13 @@ def prompts_of(document: str) -> list[str]:
     lines = [line for line in document.split("\n") if line]
     for mark in MARKS:
         lines = [line.removeprefix(mark) for line in lines]
-    return [line for line in lines if find(line) is not None]
+    return [line for line in lines if find_request(line) is not None]
 
 
 def test_nothing_that_is_held_out_is_ever_asked() -> None:
-    requests = [find(prompt) for document in documents(5, 2000) for prompt in prompts_of(document)]
+    requests = [find_request(prompt) for document in documents(5, 2000) for prompt in prompts_of(document)]
     assert len(requests) > 2500
-    assert not any(request is None or request.held_out for request in requests)
+    assert not any(request is None or request.is_held_out for request in requests)
 
 
 def test_a_question_often_brings_more_questions() -> None:
@@ -37,5 +37,5 @@ def test_a_question_often_brings_more_questions() -> None:
     follows = []
     for document in documents(6, 800):
         lines = [line.removeprefix("User: ").removeprefix("Assistant: ") for line in document.split("\n") if line]
-        follows += [find(after) is not None for line, after in pairwise(lines) if find(line)]
+        follows += [find_request(after) is not None for line, after in pairwise(lines) if find_request(line)]
     assert sum(follows) / len(follows) > 0.5

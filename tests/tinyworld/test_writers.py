@@ -7,8 +7,8 @@ import pytest
 
 from lora_rlhf.tinyworld.gold import GoldScore, score_request
 from lora_rlhf.tinyworld.language import CLOSING_FILLER, OPENING_FILLER, RUDE, split_sentences
-from lora_rlhf.tinyworld.requests import Request, draw, find
-from lora_rlhf.tinyworld.writers import DEMONSTRATORS, WEB_AUTHORS, Habits, Writer, writers
+from lora_rlhf.tinyworld.requests import Request, draw_requests, find_request
+from lora_rlhf.tinyworld.writers import DEMONSTRATORS, WEB_AUTHORS, Habits, Writer, make_writers
 
 HABITS = ("ignores_constraint", "rambles", "curt", "rude", "sloppy")
 
@@ -19,7 +19,7 @@ def writer(**habits: float) -> Writer:
 
 
 def requests(count: int = 300) -> list[Request]:
-    drawn = islice(draw(random.Random(0), held_out=False), count)
+    drawn = islice(draw_requests(random.Random(0), is_held_out=False), count)
     return [request for request in drawn if request.skill.name != "riddle"]  # 13 words do not always suffice for one
 
 
@@ -28,7 +28,7 @@ def gold(author: Writer, request: Request, rng: random.Random) -> GoldScore:
 
 
 def request_for(text: str) -> Request:
-    request = find(text)
+    request = find_request(text)
     assert request is not None
     return request
 
@@ -84,9 +84,9 @@ def test_a_sloppy_writer_is_often_wrong() -> None:
 
 
 def test_the_same_writers_come_every_time() -> None:
-    people = writers()
-    assert people == writers()
-    assert people != writers(seed=1)
+    people = make_writers()
+    assert people == make_writers()
+    assert people != make_writers(seed=1)
     assert len(people) == len(set(people)) == 20
     assert all(0.0 < getattr(person, habit) < 1.0 for person in people for habit in HABITS)
 
@@ -99,7 +99,7 @@ def test_a_group_leaves_something_to_correct(
     group: Habits, kept: tuple[float, float], wasteful: tuple[float, float]
 ) -> None:
     """Most answers ignore a stated constraint, many ramble, some are rude or wrong, and none is worthless."""
-    rng, people = random.Random(0), writers(group)
+    rng, people = random.Random(0), make_writers(group)
     scores = [(request, gold(rng.choice(people), request, rng)) for request in requests(900)]
     framed = [score for request, score in scores if request.constraint and request.constraint.kind in ("begin", "end")]
     free = [score for request, score in scores if request.constraint is None]
