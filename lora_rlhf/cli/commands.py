@@ -92,14 +92,14 @@ def _package(config: PackageConfig) -> None:
 
 def _export(config: ExportConfig) -> None:
     if config.verify:
-        from lora_rlhf.exporting.verify import verify
+        from lora_rlhf.exporting.verify import verify_export
 
-        for name, value in verify(config).items():
+        for name, value in verify_export(config).items():
             print(f"{name:<18} {value:.6g}")
         return
-    from lora_rlhf.exporting.parity_table import table
+    from lora_rlhf.exporting.parity_table import parity_table
 
-    print(table(api.export(config)["parity"]))
+    print(parity_table(api.export(config)["parity"]))
 
 
 def _chat(config: ChatConfig) -> None:

@@ -235,13 +235,13 @@ def _run_step(name: str, config: Section, model: "SharedModel | None") -> "Repor
 def _export_anew(config: ExportConfig) -> None:
     """Makes the export, in place of one that is there, and prints its parity table."""
     from lora_rlhf.exporting.export import export
-    from lora_rlhf.exporting.parity_table import table
+    from lora_rlhf.exporting.parity_table import parity_table
 
     assert config.to is not None
     to = Path(config.to)
     if to.exists():  # made before its stage was made again
         remove_folder(to)
-    print(f"{table(export(config)['parity'])}\n", flush=True)
+    print(f"{parity_table(export(config)['parity'])}\n", flush=True)
 
 
 def _print_report(report: "Report", report_path: Path) -> None:

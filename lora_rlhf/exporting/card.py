@@ -1,4 +1,4 @@
-"""The model card of an export: README.md, from what the export and the run folder say and nothing else."""
+"""The model card of an export, README.md: written from the export's manifest and the run folder only."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, PPO, REWARD
-from lora_rlhf.exporting.card_evaluation import evaluation
-from lora_rlhf.exporting.card_usage import usage
-from lora_rlhf.exporting.lineage import Lineage, Stage, at, numbers, read_lineage
-from lora_rlhf.exporting.markdown import bullets, plain, short
-from lora_rlhf.exporting.parity_table import table
+from lora_rlhf.exporting.card_evaluation import evaluation_section
+from lora_rlhf.exporting.card_usage import usage_section
+from lora_rlhf.exporting.lineage import Lineage, Stage, named_numbers, nested_value, read_lineage
+from lora_rlhf.exporting.markdown import bullet_list, escaped_text, short_text
+from lora_rlhf.exporting.parity_table import parity_table
 from lora_rlhf.model.files import HUB_NAME
 from lora_rlhf.render.tables import markdown_table
 from lora_rlhf.render.wording import capital
 from lora_rlhf.system.disk import write_text
 
-LIBRARIES = {"merged": "transformers", "classifier": "transformers", "adapter": "peft", "gguf": "gguf"}
-KINDS = {
+LIBRARY_BY_KIND = {"merged": "transformers", "classifier": "transformers", "adapter": "peft", "gguf": "gguf"}
+KIND_DESCRIPTIONS = {
     "merged": "a plain transformers model, into which the adapter was merged",
     "classifier": "a plain transformers sequence classifier with one output, into which the adapter was merged",
     "adapter": "the LoRA adapter alone",
@@ -26,57 +26,58 @@ KINDS = {
 
 
 def write_card(folder: Path, facts: Mapping[str, Any], run: Path) -> None:
-    """README.md of an export. `facts` is its manifest, as far as it is known; `run` the folder of its run."""
-    write_text(folder / "README.md", card(facts, read_lineage(run, facts["role"])))
+    """Writes README.md of an export. `facts` is its manifest, as far as it is known; `run` the folder of its run."""
+    write_text(folder / "README.md", card_text(facts, read_lineage(run, facts["role"])))
 
 
-def card(facts: Mapping[str, Any], lineage: Lineage) -> str:
-    """The card's text. No path in it is absolute, and texts of the run cannot break out of their place."""
-    base, title = short(facts["source"]["base"]["name"]), BY_ROLE[facts["role"]].model_title
+def card_text(facts: Mapping[str, Any], lineage: Lineage) -> str:
+    """The card as Markdown. It has no absolute path, and texts of the run are escaped."""
+    base, title = short_text(facts["source"]["base"]["name"]), BY_ROLE[facts["role"]].model_title
     sections = [
-        _front(facts),
+        _metadata_header(facts),
         f"# {capital(title)} on {base}\n",
-        f"This is {KINDS[facts['kind']]}. It was trained with `lora-rlhf` on {base}, which stayed frozen in "
-        f"{facts['source']['base']['quantization']}: {title}, stage `{facts['source']['stage']}` "
-        f"(id `{facts['source']['id']}`) of run `{plain(facts['source']['run'])}`.\n",
-        "## How close it is to what was trained\n\n" + _closeness(facts),
-        "## How it was made\n\n" + _stages(lineage),
-        _data(lineage),
-        _reward(lineage),
-        _ppo(lineage),
-        evaluation(facts, lineage),
-        "## Use and limits\n\n" + _limits(facts, lineage),
-        "## How to run it\n\n" + usage(facts, base),
+        f"This is {KIND_DESCRIPTIONS[facts['kind']]}. It was trained with `lora-rlhf` on {base}, which stayed frozen "
+        f"in {facts['source']['base']['quantization']}: {title}, stage `{facts['source']['stage']}` "
+        f"(id `{facts['source']['id']}`) of run `{escaped_text(facts['source']['run'])}`.\n",
+        "## How close it is to what was trained\n\n" + _closeness_section(facts),
+        "## How it was made\n\n" + _stage_table(lineage),
+        _data_section(lineage),
+        _reward_section(lineage),
+        _ppo_section(lineage),
+        evaluation_section(facts, lineage),
+        "## Use and limits\n\n" + _limits_section(facts, lineage),
+        "## How to run it\n\n" + usage_section(facts, base),
         "## Made with\n\n" + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()) + ".\n",
     ]
     return "\n".join(section for section in sections if section)
 
 
-def _front(facts: Mapping[str, Any]) -> str:
-    """The metadata that the hub reads. Strings are written as JSON, which is YAML too."""
+def _metadata_header(facts: Mapping[str, Any]) -> str:
+    """The metadata that the hub reads, as YAML. Strings are written as JSON, which is valid YAML too."""
     base, licence = facts["source"]["base"]["name"], facts["licence"]["name"]
     stage = BY_ROLE[facts["role"]]
-    values: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "base_model": base if "/" in base and HUB_NAME.fullmatch(base) else None,
         "license": licence,
-        "library_name": LIBRARIES[facts["kind"]],
+        "library_name": LIBRARY_BY_KIND[facts["kind"]],
         "pipeline_tag": "text-classification" if stage.scores else "text-generation",
         "tags": ["lora-rlhf", "lora", "rlhf", stage.hub_tag],
     }
-    lines = [f"{name}: {json.dumps(value)}" for name, value in values.items() if value is not None]
+    lines = [f"{name}: {json.dumps(value)}" for name, value in metadata.items() if value is not None]
     return "\n".join(["---", *lines, "---", ""])
 
 
-def _closeness(facts: Mapping[str, Any]) -> str:
+def _closeness_section(facts: Mapping[str, Any]) -> str:
+    """How close the export is to the trained model, as measured or why it was not measured."""
     parity = facts["parity"]
     if not parity["measured"]:
-        return f"Not measured: {plain(parity['why'])}.\n"
-    figures = table({**parity, "prompts_from": _without_path(parity["prompts_from"])})
+        return f"Not measured: {escaped_text(parity['why'])}.\n"
+    table_text = parity_table({**parity, "prompts_from": _shorten_path(parity["prompts_from"])})
     paragraphs = [
-        capital(f"{plain(facts['meaning'])}, in {facts['dtype']}."),
+        capital(f"{escaped_text(facts['meaning'])}, in {facts['dtype']}."),
         "Left this export, in the middle the same adapter merged the other way, on the right the base without the "
         "adapter: all that there was to lose.",
-        f"```text\n{figures}\n```",
+        f"```text\n{table_text}\n```",
     ]
     if facts["kind"] == "gguf":
         paragraphs.append(f"Measured before the weights were stored as {facts['gguf_type']}.")
@@ -86,113 +87,125 @@ def _closeness(facts: Mapping[str, Any]) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _stages(lineage: Lineage) -> str:
+def _stage_table(lineage: Lineage) -> str:
+    """A table with the id, the settings and the duration of every stage."""
     rows = [
-        (BY_NAME[stage.name].title, f"`{stage.manifest['id']}`", _settings(stage), f"{stage.manifest['seconds']:.0f}")
+        (
+            BY_NAME[stage.name].title,
+            f"`{stage.manifest['id']}`",
+            _stage_settings(stage),
+            f"{stage.manifest['seconds']:.0f}",
+        )
         for stage in lineage.stages
     ]
-    return _table(("stage", "id", "settings", "seconds"), rows)
+    return _markdown_table(("stage", "id", "settings", "seconds"), rows)
 
 
-def _settings(stage: Stage) -> str:
+def _stage_settings(stage: Stage) -> str:
     names = (name for name in BY_NAME[stage.name].settings if stage.config.get(name) not in (None, False, ""))
-    return ", ".join(f"{name} {short(stage.config[name])}" for name in names)
+    return ", ".join(f"{name} {short_text(stage.config[name])}" for name in names)
 
 
-def _data(lineage: Lineage) -> str:
+def _data_section(lineage: Lineage) -> str:
+    """The data of every stage with their hashes, and how many rows each stage counted."""
     rows = []
     for stage in lineage.stages:
         for name, record in stage.manifest["data"].items():
             digest = "on the hub" if record["sha256"] is None else f"`{record['sha256']}`"
-            rows.append((stage.name, plain(name), short(record["path"]), digest))
-    counts = [line for stage in lineage.stages if (line := _counts(stage))]
-    table = _table(("stage", "what", "name", "sha256"), rows)
+            rows.append((stage.name, escaped_text(name), short_text(record["path"]), digest))
+    counts = [line for stage in lineage.stages if (line := _stage_counts(stage))]
+    table = _markdown_table(("stage", "what", "name", "sha256"), rows)
     return f"### Data\n\n{table}" + "".join(f"\n{line}\n" for line in counts)
 
 
-def _counts(stage: Stage) -> str:
-    """What a stage counted in its data."""
+def _stage_counts(stage: Stage) -> str:
+    """A sentence with the numbers that a stage counted in its data; empty if there are none."""
     counts = BY_NAME[stage.name].counts.items()
-    parts = [f"{stage.results[name]:,} {what}" for name, what in counts if isinstance(stage.results.get(name), int)]
+    parts = [f"{stage.results[name]:,} {unit}" for name, unit in counts if isinstance(stage.results.get(name), int)]
     return f"{capital(BY_NAME[stage.name].title)}: {', '.join(parts)}." if parts else ""
 
 
-def _reward(lineage: Lineage) -> str:
-    stage = lineage.stage(REWARD.name)
+def _reward_section(lineage: Lineage) -> str:
+    """The reward model's figures on held-out pairs, its scale, and its reliability; empty without a reward stage."""
+    stage = lineage.find_stage(REWARD.name)
     if stage is None:
         return ""
     results = stage.results
     lines = []
-    if (labels := numbers(results, "label_agreement", "label_agreement_pairs")) is not None:
-        lines.append(f"Two labelers agree on {labels[0]:.1%} of {labels[1]:,.0f} pairs.")
-    if (right := numbers(at(results, "accuracy"), "rate", "low", "high", "n")) is not None:
+    if (agreement := named_numbers(results, "label_agreement", "label_agreement_pairs")) is not None:
+        lines.append(f"Two labelers agree on {agreement[0]:.1%} of {agreement[1]:,.0f} pairs.")
+    if (accuracy := named_numbers(nested_value(results, "accuracy"), "rate", "low", "high", "n")) is not None:
         lines.append(
-            f"It orders {right[0]:.1%} of {right[3]:,.0f} held-out pairs as their labelers did "
-            f"({right[1]:.1%} to {right[2]:.1%})."
+            f"It orders {accuracy[0]:.1%} of {accuracy[3]:,.0f} held-out pairs as their labelers did "
+            f"({accuracy[1]:.1%} to {accuracy[2]:.1%})."
         )
-    if (error := numbers(results, "ece")) is not None:
-        lines.append(f"Expected calibration error: {error[0]:.3f}.")
-    if (length := numbers(results, "length_correlation")) is not None:
-        lines.append(f"Correlation of an answer's score and its length: {length[0]:.2f}.")
-    scaling = f"A score is the head's output less {results['offset']:.6g}"
-    if (scale := numbers(results, "scale_divided")) is not None:
-        scaling += (
+    if (calibration_error := named_numbers(results, "ece")) is not None:
+        lines.append(f"Expected calibration error: {calibration_error[0]:.3f}.")
+    if (length_correlation := named_numbers(results, "length_correlation")) is not None:
+        lines.append(f"Correlation of an answer's score and its length: {length_correlation[0]:.2f}.")
+    scale_sentence = f"A score is the head's output less {results['offset']:.6g}"
+    if (scale := named_numbers(results, "scale_divided")) is not None:
+        scale_sentence += (
             f"; the head was divided by {scale[0]:.6g} after training. So the demonstrations have mean 0 and standard "
             "deviation 1"
         )
-    lines.append(f"{scaling}.")
+    lines.append(f"{scale_sentence}.")
     names = ("low", "high", "confidence", "accuracy", "n")
-    bins = [numbers(row, *names) for row in results.get("reliability") or []]
+    reliability_bins = [named_numbers(row, *names) for row in results.get("reliability") or []]
     rows = [
         (f"{low:.2f} to {high:.2f}", f"{confidence:.3f}", f"{accuracy:.3f}", f"{n:,.0f}")
-        for low, high, confidence, accuracy, n in filter(None, bins)
+        for low, high, confidence, accuracy, n in filter(None, reliability_bins)
     ]
-    chart = "\n" + _table(("chance that it gave", "mean", "was right", "pairs"), rows) if rows else ""
-    return "### Reward model\n\n" + bullets(lines) + chart
+    reliability_table = (
+        "\n" + _markdown_table(("chance that it gave", "mean", "was right", "pairs"), rows) if rows else ""
+    )
+    return "### Reward model\n\n" + bullet_list(lines) + reliability_table
 
 
-def _ppo(lineage: Lineage) -> str:
-    stage = lineage.stage(PPO.name)
+def _ppo_section(lineage: Lineage) -> str:
+    """How PPO steered the KL, and its first and last figures; empty without a ppo stage."""
+    stage = lineage.find_stage(PPO.name)
     if stage is None:
         return ""
     results, config = stage.results, stage.config
     target = config.get("kl_target")
-    steering = (
-        f"kl_coef {short(config.get('kl_coef'))} throughout, without a target"
+    steering_text = (
+        f"kl_coef {short_text(config.get('kl_coef'))} throughout, without a target"
         if target is None
-        else f"target {short(target)} nats per response, kl_coef from {short(config.get('kl_coef'))} steered over a "
-        f"horizon of {short(config.get('kl_horizon'))} responses"
+        else f"target {short_text(target)} nats per response, kl_coef from {short_text(config.get('kl_coef'))} steered "
+        f"over a horizon of {short_text(config.get('kl_horizon'))} responses"
     )
-    lines = [f"KL to `{short(results.get('reference'))}`: {steering}."]
-    if (end := numbers(results, "kl", "kl_coef")) is not None:
-        lines.append(f"At the end: {end[0]:.3g} nats per response, kl_coef {end[1]:.3g}.")
-    if (scores := numbers(results, "first_score", "last_score")) is not None:
+    lines = [f"KL to `{short_text(results.get('reference'))}`: {steering_text}."]
+    if (final_figures := named_numbers(results, "kl", "kl_coef")) is not None:
+        lines.append(f"At the end: {final_figures[0]:.3g} nats per response, kl_coef {final_figures[1]:.3g}.")
+    if (scores := named_numbers(results, "first_score", "last_score")) is not None:
         lines.append(f"Mean score of sampled responses: {scores[0]:.3g} at first, {scores[1]:.3g} at last.")
-    lines.append(f"A response that does not end scores {short(config.get('missing_eos_score'))}.")
-    return "### PPO\n\n" + bullets(lines)
+    lines.append(f"A response that does not end scores {short_text(config.get('missing_eos_score'))}.")
+    return "### PPO\n\n" + bullet_list(lines)
 
 
-def _limits(facts: Mapping[str, Any], lineage: Lineage) -> str:
-    last = lineage.stages[-1].config if lineage.stages else {}
+def _limits_section(facts: Mapping[str, Any], lineage: Lineage) -> str:
+    """What the model is for, its limits of tokens, and the base's licence."""
+    last_config = lineage.stages[-1].config if lineage.stages else {}
     licence = facts["licence"]
-    name = f"is {plain(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
+    licence_text = f"is {escaped_text(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
     lines = [
         "For conversations like those that it was trained on; of others nothing is known here.",
-        f"Trained on prompts of at most {short(last.get('max_prompt_tokens'))} and responses of at most "
-        f"{short(last.get('max_response_tokens'))} tokens.",
-        f"The base's licence {name}" + (f" ({', '.join(licence['files'])})." if licence["files"] else "."),
+        f"Trained on prompts of at most {short_text(last_config.get('max_prompt_tokens'))} and responses of at most "
+        f"{short_text(last_config.get('max_response_tokens'))} tokens.",
+        f"The base's licence {licence_text}" + (f" ({', '.join(licence['files'])})." if licence["files"] else "."),
     ]
-    if limits := BY_ROLE[facts["role"]].limits:
-        lines.insert(1, limits)
+    if role_limits := BY_ROLE[facts["role"]].limits:
+        lines.insert(1, role_limits)
     lines.append("It was not tested for safety beyond the figures above.")
-    return bullets(lines)
+    return bullet_list(lines)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"{markdown_table(header, rows, aligned=False)}\n"
 
 
-def _without_path(text: str) -> str:
-    """A sentence with "(path)" in it, and of the path the last part."""
-    before, bracket, path = text.partition(" (")
-    return f"{before} ({short(path.removesuffix(')'))})" if bracket else short(text)
+def _shorten_path(text: str) -> str:
+    """Replaces a path in brackets at a sentence's end by its last part."""
+    sentence, bracket, path = text.partition(" (")
+    return f"{sentence} ({short_text(path.removesuffix(')'))})" if bracket else short_text(text)

@@ -1,4 +1,4 @@
-"""How far one model's next-token distributions are from another's, over the same positions."""
+"""How far one model's next-token distributions are from another model's, at the same positions."""
 
 import math
 from dataclasses import dataclass
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS = 32  # positions that are in float64 at a time
+ROWS_AT_A_TIME = 32  # positions, in float64
 
 
 @dataclass(frozen=True)
 class Closeness:
-    """Sums over positions, which add up over batches.
+    """Sums over positions; the sums of batches are added.
 
-    kl: sum of KL(trained || other) in nats. squared, values: squared differences of logits, and how many there were.
+    kl: sum of KL(trained || other) in nats. squared, values: sum of squared differences of logits, and their number.
+    largest: the largest difference of logits. same_top: positions where both have the same most probable token.
     """
 
     tokens: int = 0
@@ -44,18 +45,20 @@ class Closeness:
 
 
 @torch.no_grad()
-def closeness(trained: Tensor, other: Tensor) -> Closeness:
-    """Logits (N, V) of the trained model and of another at the same positions. Summed in float64."""
-    if trained.shape != other.shape:
-        raise ValueError(f"logits are {tuple(trained.shape)} and {tuple(other.shape)}")
+def measure_closeness(trained_logits: Tensor, other_logits: Tensor) -> Closeness:
+    """The closeness of two models, from their logits (N, V) at the same positions. Computed in float64."""
+    if trained_logits.shape != other_logits.shape:
+        raise ValueError(f"logits are {tuple(trained_logits.shape)} and {tuple(other_logits.shape)}")
     total = Closeness()
-    for first in range(0, len(trained), ROWS):
-        p_logits, q_logits = (logits[first : first + ROWS].double() for logits in (trained, other))
+    for first in range(0, len(trained_logits), ROWS_AT_A_TIME):
+        p_logits, q_logits = (
+            logits[first : first + ROWS_AT_A_TIME].double() for logits in (trained_logits, other_logits)
+        )
         difference = p_logits - q_logits
         log_p, log_q = p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1)
         total += Closeness(
             tokens=len(p_logits),
-            # the sum is never below 0, but for rounding where both are all but equal
+            # a KL is never below 0; rounding could make it so if both are almost equal
             kl=(log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0).sum().item(),
             squared=difference.square().sum().item(),
             values=difference.numel(),
@@ -65,7 +68,9 @@ def closeness(trained: Tensor, other: Tensor) -> Closeness:
     return total
 
 
-def same_beginning(response: list[int], other: list[int]) -> int:
-    """How many tokens two responses have in common before the first that differs."""
-    pairs = enumerate(zip(response, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(response), len(other)))
+def common_prefix_length(response: list[int], other_response: list[int]) -> int:
+    """How many tokens at the beginning of two responses are equal."""
+    pairs = enumerate(zip(response, other_response, strict=False))
+    return next(
+        (i for i, (token, other_token) in pairs if token != other_token), min(len(response), len(other_response))
+    )

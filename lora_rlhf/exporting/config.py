@@ -70,19 +70,20 @@ class ExportConfig:
         ]
 
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+BYTES_BY_UNIT = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as "5GB" or "500 MiB". ValueError for anything else."""
+    """The bytes of a size such as "5GB" or "500 MiB". Raises ValueError for any other text."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?B)?", text.strip(), re.IGNORECASE)
-    size = 0 if match is None else int(float(match[1]) * UNITS[(match[2] or "").upper()])
-    if size < 1:
+    num_bytes = 0 if match is None else int(float(match[1]) * BYTES_BY_UNIT[(match[2] or "").upper()])
+    if num_bytes < 1:
         raise ValueError(f"{text!r} is no size; give one such as 5GB or 500MB")
-    return size
+    return num_bytes
 
 
 def _size_faults(text: str) -> list[str]:
+    """What is wrong with a size, as a list of at most one message."""
     try:
         parse_size(text)
     except ValueError as error:

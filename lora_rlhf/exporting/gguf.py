@@ -1,4 +1,4 @@
-"""Writes GGUF, the file that llama.cpp and Ollama read: an exported folder's tensors under other names, streamed."""
+"""Writes a GGUF file, for llama.cpp and Ollama, from an exported folder: renames its tensors and streams them."""
 
 import contextlib
 import json
@@ -13,27 +13,27 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from lora_rlhf.exporting.gguf_shape import Shape, shape_of
-from lora_rlhf.exporting.gguf_vocab import Vocab, vocab_of
+from lora_rlhf.exporting.gguf_shape import GgufShape, gguf_shape
+from lora_rlhf.exporting.gguf_vocab import GgufVocab, gguf_vocab
 from lora_rlhf.model.tensor_files import Stored, read_index
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import read_object
 
-with contextlib.suppress(ImportError):  # an extra; `require_gguf` says so where it is missing
+with contextlib.suppress(ImportError):  # an optional package: `require_gguf` raises if it is missing
     import gguf
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
-PIECE = 2**22  # numbers that are converted at a time
+PIECE_NUMBERS = 2**22  # numbers that are converted at a time
 ALIGNMENT = 32
 WAY_OUT = "give a folder that `lora-rlhf export` or save_pretrained wrote"
 
 
 @dataclass(frozen=True)
 class GgufPlan:
-    """All that is written before the tensors. `specials`: {bos, eos, eot, pad, unk: id}, those that there are."""
+    """All that is written before the tensors. `specials`: {bos, eos, eot, pad, unk: id}, those that exist."""
 
-    shape: Shape
-    vocab: Vocab
+    shape: GgufShape
+    vocab: GgufVocab
     specials: dict[str, int]
     adds_bos: bool
     adds_eos: bool
@@ -42,36 +42,41 @@ class GgufPlan:
 
 
 def require_gguf() -> None:
-    """UserError where the library that writes the format is not installed."""
+    """Raises UserError if the package that writes the format is not installed."""
     if "gguf" not in globals():
         raise UserError("--form gguf needs the package gguf: pip install 'lora-rlhf[gguf]'")
 
 
 def plan_gguf(folder: Path, name: str) -> GgufPlan:
-    """What the small files of a model folder say; its weights need not be there. UserError where GGUF has no equal."""
+    """Plans a GGUF file from the small files of a model folder, which needs no weights yet.
+
+    Raises UserError for a model or tokenizer that GGUF cannot describe.
+    """
     require_gguf()
-    shape = shape_of(read_object(folder / "config.json", WAY_OUT))
-    vocab = vocab_of(_read(folder / "tokenizer.json"), shape.vocab_size)
-    settings = _read(folder / "tokenizer_config.json")
-    specials = {kind: vocab.id_of(_text(settings.get(f"{kind}_token"))) for kind in ("bos", "eos", "pad", "unk")}
+    shape = gguf_shape(read_object(folder / "config.json", WAY_OUT))
+    vocab = gguf_vocab(_read_tokenizer_file(folder / "tokenizer.json"), shape.vocab_size)
+    tokenizer_settings = _read_tokenizer_file(folder / "tokenizer_config.json")
+    specials = {
+        kind: vocab.id_of(_token_text(tokenizer_settings.get(f"{kind}_token"))) for kind in ("bos", "eos", "pad", "unk")
+    }
     special_ids = {kind: id for kind, id in specials.items() if id is not None}
-    if (turn_end := _turn_end(folder, special_ids)) is not None:
+    if (turn_end := _turn_end_id(folder, special_ids)) is not None:
         special_ids["eot"] = turn_end
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
-    template = folder / "chat_template.jinja"
+    sample_ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
+    template_file = folder / "chat_template.jinja"
     return GgufPlan(
         shape,
         vocab,
         special_ids,
-        adds_bos=ids[:1] == [special_ids.get("bos")],
-        adds_eos=ids[-1:] == [special_ids.get("eos")],
-        chat_template=template.read_text() if template.is_file() else settings.get("chat_template"),
+        adds_bos=sample_ids[:1] == [special_ids.get("bos")],
+        adds_eos=sample_ids[-1:] == [special_ids.get("eos")],
+        chat_template=template_file.read_text() if template_file.is_file() else tokenizer_settings.get("chat_template"),
         name=name,
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A tokenizer's file, which save_pretrained wrote; its longest length may be a number of 31 digits."""
+def _read_tokenizer_file(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a tokenizer, in which a length can be a number of 31 digits."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -79,115 +84,136 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _text(token: Any) -> str | None:
-    """A special token's text; older files have it inside an object."""
+def _token_text(token: Any) -> str | None:
+    """The text of a special token; older files hold it inside an object."""
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _turn_end(folder: Path, specials: dict[str, int]) -> int | None:
-    """The first id at which generation stops that is not EOS: the end of the assistant's turn."""
+def _turn_end_id(folder: Path, specials: dict[str, int]) -> int | None:
+    """The id that ends the assistant's turn: the first stop id of generation that is not EOS. None without one."""
     if not (folder / "generation_config.json").is_file():
         return None
-    stops = read_object(folder / "generation_config.json", WAY_OUT).get("eos_token_id")
-    others = [id for id in (stops if isinstance(stops, list) else [stops]) if id != specials.get("eos")]
-    return others[0] if others else None
+    stop_ids = read_object(folder / "generation_config.json", WAY_OUT).get("eos_token_id")
+    other_ids = [id for id in (stop_ids if isinstance(stop_ids, list) else [stop_ids]) if id != specials.get("eos")]
+    return other_ids[0] if other_ids else None
 
 
 def write_gguf(
-    folder: Path, path: Path, plan: GgufPlan, kind: GgufType, done: Callable[[int], object] = lambda _bytes: None
+    folder: Path,
+    path: Path,
+    plan: GgufPlan,
+    kind: GgufType,
+    report_bytes: Callable[[int], object] = lambda _bytes: None,
 ) -> dict[str, str]:
-    """Writes one GGUF file of an exported folder; returns {tensor: type} of those that are not of `kind`.
+    """Writes a GGUF file of an exported folder; returns {tensor: type} of the matrices with another type than `kind`.
 
-    Matrices are of `kind`, vectors float32; q8_0 has blocks of 32 along a row, and a matrix whose rows are not made of
-    such blocks stays f16. Memory is that of a few rows. `done` is told of bytes read.
+    Matrices are of type `kind`, vectors float32. q8_0 has blocks of 32 numbers along a row; a matrix whose rows cannot
+    be divided into such blocks is f16. Memory is that of a few rows. `report_bytes` is called with the number of bytes
+    read.
 
-    UserError: tensors that are missing or unknown, and numbers that f16 cannot hold.
+    Raises UserError for missing or unknown tensors, and for numbers that f16 cannot hold.
     """
     index = read_index(sorted(folder.glob("*.safetensors")))
-    names = _names(index, plan.shape)
-    kinds = {name: _kind_of(stored, kind) for name, stored in names.items()}
-    extra = _rope_factors(plan.shape)
-    _write_head(path, plan, kind, names, kinds, extra)
+    stored_by_name = _tensors_by_gguf_name(index, plan.shape)
+    type_by_name = {name: _tensor_type(stored, kind) for name, stored in stored_by_name.items()}
+    rope_tensors = _rope_tensors(plan.shape)
+    _write_header(path, plan, kind, stored_by_name, type_by_name, rope_tensors)
     with path.open("ab") as file:
-        _pad(file)
-        for values in extra.values():
+        _write_padding(file)
+        for values in rope_tensors.values():
             file.write(values.tobytes())
-            _pad(file)
-        for name, stored in names.items():
-            for piece in _pieces(stored, plan.shape):
-                file.write(_converted(piece, kinds[name], name).tobytes())
-                done(piece.numel() * stored.dtype.itemsize)
-            _pad(file)
-    matrices = {name: kinds[name] for name, stored in names.items() if len(stored.shape) > 1}
-    return {name: matrix_kind.name for name, matrix_kind in matrices.items() if matrix_kind is not _kinds()[kind]}
+            _write_padding(file)
+        for name, stored in stored_by_name.items():
+            for piece in _row_pieces(stored, plan.shape):
+                file.write(_convert_piece(piece, type_by_name[name], name).tobytes())
+                report_bytes(piece.numel() * stored.dtype.itemsize)
+            _write_padding(file)
+    matrices = {name: type_by_name[name] for name, stored in stored_by_name.items() if len(stored.shape) > 1}
+    return {name: matrix_kind.name for name, matrix_kind in matrices.items() if matrix_kind is not _gguf_types()[kind]}
 
 
-def _kinds() -> dict[str, Any]:
+def _gguf_types() -> dict[str, Any]:
     return {kind.name.lower(): kind for kind in gguf.GGMLQuantizationType}
 
 
-def _names(index: dict[str, Stored], shape: Shape) -> dict[str, Stored]:
-    """{GGUF's name: tensor}, in the order of GGUF's names. UserError unless they are exactly the architecture's."""
-    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == shape.family.name)
-    known = gguf.get_tensor_name_map(arch, shape.blocks)
+def _tensors_by_gguf_name(index: dict[str, Stored], shape: GgufShape) -> dict[str, Stored]:
+    """{GGUF name: tensor}. Raises UserError unless these are exactly the tensors of the architecture."""
+    architecture = next(
+        architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items() if name == shape.family.name
+    )
+    name_map = gguf.get_tensor_name_map(architecture, shape.blocks)
     tensors: dict[str, Stored] = {}
     for name, stored in index.items():
         if name == "lm_head.weight" and shape.is_tied:
             continue
         if name.endswith(".rotary_emb.inv_freq"):
-            continue  # of old files: computed from the config
-        new = known.get_name(name, try_suffixes=(".weight", ".bias"))
-        if new is None or new in tensors:
+            continue  # only in old files: llama.cpp computes it from the config
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None or gguf_name in tensors:
             raise UserError(f"{stored.path.name}: GGUF has no tensor for {name!r} in a {shape.family.name} model")
-        tensors[new] = stored
-    blocks = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
-    needed = ["token_embd", "output_norm", *([] if shape.is_tied else ["output"])]
-    needed += [f"blk.{block}.{part}" for block in range(shape.blocks) for part in blocks]
-    if missing := [name for name in needed if f"{name}.weight" not in tensors]:
-        raise UserError(f"{len(missing)} tensors are missing that GGUF asks for, the first {missing[0]}; {WAY_OUT}")
+        tensors[gguf_name] = stored
+    block_parts = (
+        "attn_norm",
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_norm",
+        "ffn_gate",
+        "ffn_up",
+        "ffn_down",
+    )
+    required_names = ["token_embd", "output_norm", *([] if shape.is_tied else ["output"])]
+    required_names += [f"blk.{block}.{part}" for block in range(shape.blocks) for part in block_parts]
+    if missing_names := [name for name in required_names if f"{name}.weight" not in tensors]:
+        raise UserError(
+            f"{len(missing_names)} tensors are missing that GGUF asks for, the first {missing_names[0]}; {WAY_OUT}"
+        )
     return tensors
 
 
-def _kind_of(stored: Stored, kind: GgufType) -> Any:
-    kinds = _kinds()
+def _tensor_type(stored: Stored, kind: GgufType) -> Any:
+    """The GGUF type in which a tensor is stored, if matrices are to be of type `kind`."""
+    types = _gguf_types()
     if len(stored.shape) < 2:
-        return kinds["f32"]  # llama.cpp computes norms and biases in it
-    if kind == "q8_0" and stored.shape[-1] % gguf.GGML_QUANT_SIZES[kinds[kind]][0]:
-        return kinds["f16"]
-    return kinds[kind]
+        return types["f32"]  # llama.cpp computes norms and biases in it
+    if kind == "q8_0" and stored.shape[-1] % gguf.GGML_QUANT_SIZES[types[kind]][0]:
+        return types["f16"]
+    return types[kind]
 
 
-def _write_head(
+def _write_header(
     path: Path,
     plan: GgufPlan,
     kind: GgufType,
-    names: dict[str, Stored],
-    kinds: dict[str, Any],
-    extra: dict[str, numpy.ndarray[Any, Any]],
+    stored_by_name: dict[str, Stored],
+    type_by_name: dict[str, Any],
+    rope_tensors: dict[str, numpy.ndarray[Any, Any]],
 ) -> None:
-    """Metadata, and each tensor's name, shape, type and place."""
+    """Writes the metadata, and each tensor's name, shape, type and position in the file."""
     writer = gguf.GGUFWriter(path, plan.shape.family.name)
-    files = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+    file_types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(plan.name)
-    writer.add_file_type(gguf.LlamaFileType[files[kind]])
+    writer.add_file_type(gguf.LlamaFileType[file_types[kind]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_shape(writer, plan.shape)
-    _add_vocab(writer, plan)
-    for name, values in extra.items():
+    _write_shape(writer, plan.shape)
+    _write_vocab(writer, plan)
+    for name, values in rope_tensors.items():
         writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
-    for name, stored in names.items():
-        block, size = gguf.GGML_QUANT_SIZES[kinds[name]]
-        num_bytes = math.prod(stored.shape) // block * size
-        writer.add_tensor_info(name, stored.shape, numpy.dtype(numpy.float32), num_bytes, raw_dtype=kinds[name])
+    for name, stored in stored_by_name.items():
+        block_size, block_bytes = gguf.GGML_QUANT_SIZES[type_by_name[name]]
+        num_bytes = math.prod(stored.shape) // block_size * block_bytes
+        writer.add_tensor_info(name, stored.shape, numpy.dtype(numpy.float32), num_bytes, raw_dtype=type_by_name[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
 
 
-def _add_shape(writer: Any, shape: Shape) -> None:
-    writer.add_context_length(shape.context)
+def _write_shape(writer: Any, shape: GgufShape) -> None:
+    """Adds the figures of the model's layers to the metadata."""
+    writer.add_context_length(shape.max_context_tokens)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.blocks)
     writer.add_feed_forward_length(shape.feed_forward)
@@ -209,7 +235,8 @@ def _add_shape(writer: Any, shape: Shape) -> None:
         writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
 
 
-def _add_vocab(writer: Any, plan: GgufPlan) -> None:
+def _write_vocab(writer: Any, plan: GgufPlan) -> None:
+    """Adds the tokenizer to the metadata."""
     vocab = plan.vocab
     writer.add_tokenizer_model(vocab.model)
     writer.add_tokenizer_pre(vocab.split)
@@ -228,37 +255,41 @@ def _add_vocab(writer: Any, plan: GgufPlan) -> None:
         writer.add_chat_template(plan.chat_template)
 
 
-def _rope_factors(shape: Shape) -> dict[str, numpy.ndarray[Any, Any]]:
+def _rope_tensors(shape: GgufShape) -> dict[str, numpy.ndarray[Any, Any]]:
     factors = shape.rope.factors
     return {"rope_freqs.weight": numpy.array(factors, numpy.float32)} if factors else {}
 
 
-def _pieces(stored: Stored, shape: Shape) -> Iterator[Tensor]:
-    """A tensor's rows from the first to the last, in llama.cpp's order; a vector in one piece."""
+def _row_pieces(stored: Stored, shape: GgufShape) -> Iterator[Tensor]:
+    """Yields a tensor's rows in pieces, in llama.cpp's order; a vector in one piece."""
     rows = stored.shape[0]
-    step = max(1, PIECE // math.prod(stored.shape[1:]))
-    is_turned = shape.family.is_paired and any(f".{part}_proj." in stored.name for part in "qk")
-    if is_turned:  # rows change places inside a head only
-        step = max(1, step // shape.head_dim) * shape.head_dim
-    for first in range(0, rows, step):
-        piece = stored.rows(first, min(first + step, rows))
-        yield _in_pairs(piece, shape.head_dim) if is_turned else piece
+    rows_per_piece = max(1, PIECE_NUMBERS // math.prod(stored.shape[1:]))
+    is_reordered = shape.family.is_paired and any(f".{part}_proj." in stored.name for part in "qk")
+    if is_reordered:  # rows are reordered inside a head only
+        rows_per_piece = max(1, rows_per_piece // shape.head_dim) * shape.head_dim
+    for first in range(0, rows, rows_per_piece):
+        piece = stored.rows(first, min(first + rows_per_piece, rows))
+        yield _interleave_halves(piece, shape.head_dim) if is_reordered else piece
 
 
-def _in_pairs(rows: Tensor, head_dim: int) -> Tensor:
-    """Rows of whole heads: from the two halves that transformers rotates against each other to neighbours."""
+def _interleave_halves(rows: Tensor, head_dim: int) -> Tensor:
+    """Reorders the rows of whole heads: row i of the first half is followed by row i of the second half.
+
+    transformers rotates the two halves of a head against each other, llama.cpp neighbouring rows.
+    """
     heads = rows.shape[0] // head_dim
     return rows.reshape(heads, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def _converted(piece: Tensor, kind: Any, name: str) -> numpy.ndarray[Any, Any]:
+def _convert_piece(piece: Tensor, gguf_type: Any, name: str) -> numpy.ndarray[Any, Any]:
+    """The numbers in the GGUF type; `name` is the tensor's, for the error."""
     values = piece.to(torch.float32).numpy()
     with numpy.errstate(over="ignore"):
-        converted: numpy.ndarray[Any, Any] = gguf.quantize(values, kind)
-    if kind is _kinds()["f16"] and not numpy.isfinite(converted).all():
+        converted: numpy.ndarray[Any, Any] = gguf.quantize(values, gguf_type)
+    if gguf_type is _gguf_types()["f16"] and not numpy.isfinite(converted).all():
         raise UserError(f"{name}: holds numbers over 65504, which f16 cannot hold; choose bf16 or f32")
     return converted
 
 
-def _pad(file: Any) -> None:
+def _write_padding(file: Any) -> None:
     file.write(bytes(-file.tell() % ALIGNMENT))

@@ -1,4 +1,4 @@
-"""What a GGUF file says of a model's layers: told from its config.json, or refused before anything is written."""
+"""The figures of a model's layers for a GGUF file, from its config.json; refused before any file is written."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Family:
     is_paired: bool
 
 
-# llama.cpp turns neighbours in a head for "llama", and halves for the others, as transformers does for all.
+# llama.cpp rotates neighbouring rows of a head for "llama", and the two halves for the others, as transformers does.
 FAMILIES = {
     "llama": Family("llama", is_paired=True),
     "mistral": Family("llama", is_paired=True),
@@ -28,7 +28,7 @@ WAY_OUT = "export without --form gguf"
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions. `factors`: what each pair's frequency is divided by (head_dim / 2 of them), or none."""
+    """Rotary positions. `factors`: divisors of the frequencies, one for each pair (head_dim / 2), or none."""
 
     base: float
     scaling: str = "none"
@@ -40,12 +40,12 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The figures that llama.cpp reads. `context` is the most tokens for which it computes what transformers does."""
+class GgufShape:
+    """The figures that llama.cpp reads. Up to `max_context_tokens` it computes the same as transformers."""
 
     family: Family
     blocks: int
-    context: int
+    max_context_tokens: int
     width: int
     feed_forward: int
     heads: int
@@ -58,7 +58,7 @@ class Shape:
 
 
 def require_family(model_type: Any) -> Family:
-    """UserError for an architecture whose layout in GGUF is not known here."""
+    """The family of an architecture. Raises UserError if its layout in GGUF is not known here."""
     if model_type not in FAMILIES:
         raise UserError(
             f"GGUF cannot be written of a {quote(model_type)} model; it can of {', '.join(FAMILIES)}: {WAY_OUT}, and "
@@ -67,18 +67,18 @@ def require_family(model_type: Any) -> Family:
     return FAMILIES[model_type]
 
 
-def shape_of(config: dict[str, Any]) -> Shape:
-    """The shape that a config.json describes. UserError for an architecture, or a setting, that GGUF does not know."""
+def gguf_shape(config: dict[str, Any]) -> GgufShape:
+    """The shape that a config.json describes. Raises UserError for an architecture or a setting that GGUF lacks."""
     family = require_family(config.get("model_type"))
     try:
         heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
         head_dim = int(config.get("head_dim") or width // heads)
-        _require_plain(config)
+        _require_silu(config)
         context = int(config["max_position_embeddings"])
-        return Shape(
+        return GgufShape(
             family,
             blocks=int(config["num_hidden_layers"]),
-            context=min(context, _window(config) or context),
+            max_context_tokens=min(context, _window_tokens(config) or context),
             width=width,
             feed_forward=int(config["intermediate_size"]),
             heads=heads,
@@ -87,7 +87,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
             norm_eps=float(config["rms_norm_eps"]),
             vocab_size=int(config["vocab_size"]),
             is_tied=bool(config.get("tie_word_embeddings")),
-            rope=_rope(config, family, head_dim),
+            rope=_rope_settings(config, family, head_dim),
         )
     except KeyError as error:
         raise UserError(f"config.json: {quote(error.args[0])} is missing, which GGUF asks for; {WAY_OUT}") from error
@@ -95,54 +95,56 @@ def shape_of(config: dict[str, Any]) -> Shape:
         raise UserError(f"config.json: a value that GGUF asks for is not a number ({error}); {WAY_OUT}") from error
 
 
-def _require_plain(config: dict[str, Any]) -> None:
+def _require_silu(config: dict[str, Any]) -> None:
     if config.get("hidden_act", "silu") != "silu":
         raise UserError(f"config.json: hidden_act is {quote(config['hidden_act'])}, and llama.cpp has silu; {WAY_OUT}")
 
 
-def _window(config: dict[str, Any]) -> int | None:
-    """How many tokens back a layer sees, where that is fewer than all. llama.cpp has no window in these families."""
+def _window_tokens(config: dict[str, Any]) -> int | None:
+    """How many tokens back a layer sees; None if it sees all. llama.cpp has no window in these families."""
     if config["model_type"].startswith("qwen") and not config.get("use_sliding_window"):
         return None
     window = config.get("sliding_window")
     return None if window is None else int(window)
 
 
-def _rope(config: dict[str, Any], family: Family, head_dim: int) -> Rope:
-    """From either spelling: `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before it."""
-    given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    base = float(given.get("rope_theta") or config["rope_theta"])
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if float(given.get("partial_rotary_factor", 1.0)) != 1.0:
+def _rope_settings(config: dict[str, Any], family: Family, head_dim: int) -> Rope:
+    """Reads both spellings: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before it)."""
+    rope_config = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    base = float(rope_config.get("rope_theta") or config["rope_theta"])
+    rope_type = rope_config.get("rope_type") or rope_config.get("type") or "default"
+    if float(rope_config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError(f"config.json: only a part of each head is rotated, which GGUF does not know here; {WAY_OUT}")
-    if kind == "default":
+    if rope_type == "default":
         return Rope(base)
-    if kind == "linear":
-        return Rope(base, "linear", float(given["factor"]))
-    if kind == "yarn" and not any(given.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim")):
-        original = int(given.get("original_max_position_embeddings") or config["max_position_embeddings"])
-        fast, slow = float(given.get("beta_fast") or 32.0), float(given.get("beta_slow") or 1.0)
-        return Rope(base, "yarn", float(given["factor"]), original, fast, slow)
-    if kind == "llama3" and family.name == "llama":
-        return Rope(base, factors=_llama3_factors(given, base, head_dim))
+    if rope_type == "linear":
+        return Rope(base, "linear", float(rope_config["factor"]))
+    if rope_type == "yarn" and not any(
+        rope_config.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim")
+    ):
+        original_context = int(rope_config.get("original_max_position_embeddings") or config["max_position_embeddings"])
+        beta_fast, beta_slow = float(rope_config.get("beta_fast") or 32.0), float(rope_config.get("beta_slow") or 1.0)
+        return Rope(base, "yarn", float(rope_config["factor"]), original_context, beta_fast, beta_slow)
+    if rope_type == "llama3" and family.name == "llama":
+        return Rope(base, factors=_llama3_factors(rope_config, base, head_dim))
     raise UserError(
-        f"config.json: positions of kind {quote(kind)} cannot be written to GGUF for this architecture as they are "
-        f"configured; {WAY_OUT}"
+        f"config.json: positions of kind {quote(rope_type)} cannot be written to GGUF for this architecture as they "
+        f"are configured; {WAY_OUT}"
     )
 
 
-def _llama3_factors(given: dict[str, Any], base: float, head_dim: int) -> tuple[float, ...]:
-    """Llama 3.1's frequencies: short waves as they are, long ones stretched by `factor`, between them a mixture."""
-    stretch, original = float(given["factor"]), float(given["original_max_position_embeddings"])
-    low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
+def _llama3_factors(rope_config: dict[str, Any], base: float, head_dim: int) -> tuple[float, ...]:
+    """Llama 3.1's divisors: 1 for short waves, `factor` for long ones, a mixture between them."""
+    long_factor, original_context = float(rope_config["factor"]), float(rope_config["original_max_position_embeddings"])
+    low_freq_factor, high_freq_factor = float(rope_config["low_freq_factor"]), float(rope_config["high_freq_factor"])
     factors = []
     for pair in range(head_dim // 2):
-        wave = 2 * math.pi * base ** (2 * pair / head_dim)
-        if wave < original / high:
+        wavelength = 2 * math.pi * base ** (2 * pair / head_dim)
+        if wavelength < original_context / high_freq_factor:
             factors.append(1.0)
-        elif wave > original / low:
-            factors.append(stretch)
+        elif wavelength > original_context / low_freq_factor:
+            factors.append(long_factor)
         else:
-            smooth = (original / wave - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / stretch + smooth))
+            weight = (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
+            factors.append(1 / ((1 - weight) / long_factor + weight))
     return tuple(factors)

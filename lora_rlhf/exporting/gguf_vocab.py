@@ -1,4 +1,4 @@
-"""What a GGUF file says of a tokenizer: told from tokenizer.json, or refused where llama.cpp would split otherwise."""
+"""The vocabulary for a GGUF file, from tokenizer.json; refused if llama.cpp would split text in another way."""
 
 import re
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ TEKKEN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 GPT2, DIGITS = "words of GPT-2", "single digits, words of GPT-2"
-# llama.cpp's names for how text is split before merges, each with whether a whole word that is a token stays whole.
-SPLITS = {
+# {(pattern that splits text before merges, whether a word that is a token is not split further): llama.cpp's name}.
+SPLIT_NAMES = {
     (LLAMA3, True): "llama-bpe",
     (LLAMA3, False): "smaug-bpe",
     (QWEN2, False): "qwen2",
@@ -28,7 +28,7 @@ SPLITS = {
     (DIGITS, False): "smollm",
 }
 SPACE = "\u2581"  # how SentencePiece writes a space
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class TokenType(IntEnum):
@@ -43,8 +43,12 @@ class TokenType(IntEnum):
 
 
 @dataclass(frozen=True)
-class Vocab:
-    """model: "gpt2" (byte-level BPE with `merges`, split as `split` says) or "llama" (SentencePiece with `scores`)."""
+class GgufVocab:
+    """A vocabulary of GGUF.
+
+    model: "gpt2" (byte-level BPE with `merges` and llama.cpp's name `split` of its pattern), or "llama" (SentencePiece
+    with `scores`).
+    """
 
     model: str
     tokens: tuple[str, ...]
@@ -55,70 +59,72 @@ class Vocab:
     adds_space: bool = False
 
     def id_of(self, token: str | None) -> int | None:
-        """The id of a token's text; None for no text, and one that is not there."""
+        """The id of a token's text; None if the text is None or no token."""
         return None if token is None or token not in self.tokens else self.tokens.index(token)
 
 
-def vocab_of(tokenizer: dict[str, Any], size: int) -> Vocab:
-    """The vocabulary of a tokenizer.json, filled up to `size`, the model's rows.
+def gguf_vocab(tokenizer: dict[str, Any], num_rows: int) -> GgufVocab:
+    """The vocabulary of a tokenizer.json with `num_rows` tokens, which is the number of the model's rows.
 
-    UserError for a tokenizer that llama.cpp has no equal of.
+    Raises UserError for a tokenizer that llama.cpp cannot imitate.
     """
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
-        raise _refusal(f"a {quote(model.get('type'))} tokenizer")
+        raise _unknown_tokenizer_error(f"a {quote(model.get('type'))} tokenizer")
     merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-    tokens, kinds = _tokens(tokenizer, size)
-    split = _split(tokenizer)
+    tokens, kinds = _token_texts_and_types(tokenizer, num_rows)
+    split = _split_pattern(tokenizer)
     if split is None:
         _require_sentencepiece(tokenizer)
-        scores = _scores(tokens, kinds, merges)
+        scores = _merge_scores(tokens, kinds, merges)
         kinds = [
-            TokenType.BYTE if kind is TokenType.NORMAL and BYTE.fullmatch(token) else kind
+            TokenType.BYTE if kind is TokenType.NORMAL and BYTE_TOKEN.fullmatch(token) else kind
             for token, kind in zip(tokens, kinds, strict=True)
         ]
         if (unknown := model.get("unk_token")) in tokens:
             kinds[tokens.index(unknown)] = TokenType.UNKNOWN
-        return Vocab("llama", tuple(tokens), tuple(kinds), scores=scores, adds_space=_adds_space(tokenizer))
-    name = SPLITS.get((split, bool(model.get("ignore_merges"))))
+        return GgufVocab("llama", tuple(tokens), tuple(kinds), scores=scores, adds_space=_is_space_added(tokenizer))
+    name = SPLIT_NAMES.get((split, bool(model.get("ignore_merges"))))
     if name is None:
-        raise _refusal(f"a tokenizer that splits text by {quote(split)}")
-    return Vocab("gpt2", tuple(tokens), tuple(kinds), tuple(" ".join(pair) for pair in merges), name)
+        raise _unknown_tokenizer_error(f"a tokenizer that splits text by {quote(split)}")
+    return GgufVocab("gpt2", tuple(tokens), tuple(kinds), tuple(" ".join(pair) for pair in merges), name)
 
 
-def _refusal(what: str) -> UserError:
+def _unknown_tokenizer_error(description: str) -> UserError:
     return UserError(
-        f"tokenizer.json: {what} has no equal in llama.cpp that is known here; known are byte-level BPE split like "
-        f"{', '.join(sorted(set(SPLITS.values())))}, and SentencePiece's BPE with byte fallback; {WAY_OUT}"
+        f"tokenizer.json: {description} has no equal in llama.cpp that is known here; known are byte-level BPE split "
+        f"like {', '.join(sorted(set(SPLIT_NAMES.values())))}, and SentencePiece's BPE with byte fallback; {WAY_OUT}"
     )
 
 
-def _tokens(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[TokenType]]:
-    """Every id's text and type; ids that the tokenizer does not use are named and marked so."""
-    token_of = {id: token for token, id in tokenizer["model"]["vocab"].items()}
-    kinds = dict.fromkeys(token_of, TokenType.NORMAL)
+def _token_texts_and_types(tokenizer: dict[str, Any], num_rows: int) -> tuple[list[str], list[TokenType]]:
+    """The text and type of every id; ids that the tokenizer does not use get a name and the type UNUSED."""
+    text_by_id = {id: token for token, id in tokenizer["model"]["vocab"].items()}
+    type_by_id = dict.fromkeys(text_by_id, TokenType.NORMAL)
     for added in tokenizer.get("added_tokens") or []:
-        token_of[added["id"]] = added["content"]
-        kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-    if token_of and max(token_of) >= size:
-        raise UserError(f"tokenizer.json: token {max(token_of)} is beyond the {size} rows of the model; {WAY_OUT}")
-    tokens = [token_of.get(id, f"[PAD{id}]") for id in range(size)]
-    if len(set(tokens)) < size:
-        twice = next(token for id, token in enumerate(tokens) if token in tokens[:id])
-        raise UserError(f"tokenizer.json: {quote(twice)} stands for two ids, which llama.cpp refuses; {WAY_OUT}")
-    return tokens, [kinds.get(id, TokenType.UNUSED) for id in range(size)]
+        text_by_id[added["id"]] = added["content"]
+        type_by_id[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    if text_by_id and max(text_by_id) >= num_rows:
+        raise UserError(
+            f"tokenizer.json: token {max(text_by_id)} is beyond the {num_rows} rows of the model; {WAY_OUT}"
+        )
+    tokens = [text_by_id.get(id, f"[PAD{id}]") for id in range(num_rows)]
+    if len(set(tokens)) < num_rows:
+        duplicate = next(token for id, token in enumerate(tokens) if token in tokens[:id])
+        raise UserError(f"tokenizer.json: {quote(duplicate)} stands for two ids, which llama.cpp refuses; {WAY_OUT}")
+    return tokens, [type_by_id.get(id, TokenType.UNUSED) for id in range(num_rows)]
 
 
-def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, in order."""
+def _processing_steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, in order; `inner` is the key of a sequence's steps."""
     if part is None:
         return []
     return list(part[inner]) if part["type"] == "Sequence" else [part]
 
 
-def _split(tokenizer: dict[str, Any]) -> str | None:
-    """What a byte-level tokenizer splits text by; None for a tokenizer that is not byte-level."""
-    steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+def _split_pattern(tokenizer: dict[str, Any]) -> str | None:
+    """How a byte-level tokenizer splits text: its pattern, or a name. None if the tokenizer is not byte-level."""
+    steps = _processing_steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     kinds = [step["type"] for step in steps]
     if "ByteLevel" not in kinds:
         return None
@@ -136,41 +142,52 @@ def _split(tokenizer: dict[str, Any]) -> str | None:
 
 
 def _require_sentencepiece(tokenizer: dict[str, Any]) -> None:
-    """UserError unless spaces become U+2581 and unknown characters bytes, with nothing else done to text."""
-    normal = [step["type"] for step in _steps(tokenizer.get("normalizer"), "normalizers")]
-    before = [step["type"] for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")]
-    is_known = set(normal) <= {"Prepend", "Replace"} and before in ([], ["Metaspace"]) and bool(normal or before)
-    if not is_known or not tokenizer["model"].get("byte_fallback"):
-        raise _refusal(f"a BPE tokenizer with the steps {quote([*normal, *before])}")
+    """Raises UserError unless spaces become U+2581, unknown characters become bytes, and nothing else is done."""
+    normalizer_steps = [step["type"] for step in _processing_steps(tokenizer.get("normalizer"), "normalizers")]
+    pre_tokenizer_steps = [step["type"] for step in _processing_steps(tokenizer.get("pre_tokenizer"), "pretokenizers")]
+    is_supported = (
+        set(normalizer_steps) <= {"Prepend", "Replace"}
+        and pre_tokenizer_steps in ([], ["Metaspace"])
+        and bool(normalizer_steps or pre_tokenizer_steps)
+    )
+    if not is_supported or not tokenizer["model"].get("byte_fallback"):
+        raise _unknown_tokenizer_error(
+            f"a BPE tokenizer with the steps {quote([*normalizer_steps, *pre_tokenizer_steps])}"
+        )
 
 
-def _adds_space(tokenizer: dict[str, Any]) -> bool:
-    """Whether a space goes before text, also where it follows a control token: that is what llama.cpp then does.
+def _is_space_added(tokenizer: dict[str, Any]) -> bool:
+    """Whether a space is put before a text, also after a control token, as llama.cpp does it.
 
-    Metaspace's "first" is no: it puts a space before a text's very beginning alone, and conversations begin with a
-    control token.
+    Metaspace's "first" does not count: it puts a space only at the beginning of the whole text, and a conversation
+    begins with a control token.
     """
-    if any(step["type"] == "Prepend" for step in _steps(tokenizer.get("normalizer"), "normalizers")):
+    if any(step["type"] == "Prepend" for step in _processing_steps(tokenizer.get("normalizer"), "normalizers")):
         return True
-    metaspace = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    metaspace = _processing_steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     return bool(metaspace) and metaspace[0].get("prepend_scheme", "always") == "always"
 
 
-def _scores(tokens: list[str], kinds: list[TokenType], merges: list[tuple[str, ...]]) -> tuple[float, ...]:
-    """A score for each token, higher for what is merged earlier.
+def _merge_scores(tokens: list[str], kinds: list[TokenType], merges: list[tuple[str, ...]]) -> tuple[float, ...]:
+    """A score for each token, higher for tokens that are merged earlier.
 
-    SentencePiece ranks the merged token and tokenizer.json the pair: they agree where all pairs of a token stand
-    together. UserError where they do not.
+    SentencePiece ranks merged tokens, and tokenizer.json ranks pairs. Both agree if all pairs that make a token follow
+    one another. Raises UserError if they do not.
     """
-    ranks: dict[str, int] = {}
-    last = None
+    rank_by_token: dict[str, int] = {}
+    previous_token = None
     for rank, (left, right) in enumerate(merges):
         token = left + right
-        if token != last and token in ranks:
-            raise _refusal(f"a SentencePiece tokenizer whose merges to {quote(token)} are apart")
-        ranks.setdefault(token, rank)
-        last = token
+        if token != previous_token and token in rank_by_token:
+            raise _unknown_tokenizer_error(f"a SentencePiece tokenizer whose merges to {quote(token)} are apart")
+        rank_by_token.setdefault(token, rank)
+        previous_token = token
     for token, kind in zip(tokens, kinds, strict=True):
-        if kind is TokenType.NORMAL and len(token) > 1 and token not in ranks and not BYTE.fullmatch(token):
-            raise _refusal(f"a SentencePiece tokenizer that never merges to its token {quote(token)}")
-    return tuple(-1.0 - ranks[token] if token in ranks else 0.0 for token in tokens)
+        if (
+            kind is TokenType.NORMAL
+            and len(token) > 1
+            and token not in rank_by_token
+            and not BYTE_TOKEN.fullmatch(token)
+        ):
+            raise _unknown_tokenizer_error(f"a SentencePiece tokenizer that never merges to its token {quote(token)}")
+    return tuple(-1.0 - rank_by_token[token] if token in rank_by_token else 0.0 for token in tokens)

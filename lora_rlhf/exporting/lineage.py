@@ -1,4 +1,4 @@
-"""What a run folder says of how its model came to be: stages, data, settings, results and its evaluation."""
+"""How a model was made, as its run folder records it: stages, data, settings, results and the evaluation."""
 
 import os
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from lora_rlhf.runs.manifest import read_manifest
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import is_number
 
-REPORT = "report.json"
+REPORT_FILE = "report.json"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its manifest and its config, as they stand in its folder."""
+    """A finished stage: its manifest and its config, as they are in its folder."""
 
     name: str
     manifest: Mapping[str, Any]
@@ -33,42 +33,42 @@ class Stage:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The stages that made a role, in order, and the run's evaluation if it has one of the format that is read here."""
+    """The stages that made a role, in order, and the run's evaluation; None if it has none that can be read."""
 
     stages: tuple[Stage, ...]
     report: Report | None
 
-    def stage(self, name: str) -> Stage | None:
+    def find_stage(self, name: str) -> Stage | None:
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
 def read_lineage(run: Path, role: str) -> Lineage:
-    """The stages of a role that are in the run folder, and its report. A stage that lies elsewhere is left out."""
+    """The stages of a role that are in the run folder, and its report. Stages in other folders are left out."""
     stages = []
     for name in (stage.name for stage in ancestors(BY_ROLE[role])):
         if has_stage(run, name):
             folder = run / name
             config = read_yaml(folder / CONFIG) if os.path.isfile(folder / CONFIG) else {}
             stages.append(Stage(name, read_manifest(folder), config))
-    return Lineage(tuple(stages), _read_report(run / REPORT))
+    return Lineage(tuple(stages), _read_report(run / REPORT_FILE))
 
 
 def _read_report(path: Path) -> Report | None:
-    """The report; none where it is of another format: the card then says that there is none."""
+    """The report; None if there is none, or if its format is another one."""
     try:
         return read_report(path) if os.path.isfile(path) else None
     except UserError:
         return None
 
 
-def at(value: Any, *keys: str) -> Any:
-    """What stands at the end of a path of names; None where the path ends before."""
+def nested_value(value: Any, *keys: str) -> Any:
+    """The value at the end of these keys of nested objects; None if a key is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
-def numbers(value: Any, *names: str) -> tuple[float, ...] | None:
-    """The numbers of these names in an object; None unless all are there."""
-    values = [at(value, name) for name in names]
+def named_numbers(value: Any, *names: str) -> tuple[float, ...] | None:
+    """The numbers with these names in an object; None unless all of them are there."""
+    values = [nested_value(value, name) for name in names]
     return tuple(values) if all(map(is_number, values)) else None

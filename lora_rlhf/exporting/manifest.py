@@ -1,4 +1,4 @@
-"""export.json: what an export was made of, how close it is, and the hash of each of its files. Written last."""
+"""export.json: the source of an export, how close it is to the trained model, and its files' hashes. Written last."""
 
 import importlib.metadata
 import platform
@@ -16,13 +16,13 @@ PARITY = "parity.json"
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors")
 WAY_OUT = "give a folder that `lora-rlhf export` made"
-OBJECT: FieldType = ("an object", lambda value: isinstance(value, dict))
-TEXT: FieldType = ("a text", lambda value: isinstance(value, str))
-NUMBER: FieldType = ("a number", is_number)
+OBJECT_TYPE: FieldType = ("an object", lambda value: isinstance(value, dict))
+TEXT_TYPE: FieldType = ("a text", lambda value: isinstance(value, str))
+NUMBER_TYPE: FieldType = ("a number", is_number)
 
 
-def describe(source: Source, mode: str, dtype: str) -> dict[str, Any]:
-    """What is known before anything was measured."""
+def source_facts(source: Source, mode: str, dtype: str) -> dict[str, Any]:
+    """The facts of the manifest that are known before any measurement."""
     manifest = source.stage.manifest
     return {
         "format": FORMAT,
@@ -39,9 +39,9 @@ def describe(source: Source, mode: str, dtype: str) -> dict[str, Any]:
             },
         },
         "mode": mode,
-        "meaning": MEANING[mode],
+        "meaning": MODE_MEANINGS[mode],
         "dtype": dtype,
-        "read_out_in": source.computed_in,
+        "read_out_in": source.compute_dtype_name,
         "device": source.device.type,
         "versions": {
             "lora-rlhf": __version__,
@@ -51,15 +51,15 @@ def describe(source: Source, mode: str, dtype: str) -> dict[str, Any]:
     }
 
 
-MEANING = {
+MODE_MEANINGS = {
     "rounded": "the adapter added to the base as it was trained on: rounded, and read out again",
     "original": "the adapter added to the base's original weights, which it was not trained on",
 }
 
 
-def hash_folder(folder: Path, known: dict[str, str]) -> dict[str, str]:
-    """{path within the folder: sha256} of every file; those that are known are not read."""
-    hashes = dict(known)
+def hash_folder(folder: Path, known_hashes: dict[str, str]) -> dict[str, str]:
+    """{path within the folder: sha256} of every file; files with a known hash are not read."""
+    hashes = dict(known_hashes)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in hashes and name != MANIFEST:
@@ -67,23 +67,33 @@ def hash_folder(folder: Path, known: dict[str, str]) -> dict[str, str]:
     return hashes
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an export, its fields of the types that are relied on. UserError for a folder without one, for
-    one of a newer format, and for one that is not what an export writes.
+def read_export_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an export, with the types of its fields checked.
+
+    Raises UserError if there is none, if its format is newer, or if an export would not write such fields.
     """
     manifest = read_object(folder / MANIFEST, WAY_OUT)
     try:
-        require(manifest, {"files": OBJECT, "parity": OBJECT, "source": OBJECT, "mode": TEXT, "dtype": TEXT})
+        require(
+            manifest,
+            {"files": OBJECT_TYPE, "parity": OBJECT_TYPE, "source": OBJECT_TYPE, "mode": TEXT_TYPE, "dtype": TEXT_TYPE},
+        )
         if manifest.get("format") != FORMAT:
             raise ValueError(f"format is {quote(manifest.get('format'))}, this version reads {FORMAT}")
-        require(manifest["source"], {"base": OBJECT}, "source.")
+        require(manifest["source"], {"base": OBJECT_TYPE}, "source.")
         require(manifest["source"]["base"], {"trust_remote_code": YES_OR_NO}, "source.base.")
-        require(manifest["files"], dict.fromkeys(manifest["files"], TEXT), "files.")
+        require(manifest["files"], dict.fromkeys(manifest["files"], TEXT_TYPE), "files.")
         require(manifest["parity"], {"measured": YES_OR_NO}, "parity.")
         if manifest["parity"]["measured"]:
-            require(manifest["parity"], {"export": OBJECT, "adapter_effect": OBJECT, "forced": YES_OR_NO}, "parity.")
+            require(
+                manifest["parity"],
+                {"export": OBJECT_TYPE, "adapter_effect": OBJECT_TYPE, "forced": YES_OR_NO},
+                "parity.",
+            )
             for part in ("export", "adapter_effect"):
-                require(manifest["parity"][part], dict.fromkeys(manifest["parity"][part], NUMBER), f"parity.{part}.")
+                require(
+                    manifest["parity"][part], dict.fromkeys(manifest["parity"][part], NUMBER_TYPE), f"parity.{part}."
+                )
     except ValueError as error:
         raise UserError(f"{folder / MANIFEST}: {error}; {WAY_OUT}") from error
     return manifest

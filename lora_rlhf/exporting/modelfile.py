@@ -1,7 +1,8 @@
 """Ollama's Modelfile: the chat template in Go's template language, checked on sample conversations, and stop tokens.
 
-A template is taken apart by what it writes between two messages. Most write something that depends only on the roles
-on either side, and the Go template says exactly that; others are found out by the samples, and refused.
+A template is divided into the texts that it writes between two messages. In most templates such a text depends only on
+the roles of both messages, and the Go template writes the same texts. The sample conversations detect other templates,
+which are refused.
 """
 
 import logging
@@ -23,8 +24,8 @@ log = logging.getLogger("lora_rlhf")
 Messages = Sequence[tuple[str, str]]  # role, content
 # Ollama's own defaults cut the distribution off; these sample from all of it, as training does.
 PARAMETERS = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
-WORDS = ("Alpha7", "Beta7", "Gamma7", "Delta7", "Omega7")
-SAMPLES: tuple[Messages, ...] = (
+SAMPLE_WORDS = ("Alpha7", "Beta7", "Gamma7", "Delta7", "Omega7")
+SAMPLE_CONVERSATIONS: tuple[Messages, ...] = (
     (("user", "Hi"),),
     (("system", "Be brief."), ("user", 'Two\nlines, "quoted" and {{ braced }}?')),
     (("user", "One"), ("assistant", "Two"), ("user", "Three")),
@@ -33,27 +34,27 @@ SAMPLES: tuple[Messages, ...] = (
 
 
 class Untranslatable(Exception):
-    """A template that Go's could not follow; the message says where."""
+    """The template cannot be written in Go's language; the message says why."""
 
 
 @dataclass(frozen=True)
-class Between:
-    """What a template writes between messages: {(role before or "", role after or ""): text}; "" is either end."""
+class BetweenTexts:
+    """The texts between messages: {(role before or "", role after or ""): text}; "" is the start or the end."""
 
     texts: dict[tuple[str, str], str]
     takes_system: bool
 
-    def render(self, messages: Messages) -> str:
-        """The prompt that Ollama makes of a conversation which the user speaks last in."""
-        before, written = "", []
+    def rendered_prompt(self, messages: Messages) -> str:
+        """The prompt that Ollama makes of a conversation whose last message is the user's."""
+        previous_role, parts = "", []
         for role, content in messages:
-            written += [self.texts[before, role], content]
-            before = role
-        return "".join([*written, self.texts[before, ""]])
+            parts += [self.texts[previous_role, role], content]
+            previous_role = role
+        return "".join([*parts, self.texts[previous_role, ""]])
 
-    def go(self) -> str:
-        """The same in Go's text/template, with its texts as quoted constants: Ollama then keeps each space of them."""
-        text = {pair: _action(between) for pair, between in self.texts.items()}
+    def go_template(self) -> str:
+        """The same in Go's text/template. Its texts are quoted constants, of which Ollama keeps every space."""
+        text = {pair: _go_constant(between) for pair, between in self.texts.items()}
         after_system = f'{{{{ else if eq $before "system" }}}}{text["system", "user"]}' if self.takes_system else ""
         branches = [
             f'{{{{ if eq .Role "user" }}}}{{{{ if eq $before "none" }}}}{text["", "user"]}{after_system}'
@@ -72,82 +73,85 @@ class Between:
         )
 
 
-def take_apart(tokenizer: "PreTrainedTokenizerBase") -> Between:
-    """What the tokenizer's template writes between messages, without the BOS that Ollama adds by itself.
+def find_between_texts(tokenizer: "PreTrainedTokenizerBase") -> BetweenTexts:
+    """The texts that the tokenizer's template writes between messages, without BOS, which Ollama adds itself.
 
-    Untranslatable where a template does not repeat itself so, by the sample conversations.
+    Raises Untranslatable if the sample conversations show that the texts do not only depend on the roles.
     """
     ensure_template(tokenizer)
     user, answer = "user", "assistant"
-    texts = _between(tokenizer, (user, answer, user, answer, user))
+    texts = _read_between_texts(tokenizer, (user, answer, user, answer, user))
     takes_system = True
     try:
-        texts |= _between(tokenizer, ("system", user, answer, user))
+        texts |= _read_between_texts(tokenizer, ("system", user, answer, user))
     except TemplateError:
         takes_system = False
-    between = Between(texts, takes_system)
-    for sample in SAMPLES:
+    between = BetweenTexts(texts, takes_system)
+    for sample in SAMPLE_CONVERSATIONS:
         if sample[0][0] == "system" and not takes_system:
             continue
-        expected, rendered = _render(tokenizer, sample), between.render(sample)
+        expected, rendered = _rendered_template(tokenizer, sample), between.rendered_prompt(sample)
         if rendered != expected:
             raise Untranslatable(f"{sample!r} would be {rendered!r}, and the template writes {expected!r}")
     return between
 
 
-def _between(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...]) -> dict[tuple[str, str], str]:
-    words = WORDS[: len(roles)]
-    rest = _render(tokenizer, list(zip(roles, words, strict=True)))
+def _read_between_texts(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...]) -> dict[tuple[str, str], str]:
+    """Renders a conversation of these roles with known words, and reads the texts between the words."""
+    words = SAMPLE_WORDS[: len(roles)]
+    rest = _rendered_template(tokenizer, list(zip(roles, words, strict=True)))
     texts: dict[tuple[str, str], str] = {}
-    for before, role, word in zip(("", *roles), (*roles, ""), (*words, None), strict=False):
+    for previous_role, role, word in zip(("", *roles), (*roles, ""), (*words, None), strict=False):
         if word is None:
             text, rest = rest, ""
         else:
             text, content, rest = rest.partition(word)
             if not content:
                 raise Untranslatable(f"the template leaves a message of the {role} out")
-        if texts.setdefault((before, role), text) != text:
+        if texts.setdefault((previous_role, role), text) != text:
             raise Untranslatable(
-                f"between {before} and {role} the template writes {texts[before, role]!r} and {text!r}"
+                f"between {previous_role} and {role} the template writes {texts[previous_role, role]!r} and {text!r}"
             )
     return texts
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
+def _rendered_template(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
+    """The prompt that the tokenizer's template makes of a conversation, without BOS."""
     conversation = [{"role": role, "content": content} for role, content in messages]
     text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
     return text.removeprefix(tokenizer.bos_token) if leading_bos(tokenizer) else text
 
 
-def _action(text: str) -> str:
-    """A Go action that writes this text; nothing for no text."""
+def _go_constant(text: str) -> str:
+    """A Go action that writes this text; empty for an empty text."""
     escapes = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
     quoted = "".join(escapes.get(char) or (char if " " <= char <= "~" else f"\\U{ord(char):08x}") for char in text)
     return f'{{{{ "{quoted}" }}}}' if text else ""
 
 
 def write_modelfile(
-    folder: Path, tokenizer: "PreTrainedTokenizerBase", weights: str, context: int | None
+    folder: Path, tokenizer: "PreTrainedTokenizerBase", weights: str, max_context_tokens: int | None
 ) -> str | None:
-    """Writes Modelfile, for `ollama create`. `weights`: what FROM names, "." or "./model.gguf".
+    """Writes Modelfile, for `ollama create`. `weights`: the argument of FROM, "." or "./model.gguf".
 
-    Returns, and logs, why there is none for a template that cannot be translated: a wrong one would go unnoticed.
+    Returns None. For a template that cannot be translated, writes nothing, and logs and returns the reason: nobody
+    would notice a wrong template.
     """
     try:
-        between = take_apart(tokenizer)
+        between_texts = find_between_texts(tokenizer)
     except (Untranslatable, TemplateError) as error:
-        why = f"no Modelfile: Ollama's template language cannot follow this chat template ({error})"
-        log.warning(why)
-        return why
+        reason = f"no Modelfile: Ollama's template language cannot follow this chat template ({error})"
+        log.warning(reason)
+        return reason
     stops = [tokenizer.convert_ids_to_tokens(id) for id in stop_ids(tokenizer)]
-    limits = {} if context is None else {"num_ctx": context}
+    context_parameter = {} if max_context_tokens is None else {"num_ctx": max_context_tokens}
     lines = [
         f"FROM {weights}",
-        f'TEMPLATE """{between.go()}"""',
+        f'TEMPLATE """{between_texts.go_template()}"""',
         *(f'PARAMETER stop """{stop}"""' for stop in stops),
-        *(f"PARAMETER {name} {value}" for name, value in {**PARAMETERS, **limits}.items()),
+        *(f"PARAMETER {name} {value}" for name, value in {**PARAMETERS, **context_parameter}.items()),
     ]
-    if not between.takes_system:
+    if not between_texts.takes_system:
         lines.insert(1, "# The chat template takes no system message: one is left out.")
     write_text(folder / "Modelfile", "\n".join(lines) + "\n")
     return None

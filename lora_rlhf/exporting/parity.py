@@ -1,9 +1,8 @@
 """How close an export is to the model that was trained: 4-bit base and adapter against the merged model, reloaded.
 
-One model is in memory at a time. What the trained one says is kept on disk while the other is measured. Beside the
-export stand the same figures of the other way to merge, and of the base without the adapter: an error means little
-unless one knows how much there was to lose. Both compute in the dtype that the trained model computes in here, so that
-what is measured is the weights.
+One model is in memory at a time: the trained model's logits are on disk while the other is measured. The report also
+has the same figures of the other way to merge, and of the base without the adapter, because an error can only be judged
+by the effect of the adapter. All models compute in the dtype of the trained model, so that only weights differ.
 """
 
 import functools
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from lora_rlhf.configs.catalogue import REWARD
 from lora_rlhf.data.template import stop_ids
-from lora_rlhf.exporting.closeness import Closeness, closeness, same_beginning
+from lora_rlhf.exporting.closeness import Closeness, common_prefix_length, measure_closeness
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.prompts import ParityPrompts
 from lora_rlhf.exporting.source import DTYPES, Source
@@ -34,33 +33,33 @@ from lora_rlhf.runs.folder import ADAPTER, find_stage, has_stage
 
 log = logging.getLogger("lora_rlhf")
 
-LEAST_KL = 1e-4  # nats per token: below, an export passes even where the adapter hardly does anything
-TOP = 8  # tokens of each position that are recorded, for whoever checks the export later
+LEAST_KL = 1e-4  # nats per token: an export with a smaller KL passes, even if the adapter has almost no effect
+TOP_TOKENS = 8  # most probable tokens of each position that are recorded for later checks of the export
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What the trained model says, without it.
+class TrainedAnswers:
+    """The trained model's answers, for a comparison when it is no longer in memory.
 
-    greedy: its responses, all of the same length. counted: how many tokens of each are the response; the rest comes
-    after its end. logits: where they lie on disk. recorded: their most probable tokens, for parity.json. effect: how
-    far the base without the adapter is.
+    greedy: its responses, all of the same length. counted: how many tokens of each belong to the response; the others
+    come after its end. logits: the folder of their files. recorded: their most probable tokens, for parity.json.
+    effect: how far the base without the adapter is from the trained model.
     """
 
     prompts: list[list[int]]
     greedy: list[list[int]]
-    counted: list[int]
+    num_counted: list[int]
     logits: Path
     recorded: list[dict[str, Any]]
     effect: dict[str, float]
 
     def response(self, number: int) -> list[int]:
         """A greedy response up to its end."""
-        return self.greedy[number][: self.counted[number]]
+        return self.greedy[number][: self.num_counted[number]]
 
 
-def measure_trained(config: ExportConfig, source: Source, prompts: ParityPrompts, scratch: Path) -> Trained:
-    """Loads the base in 4 bits with the adapter, measures both, and lets them go. Logits go to `scratch`."""
+def measure_trained(config: ExportConfig, source: Source, prompts: ParityPrompts, scratch: Path) -> TrainedAnswers:
+    """Loads the base in 4 bits with the adapter, measures both, and frees them. Writes logits to `scratch`."""
     model = SharedModel(load_base(source.spec, str(source.device)))
     keep_dense(model.causal)
     model.load_role(source.role, source.stage.adapter)
@@ -70,48 +69,50 @@ def measure_trained(config: ExportConfig, source: Source, prompts: ParityPrompts
     with model.role(BASE):
         base_greedy = greedy_responses(model, prompt_ids, config.parity_tokens)
     stops = set(stop_ids(source.tokenizer))
-    counted = [response_end(response, stops) for response in greedy]
-    total, recorded = Closeness(), []
+    num_counted = [response_length(response, stops) for response in greedy]
+    total, recorded_rows = Closeness(), []
     for number, prompt in enumerate(tqdm(prompt_ids, desc="trained model", unit="prompt", disable=None)):
-        response = greedy[number][: counted[number]]
+        response = greedy[number][: num_counted[number]]
         with model.role(source.role):
             logits = response_logits(model, prompt, response)
         with model.role(BASE):
-            total += closeness(logits, response_logits(model, prompt, response))
+            total += measure_closeness(logits, response_logits(model, prompt, response))
         write_tensors(scratch / f"{number}.safetensors", [Entry("logits", logits.dtype, tuple(logits.shape))], [logits])
-        recorded.append(_record(prompt, greedy[number], logits))
-    effect = total.figures() | _greedy_figures(greedy, base_greedy, counted)
+        recorded_rows.append(_record_row(prompt, greedy[number], logits))
+    effect = total.figures() | _greedy_figures(greedy, base_greedy, num_counted)
     del model
-    _collect()
-    return Trained(prompt_ids, greedy, counted, scratch, recorded, effect)
+    _free_memory()
+    return TrainedAnswers(prompt_ids, greedy, num_counted, scratch, recorded_rows, effect)
 
 
 def measure_export(
-    config: ExportConfig, source: Source, trained: Trained, folder: Path
+    config: ExportConfig, source: Source, trained: TrainedAnswers, folder: Path
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The figures of the export in `folder`, and of the other way to merge, which is made in its place in memory."""
-    spec = BaseSpec(str(folder), "none", source.computed_in, trust_remote_code=source.base["trust_remote_code"])
+    """The figures of the export in `folder`, and of the other way to merge, which replaces it in memory."""
+    spec = BaseSpec(str(folder), "none", source.compute_dtype_name, trust_remote_code=source.base["trust_remote_code"])
     model = SharedModel(load_base(spec, str(source.device)))
-    measured = [_measure(model, trained, "this export")]
-    other: Mode = "original" if config.base == "rounded" else "rounded"
-    fill(model, source.parts(), other, DTYPES[config.dtype])
-    measured.append(_measure(model, trained, f"on the {other} base"))
+    measurements = [_measure_plain_model(model, trained, "this export")]
+    other_mode: Mode = "original" if config.base == "rounded" else "rounded"
+    fill(model, source.parts(), other_mode, DTYPES[config.dtype])
+    measurements.append(_measure_plain_model(model, trained, f"on the {other_mode} base"))
     del model
-    _collect()
+    _free_memory()
     if _has_reward_model(source):
-        differences = _reward_differences(source, trained, [responses for _, responses in measured])
-        export, alternative = (figures | more for (figures, _), more in zip(measured, differences, strict=True))
+        differences = _reward_differences(source, trained, [responses for _, responses in measurements])
+        export, alternative = (
+            figures | reward_figures for (figures, _), reward_figures in zip(measurements, differences, strict=True)
+        )
         return export, alternative
-    return measured[0][0], measured[1][0]
+    return measurements[0][0], measurements[1][0]
 
 
-def too_far(config: ExportConfig, export: dict[str, float], effect: dict[str, float]) -> list[str]:
-    """Why an export is refused; empty where it is not."""
+def export_faults(config: ExportConfig, export: dict[str, float], effect: dict[str, float]) -> list[str]:
+    """Why an export is refused; empty if it is not."""
     faults = []
-    most = max(config.max_kl_share * effect["kl_per_token"], LEAST_KL)
-    if export["kl_per_token"] > most:
+    max_kl = max(config.max_kl_share * effect["kl_per_token"], LEAST_KL)
+    if export["kl_per_token"] > max_kl:
         faults.append(
-            f"KL per token from the trained model is {export['kl_per_token']:.3g} nats, the most is {most:.3g} "
+            f"KL per token from the trained model is {export['kl_per_token']:.3g} nats, the most is {max_kl:.3g} "
             f"(max_kl_share {config.max_kl_share:g} of the adapter's own {effect['kl_per_token']:.3g})"
         )
     if export["top1_agreement"] < config.min_agreement:
@@ -122,60 +123,78 @@ def too_far(config: ExportConfig, export: dict[str, float], effect: dict[str, fl
     return faults
 
 
-def _measure(model: SharedModel, trained: Trained, title: str) -> tuple[dict[str, float], list[list[int]]]:
-    """A plain model's figures, and its greedy responses."""
+def _measure_plain_model(
+    model: SharedModel, trained: TrainedAnswers, title: str
+) -> tuple[dict[str, float], list[list[int]]]:
+    """The figures of a plain model without adapters, and its greedy responses."""
     total = Closeness()
     with model.role(BASE):
         greedy = greedy_responses(model, trained.prompts, len(trained.greedy[0]))
         for number, prompt in enumerate(tqdm(trained.prompts, desc=title, unit="prompt", disable=None)):
-            stored = read_index([trained.logits / f"{number}.safetensors"])["logits"]
-            trained_logits = stored.rows(0, stored.shape[0])
-            total += closeness(trained_logits, response_logits(model, prompt, trained.response(number)))
-    return total.figures() | _greedy_figures(trained.greedy, greedy, trained.counted), greedy
+            stored_logits = read_index([trained.logits / f"{number}.safetensors"])["logits"]
+            trained_logits = stored_logits.rows(0, stored_logits.shape[0])
+            total += measure_closeness(trained_logits, response_logits(model, prompt, trained.response(number)))
+    return total.figures() | _greedy_figures(trained.greedy, greedy, trained.num_counted), greedy
 
 
-def _greedy_figures(trained: list[list[int]], other: list[list[int]], counted: list[int]) -> dict[str, float]:
-    """Share of responses that are the same to their end, and to their last token behind it; share of tokens before the
-    first that differs.
+def _greedy_figures(
+    trained_responses: list[list[int]], other_responses: list[list[int]], num_counted: list[int]
+) -> dict[str, float]:
+    """How far two models' greedy responses agree.
+
+    same_response: share of responses that are equal up to their end; greedy_identical: up to their last token;
+    greedy_agreement: mean share of tokens before the first difference.
     """
-    same = [same_beginning(*pair) for pair in zip(trained, other, strict=True)]
-    lengths = [len(response) for response in trained]
+    common_lengths = [common_prefix_length(*pair) for pair in zip(trained_responses, other_responses, strict=True)]
+    lengths = [len(response) for response in trained_responses]
     return {
-        "same_response": sum(num >= end for num, end in zip(same, counted, strict=True)) / len(same),
-        "greedy_identical": sum(num == length for num, length in zip(same, lengths, strict=True)) / len(same),
-        "greedy_agreement": sum(num / length for num, length in zip(same, lengths, strict=True)) / len(same),
+        "same_response": sum(common >= count for common, count in zip(common_lengths, num_counted, strict=True))
+        / len(common_lengths),
+        "greedy_identical": sum(common == length for common, length in zip(common_lengths, lengths, strict=True))
+        / len(common_lengths),
+        "greedy_agreement": sum(common / length for common, length in zip(common_lengths, lengths, strict=True))
+        / len(common_lengths),
     }
 
 
-def _reward_differences(source: Source, trained: Trained, others: list[list[list[int]]]) -> list[dict[str, float]]:
-    """{mean absolute difference of the reward model's score} between greedy responses, for each other model's.
+def _reward_differences(
+    source: Source, trained: TrainedAnswers, other_responses: list[list[list[int]]]
+) -> list[dict[str, float]]:
+    """Mean absolute differences of the reward model's score, between the trained model's and each other responses.
 
-    The reward model is loaded only where responses differ.
+    The reward model is loaded only if responses differ.
     """
     stops = set(stop_ids(source.tokenizer))
-    ended = [[tuple(response[: response_end(response, stops)]) for response in responses] for responses in others]
-    own = [tuple(trained.response(number)) for number in range(len(trained.prompts))]
-    if all(responses == own for responses in ended):
-        return [{"reward_difference": 0.0} for _ in others]
-    score = functools.cache(_scorer(source, trained))
+    ended_responses = [
+        [tuple(response[: response_length(response, stops)]) for response in responses] for responses in other_responses
+    ]
+    trained_responses = [tuple(trained.response(number)) for number in range(len(trained.prompts))]
+    if all(responses == trained_responses for responses in ended_responses):
+        return [{"reward_difference": 0.0} for _ in other_responses]
+    score = functools.cache(_load_scorer(source, trained))
     means = []
-    for responses in ended:
-        pairs = enumerate(zip(own, responses, strict=True))
-        differences = [0.0 if a == b else abs(score(number, a) - score(number, b)) for number, (a, b) in pairs]
+    for responses in ended_responses:
+        pairs = enumerate(zip(trained_responses, responses, strict=True))
+        differences = [
+            0.0
+            if trained_response == other_response
+            else abs(score(number, trained_response) - score(number, other_response))
+            for number, (trained_response, other_response) in pairs
+        ]
         means.append({"reward_difference": sum(differences) / len(differences)})
     return means
 
 
 def _has_reward_model(source: Source) -> bool:
-    """Whether the run has one, on the same base."""
+    """Whether the run has a reward model on the same base."""
     if not has_stage(source.run, REWARD.name):
         return False
     base = find_stage(source.run / REWARD.name, REWARD.name).manifest["base"]
     return all(base[key] == source.base[key] for key in ("source_hash", "quantization"))
 
 
-def _scorer(source: Source, trained: Trained) -> Callable[[int, tuple[int, ...]], float]:
-    """The reward model's score of a response to the prompt of that number."""
+def _load_scorer(source: Source, trained: TrainedAnswers) -> Callable[[int, tuple[int, ...]], float]:
+    """Loads the reward model; returns a function (number of a prompt, response) -> score."""
     model = SharedModel(load_base(source.spec, str(source.device)))
     model.load_role(REWARD.role, source.run / REWARD.name / ADAPTER)
 
@@ -186,8 +205,9 @@ def _scorer(source: Source, trained: Trained) -> Callable[[int, tuple[int, ...]]
     return score
 
 
-def _record(prompt: list[int], greedy: list[int], logits: Tensor) -> dict[str, Any]:
-    top = logits.double().log_softmax(dim=-1).topk(min(TOP, logits.shape[1]), dim=-1)
+def _record_row(prompt: list[int], greedy: list[int], logits: Tensor) -> dict[str, Any]:
+    """A row of parity.json: a prompt, its greedy response, and the most probable tokens at each position."""
+    top = logits.double().log_softmax(dim=-1).topk(min(TOP_TOKENS, logits.shape[1]), dim=-1)
     return {
         "prompt_ids": prompt,
         "greedy_ids": greedy,
@@ -197,12 +217,12 @@ def _record(prompt: list[int], greedy: list[int], logits: Tensor) -> dict[str, A
     }
 
 
-def response_end(response: list[int], stops: set[int]) -> int:
-    """How many tokens a response has up to its first stop token, which counts."""
-    return next((i for i, token in enumerate(response, start=1) if token in stops), len(response))
+def response_length(response: list[int], stop_ids: set[int]) -> int:
+    """The number of tokens of a response up to its first stop token, which is included."""
+    return next((i for i, token in enumerate(response, start=1) if token in stop_ids), len(response))
 
 
-def _collect() -> None:
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

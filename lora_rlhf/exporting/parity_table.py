@@ -4,7 +4,7 @@ from typing import Any
 
 from lora_rlhf.render.tables import columns
 
-ROWS = (
+TABLE_ROWS = (
     ("kl_per_token", "KL per token, nats", "{:.3g}"),
     ("rms_logit_error", "logit error, rms", "{:.3g}"),
     ("max_logit_error", "logit error, largest", "{:.3g}"),
@@ -17,11 +17,11 @@ ROWS = (
     ("max_score_difference", "score difference, largest", "{:.3g}"),
     ("same_order", "pairs in the same order", "{:.2%}"),
 )
-WIDTHS = (34, 18, 18, 18)  # characters of a column
+COLUMN_WIDTHS = (34, 18, 18, 18)  # characters of a column
 
 
-def table(parity: dict[str, Any]) -> str:
-    """How far from the trained model the export is, the other way to merge, and the base without the adapter."""
+def parity_table(parity: dict[str, Any]) -> str:
+    """The table: how far the export, the other way to merge, and the base alone are from the trained model."""
     if not parity["measured"]:
         return f"not compared with the trained model ({parity['why']})"
     models = {
@@ -30,9 +30,9 @@ def table(parity: dict[str, Any]) -> str:
         "without adapter": parity["adapter_effect"],
     }
     rows = [["", *models]]
-    for key, title, pattern in ROWS:
+    for key, title, pattern in TABLE_ROWS:
         if key in parity["export"]:
             cells = (pattern.format(figures[key]) if key in figures else "" for figures in models.values())
             rows.append([title.format(tokens=parity.get("greedy_tokens")), *cells])
     origin = f"{parity['positions']} positions of {parity['prompts']} prompts: {parity['prompts_from']}"
-    return "\n".join([origin, *columns(rows, "<>>>", WIDTHS)])
+    return "\n".join([origin, *columns(rows, "<>>>", COLUMN_WIDTHS)])

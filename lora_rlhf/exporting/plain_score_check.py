@@ -1,15 +1,15 @@
 """Run as text by a fresh interpreter, without this package: an exported reward model in plain transformers, measured.
 
 usage: python -I -c SOURCE FOLDER DEVICE TRUST_REMOTE_CODE. Prints one line of JSON: how far its scores are from those
-that parity.json recorded of the reward role.
+of the reward role that parity.json recorded.
 """
 
 import json
 import sys
 from pathlib import Path
 
-KEPT_OUT = ("lora_rlhf", "peft", "bitsandbytes", "trl")
-for name in KEPT_OUT:
+FORBIDDEN_PACKAGES = ("lora_rlhf", "peft", "bitsandbytes", "trl")
+for name in FORBIDDEN_PACKAGES:
     sys.modules[name] = None  # type: ignore[assignment]  # whoever imports it gets an ImportError
 
 import torch  # noqa: E402
@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer  # no
 
 
 @torch.no_grad()
-def check(folder: Path, device: str, trust_remote_code: bool) -> dict[str, float]:
-    """The figures of the model in a folder."""
+def measure_folder(folder: Path, device: str, trust_remote_code: bool) -> dict[str, float]:
+    """The figures of the reward model in a folder."""
     recorded = json.loads((folder / "parity.json").read_text())
     AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -40,4 +40,4 @@ def check(folder: Path, device: str, trust_remote_code: bool) -> dict[str, float
 
 
 if __name__ == "__main__":
-    print(json.dumps(check(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True")))
+    print(json.dumps(measure_folder(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True")))

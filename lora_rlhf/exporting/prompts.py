@@ -1,4 +1,4 @@
-"""The prompts that an export is measured on: the user's, those of the run's evaluation, or what else there is."""
+"""The prompts that an export is measured on: the user's, else those that the run recorded, else neutral ones."""
 
 import os
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.exporting.config import ExportConfig
-from lora_rlhf.exporting.lineage import at
+from lora_rlhf.exporting.lineage import nested_value
 from lora_rlhf.exporting.source import Source
 from lora_rlhf.runs.manifest import read_manifest
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import read_object
 
-REPORT = "report.json"
+REPORT_FILE = "report.json"
 MOST_REPORT_BYTES = 256 * 2**20
 MOST_PROMPT_TOKENS = 512
-NEUTRAL = (
+NEUTRAL_PROMPTS = (
     "What is the capital of France?",
     "Write one sentence about the sea.",
     "Explain why the sky is blue.",
@@ -32,55 +32,65 @@ NEUTRAL = (
 
 
 class ParityPrompts(NamedTuple):
-    """Prompts as ids, and where they come from, in words."""
+    """Prompts as token ids, and a description of their origin."""
 
     encoded: list[EncodedPrompt]
     origin: str
 
 
 def choose_prompts(config: ExportConfig, source: Source) -> ParityPrompts:
-    """At most `parity_prompts` distinct prompts, spread evenly over where they come from. UserError for a bad file."""
-    prompts, origin = _read(config, source)
-    distinct = list({prompt.key: prompt for prompt in prompts}.values())
-    step = max(1, len(distinct) // config.parity_prompts)
-    sample = distinct[::step][: config.parity_prompts]
-    context = getattr(source.config.get_text_config(), "max_position_embeddings", None) or 2**20
-    room = min(MOST_PROMPT_TOKENS, context - config.parity_tokens)
-    if room < 1:
+    """At most `parity_prompts` distinct prompts, evenly spaced over their file. Raises UserError for a bad file."""
+    prompts, origin = _read_prompts(config, source)
+    distinct_prompts = list({prompt.key: prompt for prompt in prompts}.values())
+    sample = evenly_spaced(distinct_prompts, config.parity_prompts)
+    most_tokens = MOST_PROMPT_TOKENS
+    if (context := getattr(source.config.get_text_config(), "max_position_embeddings", None)) is not None:
+        most_tokens = min(most_tokens, context - config.parity_tokens)
+    if most_tokens < 1:
         raise UserError(f"parity_tokens is {config.parity_tokens}, but the model's context is {context}: lower it")
-    encoded, refused = encode_prompts(source.tokenizer, sample, room)
+    encoded, refused_rows = encode_prompts(source.tokenizer, sample, most_tokens)
     if not encoded:
-        raise UserError(f"{origin}: none of {len(sample)} prompts can be used:\n{refused.summary()}\nGive --prompts")
+        raise UserError(
+            f"{origin}: none of {len(sample)} prompts can be used:\n{refused_rows.summary()}\nGive --prompts"
+        )
     return ParityPrompts(encoded, origin)
 
 
-def _read(config: ExportConfig, source: Source) -> tuple[list[Prompt], str]:
+def evenly_spaced(prompts: list[Prompt], most: int) -> list[Prompt]:
+    """At most `most` of the prompts, from the first on and at even distances over the whole list."""
+    count = min(most, len(prompts))
+    return [prompts[number * len(prompts) // count] for number in range(count)]
+
+
+def _read_prompts(config: ExportConfig, source: Source) -> tuple[list[Prompt], str]:
+    """The prompts of --prompts, else of the first recorded file that is there, else neutral ones; and their origin."""
     if config.prompts is not None:
         return read_prompts(config.prompts)[0], config.prompts
-    for path, what in _recorded(source):
-        if _is_beside(path, source.run):
-            return read_prompts(path)[0], f"{what} ({path})"
-    prompts = [Prompt((Message("user", text),)) for text in NEUTRAL]
+    for path, description in _recorded_files(source):
+        if _is_near_run(path, source.run):
+            return read_prompts(path)[0], f"{description} ({path})"
+    prompts = [Prompt((Message("user", text),)) for text in NEUTRAL_PROMPTS]
     return prompts, "neutral prompts of this package"
 
 
-def _recorded(source: Source) -> Iterator[tuple[str, str]]:
-    """Files that the run names, the best first."""
-    report = source.run / REPORT
+def _recorded_files(source: Source) -> Iterator[tuple[str, str]]:
+    """Yields (path, description) of files of prompts that the run recorded, the most suitable first."""
+    report = source.run / REPORT_FILE
     if report.is_file():
-        path = at(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "config", "prompts")
+        path = nested_value(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "config", "prompts")
         if isinstance(path, str):
             yield path, "the prompts that the run was evaluated on"
     for stage in reversed(WRITERS):
         if (source.run / stage.name / "manifest.json").is_file():
-            path = at(read_manifest(source.run / stage.name), "data", stage.trains_on, "path")
+            path = nested_value(read_manifest(source.run / stage.name), "data", stage.trains_on, "path")
             if isinstance(path, str):
                 yield path, f"prompts that {stage.name} was trained on, not held out"
 
 
-def _is_beside(path: str, run: Path) -> bool:
-    """Whether a recorded file is there, within the folder that holds the run: a run may be anybody's, and what it
-    names would go into the export.
+def _is_near_run(path: str, run: Path) -> bool:
+    """Whether a recorded file exists, and is within the folder that holds the run.
+
+    The run may be a stranger's, and a file that it names would become part of the export.
     """
-    real = Path(os.path.realpath(path))
-    return real.is_file() and real.is_relative_to(Path(os.path.realpath(run)).parent)
+    real_path = Path(os.path.realpath(path))
+    return real_path.is_file() and real_path.is_relative_to(Path(os.path.realpath(run)).parent)

@@ -1,4 +1,4 @@
-"""The reward model as a plain sequence classifier: tensors, config, padding token and template that give its score.
+"""The reward model as a plain sequence classifier: tensors, config, padding token and template for the same score.
 
 Our score is head(h) - offset, read at the token that ends the response. The plain class has a head without a bias, and
 reads the last token that is not padding.
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lora_rlhf")
 
-ANSWER = "Fine: 1, 2 and 3."
-OFFSET = "score_offset"  # the config's own field: what is still to be subtracted from the class's output
-SAMPLES = (
+SAMPLE_ANSWER = "Fine: 1, 2 and 3."
+OFFSET_FIELD = "score_offset"  # our field of config.json: to be subtracted from the class's output
+SAMPLE_CONVERSATIONS = (
     (Message("user", "How are you?"),),
     (Message("user", "Say it twice."), Message("assistant", "It. It."), Message("user", "And\nonce more, please!")),
 )
@@ -42,72 +42,79 @@ def classifier_tensors(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[list[Planned], float]:
-    """The merged model's tensors as the classifier's, and the offset that they do not contain. head (1, H).
+    """The tensors of the classifier, and the offset that they do not contain. head (1, H).
 
     Where the last norm has a bias b, head(h + d) with d = -offset * head / |head|^2 is head(h) - offset: b + d is
-    stored, and 0 remains. Elsewhere nothing that the class computes is constant, and all of it remains.
+    stored, and the remaining offset is 0. Without such a bias no term of the class is constant, and the whole offset
+    remains.
     """
-    rounded = head.to(dtype).float()
-    score = Planned(Entry(f"{SCORE}.weight", dtype, (1, head.shape[1])), lambda: iter([rounded.to(dtype)]))
-    kept, remains = [], offset
+    rounded_head = head.to(dtype).float()
+    score = Planned(Entry(f"{SCORE}.weight", dtype, (1, head.shape[1])), lambda: iter([rounded_head.to(dtype)]))
+    tensors, remaining_offset = [], offset
     for part in parts:
         if part.name not in classifier.parameters:
             continue
         planned = part.planned(mode, dtype, device)
         if part.name == classifier.norm_bias:
-            added = -offset * rounded[0] / rounded[0].square().sum()
-            planned, remains = Planned(planned.entry, functools.partial(_plus, planned, added)), 0.0
-        kept.append(planned)
-    return [*kept, score], remains
+            bias_change = -offset * rounded_head[0] / rounded_head[0].square().sum()
+            planned, remaining_offset = (
+                Planned(planned.entry, functools.partial(_add_to_pieces, planned, bias_change)),
+                0.0,
+            )
+        tensors.append(planned)
+    return [*tensors, score], remaining_offset
 
 
-def _plus(planned: Planned, added: Tensor) -> Iterator[Tensor]:
+def _add_to_pieces(planned: Planned, change: Tensor) -> Iterator[Tensor]:
     values = torch.cat([piece.cpu() for piece in planned.pieces()])
-    yield (values.float() + added).to(values.dtype)
+    yield (values.float() + change).to(values.dtype)
 
 
 def classifier_settings(classifier: Classifier, offset: float, pad: int | None) -> dict[str, Any]:
-    """What config.json says of a classifier with one output. `offset`: what remains to be subtracted from it."""
+    """The settings of config.json for a classifier with one output. `offset`: to be subtracted from the output."""
     return {
         "architectures": [classifier.architecture],
         "id2label": {"0": SCORE},
         "label2id": {SCORE: 0},
         "problem_type": "regression",  # transformers' pipeline then gives the score itself, not its sigmoid
         "pad_token_id": pad,
-        OFFSET: offset,
+        OFFSET_FIELD: offset,
     }
 
 
 def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> tuple[int | None, bool]:
-    """Gives the tokenizer (in place) a padding token and a template that the plain class can be used with.
+    """Gives the tokenizer (in place) a padding token and a template that fit the plain class.
 
-    Padding goes to the right, and its token ends no response, so that the last token that is not padding is the one
-    that ends it, also where the base pads with EOS. The template ends where the response does.
+    Padding goes to the right, and its token ends no response. So the last token that is not padding is the one that
+    ends the response, even if the base pads with EOS. The template ends where the response ends.
 
-    Returns the padding token's id, or None where there is no room for one (then one conversation at a time can be
-    scored), and whether the template writes sample conversations with the very tokens that training had.
+    Returns the padding token's id, and whether the template writes sample conversations with exactly the tokens of
+    training. The id is None if the model has no free row for a new token; then only one conversation at a time can be
+    scored.
     """
-    ends, trained = stop_ids(tokenizer), _trained_ids(tokenizer)
-    tokenizer.chat_template = scoring_template(tokenizer, ends[0])
+    end_ids, trained_ids = stop_ids(tokenizer), _training_sample_ids(tokenizer)
+    tokenizer.chat_template = scoring_template(tokenizer, end_ids[0])
     tokenizer.padding_side = "right"
-    pad = _padding(tokenizer, ends, num_rows)
-    tokenizer.pad_token = pad
-    is_exact = _plain_ids(tokenizer) == trained
+    pad_token = _find_padding_token(tokenizer, end_ids, num_rows)
+    tokenizer.pad_token = pad_token
+    is_exact = _template_sample_ids(tokenizer) == trained_ids
     if not is_exact:
         log.warning(
             "the chat template does not write a conversation with the tokens of training: give the exported reward "
             "model token ids, not text"
         )
-    return None if pad is None else int(tokenizer.convert_tokens_to_ids(pad)), is_exact
+    return None if pad_token is None else int(tokenizer.convert_tokens_to_ids(pad_token)), is_exact
 
 
-def _padding(tokenizer: "PreTrainedTokenizerBase", ends: list[int], num_rows: int) -> str | None:
-    """The tokenizer's own padding token if it ends no response; else one that is no text, or a new one."""
-    # every special token is among those that were added
-    added = [token.content for id, token in sorted(tokenizer.added_tokens_decoder.items()) if id not in ends]
-    named = [token for token in added if "pad" in token.lower()]
-    for token in (tokenizer.pad_token, *named, tokenizer.unk_token, tokenizer.bos_token):
-        if token in added:
+def _find_padding_token(tokenizer: "PreTrainedTokenizerBase", end_ids: list[int], num_rows: int) -> str | None:
+    """The tokenizer's padding token if it ends no response; else another special token, or a new one."""
+    # every special token is in added_tokens_decoder
+    special_tokens = [
+        token.content for id, token in sorted(tokenizer.added_tokens_decoder.items()) if id not in end_ids
+    ]
+    pad_like_tokens = [token for token in special_tokens if "pad" in token.lower()]
+    for token in (tokenizer.pad_token, *pad_like_tokens, tokenizer.unk_token, tokenizer.bos_token):
+        if token in special_tokens:
             return str(token)
     if len(tokenizer) < num_rows:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
@@ -115,36 +122,45 @@ def _padding(tokenizer: "PreTrainedTokenizerBase", ends: list[int], num_rows: in
     return None
 
 
-def scoring_template(tokenizer: "PreTrainedTokenizerBase", end: int) -> str:
-    """The chat template, ending a conversation with the token that ends the last answer: what our head reads.
+def scoring_template(tokenizer: "PreTrainedTokenizerBase", end_id: int) -> str:
+    """The chat template, changed so that a conversation ends with the token that ends the last answer.
 
-    Many write a line break behind it, where the plain class would read; some do not write it at all.
+    Our head reads that token. Many templates write a line break after it, which the plain class would read; some do not
+    write it.
     """
     template = ensure_template(tokenizer)
     answer = "Probe7Answer"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)[2]
-    token = tokenizer.convert_ids_to_tokens(end)
-    if tail.endswith(token):
+    text_after_answer = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)[2]
+    end_token = tokenizer.convert_ids_to_tokens(end_id)
+    if text_after_answer.endswith(end_token):
         return template
-    cut = f"conversation.rpartition({token!r})[0] + {token!r}" if token in tail else f"conversation + {token!r}"
-    whole = template.removesuffix("\n")  # which Jinja leaves out at the end of a template, but not inside it
+    cut_expression = (
+        f"conversation.rpartition({end_token!r})[0] + {end_token!r}"
+        if end_token in text_after_answer
+        else f"conversation + {end_token!r}"
+    )
+    inner_template = template.removesuffix("\n")  # Jinja drops a line break at the end of a template, but not inside it
     return (
-        f"{{% set conversation %}}{whole}{{% endset %}}"
-        f"{{{{ {cut} if messages[-1]['role'] == 'assistant' and not add_generation_prompt else conversation }}}}"
+        f"{{% set conversation %}}{inner_template}{{% endset %}}"
+        f"{{{{ {cut_expression} if messages[-1]['role'] == 'assistant' and not add_generation_prompt "
+        "else conversation }}"
     )
 
 
-def _trained_ids(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+def _training_sample_ids(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """The ids of the sample conversations as training encodes them."""
     return [
-        [*render_prompt(tokenizer, Prompt(messages)), *render_response(tokenizer, Prompt(messages), ANSWER)]
-        for messages in SAMPLES
+        [*render_prompt(tokenizer, Prompt(messages)), *render_response(tokenizer, Prompt(messages), SAMPLE_ANSWER)]
+        for messages in SAMPLE_CONVERSATIONS
     ]
 
 
-def _plain_ids(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    answer = Message("assistant", ANSWER)
+def _template_sample_ids(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """The ids of the sample conversations as the tokenizer's template alone encodes them."""
+    answer = Message("assistant", SAMPLE_ANSWER)
     conversations = [
-        [{"role": message.role, "content": message.content} for message in (*messages, answer)] for messages in SAMPLES
+        [{"role": message.role, "content": message.content} for message in (*messages, answer)]
+        for messages in SAMPLE_CONVERSATIONS
     ]
-    return [list(tokenizer.apply_chat_template(whole, return_dict=False)) for whole in conversations]
+    return [list(tokenizer.apply_chat_template(conversation, return_dict=False)) for conversation in conversations]

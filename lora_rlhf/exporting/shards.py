@@ -1,4 +1,4 @@
-"""The weights of an export: planned tensors laid out over safetensors files, and the bytes that they will take."""
+"""The weights of an export: divides planned tensors over safetensors files and writes them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,45 +10,49 @@ from lora_rlhf.model.merging import Planned
 from lora_rlhf.model.tensor_files import write_tensors
 from lora_rlhf.system.disk import write_json
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
 
 
-def num_bytes(planned: Sequence[Planned]) -> int:
-    """What all tensors take on disk, headers aside."""
-    return sum(tensor.entry.num_bytes for tensor in planned)
+def total_bytes(planned_tensors: Sequence[Planned]) -> int:
+    """The bytes of all tensors on disk, without headers."""
+    return sum(tensor.entry.num_bytes for tensor in planned_tensors)
 
 
-def lay_out(planned: Sequence[Planned], max_bytes: int) -> list[list[Planned]]:
-    """The tensors in order, cut into files of at most `max_bytes`; a tensor larger than that has a file of its own."""
+def divide_into_files(planned_tensors: Sequence[Planned], max_bytes: int) -> list[list[Planned]]:
+    """The tensors in order, in files of at most `max_bytes`; a tensor larger than that has its own file."""
     files: list[list[Planned]] = []
-    room = 0
-    for tensor in planned:
-        if not files or tensor.entry.num_bytes > room:
+    free_bytes = 0
+    for tensor in planned_tensors:
+        if not files or tensor.entry.num_bytes > free_bytes:
             files.append([])
-            room = max_bytes
+            free_bytes = max_bytes
         files[-1].append(tensor)
-        room -= tensor.entry.num_bytes
+        free_bytes -= tensor.entry.num_bytes
     return files
 
 
-def write_shards(folder: Path, planned: Sequence[Planned], max_bytes: int) -> dict[str, str]:
-    """Writes model.safetensors, or shards with their index, and returns {file: its sha256}."""
-    files = lay_out(planned, max_bytes)
+def write_shards(folder: Path, planned_tensors: Sequence[Planned], max_bytes: int) -> dict[str, str]:
+    """Writes model.safetensors, or several files and their index; returns {file: sha256}."""
+    files = divide_into_files(planned_tensors, max_bytes)
     names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
     if len(files) == 1:
-        names = [SINGLE]
-    hashes, size = {}, num_bytes(planned)
-    with tqdm(total=size, desc="merging", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+        names = [SINGLE_FILE]
+    hashes, num_bytes = {}, total_bytes(planned_tensors)
+    with tqdm(total=num_bytes, desc="merging", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
         for name, tensors in zip(names, files, strict=True):
-            hashes[name] = write_tensors(folder / name, [tensor.entry for tensor in tensors], _pieces(tensors, bar))
+            hashes[name] = write_tensors(
+                folder / name, [tensor.entry for tensor in tensors], _pieces_with_progress(tensors, bar)
+            )
     if len(files) > 1:
-        file_of = {tensor.entry.name: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
-        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
+        file_by_tensor = {
+            tensor.entry.name: name for name, tensors in zip(names, files, strict=True) for tensor in tensors
+        }
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": num_bytes}, "weight_map": file_by_tensor})
     return hashes
 
 
-def _pieces(tensors: Sequence[Planned], bar: tqdm) -> Iterator[Tensor]:
+def _pieces_with_progress(tensors: Sequence[Planned], bar: tqdm) -> Iterator[Tensor]:
     for tensor in tensors:
         for piece in tensor.pieces():
             yield piece

@@ -1,4 +1,4 @@
-"""What is exported: a role of a run, its adapter, and the files of the base that it was trained on, all checked."""
+"""The source of an export: a role of a run, its adapter, and the files of its base, all checked."""
 
 import logging
 from collections.abc import Callable
@@ -27,10 +27,10 @@ log = logging.getLogger("lora_rlhf")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-class Prepared(NamedTuple):
-    """A form of export that is ready to be written: the bytes that it needs on disk, and what fills its folder.
+class PreparedExport(NamedTuple):
+    """An export that is ready to be written: the bytes that it needs on disk, and a function that fills its folder.
 
-    `write` returns the manifest as far as it is known then.
+    `write` returns the facts for the manifest, as far as they are known at that time.
     """
 
     num_bytes: int
@@ -64,23 +64,23 @@ class Source:
 
     @property
     def base_name(self) -> str:
-        """The base's name for others: a hub name as it is, of a folder here its last part alone."""
+        """The base's name for other machines: its hub name, or only the last part of a folder's path."""
         name: str = self.base["name"]
         return Path(name).name if Path(name).expanduser().exists() else name
 
     @property
     def spec(self) -> BaseSpec:
-        """The base as `load_base` takes it, computing in the dtype that was settled here."""
+        """The base as `load_base` takes it, computing in `compute_dtype`."""
         record = {name: self.base[name] for name in RECORDED}
-        return BaseSpec(**record | {"compute_dtype": self.computed_in})
+        return BaseSpec(**record | {"compute_dtype": self.compute_dtype_name})
 
     @property
-    def computed_in(self) -> str:
+    def compute_dtype_name(self) -> str:
         """The name of `compute_dtype`."""
         return str(self.compute_dtype).removeprefix("torch.")
 
     def parts(self) -> list[Part]:
-        """Every tensor of the base and what the adapter adds to it. Only headers are read."""
+        """Every tensor of the base, and the adapter's change to it. Reads only the headers of the files."""
         return plan_merge(
             self.config,
             self.weights,
@@ -90,14 +90,16 @@ class Source:
             self.base["trust_remote_code"],
         )
 
-    def planned(self, mode: Mode, dtype: torch.dtype) -> list[Planned]:
-        """Every tensor of the merged model, under the names that the base's files have."""
+    def planned_tensors(self, mode: Mode, dtype: torch.dtype) -> list[Planned]:
+        """Every tensor of the merged model, under its name in the base's files."""
         return [part.planned(mode, dtype, self.device) for part in self.parts()]
 
 
 def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bool = False) -> Source:
-    """A role of a run. UserError, before any long work but reading the base's files once: no such finished stage,
-    code of the base's own that nobody allowed, a shard that is missing, files that have changed since training.
+    """Opens a role of a run.
+
+    Raises UserError before any long work, except that the base's files are read once: if there is no such finished
+    stage, if code of the base is not allowed, if a shard is missing, or if files have changed since training.
     """
     stage_name = BY_ROLE[role].name
     stage = find_stage(Path(run) / stage_name, stage_name)
@@ -129,13 +131,13 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
         tokenizer,
         adapter,
         adapter_hash(stage.folder),
-        resolve_dtype(_computed_in(record), resolved_device),
+        resolve_dtype(_recorded_dtype_name(record), resolved_device),
         resolved_device,
     )
 
 
-def _computed_in(record: dict[str, Any]) -> str:
-    """The dtype that the run computed in; older manifests hold only what was asked for, which may be auto."""
+def _recorded_dtype_name(record: dict[str, Any]) -> str:
+    """The dtype that the run computed in; an older manifest holds only the setting, which may be "auto"."""
     computed = record.get(COMPUTED_IN, record["compute_dtype"])
     if computed not in COMPUTE_DTYPES:
         raise UserError(f"the run's manifest has {COMPUTED_IN} {computed!r}, expected one of {COMPUTE_DTYPES}")

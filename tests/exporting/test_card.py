@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from lora_rlhf.cli import main as cli
-from lora_rlhf.exporting.card import card
-from lora_rlhf.exporting.card_usage import usage
+from lora_rlhf.exporting.card import card_text
+from lora_rlhf.exporting.card_usage import usage_section
 from lora_rlhf.exporting.lineage import read_lineage
 
 REPORT: dict[str, Any] = {
@@ -162,7 +162,9 @@ def test_a_run_that_says_little(tiny_run: Callable[..., Path], tmp_path: Path) -
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
     hub = facts["source"]["base"] | {"name": "owner/model"}
     licence = {"name": "apache-2.0", "files": ["LICENSE"]}
-    again = card(facts | {"source": facts["source"] | {"base": hub}, "licence": licence}, read_lineage(run, "policy"))
+    again = card_text(
+        facts | {"source": facts["source"] | {"base": hub}, "licence": licence}, read_lineage(run, "policy")
+    )
     front = yaml.safe_load(again.split("---")[1])
     assert front["base_model"] == "owner/model" and front["license"] == "apache-2.0"
     assert "The base's licence is apache-2.0 (LICENSE)." in again
@@ -170,8 +172,8 @@ def test_a_run_that_says_little(tiny_run: Callable[..., Path], tmp_path: Path) -
 
 def test_an_adapter_on_the_embedded_base_finds_it() -> None:
     facts = {"kind": "adapter", "role": "policy", "rank": 8, "source": {"base": {"quantization": "nf4"}}}
-    code = usage(facts, "tinyworld").split("```")[1]
+    code = usage_section(facts, "tinyworld").split("```")[1]
     assert "from importlib.resources import files" in code
     where = re.search(r"from_pretrained\((str\(.*?\)), device_map", code)
     assert where is not None and (Path(eval(where[1], {"files": files})) / "config.json").is_file()
-    assert 'from_pretrained("some/base"' in usage(facts, "some/base")
+    assert 'from_pretrained("some/base"' in usage_section(facts, "some/base")

@@ -15,7 +15,7 @@ import pytest
 
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.export import export
-from lora_rlhf.exporting.manifest import read_manifest
+from lora_rlhf.exporting.manifest import read_export_manifest
 from lora_rlhf.exporting.verify import _require_files
 from lora_rlhf.system.disk import TEMPORARY
 
@@ -48,7 +48,7 @@ def is_whole(folder: Path) -> bool:
     """Whether an export is there; it must then be all there."""
     if not folder.exists():
         return False
-    _require_files(folder, read_manifest(folder)["files"])
+    _require_files(folder, read_export_manifest(folder)["files"])
     return True
 
 
@@ -89,8 +89,8 @@ def test_a_killed_export_is_whole_or_absent(undisturbed: tuple[Path, Path, float
     process.join()
     assert process.exitcode == 0
     assert [path.name for path in folder.iterdir()] == ["out"]
-    for name, digest in read_manifest(calm)["files"].items():
-        assert read_manifest(folder / "out")["files"][name] == digest, name
+    for name, digest in read_export_manifest(calm)["files"].items():
+        assert read_export_manifest(folder / "out")["files"][name] == digest, name
 
 
 def test_what_is_half_is_found(undisturbed: tuple[Path, Path, float]) -> None:

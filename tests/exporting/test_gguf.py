@@ -23,8 +23,8 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lora_rlhf.cli import main as cli
-from lora_rlhf.exporting.gguf_shape import shape_of
-from lora_rlhf.exporting.gguf_vocab import LLAMA3, QWEN2, vocab_of
+from lora_rlhf.exporting.gguf_shape import gguf_shape
+from lora_rlhf.exporting.gguf_vocab import LLAMA3, QWEN2, gguf_vocab
 from lora_rlhf.system.errors import UserError
 
 gguf = pytest.importorskip("gguf", reason="GGUF is an extra: pip install 'lora-rlhf[gguf]'")
@@ -174,7 +174,7 @@ def test_rows_in_pairs_are_rotated_alike() -> None:
         return torch.view_as_real(pairs * torch.exp(1j * angles)).reshape(heads, size)
 
     def turned(rows: torch.Tensor) -> torch.Tensor:
-        return ours._in_pairs(rows[:, None], size)[:, 0]
+        return ours._interleave_halves(rows[:, None], size)[:, 0]
 
     expected = (halves(query) * key.view(heads, size)).sum(dim=1)
     found = (neighbours(turned(query)) * turned(key).view(heads, size)).sum(dim=1)
@@ -187,12 +187,12 @@ def test_llama3_frequencies_are_transformers_own() -> None:
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = LlamaConfig(hidden_size=4096, num_attention_heads=32, rope_parameters=rope)
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    factors = shape_of(config.to_dict()).rope.factors
+    factors = gguf_shape(config.to_dict()).rope.factors
     plain = 1 / 5e5 ** (numpy.arange(0, 128, 2) / 128)
     assert numpy.allclose(plain / numpy.array(factors), expected.numpy(), rtol=1e-5)
     old = {**config.to_dict(), "rope_scaling": rope, "rope_theta": 5e5}
     del old["rope_parameters"]
-    assert shape_of(old) == shape_of(config.to_dict())
+    assert gguf_shape(old) == gguf_shape(config.to_dict())
 
 
 def test_metadata(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_text_is_split_alike(tiny_model: Callable[[str], Path], tmp_path: Path, 
     PreTrainedTokenizerFast(tokenizer_object=TOKENIZERS[name](), eos_token="<|end|>").save_pretrained(folder)
     if "sentencepiece" not in name:
         made = json.loads((folder / "tokenizer.json").read_text())
-        assert vocab_of(made, 320).split == name
+        assert gguf_vocab(made, 320).split == name
     model, tokenizer = opened(written(folder, tmp_path / "model.gguf")), AutoTokenizer.from_pretrained(folder)
     texts = [*TEXTS, "<|user|>the boat<|end|>", "one<|user|> two"]
     if "Metaspace" in name:  # adds no space to text that begins with one, and llama.cpp always does
@@ -331,7 +331,7 @@ def test_text_is_split_alike(tiny_model: Callable[[str], Path], tmp_path: Path, 
 def test_tokenizers_without_an_equal_are_refused() -> None:
     def refused(tokenizer: Tokenizer, match: str) -> None:
         with pytest.raises(UserError, match=match):
-            vocab_of(json.loads(tokenizer.to_str()), 320)
+            gguf_vocab(json.loads(tokenizer.to_str()), 320)
 
     refused(Tokenizer(models.WordPiece(unk_token="?")), "'WordPiece' tokenizer has no equal")
     refused(byte_level(split_by(r"\p{L}+")), "splits text by")
@@ -343,10 +343,10 @@ def test_tokenizers_without_an_equal_are_refused() -> None:
     first = apart["model"]["merges"][0]
     apart["model"]["merges"].append(first)
     with pytest.raises(UserError, match="are apart"):
-        vocab_of(apart, 320)
+        gguf_vocab(apart, 320)
     twice = json.loads(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)).to_str())
     with pytest.raises(UserError, match="beyond the 10 rows"):
-        vocab_of(twice, 10)
+        gguf_vocab(twice, 10)
 
 
 @pytest.mark.parametrize(
@@ -362,10 +362,10 @@ def test_tokenizers_without_an_equal_are_refused() -> None:
 def test_models_without_an_equal_are_refused(tiny_model: Callable[[str], Path], settings: dict, match: str) -> None:
     config = json.loads((tiny_model("llama") / "config.json").read_text())
     with pytest.raises(UserError, match=match):
-        shape_of(config | settings)
+        gguf_shape(config | settings)
     del config["rms_norm_eps"]
     with pytest.raises(UserError, match="'rms_norm_eps' is missing"):
-        shape_of(config)
+        gguf_shape(config)
 
 
 def test_tensors_that_do_not_fit_are_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

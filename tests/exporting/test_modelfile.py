@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_rlhf.data.template import DEFAULT_TEMPLATE
-from lora_rlhf.exporting.modelfile import Untranslatable, take_apart, write_modelfile
+from lora_rlhf.exporting.modelfile import Untranslatable, find_between_texts, write_modelfile
 
 TEMPLATES = {
     "plain words": DEFAULT_TEMPLATE,
@@ -124,7 +124,7 @@ def cases(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[tuple[str, 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_go_writes_what_the_chat_template_writes(tiny_model: Callable[[str], Path], name: str) -> None:
     tokenizer = tokenizer_with(tiny_model, TEMPLATES[name])
-    template = take_apart(tokenizer).go()
+    template = find_between_texts(tokenizer).go_template()
     for conversation, expected in cases(tokenizer):
         assert go(template, conversation) == expected
 
@@ -137,7 +137,7 @@ def test_go_itself_agrees(tiny_model: Callable[[str], Path], tmp_path: Path) -> 
         tokenizer = tokenizer_with(tiny_model, template)
         for conversation, text in cases(tokenizer):
             messages = [{"Role": role, "Content": content} for role, content in conversation]
-            given.append({"Template": take_apart(tokenizer).go(), "Messages": messages})
+            given.append({"Template": find_between_texts(tokenizer).go_template(), "Messages": messages})
             expected.append(text)
     (tmp_path / "main.go").write_text(PROGRAM)
     done = subprocess.run(
@@ -153,7 +153,7 @@ def test_go_itself_agrees(tiny_model: Callable[[str], Path], tmp_path: Path) -> 
 
 
 def test_a_system_message_that_the_template_refuses_is_left_out(tiny_model: Callable[[str], Path]) -> None:
-    template = take_apart(tokenizer_with(tiny_model, TEMPLATES["no system"])).go()
+    template = find_between_texts(tokenizer_with(tiny_model, TEMPLATES["no system"])).go_template()
     with_system = [("system", "Be kind."), ("user", "Hello")]
     assert (
         go(template, with_system)
@@ -178,7 +178,7 @@ def test_a_template_that_go_cannot_follow_gives_no_modelfile(
 ) -> None:
     tokenizer = tokenizer_with(tiny_model, template)
     with pytest.raises(Untranslatable):
-        take_apart(tokenizer)
+        find_between_texts(tokenizer)
     assert "no Modelfile" in (write_modelfile(tmp_path, tokenizer, ".", 128) or "")
     assert list(tmp_path.iterdir()) == []
 
