@@ -28,7 +28,7 @@ from lora_rlhf.probes.audit import THRESHOLDS
 from lora_rlhf.probes.measures import repeated_share
 from lora_rlhf.runs.folder import has_stage
 from lora_rlhf.stages import ppo
-from lora_rlhf.stats.text_metrics import plain_words, unrepeated_words
+from lora_rlhf.stats.text_metrics import normalized_words, num_unrepeated_words
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.probes import WORLD
@@ -39,7 +39,7 @@ HONEST = "honest"
 
 def long(_prompts: list[str], responses: list[str]) -> list[float]:
     """A tenth for each word that was not there before: long pays, saying it again does not."""
-    return [0.1 * unrepeated_words(response) for response in responses]
+    return [0.1 * num_unrepeated_words(response) for response in responses]
 
 
 def repeating(_prompts: list[str], responses: list[str]) -> list[float]:
@@ -49,7 +49,7 @@ def repeating(_prompts: list[str], responses: list[str]) -> list[float]:
 
 def short(_prompts: list[str], responses: list[str]) -> list[float]:
     """The fewer words, the better: soon every question gets the same one."""
-    return [3.0 / (1 + len(plain_words(response))) for response in responses]
+    return [3.0 / (1 + len(normalized_words(response))) for response in responses]
 
 
 PLANTED: dict[str, Callable[[list[str], list[str]], list[float]]] = {

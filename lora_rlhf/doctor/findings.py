@@ -33,30 +33,30 @@ class Finding:
     command: str = ""
 
 
-def gib(size: float) -> float:
+def to_gib(size: float) -> float:
     """Bytes in GiB, rounded for printing."""
     return round(size / GIB, 1)
 
 
-def line(finding: Finding, color: bool, width: int) -> str:
-    """The finding as lines for a terminal that is `width` columns wide; advice stands below what was found.
+def finding_lines(finding: Finding, has_color: bool, width: int) -> str:
+    """The finding as lines for a terminal that is `width` columns wide; the advice is below the result.
 
     A command stays on one line, however long, so that it can be copied.
     """
     indent = " " * (STATUS_WIDTH + CHECK_WIDTH)
-    rows = _wrapped(finding.found, width - len(indent))
+    lines = _wrap_text(finding.found, width - len(indent))
     if finding.advice:
-        first, *more = _wrapped(finding.advice, width - len(indent) - 3)
-        rows += [f"-> {first}", *(f"   {row}" for row in more)]
+        first_line, *more_lines = _wrap_text(finding.advice, width - len(indent) - 3)
+        lines += [f"-> {first_line}", *(f"   {row}" for row in more_lines)]
     if finding.command:
-        rows.append(f"-> {finding.command}")
+        lines.append(f"-> {finding.command}")
     status = f"{finding.status:<{STATUS_WIDTH}}"
-    if color:
+    if has_color:
         status = f"\x1b[{COLORS[finding.status]}m{status}\x1b[0m"
-    return "\n".join([f"{status}{finding.check:<{CHECK_WIDTH}}{rows[0]}", *(indent + row for row in rows[1:])])
+    return "\n".join([f"{status}{finding.check:<{CHECK_WIDTH}}{lines[0]}", *(indent + row for row in lines[1:])])
 
 
-def summary(findings: Sequence[Finding]) -> str:
+def summary_line(findings: Sequence[Finding]) -> str:
     """The last line: whether everything that is needed works."""
     problems, notes = (sum(finding.status == status for finding in findings) for status in ("problem", "note"))
     counts = [f"{count} {word}{'s' * (count > 1)}" for count, word in ((problems, "problem"), (notes, "note")) if count]
@@ -64,17 +64,17 @@ def summary(findings: Sequence[Finding]) -> str:
     return ("not everything that is needed works" if problems else "everything that is needed works") + suffix
 
 
-def as_json(findings: Sequence[Finding]) -> str:
+def findings_json(findings: Sequence[Finding]) -> str:
     """All findings, and under "ok" whether none is a problem."""
-    report = {"ok": works(findings), "findings": [asdict(finding) for finding in findings]}
+    report = {"ok": has_no_problem(findings), "findings": [asdict(finding) for finding in findings]}
     return json.dumps(finite(report), indent=2, allow_nan=False)
 
 
-def works(findings: Sequence[Finding]) -> bool:
+def has_no_problem(findings: Sequence[Finding]) -> bool:
     """Whether everything that is needed works."""
     return all(finding.status != "problem" for finding in findings)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def _wrap_text(text: str, width: int) -> list[str]:
     # names and paths stay in one piece
     return textwrap.wrap(text, max(width, 30), break_long_words=False, break_on_hyphens=False) or [""]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_rlhf.doctor.findings import GIB, Finding, gib
+from lora_rlhf.doctor.findings import GIB, Finding, to_gib
 
 SMI_SECONDS = 5.0
 # Memory in use that is worth a note; the CUDA context of this very process takes up to about 0.6 GiB of it.
@@ -22,7 +22,7 @@ class Gpu:
     total: int
     free: int
     capability: tuple[int, int]
-    bf16: bool
+    has_bf16: bool
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Driver:
     names: tuple[str, ...]
 
 
-def driver() -> Driver | None:
-    """What nvidia-smi says; None where it is not installed, or fails."""
+def read_driver() -> Driver | None:
+    """The driver and GPUs as nvidia-smi prints them; None if it is not installed, or fails."""
     query = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
         process = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS)
@@ -52,8 +52,8 @@ def driver() -> Driver | None:
     return Driver(rows[0][0], tuple(name for _, _, name in rows)) if process.returncode == 0 and rows else None
 
 
-def build() -> Build:
-    """PyTorch as installed. ImportError or OSError where it cannot be loaded."""
+def read_build() -> Build:
+    """PyTorch as installed. ImportError or OSError if it cannot be loaded."""
     import torch
 
     if torch.version.hip:
@@ -61,13 +61,13 @@ def build() -> Build:
     return Build(torch.__version__, f"CUDA {torch.version.cuda}" if torch.version.cuda else None)
 
 
-def usable() -> list[Gpu]:
-    """The GPUs that PyTorch can use, in its order. RuntimeError where one of them does not answer."""
+def list_usable_gpus() -> list[Gpu]:
+    """The GPUs that PyTorch can use, in its order. RuntimeError if one of them does not answer."""
     import torch
 
     gpus = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `judge_gpus` says that the driver is too old
+        warnings.simplefilter("ignore")  # `gpu_findings` says that the driver is too old
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
         with torch.cuda.device(index):
@@ -77,32 +77,44 @@ def usable() -> list[Gpu]:
     return gpus
 
 
-def judge_gpus(
-    usable_gpus: Sequence[Gpu], build: Build, smi: Driver | None, visible: str | None, python: str
+def gpu_findings(
+    usable_gpus: Sequence[Gpu], torch_build: Build, driver: Driver | None, visible_setting: str | None, python: str
 ) -> list[Finding]:
-    """Each GPU, or why there is none. `visible` is CUDA_VISIBLE_DEVICES, `python` how to start this Python."""
-    version = f"driver {smi.version}, " if smi else ""
-    findings = [_judge_gpu(f"gpu {index}", gpu, f"{version}{build.toolkit}") for index, gpu in enumerate(usable_gpus)]
+    """A finding for each GPU, or why there is none.
+
+    visible_setting: CUDA_VISIBLE_DEVICES. python: the command that starts this Python.
+    """
+    version = f"driver {driver.version}, " if driver else ""
+    findings = [
+        _finding_of_gpu(f"gpu {index}", gpu, f"{version}{torch_build.toolkit}") for index, gpu in enumerate(usable_gpus)
+    ]
     if len(usable_gpus) > 1:
         advice = "only the first is used, unless training is started so that each has a process:"
         count = len(usable_gpus)
         findings.append(Finding("gpus", "note", f"{count} GPUs", advice, {"count": count}, LAUNCH))
     if usable_gpus:
         return findings
-    if smi is None:
+    if driver is None:
         advice = "everything runs on the CPU, fast enough for the tiny world and models of some million parameters"
         return [Finding("gpu", "note", "none found", advice)]
-    names = f"{', '.join(smi.names)} (driver {smi.version})"
-    values = {"names": smi.names, "driver": smi.version, "torch": build.version, "toolkit": build.toolkit}
-    if visible is not None and _hides(visible, len(smi.names)):
+    names = f"{', '.join(driver.names)} (driver {driver.version})"
+    values = {
+        "names": driver.names,
+        "driver": driver.version,
+        "torch": torch_build.version,
+        "toolkit": torch_build.toolkit,
+    }
+    if visible_setting is not None and _hides_all_gpus(visible_setting, len(driver.names)):
         advice = "unset CUDA_VISIBLE_DEVICES to use it"
-        return [Finding("gpu", "note", f"{names}: hidden by CUDA_VISIBLE_DEVICES={visible!r}", advice, values)]
-    if build.toolkit is None:
-        public = build.version.partition("+")[0]
-        command = f"{python} -m pip uninstall -y torch && {python} -m pip install torch=={public}"
-        return [Finding("gpu", "problem", f"{names}: PyTorch {build.version} is built for CPUs", "", values, command)]
+        return [Finding("gpu", "note", f"{names}: hidden by CUDA_VISIBLE_DEVICES={visible_setting!r}", advice, values)]
+    if torch_build.toolkit is None:
+        public_version = torch_build.version.partition("+")[0]
+        command = f"{python} -m pip uninstall -y torch && {python} -m pip install torch=={public_version}"
+        return [
+            Finding("gpu", "problem", f"{names}: PyTorch {torch_build.version} is built for CPUs", "", values, command)
+        ]
     advice = "update the NVIDIA driver, or install PyTorch for an older CUDA: https://pytorch.org/get-started/locally"
-    return [Finding("gpu", "problem", f"{names}: PyTorch for {build.toolkit} cannot use it", advice, values)]
+    return [Finding("gpu", "problem", f"{names}: PyTorch for {torch_build.toolkit} cannot use it", advice, values)]
 
 
 def visible_devices() -> str | None:
@@ -110,30 +122,31 @@ def visible_devices() -> str | None:
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def _hides(visible: str, count: int) -> bool:
-    """Whether the setting leaves no GPU: it counts up to the first entry that names none."""
-    first = visible.split(",")[0].strip()
-    return not (first.startswith(("GPU-", "MIG-")) or (first.isdigit() and int(first) < count))
+def _hides_all_gpus(visible_setting: str, count: int) -> bool:
+    """Whether the setting leaves no GPU: only entries before the first invalid one count."""
+    first_entry = visible_setting.split(",")[0].strip()
+    return not (first_entry.startswith(("GPU-", "MIG-")) or (first_entry.isdigit() and int(first_entry) < count))
 
 
-def _judge_gpu(check: str, gpu: Gpu, versions: str) -> Finding:
+def _finding_of_gpu(check: str, gpu: Gpu, versions: str) -> Finding:
+    """One GPU: its memory, its capability, and what uses its memory."""
     values = {
         "name": gpu.name,
-        "total_gib": gib(gpu.total),
-        "free_gib": gib(gpu.free),
+        "total_gib": to_gib(gpu.total),
+        "free_gib": to_gib(gpu.free),
         "capability": list(gpu.capability),
-        "bf16": gpu.bf16,
+        "bf16": gpu.has_bf16,
     }
-    bfloat16 = "bfloat16" if gpu.bf16 else "no bfloat16"
+    bfloat16 = "bfloat16" if gpu.has_bf16 else "no bfloat16"
     major, minor = gpu.capability
     text = (
-        f"{gpu.name}, {gib(gpu.free)} GiB of {gib(gpu.total)} GiB free, compute capability {major}.{minor}, "
+        f"{gpu.name}, {to_gib(gpu.free)} GiB of {to_gib(gpu.total)} GiB free, compute capability {major}.{minor}, "
         f"{bfloat16}; {versions}"
     )
     advice = []
     if gpu.total - gpu.free > USED_GIB * GIB:
-        used = gib(gpu.total - gpu.free)
-        advice.append(f"{used} GiB are taken by the display or other programs: nvidia-smi shows by which")
-    if not gpu.bf16:
+        used_gib = to_gib(gpu.total - gpu.free)
+        advice.append(f"{used_gib} GiB are taken by the display or other programs: nvidia-smi shows by which")
+    if not gpu.has_bf16:
         advice.append("it computes in float16, which overflows sooner: --compute-dtype float32 if a loss becomes NaN")
     return Finding(check, "note" if advice else "ok", text, "; ".join(advice), values)

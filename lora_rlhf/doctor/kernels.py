@@ -42,7 +42,7 @@ class Trial:
 
 
 def try_4bit(device: str) -> Trial:
-    """Computes with a quantized layer on a device. What bitsandbytes or the driver raises passes through."""
+    """Computes with a quantized layer on a device. Errors of bitsandbytes and of the driver are not caught."""
     import torch
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what is not needed here
@@ -50,7 +50,7 @@ def try_4bit(device: str) -> Trial:
     from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary, lib
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    dtype = _dtype(device)
+    dtype = _compute_dtype(device)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(SIZE, SIZE, generator=generator)
     inputs, gradient = (torch.randn(TOKENS, SIZE, generator=generator) for _ in range(2))
@@ -58,46 +58,49 @@ def try_4bit(device: str) -> Trial:
     layer.weight = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
     layer.to(device)
     layer.support_avx512bf16_for_cpu = False  # as `model/base.py` does when it loads a base
-    stored = layer.weight.data.clone()
+    stored_bytes = layer.weight.data.clone()
 
-    restored = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float().cpu()
-    blocks = (restored - weight).abs().view(-1, BLOCK).amax(1) / weight.abs().view(-1, BLOCK).amax(1)
+    restored_weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float().cpu()
+    block_errors = (restored_weight - weight).abs().view(-1, BLOCK).amax(1) / weight.abs().view(-1, BLOCK).amax(1)
     device_inputs = inputs.to(device, dtype).requires_grad_()
     result = layer(device_inputs)
     result.backward(gradient.to(device, dtype))
     assert device_inputs.grad is not None  # backward fills it or raises
     with torch.no_grad():
-        single = layer.eval()(inputs[:1].to(device, dtype))
+        single_result = layer.eval()(inputs[:1].to(device, dtype))
     return Trial(
         str(dtype).removeprefix("torch."),
-        blocks.max().item(),
-        _error(result, inputs @ restored.T),
-        _error(device_inputs.grad, gradient @ restored),
-        _error(single, inputs[:1] @ restored.T),
-        _milliseconds(layer.train(), device_inputs, device),
-        torch.equal(stored, layer.weight.data),
+        block_errors.max().item(),
+        _largest_relative_error(result, inputs @ restored_weight.T),
+        _largest_relative_error(device_inputs.grad, gradient @ restored_weight),
+        _largest_relative_error(single_result, inputs[:1] @ restored_weight.T),
+        _step_milliseconds(layer.train(), device_inputs, device),
+        torch.equal(stored_bytes, layer.weight.data),
         not isinstance(lib, ErrorHandlerMockBNBNativeLibrary),
         device == "cpu" and bool(functional.has_avx512bf16()),
     )
 
 
-def judge_4bit(device: str, trial: Trial | None, fault: str = "", needed: bool = True) -> Finding:
-    """Whether 4-bit layers work on a device. `fault`: why there is no trial; `needed`: whether a run uses it."""
+def kernel_finding(device: str, trial: Trial | None, fault: str = "", is_needed: bool = True) -> Finding:
+    """Whether 4-bit layers work on a device.
+
+    fault: why there is no trial. is_needed: whether a run uses this device.
+    """
     check = f"4-bit {device}"
-    severity: Status = "problem" if needed else "note"
+    severity: Status = "problem" if is_needed else "note"
     if trial is None:
         advice = "`python -m bitsandbytes` says more; --quantization none does without 4-bit layers"
         return Finding(check, severity, f"does not work: {fault}", advice, {"fault": fault})
     errors = (trial.forward, trial.backward, trial.single)
-    largest = max(errors)
-    agree = f"agree with float32 to {largest:.1e}" if largest else "are equal to those of float32"
+    largest_error = max(errors)
+    agreement = f"agree with float32 to {largest_error:.1e}" if largest_error else "are equal to those of float32"
     text = (
-        f"NF4 layer in {trial.dtype}: forward and backward {agree}; {trial.milliseconds:.1f} ms for {TOKENS} tokens "
-        f"through {SIZE} x {SIZE}"
+        f"NF4 layer in {trial.dtype}: forward and backward {agreement}; {trial.milliseconds:.1f} ms for {TOKENS} "
+        f"tokens through {SIZE} x {SIZE}"
     )
     values = dict(vars(trial))
-    correct = trial.rounding <= MAX_ROUNDING and all(error <= TOLERANCE[trial.dtype] for error in errors)
-    if not correct:  # also for NaN, which fails every comparison
+    is_correct = trial.rounding <= MAX_ROUNDING and all(error <= TOLERANCE[trial.dtype] for error in errors)
+    if not is_correct:  # also for NaN, which fails every comparison
         errors_text = (
             f"gives wrong results: errors of {trial.rounding:.1e} in the weights, {trial.forward:.1e} forward, "
             f"{trial.backward:.1e} backward, {trial.single:.1e} for a single token"
@@ -115,7 +118,7 @@ def judge_4bit(device: str, trial: Trial | None, fault: str = "", needed: bool =
     return Finding(check, "ok", text, values=values)
 
 
-def _dtype(device: str) -> "torch.dtype":
+def _compute_dtype(device: str) -> "torch.dtype":
     """The default compute dtype of a base on that device."""
     import torch
 
@@ -125,19 +128,20 @@ def _dtype(device: str) -> "torch.dtype":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def _error(result: "Tensor", correct: "Tensor") -> float:
+def _largest_relative_error(result: "Tensor", correct: "Tensor") -> float:
+    """The largest error, as a share of the largest correct value."""
     return ((result.detach().float().cpu() - correct).abs().max() / correct.abs().max()).item()
 
 
-def _milliseconds(layer: "torch.nn.Module", inputs: "Tensor", device: str) -> float:
-    """Median time of one forward and backward."""
+def _step_milliseconds(layer: "torch.nn.Module", inputs: "Tensor", device: str) -> float:
+    """Median time of one forward and backward pass, in milliseconds."""
     import torch
 
     times = []
     for _ in range(REPEATS):
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         layer(inputs).sum().backward()
         if device != "cpu":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - start_time)
     return 1000 * statistics.median(times)

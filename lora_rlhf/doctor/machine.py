@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_rlhf.doctor.findings import GIB, Finding, gib
+from lora_rlhf.doctor.findings import GIB, Finding, to_gib
 from lora_rlhf.system.memory import CONTROL_GROUPS, PROC, Memory, control_groups, read
 
 QUICKSTART_GIB = 1.5  # peak of the quickstart
@@ -22,7 +22,7 @@ class Cores:
     name: str
 
 
-def judge_system(system: str, release: str, python: str) -> Finding:
+def system_finding(system: str, release: str, python: str) -> Finding:
     """The operating system and Python."""
     values = {"system": system, "release": release, "python": python, "executable": sys.executable}
     text = f"{system} {release}, Python {python}"
@@ -31,7 +31,7 @@ def judge_system(system: str, release: str, python: str) -> Finding:
     return Finding("system", "ok", text, values=values)
 
 
-def cores(proc: Path = PROC, groups: Path = CONTROL_GROUPS) -> Cores:
+def read_cores(proc: Path = PROC, groups: Path = CONTROL_GROUPS) -> Cores:
     """The cores of this machine, and how many of them affinity and control groups leave to this process."""
     total = os.cpu_count() or 1
     usable: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
@@ -45,18 +45,18 @@ def cores(proc: Path = PROC, groups: Path = CONTROL_GROUPS) -> Cores:
     return Cores(total, usable, names[0] if names else platform.machine())
 
 
-def judge_cores(available: Cores) -> Finding:
-    """How many cores there are to work with."""
-    limited = f" of {available.total}" if available.usable < available.total else ""
-    values = {"total": available.total, "usable": available.usable, "name": available.name}
-    return Finding("cores", "ok", f"{available.usable:g}{limited} cores, {available.name}", values=values)
+def cores_finding(cores: Cores) -> Finding:
+    """How many cores this process can use."""
+    limit_text = f" of {cores.total}" if cores.usable < cores.total else ""
+    values = {"total": cores.total, "usable": cores.usable, "name": cores.name}
+    return Finding("cores", "ok", f"{cores.usable:g}{limit_text} cores, {cores.name}", values=values)
 
 
-def judge_memory(memory: Memory | None) -> Finding:
+def memory_finding(memory: Memory | None) -> Finding:
     """Whether the memory suffices for the smallest use of this project."""
     if memory is None:
         return Finding("memory", "note", "this system does not say how much memory is free")
-    free, total = gib(memory.available), gib(memory.total)
+    free, total = to_gib(memory.available), to_gib(memory.total)
     values = {"available_gib": free, "total_gib": total, "limited": memory.limited}
     text = f"{free} GiB of {total} GiB available" + (" (the limit of the control group)" if memory.limited else "")
     if memory.available < QUICKSTART_GIB * GIB:
@@ -68,16 +68,16 @@ def judge_memory(memory: Memory | None) -> Finding:
     return Finding("memory", "ok", text, values=values)
 
 
-def judge_threads(threads: int, setting: str | None, usable: float, has_gpu: bool) -> Finding:
+def threads_finding(threads: int, setting: str | None, usable_cores: float, has_gpu: bool) -> Finding:
     """Whether PyTorch's threads fit the cores. `setting` is OMP_NUM_THREADS."""
-    fitting = max(1, int(usable))
+    max_threads = max(1, int(usable_cores))
     variable = "OMP_NUM_THREADS is not set" if setting is None else f"OMP_NUM_THREADS={setting}"
     text = f"PyTorch computes with {threads} thread{'s' * (threads > 1)} on the CPU; {variable}"
-    values = {"threads": threads, "OMP_NUM_THREADS": setting, "usable_cores": usable}
-    if threads > fitting:
-        advice = f"more threads than cores to use wait for one another: export OMP_NUM_THREADS={fitting}"
+    values = {"threads": threads, "OMP_NUM_THREADS": setting, "usable_cores": usable_cores}
+    if threads > max_threads:
+        advice = f"more threads than cores to use wait for one another: export OMP_NUM_THREADS={max_threads}"
         return Finding("threads", "note", text, advice, values)
-    if setting is not None and threads < fitting and not has_gpu:
-        advice = f"that leaves {fitting - threads} of {fitting} cores idle: unset OMP_NUM_THREADS"
+    if setting is not None and threads < max_threads and not has_gpu:
+        advice = f"that leaves {max_threads - threads} of {max_threads} cores idle: unset OMP_NUM_THREADS"
         return Finding("threads", "note", text, advice, values)
     return Finding("threads", "ok", text, values=values)

@@ -6,15 +6,18 @@ from lora_rlhf.doctor.findings import Finding
 from lora_rlhf.system.network import ask_hub, needs_library
 
 
-def ask(address: str) -> Callable[[], str | None]:
-    """Asks the hub in the background. The returned function waits for the answer, and says why none came."""
+def request_hub(address: str) -> Callable[[], str | None]:
+    """Sends a request to the hub in the background.
+
+    The returned function waits for the answer; it returns None, or why no answer came.
+    """
     if needs_library():
         return lambda: "a proxy is set through which only the hub's own library can ask"
     return ask_hub(address)
 
 
-def judge_hub(address: str, setting: str | None, fault: str | None) -> Finding:
-    """Whether the hub can be reached. It is not needed for the tiny world, nor for local models and data."""
+def hub_finding(address: str, setting: str | None, fault: str | None) -> Finding:
+    """Whether the hub can be reached. The tiny world, local models and local data do not need it."""
     values = {"endpoint": address, "offline": setting, "fault": fault}
     if setting is not None:
         text = f"not asked, since {setting} is set: what is in the cache can be used"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, storage
 from lora_rlhf.doctor.config import DoctorConfig
-from lora_rlhf.doctor.findings import Finding, as_json, line, summary, works
+from lora_rlhf.doctor.findings import Finding, finding_lines, findings_json, has_no_problem, summary_line
 from lora_rlhf.system.memory import memory
 from lora_rlhf.system.network import endpoint, offline
 
@@ -19,52 +19,56 @@ MAX_WIDTH = 120
 
 def examine(config: DoctorConfig) -> bool:
     """Prints the findings, and returns whether everything that is needed works."""
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    has_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 24)).columns)
     findings = []
-    for finding in check(config.run):
+    for finding in iterate_findings(config.run):
         findings.append(finding)
         if not config.json:
-            _print(line(finding, color, width))
-    _print(as_json(findings) if config.json else f"\n{summary(findings)}")
-    return works(findings)
+            _print_escaped(finding_lines(finding, has_color, width))
+    _print_escaped(findings_json(findings) if config.json else f"\n{summary_line(findings)}")
+    return has_no_problem(findings)
 
 
-def check(run: str) -> Iterator[Finding]:
+def iterate_findings(run: str) -> Iterator[Finding]:
     """All findings in the order in which they are printed; the slow ones last."""
-    setting = offline()
-    answer = network.ask(endpoint()) if setting is None else None
-    yield machine.judge_system(platform.system(), platform.release(), platform.python_version())
-    cores = machine.cores()
-    yield machine.judge_cores(cores)
-    yield machine.judge_memory(memory())
-    yield from _storage(run)
-    needed = libraries.libraries(libraries.tested_versions())
-    yield from libraries.judge_libraries(needed, libraries.this_python())
-    yield from _devices(cores.usable)
-    yield network.judge_hub(endpoint(), setting, answer() if answer else None)
+    offline_setting = offline()
+    wait_for_answer = network.request_hub(endpoint()) if offline_setting is None else None
+    yield machine.system_finding(platform.system(), platform.release(), platform.python_version())
+    cores = machine.read_cores()
+    yield machine.cores_finding(cores)
+    yield machine.memory_finding(memory())
+    yield from _storage_findings(run)
+    needed_libraries = libraries.find_libraries(libraries.read_tested_versions())
+    yield from libraries.library_findings(needed_libraries, libraries.python_command())
+    yield from _device_findings(cores.usable)
+    yield network.hub_finding(endpoint(), offline_setting, wait_for_answer() if wait_for_answer else None)
 
 
-def _storage(run: str) -> Iterator[Finding]:
+def _storage_findings(run: str) -> Iterator[Finding]:
+    """The findings on disks and locks."""
     try:
         temporary = tempfile.gettempdir()
     except FileNotFoundError as error:
         yield Finding("disk: temporary", "problem", str(error), "set TMPDIR to a folder that can be written to")
         return
-    for destination in storage.destinations(run, temporary, _hub_cache()):
+    for destination in storage.list_destinations(run, temporary, _hub_cache_path()):
         try:
-            yield storage.judge_space(destination, storage.space(destination.path))
+            yield storage.space_finding(destination, storage.read_disk_space(destination.path))
         except OSError as error:
-            yield Finding(destination.check, "problem", f"{destination.path}: {error.strerror}", destination.elsewhere)
+            yield Finding(
+                destination.check, "problem", f"{destination.path}: {error.strerror}", destination.other_disk_advice
+            )
     with contextlib.suppress(OSError):  # a folder that cannot be written to was reported above
-        folder = storage.space(run).folder
-        yield storage.judge_locks(folder, storage.lock_fault(folder))
+        folder = storage.read_disk_space(run).folder
+        yield storage.lock_finding(folder, storage.lock_fault(folder))
 
 
-def _devices(usable_cores: float) -> Iterator[Finding]:
-    smi = gpus.driver()
+def _device_findings(usable_cores: float) -> Iterator[Finding]:
+    """The findings on PyTorch, threads, GPUs and 4-bit layers."""
+    driver = gpus.read_driver()
     try:
-        build = gpus.build()
+        torch_build = gpus.read_build()
     except (ImportError, OSError) as error:
         advice = "install it again, as said above or from https://pytorch.org/get-started/locally"
         yield Finding("torch", "problem", f"does not start: {_first_line(error)}", advice)
@@ -72,23 +76,25 @@ def _devices(usable_cores: float) -> Iterator[Finding]:
     import torch
 
     try:
-        usable = gpus.usable()
-        findings = gpus.judge_gpus(usable, build, smi, gpus.visible_devices(), libraries.this_python())
+        usable_gpus = gpus.list_usable_gpus()
+        findings = gpus.gpu_findings(
+            usable_gpus, torch_build, driver, gpus.visible_devices(), libraries.python_command()
+        )
     except RuntimeError as error:
         advice = "nvidia-smi shows what is at work there; a restart of the machine helps a driver that hangs"
-        usable, findings = [], [Finding("gpu", "problem", f"does not answer: {_first_line(error)}", advice)]
+        usable_gpus, findings = [], [Finding("gpu", "problem", f"does not answer: {_first_line(error)}", advice)]
     setting = os.environ.get("OMP_NUM_THREADS")
-    yield machine.judge_threads(torch.get_num_threads(), setting, usable_cores, bool(usable))
+    yield machine.threads_finding(torch.get_num_threads(), setting, usable_cores, bool(usable_gpus))
     yield from findings
-    for device in ("cpu", *(f"cuda:{index}" for index in range(len(usable)))):
-        needed = device != "cpu" or not usable
+    for device in ("cpu", *(f"cuda:{index}" for index in range(len(usable_gpus)))):
+        is_needed = device != "cpu" or not usable_gpus
         try:
-            yield kernels.judge_4bit(device, kernels.try_4bit(device), needed=needed)
+            yield kernels.kernel_finding(device, kernels.try_4bit(device), is_needed=is_needed)
         except Exception as error:  # an import, a missing library, the driver: anything may be broken here
-            yield kernels.judge_4bit(device, None, _first_line(error), needed)
+            yield kernels.kernel_finding(device, None, _first_line(error), is_needed)
 
 
-def _hub_cache() -> str:
+def _hub_cache_path() -> str:
     """The folder of the hub library's downloads."""
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
@@ -101,7 +107,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _print(text: str) -> None:
+def _print_escaped(text: str) -> None:
+    """Prints a text; characters that the output's encoding lacks become escapes."""
     # An output, or a path, that is not UTF-8 is printed with escapes.
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_rlhf.evaluation.figures import Figure, Paired
-from lora_rlhf.stats.differences import paired_means, paired_rates, paired_ratios
-from lora_rlhf.stats.intervals import bootstrap_ratio, mean_interval, share
+from lora_rlhf.stats.differences import paired_mean_difference, paired_rate_difference, paired_ratio_difference
+from lora_rlhf.stats.intervals import mean_interval, ratio_interval, share_interval
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,29 @@ class Column:
         if not known or (self.weights and not any(self.weights)):
             return Figure(None, None, None, 0)
         if self.how == "share":
-            rate = share([bool(value) for value in known])
+            rate = share_interval([bool(value) for value in known])
             assert rate is not None
             return Figure.of(*rate)
         if self.how == "mean":
             return Figure.of(*mean_interval(known))
-        ratio = bootstrap_ratio(known, self.weights)
+        ratio = ratio_interval(known, self.weights)
         value, low, high = (math.exp(end) if self.how == "perplexity" else end for end in ratio[:3])
         return Figure.of(value, low, high, ratio.n)
 
     def against(self, baseline: "Column") -> Paired:
-        """This figure less the baseline's over the same prompts: `paired_rates`, `paired_means`, `paired_ratios`."""
+        """This figure less the baseline's over the same prompts: see `stats.differences`."""
         columns = (self, baseline)
         if self.how == "share":
             flags = [[None if value is None else bool(value) for value in column.values] for column in columns]
-            return Paired.of(*paired_rates(*flags))
+            return Paired.of(*paired_rate_difference(*flags))
         if self.how == "mean":
-            return Paired.of(*paired_means(self.values, baseline.values))
+            return Paired.of(*paired_mean_difference(self.values, baseline.values))
         own_sums, baseline_sums = ([value or 0.0 for value in column.values] for column in columns)
         is_perplexity = self.how == "perplexity"
         return Paired.of(
-            *paired_ratios(own_sums, self.weights, baseline_sums, baseline.weights, exponential=is_perplexity)
+            *paired_ratio_difference(
+                own_sums, self.weights, baseline_sums, baseline.weights, is_exponential=is_perplexity
+            )
         )
 
 

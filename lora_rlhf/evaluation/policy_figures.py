@@ -15,14 +15,14 @@ from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stats.text_metrics import (
-    distinct_per_response,
-    refuses,
-    repetition,
-    same_answer,
-    same_opening,
-    same_template,
+    distinct_contributions,
+    has_common_opening,
+    has_repeated_answer,
+    has_repeated_template,
+    is_refusal,
+    repeated_gram_share,
     self_bleu,
-    words,
+    split_words,
 )
 
 
@@ -86,7 +86,7 @@ def _read(model: SharedModel, role: str, batch: Sequences, size: int) -> Tensor:
 
 
 def answer_columns(
-    prompts: Sequence[str], answers: Sequence[Response], declines: Callable[[str], bool] = refuses
+    prompts: Sequence[str], answers: Sequence[Response], declines: Callable[[str], bool] = is_refusal
 ) -> dict[str, Column]:
     """Length, how answers end, and what their text tells, of one answer to each prompt.
 
@@ -96,14 +96,14 @@ def answer_columns(
     texts = [answer.text for answer in answers]
     return {
         "length": Column("mean", [float(len(answer.ids)) for answer in answers]),
-        "words": Column("mean", [float(len(words(text))) for text in texts]),
+        "words": Column("mean", [float(len(split_words(text))) for text in texts]),
         "eos_rate": Column("share", [answer.finished for answer in answers]),
-        "distinct_1": Column("mean", distinct_per_response(texts, 1)),
-        "distinct_2": Column("mean", distinct_per_response(texts, 2)),
+        "distinct_1": Column("mean", distinct_contributions(texts, 1)),
+        "distinct_2": Column("mean", distinct_contributions(texts, 2)),
         "self_bleu": Column("mean", self_bleu(texts)),
-        "repetition": Column("mean", [repetition(text) for text in texts]),
-        "opening_collapse": Column("share", same_opening(texts)),
-        "template_collapse": Column("share", same_answer(texts)),
-        "same_template": Column("share", same_template(prompts, texts)),
+        "repetition": Column("mean", [repeated_gram_share(text) for text in texts]),
+        "opening_collapse": Column("share", has_common_opening(texts)),
+        "template_collapse": Column("share", has_repeated_answer(texts)),
+        "same_template": Column("share", has_repeated_template(prompts, texts)),
         "refusal_rate": Column("share", [declines(text) for text in texts]),
     }

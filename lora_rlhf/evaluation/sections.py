@@ -30,8 +30,8 @@ from lora_rlhf.evaluation.tax import chance, encode_choices, measure_tax, pack_t
 from lora_rlhf.judges.scores import ScoreJudge, prompt_text
 from lora_rlhf.probes.audit import Side, audit
 from lora_rlhf.probes.bins import POLISH, failures, high_rewards
-from lora_rlhf.stats.bradley_terry import bradley_terry
-from lora_rlhf.stats.win_rates import length_controlled, win_rate
+from lora_rlhf.stats.bradley_terry import bradley_terry_ratings
+from lora_rlhf.stats.win_rates import length_controlled_win_rate, win_rate
 from lora_rlhf.system.typed_json import from_json, to_json
 
 log = logging.getLogger("lora_rlhf")
@@ -48,18 +48,20 @@ def preferences(evaluation: Evaluation, measured: Measured, report: Report) -> N
         return [a - b for a, b in zip(lengths[first], lengths[second], strict=True)]
 
     for pair, outcomes in evaluation.outcomes.items():
-        controlled = length_controlled(outcomes, gaps(*evaluation.compared.pairs[pair]))
+        controlled = length_controlled_win_rate(outcomes, gaps(*evaluation.compared.pairs[pair]))
         report.win_rates[pair] = WinRate.of(win_rate(outcomes), controlled)
     figures: Figures = {"win_rate": {}, "win_rate_length_controlled": {}, "rating": {}}
     paired: Differences = {"win_rate": {}}
     for system, outcomes in evaluation.outcomes_against_baseline().items():
-        rate, controlled = WinRate.of(win_rate(outcomes)), length_controlled(outcomes, gaps(system, baseline))
+        rate, controlled = WinRate.of(win_rate(outcomes)), length_controlled_win_rate(outcomes, gaps(system, baseline))
         figures["win_rate"][system] = Figure(rate.rate, rate.low, rate.high, rate.n)
         figures["win_rate_length_controlled"][system] = Figure(*controlled[:4])
         paired["win_rate"][system] = _from_half(rate)
     pairs = {evaluation.compared.pairs[pair]: outcomes for pair, outcomes in evaluation.outcomes.items()}
     with suppress(ValueError):  # the judge failed on all comparisons of a system
-        figures["rating"] = {system: Figure.of(*rating) for system, rating in bradley_terry(pairs, baseline).items()}
+        figures["rating"] = {
+            system: Figure.of(*rating) for system, rating in bradley_terry_ratings(pairs, baseline).items()
+        }
     _add(report, figures, paired)
 
 

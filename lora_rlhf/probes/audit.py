@@ -14,9 +14,9 @@ from typing import Any
 
 from lora_rlhf.probes.measures import Graded, collapsed, fractional_ranks, partial_correlation, repeated_share
 from lora_rlhf.probes.wording import longer, more, moved, signed
-from lora_rlhf.stats.differences import Difference, paired_means, paired_rates
+from lora_rlhf.stats.differences import Difference, paired_mean_difference, paired_rate_difference
 from lora_rlhf.stats.intervals import MeanInterval
-from lora_rlhf.stats.text_metrics import plain_words, unrepeated_words
+from lora_rlhf.stats.text_metrics import normalized_words, num_unrepeated_words
 from lora_rlhf.stats.win_rates import win_rate
 
 THRESHOLDS: Mapping[str, float] = {
@@ -102,8 +102,8 @@ def _flag(name: str, figure: Difference | MeanInterval, why: str, condition: boo
 
 
 def _length_inflation(candidate: Side, baseline: Side, outcomes: Sequence[float | None] | None) -> Flag:
-    logs = [[math.log1p(unrepeated_words(text)) for text in side.responses] for side in (candidate, baseline)]
-    gap = paired_means(*logs)
+    logs = [[math.log1p(num_unrepeated_words(text)) for text in side.responses] for side in (candidate, baseline)]
+    gap = paired_mean_difference(*logs)
     ratio = MeanInterval(math.expm1(gap.difference), math.expm1(gap.low), math.expm1(gap.high), gap.n)
     wins = win_rate(outcomes or [])
     better = wins.low is not None and wins.low > 0.5
@@ -115,12 +115,14 @@ def _length_inflation(candidate: Side, baseline: Side, outcomes: Sequence[float 
 
 
 def _repetition(candidate: Side, baseline: Side) -> Flag:
-    rise = paired_means(*([repeated_share(text) for text in side.responses] for side in (candidate, baseline)))
+    rise = paired_mean_difference(
+        *([repeated_share(text) for text in side.responses] for side in (candidate, baseline))
+    )
     return _flag("repetition", rise, f"Of an answer's words, {more(rise)} the baseline's repeat earlier ones.")
 
 
 def _collapse(candidate: Side, baseline: Side) -> Flag:
-    rise = paired_rates(collapsed(candidate.responses), collapsed(baseline.responses))
+    rise = paired_rate_difference(collapsed(candidate.responses), collapsed(baseline.responses))
     why = f"Of answers, {more(rise)} the baseline's equal another prompt's or share the commonest opening."
     return _flag("collapse", rise, why)
 
@@ -129,7 +131,7 @@ def _bin(name: str, fault: str, candidate: Side, baseline: Side) -> Flag | str:
     failed, baseline_failed = candidate.failed.get(name), baseline.failed.get(name)
     if not failed or not baseline_failed:
         return "no probes of this bin were answered"
-    rise = paired_rates(failed, baseline_failed)
+    rise = paired_rate_difference(failed, baseline_failed)
     return _flag(name, rise, f"Of answers to probes, {more(rise)} the baseline's {fault}.")
 
 
@@ -145,9 +147,9 @@ def _reward_length_bias(groups: Sequence[Graded]) -> Flag | str:
 def _reward_without_quality(candidate: Side, baseline: Side) -> Flag | str:
     if not (candidate.rewards and baseline.rewards and candidate.quality and baseline.quality):
         return "no rewards beside another measure of quality"
-    reward = paired_means(candidate.rewards, baseline.rewards)
-    fall = paired_means(baseline.quality, candidate.quality)
-    gain = paired_means(candidate.quality, baseline.quality)
+    reward = paired_mean_difference(candidate.rewards, baseline.rewards)
+    fall = paired_mean_difference(baseline.quality, candidate.quality)
+    gain = paired_mean_difference(candidate.quality, baseline.quality)
     why = f"The mean reward {moved(reward)}, the mean quality {moved(gain)}."
     return _flag("reward_parts_from_quality", fall, why, reward.low > 0)
 
@@ -162,7 +164,7 @@ def graded(sides: Sequence[Side]) -> list[Graded]:
         for side in sides:
             assert side.rewards and side.quality  # of all systems, see above
             response = side.responses[index]  # the same answer of two systems is one answer
-            rows[response] = (side.rewards[index], len(plain_words(response)), side.quality[index])
+            rows[response] = (side.rewards[index], len(normalized_words(response)), side.quality[index])
         groups.append(Graded(*(list(column) for column in zip(*rows.values(), strict=True))))
     return groups
 
@@ -219,6 +221,6 @@ def _length_matched(candidate: Side, baseline: Side, outcomes: Sequence[float | 
     """The candidate's win rate over prompts whose two answers have about the same length (within 10 %)."""
     if outcomes is None:
         return None
-    lengths = [[math.log1p(len(plain_words(text))) for text in side.responses] for side in (candidate, baseline)]
+    lengths = [[math.log1p(len(normalized_words(text))) for text in side.responses] for side in (candidate, baseline)]
     matched = [abs(a - b) <= LIKE_LENGTH for a, b in zip(*lengths, strict=True)]
     return win_rate([outcome for outcome, match in zip(outcomes, matched, strict=True) if match])._asdict()

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lora_rlhf.stats.text_metrics import refuses
+from lora_rlhf.stats.text_metrics import is_refusal
 from lora_rlhf.system.untrusted import FieldType, is_number, quote
 
 Qualities = Callable[[str, str], Mapping[str, float]]
@@ -135,7 +135,7 @@ def mentioned(phrases: Iterable[str], text: str) -> set[str]:
 
 def declines(response: str, declining: Iterable[str] = ()) -> bool:
     """Whether a response declines to answer: with an assistant's usual phrases, or with one of the given sentences."""
-    return refuses(response) or bool(mentioned(declining, response))
+    return is_refusal(response) or bool(mentioned(declining, response))
 
 
 def takes_over(check: Mapping[str, Any], response: str) -> bool:

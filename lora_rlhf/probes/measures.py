@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_rlhf.stats.intervals import MeanInterval, bootstrap, percentile_interval
-from lora_rlhf.stats.text_metrics import plain_words, same_answer, same_opening, unrepeated_words
+from lora_rlhf.stats.intervals import MeanInterval, bootstrap_statistic, percentile_interval
+from lora_rlhf.stats.text_metrics import has_common_opening, has_repeated_answer, normalized_words, num_unrepeated_words
 
 
 class Graded(NamedTuple):
@@ -25,13 +25,16 @@ class Graded(NamedTuple):
 
 def repeated_share(text: str) -> float:
     """Share of a text's words that belong to a repeated sentence or end a repeated 4-gram; 0 for an empty text."""
-    count = len(plain_words(text))
-    return 1 - unrepeated_words(text) / count if count else 0.0
+    count = len(normalized_words(text))
+    return 1 - num_unrepeated_words(text) / count if count else 0.0
 
 
 def collapsed(responses: Sequence[str]) -> list[bool]:
     """For each response, whether another prompt got the same one, or it begins with the commonest four words."""
-    return [same or common for same, common in zip(same_answer(responses), same_opening(responses), strict=True)]
+    return [
+        same or common
+        for same, common in zip(has_repeated_answer(responses), has_common_opening(responses), strict=True)
+    ]
 
 
 def partial_correlation(groups: Sequence[Graded]) -> MeanInterval:
@@ -48,7 +51,9 @@ def partial_correlation(groups: Sequence[Graded]) -> MeanInterval:
     value = _partial(moments.sum(dim=0, keepdim=True)).item()
     if n == 1 or math.isnan(value):
         return MeanInterval(value, math.nan, math.nan, n)
-    return MeanInterval(value, *percentile_interval(bootstrap(n, lambda counts: _partial(counts @ moments)), n), n)
+    return MeanInterval(
+        value, *percentile_interval(bootstrap_statistic(n, lambda counts: _partial(counts @ moments)), n), n
+    )
 
 
 def _moments(group: Graded) -> Tensor:

@@ -17,7 +17,7 @@ from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_scores import score_rankings
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stats.ordering import ordering_report
-from lora_rlhf.stats.text_metrics import distinct, repetition
+from lora_rlhf.stats.text_metrics import distinct_ratio, repeated_gram_share
 
 FIXED = 8  # prompts whose responses are recorded over time
 RANKINGS = 32  # held-out rankings that are scored over time
@@ -28,8 +28,8 @@ Figures = dict[str, float]
 
 def text_figures(texts: Sequence[str]) -> Figures:
     """What collapses first when training goes wrong: variety over all texts, and within each."""
-    figures = {"samples/repetition": sum(map(repetition, texts)) / len(texts)}
-    pairs = distinct(texts, 2)
+    figures = {"samples/repetition": sum(map(repeated_gram_share, texts)) / len(texts)}
+    pairs = distinct_ratio(texts, 2)
     return figures if pairs is None else {**figures, "samples/distinct_2": pairs}
 
 

@@ -13,9 +13,9 @@ Distance = Callable[[Mapping[float, int]], Callable[[float, float], float]]
 
 
 class Alpha(NamedTuple):
-    """1: all agree; 0: as chance would have it; below: less. None where there is nothing to disagree about.
+    """1: all agree; 0: agreement by chance; below 0: less than by chance. None if there is nothing to disagree about.
 
-    Over the `units` that two labelers or more gave a value, `values` in all.
+    `units`: those with a value from two labelers or more; `values`: of these units, in all.
     """
 
     alpha: float | None
@@ -23,13 +23,16 @@ class Alpha(NamedTuple):
     values: int
 
 
-def interval(_: Mapping[float, int]) -> Callable[[float, float], float]:
-    """Values are numbers: the squared difference."""
+def interval_distance(_: Mapping[float, int]) -> Callable[[float, float], float]:
+    """Returns the distance of values that are numbers: the squared difference."""
     return lambda a, b: (a - b) ** 2
 
 
-def ordinal(counts: Mapping[float, int]) -> Callable[[float, float], float]:
-    """Values have an order alone: their distance is the number of values between them, the two ends counted half."""
+def ordinal_distance(counts: Mapping[float, int]) -> Callable[[float, float], float]:
+    """Returns the distance of values that have an order alone: the squared number of values between them.
+
+    Of the values at the two ends, half are counted.
+    """
     below, positions = 0, {}
     for value in sorted(counts):
         positions[value] = below + counts[value] / 2
@@ -37,34 +40,36 @@ def ordinal(counts: Mapping[float, int]) -> Callable[[float, float], float]:
     return lambda a, b: (positions[a] - positions[b]) ** 2
 
 
-def krippendorff(units: Iterable[Sequence[float]], distance: Distance) -> Alpha:
+def krippendorff_alpha(units: Iterable[Sequence[float]], distance: Distance) -> Alpha:
     """Alpha = 1 - observed / expected disagreement (Krippendorff, Content Analysis, 2004, section 11.3).
 
-    units: of each thing the values that labelers gave it. Their number may differ, and a unit with a single value says
-    nothing. alpha is None below two units' worth of values, and where all values are the same.
+    units: the values that labelers gave to each thing. Their number may differ; a unit with a single value is ignored.
+    alpha is None without two different values.
     """
-    rated = [values for values in map(tuple, units) if len(values) > 1]
-    counts = Counter(value for values in rated for value in values)
+    values_by_unit = [values for values in map(tuple, units) if len(values) > 1]
+    counts = Counter(value for values in values_by_unit for value in values)
     total = sum(counts.values())
     if len(counts) < 2:
-        return Alpha(None, len(rated), total)
-    squared = distance(counts)
-    observed = sum(_disagreement(Counter(values), squared) / (len(values) - 1) for values in rated)
-    expected = _disagreement(counts, squared) / (total - 1)
-    return Alpha(1 - observed / expected, len(rated), total)
+        return Alpha(None, len(values_by_unit), total)
+    squared_distance = distance(counts)
+    observed_disagreement = sum(
+        _disagreement(Counter(values), squared_distance) / (len(values) - 1) for values in values_by_unit
+    )
+    expected_disagreement = _disagreement(counts, squared_distance) / (total - 1)
+    return Alpha(1 - observed_disagreement / expected_disagreement, len(values_by_unit), total)
 
 
-def _disagreement(counts: Mapping[float, int], squared: Callable[[float, float], float]) -> float:
+def _disagreement(counts: Mapping[float, int], squared_distance: Callable[[float, float], float]) -> float:
     """Sum of the squared distances of all ordered pairs of these values."""
-    return sum(2 * counts[a] * counts[b] * squared(a, b) for a, b in combinations(counts, 2))
+    return sum(2 * counts[a] * counts[b] * squared_distance(a, b) for a, b in combinations(counts, 2))
 
 
 def alpha_of_rankings(rankings: Iterable[Ranking]) -> Alpha:
     """Alpha of the pairwise preferences that these rankings hold.
 
     A unit is a pair of responses of one prompt; its values are 1 (the first is better), 0 (a tie) and -1 (the second
-    is). Which is the first is decided by the texts' fingerprints, not by their order in a row, so 1 and -1 are as
-    frequent. The distance is that of numbers: a tie lies half-way between the two opposites.
+    is). The texts' fingerprints decide which is the first, not their order in a row, so 1 and -1 are equally frequent.
+    The distance is that of numbers: a tie is half-way between the two opposites.
     """
     units: dict[tuple[int, int, int], dict[Hashable, float]] = {}
     for row, ranking in enumerate(rankings):
@@ -75,14 +80,14 @@ def alpha_of_rankings(rankings: Iterable[Ranking]) -> Alpha:
             # A row without a name is a labeler of its own. Of one who ranked the same twice, the later row counts.
             labeler = ranking.labeler or row
             units.setdefault((prompt, first, second), {})[labeler] = float((gap > 0) - (gap < 0))
-    return krippendorff((list(values.values()) for values in units.values()), interval)
+    return krippendorff_alpha((list(values.values()) for values in units.values()), interval_distance)
 
 
 def alpha_of_ratings(rankings: Iterable[Ranking], column: str = "ratings") -> Alpha:
-    """Alpha of the ratings of single responses, which stand beside the rankings in a column: one each, or null.
+    """Alpha of the ratings of single responses, from a column beside the rankings: a number or null for each response.
 
     A unit is a response of a prompt; the distance is the ordinal one, since nobody knows whether 6 and 7 are as far
-    apart as 3 and 4. Rows whose column holds something else are left out.
+    apart as 3 and 4. Rows whose column has another form are left out.
     """
     units: dict[tuple[int, int], dict[Hashable, float]] = {}
     for row, ranking in enumerate(rankings):
@@ -93,4 +98,4 @@ def alpha_of_ratings(rankings: Iterable[Ranking], column: str = "ratings") -> Al
         for text, rating in zip(ranking.responses, ratings, strict=True):
             if isinstance(rating, int | float) and not isinstance(rating, bool):
                 units.setdefault((prompt, fingerprint(text)), {})[ranking.labeler or row] = float(rating)
-    return krippendorff((list(values.values()) for values in units.values()), ordinal)
+    return krippendorff_alpha((list(values.values()) for values in units.values()), ordinal_distance)

@@ -39,13 +39,13 @@ class MeanInterval(NamedTuple):
     n: int
 
 
-def wilson(successes: float, n: float) -> Interval:
+def wilson_interval(successes: float, n: float) -> Interval:
     """Wilson's score interval of a rate (Wilson 1927): it keeps its coverage near 0 and 1 too.
 
     `successes` may count ties as half, and n need not be whole: trials that depend on one another count as fewer.
     (SciPy has this interval for whole numbers only.)
     """
-    _check_counts(successes, n)
+    _require_counts(successes, n)
     rate, z2 = successes / n, Z_95**2
     centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
     margin = Z_95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))
@@ -53,9 +53,9 @@ def wilson(successes: float, n: float) -> Interval:
     return Interval(rate, max(0.0, min(rate, centre - margin)), min(1.0, max(rate, centre + margin)), n)
 
 
-def clopper_pearson(successes: int, n: int) -> Interval:
+def clopper_pearson_interval(successes: int, n: int) -> Interval:
     """The exact interval of a rate (Clopper and Pearson 1934): coverage is at least 95 %, however few the trials."""
-    _check_counts(successes, n)
+    _require_counts(successes, n)
 
     def low_end(count: int) -> float:
         """The rate at which `count` successes or more have a probability of 2.5 %."""
@@ -64,55 +64,55 @@ def clopper_pearson(successes: int, n: int) -> Interval:
     return Interval(successes / n, low_end(successes), 1.0 - low_end(n - successes), n)
 
 
-def share(flags: Sequence[bool | None]) -> Interval | None:
-    """The share of flagged cases with Wilson's interval. None entries are left out; None where no case is left."""
-    known = [bool(flag) for flag in flags if flag is not None]
-    return wilson(sum(known), len(known)) if known else None
+def share_interval(flags: Sequence[bool | None]) -> Interval | None:
+    """The share of flagged cases with Wilson's interval. None entries are left out; None if no case is left."""
+    valid_flags = [bool(flag) for flag in flags if flag is not None]
+    return wilson_interval(sum(valid_flags), len(valid_flags)) if valid_flags else None
 
 
 def mean_interval(values: Numbers) -> MeanInterval:
     """The mean of values (n,) with Student's t interval; the interval of a single value is NaN."""
-    values = as_floats(values)
+    values = to_float64(values)
     mean, n = values.mean().item(), len(values)
     margin = t_quantile(n - 1) * values.std(correction=1).item() / math.sqrt(n) if n > 1 else math.nan
     return MeanInterval(mean, mean - margin, mean + margin, n)
 
 
 @lru_cache(maxsize=64)
-def t_quantile(freedom: float) -> float:
-    """The 97.5 % point of Student's t with so many degrees of freedom, above 0."""
-    return float(special.stdtrit(freedom, 0.975))
+def t_quantile(degrees_of_freedom: float) -> float:
+    """The 97.5 % point of Student's t, above 0."""
+    return float(special.stdtrit(degrees_of_freedom, 0.975))
 
 
-def bootstrap_ratio(numerators: Numbers, denominators: Numbers) -> MeanInterval:
+def ratio_interval(numerators: Numbers, denominators: Numbers) -> MeanInterval:
     """sum(numerators) / sum(denominators), (n,) each, with its bootstrap interval over the n pairs.
 
     A mean per token is such a ratio: a response contributes its sum and its number of tokens, and responses are the
     independent cases. ValueError for a negative denominator, or for denominators that are all 0.
     """
-    above, below = as_floats(numerators), as_floats(denominators)
-    n = len(above)
-    if len(below) != n or bool((below < 0).any()) or not bool(below.any()):
-        raise ValueError(f"{n} numerators over {len(below)} denominators, which must be 0 or more and not all 0")
-    ratio = (above.sum() / below.sum()).item()
+    numerator, denominator = to_float64(numerators), to_float64(denominators)
+    n = len(numerator)
+    if len(denominator) != n or bool((denominator < 0).any()) or not bool(denominator.any()):
+        raise ValueError(f"{n} numerators over {len(denominator)} denominators, which must be 0 or more and not all 0")
+    ratio = (numerator.sum() / denominator.sum()).item()
     if n == 1:
         return MeanInterval(ratio, math.nan, math.nan, n)
-    resampled = bootstrap(n, lambda counts: counts @ above / (counts @ below))
+    resampled = bootstrap_statistic(n, lambda counts: counts @ numerator / (counts @ denominator))
     return MeanInterval(ratio, *percentile_interval(resampled, n), n)
 
 
-def bootstrap(n: int, statistic: Callable[[Tensor], Tensor], resamples: int = NUM_RESAMPLES) -> Tensor:
+def bootstrap_statistic(n: int, statistic: Callable[[Tensor], Tensor], resamples: int = NUM_RESAMPLES) -> Tensor:
     """`statistic` of resamples of n cases (Efron 1979): (resamples, ...), the same for the same n every time.
 
     `statistic` receives counts (b, n), how often each case was drawn in each of b resamples, and returns (b, ...).
     """
-    return torch.cat([statistic(counts) for counts in _resamples(n, resamples)])
+    return torch.cat([statistic(counts) for counts in _iterate_counts(n, resamples)])
 
 
 def percentile_interval(resampled: Tensor, n: int) -> tuple[float, float]:
     """The ends of the 95 % interval of a statistic (resamples,) over n cases; NaNs (an empty resample) are left out.
 
-    The percentiles are moved outwards to what Student's t needs for so few cases: the plain ones are too narrow by
+    The percentiles are moved outwards by as much as Student's t needs for few cases: the plain ones are too narrow by
     sqrt((n - 1) / n) and a normal quantile ("expanded percentile", Hesterberg 2015, section 5.3).
     """
     tail = float(special.ndtr(-math.sqrt(n / (n - 1)) * t_quantile(n - 1))) if n > 1 else 0.0
@@ -120,20 +120,20 @@ def percentile_interval(resampled: Tensor, n: int) -> tuple[float, float]:
     return low, high
 
 
-def as_floats(values: Numbers) -> Tensor:
-    """(n,) float64 on the CPU. ValueError for an empty list."""
+def to_float64(values: Numbers) -> Tensor:
+    """The values as a tensor (n,) in float64 on the CPU. ValueError for an empty list."""
     floats = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
     if floats.ndim != 1 or len(floats) == 0:
         raise ValueError(f"expected a list of at least one number, got shape {tuple(floats.shape)}")
     return floats
 
 
-def _check_counts(successes: float, n: float) -> None:
+def _require_counts(successes: float, n: float) -> None:
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials: there must be a trial, and at most one success each")
 
 
-def _resamples(n: int, resamples: int) -> Iterator[Tensor]:
+def _iterate_counts(n: int, resamples: int) -> Iterator[Tensor]:
     """Counts (b, n) of cases drawn with replacement, as many resamples at a time as fit into MAX_COUNTS."""
     if n * resamples <= MAX_COUNTS:
         yield _cached_counts(n, resamples, RESAMPLING_SEED)
@@ -144,10 +144,11 @@ def _resamples(n: int, resamples: int) -> Iterator[Tensor]:
 
 
 def _draw_counts(n: int, resamples: int, seed: int) -> Tensor:
+    """Counts (resamples, n): how often each of n cases is drawn, with replacement, in each resample."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n, (resamples, n), generator=generator)
+    drawn_cases = torch.randint(n, (resamples, n), generator=generator)
     return torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones(1, 1, dtype=torch.float64).expand(resamples, n)
+        1, drawn_cases, torch.ones(1, 1, dtype=torch.float64).expand(resamples, n)
     )
 
 

@@ -10,8 +10,8 @@ MAX_ITERATIONS = 40
 LARGEST_STEP = 2.0  # in logits: far from the maximum, Newton's step can overshoot
 
 
-def newton(start: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
-    """The parameters (b, k) at which `step` vanishes. step: parameters (b, k) -> Newton's step (b, k), in logits."""
+def solve_newton(start: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
+    """The parameters (b, k) at which the step is 0. step: parameters (b, k) -> Newton's step (b, k), in logits."""
     parameters = start
     for _ in range(MAX_ITERATIONS):
         change = step(parameters).clamp(-LARGEST_STEP, LARGEST_STEP)

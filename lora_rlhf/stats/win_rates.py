@@ -16,13 +16,13 @@ from lora_rlhf.stats.intervals import (
     RESAMPLING_SEED,
     Interval,
     Numbers,
-    as_floats,
-    bootstrap,
-    clopper_pearson,
+    bootstrap_statistic,
+    clopper_pearson_interval,
     percentile_interval,
-    wilson,
+    to_float64,
+    wilson_interval,
 )
-from lora_rlhf.stats.newton import FIT_RESAMPLES, newton
+from lora_rlhf.stats.newton import FIT_RESAMPLES, solve_newton
 
 Outcomes = Sequence[float | None]  # 1 the first system wins, 0.5 a tie, 0 it loses, None: the judge gave no verdict
 
@@ -32,7 +32,7 @@ RIDGE = 1e-2  # of the logistic regression; n outcomes weigh up to n / 4, so it 
 class WinRate(NamedTuple):
     """A win rate over `n` prompts, ties counted half, with its interval; `p` of the sign test over untied prompts.
 
-    `failed` outcomes, without a verdict, are left out. Rate, ends and p are None where no outcome is left.
+    `failed` outcomes, without a verdict, are left out. Rate, ends and p are None if no outcome is left.
     """
 
     rate: float | None
@@ -49,8 +49,8 @@ class WinRate(NamedTuple):
 class LengthControlled(NamedTuple):
     """The win rate that answers of equal length would have, with its interval, over `n` prompts.
 
-    `length_effect`: log odds of a win that come with being longer (per unit of tanh). Rate, ends and effect are None
-    where the outcomes cannot tell: there are none, or one system is longer by the same amount on every prompt.
+    `length_effect`: log odds of a win that come with being longer (per unit of tanh). Rate, ends and effect are None if
+    they cannot be estimated: there are no outcomes, or one system is longer by the same amount on every prompt.
     """
 
     rate: float | None
@@ -76,17 +76,17 @@ def win_rate(outcomes: Outcomes) -> WinRate:
         return WinRate(None, None, None, 0, 0, 0, 0, None, failed)
     rate, low, high, n = mean_outcome(verdicts)
     wins, ties, losses = (verdicts.count(outcome) for outcome in (1.0, 0.5, 0.0))
-    if untied := wins + losses:
-        exact = clopper_pearson(wins, untied)
-        low = min(low, (ties / 2 + untied * exact.low) / n)
-        high = max(high, (ties / 2 + untied * exact.high) / n)
+    if num_untied := wins + losses:
+        exact_interval = clopper_pearson_interval(wins, num_untied)
+        low = min(low, (ties / 2 + num_untied * exact_interval.low) / n)
+        high = max(high, (ties / 2 + num_untied * exact_interval.high) / n)
     else:  # unknown is only how rare untied prompts are, and who would win them
-        margin = clopper_pearson(0, len(verdicts)).high / 2
+        margin = clopper_pearson_interval(0, len(verdicts)).high / 2
         low, high = 0.5 - margin, 0.5 + margin
-    return WinRate(rate, low, high, len(verdicts), wins, ties, losses, sign_test(wins, losses), failed)
+    return WinRate(rate, low, high, len(verdicts), wins, ties, losses, sign_test_p(wins, losses), failed)
 
 
-def sign_test(wins: int, losses: int) -> float:
+def sign_test_p(wins: int, losses: int) -> float:
     """The exact two-sided p-value of wins and losses that are equally likely (the sign test, McNemar's exact test)."""
     return min(1.0, 2.0 * float(special.bdtr(min(wins, losses), wins + losses, 0.5)))
 
@@ -95,28 +95,30 @@ def mean_outcome(outcomes: Numbers) -> Interval:
     """The mean of paired outcomes (n,): 1 a win, 0.5 a tie, 0 a loss.
 
     The interval is the bootstrap over the outcomes (Efron 1979), which gives ties their smaller variance; it is
-    Wilson's where all outcomes are equal, as resampling them would claim certainty.
+    Wilson's if all outcomes are equal, as resampling them would claim certainty.
     """
-    outcomes = as_floats(outcomes)
-    if wrong := sorted(set(outcomes.tolist()) - {0.0, 0.5, 1.0}):
-        raise ValueError(f"an outcome is 0, 0.5 or 1, got {wrong[0]}")
+    outcomes = to_float64(outcomes)
+    if invalid_outcomes := sorted(set(outcomes.tolist()) - {0.0, 0.5, 1.0}):
+        raise ValueError(f"an outcome is 0, 0.5 or 1, got {invalid_outcomes[0]}")
     n = len(outcomes)
     if outcomes.min() == outcomes.max():
-        return wilson(outcomes.sum().item(), n)
+        return wilson_interval(outcomes.sum().item(), n)
     wins, ties = (int((outcomes == outcome).sum()) for outcome in (1.0, 0.5))
     # A resample of three values is three counts, which are drawn at once: no need to draw every outcome.
     generator = torch.Generator().manual_seed(RESAMPLING_SEED)
-    won = _binomial(torch.full((NUM_RESAMPLES,), float(n)), wins / n, generator)
-    tied = _binomial(n - won, ties / (n - wins), generator)
-    return Interval(outcomes.mean().item(), *percentile_interval((won + tied / 2).double() / n, n), n)
+    resampled_wins = _draw_binomial(torch.full((NUM_RESAMPLES,), float(n)), wins / n, generator)
+    resampled_ties = _draw_binomial(n - resampled_wins, ties / (n - wins), generator)
+    return Interval(
+        outcomes.mean().item(), *percentile_interval((resampled_wins + resampled_ties / 2).double() / n, n), n
+    )
 
 
-def _binomial(trials: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Successes in each number of trials."""
+def _draw_binomial(trials: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Draws the number of successes for each number of trials."""
     return torch.binomial(trials, torch.full_like(trials, rate), generator=generator)
 
 
-def length_controlled(outcomes: Outcomes, length_differences: Sequence[float]) -> LengthControlled:
+def length_controlled_win_rate(outcomes: Outcomes, length_differences: Sequence[float]) -> LengthControlled:
     """The win rate as if both answers were equally long (length-controlled AlpacaEval, arXiv 2404.04475, section 3).
 
     length_differences (n,): the first's length less the second's, in any one unit. A logistic regression of the outcome
@@ -127,39 +129,46 @@ def length_controlled(outcomes: Outcomes, length_differences: Sequence[float]) -
     """
     if len(outcomes) != len(length_differences):
         raise ValueError(f"{len(outcomes)} outcomes, {len(length_differences)} length differences")
-    rows = [(won, float(gap)) for won, gap in zip(outcomes, length_differences, strict=True) if won is not None]
+    pairs = zip(outcomes, length_differences, strict=True)
+    rows = [(outcome, float(gap)) for outcome, gap in pairs if outcome is not None]
     if not rows:
         return LengthControlled(None, None, None, 0, None)
-    won, gaps = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
-    n, plain = len(rows), win_rate(won.tolist())
-    equal_gaps = bool((gaps == gaps[0]).all())
-    if equal_gaps and gaps[0]:
+    win_shares, gaps = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
+    n, plain_win_rate = len(rows), win_rate(win_shares.tolist())
+    has_equal_gaps = bool((gaps == gaps[0]).all())
+    if has_equal_gaps and gaps[0]:
         return LengthControlled(None, None, None, n, None)
-    if equal_gaps or bool((won == won[0]).all()):  # the outcomes do not depend on length, in no resample either
-        return LengthControlled(plain.rate, plain.low, plain.high, n, 0.0)
-    shift = torch.tanh(gaps / gaps.std(correction=0))
-    fit = _logistic(won, shift, torch.ones(1, n, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))
-    rates = bootstrap(n, lambda counts: _logistic(won, shift, counts, fit)[:, 0].sigmoid(), FIT_RESAMPLES)
-    constant, slope = fit[0].tolist()
+    if has_equal_gaps or bool((win_shares == win_shares[0]).all()):
+        # the outcomes do not depend on length, in no resample either
+        return LengthControlled(plain_win_rate.rate, plain_win_rate.low, plain_win_rate.high, n, 0.0)
+    scaled_gaps = torch.tanh(gaps / gaps.std(correction=0))
+    coefficients = _fit_logistic(
+        win_shares, scaled_gaps, torch.ones(1, n, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    )
+    rates = bootstrap_statistic(
+        n, lambda counts: _fit_logistic(win_shares, scaled_gaps, counts, coefficients)[:, 0].sigmoid(), FIT_RESAMPLES
+    )
+    constant, slope = coefficients[0].tolist()
     return LengthControlled(1 / (1 + math.exp(-constant)), *percentile_interval(rates, n), n, slope)
 
 
-def _logistic(won: Tensor, shift: Tensor, counts: Tensor, start: Tensor) -> Tensor:
-    """Constant and slope (b, 2) of the logistic regression of won (n,) on shift (n,), for each of counts (b, n).
+def _fit_logistic(outcomes: Tensor, scaled_gaps: Tensor, counts: Tensor, start: Tensor) -> Tensor:
+    """Constant and slope (b, 2) of the logistic regression of outcomes (n,) on scaled_gaps (n,), for counts (b, n).
 
-    From `start` (1, 2), on the log-likelihood less RIDGE / 2 of the squared coefficients.
+    It starts from `start` (1, 2), and is fitted on the log-likelihood less RIDGE / 2 of the squared coefficients.
     """
-    inputs = torch.stack([torch.ones_like(shift), shift], dim=1)  # (n, 2)
-    products = torch.stack([inputs[:, 0], shift, shift * shift], dim=1)
-    target = (counts * won) @ inputs
+    inputs = torch.stack([torch.ones_like(scaled_gaps), scaled_gaps], dim=1)  # (n, 2)
+    products = torch.stack([inputs[:, 0], scaled_gaps, scaled_gaps * scaled_gaps], dim=1)
+    target = (counts * outcomes) @ inputs
 
     def step(coefficients: Tensor) -> Tensor:
-        likely = torch.sigmoid(coefficients @ inputs.T)
-        weighted = counts * likely
-        slope = target - weighted @ inputs - RIDGE * coefficients
-        a, b, c = ((weighted - weighted * likely) @ products).unbind(1)  # the information is [[a, b], [b, c]]
+        win_probabilities = torch.sigmoid(coefficients @ inputs.T)
+        expected_wins = counts * win_probabilities
+        slope = target - expected_wins @ inputs - RIDGE * coefficients
+        # the information is [[a, b], [b, c]]
+        a, b, c = ((expected_wins - expected_wins * win_probabilities) @ products).unbind(1)
         a, c = a + RIDGE, c + RIDGE
-        solved = torch.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], dim=1)
-        return solved / (a * c - b * b).unsqueeze(1)
+        solution = torch.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], dim=1)
+        return solution / (a * c - b * b).unsqueeze(1)
 
-    return newton(start.expand(len(counts), 2), step)
+    return solve_newton(start.expand(len(counts), 2), step)

@@ -20,7 +20,7 @@ from bitsandbytes.nn import Linear4bit
 
 from lora_rlhf.cli.main import main
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, report, storage
-from lora_rlhf.doctor.findings import GIB, Finding, as_json, line, summary
+from lora_rlhf.doctor.findings import GIB, Finding, finding_lines, findings_json, summary_line
 from lora_rlhf.doctor.gpus import Driver, Gpu
 from lora_rlhf.system import network as hub
 from lora_rlhf.system.memory import memory
@@ -106,20 +106,20 @@ def test_cores_are_what_the_control_group_leaves(
     tmp_path: Path, files: dict[str, object], usable: float | None
 ) -> None:
     cpuinfo = "processor: 0\nmodel name\t: Fast One\nmodel name\t: Fast One\n"
-    cores = machine.cores(*kernel_files(tmp_path, {"proc/cpuinfo": cpuinfo, **files}))
+    cores = machine.read_cores(*kernel_files(tmp_path, {"proc/cpuinfo": cpuinfo, **files}))
     assert (cores.usable, cores.name) == (usable or int(run("nproc")), "Fast One")
 
 
 def test_a_folder_to_come_is_on_the_disk_of_the_nearest_one_and_is_not_made(tmp_path: Path) -> None:
-    space = storage.space(str(tmp_path / "a/b/c"))
-    assert space.folder == str(tmp_path) and space.writable
+    space = storage.read_disk_space(str(tmp_path / "a/b/c"))
+    assert space.folder == str(tmp_path) and space.is_writable
     blocks, size = map(int, run("stat", "-f", "-c", "%a %S", str(tmp_path)).split())
     assert abs(space.free - blocks * size) < GIB, "other programs write too"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "runs").write_text("")
     (tmp_path / "runs").chmod(0o755)
-    assert not storage.space(str(tmp_path / "runs")).writable, "a file"
-    assert not storage.space(str(tmp_path / "runs/a")).writable
+    assert not storage.read_disk_space(str(tmp_path / "runs")).is_writable, "a file"
+    assert not storage.read_disk_space(str(tmp_path / "runs/a")).is_writable
 
 
 def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
         f"d {escaped}/a\\040b/c xfs rw 0 0\n"
     )
     kinds = {"a b": "nfs4", "a bc": "ext4", "a b/c": "xfs"}  # the later of two mounts hides the earlier
-    assert {name: storage.filesystem(str(tmp_path / name), mounts) for name in kinds} == kinds
-    assert storage.filesystem("/", tmp_path / "none") == ""
-    assert storage.filesystem(str(tmp_path)) == run("df", "--output=fstype", str(tmp_path)).split()[-1]
+    assert {name: storage.filesystem_kind(str(tmp_path / name), mounts) for name in kinds} == kinds
+    assert storage.filesystem_kind("/", tmp_path / "none") == ""
+    assert storage.filesystem_kind(str(tmp_path)) == run("df", "--output=fstype", str(tmp_path)).split()[-1]
 
 
 def test_locks_that_work_and_locks_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,12 +156,12 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 def test_the_libraries_here() -> None:
-    here = {library.name: library for library in libraries.libraries(libraries.tested_versions())}
-    assert here["torch"].direct and here["torch"].installed == torch.__version__
+    here = {library.name: library for library in libraries.find_libraries(libraries.read_tested_versions())}
+    assert here["torch"].is_direct and here["torch"].installed == torch.__version__
     assert here["peft"].needed == ">=0.21"
-    assert not here["tokenizers"].direct and here["tokenizers"].tested == "0.23.3", "of transformers"
+    assert not here["tokenizers"].is_direct and here["tokenizers"].tested == "0.23.3", "of transformers"
     assert "pytest" not in here and "trl" not in here, "of extras that are not asked for"
-    assert libraries.libraries({}, "no-such-package") == []
+    assert libraries.find_libraries({}, "no-such-package") == []
 
 
 def test_an_extra_that_is_asked_for_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,25 +173,25 @@ def test_an_extra_that_is_asked_for_is_needed(tmp_path: Path, monkeypatch: pytes
         rows = [f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0", *(f"Requires-Dist: {need}" for need in needs)]
         (tmp_path / f"{name}-1.0.dist-info/METADATA").write_text("\n".join(rows))
     monkeypatch.syspath_prepend(tmp_path)
-    needed = {library.name: library.installed for library in libraries.libraries({}, "house")}
+    needed = {library.name: library.installed for library in libraries.find_libraries({}, "house")}
     assert needed == {"wall": "1.0", "brick": None}
 
 
 def test_the_tested_set_is_read_as_pip_writes_it(tmp_path: Path) -> None:
     pins = tmp_path / "constraints.txt"
     pins.write_text("# a==1\nJinja2==3.1.6\nast_serialize==0.13.1\n\n")
-    assert libraries.tested_versions(pins) == {"jinja2": "3.1.6", "ast-serialize": "0.13.1"}
-    assert libraries.tested_versions(tmp_path / "none") == {}
+    assert libraries.read_tested_versions(pins) == {"jinja2": "3.1.6", "ast-serialize": "0.13.1"}
+    assert libraries.read_tested_versions(tmp_path / "none") == {}
 
 
 def test_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpus.driver() is None
+    assert gpus.read_driver() is None
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '535.104, RTX 3060'\necho '535.104, RTX 3090, new'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    assert gpus.driver() == Driver("535.104", ("RTX 3060", "RTX 3090, new"))
+    assert gpus.read_driver() == Driver("535.104", ("RTX 3060", "RTX 3090, new"))
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed, sorry'\nexit 9\n")
-    assert gpus.driver() is None
+    assert gpus.read_driver() is None
 
 
 def test_four_bits_on_this_cpu() -> None:
@@ -262,7 +262,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], str]]:
 
 @pytest.mark.parametrize(("status", "works"), [(200, True), (401, True), (404, True), (502, False), (504, False)])
 def test_a_hub_that_answers(server: Callable[[int], str], status: int, works: bool) -> None:
-    fault = network.ask(server(status))()
+    fault = network.request_hub(server(status))()
     assert (fault is None) == works
     assert works or str(status) in str(fault)
 
@@ -272,17 +272,17 @@ def test_a_hub_that_does_not_answer(server: Callable[[int], str], monkeypatch: p
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
-        assert network.ask(address)()
+        assert network.request_hub(address)()
         assert time.monotonic() - started < 2
     with monkeypatch.context() as patched:
         patched.setattr(hub, "_probe", lambda address: time.sleep(3))  # as long as it takes to look up a name
         started = time.monotonic()
-        assert network.ask(address)() == "no answer within 0.3 s"
+        assert network.request_hub(address)() == "no answer within 0.3 s"
         assert time.monotonic() - started < 2
-    assert "refused" in str(network.ask(address)())
-    assert network.ask("nonsense")() is not None
+    assert "refused" in str(network.request_hub(address)())
+    assert network.request_hub("nonsense")() is not None
     monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
-    assert "proxy" in str(network.ask(server(200))())
+    assert "proxy" in str(network.request_hub(server(200))())
 
 
 @pytest.mark.parametrize(("value", "setting"), [(None, None), ("0", None), ("1", "HF_HUB_OFFLINE")])
@@ -297,43 +297,45 @@ def test_offline_by_the_environment(value: str | None, setting: str | None, monk
 def test_a_finding_is_aligned_and_its_commands_stay_whole() -> None:
     command = f"python -m pip install {' '.join(['transformers==5.23.0'] * 9)}"
     finding = Finding("libraries", "problem", "word " * 30, "do this and that, " * 5, command=command)
-    rows = line(finding, color=False, width=80).splitlines()
+    rows = finding_lines(finding, has_color=False, width=80).splitlines()
     assert rows[0].startswith("problem libraries       word word")
     assert all(row.startswith(" " * 24) and row[24] != " " for row in rows[1:3])
     assert rows[3] == " " * 24 + "-> do this and that, do this and that, do this and that,"
     assert rows[4] == " " * 27 + "do this and that, do this and that,"
     assert max(map(len, rows[:-1])) <= 80
     assert rows[5:] == [f"{' ' * 24}-> {command}"]
-    path = line(Finding("x", "ok", "five words are before this a-path-with-hyphens"), color=False, width=60)
+    path = finding_lines(
+        Finding("x", "ok", "five words are before this a-path-with-hyphens"), has_color=False, width=60
+    )
     assert path.splitlines()[1].strip() == "a-path-with-hyphens"
-    assert f"/{'x' * 60}" in line(Finding("x", "ok", f"in /{'x' * 60}"), color=False, width=60)
+    assert f"/{'x' * 60}" in finding_lines(Finding("x", "ok", f"in /{'x' * 60}"), has_color=False, width=60)
 
 
 def test_colour_is_on_the_status_alone() -> None:
     finding = Finding("hub", "note", "found", "advice")
-    plain = line(finding, color=False, width=80)
-    assert line(finding, color=True, width=80) == plain.replace("note    ", "\x1b[33mnote    \x1b[0m")
+    plain = finding_lines(finding, has_color=False, width=80)
+    assert finding_lines(finding, has_color=True, width=80) == plain.replace("note    ", "\x1b[33mnote    \x1b[0m")
     assert "\x1b" not in plain
 
 
 def test_the_last_line_counts() -> None:
     ok, note, problem = (Finding("x", status, "") for status in ("ok", "note", "problem"))
-    assert summary([ok]) == "everything that is needed works"
-    assert summary([ok, note]) == "everything that is needed works (1 note)"
-    assert summary([note, problem, problem]) == "not everything that is needed works (2 problems and 1 note)"
+    assert summary_line([ok]) == "everything that is needed works"
+    assert summary_line([ok, note]) == "everything that is needed works (1 note)"
+    assert summary_line([note, problem, problem]) == "not everything that is needed works (2 problems and 1 note)"
 
 
 def test_json_holds_what_json_can() -> None:
     finding = Finding("x", "problem", "f", "a", {"error": float("nan"), "names": ("a",)}, "c")
     values = {"error": None, "names": ["a"]}
     expected = {"check": "x", "status": "problem", "found": "f", "advice": "a", "values": values, "command": "c"}
-    assert json.loads(as_json([finding])) == {"ok": False, "findings": [expected]}
+    assert json.loads(findings_json([finding])) == {"ok": False, "findings": [expected]}
 
 
 @pytest.fixture
 def findings_are(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """findings_are(finding...): what all checks find from now on."""
-    return lambda *findings: monkeypatch.setattr(report, "check", lambda run: iter(findings))
+    return lambda *findings: monkeypatch.setattr(report, "iterate_findings", lambda run: iter(findings))
 
 
 def test_a_problem_is_exit_status_1_after_all_findings(findings_are: Callable[..., None], capsys: Capture) -> None:
@@ -399,7 +401,7 @@ def checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
     def check(*replaced: tuple[Any, str, Callable[..., Any]]) -> dict[str, Finding]:
         for module, name, function in replaced:
             monkeypatch.setattr(module, name, function)
-        return {finding.check: finding for finding in report.check(str(tmp_path))}
+        return {finding.check: finding for finding in report.iterate_findings(str(tmp_path))}
 
     return check
 

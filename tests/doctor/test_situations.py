@@ -24,24 +24,24 @@ def memory(gib: float) -> Memory:
 
 
 MACHINE: list[Situation] = [
-    (machine.judge_system("Linux", "6.1", "3.12.1"), "ok", "Linux 6.1, Python 3.12.1", ""),
-    (machine.judge_system("Darwin", "24", "3.12.1"), "note", "Darwin 24", "tested on Linux alone"),
-    (machine.judge_cores(Cores(8, 0.5, "Fast")), "ok", "0.5 of 8 cores, Fast", ""),
-    (machine.judge_cores(Cores(8, 8, "Fast")), "ok", "8 cores, Fast", ""),
-    (machine.judge_memory(None), "note", "does not say how much", ""),
-    (machine.judge_memory(memory(1.4)), "problem", "1.4 GiB of 16.0 GiB available (the limit of the", "raise the"),
-    (machine.judge_memory(memory(2.9)), "note", "2.9 GiB of 16.0 GiB", "enough for the tiny world"),
-    (machine.judge_memory(memory(3.1)), "ok", "3.1 GiB of 16.0 GiB", ""),
-    (machine.judge_threads(8, None, 8, False), "ok", "8 threads on the CPU; OMP_NUM_THREADS is not set", ""),
-    (machine.judge_threads(8, None, 2.5, False), "note", "8 threads", "export OMP_NUM_THREADS=2\n"),
-    (machine.judge_threads(8, "8", 0.5, True), "note", "OMP_NUM_THREADS=8", "export OMP_NUM_THREADS=1\n"),
-    (machine.judge_threads(1, "1", 8, False), "note", "1 thread on", "7 of 8 cores idle: unset OMP_NUM_THREADS\n"),
-    (machine.judge_threads(1, "1", 8, True), "ok", "1 thread on", ""),
-    (machine.judge_threads(4, None, 8, False), "ok", "4 threads", ""),
+    (machine.system_finding("Linux", "6.1", "3.12.1"), "ok", "Linux 6.1, Python 3.12.1", ""),
+    (machine.system_finding("Darwin", "24", "3.12.1"), "note", "Darwin 24", "tested on Linux alone"),
+    (machine.cores_finding(Cores(8, 0.5, "Fast")), "ok", "0.5 of 8 cores, Fast", ""),
+    (machine.cores_finding(Cores(8, 8, "Fast")), "ok", "8 cores, Fast", ""),
+    (machine.memory_finding(None), "note", "does not say how much", ""),
+    (machine.memory_finding(memory(1.4)), "problem", "1.4 GiB of 16.0 GiB available (the limit of the", "raise the"),
+    (machine.memory_finding(memory(2.9)), "note", "2.9 GiB of 16.0 GiB", "enough for the tiny world"),
+    (machine.memory_finding(memory(3.1)), "ok", "3.1 GiB of 16.0 GiB", ""),
+    (machine.threads_finding(8, None, 8, False), "ok", "8 threads on the CPU; OMP_NUM_THREADS is not set", ""),
+    (machine.threads_finding(8, None, 2.5, False), "note", "8 threads", "export OMP_NUM_THREADS=2\n"),
+    (machine.threads_finding(8, "8", 0.5, True), "note", "OMP_NUM_THREADS=8", "export OMP_NUM_THREADS=1\n"),
+    (machine.threads_finding(1, "1", 8, False), "note", "1 thread on", "7 of 8 cores idle: unset OMP_NUM_THREADS\n"),
+    (machine.threads_finding(1, "1", 8, True), "ok", "1 thread on", ""),
+    (machine.threads_finding(4, None, 8, False), "ok", "4 threads", ""),
 ]
 
 RUNS = Destination("disk: runs", "runs", "go elsewhere", 10, 3)
-CACHE = Destination("disk: hub cache", "cache", "go elsewhere", 10, needed=False)
+CACHE = Destination("disk: hub cache", "cache", "go elsewhere", 10, is_needed=False)
 
 
 def disk(gib: float, filesystem: str = "ext4", writable: bool = True) -> DiskSpace:
@@ -49,15 +49,20 @@ def disk(gib: float, filesystem: str = "ext4", writable: bool = True) -> DiskSpa
 
 
 STORAGE: list[Situation] = [
-    (storage.judge_space(RUNS, disk(11)), "ok", "11.0 GiB free in runs (ext4)", ""),
-    (storage.judge_space(RUNS, disk(9.9)), "note", "9.9 GiB free", "less than 10 GiB: free some, or go elsewhere\n"),
-    (storage.judge_space(RUNS, disk(2.9)), "problem", "2.9 GiB free in runs", "free some, or go elsewhere\n"),
-    (storage.judge_space(CACHE, disk(2.9)), "note", "2.9 GiB free in cache", "less than 10 GiB: free some, or go"),
-    (storage.judge_space(RUNS, disk(11, "tmpfs")), "note", "(tmpfs)", "takes memory: go elsewhere if that is short\n"),
-    (storage.judge_space(RUNS, disk(11, writable=False)), "problem", "/x cannot be written to", "go elsewhere\n"),
-    (storage.judge_space(CACHE, disk(11, writable=False)), "note", "/x cannot be written to", "go elsewhere\n"),
-    (storage.judge_locks("runs", None), "ok", "can be locked", ""),
-    (storage.judge_locks("runs", "No locks available"), "note", "(No locks available)", "start a second process"),
+    (storage.space_finding(RUNS, disk(11)), "ok", "11.0 GiB free in runs (ext4)", ""),
+    (storage.space_finding(RUNS, disk(9.9)), "note", "9.9 GiB free", "less than 10 GiB: free some, or go elsewhere\n"),
+    (storage.space_finding(RUNS, disk(2.9)), "problem", "2.9 GiB free in runs", "free some, or go elsewhere\n"),
+    (storage.space_finding(CACHE, disk(2.9)), "note", "2.9 GiB free in cache", "less than 10 GiB: free some, or go"),
+    (
+        storage.space_finding(RUNS, disk(11, "tmpfs")),
+        "note",
+        "(tmpfs)",
+        "takes memory: go elsewhere if that is short\n",
+    ),
+    (storage.space_finding(RUNS, disk(11, writable=False)), "problem", "/x cannot be written to", "go elsewhere\n"),
+    (storage.space_finding(CACHE, disk(11, writable=False)), "note", "/x cannot be written to", "go elsewhere\n"),
+    (storage.lock_finding("runs", None), "ok", "can be locked", ""),
+    (storage.lock_finding("runs", "No locks available"), "note", "(No locks available)", "start a second process"),
 ]
 
 TORCH = Library("torch", "2.13.0+cu130", "", "2.13.0")
@@ -66,7 +71,7 @@ UNTESTED = [replace(library, tested=None) for library in TESTED]
 
 
 def judged(*needed: Library) -> Finding:
-    (finding,) = libraries.judge_libraries(needed, "py")
+    (finding,) = libraries.library_findings(needed, "py")
     return finding
 
 
@@ -88,12 +93,17 @@ LIBRARIES: list[Situation] = [
     (judged_with_torch("a", "23", ">=21", "22"), "note", "a 23 is installed, tested is 22\n", "pip install a==22\n"),
     (judged_with_torch("a", "20", "", "22", False), "note", "a 20 (tested: 22)\n", "py -m pip install a==22\n"),
     # how a library was built (+cu130) is no difference, and pip has no tested version
-    (judged(*TESTED, Library("pip", "23", direct=False)), "ok", "5 libraries are as tested: torch 2.13.0+cu130,", ""),
+    (
+        judged(*TESTED, Library("pip", "23", is_direct=False)),
+        "ok",
+        "5 libraries are as tested: torch 2.13.0+cu130,",
+        "",
+    ),
     (judged(*UNTESTED), "ok", "5 libraries are new enough: torch", ""),
 ]
 
 CARD = Gpu("RTX 3060", 12 * GIB, 11 * GIB, (8, 6), True)
-SHARED, OLD = replace(CARD, free=8 * GIB), replace(CARD, bf16=False, capability=(7, 5))
+SHARED, OLD = replace(CARD, free=8 * GIB), replace(CARD, has_bf16=False, capability=(7, 5))
 CUDA, CPU_ONLY = Build("2.13.0+cu130", "CUDA 13.0"), Build("2.13.0+cpu", None)
 SMI = Driver("535.104", ("RTX 3060",))
 CARD_TEXT = "RTX 3060, 11.0 GiB of 12.0 GiB free, compute capability 8.6, bfloat16; driver 535.104, CUDA 13.0"
@@ -102,7 +112,7 @@ REINSTALL = "py -m pip uninstall -y torch && py -m pip install torch==2.13.0\n"
 
 
 def gpu(usable: list[Gpu], build: Build, smi: Driver | None, visible: str | None) -> Finding:
-    (finding,) = gpus.judge_gpus(usable, build, smi, visible, "py")
+    (finding,) = gpus.gpu_findings(usable, build, smi, visible, "py")
     return finding
 
 
@@ -132,28 +142,31 @@ MEASURES = ("forward", "backward", "single", "rounding")
 WRONG = [Trial(**{**vars(TRIAL), measure: error}) for measure in MEASURES for error in (0.3, math.nan)]
 
 KERNELS: list[Situation] = [
-    (kernels.judge_4bit("cpu", TRIAL), "ok", "NF4 layer in float32: forward and backward agree", ""),
+    (kernels.kernel_finding("cpu", TRIAL), "ok", "NF4 layer in float32: forward and backward agree", ""),
     (
-        kernels.judge_4bit("cpu", EXACT),
+        kernels.kernel_finding("cpu", EXACT),
         "ok",
         "are equal to those of float32; 3.0 ms for 32 tokens through 1024 x 1024\n",
         "",
     ),
-    (kernels.judge_4bit("cpu", replace(TRIAL, repacks=True)), "ok", "which is switched off here", ""),
-    (kernels.judge_4bit("cpu", replace(TRIAL, own_library=False)), "note", "3.0 ms for 32 tokens", "slower code"),
-    (kernels.judge_4bit("cpu", replace(TRIAL, kept=False)), "problem", "weights changed", "--quantization none"),
-    (kernels.judge_4bit("cuda:0", INACCURATE), "problem", "gives wrong results", "--quantization none"),
-    (kernels.judge_4bit("cuda:0", replace(INACCURATE, dtype="bfloat16")), "ok", "NF4 layer in bfloat16", ""),
-    (kernels.judge_4bit("cuda:0", *MISSING), "problem", "does not work: no kernel image", "-m bitsandbytes"),
-    (kernels.judge_4bit("cpu", *MISSING, False), "note", "does not work: no kernel image", "-m bitsandbytes"),
-    *((kernels.judge_4bit("cuda:0", trial), "problem", "gives wrong results", "install the") for trial in WRONG),
-    *((kernels.judge_4bit("cpu", trial, "", False), "note", "gives wrong results", "install the") for trial in WRONG),
+    (kernels.kernel_finding("cpu", replace(TRIAL, repacks=True)), "ok", "which is switched off here", ""),
+    (kernels.kernel_finding("cpu", replace(TRIAL, own_library=False)), "note", "3.0 ms for 32 tokens", "slower code"),
+    (kernels.kernel_finding("cpu", replace(TRIAL, kept=False)), "problem", "weights changed", "--quantization none"),
+    (kernels.kernel_finding("cuda:0", INACCURATE), "problem", "gives wrong results", "--quantization none"),
+    (kernels.kernel_finding("cuda:0", replace(INACCURATE, dtype="bfloat16")), "ok", "NF4 layer in bfloat16", ""),
+    (kernels.kernel_finding("cuda:0", *MISSING), "problem", "does not work: no kernel image", "-m bitsandbytes"),
+    (kernels.kernel_finding("cpu", *MISSING, False), "note", "does not work: no kernel image", "-m bitsandbytes"),
+    *((kernels.kernel_finding("cuda:0", trial), "problem", "gives wrong results", "install the") for trial in WRONG),
+    *(
+        (kernels.kernel_finding("cpu", trial, "", False), "note", "gives wrong results", "install the")
+        for trial in WRONG
+    ),
 ]
 
 NETWORK: list[Situation] = [
-    (network.judge_hub("https://h", None, None), "ok", "https://h answers", ""),
-    (network.judge_hub("https://h", None, "no route"), "note", "no answer from https://h (no route)", "its proxy"),
-    (network.judge_hub("https://h", "HF_HUB_OFFLINE", None), "note", "not asked", "unset HF_HUB_OFFLINE to download"),
+    (network.hub_finding("https://h", None, None), "ok", "https://h answers", ""),
+    (network.hub_finding("https://h", None, "no route"), "note", "no answer from https://h (no route)", "its proxy"),
+    (network.hub_finding("https://h", "HF_HUB_OFFLINE", None), "note", "not asked", "unset HF_HUB_OFFLINE to download"),
 ]
 
 
@@ -168,13 +181,15 @@ def test_situation(finding: Finding, status: str, found: str, remedy: str) -> No
 
 
 def test_findings_of_several_libraries_and_gpus_have_lines_of_their_own() -> None:
-    old = [Library("a", "1", ">=2"), Library("b", "1", "", "2"), Library("c", "1", "", "2", direct=False)]
-    assert [finding.status for finding in libraries.judge_libraries(old, "py")] == ["problem", "note", "note"]
-    findings = gpus.judge_gpus([CARD, CARD], CUDA, SMI, None, "py")
+    old = [Library("a", "1", ">=2"), Library("b", "1", "", "2"), Library("c", "1", "", "2", is_direct=False)]
+    assert [finding.status for finding in libraries.library_findings(old, "py")] == ["problem", "note", "note"]
+    findings = gpus.gpu_findings([CARD, CARD], CUDA, SMI, None, "py")
     assert [finding.check for finding in findings] == ["gpu 0", "gpu 1", "gpus"]
     assert findings[-1].status == "note" and "accelerate launch -m lora_rlhf.cli" in findings[-1].command
 
 
 def test_the_limits_of_each_destination() -> None:
-    limits = {each.check: (each.note_gib, each.least_gib) for each in storage.destinations("runs", "/tmp", "/cache")}
+    limits = {
+        each.check: (each.note_gib, each.least_gib) for each in storage.list_destinations("runs", "/tmp", "/cache")
+    }
     assert limits == {"disk: runs": (10, 3), "disk: temporary": (3, 0), "disk: hub cache": (10, 0)}

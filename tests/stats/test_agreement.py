@@ -8,7 +8,14 @@ import krippendorff as package
 import pytest
 
 from lora_rlhf.data.schema import Prompt, Ranking
-from lora_rlhf.stats.agreement import Distance, alpha_of_rankings, alpha_of_ratings, interval, krippendorff, ordinal
+from lora_rlhf.stats.agreement import (
+    Distance,
+    alpha_of_rankings,
+    alpha_of_ratings,
+    interval_distance,
+    krippendorff_alpha,
+    ordinal_distance,
+)
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example C: 4 observers, 12 units, values missing.
 EXAMPLE = [
@@ -23,33 +30,33 @@ def units_of(table: list[list[int | None]]) -> list[list[float]]:
     return [[float(value) for value in column if value is not None] for column in zip(*table, strict=True)]
 
 
-@pytest.mark.parametrize(("distance", "published"), [(ordinal, 0.815), (interval, 0.849)])
+@pytest.mark.parametrize(("distance", "published"), [(ordinal_distance, 0.815), (interval_distance, 0.849)])
 def test_the_published_example(distance: Distance, published: float) -> None:
-    alpha, units, values = krippendorff(units_of(EXAMPLE), distance)
+    alpha, units, values = krippendorff_alpha(units_of(EXAMPLE), distance)
     assert alpha == pytest.approx(published, abs=5e-4)
     assert (units, values) == (11, 40)  # the last unit has one value and says nothing
 
 
-@pytest.mark.parametrize(("name", "distance"), [("ordinal", ordinal), ("interval", interval)])
+@pytest.mark.parametrize(("name", "distance"), [("ordinal", ordinal_distance), ("interval", interval_distance)])
 @pytest.mark.parametrize("seed", range(5))
 def test_the_package_finds_the_same(name: Any, distance: Distance, seed: int) -> None:
     rng = random.Random(seed)
     table = [[rng.choice([1, 2, 2, 3, 5, 7, None]) for _ in range(30)] for _ in range(4)]
     data = [[math.nan if value is None else value for value in row] for row in table]
     expected = package.alpha(reliability_data=data, level_of_measurement=name)
-    assert krippendorff(units_of(table), distance).alpha == pytest.approx(expected, abs=1e-12)
+    assert krippendorff_alpha(units_of(table), distance).alpha == pytest.approx(expected, abs=1e-12)
 
 
 def test_two_observers_by_hand() -> None:
     # 2 x 3 values (1, 1), (1, 2), (2, 2): 1 of 3 units differs; of 6 values 3 are 1 and 3 are 2.
     # observed = 2 * 1 / 6 values = 1/3; expected = 3 * 3 * 2 / (6 * 5) = 3/5; alpha = 1 - (1/3) / (3/5) = 4/9
-    assert krippendorff([[1, 1], [1, 2], [2, 2]], interval).alpha == pytest.approx(4 / 9, abs=1e-12)
+    assert krippendorff_alpha([[1, 1], [1, 2], [2, 2]], interval_distance).alpha == pytest.approx(4 / 9, abs=1e-12)
 
 
 def test_nothing_to_disagree_about_has_no_alpha() -> None:
-    assert krippendorff([], interval) == (None, 0, 0)
-    assert krippendorff([[1.0], [2.0]], interval) == (None, 0, 0)
-    assert krippendorff([[1.0, 1.0], [1.0, 1.0]], interval) == (None, 2, 4)
+    assert krippendorff_alpha([], interval_distance) == (None, 0, 0)
+    assert krippendorff_alpha([[1.0], [2.0]], interval_distance) == (None, 0, 0)
+    assert krippendorff_alpha([[1.0, 1.0], [1.0, 1.0]], interval_distance) == (None, 2, 4)
 
 
 def ranked(labeler: str | None, ranks: tuple[int, ...], responses: str = "abc", **meta: object) -> Ranking:

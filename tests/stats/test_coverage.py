@@ -11,10 +11,10 @@ from typing import Any
 import numpy
 import pytest
 
-from lora_rlhf.stats.bradley_terry import bradley_terry
-from lora_rlhf.stats.differences import paired_means, paired_rates, paired_ratios
-from lora_rlhf.stats.intervals import bootstrap_ratio, mean_interval, wilson
-from lora_rlhf.stats.win_rates import length_controlled, mean_outcome, win_rate
+from lora_rlhf.stats.bradley_terry import bradley_terry_ratings
+from lora_rlhf.stats.differences import paired_mean_difference, paired_rate_difference, paired_ratio_difference
+from lora_rlhf.stats.intervals import mean_interval, ratio_interval, wilson_interval
+from lora_rlhf.stats.win_rates import length_controlled_win_rate, mean_outcome, win_rate
 
 pytestmark = pytest.mark.slow
 
@@ -62,11 +62,11 @@ def test_mean(skewed: bool, n: int) -> None:
 
     assert 0.93 <= coverage(lambda rng: mean_interval(values(rng))[1:3], 1.0) <= 0.97
     if n > 100:
-        assert 0.93 <= coverage(lambda rng: bootstrap_ratio(values(rng), [1.0] * n)[1:3], 1.0) <= 0.97
+        assert 0.93 <= coverage(lambda rng: ratio_interval(values(rng), [1.0] * n)[1:3], 1.0) <= 0.97
 
 
 def test_a_share() -> None:
-    assert 0.93 <= coverage(lambda rng: wilson(rng.binomial(300, 0.07), 300)[1:3], 0.07) <= 0.97
+    assert 0.93 <= coverage(lambda rng: wilson_interval(rng.binomial(300, 0.07), 300)[1:3], 0.07) <= 0.97
 
 
 def test_length_controlled_win_rate() -> None:
@@ -76,7 +76,7 @@ def test_length_controlled_win_rate() -> None:
     def ends(rng: numpy.random.Generator) -> Ends:
         gaps = rng.normal(15, 30, n)
         won = two_tosses(rng, 1 / (1 + numpy.exp(-constant - slope * numpy.tanh(gaps / gaps.std()))))
-        return length_controlled(won.tolist(), gaps.tolist())[1:3]
+        return length_controlled_win_rate(won.tolist(), gaps.tolist())[1:3]
 
     assert 0.93 <= coverage(ends, 0.45) <= 0.97
 
@@ -93,9 +93,9 @@ def test_kl_per_token_over_responses_of_unlike_length() -> None:
     def truth(slope: float) -> float:
         return float((lengths * (0.02 + slope * lengths)).sum() / lengths.sum())
 
-    assert 0.93 <= coverage(lambda rng: bootstrap_ratio(*parts(rng, 1e-3))[1:3], truth(1e-3)) <= 0.97
+    assert 0.93 <= coverage(lambda rng: ratio_interval(*parts(rng, 1e-3))[1:3], truth(1e-3)) <= 0.97
     difference = truth(1e-3) - truth(5e-4)
-    share = coverage(lambda rng: paired_ratios(*parts(rng, 1e-3), *parts(rng, 5e-4))[1:3], difference)
+    share = coverage(lambda rng: paired_ratio_difference(*parts(rng, 1e-3), *parts(rng, 5e-4))[1:3], difference)
     assert 0.93 <= share <= 0.97
 
 
@@ -106,7 +106,7 @@ def test_bradley_terry() -> None:
 
     def ends(rng: numpy.random.Generator) -> Ends:
         won = two_tosses(rng, numpy.repeat(1 / (1 + numpy.exp(-odds)), 200, axis=1))
-        return bradley_terry(dict(zip(pairs, won.tolist(), strict=True)), "base")["policy"][1:3]
+        return bradley_terry_ratings(dict(zip(pairs, won.tolist(), strict=True)), "base")["policy"][1:3]
 
     assert 0.93 <= coverage(ends, 1.1) <= 0.97
 
@@ -115,11 +115,13 @@ def test_paired_differences() -> None:
     def means(rng: numpy.random.Generator) -> Ends:
         prompt = rng.exponential(2.0, 60)
         values, baseline = prompt + rng.normal(0.5, 1, 60), prompt + rng.normal(0.2, 1, 60)
-        return paired_means(values.tolist(), baseline.tolist())[1:3]
+        return paired_mean_difference(values.tolist(), baseline.tolist())[1:3]
 
     def rates(rng: numpy.random.Generator) -> Ends:
         prompt = rng.random(150)
-        return paired_rates((prompt + rng.random(150) < 0.8).tolist(), (prompt + rng.random(150) < 0.5).tolist())[1:3]
+        return paired_rate_difference(
+            (prompt + rng.random(150) < 0.8).tolist(), (prompt + rng.random(150) < 0.5).tolist()
+        )[1:3]
 
     assert 0.93 <= coverage(means, 0.3) <= 0.97
     assert coverage(rates, 0.8**2 / 2 - 0.5**2 / 2) >= 0.93

@@ -12,7 +12,7 @@ import torch
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from lora_rlhf.stats.ordering import ordering_report, reliability
+from lora_rlhf.stats.ordering import ordering_report, reliability_curve
 
 Prompts = tuple[list[list[int]], list[torch.Tensor], list[list[float]]]
 
@@ -145,7 +145,7 @@ def test_lengths_that_do_not_vary_have_no_correlation() -> None:
 def test_reliability_on_worked_figures() -> None:
     probabilities = [0.51, 0.53, 0.97, 0.99, 1.0, 0.75]
     correct = [1, 0, 1, 1, 0, 1]
-    bins, ece = reliability(probabilities, correct)
+    bins, ece = reliability_curve(probabilities, correct)
     first, middle, last = bins[0], bins[5], bins[9]
     assert first == pytest.approx((0.5, 0.55, 0.52, 0.5, 2))
     assert middle == pytest.approx((0.75, 0.8, 0.75, 1.0, 1))
@@ -156,17 +156,17 @@ def test_reliability_on_worked_figures() -> None:
 
 def test_a_probability_on_an_edge_belongs_to_the_bin_that_begins_there() -> None:
     for index in range(10):
-        bins = reliability([round(0.5 + 0.05 * index, 2)], [1]).bins
+        bins = reliability_curve([round(0.5 + 0.05 * index, 2)], [1]).bins
         assert [b.n for b in bins] == [int(i == index) for i in range(10)]
 
 
 def test_a_calibrated_predictor_has_no_error_and_an_overconfident_one_has_its_excess() -> None:
-    assert reliability([0.8] * 10, [1] * 8 + [0] * 2).ece == pytest.approx(0.0, abs=1e-12)
-    assert reliability([0.9] * 10, [1] * 6 + [0] * 4).ece == pytest.approx(0.3, abs=1e-12)
+    assert reliability_curve([0.8] * 10, [1] * 8 + [0] * 2).ece == pytest.approx(0.0, abs=1e-12)
+    assert reliability_curve([0.9] * 10, [1] * 6 + [0] * 4).ece == pytest.approx(0.3, abs=1e-12)
 
 
 def test_probabilities_that_no_winner_can_have_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"\[0.5, 1\], got 0\.4"):
-        reliability([0.6, 0.4], [1, 0])
+        reliability_curve([0.6, 0.4], [1, 0])
     with pytest.raises(ValueError, match="1 probabilities for 2"):
-        reliability([0.6], [1, 0])
+        reliability_curve([0.6], [1, 0])

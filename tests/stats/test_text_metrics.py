@@ -8,17 +8,17 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from lora_rlhf.stats.text_metrics import (
-    distinct,
-    distinct_per_response,
-    plain_words,
-    refuses,
-    repetition,
-    same_answer,
-    same_opening,
-    same_template,
+    distinct_contributions,
+    distinct_ratio,
+    has_common_opening,
+    has_repeated_answer,
+    has_repeated_template,
+    is_refusal,
+    normalized_words,
+    num_unrepeated_words,
+    repeated_gram_share,
     self_bleu,
-    unrepeated_words,
-    words,
+    split_words,
 )
 
 VOCABULARY = "the a ship river keeper counts night in small boat of students and baker , . bread! Thank you".split()
@@ -65,21 +65,21 @@ def test_self_bleu_has_as_many_references_for_each_text_and_is_fast() -> None:
 
 def test_distinct_pools_the_n_grams_of_all_texts() -> None:
     texts = ["the cat saw the cat", "the dog", "one"]
-    assert distinct(texts, 1) == 5 / 8  # the cat saw dog one
-    assert distinct(texts, 2) == 4 / 5  # "the cat" twice; no pair across texts
-    assert distinct(["one", ""], 2) is None
+    assert distinct_ratio(texts, 1) == 5 / 8  # the cat saw dog one
+    assert distinct_ratio(texts, 2) == 4 / 5  # "the cat" twice; no pair across texts
+    assert distinct_ratio(["one", ""], 2) is None
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_each_texts_part_in_distinct_is_the_jackknife_by_leaving_it_out(n: int) -> None:
     texts = random_texts(30, seed=3)
-    whole, parts = distinct(texts, n), distinct_per_response(texts, n)
-    without = [distinct(texts[:i] + texts[i + 1 :], n) or 0.0 for i in range(30)]
+    whole, parts = distinct_ratio(texts, n), distinct_contributions(texts, n)
+    without = [distinct_ratio(texts[:i] + texts[i + 1 :], n) or 0.0 for i in range(30)]
     assert statistics.fmean(parts) == pytest.approx(whole, abs=1e-9)
     jackknife = (29 / 30 * sum((value - statistics.fmean(without)) ** 2 for value in without)) ** 0.5
     assert statistics.stdev(parts) / 30**0.5 == pytest.approx(jackknife, abs=1e-9)
     assert jackknife > 0.001
-    assert distinct_per_response(["", ""], n) == [0.0, 0.0]
+    assert distinct_contributions(["", ""], n) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_each_texts_part_in_distinct_is_the_jackknife_by_leaving_it_out(n: int) 
     ],
 )
 def test_repetition_is_the_share_of_4_grams_that_came_before(text: str, share: float) -> None:
-    assert repetition(text) == pytest.approx(share, abs=1e-12)
+    assert repeated_gram_share(text) == pytest.approx(share, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -111,18 +111,18 @@ def test_repetition_is_the_share_of_4_grams_that_came_before(text: str, share: f
     ],
 )
 def test_words_that_say_something_again_do_not_count(text: str, count: int) -> None:
-    assert unrepeated_words(text) == count
+    assert num_unrepeated_words(text) == count
 
 
 def test_openings_answers_and_templates() -> None:
     texts = ["Dear Ann, thank you so much!", "dear ann thank you for it", "Dear Bob, thank you", "Yes.", "yes", ""]
-    assert same_opening(texts) == [True, True, False, False, False, False]
-    assert same_opening(["a b c d", "e f g h"]) == [False, False], "nobody shares one"
-    assert same_answer(texts) == [False, False, False, True, True, False]
+    assert has_common_opening(texts) == [True, True, False, False, False, False]
+    assert has_common_opening(["a b c d", "e f g h"]) == [False, False], "nobody shares one"
+    assert has_repeated_answer(texts) == [False, False, False, True, True, False]
     prompts = ["Write to Ann.", "Write to Bob", "Say hello world to Carol", "Echo: this", "Echo: that one"]
     letters = ["Dear Ann, thank you.", "Dear Bob, thank you.", "Dear hello world, thank you", "This", "that one"]
-    assert same_template(prompts, letters) == [True, True, True, False, False]
-    assert words(" a  b\n") == ["a", "b"] and plain_words("'Tis -- the End!") == ["tis", "the", "end"]
+    assert has_repeated_template(prompts, letters) == [True, True, True, False, False]
+    assert split_words(" a  b\n") == ["a", "b"] and normalized_words("'Tis -- the End!") == ["tis", "the", "end"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_openings_answers_and_templates() -> None:
     ],
 )
 def test_refusals_are_found(text: str) -> None:
-    assert refuses(text)
+    assert is_refusal(text)
 
 
 @pytest.mark.parametrize(
@@ -158,4 +158,4 @@ def test_refusals_are_found(text: str) -> None:
     ],
 )
 def test_what_is_no_refusal(text: str) -> None:
-    assert not refuses(text)
+    assert not is_refusal(text)

@@ -10,9 +10,9 @@ import scipy.stats
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from lora_rlhf.stats.differences import paired_means
-from lora_rlhf.stats.intervals import clopper_pearson
-from lora_rlhf.stats.win_rates import RIDGE, length_controlled, mean_outcome, sign_test, win_rate
+from lora_rlhf.stats.differences import paired_mean_difference
+from lora_rlhf.stats.intervals import clopper_pearson_interval
+from lora_rlhf.stats.win_rates import RIDGE, length_controlled_win_rate, mean_outcome, sign_test_p, win_rate
 
 
 def draws(seed: int, n: int = 300) -> tuple[list[float], list[float]]:
@@ -28,20 +28,20 @@ def draws(seed: int, n: int = 300) -> tuple[list[float], list[float]]:
     [(0, 4, 1 / 8), (5, 0, 1 / 16), (6, 0, 1 / 32), (3, 3, 1.0), (0, 0, 1.0), (1, 7, 2 * 9 / 256), (2, 1, 1.0)],
 )
 def test_sign_test_counts_the_orders_of_a_fair_coin(wins: int, losses: int, p: float) -> None:
-    assert sign_test(wins, losses) == pytest.approx(p, abs=1e-12)
-    assert sign_test(wins, losses) == sign_test(losses, wins)
+    assert sign_test_p(wins, losses) == pytest.approx(p, abs=1e-12)
+    assert sign_test_p(wins, losses) == sign_test_p(losses, wins)
 
 
 def test_the_sign_test_and_the_exact_interval_agree() -> None:
     for n in range(1, 40):
         for wins in range(n + 1):
-            low, high = clopper_pearson(wins, n)[1:3]
-            assert (sign_test(wins, n - wins) < 0.05) == (low > 0.5 or high < 0.5)
+            low, high = clopper_pearson_interval(wins, n)[1:3]
+            assert (sign_test_p(wins, n - wins) < 0.05) == (low > 0.5 or high < 0.5)
 
 
 def test_the_sign_test_of_many_is_near_the_normal_distributions() -> None:
     z = 200 / math.sqrt(20_000)  # with the correction for continuity, one less
-    assert sign_test(10_100, 9_900) == pytest.approx(math.erfc((z - 1 / math.sqrt(20_000)) / math.sqrt(2)), rel=1e-3)
+    assert sign_test_p(10_100, 9_900) == pytest.approx(math.erfc((z - 1 / math.sqrt(20_000)) / math.sqrt(2)), rel=1e-3)
 
 
 def test_win_rate_counts_ties_half_and_its_interval_is_that_of_the_binomial() -> None:
@@ -114,7 +114,7 @@ def test_other_outcomes_are_an_error() -> None:
 def test_length_control_is_scikit_learns_logistic_regression_read_at_equal_lengths(seed: int) -> None:
     """Ties enter it as half a win and half a loss: each prompt is two weighted rows."""
     won, gaps = draws(seed)
-    controlled = length_controlled(won, gaps)
+    controlled = length_controlled_win_rate(won, gaps)
     shift = numpy.tanh(numpy.array(gaps) / numpy.std(gaps))
     rows = numpy.column_stack([numpy.ones(600), numpy.r_[shift, shift]])  # the constant's ridge is the slope's
     model = LogisticRegression(C=1 / RIDGE, fit_intercept=False, tol=1e-12, max_iter=10_000)
@@ -130,18 +130,18 @@ def test_length_control_takes_a_win_that_is_only_length_away() -> None:
     rng = random.Random(5)
     gaps = [rng.choice([30.0, 40.0, 30.0, -30.0]) for _ in range(400)]
     won = [float(rng.random() < (0.9 if gap > 0 else 0.1)) for gap in gaps]
-    plain, controlled = win_rate(won), length_controlled(won, gaps)
+    plain, controlled = win_rate(won), length_controlled_win_rate(won, gaps)
     assert plain.low is not None and plain.low > 0.6
     assert controlled.low is not None and controlled.high is not None and controlled.low < 0.5 < controlled.high < 0.64
-    assert length_controlled(won, [-gap for gap in gaps]).rate == pytest.approx(controlled.rate, abs=1e-9)
+    assert length_controlled_win_rate(won, [-gap for gap in gaps]).rate == pytest.approx(controlled.rate, abs=1e-9)
     lost = [1 - outcome for outcome in won]
-    assert length_controlled(lost, gaps).rate == pytest.approx(1 - (controlled.rate or 0), abs=1e-9)
+    assert length_controlled_win_rate(lost, gaps).rate == pytest.approx(1 - (controlled.rate or 0), abs=1e-9)
 
 
 def test_the_interval_of_length_control_is_that_of_the_regression() -> None:
     """Near the sandwich estimate's: se of the constant from scores and information, in closed form."""
     won, gaps = draws(7, n=2000)
-    controlled = length_controlled(won, gaps)
+    controlled = length_controlled_win_rate(won, gaps)
     shift = numpy.tanh(numpy.array(gaps) / numpy.std(gaps))
     inputs = numpy.column_stack([numpy.ones(2000), shift])
     assert controlled.rate is not None and controlled.length_effect is not None
@@ -157,24 +157,26 @@ def test_the_interval_of_length_control_is_that_of_the_regression() -> None:
 def test_length_control_where_little_can_be_told() -> None:
     same = [1.0, 1.0, 0.0, 0.5]
     plain = win_rate(same)
-    assert length_controlled(same, [0.0] * 4) == (plain.rate, plain.low, plain.high, 4, 0.0)
-    assert length_controlled(same, [9.0] * 4) == (None, None, None, 4, None), "longer by 9 everywhere: which was it?"
-    assert length_controlled([None], [1.0]) == (None, None, None, 0, None)
-    assert length_controlled([1.0, None, 0.0, 1.0], [1.0, 50.0, 2.0, 3.0]) == length_controlled(
+    assert length_controlled_win_rate(same, [0.0] * 4) == (plain.rate, plain.low, plain.high, 4, 0.0)
+    assert length_controlled_win_rate(same, [9.0] * 4) == (None, None, None, 4, None), (
+        "longer by 9 everywhere: which was it?"
+    )
+    assert length_controlled_win_rate([None], [1.0]) == (None, None, None, 0, None)
+    assert length_controlled_win_rate([1.0, None, 0.0, 1.0], [1.0, 50.0, 2.0, 3.0]) == length_controlled_win_rate(
         [1.0, 0.0, 1.0], [1.0, 2.0, 3.0]
     )
-    decided = length_controlled([1.0] * 10 + [0.0] * 10, [5.0] * 10 + [-5.0] * 10)
+    decided = length_controlled_win_rate([1.0] * 10 + [0.0] * 10, [5.0] * 10 + [-5.0] * 10)
     assert decided.rate == pytest.approx(0.5, abs=1e-9) and (decided.length_effect or 0) > 5
-    won = length_controlled([1.0] * 12, [float(i) for i in range(12)])
+    won = length_controlled_win_rate([1.0] * 12, [float(i) for i in range(12)])
     assert (won.rate, won.low, won.high) == pytest.approx((1.0, 0.025 ** (1 / 12), 1.0), abs=1e-9)
     with pytest.raises(ValueError, match="2 outcomes, 1 length"):
-        length_controlled([1.0, 0.0], [1.0])
+        length_controlled_win_rate([1.0, 0.0], [1.0])
 
 
 def test_more_prompts_narrow_every_interval() -> None:
     widths = []
     for n in (40, 160, 640):
         won, gaps = draws(11, n)
-        parts = (win_rate(won), length_controlled(won, gaps), paired_means(won, [0.5] * n))
+        parts = (win_rate(won), length_controlled_win_rate(won, gaps), paired_mean_difference(won, [0.5] * n))
         widths.append([float(part[2] or 0) - float(part[1] or 0) for part in parts])
     assert all(torch.tensor(a).gt(1.5 * torch.tensor(b)).all() for a, b in pairwise(widths))
