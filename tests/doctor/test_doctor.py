@@ -275,7 +275,7 @@ def test_a_hub_that_does_not_answer(server: Callable[[int], str], monkeypatch: p
         assert network.request_hub(address)()
         assert time.monotonic() - started < 2
     with monkeypatch.context() as patched:
-        patched.setattr(hub, "_probe", lambda address: time.sleep(3))  # as long as it takes to look up a name
+        patched.setattr(hub, "_probe_address", lambda address: time.sleep(3))  # as long as it takes to look up a name
         started = time.monotonic()
         assert network.request_hub(address)() == "no answer within 0.3 s"
         assert time.monotonic() - started < 2
