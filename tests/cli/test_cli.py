@@ -109,7 +109,7 @@ def test_files_from_a_file_of_flags(tmp_path: Path) -> None:
     path = tmp_path / "check.yaml"
     path.write_text("files: [a.jsonl]\nheld_out: [b.jsonl]\n")
     assert parse("data check", ["--config", str(path)]) == CheckConfig(files=("a.jsonl",), held_out=("b.jsonl",))
-    assert parse("data check", ["c.jsonl", "--config", str(path)]).path_by_set == ("c.jsonl",)
+    assert parse("data check", ["c.jsonl", "--config", str(path)]).files == ("c.jsonl",)
 
 
 def test_words_that_are_no_file(capsys: Capture) -> None:

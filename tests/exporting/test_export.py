@@ -1,6 +1,5 @@
 """An exported folder: the model that was trained, complete, measured, refused where it is not, whole or absent."""
 
-import functools
 import hashlib
 import json
 import shutil
@@ -11,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.functional import int8_vectorwise_dequant
-from bitsandbytes.nn import Linear8bitLt
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -85,23 +82,16 @@ def test_bfloat16_export_is_close(tiny_run: Run) -> None:
 
 
 @torch.no_grad()
-def test_of_an_int8_base_only_the_rounding_of_activations_is_lost(tiny_run: Run) -> None:
-    """KL within 2 % of the adapter's own and below the other way's; nothing at all where activations stay unrounded."""
+def test_an_int8_base_exports_what_was_trained(tiny_run: Run) -> None:
+    """On a CPU the trained model computes with the weights read out of 8 bits and rounds no activation."""
     run = tiny_run(quantization="int8")
-    with pytest.raises(Stopped, match="most probable token is"):  # a random model has many that are nearly as probable
-        exported(run, dtype="float32", parity_tokens=32)
-    to, facts = exported(run, dtype="float32", parity_tokens=32, force=True)
-    kl = {name: facts["parity"][name]["kl_per_token"] for name in ("export", "alternative", "adapter_effect")}
-    assert 0 < kl["export"] < 0.02 * kl["adapter_effect"] and kl["export"] < kl["alternative"]
+    to, facts = exported(run, dtype="float32", parity_tokens=32)
+    assert facts["parity"]["export"]["kl_per_token"] < 1e-6 < facts["parity"]["adapter_effect"]["kl_per_token"]
+    assert facts["parity"]["export"]["kl_per_token"] < facts["parity"]["alternative"]["kl_per_token"]
     live, plain = trained(run), AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32).eval()
     ids = torch.tensor([[5, 9, 41, 300, 7, 7, 12]])
     expected = plain(input_ids=ids).logits
     with live.role("policy"):
-        assert (live.causal(input_ids=ids).logits - expected).abs().max() > 1e-3
-        for layer in (one for one in live.causal.modules() if isinstance(one, Linear8bitLt)):
-            scales = layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB
-            weight = int8_vectorwise_dequant(layer.weight.data, scales)
-            layer.forward = functools.partial(torch.nn.functional.linear, weight=weight, bias=layer.bias)
         assert (live.causal(input_ids=ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
