@@ -36,11 +36,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lora_rlhf.exporting.shards import write_shards
-from lora_rlhf.model.adapters import LoraSettings, linear_names, write_adapter
+from lora_rlhf.model.adapters import LoraSettings, write_adapter
 from lora_rlhf.model.dense import free_bytes
 from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
 from lora_rlhf.model.merging import PIECE, Planned
 from lora_rlhf.model.rounding import piece_rows
+from lora_rlhf.model.targets import find_targets
 from lora_rlhf.model.tensor_files import Entry
 from lora_rlhf.system.disk import write_json
 
@@ -196,14 +197,14 @@ def make_run(folder: Path, base: Path) -> None:
     config = AutoConfig.from_pretrained(base)
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(config)
-    names = linear_names(causal)
+    targets = find_targets(causal)
     generator, state = torch.Generator().manual_seed(1), {}
     for path, module in causal.named_modules():
-        if path.rpartition(".")[2] in names:
+        if path in targets.layers:
             for part, size in (("A", (16, module.in_features)), ("B", (module.out_features, 16))):
                 state[f"base_model.model.{path}.lora_{part}.weight"] = torch.randn(size, generator=generator) * 0.01
     (folder / "sft").mkdir(parents=True)
-    write_adapter(folder / "sft" / "adapter", LoraSettings().to_peft(names), state)
+    write_adapter(folder / "sft" / "adapter", LoraSettings().to_peft(targets), state)
     files = find_files(str(base))
     tokenizer = AutoTokenizer.from_pretrained(TINYWORLD)
     write_json(

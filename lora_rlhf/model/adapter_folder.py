@@ -127,8 +127,11 @@ def target_of(layer: str, targets: Collection[str]) -> str | None:
 
 
 def _require_default(name: str, value: Any, defaults: dict[str, Any]) -> None:
-    """ValueError for a field that may change a result. Each version of PEFT writes all of its fields, mostly null."""
-    if value is None or value is False or (name in defaults and value == defaults[name]):
+    """ValueError for a field that may change a result. Each version of PEFT writes all of its fields, mostly null.
+
+    On mixtures of experts it writes some of them as empty lists and tables.
+    """
+    if value is None or value is False or value in ([], {}) or (name in defaults and value == defaults[name]):
         return
     if name in {field.name for field in fields(LoraConfig)}:
         raise ValueError(f"{name} is {quote(value)}; plain LoRA has {quote(defaults.get(name))}")

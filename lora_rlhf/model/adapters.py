@@ -17,11 +17,11 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.model.adapter_folder import CONFIG, WAY_OUT, WEIGHTS, layer_of, read_config, read_weights, target_of
 from lora_rlhf.model.heads import SCORE, init_score, score_of
+from lora_rlhf.model.targets import ALL_LINEAR, Targets
 from lora_rlhf.system.disk import new_folder
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import quote
 
-ALL_LINEAR = "all-linear"
 SAFE_INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}  # both: B = 0, the base left alone
 
 
@@ -29,7 +29,8 @@ SAFE_INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}  #
 class LoraSettings:
     """One adapter (LoRA, arXiv 2106.09685): W x + (alpha / rank) B A x, or alpha / sqrt(rank) with `use_rslora`.
 
-    targets: "all-linear" (every linear layer but the LM head), or the last parts of layer names.
+    targets: "all-linear" (every linear layer of the text model but heads and routers), groups of layers ("attention",
+    "mlp"), or the last parts of layer names.
     init: "default" (Kaiming-uniform A, B = 0) or "gaussian". PEFT's others are refused: PiSSA, OLoRA, LoftQ and CorDA
     write to the base, which every role shares.
     """
@@ -37,7 +38,7 @@ class LoraSettings:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    targets: str | tuple[str, ...] = ALL_LINEAR
+    targets: tuple[str, ...] = (ALL_LINEAR,)
     use_rslora: bool = False
     init: str = "default"
 
@@ -51,29 +52,19 @@ class LoraSettings:
                 f"LoRA rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}: "
                 "rank is at least 1, alpha above 0, dropout in [0, 1)"
             )
-        if not self.targets or (isinstance(self.targets, str) and self.targets != ALL_LINEAR):
+        if not self.targets or isinstance(self.targets, str):
             raise UserError(f'LoRA targets {self.targets!r}: give "{ALL_LINEAR}" or a list of layer names')
 
-    def to_peft(self, linear_names: frozenset[str]) -> LoraConfig:
-        """PEFT's configuration, on a base whose linear layers have these names. UserError for an unknown target."""
-        targets = linear_names if self.targets == ALL_LINEAR else frozenset(self.targets)
-        if unknown := sorted(targets - linear_names):
-            raise UserError(f"LoRA targets {unknown} are not on this base; it has: {', '.join(sorted(linear_names))}")
+    def to_peft(self, targets: Targets) -> LoraConfig:
+        """PEFT's configuration, on a base with these layers. UserError for a target that is none of them."""
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=sorted(targets),
+            target_modules=targets.names(self.targets),
             use_rslora=self.use_rslora,
             init_lora_weights=SAFE_INITS[self.init],
         )
-
-
-def linear_names(causal: PreTrainedModel) -> frozenset[str]:
-    """The last parts of the names of all linear layers but the LM head."""
-    lm_head = causal.get_output_embeddings()
-    layers = ((path, module) for path, module in causal.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return frozenset(path.rpartition(".")[2] for path, module in layers if module is not lm_head)
 
 
 def is_head(name: str) -> bool:

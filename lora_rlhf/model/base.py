@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -24,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from lora_rlhf.model.architecture import auto_class, training_fault
 from lora_rlhf.model.files import Files, config_file, find_files, hash_files, no_retry_lines, weight_files
 from lora_rlhf.model.heads import check_logits
 from lora_rlhf.system.errors import UserError
@@ -160,11 +159,22 @@ def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
             f"base model {spec.name!r} is stored quantized already; give the original 16-bit model, "
             "which is quantized while it loads"
         )
-    # The base is frozen: dropout inside it could not regularise anything, and would move the policy's ratio off 1.
-    for key, value in config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
-            setattr(config, key, 0.0)
+    _make_constant(config)
     return config
+
+
+def _make_constant(config: PreTrainedConfig) -> None:
+    """Turn off what a model does to its numbers in training alone, in the text model of a wrapper too.
+
+    The base is frozen: dropout and noise inside it could not regularise anything, and would move the policy's ratio off
+    1. Gemma 3n also clamps two of its weights, which in 4 bits would destroy them.
+    """
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for key, value in part.to_dict().items():
+            if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "jitter_noise"))):
+                setattr(part, key, 0.0)
+        if hasattr(part, "altup_coef_clip"):
+            part.altup_coef_clip = None
 
 
 def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
@@ -183,7 +193,7 @@ def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: 
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         with quiet_loading():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = auto_class(config).from_pretrained(
                 files.name,
                 **files.for_models,
                 config=config,
@@ -227,11 +237,8 @@ def _forward_as_in_training(layer: Linear8bitLt, inputs: Tensor) -> Tensor:
 
 
 def _check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: BaseSpec) -> None:
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-        raise UserError(
-            f"base model {spec.name!r}: {type(model).__name__} takes no position_ids, so left-padded prompts "
-            "cannot be represented; choose a model with rotary or learned positions"
-        )
+    if fault := training_fault(model):
+        raise UserError(f"base model {spec.name!r}: {type(model).__name__} {fault}")
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(f"base model {spec.name!r}: {len(tokenizer)} tokens in the tokenizer, {rows} in the model")

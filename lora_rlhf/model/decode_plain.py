@@ -107,7 +107,9 @@ class Batch:
     def _read_prompts(self) -> Tensor:
         """Logits (N, V) of every response's first token."""
         logits = self._logits(self._ids, self._role[:: self.samples]).repeat_interleave(self.samples, dim=0)
-        self._cache.batch_repeat_interleave(self.samples)
+        if self.samples > 1:
+            rows = torch.arange(len(self._mask), device=logits.device)
+            self._cache.reorder_cache(rows.repeat_interleave(self.samples))
         self._mask = self._mask.repeat_interleave(self.samples, dim=0)
         self._position = self._position[:, -1:].repeat_interleave(self.samples, dim=0)
         return logits
@@ -116,7 +118,7 @@ class Batch:
         """Logits (n, V) of the next token of the rows, after dropping the finished ones if they are many."""
         if self.num_running <= COMPACT_AT * len(self._response):
             rows = self._running.nonzero().squeeze(1)
-            self._cache.batch_select_indices(rows)
+            self._cache.reorder_cache(rows)  # linear attention and convolutions have no other way to select rows
             self._response, self._running, self._role = self._response[rows], self._running[rows], self._role[rows]
             self._mask, self._position = self._mask[rows], self._position[rows]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._response), 1)], dim=1)

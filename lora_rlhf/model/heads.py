@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from lora_rlhf.model.architecture import text_backbone
 from lora_rlhf.system.errors import UserError
 
 # Weights of the LM head that exist in float32 at a time on a CPU, which has no 16-bit product with a float32 result.
@@ -67,7 +68,7 @@ def _wide_product(rows: Tensor, weight: Tensor) -> Tensor:
 def check_logits(causal: PreTrainedModel) -> None:
     """UserError unless `lm_logits` of the backbone's output equals the logits that the model itself returns."""
     hidden: list[Tensor] = []
-    hook = causal.base_model.register_forward_hook(lambda _module, _inputs, output: hidden.append(output[0]))
+    hook = text_backbone(causal).register_forward_hook(lambda _module, _inputs, output: hidden.append(output[0]))
     try:
         ids = torch.arange(4, device=causal.device).unsqueeze(0)
         expected = causal(input_ids=ids, use_cache=False).logits.float()

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from peft import LoraConfig
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, build_glob_alternation, rename_source_key
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -23,6 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from lora_rlhf.model.adapter_folder import layer_of
 from lora_rlhf.model.adapters import require_fit
+from lora_rlhf.model.architecture import on_meta
 from lora_rlhf.model.rounding import piece_rows, read_out
 from lora_rlhf.model.tensor_files import Entry, Stored, read_index
 from lora_rlhf.system.errors import UserError
@@ -120,7 +121,7 @@ def plan_merge(
     tensors that transformers would join or split while loading, and for an adapter that does not fit or writes to a
     tied weight.
     """
-    causal = _on_meta(config, compute_dtype, trust_remote_code)
+    causal = on_meta(config, compute_dtype, trust_remote_code)
     lora, state = adapter
     try:
         require_fit(causal, lora, dict(state))
@@ -153,14 +154,6 @@ def plan_merge(
             )
         )
     return parts
-
-
-def _on_meta(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    with torch.device("meta"):
-        causal: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    return causal
 
 
 def _quantize_on_meta(causal: PreTrainedModel, quantization: str) -> None:

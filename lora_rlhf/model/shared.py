@@ -14,9 +14,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lora_rlhf.model import adapters
 from lora_rlhf.model.adapted_linear import PLAIN, AdaptedLinears, LinearMode
 from lora_rlhf.model.adapters import LoraSettings, without_dropout
+from lora_rlhf.model.architecture import text_backbone
 from lora_rlhf.model.base import Base, digest
 from lora_rlhf.model.heads import attach_score, score_of
 from lora_rlhf.model.mixed import Mixture
+from lora_rlhf.model.targets import find_targets
 from lora_rlhf.system.errors import UserError
 
 BASE = "base"
@@ -43,6 +45,7 @@ class SharedModel:
 
     def __init__(self, base: Base) -> None:
         self.base = base
+        self._backbone = text_backbone(self.causal)
         self.peft: PeftModel | None = None
         self._aliases: dict[str, str] = {}
         self._state = _IDLE
@@ -50,7 +53,7 @@ class SharedModel:
         self._enabled: str | None = None  # the adapter that PEFT applies now, also after the end of its block
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._score_offsets: dict[str, float] = {}  # of the roles whose scores were calibrated
-        self._linear_names = adapters.linear_names(self.causal)
+        self._targets = find_targets(self.causal)
         attach_score(self.causal)
         self.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self.backbone.register_forward_hook(self._after_forward)
@@ -62,8 +65,8 @@ class SharedModel:
 
     @property
     def backbone(self) -> nn.Module:
-        """The causal model without its LM head: ids to hidden states (B, T, H)."""
-        return self.causal.base_model
+        """The text model without its LM head: ids to hidden states (B, T, H)."""
+        return self._backbone
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -117,7 +120,7 @@ class SharedModel:
     def add_role(self, role: str, settings: LoraSettings, head: bool = False) -> None:
         """Add an adapter that changes nothing yet (B = 0), with a new score head if `head`. Draws from torch's RNG."""
         self._check_new(role)
-        self._inject(role, settings.to_peft(self._linear_names), head)
+        self._inject(role, settings.to_peft(self._targets), head)
 
     def copy_role(self, source: str, target: str, head: Literal["copy", "new"] | None = None) -> None:
         """Add `target` as a bit-exact copy of `source`, without dropout; its head is copied, new, or left out.

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     CONFIG_MAPPING,
-    AutoModelForCausalLM,
     BitsAndBytesConfig,
     DynamicCache,
     PreTrainedConfig,
@@ -25,8 +24,10 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lora_rlhf.model.adapted_linear import AdaptedLinears
-from lora_rlhf.model.adapters import LoraSettings, linear_names
+from lora_rlhf.model.adapters import LoraSettings
+from lora_rlhf.model.architecture import on_meta, text_backbone
 from lora_rlhf.model.heads import lm_logits
+from lora_rlhf.model.targets import find_targets
 from lora_rlhf.system.errors import UserError
 
 ROLE = "role"  # the one adapter of a skeleton: further ones cost their parameters, and nothing in a pass
@@ -69,7 +70,7 @@ class Skeleton:
 
     def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """The backbone's hidden states: ids (B, T) -> (B, T, H)."""
-        output = self.causal.base_model(
+        output = text_backbone(self.causal)(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -151,14 +152,14 @@ def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora:
         types = text.layer_types
         text.layer_types = [types[index % len(types)] for index in range(layers)]  # the model may have fewer layers
     causal = _on_meta(short, dtype)
-    names = linear_names(causal)
+    targets = find_targets(causal)
     with torch.device("meta"):
         if quantization == "nf4":
             _replace(causal, dtype)
         with warnings.catch_warnings():
             # PEFT asks transformers for a property that is being renamed.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            peft_model = PeftModel(causal, lora.to_peft(names), adapter_name=ROLE)
+            peft_model = PeftModel(causal, lora.to_peft(targets), adapter_name=ROLE)
         score = nn.Linear(causal.get_input_embeddings().embedding_dim, 1, bias=False, dtype=torch.float32)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
@@ -173,8 +174,7 @@ def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora:
 
 def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return on_meta(config, dtype)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

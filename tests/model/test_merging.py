@@ -21,6 +21,7 @@ from lora_rlhf.model.files import find_files, weight_files
 from lora_rlhf.model.merging import Part, plan_merge
 from lora_rlhf.model.rounding import piece_rows, read_out
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.model.targets import Targets
 from lora_rlhf.system.errors import UserError
 
 CPU = torch.device("cpu")
@@ -172,7 +173,7 @@ def test_what_does_not_fit_is_refused(tiny_model: Tiny, tmp_path: Path) -> None:
 
 def test_an_adapter_on_a_tied_head_is_refused(tiny_model: Tiny, tmp_path: Path) -> None:
     model = SharedModel(load_base(BaseSpec(str(tiny_model("llama"))), "cpu"))
-    model._linear_names = frozenset({"lm_head"})
+    model._targets = Targets(("lm_head",), ("lm_head",))
     model.add_role("sft", LoraSettings(rank=4, alpha=8))
     model.save_role("sft", tmp_path / "adapter")
     with pytest.raises(UserError, match="lm_head, whose weight is tied"):

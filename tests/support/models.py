@@ -66,10 +66,11 @@ def save_tiny_model(name: str, folder: Path) -> None:
     config = CONFIG_MAPPING[name](**(SIZES | architecture.config))
     torch.manual_seed(sorted(ARCHITECTURES).index(name))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    _tokenizer(architecture).save_pretrained(folder)
+    save_tokenizer(architecture, folder)
 
 
-def _tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
+def save_tokenizer(architecture: Architecture, folder: Path) -> None:
+    """Write a tokenizer of 300 tokens, with that architecture's chat template and padding token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -84,7 +85,7 @@ def _tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token=architecture.pad)
     if architecture.template:
         fast.chat_template = CHAT_TEMPLATE
-    return fast
+    fast.save_pretrained(folder)
 
 
 def randomize(model: SharedModel, role: str, seed: int) -> None:

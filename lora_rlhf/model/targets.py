@@ -1,0 +1,119 @@
+"""Which layers of a base carry an adapter: the linear layers of its text model, by name or by group."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lora_rlhf.model.architecture import text_backbone
+from lora_rlhf.system.errors import UserError
+
+ALL_LINEAR = "all-linear"
+# Groups of layers, by what a part of their path contains. State spaces and short convolutions belong to no group.
+GROUPS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward", "ffn", "fc1", "fc2", "shared_expert")}
+ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})  # they choose experts, and get no adapter
+TOWERS = frozenset({"embed_tokens_extend"})  # inside of a text model, and read images and sound
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The layers of a base that can carry an adapter, and the names by which PEFT finds them.
+
+    layers: their paths. modules: the paths of all modules, in which a name must find these layers alone.
+    """
+
+    layers: tuple[str, ...]
+    modules: tuple[str, ...]
+
+    def names(self, chosen: Collection[str]) -> list[str]:
+        """Names for PEFT's `target_modules`, the shortest that find the chosen layers and no others.
+
+        chosen: "all-linear", groups, or ends of layers' paths. UserError for one that finds nothing.
+        """
+        layers = {layer for target in chosen for layer in self._find(target)}
+        names: set[str] = set()
+        for layer in sorted(layers):
+            if not any(_ends_with(layer, name) for name in names):
+                names.add(self._shortest_name(layer, layers))
+        return sorted(names)
+
+    def _find(self, target: str) -> list[str]:
+        if target == ALL_LINEAR:
+            found = list(self.layers)
+        elif parts := GROUPS.get(target):
+            found = [layer for layer in self.layers if any(part in layer for part in parts)]
+        else:
+            found = [layer for layer in self.layers if _ends_with(layer, target)]
+        if not found:
+            last_parts = sorted({layer.rpartition(".")[2] for layer in self.layers})
+            raise UserError(
+                f"LoRA target {target!r} is no linear layer of this base's text model; give {ALL_LINEAR}, "
+                f"{', '.join(GROUPS)}, or names of: {', '.join(last_parts)}"
+            )
+        return found
+
+    def _shortest_name(self, layer: str, layers: Collection[str]) -> str:
+        parts = layer.split(".")
+        alike = [module for module in self.modules if _ends_with(module, parts[-1])]
+        for count in range(1, len(parts)):
+            name = ".".join(parts[-count:])
+            if all(module in layers for module in alike if _ends_with(module, name)):
+                return name
+        return layer
+
+
+def find_targets(causal: PreTrainedModel) -> Targets:
+    """The layers that can carry an adapter. Call it before PEFT has wrapped any."""
+    modules = dict(causal.named_modules())
+    backbone = text_backbone(causal)
+    root = next(path for path, module in modules.items() if module is backbone)
+    layers = [f"{root}.{path}" if root else path for path in _adaptable(backbone, causal)]
+    kept = {name for name in {path.rpartition(".")[2] for path in layers} if _is_kept(name, causal)}
+    return Targets(tuple(path for path in layers if path.rpartition(".")[2] in kept), tuple(modules))
+
+
+def _adaptable(backbone: nn.Module, causal: PreTrainedModel) -> Iterator[str]:
+    """The paths inside the text model of linear layers that compute W x and are neither head, router nor tower."""
+    head = causal.get_output_embeddings()
+    for path, module in backbone.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and not _computes_more(module):
+            parts = path.split(".")
+            if ROUTERS.isdisjoint(parts) and TOWERS.isdisjoint(parts) and not _is_read_by_kernel(path, backbone):
+                yield path
+
+
+def _computes_more(module: nn.Module) -> bool:
+    """Whether a class of transformers' models computes something else than W x, as routers and grouped layers do."""
+    kind = type(module)
+    is_own = kind.__module__.startswith("transformers.models.") and "forward" in vars(kind)
+    return is_own and kind.__name__ != "FalconLinear"
+
+
+def _is_read_by_kernel(path: str, backbone: nn.Module) -> bool:
+    """Whether this is the last layer of a Mamba 2 block: its fast kernel reads the weight without calling the layer."""
+    parent, _, name = path.rpartition(".")
+    block = backbone.get_submodule(parent)
+    return name == "out_proj" and hasattr(block, "A_log") and hasattr(block, "in_proj") and not hasattr(block, "x_proj")
+
+
+def _is_kept(name: str, causal: PreTrainedModel) -> bool:
+    """Whether PEFT adapts the layers of this name on this architecture.
+
+    In mixtures of experts it takes the names that single experts had in older versions of transformers for those of the
+    joined ones, also where they name a dense layer or a shared expert.
+    """
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, causal, None)
+    except ValueError:  # one of two names that stand for one layer
+        return False
+    return name in config.target_modules
+
+
+def _ends_with(path: str, name: str) -> bool:
+    """As PEFT matches lists of names: the whole path or the end of it."""
+    return path == name or path.endswith(f".{name}")
