@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 REFUSED = {
     "minimax": "it decodes from a cache of its own kind",
     "modernbert-decoder": "its LM head is more than one layer",
+    "phimoe": "its router draws experts at random in training, so that a response has no one probability",
     "recurrent_gemma": "it keeps its recurrent state in the model itself, where rows of a batch cannot be dropped",
 }
 

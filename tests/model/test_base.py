@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.model.base import Base, BaseSpec, digest, load_base
 from lora_rlhf.system.errors import UserError
+from tests.zoo.checkpoints import save_checkpoint
 
 Tiny = Callable[[str], Path]
 
@@ -224,3 +225,17 @@ def test_loading_is_silent(tiny_model: Tiny) -> None:
     command = [sys.executable, "-c", code, str(tiny_model("llama"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_noise_and_clamps_of_training_are_turned_off(tmp_path: Path) -> None:
+    for name in ("mixtral", "gemma3n_text"):
+        save_checkpoint(name, tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"router_jitter_noise": 0.3, "altup_coef_clip": 0.1}))
+        model = load_base(BaseSpec(str(tmp_path / name)), "cpu").model
+        before, ids = digest(model), torch.arange(2, 40)[None]
+        with torch.no_grad():
+            expected = model.eval()(input_ids=ids, use_cache=False).logits
+            trained = model.train()(input_ids=ids, use_cache=False).logits
+        assert torch.equal(trained, expected)
+        assert digest(model) == before

@@ -341,7 +341,7 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         LoraSettings(**wrong)
 
 
-@pytest.mark.parametrize("target", ["lm_head", "score", "attention"])
+@pytest.mark.parametrize("target", ["lm_head", "score", "embed_tokens"])
 def test_targets_must_be_linear_layers_of_the_backbone(shared_model: Make, target: str) -> None:
     with pytest.raises(UserError, match="q_proj"):
         shared_model().add_role("extra", LoraSettings(targets=("q_proj", target)))

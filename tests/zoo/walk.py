@@ -90,7 +90,9 @@ def walk(name: str, folder: Path, without: Collection[str] = ()) -> Outcome:
         "adapter": lambda: export(ExportConfig(folder=run, to=str(folder / "adapter"), form="adapter")),
         "adapter reload": lambda: outcome.figures.update(adapter_in_peft(folder)),
         "reward export": lambda: export(
-            ExportConfig(folder=run, role="reward", to=str(folder / "scores"), parity_prompts=2, parity_tokens=8, dtype="float32")
+            ExportConfig(
+                folder=run, role="reward", to=str(folder / "scores"), parity_prompts=2, parity_tokens=8, dtype="float32"
+            )
         ),
     }
     needs = {"sample": "sft", "reward": "sft", "ppo": "reward", "export": "ppo", "export reload": "export"}

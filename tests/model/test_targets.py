@@ -1,0 +1,87 @@
+"""Which layers carry adapters, on the architectures where names alone would find others."""
+
+from collections.abc import Collection
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel
+
+from lora_rlhf.model.architecture import on_meta, text_backbone, training_fault
+from lora_rlhf.model.targets import find_targets
+from lora_rlhf.system.errors import UserError
+from tests.zoo.checkpoints import CHECKPOINTS
+
+ALL = ("all-linear",)
+QKV = {"k_proj", "o_proj", "q_proj", "v_proj"}
+DENSE = {"down_proj", "gate_proj", "up_proj"}
+
+
+def model_of(name: str) -> PreTrainedModel:
+    return on_meta(CHECKPOINTS[name].make_config(), torch.float32)
+
+
+def adapted_by_peft(causal: PreTrainedModel, names: Collection[str]) -> set[str]:
+    """The paths of the layers that PEFT itself wraps for these names."""
+    config = LoraConfig(r=2, target_modules=list(names), task_type="CAUSAL_LM")
+    with torch.device("meta"):
+        peft = PeftModel(causal, config)
+    paths = (path for path, _ in peft.named_modules() if path.endswith(".lora_A"))
+    return {path.removeprefix("base_model.model.").removesuffix(".lora_A") for path in paths}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "phi3"])
+def test_usual_models_are_named_by_the_last_part(name: str) -> None:
+    names = find_targets(model_of(name)).names(ALL)
+    assert all("." not in part for part in names)
+    assert "lm_head" not in names
+
+
+@pytest.mark.parametrize("name", sorted(CHECKPOINTS))
+def test_peft_adapts_the_chosen_layers_and_no_others(name: str) -> None:
+    causal = model_of(name)
+    if training_fault(causal):
+        return
+    targets = find_targets(causal)
+    assert adapted_by_peft(causal, targets.names(ALL)) == set(targets.layers)
+
+
+@pytest.mark.parametrize("name", [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.text is not None])
+def test_towers_of_wrappers_get_none(name: str) -> None:
+    causal = model_of(name)
+    backbone = text_backbone(causal)
+    root = next(path for path, module in causal.named_modules() if module is backbone)
+    layers = find_targets(causal).layers
+    assert layers
+    assert all(layer.startswith(f"{root}.") for layer in layers)
+
+
+def test_routers_get_none_and_neither_do_layers_that_peft_takes_for_experts() -> None:
+    for name in ("dbrx", "afmoe", "gemma4_moe", "jetmoe", "phimoe", "longcat_flash", "qwen2_moe", "llama4"):
+        layers = find_targets(model_of(name)).layers
+        assert not {"router", "gate", "shared_expert_gate"} & {part for layer in layers for part in layer.split(".")}
+    assert set(find_targets(model_of("qwen3_moe")).names(ALL)) == QKV
+    assert set(find_targets(model_of("granitemoehybrid")).names(ALL)) >= QKV | {"input_linear", "output_linear"}
+
+
+def test_a_weight_that_a_state_space_kernel_reads_gets_none() -> None:
+    for name in ("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"):
+        assert not any(layer.endswith("out_proj") for layer in find_targets(model_of(name)).layers)
+    for name in ("jamba", "lfm2", "qwen3_5_text", "opt"):  # these call the layer
+        assert any(layer.endswith("out_proj") for layer in find_targets(model_of(name)).layers)
+
+
+def test_groups_and_names() -> None:
+    targets = find_targets(model_of("llama"))
+    assert set(targets.names(["attention"])) == QKV
+    assert set(targets.names(["mlp"])) == DENSE
+    assert set(targets.names(["mlp", "q_proj"])) == DENSE | {"q_proj"}
+    assert targets.names(["layers.1.self_attn.v_proj"]) == ["1.self_attn.v_proj"]
+    hybrid = find_targets(model_of("qwen3_5"))
+    assert all("language_model" in name for name in hybrid.names(["mlp"]) if name not in DENSE)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "vision_tower", "proj", "experts"])
+def test_a_target_that_finds_nothing_is_refused_with_what_there_is(target: str) -> None:
+    with pytest.raises(UserError, match=rf"'{target}' is no linear layer .*mlp, or names of: down_proj, .*v_proj"):
+        find_targets(model_of("gemma3")).names([target])
