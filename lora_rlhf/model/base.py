@@ -174,7 +174,7 @@ def _make_constant(config: PreTrainedConfig) -> None:
             if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "jitter_noise"))):
                 setattr(part, key, 0.0)
         if hasattr(part, "altup_coef_clip"):
-            part.altup_coef_clip = None
+            vars(part)["altup_coef_clip"] = None  # the class allows numbers alone
 
 
 def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
