@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_rlhf.data.markup import num_common
 from lora_rlhf.data.refusals import BadRow, RefusedRows
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Turns
 from lora_rlhf.data.template import (
     encode_text,
     render_demonstration,
@@ -94,11 +94,8 @@ def _limited(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, ids: list[int
 def _truncated(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int) -> list[int]:
     system = tuple(message for message in prompt.messages if message.role == "system")
     turns = [message for message in prompt.messages if message.role != "system"]
-    starts = [position for position, message in enumerate(turns) if message.role == "user"]
-    for start in starts[1:]:
-        ids = render_prompt(tokenizer, replace(prompt, messages=(*system, *turns[start:])))
-        if len(ids) <= limit:
-            return ids
+    if (longest := _longest_end(tokenizer, prompt, system, turns, limit)) is not None:
+        return longest
     content = encode_text(tokenizer, turns[-1].content)
     ids = render_prompt(tokenizer, replace(prompt, messages=(*system, turns[-1])))
     # cutting can change how the rest is tokenized, so a cut may have to be repeated; each removes at least one token
@@ -112,6 +109,31 @@ def _truncated(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int)
         detail = f"limit {limit}; raise max_prompt_tokens"
         raise BadRow("the template and system message leave no room for the prompt", detail)
     return ids
+
+
+def _longest_end(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, system: Turns, turns: list[Message], limit: int
+) -> list[int] | None:
+    """The ids of the longest end of the conversation that begins with a user's message and fits; None if none does.
+
+    Ends are tried from the last message on, twice as many questions each time, then by halves: a long conversation is
+    not rendered once per turn. More turns never take fewer tokens.
+    """
+    starts = [position for position, message in enumerate(turns) if message.role == "user"][1:]
+    rendered: dict[int, list[int]] = {}
+
+    def fits(index: int) -> bool:
+        rendered[index] = render_prompt(tokenizer, replace(prompt, messages=(*system, *turns[starts[index] :])))
+        return len(rendered[index]) <= limit
+
+    high, count = len(starts), 1  # `high` is the longest end that is known to fit
+    while count <= len(starts) and fits(len(starts) - count):
+        high, count = len(starts) - count, 2 * count
+    low = max(0, len(starts) - count + 1)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return rendered.get(high)
 
 
 def _within_limit(response_ids: list[int], limit: int, limits: Limits, refused: RefusedRows) -> list[int]:

@@ -67,6 +67,21 @@ def test_a_long_conversation_loses_its_oldest_turns_and_keeps_the_system(make_to
         assert (refused.count, refused.truncated_prompts) == (0, 1)
 
 
+def test_a_long_conversation_is_not_rendered_once_per_turn(make_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer("chatml")
+    rendered: list[int] = []
+    apply = tokenizer.apply_chat_template
+
+    def counted(messages, **options):
+        rendered.append(len(messages))
+        return apply(messages, **options)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", counted)
+    (encoded,), _ = encode_prompts(tokenizer, [Prompt((*TURNS * 50, QUESTION))], 60)
+    assert len(encoded.prompt_ids) <= 60 and tokenizer.decode(encoded.prompt_ids).count("<|im_start|>user") == 2
+    assert sum(rendered) < 2 * len(TURNS) * 50
+
+
 @pytest.mark.parametrize("limit", [30, 31, 47, 100])
 def test_a_long_message_loses_its_beginning_and_the_template_stays(make_tokenizer, variant: str, limit: int) -> None:
     tokenizer = make_tokenizer(variant)
