@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from lora_rlhf.data.formats import FORMATS, KNOWN_COLUMNS, LIST_COLUMNS, RecordKind, format_named
 from lora_rlhf.data.recognise import ASKED, UNKNOWN, recognise, unrecognised
-from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of
 from lora_rlhf.system.errors import UserError
 from tests.support.rows import RowSource, read
@@ -268,11 +267,6 @@ def test_the_known_columns_are_those_of_the_formats() -> None:
 )
 def test_prompts_are_found_in_any_row(row: dict) -> None:
     assert read("prompts", row) == [Prompt((Message("user", "Hi"),))]
-
-
-def test_a_text_holds_no_prompt() -> None:
-    with pytest.raises(BadRow, match="the row holds texts, not prompts"):
-        read("prompts", {"text": "a"})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -260,6 +260,10 @@ def test_lines_of_lists_are_conversations(tmp_path: Path) -> None:
         ("[array([1, 2]), array([3], dtype=int64)]", [[1, 2], [3]]),
         ("[[1 2]\n [3 4]]", [[1, 2], [3, 4]]),
         ("{'a': None, 'b': [True]}", {"a": None, "b": [True]}),
+        ("{1, 2}", "{1, 2}"),
+        ("[(1, inf), 1e999]", "[(1, inf), 1e999]"),
+        ("[(1, 2.5), 1e999]", [[1, 2.5], None]),
+        ("{1: 'x'}", {"1": "x"}),
         ("[INST] x", "[INST] x"),
         ("[__import__('os')]", "[__import__('os')]"),
     ],
@@ -270,7 +274,12 @@ def test_lists_as_text(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("['a' 'b', 'c']", "commas between some"), ("[1 2 ... 9]", "cut short"), ('[{"a": 1, "a": 2}]', "stands twice")],
+    [
+        ("['a' 'b', 'c']", "commas between some"),
+        ("[1 2 ... 9]", "cut short"),
+        ('[{"a": 1, "a": 2}]', "stands twice"),
+        ("[" * 300 + "]" * 300, "nested"),
+    ],
 )
 def test_lists_as_text_that_cannot_be_known(text: str, reason: str) -> None:
     """Python would join two strings without a comma between them into one."""

@@ -66,38 +66,6 @@ def test_many_turns_and_a_system_message_stay_in_the_prompt() -> None:
     assert record.response == "No"
 
 
-@pytest.mark.parametrize("column", ["system", "system_prompt"])
-def test_a_system_column_comes_first_and_must_not_contradict_a_system_turn(column: str) -> None:
-    turns = [{"from": "human", "value": "Hi"}, {"from": "chatgpt", "value": "Hello"}]
-    expected = Demonstration(Prompt((KIND, Message("user", "Hi"))), "Hello")
-    assert demonstration({"conversations": turns, column: "Be kind."}) == expected
-    turns = [{"from": "system", "value": "Be kind."}, *turns]
-    assert demonstration({"conversations": turns, column: "Be kind."}) == expected
-    with pytest.raises(BadRow, match=f"the row has two system messages .{column}"):
-        demonstration({"conversations": turns, column: "Be rude."})
-    assert demonstration({"question": "Hi", "response": "Hello", column: "Be kind."}) == expected
-    assert demonstration({"instruction": "Hi", "output": "Hello", column: "Be kind."}) == expected
-
-
-def test_an_instruction_follows_its_history_and_comes_before_its_input() -> None:
-    row = {
-        "instruction": "And this?",
-        "input": "Cat",
-        "output": "Chat",
-        "history": [["Dog?", "Chien"], ["Cow?", "Vache"]],
-        "system": "Be kind.",
-    }
-    turns = (
-        ("system", "Be kind."),
-        ("user", "Dog?"),
-        ("assistant", "Chien"),
-        ("user", "Cow?"),
-        ("assistant", "Vache"),
-        ("user", "And this?\n\nCat"),
-    )
-    assert demonstration(row) == Demonstration(Prompt(tuple(Message(*turn) for turn in turns)), "Chat")
-
-
 def test_a_prompt_of_several_turns_as_text() -> None:
     assert to_prompt("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:") == Prompt(
         (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Why?"))
@@ -153,7 +121,6 @@ def test_a_prompt_of_several_turns_as_text() -> None:
             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": "{}"}]},
             "role",
         ),
-        ("demonstrations", {"conversations": [USER, ANSWER], "system": 3}, "the system is not text"),
         ("demonstrations", {"instruction": " ", "input": "", "output": "b"}, "the prompt is empty"),
         (
             "demonstrations",
@@ -161,8 +128,6 @@ def test_a_prompt_of_several_turns_as_text() -> None:
             "the input is not text",
         ),
         ("demonstrations", {"instruction": "a", "output": ["b", "c"]}, "output is not one assistant's message"),
-        ("demonstrations", {"instruction": "a", "output": "b", "history": "c"}, "history is not a list of turns"),
-        ("demonstrations", {"instruction": "a", "output": "b", "history": [["c"]]}, "history is not a list of pairs"),
         ("prompts", {"messages": []}, "the prompt is empty"),
         ("prompts", {"messages": [USER, ANSWER, ANSWER]}, "does not end with a user's message"),
         ("texts", {"text": ""}, "the text is empty"),

@@ -1,6 +1,5 @@
 """A name to records: every usable one, every refusal with its place, and a question where the rows leave a doubt."""
 
-import csv
 import gzip
 import json
 import random
@@ -206,29 +205,6 @@ def test_a_file_without_a_usable_row_is_an_error_with_the_first_reasons(tmp_path
     assert "(found question, reply; nearest is question-answer, which lacks answer; as prompts" in message
     assert f"{path}:3" in message and f"{path}:4" not in message
     assert read(path, "demonstrations", tolerant=True)[1].refused.count == 5
-
-
-def test_a_column_that_is_there_but_empty_is_named(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": None, "split": "train"}])
-    with pytest.raises(UserError, match=r"a needed column is empty \(completion\)"):
-        demonstrations(path)
-
-
-@pytest.mark.parametrize(
-    ("row", "kind", "held", "command"),
-    [
-        ({"instruction": "a", "output": "b"}, "rankings", "demonstrations", "lora-rlhf sft --demonstrations"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "demonstrations", "rankings", "lora-rlhf reward --rankings"),
-        ({"prompt": "a"}, "rankings", "prompts", "lora-rlhf ppo --prompts"),
-        ({"text": "a"}, "prompts", "texts", "lora-rlhf ppo --pretraining-text"),
-    ],
-)
-def test_data_of_another_kind_name_the_command_that_takes_them(
-    tmp_path: Path, row: dict, kind: RecordKind, held: str, command: str
-) -> None:
-    path = jsonl(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(UserError, match=f"the row holds {held}, not {kind}; .*{command}"):
-        list(Source(str(path), kind))
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,29 +481,6 @@ def test_a_folder_and_a_pattern_are_one_source(tmp_path: Path) -> None:
     assert [record.prompt.origin for record in records] == [f"{tmp_path}/b.jsonl:1"]
 
 
-def test_cells_hold_what_json_could_hold(tmp_path: Path) -> None:
-    """Python's literals are read, but none that could not be written again; what JSONL refuses is refused here too."""
-    cells = [
-        "{1, 2}",
-        "[(1, inf), 1e999]",
-        "[(1, 2.5), 1e999]",
-        "{1: 'x'}",
-        '[{"a": 1, "a": 2}]',
-        "[" * 300 + "]" * 300,
-    ]
-    path = tmp_path / "x.csv"
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([["prompt", "completion", "info"], *(["a", "b", cell] for cell in cells)])
-    records, source = read(path, "demonstrations")
-    assert [record.prompt.meta["info"] for record in records] == [
-        *("{1, 2}", "[(1, inf), 1e999]", [[1, 2.5], None], {"1": "x"})
-    ]
-    assert [(refusal.origin, refusal.reason) for refusal in source.refused] == [
-        (f"{path}:6", "a column stands twice in the row"),
-        (f"{path}:7", "the row is nested too deeply"),
-    ]
-
-
 def test_a_number_too_large_for_a_float_is_none(tmp_path: Path) -> None:
     largest = int(sys.float_info.max)
     rows = [
@@ -538,23 +491,6 @@ def test_a_number_too_large_for_a_float_is_none(tmp_path: Path) -> None:
     ]
     records, _ = read(jsonl(tmp_path / "rows.jsonl", rows), "demonstrations")
     assert [record.prompt.meta["n"] for record in records] == [largest, -largest, None, [None]]
-
-
-def test_tables_whose_header_is_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_bytes(b"prompt,completion,caf\xe9\na,b,c\n")
-    pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"], "cafe": ["c"]}), tmp_path / "x.parquet")
-    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes().replace(b"cafe", b"caf\xe9"))
-    for name in ("x.csv", "x.parquet"):
-        _, source = read(tmp_path / name, "demonstrations", tolerant=True)
-        assert source.read == 1 and source.refused.count == 1
-
-
-def test_damage_to_a_packed_table_is_placed_behind_its_last_row(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    path.write_bytes(gzip.compress(b"prompt,completion\n" + b"a,b\n" * 50_000)[:-20])
-    _, source = read(path, "demonstrations", tolerant=True)
-    assert source.used > 30_000
-    assert [refusal.origin for refusal in source.refused] == [f"{path}:{source.used + 2}"]
 
 
 def test_old_line_ends_are_no_fault(tmp_path: Path) -> None:

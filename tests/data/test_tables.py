@@ -63,6 +63,8 @@ def test_columns(tmp_path: Path) -> None:
     assert table(tmp_path / "x.csv", ",a\n0,x\n1,y\n") == {2: {"a": "x"}, 3: {"a": "y"}}
     twice = table(tmp_path / "x.csv", "a,a\n1,2\n")
     assert list(twice) == [1] and isinstance(twice[1], Damaged) and "'a'" in str(twice[1])
+    foreign = table(tmp_path / "x.csv", b"prompt,completion,caf\xe9\na,b,c\n")
+    assert list(foreign) == [1] and isinstance(foreign[1], Damaged) and "UTF-8" in str(foreign[1])
     assert table(tmp_path / "x.csv", "") == table(tmp_path / "x.csv", "a,b\n") == {}
 
 
@@ -89,7 +91,12 @@ def test_cells_of_lists_are_parsed_and_no_others(tmp_path: Path) -> None:
         writer.writerow([json.dumps(messages), "[2, 1]", "[1, 2]"])
         writer.writerow([repr(messages), "1, 2", '{"a": 1}'])
         writer.writerow(["[INST] x", "[__import__('os')]", ""])
-    assert [row for _, row in csv_rows(path)] == [
+        writer.writerow(['[{"a": 1, "a": 2}]', "", ""])
+    *rows, (origin, refused) = csv_rows(path)
+    assert (
+        isinstance(refused, BadRow) and refused.reason == "a column stands twice in the row" and origin == f"{path}:5"
+    )
+    assert [row for _, row in rows] == [
         {"messages": messages, "ranks": [2, 1], "completion": "[1, 2]"},
         {"messages": messages, "ranks": "1, 2", "completion": '{"a": 1}'},
         {"messages": "[INST] x", "ranks": "[__import__('os')]", "completion": None},
@@ -102,6 +109,7 @@ def test_a_huge_cell_and_a_packed_table(tmp_path: Path) -> None:
     cut = gzip.compress(b"a,b\n" + b"1,2\n" * 50_000)[:-20]
     *rows, damage = table(tmp_path / "x.csv.gz", cut).values()
     assert isinstance(damage, Damaged) and len(rows) > 30_000
+    assert list(table(tmp_path / "x.csv.gz", cut))[-1] == len(rows) + 2
 
 
 @settings(deadline=None, max_examples=50)
