@@ -228,7 +228,7 @@ FORMATS: tuple[Format, ...] = (
     Format("query", "queries alone", ("query",), {"prompts": readers.prompt}),
     Format("problem", "problems alone", ("problem",), {"prompts": readers.prompt}),
     Format("mt-bench", "MT-Bench: the first question of its turns", ("question_id", "turns"),
-           {"prompts": readers.first_turn}),
+           {"prompts": readers.first_turn}, matches=readers.is_asked_in_turns),
     Format("text", "plain text", ("text",), {"texts": readers.text}, matches=readers.is_plain_text),
     # recognised, and refused with the reason
     Format("step-labels", "TRL: an answer's steps and their labels", ("prompt", "completions", "labels"),

@@ -138,6 +138,11 @@ def is_texts_in_turn(row: Row) -> bool:
     return isinstance(data, list | tuple) and len(data) > 1 and all(isinstance(text, str) for text in data)
 
 
+def is_asked_in_turns(row: Row) -> bool:
+    """Whether a row's prompt stands in no column of its own, as it does where responses were sampled."""
+    return row.get("prompt") is None
+
+
 def first_turn(row: Row, question_id: str, column: str) -> list[Turns]:
     """The first question of MT-Bench; those that follow it are asked after the model's own answers."""
     turns = row[column]

@@ -29,7 +29,8 @@ Record = Demonstration | Ranking | Prompt | Text
 UNPAIRED, SCORED = format_named("unpaired"), format_named("scored")
 # Columns that hold the prompt in many formats: beside another that does, such a column is a part of the prompt too.
 PROMPT_NAMES = frozenset("prompt instruction instructions question query problem user_prompt user_input".split())
-SAID_WITH_PROMPTS = frozenset(("answer", "solution"))  # what a reward function compares responses with
+# Kept with a prompt: what a reward function compares responses with, and the questions that follow.
+KEPT_WITH_PROMPTS = frozenset(("answer", "solution", "question_id", "turns"))
 
 
 class Grade(NamedTuple):
@@ -123,7 +124,7 @@ def texts_of(format: Format, row: Row) -> list[Text]:
 @lru_cache(maxsize=1024)
 def unused_columns(format: Format, names: tuple[str, ...], kind: RecordKind) -> tuple[str, ...]:
     """The columns of a row of which nothing is read, to be kept with its prompt."""
-    used = format.columns - SAID_WITH_PROMPTS if kind == "prompts" else format.columns
+    used = format.columns - KEPT_WITH_PROMPTS if kind == "prompts" else format.columns
     return tuple(name for name in names if name not in used and meaning_of(name) not in PARTS)
 
 
