@@ -17,6 +17,8 @@ def require_text(value: Any, what: str) -> str:
     """Returns `value` if it is a string that UTF-8 can write (a lone surrogate breaks tokenizers and files)."""
     if not isinstance(value, str):
         raise BadRow(f"{what} is not text", f"got {type(value).__name__}")
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

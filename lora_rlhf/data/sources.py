@@ -369,12 +369,15 @@ def _short(text: str) -> str:
 
 
 def every_turn(demonstrations: Iterable[Demonstration]) -> Iterator[Demonstration]:
-    """A demonstration for each answer of each conversation, the earlier answers first, so that all are learned."""
+    """A demonstration for each answer of each conversation, the earlier answers first, so that all are learned.
+
+    Answers that their data set marks as not to be learned (`Message.is_trained`) stay context.
+    """
     for demonstration in demonstrations:
         messages = demonstration.prompt.messages
         for end in range(1, len(messages)):
             question, answer = messages[end - 1 : end + 1]
-            is_turn = (question.role, answer.role) == ("user", "assistant")
+            is_turn = (question.role, answer.role) == ("user", "assistant") and answer.is_trained
             if is_turn and question.content.strip() and answer.content.strip():
                 prompt = dataclasses.replace(demonstration.prompt, messages=messages[:end])
                 yield Demonstration(prompt, answer.content)

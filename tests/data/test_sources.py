@@ -1,5 +1,6 @@
 """A name to records: every usable one, every refusal with its place, and a question where the rows leave a doubt."""
 
+import dataclasses
 import gzip
 import json
 import random
@@ -417,6 +418,9 @@ def test_every_turn_of_a_conversation() -> None:
     assert [(len(each.prompt.messages), each.response) for each in found] == [(2, "2"), (9, "9"), (11, "11")]
     assert all(each.prompt.messages == messages[: len(each.prompt.messages)] for each in found)
     assert {(str(each.prompt.meta), each.prompt.origin) for each in found} == {("{'n': 1}", "x:1")}
+    unlearned = dataclasses.replace(messages[2], is_trained=False)
+    marked = dataclasses.replace(whole.prompt, messages=(*messages[:2], unlearned, *messages[3:]))
+    assert [each.response for each in every_turn([Demonstration(marked, "11")])] == ["9", "11"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
