@@ -410,7 +410,7 @@ def test_a_machine_where_nothing_works_has_findings_and_raises_nothing(
     checks: Callable[..., dict[str, Finding]],
 ) -> None:
     broken = raising(OSError(errno.EIO, "Input/output error\nmore of it"))
-    findings = checks((storage, "space", broken), (gpus, "build", broken))
+    findings = checks((storage, "read_disk_space", broken), (gpus, "read_build", broken))
     problems = {name for name, finding in findings.items() if finding.status == "problem"}
     assert {"disk: runs", "disk: temporary", "disk: hub cache", "torch"} <= problems
     assert "locks" not in findings and "4-bit cpu" not in findings and findings["hub"].status == "note"
@@ -418,14 +418,15 @@ def test_a_machine_where_nothing_works_has_findings_and_raises_nothing(
 
 def test_a_gpu_that_hangs_and_kernels_that_fail(checks: Callable[..., dict[str, Finding]]) -> None:
     broken = raising(RuntimeError("\nCUDA error: out of memory\nCompile with ..."))
-    findings = checks((gpus, "usable", broken), (kernels, "try_4bit", broken))
+    findings = checks((gpus, "list_usable_gpus", broken), (kernels, "try_4bit", broken))
     assert (findings["gpu"].status, findings["gpu"].found) == ("problem", "does not answer: CUDA error: out of memory")
     assert findings["4-bit cpu"].status == "problem" and findings["4-bit cpu"].found.startswith("does not work:")
 
 
 def test_with_a_gpu_the_cpu_is_not_needed(checks: Callable[..., dict[str, Finding]]) -> None:
     card = Gpu("RTX 3060", 12 * GIB, 11 * GIB, (8, 6), True)
-    findings = checks((gpus, "usable", lambda: [card]), (kernels, "try_4bit", raising(RuntimeError("broken"))))
+    broken = raising(RuntimeError("broken"))
+    findings = checks((gpus, "list_usable_gpus", lambda: [card]), (kernels, "try_4bit", broken))
     statuses = {name: findings[name].status for name in ("gpu 0", "4-bit cpu", "4-bit cuda:0")}
     assert statuses == {"gpu 0": "ok", "4-bit cpu": "note", "4-bit cuda:0": "problem"}
 
