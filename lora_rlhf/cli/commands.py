@@ -65,7 +65,7 @@ def _gate(config: GateConfig) -> None:
 
     decision = gate(config)
     print(f"{decision.text}\nrecord: {decision.record}")
-    if not decision.passed:
+    if not decision.is_passed:
         raise SystemExit(1)
 
 

@@ -1,4 +1,4 @@
-"""A package on disk: a zip or a folder, the same bytes for the same content, with hashes to check it by."""
+"""A package on disk: a zip or a folder with hashes of its files. The same content gives the same bytes."""
 
 import hashlib
 import json
@@ -16,103 +16,112 @@ from lora_rlhf.system.untrusted import object_of, quote, require
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can hold
-CHUNK = 2**20
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the date of all files: the first one that a zip can hold
+CHUNK_BYTES = 2**20
 MOST_FILES = 100_000
 MOST_MANIFEST_BYTES = 32 * 2**20
 WAY_OUT = "name a package that `lora-rlhf package` wrote"
 
-Content = bytes | Path  # a file's bytes, or where they are
+Content = bytes | Path  # a file's bytes, or the path of a file that holds them
 
 
-def write_bundle(to: Path, files: Mapping[str, Content], about: Mapping[str, Any]) -> str:
-    """Writes a zip where `to` ends in .zip, else a folder; returns the sha256 of its manifest.
+def write_package(target: Path, files: Mapping[str, Content], package_facts: Mapping[str, Any]) -> str:
+    """Writes a zip if `target` ends in .zip, else a folder; returns the sha256 of its manifest.
 
-    Nothing in it depends on when, where or in which order it was packed. A zip is stored, not compressed: its bytes do
-    not depend on a version of zlib either.
+    The bytes depend only on the content: not on the time, the machine or the order of files. A zip is not compressed,
+    so that its bytes do not depend on the version of zlib.
     """
-    hashes = {name: {"sha256": _sha256(files[name]), "bytes": _size(files[name])} for name in sorted(files)}
-    manifest = json.dumps({"format": FORMAT, **about, "files": hashes}, indent=2, ensure_ascii=False).encode() + b"\n"
-    everything = {**{name: files[name] for name in sorted(files)}, MANIFEST: manifest}
-    if to.suffix == ".zip":
-        with new_file(to) as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
-            for name, content in everything.items():
-                info = zipfile.ZipInfo(name, LONG_AGO)
-                info.create_system, info.external_attr = 3, (stat.S_IFREG | _mode(name)) << 16
-                info.file_size = _size(content)
+    hashes = {
+        name: {"sha256": _content_hash(files[name]), "bytes": _content_bytes(files[name])} for name in sorted(files)
+    }
+    manifest = (
+        json.dumps({"format": FORMAT, **package_facts, "files": hashes}, indent=2, ensure_ascii=False).encode() + b"\n"
+    )
+    contents = {**{name: files[name] for name in sorted(files)}, MANIFEST: manifest}
+    if target.suffix == ".zip":
+        with new_file(target) as zip_file, zipfile.ZipFile(zip_file, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in contents.items():
+                info = zipfile.ZipInfo(name, ZIP_DATE)
+                info.create_system, info.external_attr = 3, (stat.S_IFREG | _file_mode(name)) << 16
+                info.file_size = _content_bytes(content)
                 with archive.open(info, "w") as file:
-                    _copy(content, file)
+                    _copy_content(content, file)
     else:
-        with new_folder(to) as folder:
-            for name, content in everything.items():
+        with new_folder(target) as folder:
+            for name, content in contents.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "wb") as file:
-                    _copy(content, file)
-                path.chmod(_mode(name))
+                    _copy_content(content, file)
+                path.chmod(_file_mode(name))
     return hashlib.sha256(manifest).hexdigest()
 
 
-def verify_bundle(path: Path) -> tuple[int, list[str], str]:
-    """(files that are as they were packed, what is not, sha256 of the manifest). UserError for what is no package."""
-    with _opened(path) as (names, read):
+def check_package(path: Path) -> tuple[int, list[str], str]:
+    """Compares a package with its manifest. Raises UserError if the path is no package.
+
+    Returns (number of unchanged files, a message for each difference, sha256 of the manifest).
+    """
+    with _open_package(path) as (names, open_file):
         if MANIFEST not in names:
             raise UserError(f"{path}: holds no {MANIFEST}; {WAY_OUT}")
-        hashes, digest = _manifest(path, read(MANIFEST))
+        hashes, manifest_hash = _read_hashes(path, open_file(MANIFEST))
         faults = [f"{name}: is not there" for name in hashes if name not in names]
         faults += [f"{name}: is not of the package" for name in names if name not in hashes and name != MANIFEST]
-        sound = 0
+        num_unchanged = 0
         for name in (name for name in hashes if name in names):
-            if _is_sound(read, name, hashes[name]):
-                sound += 1
+            if _is_unchanged(open_file, name, hashes[name]):
+                num_unchanged += 1
             else:
                 faults.append(f"{name}: its content has changed")
-    return sound, faults, digest
+    return num_unchanged, faults, manifest_hash
 
 
-def _is_sound(read: Callable[[str], Any], name: str, sha256: str) -> bool:
+def _is_unchanged(open_file: Callable[[str], Any], name: str, sha256: str) -> bool:
+    """Whether a file's content has the sha256 of the manifest."""
     try:
-        with read(name) as file:
+        with open_file(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except zipfile.BadZipFile:  # the zip's own checksum does not fit
+    except zipfile.BadZipFile:  # the zip's checksum of the file is another
         return False
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str], Any]]:
-    """(names of all files, a function that opens one) of a zip or a folder."""
+def _open_package(path: Path) -> Iterator[tuple[list[str], Any]]:
+    """Yields (names of all files, a function that opens a file by its name) of a zip or a folder."""
     if path.is_dir():
         names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
-        yield names, lambda name: _plain(path / name)
+        yield names, lambda name: _open_plain_file(path / name)
         return
     try:
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
             if len(names) > MOST_FILES or len(set(names)) < len(names):
                 raise UserError(f"{path}: holds {len(names)} files, some of them twice or too many; {WAY_OUT}")
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):  # what could be a bomb
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):  # it could be a bomb
                 raise UserError(f"{path}: holds compressed files, which a package never does; {WAY_OUT}")
             yield names, archive.open
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {WAY_OUT}") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # the last two: methods, encryption
+    # NotImplementedError: an unknown compression; RuntimeError: an encrypted file
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: not a zip that can be read ({error}); {WAY_OUT}") from error
 
 
-def _plain(path: Path) -> IO[bytes]:
+def _open_plain_file(path: Path) -> IO[bytes]:
     if path.is_symlink() or not path.is_file():
         raise UserError(f"{path}: a package holds plain files alone; {WAY_OUT}")
     return open(path, "rb")
 
 
-def _manifest(path: Path, file: IO[bytes]) -> tuple[dict[str, str], str]:
-    """({file: sha256}, sha256 of the manifest)."""
+def _read_hashes(path: Path, file: IO[bytes]) -> tuple[dict[str, str], str]:
+    """Reads a manifest; returns ({file: sha256}, sha256 of the manifest)."""
     with file:
-        raw = file.read(MOST_MANIFEST_BYTES + 1)
+        manifest_bytes = file.read(MOST_MANIFEST_BYTES + 1)
     try:
-        if len(raw) > MOST_MANIFEST_BYTES:
+        if len(manifest_bytes) > MOST_MANIFEST_BYTES:
             raise ValueError("too large")
-        manifest = object_of(raw)
+        manifest = object_of(manifest_bytes)
         if manifest.get("format") != FORMAT:
             raise ValueError(f"format is {quote(manifest.get('format'))}, expected {FORMAT}")
         require(manifest, {"files": OBJECT})
@@ -123,27 +132,29 @@ def _manifest(path: Path, file: IO[bytes]) -> tuple[dict[str, str], str]:
                 raise ValueError(f"{quote(name)} leads out of the package")
     except ValueError as error:
         raise UserError(f"{path}: {MANIFEST}: {error}; {WAY_OUT}") from error
-    return {name: record["sha256"] for name, record in manifest["files"].items()}, hashlib.sha256(raw).hexdigest()
+    hashes = {name: record["sha256"] for name, record in manifest["files"].items()}
+    return hashes, hashlib.sha256(manifest_bytes).hexdigest()
 
 
-def _copy(content: Content, file: IO[bytes]) -> None:
+def _copy_content(content: Content, file: IO[bytes]) -> None:
+    """Writes the content to an open file, piece by piece."""
     if isinstance(content, bytes):
         file.write(content)
         return
     with open(content, "rb") as source:
-        while chunk := source.read(CHUNK):
+        while chunk := source.read(CHUNK_BYTES):
             file.write(chunk)
 
 
-def _sha256(content: Content) -> str:
+def _content_hash(content: Content) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     return sha256_of(content)
 
 
-def _size(content: Content) -> int:
+def _content_bytes(content: Content) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _mode(name: str) -> int:
+def _file_mode(name: str) -> int:
     return 0o755 if name.endswith(".sh") else 0o644

@@ -26,11 +26,11 @@ class GateConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        empty = [name for name in ("candidate", "baseline") if not getattr(self, name).strip()]
-        same = self.candidate == self.baseline and not empty
+        empty_fields = [name for name in ("candidate", "baseline") if not getattr(self, name).strip()]
+        is_same = self.candidate == self.baseline and not empty_fields
         return [
-            *(f"{name} is empty; name a system of the report, for example policy" for name in empty),
-            *([f"candidate and baseline are both {self.candidate!r}: name two systems"] if same else []),
+            *(f"{name} is empty; name a system of the report, for example policy" for name in empty_fields),
+            *([f"candidate and baseline are both {self.candidate!r}: name two systems"] if is_same else []),
         ]
 
 
@@ -49,16 +49,16 @@ class PromoteConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        reason = self.without_gate is not None and not self.without_gate.strip()
-        both = self.gate is not None and self.without_gate is not None
-        neither = self.gate is None and self.without_gate is None
+        is_reason_empty = self.without_gate is not None and not self.without_gate.strip()
+        has_both = self.gate is not None and self.without_gate is not None
+        has_neither = self.gate is None and self.without_gate is None
         return [
             *([f"{name} is empty" for name in ("folder", "to") if not getattr(self, name).strip()]),
-            *(["without_gate is empty: say why in a few words"] if reason else []),
-            *(["gate and without_gate are both given: give one of them"] if both else []),
+            *(["without_gate is empty: say why in a few words"] if is_reason_empty else []),
+            *(["gate and without_gate are both given: give one of them"] if has_both else []),
             *(
                 ["no gate: give --gate RECORD (`lora-rlhf gate` writes one), or --without_gate REASON"]
-                if neither
+                if has_neither
                 else []
             ),
         ]
@@ -103,12 +103,12 @@ class PackageConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        packing = [name for name in ("folder", "to") if getattr(self, name)]
-        wrong = []
-        if self.verify is not None and packing:
-            wrong = [f"verify compares a package that is there: leave out {' and '.join(packing)}"]
-        elif self.verify is None and len(packing) < 2:
-            wrong = ["name a run and where to: lora-rlhf package RUN --to FILE.zip"]
+        packing_fields = [name for name in ("folder", "to") if getattr(self, name)]
+        messages = []
+        if self.verify is not None and packing_fields:
+            messages = [f"verify compares a package that is there: leave out {' and '.join(packing_fields)}"]
+        elif self.verify is None and len(packing_fields) < 2:
+            messages = ["name a run and where to: lora-rlhf package RUN --to FILE.zip"]
         if self.guidelines_version is not None and self.guidelines is None:
-            wrong.append("guidelines_version is given without guidelines")
-        return wrong
+            messages.append("guidelines_version is given without guidelines")
+        return messages

@@ -1,4 +1,4 @@
-"""What a package says of a run's data: hashes, columns, how rows were read, split lists, how labelers worked."""
+"""Facts of a run's data for a package: hashes, columns, numbers of rows, split lists, how labelers worked."""
 
 import hashlib
 import itertools
@@ -17,14 +17,14 @@ from lora_rlhf.release.paths import PathMap
 from lora_rlhf.runs.folder import data_hash
 from lora_rlhf.system.errors import UserError
 
-ROWS_OF_SCHEMA = 1000
+SCHEMA_ROWS = 1000
 
 
 class DataFile(NamedTuple):
-    """Data that a stage, or the evaluation, read: under which name, from where, and its sha256 at that time.
+    """Data that a stage or the evaluation read: its name, its path, and its sha256 at that time.
 
-    split: what its prompts were for; None for data that has no split list. Of training data, `fraction` is the share of
-    prompts that was held out instead.
+    split: what its prompts were used for; None for data without a split list. fraction: the share of the prompts of
+    training data that was held out instead.
     """
 
     stage: str
@@ -38,16 +38,16 @@ class DataFile(NamedTuple):
 
 
 class DataFacts(NamedTuple):
-    """What a package says of one data file: its facts, its split list, and of rankings how labelers worked."""
+    """What a package records of one data file: facts, split list, and how labelers worked if it has rankings."""
 
     facts: dict[str, Any]
     splits: list[dict[str, Any]]
     protocol: dict[str, Any] | None
 
 
-def describe_data(file: DataFile, run: Path, paths: PathMap, with_texts: bool) -> DataFacts:
-    """Reads a data file. UserError, in one line, where it is not there any more or has changed since."""
-    path = str(paths.current(file.path, run))
+def read_data_facts(file: DataFile, run: Path, paths: PathMap, with_texts: bool) -> DataFacts:
+    """Reads a data file. Raises UserError with one line if the file is missing or has changed."""
+    path = str(paths.current_path(file.path, run))
     try:
         sha256 = data_hash(path)
     except OSError as error:
@@ -57,54 +57,56 @@ def describe_data(file: DataFile, run: Path, paths: PathMap, with_texts: bool) -
     source: Source[Any] = Source(
         path, ROW_KINDS.get(file.name, "prompts"), file.format, tolerant=True, columns=file.columns
     )
-    splits: dict[str, dict[str, Any]] = {}
-    labelling = _Labelling()
+    split_rows: dict[str, dict[str, Any]] = {}
+    labelling = _LabellingCounts()
     for record in tqdm(source, desc=f"read {file.name}", unit="row", delay=3):
         if file.split is not None:
-            row = _split_row(record if isinstance(record, Prompt) else record.prompt, file, with_texts)
-            splits.setdefault(row["key"], row)
+            row = _split_list_row(record if isinstance(record, Prompt) else record.prompt, file, with_texts)
+            split_rows.setdefault(row["key"], row)
         if isinstance(record, Ranking):
             labelling.add(record)
     facts = {
         "stage": file.stage,
         "name": file.name,
-        "file": paths.packaged(file.path),
+        "file": paths.packaged_path(file.path),
         "sha256": sha256,
         "kind": source.kind,
         "formats": dict(sorted(source.formats.items())),
         "rows": {"read": source.read, "used": source.used, "refused": source.refused.count},
-        "prompts": dict(sorted(Counter(row["split"] for row in splits.values()).items())),
+        "prompts": dict(sorted(Counter(row["split"] for row in split_rows.values()).items())),
         "validation_fraction": file.fraction or None,
-        "columns": _columns(path),
+        "columns": _column_types(path),
     }
-    return DataFacts(facts, list(splits.values()), labelling.facts() if labelling.rankings else None)
+    return DataFacts(facts, list(split_rows.values()), labelling.facts() if labelling.rankings else None)
 
 
-def _split_row(prompt: Prompt, file: DataFile, with_texts: bool) -> dict[str, Any]:
-    held_out = file.split == "train" and split_of(prompt.opening, file.fraction) == "validation"
-    row = {"key": hashlib.sha256(prompt.key.encode()).hexdigest(), "split": "validation" if held_out else file.split}
+def _split_list_row(prompt: Prompt, file: DataFile, with_texts: bool) -> dict[str, Any]:
+    """The row of a prompt in the split list."""
+    is_held_out = file.split == "train" and split_of(prompt.opening, file.fraction) == "validation"
+    row = {"key": hashlib.sha256(prompt.key.encode()).hexdigest(), "split": "validation" if is_held_out else file.split}
     return row | ({"prompt": row_of(Prompt(prompt.messages))["prompt"]} if with_texts else {})
 
 
-def _columns(path: str) -> dict[str, list[str]]:
-    """{column: the JSON types that it holds} of the first rows."""
+def _column_types(path: str) -> dict[str, list[str]]:
+    """{column: names of the JSON types of its values in the first rows}."""
     columns: dict[str, set[str]] = {}
-    for _, row in itertools.islice(source_rows(path), ROWS_OF_SCHEMA):
+    for _, row in itertools.islice(source_rows(path), SCHEMA_ROWS):
         for name, value in row.items() if isinstance(row, dict) else ():
-            columns.setdefault(name, set()).add(_type(value))
+            columns.setdefault(name, set()).add(_json_type_name(value))
     return {name: sorted(types) for name, types in sorted(columns.items())}
 
 
-def _type(value: Any) -> str:
+def _json_type_name(value: Any) -> str:
+    """The name of a value's JSON type; for a list, with the types of its items."""
     if isinstance(value, list):
-        inner = sorted({_type(item) for item in value})
-        return f"list of {' or '.join(inner)}" if inner else "list"
+        item_types = sorted({_json_type_name(item) for item in value})
+        return f"list of {' or '.join(item_types)}" if item_types else "list"
     names = {str: "text", bool: "true or false", int: "whole number", float: "number", type(None): "null"}
     return names.get(type(value), "object")
 
 
-class _Labelling:
-    """How rankings were made, as far as the rows tell."""
+class _LabellingCounts:
+    """Counts how rankings were made."""
 
     def __init__(self) -> None:
         self.rankings = self.ties = self.pairs = 0
@@ -114,6 +116,7 @@ class _Labelling:
         self.agreement = AgreementCounter()
 
     def add(self, ranking: Ranking) -> None:
+        """Counts one ranking."""
         self.rankings += 1
         self.sizes[len(ranking.responses)] += 1
         self.prompts[ranking.prompt.key] += 1
@@ -127,7 +130,7 @@ class _Labelling:
         self.agreement.add(ranking)
 
     def facts(self) -> dict[str, Any]:
-        """Labelers by number and load alone: their names are theirs."""
+        """The counts for the package. Labelers are only counted: their names are private."""
         rate, num_pairs = self.agreement.result
         return {
             "rankings": self.rankings,

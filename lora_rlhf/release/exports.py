@@ -1,4 +1,4 @@
-"""Whether a folder is a finished export, and which trained stage it was made from."""
+"""Reads a finished export folder: which trained stage it was made from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ WAY_OUT = "name a folder that `lora-rlhf export` wrote"
 
 @dataclass(frozen=True)
 class Export:
-    """A finished export. `id` and `adapter`: of the stage that it was made from. `sha256`: of its manifest."""
+    """A finished export. `id` and `adapter`: id and adapter hash of its stage. `sha256`: of its manifest."""
 
     folder: Path
     id: str
@@ -23,7 +23,7 @@ class Export:
 
 
 def read_export(folder: Path) -> Export:
-    """The export in a folder; its manifest is written last, so where it is, everything is. UserError for none."""
+    """The export in a folder. Raises UserError if it is not finished: its manifest is written last."""
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; {WAY_OUT}")
     path = folder / MANIFEST
@@ -33,8 +33,8 @@ def read_export(folder: Path) -> Export:
     try:
         require(manifest, {"source": OBJECT, "files": OBJECT})
         require(manifest["source"], {"id": ID, "adapter_sha256": TEXT}, "source.")
-        if gone := [name for name in manifest["files"] if not (folder / name).is_file()]:
-            raise ValueError(f"{quote(gone[0])} is not there any more")
+        if missing_files := [name for name in manifest["files"] if not (folder / name).is_file()]:
+            raise ValueError(f"{quote(missing_files[0])} is not there any more")
     except ValueError as error:
         raise UserError(f"{path}: {error}; {WAY_OUT}") from error
     source = manifest["source"]

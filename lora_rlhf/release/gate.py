@@ -1,4 +1,4 @@
-"""The gate: a report, a policy and two systems in; the reason table, a decision and a signed-off record out."""
+"""The gate: judges two systems of a report by a policy, and writes the decision with its reasons as a record."""
 
 import dataclasses
 import os
@@ -14,9 +14,9 @@ from lora_rlhf.configs.values import check
 from lora_rlhf.evaluation.report_model import read_report
 from lora_rlhf.release.candidate import SystemName, SystemOnDisk, find_report, find_system, require_unseen
 from lora_rlhf.release.config import GateConfig
-from lora_rlhf.release.policy import PACKAGED, read_policy
+from lora_rlhf.release.policy import PACKAGED_POLICY, read_policy
 from lora_rlhf.release.record import write_record
-from lora_rlhf.release.rules import FAIL, PASS, Row, judge, passed
+from lora_rlhf.release.rules import FAIL, PASS, Row, apply_rules, is_passed
 from lora_rlhf.render.tables import columns
 from lora_rlhf.system.disk import sha256_of
 from lora_rlhf.system.errors import UserError
@@ -25,9 +25,9 @@ from lora_rlhf.system.typed_json import to_json
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate decided, why, and where it is recorded."""
+    """The gate's decision, its reasons as text, and the path of its record."""
 
-    passed: bool
+    is_passed: bool
     text: str  # the reason table and the sentence
     record: Path
 
@@ -35,67 +35,70 @@ class Decision:
 def gate(config: GateConfig) -> Decision:
     """Judges the candidate and writes RUN/gate/TIME-DECISION.json.
 
-    UserError before anything is written: a policy with faults, a report that is not there or of another format, a
-    system that is not in it, a report that is stale or whose prompts were trained on.
+    Raises UserError before it writes: for faults of the policy, a report that is missing or of another format, a system
+    that is not in it, a report that is stale, or prompts that were trained on.
     """
     check(config)
-    policy_file = PACKAGED if config.policy is None else Path(config.policy)
+    policy_file = PACKAGED_POLICY if config.policy is None else Path(config.policy)
     policy = read_policy(policy_file)
-    target = SystemName.of(config.candidate)
-    path = find_report(target, config.report)
+    candidate_name = SystemName.parse(config.candidate)
+    path = find_report(candidate_name, config.report)
     report = read_report(path)
-    candidate = find_system(target, report, path)
-    baseline = find_system(SystemName.of(config.baseline), report, path)
+    candidate = find_system(candidate_name, report, path)
+    baseline = find_system(SystemName.parse(config.baseline), report, path)
     if candidate.name == baseline.name:
         raise UserError(f"gate: candidate and baseline are both {candidate.name} of {path}: name two systems")
     require_unseen(policy, report.training_data, path)
-    rows = judge(policy, to_json(report), candidate.name, baseline.name)
-    when = datetime.now(UTC)
+    rows = apply_rules(policy, to_json(report), candidate.name, baseline.name)
+    now = datetime.now(UTC)
     record = {
-        "decision": PASS if passed(rows) else FAIL,
-        "time": when.isoformat(timespec="seconds"),
-        "signed_off_by": config.signed_off_by or login(),
+        "decision": PASS if is_passed(rows) else FAIL,
+        "time": now.isoformat(timespec="seconds"),
+        "signed_off_by": config.signed_off_by or login_name(),
         "version": __version__,
         "report": {"name": path.name, "sha256": sha256_of(path), "created": report.created},
         "policy": {"name": policy_file.name, "sha256": sha256_of(policy_file), "text": policy.source},
-        "candidate": candidate.record(),
-        "baseline": baseline.record(),
+        "candidate": candidate.record_entry(),
+        "baseline": baseline.record_entry(),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    text = _text(rows, candidate, baseline)
-    return Decision(passed(rows), text, write_record(candidate.run, record, when))
+    text = _decision_text(rows, candidate, baseline)
+    return Decision(is_passed(rows), text, write_record(candidate.run, record, now))
 
 
-def _text(rows: Sequence[Row], candidate: SystemOnDisk, baseline: SystemOnDisk) -> str:
-    lines = [table(rows), ""]
+def _decision_text(rows: Sequence[Row], candidate: SystemOnDisk, baseline: SystemOnDisk) -> str:
+    """The reason table, and a sentence with the decision."""
+    lines = [reason_table(rows), ""]
     if not candidate.is_compared and candidate.stage:
         lines += ["The report does not hold the candidate's adapter hash: only the stage's id was compared.", ""]
-    failed = [row.figure for row in rows if row.decision == FAIL]
-    if not failed:
+    failed_figures = [row.figure for row in rows if row.decision == FAIL]
+    if not failed_figures:
         lines.append(f"{candidate.name} may replace {baseline.name}: the win rate and every guard pass.")
     else:
-        which = f"{len(failed)} of {len(rows)} rules" if len(rows) > 1 else "the rule"
-        lines.append(f"{candidate.name} may not replace {baseline.name}: {which} fail: {', '.join(failed)}.")
+        failed_part = f"{len(failed_figures)} of {len(rows)} rules" if len(rows) > 1 else "the rule"
+        lines.append(
+            f"{candidate.name} may not replace {baseline.name}: {failed_part} fail: {', '.join(failed_figures)}."
+        )
     return "\n".join(lines)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The reason table: figure, needed, found with its interval, pass or FAIL."""
+def reason_table(rows: Sequence[Row]) -> str:
+    """The table of all rules: figure, needed, found with its interval, pass or FAIL."""
     header = ("figure", "needed", "found", "")
     cells = [(row.figure, row.needed, row.found, "pass" if row.decision == PASS else "FAIL") for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    rule = ["-" * width for width in widths]
-    return "\n".join(columns([header, rule, *cells], "<<<<", gap="  "))
+    line = ["-" * width for width in widths]
+    return "\n".join(columns([header, line, *cells], "<<<<", gap="  "))
 
 
-def login() -> str | None:
-    """Who is logged in, as the system knows it."""
+def login_name() -> str | None:
+    """The name of the user who runs this process; None if the system knows no name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container may run as a number without a name
+    except KeyError:  # a container can run under a user id without a name
         return None
 
 
-def summary(record: dict[str, Any]) -> str:
+def summarize_record(record: dict[str, Any]) -> str:
     """One line on a record, for a history or a note."""
     return f"{record['decision']} on {record.get('time')}, signed off by {record.get('signed_off_by') or 'nobody'}"

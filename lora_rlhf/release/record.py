@@ -1,4 +1,4 @@
-"""A gate's signed-off record: written once, whole, under a name of its own; a changed one is told by its seal."""
+"""A gate's signed-off record: a file that is written once; its seal shows whether it was changed."""
 
 import contextlib
 import hashlib
@@ -16,13 +16,13 @@ from lora_rlhf.system.disk import TEMPORARY, finite, new_file, sync
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import FieldType, quote, read_object, require
 
-FOLDER = "gate"
+RECORD_FOLDER = "gate"
 FORMAT = 1
-SEAL = "seal"  # sha256 over the rest: tells a change, by accident or by hand, and not who made it
+SEAL = "seal"  # sha256 over the other fields: shows that a record was changed, not who changed it
 WAY_OUT = "give a record that `lora-rlhf gate` wrote, unchanged"
-DECISION: FieldType = (f"{PASS} or {FAIL}", lambda value: value in (PASS, FAIL))
-RECORD = {
-    "decision": DECISION,
+DECISION_TYPE: FieldType = (f"{PASS} or {FAIL}", lambda value: value in (PASS, FAIL))
+RECORD_TYPES = {
+    "decision": DECISION_TYPE,
     "rows": LIST,
     "candidate": OBJECT,
     "baseline": OBJECT,
@@ -31,17 +31,17 @@ RECORD = {
 }
 
 
-def write_record(run: Path, record: Mapping[str, Any], when: datetime) -> Path:
-    """Writes RUN/gate/TIME-DECISION.json and returns where. What has that name already stays as it is."""
-    folder = run / FOLDER
+def write_record(run: Path, record: Mapping[str, Any], time: datetime) -> Path:
+    """Writes RUN/gate/TIME-DECISION.json and returns its path. Never replaces a file."""
+    folder = run / RECORD_FOLDER
     folder.mkdir(exist_ok=True)
-    sealed = finite({"format": FORMAT, **record})
-    sealed[SEAL] = _seal(sealed)
+    sealed_record = finite({"format": FORMAT, **record})
+    sealed_record[SEAL] = _record_seal(sealed_record)
     draft = folder / f".{secrets.token_hex(4)}{TEMPORARY}"
     try:
         with new_file(draft) as file:
-            file.write((json.dumps(sealed, indent=2, allow_nan=False) + "\n").encode())
-        for path in _names(folder, f"{when:%Y%m%dT%H%M%SZ}", record["decision"]):
+            file.write((json.dumps(sealed_record, indent=2, allow_nan=False) + "\n").encode())
+        for path in _candidate_paths(folder, f"{time:%Y%m%dT%H%M%SZ}", record["decision"]):
             with contextlib.suppress(FileExistsError):
                 os.link(draft, path)  # unlike a rename, this replaces nothing
                 sync(folder)
@@ -51,33 +51,33 @@ def write_record(run: Path, record: Mapping[str, Any], when: datetime) -> Path:
     raise AssertionError("the names do not end")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A record as it was written. UserError for another file, a newer format, and one that was changed."""
+def read_gate_record(path: Path) -> dict[str, Any]:
+    """Reads a record. Raises UserError for another file, a newer format, and a record that was changed."""
     record = read_object(path, WAY_OUT)
     try:
         if record.get("format") != FORMAT:
             raise ValueError(f"format is {quote(record.get('format'))}, expected {FORMAT}")
-        require(record, {**RECORD, SEAL: TEXT})
+        require(record, {**RECORD_TYPES, SEAL: TEXT})
         for number, row in enumerate(record["rows"]):
             require({f"{number}": row}, {f"{number}": OBJECT}, "rows.")
-            require(row, {"decision": DECISION}, f"rows.{number}.")
-        if record[SEAL] != _seal(record):
+            require(row, {"decision": DECISION_TYPE}, f"rows.{number}.")
+        if record[SEAL] != _record_seal(record):
             raise ValueError("it was changed after it was signed off")
-        passes = bool(record["rows"]) and all(row["decision"] == PASS for row in record["rows"])
-        if passes != (record["decision"] == PASS):
+        all_passed = bool(record["rows"]) and all(row["decision"] == PASS for row in record["rows"])
+        if all_passed != (record["decision"] == PASS):
             raise ValueError(f"decision is {record['decision']}, which its rows do not say")
     except ValueError as error:
         raise UserError(f"{path} cannot be used: {error}; {WAY_OUT}") from error
     return record
 
 
-def _seal(record: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in record.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _record_seal(record: Mapping[str, Any]) -> str:
+    sealed_fields = {name: value for name, value in record.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(sealed_fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _names(folder: Path, time: str, decision: str) -> Iterator[Path]:
-    """TIME-DECISION.json, then TIME-2-DECISION.json and so on, for decisions of the same second."""
+def _candidate_paths(folder: Path, time: str, decision: str) -> Iterator[Path]:
+    """Yields TIME-DECISION.json, then TIME-2-DECISION.json and so on, for decisions of the same second."""
     number = 1
     while True:
         yield folder / f"{time}{'' if number == 1 else f'-{number}'}-{decision}.json"

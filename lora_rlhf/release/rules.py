@@ -1,4 +1,4 @@
-"""What a rule finds in a report, and whether that is enough."""
+"""Applies the rules of a policy to a report."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lora_rlhf.evaluation.figures import CATALOGUE
-from lora_rlhf.release.policy import ANY, PAIRS, Policy, Rule
+from lora_rlhf.release.policy import ANY, PAIR_FIGURES, Policy, Rule
 from lora_rlhf.system.untrusted import is_number
 
 PASS, FAIL = "pass", "fail"
-CENTRES = ("value", "rate", "difference", "mean")  # what the middle of an interval is called
-FLAGS, LEFT_OUT_FLAGS = ("audit", "flags"), ("audit", "left_out")
-OF_CANDIDATE = ("audit", "reward")  # sections that are about the report's own candidate alone
+CENTRE_KEYS = ("value", "rate", "difference", "mean")  # keys of an interval's middle
+FLAGS_PATH, LEFT_OUT_FLAGS = ("audit", "flags"), ("audit", "left_out")
+CANDIDATE_SECTIONS = ("audit", "reward")  # sections that are about the report's own candidate alone
 
 Path = tuple[str, ...]  # names of the report, from the outermost to the innermost
 
 
 class Measurement(NamedTuple):
-    """A figure as far as the report has it; None is what it has not."""
+    """A figure with its interval; None for a part that the report does not have."""
 
     value: float | None
     low: float | None
@@ -28,14 +28,14 @@ class Measurement(NamedTuple):
         value, low, high = (("?" if number is None else f"{number:.4g}") for number in self)
         return value if self.low is None and self.high is None else f"{value} ({low} to {high})"
 
-    def reversed_from(self, total: float) -> "Measurement":
-        """The total less this."""
-        ends = (self.value, self.high, self.low)
-        return Measurement(*(None if number is None else total - number for number in ends))
+    def subtracted_from(self, total: float) -> "Measurement":
+        """`total` minus this measurement."""
+        reversed_ends = (self.value, self.high, self.low)
+        return Measurement(*(None if number is None else total - number for number in reversed_ends))
 
 
 class Missing(Exception):
-    """The report does not hold what a rule asks for; the message says what."""
+    """The report does not hold the figure of a rule; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -52,42 +52,43 @@ class Row:
     high: float | None = None
 
 
-def judge(policy: Policy, report: Mapping[str, Any], candidate: str, baseline: str) -> list[Row]:
-    """A row for each rule, or for each path that a rule's path with `*` stands for, in the policy's order.
+def apply_rules(policy: Policy, report: Mapping[str, Any], candidate: str, baseline: str) -> list[Row]:
+    """A row for each rule, in the policy's order; a rule whose path has `*` gives a row for each path that it matches.
 
-    report: as JSON, since a policy names figures by where they stand in it. A path that another rule names in full is
-    left to that one.
+    report: as JSON, because a policy names figures by their place in it. A path that another rule names in full is
+    judged by that rule only.
     """
-    values = _Values(report, candidate, baseline)
-    named = {rule.path for rule in policy.rules}
+    report_values = _ReportValues(report, candidate, baseline)
+    full_paths = {rule.path for rule in policy.rules}
     rows = []
     for rule in policy.rules:
-        expanded = list(values.expand(rule.path))
-        paths = [path for path in expanded if path == rule.path or path not in named]
-        if not paths and not expanded:
-            paths = [rule.path]
-        rows += [_judge(rule, path, values) for path in paths]
+        matching_paths = list(report_values.matching_paths(rule.path))
+        paths = [path for path in matching_paths if path == rule.path or path not in full_paths]
+        if not matching_paths:
+            paths = [rule.path]  # the report has no such figure: the row says so
+        rows += [_apply_rule(rule, path, report_values) for path in paths]
     return rows
 
 
-def passed(rows: Sequence[Row]) -> bool:
-    """Whether every rule passed."""
+def is_passed(rows: Sequence[Row]) -> bool:
+    """Whether there are rows, and all of them pass."""
     return bool(rows) and all(row.decision == PASS for row in rows)
 
 
-def _judge(rule: Rule, path: Path, values: "_Values") -> Row:
+def _apply_rule(rule: Rule, path: Path, report_values: "_ReportValues") -> Row:
+    """The row of a rule for one path."""
     figure = ".".join(path)
     try:
         if rule.at_least is None and rule.at_most is None:
-            is_raised, why = values.flag(path)
-            finding, decision = (f"raised: {why}", FAIL) if is_raised else ("not raised", PASS)
+            is_raised, reason = report_values.flag_state(path)
+            finding, decision = (f"raised: {reason}", FAIL) if is_raised else ("not raised", PASS)
             return Row(rule.name, figure, rule.needed, finding, decision)
-        measurement = values.measure(rule, path)
+        measurement = report_values.compared_figure(rule, path)
         end = measurement[Measurement._fields.index(rule.end)]
         if end is None:
             raise Missing("no value" if rule.end == "value" else f"no {rule.end} end of an interval")
-    except Missing as gap:
-        finding = f"not reported: {gap}"
+    except Missing as missing:
+        finding = f"not reported: {missing}"
         if rule.passes_if_missing:
             return Row(rule.name, figure, rule.needed, f"{finding}; passes, as the policy says", PASS)
         return Row(rule.name, figure, rule.needed, finding, FAIL)
@@ -96,130 +97,140 @@ def _judge(rule: Rule, path: Path, values: "_Values") -> Row:
 
 
 @dataclass(frozen=True)
-class _Values:
-    """What stands in a report, and the two systems that are compared. Methods raise Missing for what is not there."""
+class _ReportValues:
+    """The values of a report for the two compared systems. Methods raise Missing if a value is not in the report."""
 
     report: Mapping[str, Any]
     candidate: str
     baseline: str
 
-    def expand(self, path: Path) -> Iterator[Path]:
-        """The paths that one with `*` stands for in this report; itself where it has none.
+    def matching_paths(self, path: Path) -> Iterator[Path]:
+        """Yields the paths that a path with `*` matches in this report; a path without `*` itself.
 
-        What the audit left out counts: a flag that could not be told is missing, not lowered.
+        Flags that the audit left out are matched too: a flag that could not be computed is missing, which is not the
+        same as not raised.
         """
         if ANY not in path:
             yield path
             return
-        at = path.index(ANY)
-        nodes = [_walk(self.report, path[:at])]
-        if path[:at] == FLAGS:
-            nodes.append(_walk(self.report, LEFT_OUT_FLAGS))
+        position = path.index(ANY)
+        nodes = [_value_at_path(self.report, path[:position])]
+        if path[:position] == FLAGS_PATH:
+            nodes.append(_value_at_path(self.report, LEFT_OUT_FLAGS))
         for name in dict.fromkeys(name for node in nodes if isinstance(node, dict) for name in node):
-            yield from self.expand((*path[:at], name, *path[at + 1 :]))
+            yield from self.matching_paths((*path[:position], name, *path[position + 1 :]))
 
-    def measure(self, rule: Rule, path: Path) -> Measurement:
-        """The candidate's figure, as the rule compares it."""
-        if len(path) == 1 and path[0] in PAIRS:
-            return self._of_pair(("win_rates",), PAIRS[path[0]])
-        full = ("figures", *path) if len(path) == 1 and path[0] in CATALOGUE else path
-        self._require_own_candidate(full)
+    def compared_figure(self, rule: Rule, path: Path) -> Measurement:
+        """The candidate's figure, compared as the rule says."""
+        if len(path) == 1 and path[0] in PAIR_FIGURES:
+            return self._pair_figure(("win_rates",), PAIR_FIGURES[path[0]])
+        full_path = ("figures", *path) if len(path) == 1 and path[0] in CATALOGUE else path
+        self._require_report_candidate(full_path)
         if rule.compare == "paired":
-            return self._paired(full)
-        node = _walk(self.report, full)
+            return self._paired_difference(full_path)
+        node = _value_at_path(self.report, full_path)
         if isinstance(node, dict) and any("_vs_" in name for name in node):
-            return self._of_pair(full, ())
-        candidate = self._of_system(full, self.candidate)
+            return self._pair_figure(full_path, ())
+        candidate = self._system_figure(full_path, self.candidate)
         if rule.compare == "value":
             return candidate
-        baseline = self._of_system(full, self.baseline)
-        return _difference(candidate, baseline) if rule.compare == "difference" else _ratio(candidate, baseline)
+        baseline = self._system_figure(full_path, self.baseline)
+        return (
+            _difference_interval(candidate, baseline)
+            if rule.compare == "difference"
+            else _ratio_interval(candidate, baseline)
+        )
 
-    def flag(self, path: Path) -> tuple[bool, str]:
-        """(whether it is raised, why)."""
-        self._require_own_candidate(path)
-        node = self._at(path)
+    def flag_state(self, path: Path) -> tuple[bool, str]:
+        """(whether the flag is raised, why)."""
+        self._require_report_candidate(path)
+        node = self._value_at(path)
         if isinstance(node, dict) and "raised" not in node and self.candidate in node:
             node = node[self.candidate]
         if not isinstance(node, dict) or not isinstance(node.get("raised"), bool):
             raise Missing(f"{'.'.join(path)} does not say whether it is raised")
         return node["raised"], str(node.get("why", "no reason given"))
 
-    def _of_system(self, path: Path, system: str) -> Measurement:
-        """The figure at a path: of a system, where figures stand by system there."""
-        node = self._at(path)
+    def _system_figure(self, path: Path, system: str) -> Measurement:
+        """The figure at a path; if the report has one for each system there, the system's."""
+        node = self._value_at(path)
         if is_number(node):
             return Measurement(float(node), None, None)
-        if isinstance(node, dict) and not any(name in node for name in CENTRES):
+        if isinstance(node, dict) and not any(name in node for name in CENTRE_KEYS):
             if system not in node:
                 raise Missing(f"{'.'.join(path)} has none of {system}")
             node = node[system]
-        return _measurement(node, ".".join(path))
+        return _read_measurement(node, ".".join(path))
 
-    def _of_pair(self, path: Path, inner: Path) -> Measurement:
-        """The rate at which the candidate beats the baseline; from the other way round, what is left of 1."""
-        pairs = self._at(path)
+    def _pair_figure(self, path: Path, path_in_pair: Path) -> Measurement:
+        """The rate at which the candidate beats the baseline: as reported, or 1 minus the reverse rate."""
+        pairs = self._value_at(path)
         if not isinstance(pairs, dict):
-            raise Missing(self._reason(path))
+            raise Missing(self._missing_reason(path))
         pair = f"{self.candidate}_vs_{self.baseline}"
-        if (node := _walk(pairs, (pair, *inner))) is not None:
-            return _measurement(node, ".".join(path))
-        if (node := _walk(pairs, (f"{self.baseline}_vs_{self.candidate}", *inner))) is not None:
-            return _measurement(node, ".".join(path)).reversed_from(1)
-        raise Missing(f"{'.'.join((*path, pair, *inner))} is not there")
+        if (node := _value_at_path(pairs, (pair, *path_in_pair))) is not None:
+            return _read_measurement(node, ".".join(path))
+        if (node := _value_at_path(pairs, (f"{self.baseline}_vs_{self.candidate}", *path_in_pair))) is not None:
+            return _read_measurement(node, ".".join(path)).subtracted_from(1)
+        raise Missing(f"{'.'.join((*path, pair, *path_in_pair))} is not there")
 
-    def _paired(self, path: Path) -> Measurement:
-        """The difference over the same prompts, which a report holds against its own baseline."""
-        paired, own_baseline = tuple("paired" if step == "figures" else step for step in path), self.report["baseline"]
-        if self.baseline == own_baseline:
-            return self._of_system(paired, self.candidate)
-        if self.candidate == own_baseline:
-            return self._of_system(paired, self.baseline).reversed_from(0)
-        raise Missing(f"paired differences are to {own_baseline}, evaluate again with --baseline {self.baseline}")
+    def _paired_difference(self, path: Path) -> Measurement:
+        """The difference over the same prompts. A report holds such differences to its own baseline only."""
+        paired_path, report_baseline = (
+            tuple("paired" if name == "figures" else name for name in path),
+            self.report["baseline"],
+        )
+        if self.baseline == report_baseline:
+            return self._system_figure(paired_path, self.candidate)
+        if self.candidate == report_baseline:
+            return self._system_figure(paired_path, self.baseline).subtracted_from(0)
+        raise Missing(f"paired differences are to {report_baseline}, evaluate again with --baseline {self.baseline}")
 
-    def _at(self, path: Path) -> Any:
-        node = _walk(self.report, path)
+    def _value_at(self, path: Path) -> Any:
+        node = _value_at_path(self.report, path)
         if node is None:
-            raise Missing(self._reason(path))
+            raise Missing(self._missing_reason(path))
         return node
 
-    def _require_own_candidate(self, path: Path) -> None:
-        if path[0] in OF_CANDIDATE and self.candidate != self.report["candidate"]:
-            again = f"evaluate again with --candidate {self.candidate}"
-            raise Missing(f"{path[0]} is of {self.report['candidate']}, {again}")
+    def _require_report_candidate(self, path: Path) -> None:
+        """Raises Missing if the section is about the report's candidate only, and that is another system."""
+        if path[0] in CANDIDATE_SECTIONS and self.candidate != self.report["candidate"]:
+            way_out = f"evaluate again with --candidate {self.candidate}"
+            raise Missing(f"{path[0]} is of {self.report['candidate']}, {way_out}")
 
-    def _reason(self, path: Path) -> str:
-        """Why something is not in a report: what the report says of that, or else that it is not there."""
-        of_audit = _walk(self.report, LEFT_OUT_FLAGS) if path[:2] == FLAGS else None
-        for left_out in (of_audit, self.report.get("left_out")):
+    def _missing_reason(self, path: Path) -> str:
+        """Why a value is missing: the report's reason, or else that it is not there."""
+        left_out_flags = _value_at_path(self.report, LEFT_OUT_FLAGS) if path[:2] == FLAGS_PATH else None
+        for left_out in (left_out_flags, self.report.get("left_out")):
             for name in (*reversed(path), path[0]):
                 if isinstance(left_out, dict) and name in left_out:
                     return str(left_out[name])
         return f"{'.'.join(path)} is not there"
 
 
-def _walk(node: Any, path: Path) -> Any:
-    """What stands at the end of a path; None when the path breaks off."""
-    for step in path:
-        if not isinstance(node, dict) or step not in node:
+def _value_at_path(node: Any, path: Path) -> Any:
+    """The value at the end of a path; None if a name of it is missing."""
+    for name in path:
+        if not isinstance(node, dict) or name not in node:
             return None
-        node = node[step]
+        node = node[name]
     return node
 
 
-def _measurement(node: Any, name: str) -> Measurement:
+def _read_measurement(node: Any, name: str) -> Measurement:
+    """The measurement in a node of the report. Raises Missing if it has no value."""
     if not isinstance(node, dict):
         raise Missing(f"{name} is no figure")
-    middle = next((node[centre] for centre in CENTRES if centre in node), None)
-    numbers = (float(value) if is_number(value) else None for value in (middle, node.get("low"), node.get("high")))
+    key = next((node[key] for key in CENTRE_KEYS if key in node), None)
+    numbers = (float(value) if is_number(value) else None for value in (key, node.get("low"), node.get("high")))
     measurement = Measurement(*numbers)
     if measurement.value is None:
         raise Missing(f"{name} has no value")
     return measurement
 
 
-def _difference(first: Measurement, second: Measurement) -> Measurement:
-    """Of two figures, as if they were independent: Zou and Donner (Statistics in Medicine 27, 2008), MOVER."""
+def _difference_interval(first: Measurement, second: Measurement) -> Measurement:
+    """First minus second, as if both were independent: MOVER (Zou and Donner, Statistics in Medicine 27, 2008)."""
     (a, a_low, a_high), (b, b_low, b_high) = first, second
     if a is None or b is None:
         return Measurement(None, None, None)
@@ -228,13 +239,15 @@ def _difference(first: Measurement, second: Measurement) -> Measurement:
     return Measurement(a - b, a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low))
 
 
-def _ratio(first: Measurement, second: Measurement) -> Measurement:
-    """Of two figures above 0: the difference of their logarithms. Raises Missing for one that is not above 0."""
+def _ratio_interval(first: Measurement, second: Measurement) -> Measurement:
+    """First over second, from the difference of logarithms. Raises Missing unless both are above 0."""
     if not first.value or not second.value or min(first.value, second.value) <= 0:
         raise Missing("a ratio needs two values above 0; compare the difference")
     first_logs, second_logs = (
         Measurement(*(None if number is None or number <= 0 else math.log(number) for number in measurement))
         for measurement in (first, second)
     )
-    _, low, high = (None if number is None else math.exp(number) for number in _difference(first_logs, second_logs))
+    _, low, high = (
+        None if number is None else math.exp(number) for number in _difference_interval(first_logs, second_logs)
+    )
     return Measurement(first.value / second.value, low, high)

@@ -10,8 +10,8 @@ import pytest
 
 from lora_rlhf import __version__
 from lora_rlhf.cli.main import main
-from lora_rlhf.release.policy import PACKAGED
-from lora_rlhf.release.record import read_record
+from lora_rlhf.release.policy import PACKAGED_POLICY
+from lora_rlhf.release.record import read_gate_record
 from lora_rlhf.runs.folder import adapter_hash
 from lora_rlhf.system.errors import UserError
 from tests.support.releases import make_report, make_run, make_stage, rate, write_report
@@ -74,16 +74,16 @@ def test_a_candidate_that_fails_exits_with_1_and_says_why(run: Path, capsys: pyt
     )
     assert "policy may not replace sft: 2 of " in out and "win_rate, audit.flags.length_inflation." in out
     assert records(run)[0].name.endswith("-fail.json")
-    assert read_record(records(run)[0])["decision"] == "fail"
+    assert read_gate_record(records(run)[0])["decision"] == "fail"
 
 
 def test_the_record_holds_all_that_was_decided_upon(run: Path) -> None:
     assert main(["gate", "--candidate", "first", "--signed_off_by", "Ada"]) == 0
-    record = read_record(records(run)[0])
+    record = read_gate_record(records(run)[0])
     assert (record["signed_off_by"], record["version"], record["decision"]) == ("Ada", __version__, "pass")
     assert record["report"]["sha256"] == hashlib.sha256((run / "report.json").read_bytes()).hexdigest()
-    assert record["policy"]["sha256"] == hashlib.sha256(PACKAGED.read_bytes()).hexdigest()
-    assert record["policy"]["text"] == PACKAGED.read_text()
+    assert record["policy"]["sha256"] == hashlib.sha256(PACKAGED_POLICY.read_bytes()).hexdigest()
+    assert record["policy"]["text"] == PACKAGED_POLICY.read_text()
     assert (record["candidate"]["id"], record["baseline"]["id"]) == ("ppo-id", "sft-id")
     assert record["candidate"]["adapter_sha256"] == adapter_hash(run / "ppo")
     assert record["candidate"]["adapter_compared"] is True
@@ -117,7 +117,7 @@ def test_the_run_of_another_name_is_found_by_its_stage(run: Path, tmp_path: Path
         arguments = ["--candidate", name, "--baseline", "policy", "--report", "first/report.json"]
         assert main(["gate", *arguments, "--policy", str(policy)]) == 0
     assert len(records(other)) == 2 and records(run) == []
-    assert read_record(records(other)[0])["candidate"]["system"] == "second:policy"
+    assert read_gate_record(records(other)[0])["candidate"]["system"] == "second:policy"
 
 
 def test_another_stage_on_disk_makes_a_report_stale(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_a_report_without_adapter_hashes_is_taken_with_a_word(run: Path, capsys:
     write_report(run, report)
     assert main(["gate", "--candidate", "first"]) == 0
     assert "only the stage's id was compared" in capsys.readouterr().out
-    assert read_record(records(run)[0])["candidate"]["adapter_compared"] is False
+    assert read_gate_record(records(run)[0])["candidate"]["adapter_compared"] is False
 
 
 def test_a_run_that_moved_with_its_report_is_found(run: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_training_data_that_nobody_could_read_are_refused(
     change_report(run, training_data=data)
     assert "is not known for all training data" in refused(capsys, "--candidate", "first")
     policy = run / "own.yaml"
-    policy.write_text(PACKAGED.read_text().replace("unknown: refuse", "unknown: pass"))
+    policy.write_text(PACKAGED_POLICY.read_text().replace("unknown: refuse", "unknown: pass"))
     assert main(["gate", "--candidate", "first", "--policy", str(policy)]) == 0
 
 
@@ -238,10 +238,10 @@ def test_a_report_of_another_shape_is_refused(
 def test_a_changed_record_is_told(run: Path, change: Any, message: str) -> None:
     assert main(["gate", "--candidate", "first"]) == 0
     path = records(run)[0]
-    read_record(path)
+    read_gate_record(path)
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match="cannot be used") as caught:
-        read_record(path)
+        read_gate_record(path)
     assert message in str(caught.value)

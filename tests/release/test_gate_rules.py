@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.release.policy import PACKAGED, Policy, read_policy
-from lora_rlhf.release.rules import Row, judge, passed
+from lora_rlhf.release.policy import PACKAGED_POLICY, Policy, read_policy
+from lora_rlhf.release.rules import Row, apply_rules, is_passed
 from lora_rlhf.system.errors import UserError
 from tests.support.releases import figure, make_report, make_run, paired, rate
 
@@ -24,7 +24,7 @@ def policy_of(folder: Path, guard: str) -> Policy:
 
 
 def row_of(report: dict[str, Any], folder: Path, guard: str, candidate: str = "policy", baseline: str = "sft") -> Row:
-    rows = judge(policy_of(folder, guard), report, candidate, baseline)
+    rows = apply_rules(policy_of(folder, guard), report, candidate, baseline)
     assert len(rows) == 2
     return rows[1]
 
@@ -141,14 +141,14 @@ def test_a_raised_flag_fails_with_its_reason(report: dict[str, Any], tmp_path: P
 
 def test_an_asterisk_makes_a_row_of_every_name(report: dict[str, Any], tmp_path: Path) -> None:
     report["audit"]["flags"]["length_inflation"]["raised"] = True
-    rows = judge(policy_of(tmp_path, 'figure: "audit.flags.*", not_raised: true'), report, "policy", "sft")[1:]
+    rows = apply_rules(policy_of(tmp_path, 'figure: "audit.flags.*", not_raised: true'), report, "policy", "sft")[1:]
     assert {row.figure.removeprefix("audit.flags."): row.decision for row in rows} == {
         **{"collapse": "pass", "repetition": "pass", "length_inflation": "fail"},
         "sycophancy": "fail",  # the audit could not tell it
     }
     assert rows[-1].found == "not reported: no probes of this bin were answered"
     guard = 'figure: "categories.*.figures.refusal_rate", at_most: 0.1, end: value'
-    rows = judge(policy_of(tmp_path, guard), report, "policy", "sft")
+    rows = apply_rules(policy_of(tmp_path, guard), report, "policy", "sft")
     assert [row.decision for row in rows[1:]] == ["pass", "fail"]
 
 
@@ -160,7 +160,7 @@ def test_a_place_with_a_rule_of_its_own_is_left_to_that_one(report: dict[str, An
     def rows(own: str) -> list[Row]:
         guard = f"{{figure: audit.flags.{own}, not_raised: true}}"
         path.write_text(f"win_rate: {{at_least: 0.5}}\nguards: [{every}, {guard}]\n")
-        return judge(read_policy(path), report, "policy", "sft")[1:]
+        return apply_rules(read_policy(path), report, "policy", "sft")[1:]
 
     assert [(row.figure, row.decision) for row in rows("collapse")] == [
         *(("audit.flags.sycophancy", "pass"), ("audit.flags.collapse", "pass"))
@@ -174,7 +174,7 @@ def test_a_place_with_a_rule_of_its_own_is_left_to_that_one(report: dict[str, An
 
 def test_the_packaged_policy_asks_for_an_audit(report: dict[str, Any]) -> None:
     del report["audit"]
-    rows = judge(read_policy(PACKAGED), report, "policy", "sft")
+    rows = apply_rules(read_policy(PACKAGED_POLICY), report, "policy", "sft")
     failed = [row.figure for row in rows if row.decision == "fail"]
     assert failed == [f"audit.flags.{name}" for name in ("length_inflation", "repetition", "collapse")]
 
@@ -190,14 +190,14 @@ def test_an_asterisk_without_any_name_fails(report: dict[str, Any], tmp_path: Pa
 
 def test_the_audit_counts_for_the_candidate_that_it_is_about_alone(report: dict[str, Any], tmp_path: Path) -> None:
     for guard in ('figure: "audit.flags.*", not_raised: true', "figure: reward.after.ece, at_most: 1, end: value"):
-        rows = judge(policy_of(tmp_path, guard), report, "sft", "base")
+        rows = apply_rules(policy_of(tmp_path, guard), report, "sft", "base")
         assert {row.decision for row in rows[1:]} == {"fail"}
         assert all("evaluate again with --candidate sft" in row.found for row in rows[1:])
 
 
 def test_a_pair_is_read_from_either_side(report: dict[str, Any], tmp_path: Path) -> None:
     """sft beats the policy on 30 % (25 to 35), as the policy beats it on 70 % (65 to 75)."""
-    row = judge(policy_of(tmp_path, "figure: length, at_most: 99"), report, "sft", "policy")[0]
+    row = apply_rules(policy_of(tmp_path, "figure: length, at_most: 99"), report, "sft", "policy")[0]
     assert (row.value, row.low, row.high) == pytest.approx((0.3, 0.25, 0.35), abs=1e-12)
     assert row.decision == "fail"
     row = row_of(report, tmp_path, "figure: length, compare: paired, at_most: 0", "sft", "policy")
@@ -206,7 +206,9 @@ def test_a_pair_is_read_from_either_side(report: dict[str, Any], tmp_path: Path)
 
 def test_a_pair_that_was_not_compared_fails(report: dict[str, Any], tmp_path: Path) -> None:
     report["systems"]["other:policy"] = report["systems"]["policy"]
-    rows = judge(policy_of(tmp_path, "figure: length, compare: paired, at_most: 9"), report, "policy", "other:policy")
+    rows = apply_rules(
+        policy_of(tmp_path, "figure: length, compare: paired, at_most: 9"), report, "policy", "other:policy"
+    )
     assert [row.decision for row in rows] == ["fail", "fail"]
     assert "win_rates.policy_vs_other:policy is not there" in rows[0].found
     assert "evaluate again with --baseline other:policy" in rows[1].found
@@ -219,15 +221,15 @@ def test_a_win_that_could_be_chance_is_no_win(report: dict[str, Any], tmp_path: 
     report["win_rates"]["policy_vs_sft"] |= rate(0.55, 0.49, 0.61)
     path = tmp_path / "gate.yaml"
     path.write_text(f"win_rate: {{at_least: 0.5, end: {end}}}\nguards: [{{figure: length, at_most: 99}}]\n")
-    assert judge(read_policy(path), report, "policy", "sft")[0].decision == decision
+    assert apply_rules(read_policy(path), report, "policy", "sft")[0].decision == decision
 
 
 def test_nothing_passes_without_rows() -> None:
-    assert not passed([])
+    assert not is_passed([])
 
 
 def test_the_packaged_policy_passes_what_did_not_get_worse(report: dict[str, Any]) -> None:
-    assert passed(judge(read_policy(PACKAGED), report, "policy", "sft"))
+    assert is_passed(apply_rules(read_policy(PACKAGED_POLICY), report, "policy", "sft"))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_the_packaged_policy_passes_what_did_not_get_worse(report: dict[str, Any
 )
 def test_the_packaged_policy_blocks_what_got_worse(report: dict[str, Any], spoil: Any) -> None:
     spoil(report)
-    rows = judge(read_policy(PACKAGED), report, "policy", "sft")
+    rows = apply_rules(read_policy(PACKAGED_POLICY), report, "policy", "sft")
     assert sum(row.decision == "fail" for row in rows) == 1
 
 
@@ -334,4 +336,4 @@ def test_all_faults_of_a_policy_are_named_at_once(tmp_path: Path) -> None:
 
 def test_the_packaged_policy_is_the_one_in_configs() -> None:
     shown = Path(__file__).parent.parent.parent / "configs" / "gate.yaml"
-    assert shown.read_text() == PACKAGED.read_text()
+    assert shown.read_text() == PACKAGED_POLICY.read_text()

@@ -262,7 +262,7 @@ def test_a_kill_at_any_instant_leaves_the_old_or_the_new_pointer(exports: Path) 
         target = os.readlink("current")
         assert (Path("current") / "export.json").is_file()
         read = History.read(Path("current"))
-        assert read.stack[-1] == target and all(row["action"] != "found" for row in read.entries)
+        assert read.targets_in_use[-1] == target and all(row["action"] != "found" for row in read.entries)
         assert {row["state"] for row in read.entries} <= {"done", "stopped"}
     assert seen >= {"moving", "done"}  # else no kill came in the middle of a move
     assert put("c") in (0, 2) and os.readlink("current") == "exports/c"
@@ -305,7 +305,7 @@ def test_a_failure_between_two_steps_is_told_from_the_pointer(
     leads = "exports/b" if after == "sync" else "exports/a"
     assert os.readlink("current") == leads
     read = History.read(Path("current"))
-    assert read.stack[-1] == leads and read.entries[-1]["state"] == ("done" if after == "sync" else "stopped")
+    assert read.targets_in_use[-1] == leads and read.entries[-1]["state"] == ("done" if after == "sync" else "stopped")
     assert put("c") == 0 and main(["rollback", "--to", "current"]) == 0
     assert os.readlink("current") == leads
 
