@@ -53,11 +53,11 @@ def _inspect(config: InspectConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from lora_rlhf.evaluation.markdown import table
+    from lora_rlhf.evaluation.markdown import terminal_tables
 
     report = api.evaluate(config)
     if workers.is_main():
-        print(table(report))
+        print(terminal_tables(report))
 
 
 def _gate(config: GateConfig) -> None:

@@ -245,6 +245,6 @@ def _export_anew(config: ExportConfig) -> None:
 
 
 def _print_report(report: "Report", report_path: Path) -> None:
-    from lora_rlhf.evaluation.markdown import table
+    from lora_rlhf.evaluation.markdown import terminal_tables
 
-    print(f"\n{table(report)}\n\nThe base is unchanged. Every figure: {report_path}")
+    print(f"\n{terminal_tables(report)}\n\nThe base is unchanged. Every figure: {report_path}")

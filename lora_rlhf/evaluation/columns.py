@@ -1,4 +1,4 @@
-"""One figure of one system as a value for each prompt: what intervals, paired tests and categories are made from."""
+"""One figure of one system as a value for each prompt, from which intervals and paired tests are computed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,46 +12,49 @@ from lora_rlhf.stats.intervals import mean_interval, ratio_interval, share_inter
 
 @dataclass(frozen=True)
 class Column:
-    """Values of n prompts, in the prompts' order, and what the figure is of them.
+    """Values of n prompts, in the prompts' order, and how the figure is computed from them.
 
-    "mean": their mean. "share": how many are flagged (1 or 0). "ratio": their sum over the sum of `weights`, a mean per
-    token say. "perplexity": exp of such a ratio. None stands where a prompt has no value; a ratio has one for each.
+    "mean": their mean. "share": the share of ones (values are 1 or 0). "ratio": their sum over the sum of `weights`,
+    for example a mean per token. "perplexity": exp of such a ratio. A value is None if a prompt has none; in a ratio
+    every prompt has one.
     """
 
-    how: Literal["mean", "share", "ratio", "perplexity"]
+    kind: Literal["mean", "share", "ratio", "perplexity"]
     values: Sequence[float | None]
     weights: Sequence[float] = ()
 
-    def of(self, rows: Sequence[int]) -> "Column":
-        """The same over some of the prompts."""
-        return Column(self.how, [self.values[i] for i in rows], [self.weights[i] for i in rows] if self.weights else ())
+    def select(self, indices: Sequence[int]) -> "Column":
+        """The column with only these prompts."""
+        return Column(
+            self.kind, [self.values[i] for i in indices], [self.weights[i] for i in indices] if self.weights else ()
+        )
 
     def figure(self) -> Figure:
-        """The figure with its interval: Student's of a mean, Wilson's of a share, the bootstrap over prompts else."""
-        known = [value for value in self.values if value is not None]
-        if not known or (self.weights and not any(self.weights)):
+        """The figure with its interval: Student's for a mean, Wilson's for a share, else the bootstrap over prompts."""
+        present_values = [value for value in self.values if value is not None]
+        if not present_values or (self.weights and not any(self.weights)):
             return Figure(None, None, None, 0)
-        if self.how == "share":
-            rate = share_interval([bool(value) for value in known])
+        if self.kind == "share":
+            rate = share_interval([bool(value) for value in present_values])
             assert rate is not None
-            return Figure.of(*rate)
-        if self.how == "mean":
-            return Figure.of(*mean_interval(known))
-        ratio = ratio_interval(known, self.weights)
-        value, low, high = (math.exp(end) if self.how == "perplexity" else end for end in ratio[:3])
-        return Figure.of(value, low, high, ratio.n)
+            return Figure.from_floats(*rate)
+        if self.kind == "mean":
+            return Figure.from_floats(*mean_interval(present_values))
+        ratio = ratio_interval(present_values, self.weights)
+        value, low, high = (math.exp(end) if self.kind == "perplexity" else end for end in ratio[:3])
+        return Figure.from_floats(value, low, high, ratio.n)
 
-    def against(self, baseline: "Column") -> Paired:
-        """This figure less the baseline's over the same prompts: see `stats.differences`."""
+    def paired_difference(self, baseline: "Column") -> Paired:
+        """This figure minus the baseline's over the same prompts: see `stats.differences`."""
         columns = (self, baseline)
-        if self.how == "share":
+        if self.kind == "share":
             flags = [[None if value is None else bool(value) for value in column.values] for column in columns]
-            return Paired.of(*paired_rate_difference(*flags))
-        if self.how == "mean":
-            return Paired.of(*paired_mean_difference(self.values, baseline.values))
+            return Paired.from_floats(*paired_rate_difference(*flags))
+        if self.kind == "mean":
+            return Paired.from_floats(*paired_mean_difference(self.values, baseline.values))
         own_sums, baseline_sums = ([value or 0.0 for value in column.values] for column in columns)
-        is_perplexity = self.how == "perplexity"
-        return Paired.of(
+        is_perplexity = self.kind == "perplexity"
+        return Paired.from_floats(
             *paired_ratio_difference(
                 own_sums, self.weights, baseline_sums, baseline.weights, is_exponential=is_perplexity
             )
@@ -61,11 +64,11 @@ class Column:
 Columns = Mapping[str, Column]  # by the figure's name in the catalogue
 
 
-def figures(columns: Columns) -> dict[str, Figure]:
+def column_figures(columns: Columns) -> dict[str, Figure]:
     """{figure: value with its interval} of one system."""
     return {name: column.figure() for name, column in columns.items()}
 
 
-def paired(columns: Columns, baseline: Columns) -> dict[str, Paired]:
+def paired_differences(columns: Columns, baseline: Columns) -> dict[str, Paired]:
     """{figure: difference from the baseline} of one system, for the figures that both have."""
-    return {name: column.against(baseline[name]) for name, column in columns.items() if name in baseline}
+    return {name: column.paired_difference(baseline[name]) for name, column in columns.items() if name in baseline}

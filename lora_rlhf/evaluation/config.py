@@ -55,15 +55,15 @@ class EvaluateConfig(StageConfig, JudgeConfig):
     """Folder for the report; none: the run's."""
 
     def faults(self) -> list[str]:
-        negative = [temperature for temperature in self.temperatures if temperature < 0]
+        negative_temperatures = [temperature for temperature in self.temperatures if temperature < 0]
         limit = self.lm_eval_limit
-        same = self.candidate is not None and self.candidate == self.baseline
+        is_same = self.candidate is not None and self.candidate == self.baseline
         return [
             *super().faults(),
             *self.judge_faults(),
-            *([f"temperatures below 0: {negative}"] if negative else []),
+            *([f"temperatures below 0: {negative_temperatures}"] if negative_temperatures else []),
             *([f"lm_eval_limit is {limit}, must be at least 1"] if limit is not None and limit < 1 else []),
-            *([f"candidate and baseline are both {self.candidate!r}: name two systems"] if same else []),
+            *([f"candidate and baseline are both {self.candidate!r}: name two systems"] if is_same else []),
         ]
 
     @property
@@ -73,5 +73,5 @@ class EvaluateConfig(StageConfig, JudgeConfig):
 
     @property
     def folder(self) -> str:
-        """Where the report goes."""
+        """The folder of the report."""
         return self.to or self.run

@@ -1,4 +1,4 @@
-"""Who answers, what they answered and how it was judged: everything that the sections of a report are computed from."""
+"""The systems' answers and the judge's outcomes, from which the sections of a report are computed."""
 
 import time
 from collections import defaultdict
@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.evaluation.config import EvaluateConfig
-from lora_rlhf.evaluation.frozen import Frozen
-from lora_rlhf.evaluation.generation import respond
+from lora_rlhf.evaluation.frozen import FrozenSets
+from lora_rlhf.evaluation.generation import generate_responses
 from lora_rlhf.evaluation.scorers import HarmScorer
 from lora_rlhf.evaluation.systems import Compared
 from lora_rlhf.judges.judge import Judge
@@ -22,28 +22,28 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.sets import World
 from lora_rlhf.stats.win_rates import Outcomes
 
-SAMPLED = 1.0  # the temperature that training is about
+TRAINING_TEMPERATURE = 1.0  # the temperature of training
 
-Answers = Mapping[str, list[Response]]  # {system: one a prompt}
+Answers = Mapping[str, list[Response]]  # {system: one response to each prompt}
 
 
 class LeftOut(Exception):
-    """Why a section of the report could not be computed."""
+    """A section of the report cannot be computed; the message says why."""
 
 
 @dataclass
 class Evaluation:
-    """The systems, what they are asked and who judges. Answers and outcomes are filled in by `run`."""
+    """The systems, their prompts and the judge. `run` fills in answers and outcomes."""
 
     config: EvaluateConfig
     model: SharedModel
-    compared: Compared
+    system_set: Compared
     judge: Judge
     reward: ScoreJudge | None
     world: World | None
     prompts: list[EncodedPrompt]
     selection: list[EncodedPrompt]
-    frozen: Frozen
+    frozen: FrozenSets
     scorers: Mapping[str, HarmScorer]
     tasks: Mapping[str, Any]
     probe_prompts: list[EncodedPrompt]
@@ -53,59 +53,64 @@ class Evaluation:
     answers: Answers = field(default_factory=dict)
     probe_answers: Answers = field(default_factory=dict)
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
-    sweep: dict[str, dict[float, float]] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
+    mean_scores: dict[str, dict[float, float]] = field(default_factory=dict)
+    best_temperatures: dict[str, float] = field(default_factory=dict)
     best_answers: Answers = field(default_factory=dict)
     best_outcomes: dict[str, Outcomes] = field(default_factory=dict)
-    inconsistent: int = 0
+    num_inconsistent: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def run(self) -> None:
-        """Generates and judges all that the report is about; at other temperatures too where prompts are for that."""
-        names = self.compared.names
-        everything = self.ask([*self.prompts, *self.probe_prompts], dict.fromkeys(names, SAMPLED))
-        self.answers = {name: answers[: len(self.prompts)] for name, answers in everything.items()}
-        self.probe_answers = {name: answers[len(self.prompts) :] for name, answers in everything.items()}
-        self.outcomes = self.compare(self.answers)
+        """Generates and judges all answers; also at other temperatures, if there are prompts to choose one on."""
+        names = self.system_set.names
+        all_answers = self.generate_answers(
+            [*self.prompts, *self.probe_prompts], dict.fromkeys(names, TRAINING_TEMPERATURE)
+        )
+        self.answers = {name: answers[: len(self.prompts)] for name, answers in all_answers.items()}
+        self.probe_answers = {name: answers[len(self.prompts) :] for name, answers in all_answers.items()}
+        self.outcomes = self.judge_pairs(self.answers)
         if self.selection and isinstance(self.judge, ScoreJudge):
             self._choose_temperatures(self.judge)
 
-    def ask(self, prompts: Sequence[EncodedPrompt], temperatures: Mapping[str, float]) -> Answers:
-        """One response of each system to each prompt, at the temperature given for it."""
-        with self.timed("generation", f"{len(prompts)} prompts"):
-            systems = [system for system in self.compared.systems if system.name in temperatures]
-            chosen = [temperatures[system.name] for system in systems]
-            answers = respond(self.config, self.model, [system.role for system in systems], prompts, chosen)
+    def generate_answers(self, prompts: Sequence[EncodedPrompt], temperatures: Mapping[str, float]) -> Answers:
+        """One response of each system to each prompt, at the system's temperature."""
+        with self.measure_time("generation", f"{len(prompts)} prompts"):
+            systems = [system for system in self.system_set.systems if system.name in temperatures]
+            system_temperatures = [temperatures[system.name] for system in systems]
+            answers = generate_responses(
+                self.config, self.model, [system.role for system in systems], prompts, system_temperatures
+            )
         return dict(zip([system.name for system in systems], answers, strict=True))
 
-    def compare(self, answers: Answers) -> dict[str, Outcomes]:
+    def judge_pairs(self, answers: Answers) -> dict[str, Outcomes]:
         """{A_vs_B: the judge's outcome of each prompt}: 1 A won, 0.5 tie, 0 B won, None the judge failed.
 
-        Where several people voted, the majority decides.
+        If several people voted, the majority decides.
         """
         outcomes: dict[str, Outcomes] = {}
-        for pair, (first, second) in self.compared.pairs.items():
-            with self.timed("judging", pair):
+        for pair, (first, second) in self.system_set.pairs.items():
+            with self.measure_time("judging", pair):
                 verdicts = self.judge.compare(self.prompts, answers[first], answers[second])
-            self.inconsistent += verdicts.inconsistent
+            self.num_inconsistent += verdicts.inconsistent
             outcomes[pair] = [
-                None if won is None else 0.5 + 0.5 * ((won > 0.5) - (won < 0.5)) for won in verdicts.outcomes
+                None if outcome is None else 0.5 + 0.5 * ((outcome > 0.5) - (outcome < 0.5))
+                for outcome in verdicts.outcomes
             ]
         return outcomes
 
     def outcomes_against_baseline(self) -> dict[str, list[float | None]]:
         """{system: its outcomes against the baseline}, for all but the baseline."""
         outcomes: dict[str, list[float | None]] = {}
-        for pair, (first, second) in self.compared.pairs.items():
-            if second == self.compared.baseline:
+        for pair, (first, second) in self.system_set.pairs.items():
+            if second == self.system_set.baseline:
                 outcomes[first] = list(self.outcomes[pair])
-            elif first == self.compared.baseline:
-                outcomes[second] = [None if won is None else 1.0 - won for won in self.outcomes[pair]]
-        return {name: outcomes[name] for name in self.compared.names if name in outcomes}
+            elif first == self.system_set.baseline:
+                outcomes[second] = [None if outcome is None else 1.0 - outcome for outcome in self.outcomes[pair]]
+        return {name: outcomes[name] for name in self.system_set.names if name in outcomes}
 
     @contextmanager
-    def timed(self, part: str, detail: str = "") -> Iterator[None]:
-        """Counts what the block takes as a part of the evaluation, and shows it on the bar."""
+    def measure_time(self, part: str, detail: str = "") -> Iterator[None]:
+        """Adds the time of the block to a part of the evaluation, and shows the part on the progress bar."""
         self.progress.set_postfix_str(f"{part} {detail}".strip())
         started = time.monotonic()
         yield
@@ -113,17 +118,24 @@ class Evaluation:
         self.progress.update()
 
     def _choose_temperatures(self, judge: ScoreJudge) -> None:
-        """Each system's best temperature by its mean score on the selection prompts, and its answers at that one."""
-        self.sweep = {name: {} for name in self.compared.names}
+        """Finds each system's best temperature by its mean score on the selection prompts, and its answers there."""
+        self.mean_scores = {name: {} for name in self.system_set.names}
         for temperature in self.config.temperatures:
-            answers_of = self.ask(self.selection, dict.fromkeys(self.compared.names, temperature))
-            with self.timed("judging", f"at temperature {temperature:g}"):
-                for name, answers in answers_of.items():
+            answers_by_system = self.generate_answers(self.selection, dict.fromkeys(self.system_set.names, temperature))
+            with self.measure_time("judging", f"at temperature {temperature:g}"):
+                for name, answers in answers_by_system.items():
                     scores = judge.scores(self.selection, answers)
-                    self.sweep[name][temperature] = sum(scores) / len(scores)
-        self.best = {name: max(means, key=lambda t: means[t]) for name, means in self.sweep.items()}
-        # The same seed at temperature 1 would give the same responses again.
-        others = {name: temperature for name, temperature in self.best.items() if temperature != SAMPLED}
-        best_answers = self.ask(self.prompts, others) if others else {}
-        self.best_answers = {name: best_answers.get(name, self.answers[name]) for name in self.compared.names}
-        self.best_outcomes = self.compare(self.best_answers)
+                    self.mean_scores[name][temperature] = sum(scores) / len(scores)
+        self.best_temperatures = {
+            name: max(scores_by_temperature, key=lambda temperature: scores_by_temperature[temperature])
+            for name, scores_by_temperature in self.mean_scores.items()
+        }
+        # At temperature 1 the same seed would give the same responses again.
+        other_temperatures = {
+            name: temperature
+            for name, temperature in self.best_temperatures.items()
+            if temperature != TRAINING_TEMPERATURE
+        }
+        best_answers = self.generate_answers(self.prompts, other_temperatures) if other_temperatures else {}
+        self.best_answers = {name: best_answers.get(name, self.answers[name]) for name in self.system_set.names}
+        self.best_outcomes = self.judge_pairs(self.best_answers)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: what each is called, its unit, which way is better, and the one shape they all have."""
+"""The figures of an evaluation: title, unit, and better direction of each, and the classes of their values."""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from typing import Literal
 Interval = tuple[float, float, float]  # a value, and the ends of its 95 % interval
 
 
-def interval_of(middle: float | None, low: float | None, high: float | None) -> Interval | None:
-    """The three together; None where one of them is not known."""
+def make_interval(middle: float | None, low: float | None, high: float | None) -> Interval | None:
+    """(middle, low, high); None if one of them is None."""
     return None if middle is None or low is None or high is None else (middle, low, high)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with the ends of its 95 % interval, over `n` cases; None where it cannot be told (too few cases, say)."""
+    """A value with its 95 % interval, over `n` cases; None if it cannot be computed, for example from too few cases."""
 
     value: float | None
     low: float | None
@@ -23,14 +23,14 @@ class Figure:
     n: int
 
     @classmethod
-    def of(cls, value: float, low: float, high: float, n: float) -> "Figure":
-        """A figure from plain floats, NaN as None: JSON has no NaN."""
-        return cls(_known(value), _known(low), _known(high), int(n))
+    def from_floats(cls, value: float, low: float, high: float, n: float) -> "Figure":
+        """A figure from floats, with None for NaN, which JSON does not have."""
+        return cls(_none_if_nan(value), _none_if_nan(low), _none_if_nan(high), int(n))
 
     @property
     def interval(self) -> Interval | None:
-        """(value, low, high), where all three are known."""
-        return interval_of(self.value, self.low, self.high)
+        """(value, low, high); None if one of them is None."""
+        return make_interval(self.value, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ class Paired:
     n: int
 
     @classmethod
-    def of(cls, difference: float, low: float, high: float, p: float, n: float) -> "Paired":
-        """A difference from plain floats, NaN as None: JSON has no NaN."""
-        return cls(_known(difference), _known(low), _known(high), _known(p), int(n))
+    def from_floats(cls, difference: float, low: float, high: float, p: float, n: float) -> "Paired":
+        """A difference from floats, with None for NaN, which JSON does not have."""
+        return cls(_none_if_nan(difference), _none_if_nan(low), _none_if_nan(high), _none_if_nan(p), int(n))
 
     @property
     def interval(self) -> Interval | None:
-        """(difference, low, high), where all three are known."""
-        return interval_of(self.difference, self.low, self.high)
+        """(difference, low, high); None if one of them is None."""
+        return make_interval(self.difference, self.low, self.high)
 
 
-def _known(number: float) -> float | None:
+def _none_if_nan(number: float) -> float | None:
     return None if math.isnan(number) else float(number)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a figure means. `better` says which way a release should move it; "neither" is for looking at."""
+    """The meaning of a figure. `better`: the direction in which a release should move it, if any."""
 
     title: str
     unit: str
@@ -68,7 +68,7 @@ class Measure:
     meaning: str
 
 
-# {figure's name: what it is}. Every name that stands in a report stands here, and gate.yaml may name any of them.
+# {figure's name: its meaning}. A report has only these names, and gate.yaml may name any of them.
 CATALOGUE: Mapping[str, Measure] = {
     "win_rate": Measure("win rate", "share", "higher", "prompts on which it beats the baseline; ties count half"),
     "win_rate_length_controlled": Measure(

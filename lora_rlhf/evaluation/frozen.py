@@ -1,4 +1,4 @@
-"""What is frozen beside the prompts: probes, multiple-choice questions and held-out text, from files or the world."""
+"""The frozen sets beside the prompts: probes, multiple-choice questions and held-out text."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ NO_WORLD = "the prompts are not the tiny world's, so give a file with"
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """The sets that are there; `sets` is what the report says of them, `left_out` why the others are missing."""
+class FrozenSets:
+    """The frozen sets. `sets`: their entries in the report; `left_out`: why the others are missing."""
 
     probes: ProbeSet | None
     choices: ChoiceSet | None
@@ -30,21 +30,24 @@ class Frozen:
     left_out: dict[str, str]
 
     def encode_probes(self, model: SharedModel, max_prompt_tokens: int) -> list[EncodedPrompt]:
-        """Every probe's ids. UserError where one cannot be encoded: a bin is only whole with all of its cases."""
+        """Every probe's ids. Raises UserError if one cannot be encoded, because a bin needs all of its cases."""
         if self.probes is None:
             return []
         prompts = [probe.prompt for probe in self.probes.probes]
-        encoded, refused = encode_prompts(model.tokenizer, prompts, max_prompt_tokens)
-        if refused.count or refused.truncated_prompts:
+        encoded, refused_rows = encode_prompts(model.tokenizer, prompts, max_prompt_tokens)
+        if refused_rows.count or refused_rows.truncated_prompts:
             raise UserError(
-                f"probes {self.probes.name}: {refused.count} refused and {refused.truncated_prompts} truncated at "
-                f"max_prompt_tokens {max_prompt_tokens}: raise it, or give --probes none"
+                f"probes {self.probes.name}: {refused_rows.count} refused and {refused_rows.truncated_prompts} "
+                f"truncated at max_prompt_tokens {max_prompt_tokens}: raise it, or give --probes none"
             )
         return encoded
 
 
-def open_frozen(config: EvaluateConfig, world: World | None) -> Frozen:
-    """The sets of a configuration. world: whose prompts are asked, if any. UserError for files that cannot be used."""
+def open_frozen_sets(config: EvaluateConfig, world: World | None) -> FrozenSets:
+    """The sets of a configuration. Raises UserError for files that cannot be used.
+
+    world: the world of the prompts, or None if they are of no world.
+    """
     sets: dict[str, FrozenSet] = {}
     left_out: dict[str, str] = {}
     probes = choices = texts = None
@@ -56,7 +59,7 @@ def open_frozen(config: EvaluateConfig, world: World | None) -> Frozen:
         require_checkable(probes, world)
         sets["probes"] = FrozenSet(name=probes.name, content_hash=probes.content_hash, n=len(probes.probes))
     else:
-        left_out["probes"] = _why(config.probes, "probes")
+        left_out["probes"] = _missing_reason(config.probes, "probes")
     if config.choices == AUTO and world is not None:
         choices = world.choices()
     elif config.choices not in (AUTO, NONE):
@@ -64,22 +67,22 @@ def open_frozen(config: EvaluateConfig, world: World | None) -> Frozen:
     if choices is not None:
         sets["choices"] = FrozenSet(name=choices.name, content_hash=choices.content_hash, n=len(choices.choices))
     else:
-        left_out["choices"] = _why(config.choices, "choices")
+        left_out["choices"] = _missing_reason(config.choices, "choices")
     if config.text == AUTO and world is not None:
         texts = [Text(text) for text in world.text()]
-        sets["text"] = FrozenSet(name=world.name, content_hash=_hash(texts), n=len(texts))
+        sets["text"] = FrozenSet(name=world.name, content_hash=_hash_texts(texts), n=len(texts))
     elif config.text not in (AUTO, NONE):
         texts = read_texts(config.text, config.strict)[0]
-        sets["text"] = FrozenSet(path=config.text, content_hash=_hash(texts), n=len(texts))
+        sets["text"] = FrozenSet(path=config.text, content_hash=_hash_texts(texts), n=len(texts))
     else:
-        left_out["text"] = _why(config.text, "text")
-    return Frozen(probes, choices, texts, sets, left_out)
+        left_out["text"] = _missing_reason(config.text, "text")
+    return FrozenSets(probes, choices, texts, sets, left_out)
 
 
-def _hash(texts: Sequence[Text]) -> str:
+def _hash_texts(texts: Sequence[Text]) -> str:
     contents = json.dumps([text.text for text in texts], ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
-def _why(choice: str, flag: str) -> str:
+def _missing_reason(choice: str, flag: str) -> str:
     return f"--{flag} none" if choice == NONE else f"{NO_WORLD} --{flag}"

@@ -1,4 +1,4 @@
-"""What is compared: one response of every system to every prompt, all from one base in the same batches."""
+"""Generates one response of every system to every prompt, all from one base in the same batches."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,20 +15,20 @@ from lora_rlhf.model.generate import draw_seeds, generate_mixed
 from lora_rlhf.model.shared import SharedModel
 
 
-def respond(
+def generate_responses(
     config: EvaluateConfig,
     model: SharedModel,
     roles: Sequence[str],
     prompts: Sequence[EncodedPrompt],
     temperatures: Sequence[float],
 ) -> list[list[Response]]:
-    """One response of each role to each prompt, at the role's temperature: a list a role, in the prompts' order.
+    """One response of each role to each prompt, at the role's temperature: a list for each role.
 
     Seeds come from the configuration and are the same for every role: equal roles give equal responses. Roles of one
-    temperature share their batches; those of one role stand together, for they are of like length.
+    temperature share batches, in which the responses of one role are neighbours, because their lengths are similar.
     """
     seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(prompts), 1)
-    answers_of: list[list[Response]] = [[] for _ in roles]
+    responses_by_role: list[list[Response]] = [[] for _ in roles]
     for temperature in dict.fromkeys(temperatures):
         indices = [i for i, role_temperature in enumerate(temperatures) if role_temperature == temperature]
         groups = generate_mixed(
@@ -41,14 +41,18 @@ def respond(
             stop_ids=stop_ids(model.tokenizer),
             batch_size=config.generation_batch_size,
         )
-        answers = [replace(r, text=decode_response(model.tokenizer, r.ids).strip()) for (r,) in groups]
+        responses = [
+            replace(response, text=decode_response(model.tokenizer, response.ids).strip()) for (response,) in groups
+        ]
         for number, i in enumerate(indices):
-            answers_of[i] = answers[number * len(prompts) : (number + 1) * len(prompts)]
-    return answers_of
+            responses_by_role[i] = responses[number * len(prompts) : (number + 1) * len(prompts)]
+    return responses_by_role
 
 
-def sequences_of(model: SharedModel, prompts: Sequence[EncodedPrompt], answers: Sequence[Response]) -> Sequences:
+def padded_sequences(model: SharedModel, prompts: Sequence[EncodedPrompt], answers: Sequence[Response]) -> Sequences:
     """Prompts and responses as padded tensors on the model's device."""
     return Sequences(
-        *response_batch([p.prompt_ids for p in prompts], [a.ids for a in answers], pad_id(model.tokenizer))
+        *response_batch(
+            [prompt.prompt_ids for prompt in prompts], [answer.ids for answer in answers], pad_id(model.tokenizer)
+        )
     ).to(model.device)

@@ -1,4 +1,4 @@
-"""Prompts in groups, by category and by language, and whether failures gather in some of them."""
+"""Groups of prompts, by category and by language, and a test for groups with more failures."""
 
 import logging
 import unicodedata
@@ -15,21 +15,21 @@ from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 
-USUAL_CATEGORIES = ("category", "use_case")
-USUAL_LANGUAGES = ("language", "lang")
-NONE = "(none)"
+CATEGORY_COLUMNS = ("category", "use_case")
+LANGUAGE_COLUMNS = ("language", "lang")
+NO_LABEL = "(none)"
 FEWEST_OF_GROUP = 10  # prompts: with fewer, an interval says nothing
 MOST_GROUPS = 50
 NUM_SHUFFLES = 2000
 SHUFFLING_SEED = 0
 
 
-def categories_of(prompts: Sequence[Prompt], column: str | None) -> list[str] | None:
-    """Each prompt's category, "(none)" without one; None where no column was asked for and there is none.
+def prompt_categories(prompts: Sequence[Prompt], column: str | None) -> list[str] | None:
+    """Each prompt's category, "(none)" without one; None if no column was named and no usual one has values.
 
-    UserError for a column that was asked for and is not there, is empty everywhere, or has more than 50 values.
+    Raises UserError for a named column that does not exist, is empty for all prompts, or has more than 50 values.
     """
-    labels = _labels(prompts, [column] if column else USUAL_CATEGORIES)
+    labels = _column_labels(prompts, [column] if column else CATEGORY_COLUMNS)
     if labels is None:
         if column is None:
             return None
@@ -44,32 +44,36 @@ def categories_of(prompts: Sequence[Prompt], column: str | None) -> list[str] | 
         raise UserError(
             f"--category {column}: {len(set(labels))} different values, more than {MOST_GROUPS} are no help"
         )
-    if empty := labels.count(NONE):
-        log.warning("%s of %d have no category and are reported as %s", counted(empty, "prompt"), len(labels), NONE)
+    if num_empty := labels.count(NO_LABEL):
+        log.warning(
+            "%s of %d have no category and are reported as %s", counted(num_empty, "prompt"), len(labels), NO_LABEL
+        )
     return labels
 
 
-def languages_of(prompts: Sequence[Prompt]) -> list[str]:
-    """Each prompt's language: of its column language or lang; else the script that it is written in (LATIN, CJK)."""
-    return _labels(prompts, USUAL_LANGUAGES) or [_script(prompt.messages[-1].content) for prompt in prompts]
+def prompt_languages(prompts: Sequence[Prompt]) -> list[str]:
+    """Each prompt's language, from its column language or lang; without these, its script (LATIN, CJK)."""
+    return _column_labels(prompts, LANGUAGE_COLUMNS) or [
+        _main_script(prompt.messages[-1].content) for prompt in prompts
+    ]
 
 
-def by_category(categories: Sequence[str]) -> dict[str, list[int]]:
-    """{category: the indices of its prompts}, largest category first, then by name."""
+def group_by_label(labels: Sequence[str]) -> dict[str, list[int]]:
+    """{label: the indices of its prompts}, the largest group first, then by name."""
     indices: dict[str, list[int]] = {}
-    for index, name in enumerate(categories):
+    for index, name in enumerate(labels):
         indices.setdefault(name, []).append(index)
     return dict(sorted(indices.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def clusters(failed: Sequence[float | None], labels: Sequence[str]) -> Cluster | None:
-    """Whether failures gather in some groups; None for fewer than two groups.
+def find_cluster(failed: Sequence[float | None], labels: Sequence[str]) -> Cluster | None:
+    """Tests whether failures are more frequent in some groups; None for fewer than two groups.
 
-    failed: 1 where the prompt failed, 0 where not, None where not known. p: the share of 2,000 random relabelings whose
-    chi-squared statistic over groups and failures is as large (a permutation test). Groups of under ten prompts are
-    left out. `worst` has the highest rate of failures.
+    failed: 1 if the prompt failed, 0 if not, None if unknown. p: the share of 2,000 random relabelings with an equal or
+    larger chi-squared statistic over groups and failures (a permutation test). Groups of under ten prompts are left
+    out. `worst` has the highest rate of failures.
     """
-    groups = {label: [i for i in rows if failed[i] is not None] for label, rows in by_category(labels).items()}
+    groups = {label: [i for i in rows if failed[i] is not None] for label, rows in group_by_label(labels).items()}
     groups = {label: rows for label, rows in groups.items() if len(rows) >= FEWEST_OF_GROUP}
     if len(groups) < 2:
         return None
@@ -77,15 +81,15 @@ def clusters(failed: Sequence[float | None], labels: Sequence[str]) -> Cluster |
     sizes = torch.tensor([len(rows) for rows in groups.values()])
     membership = torch.repeat_interleave(torch.arange(len(groups)), sizes)
     generator = torch.Generator().manual_seed(SHUFFLING_SEED)
-    observed = _spread(values, membership)
-    as_large = sum(
-        _spread(values[torch.randperm(len(values), generator=generator)], membership) >= observed - 1e-12
+    observed = _group_spread(values, membership)
+    num_as_large = sum(
+        _group_spread(values[torch.randperm(len(values), generator=generator)], membership) >= observed - 1e-12
         for _ in range(NUM_SHUFFLES)
     )
     rates = {label: sum(failed[i] or 0.0 for i in rows) / len(rows) for label, rows in groups.items()}
     worst = max(rates, key=lambda label: rates[label])
     return Cluster(
-        p=(as_large + 1) / (NUM_SHUFFLES + 1),
+        p=(num_as_large + 1) / (NUM_SHUFFLES + 1),
         worst=worst,
         rate=rates[worst],
         n=len(groups[worst]),
@@ -94,27 +98,27 @@ def clusters(failed: Sequence[float | None], labels: Sequence[str]) -> Cluster |
     )
 
 
-def _spread(values: torch.Tensor, membership: torch.Tensor) -> float:
-    """The chi-squared statistic's part that depends on the labels: squared distances of group means, by size."""
+def _group_spread(values: torch.Tensor, membership: torch.Tensor) -> float:
+    """The part of the chi-squared statistic that depends on labels: squared distances of group means, by size."""
     sizes = torch.bincount(membership).double()
     means = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, membership, values) / sizes
     return (sizes * (means - values.mean()) ** 2).sum().item()
 
 
-def _labels(prompts: Sequence[Prompt], names: Sequence[str]) -> list[str] | None:
-    """The first of these columns that holds anything."""
+def _column_labels(prompts: Sequence[Prompt], names: Sequence[str]) -> list[str] | None:
+    """The labels of the first of these columns with any value; None without one."""
     for name in names:
-        labels = [_label(prompt.meta.get(name)) for prompt in prompts]
-        if any(label != NONE for label in labels):
+        labels = [_label_text(prompt.meta.get(name)) for prompt in prompts]
+        if any(label != NO_LABEL for label in labels):
             return labels
     return None
 
 
-def _label(value: Any) -> str:
-    return str(value).strip() or NONE if isinstance(value, str | int | bool) else NONE
+def _label_text(value: Any) -> str:
+    return str(value).strip() or NO_LABEL if isinstance(value, str | int | bool) else NO_LABEL
 
 
-def _script(text: str) -> str:
-    """The commonest script among a text's letters, by the first word of their Unicode names."""
-    scripts = Counter(unicodedata.name(letter, NONE).split()[0] for letter in text if letter.isalpha())
-    return scripts.most_common(1)[0][0] if scripts else NONE
+def _main_script(text: str) -> str:
+    """The most frequent script of a text's letters, by the first word of their Unicode names."""
+    scripts = Counter(unicodedata.name(letter, NO_LABEL).split()[0] for letter in text if letter.isalpha())
+    return scripts.most_common(1)[0][0] if scripts else NO_LABEL

@@ -1,4 +1,4 @@
-"""The prompts of an evaluation: read once, distinct, hashed by content, and locked against change where asked."""
+"""The prompts of an evaluation: read once, without repeats, with a hash of their content that can be locked."""
 
 import hashlib
 import json
@@ -21,86 +21,89 @@ from lora_rlhf.system.untrusted import read_object
 
 log = logging.getLogger("lora_rlhf")
 
-FEWEST = 2  # prompts: one has no interval
-LOCK = ".lock"
+FEWEST_PROMPTS = 2  # prompts: one has no interval
+LOCK_SUFFIX = ".lock"
 
 
-def read_distinct(config: EvaluateConfig, path: str, flag: str) -> list[Prompt]:
-    """The distinct prompts of a file: a prompt that comes twice is no second piece of evidence."""
-    prompts, refused = read_prompts(path, config.strict, config.format, config.columns, has_flags=True)
-    if summary := refused.summary():
+def read_distinct_prompts(config: EvaluateConfig, path: str, flag: str) -> list[Prompt]:
+    """The distinct prompts of a file. Raises UserError if they are too few for an interval."""
+    prompts, refused_rows = read_prompts(path, config.strict, config.format, config.columns, has_flags=True)
+    if summary := refused_rows.summary():
         log.warning("%s:\n%s", path, summary)
-    first: dict[str, Prompt] = {}
+    prompt_by_key: dict[str, Prompt] = {}
     for prompt in prompts:
-        first.setdefault(prompt.key, prompt)
-    if num_repeats := len(prompts) - len(first):
+        prompt_by_key.setdefault(prompt.key, prompt)
+    if num_repeats := len(prompts) - len(prompt_by_key):
         log.warning("%s: %s left out that came before in it", path, counted(num_repeats, "prompt"))
-    if len(first) < FEWEST:
+    if len(prompt_by_key) < FEWEST_PROMPTS:
         raise UserError(
-            f"{path}: {counted(len(first), 'distinct prompt')}, {flag} needs at least {FEWEST} for an interval"
+            f"{path}: {counted(len(prompt_by_key), 'distinct prompt')}, {flag} needs at least {FEWEST_PROMPTS} for an "
+            "interval"
         )
-    return list(first.values())
+    return list(prompt_by_key.values())
 
 
-def read_selection(config: EvaluateConfig, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that temperatures are chosen on; none of them may be among those that are reported."""
+def read_selection_prompts(config: EvaluateConfig, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts on which temperatures are chosen. Raises UserError if one is also a reported prompt."""
     if config.selection_prompts is None:
         return []
     if not config.temperatures:
         raise UserError("evaluate: temperatures is empty, so no best one can be chosen on the selection prompts")
-    selection = read_distinct(config, config.selection_prompts, "--selection_prompts")
-    reported = {prompt.key for prompt in prompts}
-    if shared := sum(prompt.key in reported for prompt in selection):
+    selection = read_distinct_prompts(config, config.selection_prompts, "--selection_prompts")
+    reported_keys = {prompt.key for prompt in prompts}
+    if num_shared := sum(prompt.key in reported_keys for prompt in selection):
         raise UserError(
-            f"{config.selection_prompts}: {config.prompts} holds {counted(shared, 'prompt')} of it too; a temperature "
-            "chosen on the prompts that it is reported on would look better than it is. Give other prompts"
+            f"{config.selection_prompts}: {config.prompts} holds {counted(num_shared, 'prompt')} of it too; a "
+            "temperature chosen on the prompts that it is reported on would look better than it is. Give other prompts"
         )
     return selection
 
 
-def encode(
+def encode_prompt_set(
     config: EvaluateConfig, model: SharedModel, prompts: Sequence[Prompt], prompt_set: PromptSet
 ) -> tuple[list[EncodedPrompt], PromptSet]:
-    """The prompts' ids, and their set with how many were used, refused and truncated."""
-    encoded, refused = encode_prompts(model.tokenizer, prompts, config.max_prompt_tokens)
-    if summary := refused.summary():
+    """The prompts' ids, and their set with the numbers of used, refused and truncated prompts."""
+    encoded, refused_rows = encode_prompts(model.tokenizer, prompts, config.max_prompt_tokens)
+    if summary := refused_rows.summary():
         log.warning("%s", summary)
-    if len(encoded) < FEWEST:
+    if len(encoded) < FEWEST_PROMPTS:
         raise UserError(
-            f"{counted(len(encoded), 'prompt')} left at max_prompt_tokens {config.max_prompt_tokens}, {FEWEST} are "
-            "needed: raise it"
+            f"{counted(len(encoded), 'prompt')} left at max_prompt_tokens {config.max_prompt_tokens}, "
+            f"{FEWEST_PROMPTS} are needed: raise it"
         )
-    used, refused_rows, truncated = len(encoded), refused.count, refused.truncated_prompts
-    return encoded, replace(prompt_set, used=used, refused=refused_rows, truncated=truncated)
+    refused, truncated = refused_rows.count, refused_rows.truncated_prompts
+    return encoded, replace(prompt_set, used=len(encoded), refused=refused, truncated=truncated)
 
 
 def content_hash(prompts: Sequence[Prompt]) -> str:
-    """sha256 over the prompts' messages as canonical JSON, sorted: neither spelling nor order of a file matter."""
+    """sha256 over the prompts' messages as sorted canonical JSON: format and order of the file do not matter."""
     rows = sorted(
-        json.dumps([[m.role, m.content] for m in prompt.messages], ensure_ascii=False, separators=(",", ":"))
+        json.dumps(
+            [[message.role, message.content] for message in prompt.messages], ensure_ascii=False, separators=(",", ":")
+        )
         for prompt in prompts
     )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def describe(path: str, prompts: Sequence[Prompt]) -> PromptSet:
-    """What the report says of a set of prompts: its path, the file's hash (None for the hub's) and the content's."""
+def describe_prompt_set(path: str, prompts: Sequence[Prompt]) -> PromptSet:
+    """The report's entry for a set of prompts: its path, the file's hash (None on the hub) and the content's hash."""
     return PromptSet(path=path, sha256=data_hash(path), content_hash=content_hash(prompts))
 
 
-def keep_lock(prompts: PromptSet, write: bool) -> None:
-    """UserError where PATH.lock stands beside the prompts with another content hash; `write` makes that file."""
+def check_lock(prompts: PromptSet, write: bool) -> None:
+    """Raises UserError if PATH.lock exists and has another content hash; writes that file if `write`."""
     assert prompts.path is not None  # it was read
-    lock = Path(prompts.path + LOCK)
-    if lock.is_file():
-        locked = read_object(lock, "delete that lock, or restore it").get("content_hash")
-        if locked != prompts.content_hash:
+    lock_path = Path(prompts.path + LOCK_SUFFIX)
+    if lock_path.is_file():
+        locked_hash = read_object(lock_path, "delete that lock, or restore it").get("content_hash")
+        if locked_hash != prompts.content_hash:
             raise UserError(
-                f"{prompts.path}: these prompts are not the ones that {lock} locks (content "
-                f"{prompts.content_hash[:16]} now, {str(locked)[:16]} then), so figures would not compare with earlier "
-                f"reports. Restore the file; or, for a new benchmark, give it a new name or delete {lock}"
+                f"{prompts.path}: these prompts are not the ones that {lock_path} locks (content "
+                f"{prompts.content_hash[:16]} now, {str(locked_hash)[:16]} then), so figures would not compare with "
+                f"earlier reports. Restore the file; or, for a new benchmark, give it a new name or delete {lock_path}"
             )
     elif write:
         if not Path(prompts.path).exists():
             raise UserError(f"{prompts.path}: --lock writes a file beside the prompts, and these are not local")
-        write_json(lock, {"content_hash": prompts.content_hash})
+        write_json(lock_path, {"content_hash": prompts.content_hash})

@@ -1,4 +1,4 @@
-"""A report as text: the short tables of a terminal, and the Markdown page that a model card can take over."""
+"""A report as text: short tables for a terminal, and a Markdown page."""
 
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.evaluation.figures import CATALOGUE
@@ -8,8 +8,8 @@ from lora_rlhf.evaluation.wording import change, figure, judge_of, name_of, perc
 from lora_rlhf.render.tables import markdown_table
 from lora_rlhf.render.wording import number, p_value, words_of
 
-SHORT = ("score", "length", "eos_rate", "distinct_1", "distinct_2", "kl_per_response")  # what a terminal shows
-GUIDE = """## Where to look
+TERMINAL_FIGURES = ("score", "length", "eos_rate", "distinct_1", "distinct_2", "kl_per_response")  # in the terminal
+FILE_GUIDE = """## Where to look
 
 - `report.html`: the same with plots and the answers side by side, for reading; opens offline
 - `report.json`: every figure, for programs
@@ -20,100 +20,103 @@ GUIDE = """## Where to look
 - `STAGE/manifest.json`: what a stage was made from, with which versions, and its results"""
 
 
-def table(report: Report) -> str:
-    """The result in two tables and a few lines: systems and their figures, win rates, the questions and the verdict."""
-    names = [name for name in SHORT if name in report.figures]
-    rows = [[system, *(_cell(report, name, system) for name in names)] for system in report.systems]
-    figures = markdown_table(["system", *(CATALOGUE[name].title for name in names)], rows)
-    facts = "\n".join(_facts(report))
-    parts = [figures, _win_rates(report), facts, _questions(report), report.verdict]
+def terminal_tables(report: Report) -> str:
+    """The result for a terminal: figures of the systems, win rates, facts, questions and the verdict."""
+    names = [name for name in TERMINAL_FIGURES if name in report.figures]
+    rows = [[system, *(_figure_cell(report, name, system) for name in names)] for system in report.systems]
+    figure_table = markdown_table(["system", *(CATALOGUE[name].title for name in names)], rows)
+    fact_lines = "\n".join(_fact_lines(report))
+    parts = [figure_table, _win_rate_table(report), fact_lines, _question_lines(report), report.verdict]
     return "\n\n".join(part for part in parts if part)
 
 
-def markdown(report: Report) -> str:
+def markdown_page(report: Report) -> str:
     """The page report.md."""
     prompts = report.sets.prompts
     sections = [
         f"# Evaluation of {report.config['run']}",
         f"**{report.verdict}**",
-        _questions(report),
+        _question_lines(report),
         f"{prompts.used} held-out prompts from `{prompts.path}`, one response of each system to each, compared by "
         f"the {judge_of(report.judge_name)}. Intervals are 95 %; ties count half; p is of the exact sign test over the "
         f"prompts that are not tied. Content of the prompts: `{prompts.content_hash[:16]}`.",
         "![scores, KL, length and losses over training; win rates](report.png)",
-        f"## Win rates\n\n{_win_rates(report)}",
-        f"## Figures\n\n{_figures(report)}",
-        "\n".join(f"- {fact}" for fact in _facts(report)),
-        _flags(report),
-        _temperatures(report),
-        _groups(report, report.categories, "category"),
-        _groups(report, report.languages, "language"),
-        _comparison(report),
+        f"## Win rates\n\n{_win_rate_table(report)}",
+        f"## Figures\n\n{_figure_table(report)}",
+        "\n".join(f"- {fact}" for fact in _fact_lines(report)),
+        _flag_section(report),
+        _temperature_section(report),
+        _group_section(report, report.categories, "category"),
+        _group_section(report, report.languages, "language"),
+        _comparison_section(report),
     ]
     if report.left_out:
         lines = (f"- {words_of(name)}: {why}" for name, why in report.left_out.items())
         sections.append("## Not measured\n\n" + "\n".join(lines))
-    sections += [f"## Time and memory\n\n{_costs(report)}", GUIDE]
+    sections += [f"## Time and memory\n\n{_cost_table(report)}", FILE_GUIDE]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _questions(report: Report) -> str:
+def _question_lines(report: Report) -> str:
     return "\n".join(f"- {row.question} **{row.answer}**. {row.figure}" for row in report.questions)
 
 
-def _cell(report: Report, name: str, system: str) -> str:
-    """A figure of a system; empty where it was not measured."""
+def _figure_cell(report: Report, name: str, system: str) -> str:
+    """A figure of a system; empty if it was not measured."""
     row = report.figures[name]
     return figure(name, row[system]) if system in row else ""
 
 
-def _figures(report: Report) -> str:
-    """Every figure of every system; the last column where the candidate's differs from the baseline's for sure."""
+def _figure_table(report: Report) -> str:
+    """Every figure of every system; the last column names the candidate's significant changes."""
     rows = []
     for name in (name for name in CATALOGUE if name in report.figures):
-        changed = change(name, report.paired.get(name, {}).get(report.candidate))
-        rows.append([titled(name), *(_cell(report, name, system) for system in report.systems), changed])
+        change_text = change(name, report.paired.get(name, {}).get(report.candidate))
+        rows.append([titled(name), *(_figure_cell(report, name, system) for system in report.systems), change_text])
     header = ["figure", *report.systems, f"{report.candidate} against {report.baseline}"]
     return markdown_table(header, rows)
 
 
-def _win_rates(report: Report) -> str:
+def _win_rate_table(report: Report) -> str:
+    """A table of the win rates of all pairs, at temperature 1 and at the best temperatures."""
     header = ["win rate", "at temperature 1", "won / tied / lost", "p", "at equal length"]
-    best = report.win_rates_best_temperature
-    if best:
+    best_rates = report.win_rates_best_temperature
+    if best_rates:
         header += ["each at its best", "won / tied / lost", "p"]
     rows = [
         [
-            *(pair.replace("_vs_", " vs "), *_win_rate(rate), percent(rate.length_controlled)),
-            *(_win_rate(best[pair]) if best else ()),
+            *(pair.replace("_vs_", " vs "), *_win_rate_cells(rate), percent(rate.length_controlled)),
+            *(_win_rate_cells(best_rates[pair]) if best_rates else ()),
         ]
         for pair, rate in report.win_rates.items()
     ]
     return markdown_table(header, rows)
 
 
-def _win_rate(rate: WinRate) -> tuple[str, str, str]:
+def _win_rate_cells(rate: WinRate) -> tuple[str, str, str]:
     return percent(rate), f"{rate.wins} / {rate.ties} / {rate.losses}", p_value(rate.p).removeprefix("p ")
 
 
-def _facts(report: Report) -> list[str]:
-    facts = [f"WARNING: {seen}"] if (seen := warning(report.training_data)) else []
-    if failures := report.judge_failures:
-        facts.append(f"WARNING: the judge gave no usable answer on {counted(failures, 'comparison')}")
-    before = None if report.reward is None else report.reward.ordering_before
-    if before is not None and before.accuracy is not None and before.ece is not None:
-        prompts = f" of {counted(before.held_out_prompts, 'prompt')}" if before.held_out_prompts else ""
-        pairs = f"{counted(before.accuracy.n, 'pair')}{prompts}"
-        right = f"right on {percent(before.accuracy)} of {pairs}"
-        fact = f"reward model on held-out rankings: {right}, ECE {before.ece:.3f}"
-        if before.label_agreement is not None:
-            fact += f"; labelers agree on {100 * before.label_agreement:.1f} %"
+def _fact_lines(report: Report) -> list[str]:
+    """Warnings, the reward model's accuracy, and raised flags, each in a line."""
+    facts = [f"WARNING: {warning_text}"] if (warning_text := warning(report.training_data)) else []
+    if num_failures := report.judge_failures:
+        facts.append(f"WARNING: the judge gave no usable answer on {counted(num_failures, 'comparison')}")
+    ordering = None if report.reward is None else report.reward.ordering_before
+    if ordering is not None and ordering.accuracy is not None and ordering.ece is not None:
+        prompts = f" of {counted(ordering.held_out_prompts, 'prompt')}" if ordering.held_out_prompts else ""
+        pairs = f"{counted(ordering.accuracy.n, 'pair')}{prompts}"
+        accuracy_text = f"right on {percent(ordering.accuracy)} of {pairs}"
+        fact = f"reward model on held-out rankings: {accuracy_text}, ECE {ordering.ece:.3f}"
+        if ordering.label_agreement is not None:
+            fact += f"; labelers agree on {100 * ordering.label_agreement:.1f} %"
         facts.append(fact)
     flags = report.audit.flags if report.audit else {}
     return facts + [f"AUDIT: {words_of(name)}: {flag.why}" for name, flag in flags.items() if flag.raised]
 
 
-def _flags(report: Report) -> str:
+def _flag_section(report: Report) -> str:
+    """The audit's flags with their reasons; empty without an audit."""
     if report.audit is None:
         return ""
     states = {True: "raised", False: "clear", None: "unknown"}
@@ -121,12 +124,13 @@ def _flags(report: Report) -> str:
     return "## Audit\n\n" + markdown_table(["flag", "", "why"], rows)
 
 
-def _temperatures(report: Report) -> str:
-    sweep, selection = report.temperature_sweep, report.sets.selection
-    if not sweep or selection is None:
+def _temperature_section(report: Report) -> str:
+    """The mean scores from which each system's best temperature was chosen; empty without them."""
+    mean_scores, selection = report.temperature_sweep, report.sets.selection
+    if not mean_scores or selection is None:
         return ""
-    header = ["system", *(f"T {temperature}" for temperature in next(iter(sweep.values())))]
-    scores = markdown_table(header, [[name, *map(number, row.values())] for name, row in sweep.items()])
+    header = ["system", *(f"T {temperature}" for temperature in next(iter(mean_scores.values())))]
+    scores = markdown_table(header, [[name, *map(number, row.values())] for name, row in mean_scores.items()])
     return (
         f"## Choice of temperature\n\n{scores}\n\n"
         f"Mean {judge_of(report.judge_name)} on {selection.used} other prompts; each system's best is then used on the "
@@ -134,7 +138,8 @@ def _temperatures(report: Report) -> str:
     )
 
 
-def _groups(report: Report, groups: dict[str, Group], title: str) -> str:
+def _group_section(report: Report, groups: dict[str, Group], title: str) -> str:
+    """The win rate and the scores of each group; empty without groups."""
     rows = []
     for name, group in groups.items():
         scores = group.figures.get("score", {})
@@ -144,12 +149,13 @@ def _groups(report: Report, groups: dict[str, Group], title: str) -> str:
     return f"## By {title}\n\n{markdown_table(header, rows)}" if rows else ""
 
 
-def _comparison(report: Report) -> str:
+def _comparison_section(report: Report) -> str:
+    """The figures that moved since the earlier report; empty without one."""
     comparison = report.comparison
     if comparison is None:
         return ""
-    moved = f"{len(comparison.moved)} moved beyond their intervals since `{comparison.with_}`"
-    summary = f"## Against the earlier report\n\nOf {comparison.compared} figures, {moved}."
+    moved_text = f"{len(comparison.moved)} moved beyond their intervals since `{comparison.with_}`"
+    summary = f"## Against the earlier report\n\nOf {comparison.compared} figures, {moved_text}."
     rows = [
         [
             *(CATALOGUE[row.figure].title, name_of(row.system)),
@@ -157,11 +163,11 @@ def _comparison(report: Report) -> str:
         ]
         for row in comparison.moved
     ]
-    table = markdown_table(["figure", "system", "then", "now", ""], rows)
-    return f"{summary}\n\n{table}" if rows else summary
+    moved_table = markdown_table(["figure", "system", "then", "now", ""], rows)
+    return f"{summary}\n\n{moved_table}" if rows else summary
 
 
-def _costs(report: Report) -> str:
+def _cost_table(report: Report) -> str:
     rows = [[words_of(name), f"{seconds:.1f} s"] for name, seconds in report.seconds.items()]
     rows.append(["peak memory of the process", f"{report.peak_rss_gib:.2f} GiB"])
     rows.append(["peak memory of the GPU", f"{report.peak_gpu_gib:.2f} GiB"])

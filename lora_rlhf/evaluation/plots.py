@@ -1,4 +1,4 @@
-"""The picture of a run: how PPO went, and what came of it."""
+"""The picture of a run: PPO's training, and the win rates."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lora_rlhf.evaluation.charts import draw_win_rates
+from lora_rlhf.evaluation.charts import draw_win_rate_chart
 from lora_rlhf.evaluation.report_model import Report
 from lora_rlhf.render.palette import FAINT, INK, SERIES
 from lora_rlhf.render.pictures import SMALL, plain_axis, save_png
@@ -24,54 +24,55 @@ PANELS = (
     ("rollout/entropy", "Entropy of the policy", "nats per token"),
     ("ppo/value_loss", "Value loss", ""),
 )
-COLUMNS = 3
-SMOOTHED_SHARE = 0.1  # of all iterations, the window of the running mean that is drawn over the raw values
+MOST_COLUMNS = 3
+SMOOTHED_SHARE = 0.1  # share of all iterations in the window of the running mean
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none where there is no such file."""
+    """The rows of a metrics.jsonl; an empty list if there is no such file."""
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
 
 
 def plot_report(report: Report, metrics: Sequence[Mapping[str, Any]], kl_target: float | None, path: Path) -> None:
-    """Writes a PNG: the panels of PPO's training that were recorded, and the win rates with their intervals."""
-    recorded = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in metrics)]
-    columns = min(COLUMNS, len(recorded) + 1)
-    rows = math.ceil((len(recorded) + 1) / COLUMNS)
+    """Writes a PNG: a panel for each recorded metric of PPO, and the win rates with their intervals."""
+    recorded_panels = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in metrics)]
+    columns = min(MOST_COLUMNS, len(recorded_panels) + 1)
+    rows = math.ceil((len(recorded_panels) + 1) / MOST_COLUMNS)
     figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (key, title, unit) in zip(axes, recorded, strict=False):
+    for axis, (key, title, unit) in zip(axes, recorded_panels, strict=False):
         _plot_metric(axis, metrics, key)
         axis.set_title(title, loc="left", fontsize=10, color=INK)
         axis.set_ylabel(unit, fontsize=SMALL, color=FAINT)
         if key == "rollout/kl" and kl_target is not None:
             axis.axhline(kl_target, color=TARGET, linewidth=1.2, linestyle="--", label=f"target {kl_target:g}")
             axis.legend(frameon=False, fontsize=SMALL)
-    rates = axes[len(recorded)]
+    win_rate_axis = axes[len(recorded_panels)]
     with rc_context({"legend.frameon": False}):
-        draw_win_rates(rates, report)
-    rates.set_title("Win rates, 95 % intervals", loc="left", fontsize=10, color=INK)
-    for line in rates.lines:
+        draw_win_rate_chart(win_rate_axis, report)
+    win_rate_axis.set_title("Win rates, 95 % intervals", loc="left", fontsize=10, color=INK)
+    for line in win_rate_axis.lines:
         line.set_clip_on(False)  # points at 0 and 100 % are drawn whole
-    for axis in axes[: len(recorded) + 1]:
+    for axis in axes[: len(recorded_panels) + 1]:
         plain_axis(axis)
-    for axis in axes[len(recorded) + 1 :]:
+    for axis in axes[len(recorded_panels) + 1 :]:
         axis.set_axis_off()
     save_png(figure, path)
 
 
 def _plot_metric(axis: Axes, metrics: Sequence[Mapping[str, Any]], key: str) -> None:
+    """Draws a metric over PPO's iterations, with its running mean."""
     points = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
     steps, values = zip(*points, strict=True)
     axis.plot(steps, values, color=LINE, linewidth=0.8, alpha=0.35)
-    axis.plot(steps, _smooth(values), color=LINE, linewidth=1.6, marker="o" if len(steps) == 1 else "")
+    axis.plot(steps, _running_mean(values), color=LINE, linewidth=1.6, marker="o" if len(steps) == 1 else "")
     axis.set_xlabel("PPO iteration", fontsize=SMALL, color=FAINT)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlim(0, max(steps) + 1)
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """The mean of a window around each value, which the ends cut: it does not lag behind."""
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """The mean of a window around each value. The window is shorter at both ends."""
     reach = round(SMOOTHED_SHARE * len(values) / 2)
     windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]

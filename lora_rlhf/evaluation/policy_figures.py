@@ -1,4 +1,4 @@
-"""How a system behaves: how far it is from the reference, how sure of itself, how long, how varied its answers are."""
+"""A system's distance from the reference and its entropy, and the length and variety of its answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,7 +10,7 @@ from lora_rlhf.algo.kl import k1, k3
 from lora_rlhf.algo.masking import zero_masked
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.evaluation.columns import Column
-from lora_rlhf.evaluation.generation import sequences_of
+from lora_rlhf.evaluation.generation import padded_sequences
 from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
 from lora_rlhf.model.shared import SharedModel
@@ -27,71 +27,73 @@ from lora_rlhf.stats.text_metrics import (
 
 
 def distance_columns(logprobs: Tensor, ref_logprobs: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Column]:
-    """KL from the reference and entropy, of a system over its own responses: (B, R) each, in nats.
+    """KL from the reference and entropy of a system over its own responses; arguments are (B, R), in nats.
 
-    k3 is averaged over all tokens and k1 summed over each response (see `algo.kl`); the responses were sampled at
-    temperature 1, which is the distribution that the log-probabilities describe.
+    k3 is averaged over all tokens, and k1 is summed over each response (see `algo.kl`). The responses were sampled at
+    temperature 1, whose distribution the log-probabilities describe.
     """
-    tokens = mask.sum(dim=1).tolist()
+    num_tokens = mask.sum(dim=1).tolist()
     logprobs, ref_logprobs, entropy = (
         zero_masked(values.double(), mask) for values in (logprobs, ref_logprobs, entropy)
     )
     return {
-        "kl_per_token": Column("ratio", k3(logprobs, ref_logprobs).sum(dim=1).tolist(), tokens),
+        "kl_per_token": Column("ratio", k3(logprobs, ref_logprobs).sum(dim=1).tolist(), num_tokens),
         "kl_per_response": Column("mean", k1(logprobs, ref_logprobs).sum(dim=1).tolist()),
-        "entropy": Column("ratio", entropy.sum(dim=1).tolist(), tokens),
+        "entropy": Column("ratio", entropy.sum(dim=1).tolist(), num_tokens),
     }
 
 
 @torch.no_grad()
 def measure_distances(
     model: SharedModel,
-    roles: Mapping[str, str],
+    role_by_system: Mapping[str, str],
     reference: str,
     prompts: Sequence[EncodedPrompt],
     answers: Mapping[str, Sequence[Response]],
-    size: int,
+    batch_size: int,
 ) -> dict[str, dict[str, Column]]:
-    """{system: its `distance_columns`}; roles: {system: its role}, answers: {system: one to each prompt, sampled at 1}.
+    """{system: its `distance_columns`}. `role_by_system`: {system: its role}.
 
-    The reference reads all systems' answers in one pass, at most `size` at a time; a system that is the reference reads
-    its own only once.
+    answers: {system: one response to each prompt, sampled at temperature 1}. The reference reads the answers of all
+    systems in one pass, `batch_size` at a time; a system that is the reference reads its own answers only once.
     """
-    batches = {name: sequences_of(model, prompts, answers[name]) for name in roles}
-    not_reference = [name for name, role in roles.items() if role != reference]
-    by_system: dict[str, Tensor] = {}
-    with tqdm(total=len(roles) + bool(not_reference), desc="log-probabilities", unit="pass", leave=False) as bar:
-        for name, role in roles.items():
-            by_system[name] = _read(model, role, batches[name], size)
+    batches = {name: padded_sequences(model, prompts, answers[name]) for name in role_by_system}
+    other_systems = [name for name, role in role_by_system.items() if role != reference]
+    values_by_system: dict[str, Tensor] = {}
+    with tqdm(
+        total=len(role_by_system) + bool(other_systems), desc="log-probabilities", unit="pass", leave=False
+    ) as bar:
+        for name, role in role_by_system.items():
+            values_by_system[name] = _read_values(model, role, batches[name], batch_size)
             bar.update()
-        by_reference: dict[str, Tensor] = {}
-        if not_reference:
-            joined = [answer for name in not_reference for answer in answers[name]]
-            batch = sequences_of(model, [*prompts] * len(not_reference), joined)
-            parts = _read(model, reference, batch, size)[..., 0].split(len(prompts))
-            by_reference = dict(zip(not_reference, parts, strict=True))
+        ref_logprobs_by_system: dict[str, Tensor] = {}
+        if other_systems:
+            joined_answers = [answer for name in other_systems for answer in answers[name]]
+            batch = padded_sequences(model, [*prompts] * len(other_systems), joined_answers)
+            parts = _read_values(model, reference, batch, batch_size)[..., 0].split(len(prompts))
+            ref_logprobs_by_system = dict(zip(other_systems, parts, strict=True))
             bar.update()
     columns = {}
-    for name, values in by_system.items():
+    for name, values in values_by_system.items():
         mask, (logprobs, entropy) = batches[name].response_mask, values.unbind(-1)
-        ref_logprobs = by_reference[name][:, : mask.shape[1]] if name in by_reference else logprobs
+        ref_logprobs = ref_logprobs_by_system[name][:, : mask.shape[1]] if name in ref_logprobs_by_system else logprobs
         columns[name] = distance_columns(logprobs, ref_logprobs, entropy, mask)
     return columns
 
 
-def _read(model: SharedModel, role: str, batch: Sequences, size: int) -> Tensor:
+def _read_values(model: SharedModel, role: str, batch: Sequences, batch_size: int) -> Tensor:
     """Log-probabilities and entropies of one role: (B, R, 2)."""
     with model.role(role):
-        return in_micro_batches(lambda part: torch.stack(response_logprobs(model, part), dim=-1), batch, size)
+        return in_micro_batches(lambda part: torch.stack(response_logprobs(model, part), dim=-1), batch, batch_size)
 
 
 def answer_columns(
-    prompts: Sequence[str], answers: Sequence[Response], declines: Callable[[str], bool] = is_refusal
+    prompts: Sequence[str], answers: Sequence[Response], detects_refusal: Callable[[str], bool] = is_refusal
 ) -> dict[str, Column]:
-    """Length, how answers end, and what their text tells, of one answer to each prompt.
+    """Length, end, and figures of the text, of one answer to each prompt.
 
-    Those that say how alike the answers are (distinct-n, self-BLEU, the collapses) belong to these answers together:
-    for a category, call this with the category's alone.
+    Figures on how alike the answers are (distinct-n, self-BLEU, the collapses) belong to all these answers together:
+    for a category, call this with the answers of the category only.
     """
     texts = [answer.text for answer in answers]
     return {
@@ -105,5 +107,5 @@ def answer_columns(
         "opening_collapse": Column("share", has_common_opening(texts)),
         "template_collapse": Column("share", has_repeated_answer(texts)),
         "same_template": Column("share", has_repeated_template(prompts, texts)),
-        "refusal_rate": Column("share", [declines(text) for text in texts]),
+        "refusal_rate": Column("share", [detects_refusal(text) for text in texts]),
     }

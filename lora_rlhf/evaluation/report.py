@@ -1,4 +1,4 @@
-"""The evaluation: every system answers the same held-out prompts, and report.json says how they compare."""
+"""The evaluation: every system answers the same held-out prompts, and report.json compares them."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,19 @@ from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluation.compare import compare_reports, require_comparable
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.evaluation import Evaluation
-from lora_rlhf.evaluation.frozen import Frozen, open_frozen
-from lora_rlhf.evaluation.groups import categories_of, languages_of
+from lora_rlhf.evaluation.frozen import FrozenSets, open_frozen_sets
+from lora_rlhf.evaluation.groups import prompt_categories, prompt_languages
 from lora_rlhf.evaluation.harness import load_tasks
-from lora_rlhf.evaluation.inputs import describe, encode, keep_lock, read_distinct, read_selection
-from lora_rlhf.evaluation.markdown import markdown
-from lora_rlhf.evaluation.measuring import measure
-from lora_rlhf.evaluation.page import page
+from lora_rlhf.evaluation.inputs import (
+    check_lock,
+    describe_prompt_set,
+    encode_prompt_set,
+    read_distinct_prompts,
+    read_selection_prompts,
+)
+from lora_rlhf.evaluation.markdown import markdown_page
+from lora_rlhf.evaluation.measuring import measure_answers
+from lora_rlhf.evaluation.page import report_page
 from lora_rlhf.evaluation.plots import plot_report, read_metrics
 from lora_rlhf.evaluation.questions import answer_questions
 from lora_rlhf.evaluation.report_model import BaseRecord, Report, Sets, TrainingData, read_report
@@ -50,15 +56,15 @@ SAMPLES = "evaluation_samples.jsonl"
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What an evaluation is about, known before a model is loaded. `sets` learns how many prompts were used later."""
+    """The inputs of an evaluation, before a model is loaded. The numbers of used prompts are added to `sets` later."""
 
-    compared: Compared
+    system_set: Compared
     prompts: list[Prompt]
     selection: list[Prompt]
     judge: str
-    pairwise: Judge | None
+    pairwise_judge: Judge | None
     world: World | None
-    frozen: Frozen
+    frozen: FrozenSets
     scorers: dict[str, HarmScorer]
     tasks: dict[str, Any]
     left_out: dict[str, str]
@@ -70,79 +76,82 @@ class EvaluationPlan:
 def evaluate(config: EvaluateConfig, model: SharedModel | None = None, world: World | None = None) -> Report:
     """Compares systems over held-out prompts; writes report.json, .html, .md, .png and the samples.
 
-    world: where the quality of answers is known exactly; it counts where it knows all of the prompts. UserError for a
-    mistake of the user's, before anything is generated.
+    world: a world that knows the exact quality of answers; it is used if it knows all of the prompts. Raises UserError
+    for a mistake of the user before anything is generated.
     """
-    plan = _plan(config, world)
-    model = open_model(plan.compared, config.device, model, config.trust_remote_code)
-    evaluation = _open(config, plan, model)
+    plan = _make_plan(config, world)
+    model = open_model(plan.system_set, config.device, model, config.trust_remote_code)
+    evaluation = _make_evaluation(config, plan, model)
     with evaluation.progress:
         evaluation.run()
-        measured = measure(evaluation)
+        columns_by_system = measure_answers(evaluation)
         report = _new_report(config, plan, evaluation)
-        fill_in(report, evaluation, measured)
+        fill_in(report, evaluation, columns_by_system)
     evaluation.judge.close()
-    _conclude(report, config, plan, evaluation)
-    _write(Path(config.folder), report, plan, _sample_rows(evaluation))
+    _finish_report(report, config, plan, evaluation)
+    _write_files(Path(config.folder), report, plan, _sample_rows(evaluation))
     return report
 
 
-def _plan(config: EvaluateConfig, world: World | None) -> EvaluationPlan:
-    """Everything that can be at fault, in the order of what it costs to find out."""
+def _make_plan(config: EvaluateConfig, world: World | None) -> EvaluationPlan:
+    """Checks and reads all inputs, the cheapest checks first."""
     check(config)
     path = Path(config.folder) / REPORT
     if path.exists() and not config.overwrite:
         raise UserError(f"{path}: this run has been evaluated already; use --overwrite to replace its report")
-    earlier = None if config.compare is None else read_report(config.compare)
-    compared = find_systems(config)
-    prompts = read_distinct(config, config.prompts, "--prompts")
-    selection = read_selection(config, prompts)
-    categories_of(prompts, config.category)
-    prompt_set = describe(config.prompts, prompts)
-    keep_lock(prompt_set, config.lock)
-    selection_set = None if config.selection_prompts is None else describe(config.selection_prompts, selection)
+    earlier_report = None if config.compare is None else read_report(config.compare)
+    system_set = find_systems(config)
+    prompts = read_distinct_prompts(config, config.prompts, "--prompts")
+    selection = read_selection_prompts(config, prompts)
+    prompt_categories(prompts, config.category)
+    prompt_set = describe_prompt_set(config.prompts, prompts)
+    check_lock(prompt_set, config.lock)
+    selection_set = (
+        None if config.selection_prompts is None else describe_prompt_set(config.selection_prompts, selection)
+    )
     gold = None if world is None else world.gold
-    judge = choose_judge(config, config.run, compared.stages.reward, gold, [*prompts, *selection])
-    known = world if judge == "gold" or (world is not None and _knows(world, prompts)) else None
-    frozen = open_frozen(config, known)
-    scorers, no_scorers = open_scorers(config, known)
+    judge = choose_judge(config, config.run, system_set.stages.reward, gold, [*prompts, *selection])
+    known_world = world if judge == "gold" or (world is not None and _is_known_to_world(world, prompts)) else None
+    frozen = open_frozen_sets(config, known_world)
+    scorers, missing_scorers = open_scorers(config, known_world)
     sets = Sets(prompts=prompt_set, selection=selection_set, **frozen.sets)
-    if earlier is not None:
-        require_comparable(earlier, sets, judge, str(config.compare))
-    training_data = find_seen(compared.stages, config.prompts, prompts, compared.others)
-    if seen := warning(training_data):
-        log.warning("%s: %s", config.prompts, seen)
+    if earlier_report is not None:
+        require_comparable(earlier_report, sets, judge, str(config.compare))
+    training_data = find_seen(system_set.stages, config.prompts, prompts, system_set.others)
+    if warning_text := warning(training_data):
+        log.warning("%s: %s", config.prompts, warning_text)
     return EvaluationPlan(
-        compared=compared,
+        system_set=system_set,
         prompts=prompts,
         selection=selection,
         judge=judge,
-        world=known,
+        world=known_world,
         frozen=frozen,
         scorers=scorers,
         tasks=load_tasks(config.lm_eval) if config.lm_eval else {},
-        pairwise=None
+        pairwise_judge=None
         if judge in ("gold", "reward")
         else open_judge(config, config.run, config.device, config.trust_remote_code),
-        left_out=frozen.left_out | no_scorers,
-        earlier=earlier,
+        left_out=frozen.left_out | missing_scorers,
+        earlier=earlier_report,
         sets=sets,
         training_data=training_data,
     )
 
 
-def _open(config: EvaluateConfig, plan: EvaluationPlan, model: SharedModel) -> Evaluation:
-    prompts, plan.sets.prompts = encode(config, model, plan.prompts, plan.sets.prompts)
+def _make_evaluation(config: EvaluateConfig, plan: EvaluationPlan, model: SharedModel) -> Evaluation:
+    """Encodes the prompts and opens the judge."""
+    prompts, plan.sets.prompts = encode_prompt_set(config, model, plan.prompts, plan.sets.prompts)
     selection: list[EncodedPrompt] = []
     if plan.sets.selection is not None:
-        selection, plan.sets.selection = encode(config, model, plan.selection, plan.sets.selection)
-    used = [encoded.prompt for encoded in prompts]
-    reward = _reward(config, plan, model)
+        selection, plan.sets.selection = encode_prompt_set(config, model, plan.selection, plan.sets.selection)
+    used_prompts = [encoded.prompt for encoded in prompts]
+    reward = _make_reward_judge(config, plan, model)
     return Evaluation(
         config=config,
         model=model,
-        compared=plan.compared,
-        judge=_judge(plan, reward),
+        system_set=plan.system_set,
+        judge=_make_judge(plan, reward),
         reward=reward,
         world=plan.world,
         prompts=prompts,
@@ -151,33 +160,35 @@ def _open(config: EvaluateConfig, plan: EvaluationPlan, model: SharedModel) -> E
         scorers=plan.scorers,
         tasks=plan.tasks,
         probe_prompts=plan.frozen.encode_probes(model, config.max_prompt_tokens),
-        categories=categories_of(used, config.category),
-        languages=languages_of(used),
+        categories=prompt_categories(used_prompts, config.category),
+        languages=prompt_languages(used_prompts),
         progress=tqdm(desc="evaluate", unit="part", disable=None),
     )
 
 
-def _reward(config: EvaluateConfig, plan: EvaluationPlan, model: SharedModel) -> ScoreJudge | None:
-    """The first run's reward model: the judge, or what the judge is held against."""
-    stage = plan.compared.stages.reward
+def _make_reward_judge(config: EvaluateConfig, plan: EvaluationPlan, model: SharedModel) -> ScoreJudge | None:
+    """The first run's reward model, as the judge or for a comparison with the judge; None without a reward stage."""
+    stage = plan.system_set.stages.reward
     if stage is None:
         return None
     model.set_score_offset("reward", stage.score_offset)
     return reward_judge(model, config.micro_batch_size, str(stage.manifest["id"]))
 
 
-def _judge(plan: EvaluationPlan, reward: ScoreJudge | None) -> Judge:
+def _make_judge(plan: EvaluationPlan, reward: ScoreJudge | None) -> Judge:
+    """The judge of the plan."""
     if plan.judge == "gold":
         assert plan.world is not None
         return gold_judge(plan.world.gold)
     if plan.judge == "reward":
         assert reward is not None
         return reward
-    assert plan.pairwise is not None
-    return plan.pairwise
+    assert plan.pairwise_judge is not None
+    return plan.pairwise_judge
 
 
-def _knows(world: World, prompts: Sequence[Prompt]) -> bool:
+def _is_known_to_world(world: World, prompts: Sequence[Prompt]) -> bool:
+    """Whether the world knows all of the prompts."""
     try:
         for prompt in prompts:
             world.qualities(prompt_text(prompt), "")
@@ -187,17 +198,17 @@ def _knows(world: World, prompts: Sequence[Prompt]) -> bool:
 
 
 def _new_report(config: EvaluateConfig, plan: EvaluationPlan, evaluation: Evaluation) -> Report:
-    """The report before its sections: what was asked of whom, and who judged."""
-    compared, base = plan.compared, plan.compared.stages.sft.manifest["base"]
-    failures = sum(won is None for outcomes in evaluation.outcomes.values() for won in outcomes)
+    """A report without its sections: configuration, systems, sets and judge."""
+    system_set, base = plan.system_set, plan.system_set.stages.sft.manifest["base"]
+    num_failures = sum(outcome is None for outcomes in evaluation.outcomes.values() for outcome in outcomes)
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=to_json(asdict(config)),
         base=BaseRecord(name=base["name"], source_hash=base["source_hash"], quantization=base["quantization"]),
-        systems={system.name: system.record() for system in compared.systems},
-        candidate=compared.candidate,
-        baseline=compared.baseline,
-        judge={**evaluation.judge.describe(), "failures": failures, "inconsistent": evaluation.inconsistent},
+        systems={system.name: system.record() for system in system_set.systems},
+        candidate=system_set.candidate,
+        baseline=system_set.baseline,
+        judge={**evaluation.judge.describe(), "failures": num_failures, "inconsistent": evaluation.num_inconsistent},
         sets=plan.sets,
         training_data=plan.training_data,
         figures={},
@@ -212,23 +223,23 @@ def _new_report(config: EvaluateConfig, plan: EvaluationPlan, evaluation: Evalua
     )
 
 
-def _conclude(report: Report, config: EvaluateConfig, plan: EvaluationPlan, evaluation: Evaluation) -> None:
-    """Fills in what follows from the sections, and what all of it took."""
+def _finish_report(report: Report, config: EvaluateConfig, plan: EvaluationPlan, evaluation: Evaluation) -> None:
+    """Adds questions, verdict and comparison, which need the sections, and the costs."""
     report.require_known_names()
     report.questions = answer_questions(report)
-    rate, best = report.win_rates.get(report.pair), report.win_rates_best_temperature.get(report.pair)
-    report.verdict = verdict(report.candidate, report.baseline, rate, best)
+    rate, best_rate = report.win_rates.get(report.pair), report.win_rates_best_temperature.get(report.pair)
+    report.verdict = verdict(report.candidate, report.baseline, rate, best_rate)
     if plan.earlier is not None:
         report.comparison = compare_reports(plan.earlier, report, str(config.compare))
-    seconds = {part: round(took, 2) for part, took in evaluation.seconds.items()}
-    report.seconds = {**plan.compared.stages.seconds(), **seconds}
+    seconds = {part: round(part_seconds, 2) for part, part_seconds in evaluation.seconds.items()}
+    report.seconds = {**plan.system_set.stages.seconds(), **seconds}
     report.peak_rss_gib, report.peak_gpu_gib = round(peak_rss_gib(), 3), round(peak_gpu_gib(), 3)
 
 
 def _sample_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """One row a prompt with every response and score: enough to compute all win rates again."""
-    compared, judge = evaluation.compared, evaluation.judge
-    outcomes = evaluation.outcomes[f"{compared.candidate}_vs_{compared.baseline}"]
+    """Yields a row for each prompt with all responses and scores, from which all win rates can be computed again."""
+    system_set, judge = evaluation.system_set, evaluation.judge
+    outcomes = evaluation.outcomes[f"{system_set.candidate}_vs_{system_set.baseline}"]
     scores: dict[str, list[float]] = {}
     if isinstance(judge, ScoreJudge):
         scores = {name: judge.scores(evaluation.prompts, answers) for name, answers in evaluation.answers.items()}
@@ -243,27 +254,27 @@ def _sample_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             row["category"] = evaluation.categories[i]
         if scores:
             row["scores"] = {name: values[i] for name, values in scores.items()}
-            row["margin"] = scores[compared.candidate][i] - scores[compared.baseline][i]
-        elif (won := outcomes[i]) is not None:
-            row["margin"] = won - 0.5
+            row["margin"] = scores[system_set.candidate][i] - scores[system_set.baseline][i]
+        elif (outcome := outcomes[i]) is not None:
+            row["margin"] = outcome - 0.5
         if evaluation.best_answers:
-            best = {name: answers[i] for name, answers in evaluation.best_answers.items()}
-            row["responses_best_temperature"] = {name: answer.text for name, answer in best.items()}
+            best_answers = {name: answers[i] for name, answers in evaluation.best_answers.items()}
+            row["responses_best_temperature"] = {name: answer.text for name, answer in best_answers.items()}
             if isinstance(judge, ScoreJudge):
-                best_scores = {name: judge.scores([prompt], [answer])[0] for name, answer in best.items()}
+                best_scores = {name: judge.scores([prompt], [answer])[0] for name, answer in best_answers.items()}
                 row["scores_best_temperature"] = best_scores
         yield row
 
 
-def _write(folder: Path, report: Report, plan: EvaluationPlan, samples: Iterator[dict[str, Any]]) -> None:
-    """The report itself last: where it is, everything is."""
+def _write_files(folder: Path, report: Report, plan: EvaluationPlan, samples: Iterator[dict[str, Any]]) -> None:
+    """Writes all files of the report; report.json is the last, so that its presence means that all are there."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = list(samples)
     write_jsonl(folder / SAMPLES, rows)
-    stages = plan.compared.stages
-    newest, trained = stages.writers[-1]
-    metrics = read_metrics(trained.folder / METRICS)
-    plot_report(report, metrics, stages.setting(newest, "kl_target"), folder / PICTURE)
-    write_text(folder / HTML, page(report, rows))
-    write_text(folder / MARKDOWN, markdown(report))
+    stages = plan.system_set.stages
+    newest_stage, newest_folder = stages.writers[-1]
+    metrics = read_metrics(newest_folder.folder / METRICS)
+    plot_report(report, metrics, stages.setting(newest_stage, "kl_target"), folder / PICTURE)
+    write_text(folder / HTML, report_page(report, rows))
+    write_text(folder / MARKDOWN, markdown_page(report))
     write_json(folder / REPORT, to_json(report))

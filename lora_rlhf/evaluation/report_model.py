@@ -1,16 +1,16 @@
-"""The evaluation report, format 2: what report.json holds, field by field and in its order, and how one is read."""
+"""The evaluation report, format 2: the fields of report.json in their order, and how to read it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_rlhf.evaluation.figures import CATALOGUE, Figure, Interval, Paired, interval_of
+from lora_rlhf.evaluation.figures import CATALOGUE, Figure, Interval, Paired, make_interval
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.typed_json import from_json, optional
 from lora_rlhf.system.untrusted import read_object
 
-if TYPE_CHECKING:  # they bring torch, which reading a report does not need
+if TYPE_CHECKING:  # it imports torch, which reading a report does not need
     from lora_rlhf.stats import win_rates
 
 FORMAT = 2
@@ -21,7 +21,7 @@ Differences = dict[str, dict[str, Paired]]  # {figure of the catalogue: {system:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemRecord:
-    """A system that was evaluated: the stage of a run, as it was. The base has neither stage nor id."""
+    """An evaluated system: the stage of a run. The base has neither stage nor id."""
 
     run: str
     stage: str | None
@@ -31,7 +31,7 @@ class SystemRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecord:
-    """The model that all systems stand on."""
+    """The base model of all systems."""
 
     name: str
     source_hash: str
@@ -40,7 +40,7 @@ class BaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """Prompts that were asked: where from, the hash of the file (None on the hub) and of the content, how many."""
+    """A set of prompts: its path, the hash of the file (None on the hub) and of the content, and numbers of prompts."""
 
     path: str | None = None
     sha256: str | None = None
@@ -52,7 +52,7 @@ class PromptSet:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenSet:
-    """A set that was asked beside the prompts. `chance`: the accuracy of guessing, for multiple choice."""
+    """A frozen set beside the prompts. `chance`: the accuracy of guessing, for multiple choice."""
 
     name: str | None = optional()
     path: str | None = optional()
@@ -63,7 +63,7 @@ class FrozenSet:
 
 @dataclass(kw_only=True)
 class Sets:
-    """Everything that the systems were asked."""
+    """All sets that the systems answered."""
 
     prompts: PromptSet
     selection: PromptSet | None = optional()
@@ -74,7 +74,7 @@ class Sets:
 
 @dataclass(frozen=True, kw_only=True)
 class StageData:
-    """How many of the prompts the data of a stage hold. `compared`: all, part or none of these data."""
+    """How many of the prompts are in the data of a stage. `compared`: all, part or none of these data."""
 
     stage: str
     path: str | None = None
@@ -84,7 +84,7 @@ class StageData:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """How many of the prompts stand in the data of any stage; None where a report does not say."""
+    """How many of the prompts are in the data of any stage; None if a report does not say."""
 
     prompts: int | None = None
     seen: int | None = None
@@ -93,7 +93,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with its 95 % interval, over n cases; None where nothing tells it."""
+    """A share with its 95 % interval, over n cases; None if it cannot be computed."""
 
     rate: float | None
     low: float | None = None
@@ -102,13 +102,13 @@ class Rate:
 
     @property
     def interval(self) -> Interval | None:
-        """(rate, low, high), where all three are known."""
-        return interval_of(self.rate, self.low, self.high)
+        """(rate, low, high); None if one of them is None."""
+        return make_interval(self.rate, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class LengthControlled(Rate):
-    """The win rate at equal length. `length_effect`: log odds of a win that come with being longer."""
+    """The win rate at equal length. `length_effect`: the log odds of a win that a longer answer adds."""
 
     length_effect: float | None = None
 
@@ -125,15 +125,17 @@ class WinRate(Rate):
     length_controlled: LengthControlled | None = optional()
 
     @classmethod
-    def of(cls, rate: "win_rates.WinRate", controlled: "win_rates.LengthControlled | None" = None) -> "WinRate":
-        """From what the statistics say, at equal length too where that was asked."""
+    def from_statistics(
+        cls, rate: "win_rates.WinRate", controlled: "win_rates.LengthControlled | None" = None
+    ) -> "WinRate":
+        """A win rate from the results of `stats.win_rates`, with the one at equal length if it is given."""
         at_equal_length = None if controlled is None else LengthControlled(*controlled)
         return cls(**rate._asdict(), length_controlled=at_equal_length)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The figures over the prompts of one category or language. `too_few`: prompts that intervals would need."""
+    """The figures over the prompts of one category or language. `too_few`: the number that intervals would need."""
 
     n: int
     figures: Figures
@@ -144,7 +146,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Whether failures gather in some groups: see `groups.clusters`."""
+    """Whether failures are more frequent in some groups: see `groups.find_cluster`."""
 
     p: float
     worst: str
@@ -172,7 +174,7 @@ class Ends:
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
-    """Pairs on which the reward model was about as sure: how sure, and how often right; None without pairs."""
+    """Pairs of similar confidence: the mean confidence and the accuracy on them; None without pairs."""
 
     low: float
     high: float
@@ -183,7 +185,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Ordering:
-    """How well the reward model orders answers: what is read here of `stats.ordering.ordering_report`."""
+    """How well the reward model orders answers: the fields of `stats.ordering.ordering_report` that are read."""
 
     held_out_prompts: int | None = None
     accuracy: Rate | None = None
@@ -195,7 +197,7 @@ class Ordering:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A figure after less before, with its 95 % interval."""
+    """A figure after minus before, with its 95 % interval."""
 
     difference: float
     low: float
@@ -224,7 +226,7 @@ class RewardRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """A sign of reward hacking, raised where the whole interval of its figure is above the threshold."""
+    """A sign of reward hacking, raised if the whole interval of its figure is above the threshold."""
 
     raised: bool | None
     value: float | None = None
@@ -237,7 +239,7 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedAnswer:
-    """An answer to look at. `rank_difference`: above 0 where the reward model likes it better than the judge."""
+    """An answer to read. `rank_difference`: above 0 if the reward model ranks it higher than the judge does."""
 
     prompt: str
     response: str
@@ -249,7 +251,7 @@ class AuditedAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class KlQuantile:
-    """Means over answers that are about as far from the reference."""
+    """Means over answers of similar distance from the reference."""
 
     sqrt_kl: float
     reward: float
@@ -271,7 +273,7 @@ class Audit:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthHistogram:
-    """How many answers of each system are how long, in tokens."""
+    """How many answers of each system have which length, in tokens."""
 
     edges: list[int]
     counts: dict[str, list[int]]
@@ -279,7 +281,7 @@ class LengthHistogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question, its answer, and the sentence with the figure that it rests on."""
+    """A question, its answer, and a sentence with the figure that decides it."""
 
     question: str
     answer: Literal["yes", "no", "unknown"]
@@ -299,7 +301,7 @@ class MovedFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """This report beside an earlier one."""
+    """A comparison of this report with an earlier one."""
 
     with_: str
     compared: int
@@ -307,8 +309,8 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """What must be known of a judge."""
+class _JudgeFields:
+    """The fields of a judge that are read."""
 
     name: str
     failures: int = 0
@@ -316,10 +318,10 @@ class _Judge:
 
 @dataclass(kw_only=True)
 class Report:
-    """An evaluation. The sections fill it in one after the other; what is None or empty was left out.
+    """An evaluation. The sections fill it in, one after the other; a field that is None or empty was left out.
 
-    config: the evaluation's own settings. judge: its name, the comparisons that it gave no verdict on (`failures`), and
-    what else it says of itself. ValueError for figures and systems that the catalogue or `systems` lack.
+    config: the evaluation's settings. judge: its name, the number of comparisons without a verdict (`failures`), and
+    its other facts. Raises ValueError for figures that the catalogue lacks, and for systems that `systems` lacks.
     """
 
     format: int = FORMAT
@@ -355,23 +357,25 @@ class Report:
     base_unchanged: bool | None = optional()
 
     def __post_init__(self) -> None:
-        from_json(_Judge, self.judge, "judge")
+        from_json(_JudgeFields, self.judge, "judge")
         self.require_known_names()
 
     def require_known_names(self) -> None:
-        """ValueError for a name that is none of the systems, or none of the catalogue's figures."""
-        for role, system in (("candidate", self.candidate), ("baseline", self.baseline)):
+        """Raises ValueError for a name that is no system, or no figure of the catalogue."""
+        for field_name, system in (("candidate", self.candidate), ("baseline", self.baseline)):
             if system not in self.systems:
-                raise ValueError(f"{role!r} is {system!r}, which is none of the systems: {', '.join(self.systems)}")
-        for where, table in self._tables():
-            for figure, row in table.items():
+                raise ValueError(
+                    f"{field_name!r} is {system!r}, which is none of the systems: {', '.join(self.systems)}"
+                )
+        for table_name, table in self._figure_tables():
+            for figure, value_by_system in table.items():
                 if figure not in CATALOGUE:
-                    raise ValueError(f"{where}.{figure}: there is no figure of that name")
-                if unknown := [system for system in row if system not in self.systems]:
-                    raise ValueError(f"{where}.{figure} has {unknown[0]!r}, which is none of the systems")
+                    raise ValueError(f"{table_name}.{figure}: there is no figure of that name")
+                if unknown_systems := [system for system in value_by_system if system not in self.systems]:
+                    raise ValueError(f"{table_name}.{figure} has {unknown_systems[0]!r}, which is none of the systems")
 
-    def _tables(self) -> Iterator[tuple[str, Mapping[str, Mapping[str, Any]]]]:
-        """Every table of figures by system, and where it stands."""
+    def _figure_tables(self) -> Iterator[tuple[str, Mapping[str, Mapping[str, Any]]]]:
+        """Yields (place in the report, table) of every table of figures by system."""
         yield from (("figures", self.figures), ("paired", self.paired))
         for key, groups in (("categories", self.categories), ("languages", self.languages)):
             for name, group in groups.items():
@@ -379,30 +383,32 @@ class Report:
 
     @property
     def pair(self) -> str:
-        """The name of the comparison that the verdict is about."""
+        """The name of the comparison of candidate and baseline."""
         return f"{self.candidate}_vs_{self.baseline}"
 
     @property
     def judge_name(self) -> str:
         """gold, reward, human, local or endpoint."""
-        return from_json(_Judge, self.judge).name
+        return from_json(_JudgeFields, self.judge).name
 
     @property
     def judge_failures(self) -> int:
-        """Comparisons without a usable answer of the judge."""
-        return from_json(_Judge, self.judge).failures
+        """How many comparisons have no usable answer of the judge."""
+        return from_json(_JudgeFields, self.judge).failures
 
 
 def read_report(path: str | Path) -> Report:
-    """A report.json, or the one in a folder. UserError for what is none of this format, with the field at fault."""
+    """Reads a report.json, or the one in a folder. Raises UserError with the wrong field if it has another format."""
     file = Path(path)
     file = file / "report.json" if file.is_dir() else file
     way_out = "give a report.json that `lora-rlhf evaluate` wrote"
     values = read_object(file, way_out)
     if values.get("format") != FORMAT:
         is_older = "format" not in values and "win_rate" in values
-        what = "an older version's report: evaluate that run again" if is_older else f"no report of format {FORMAT}"
-        raise UserError(f"{file} cannot be used: it is {what}, or {way_out}")
+        description = (
+            "an older version's report: evaluate that run again" if is_older else f"no report of format {FORMAT}"
+        )
+        raise UserError(f"{file} cannot be used: it is {description}, or {way_out}")
     try:
         return from_json(Report, values)
     except ValueError as error:

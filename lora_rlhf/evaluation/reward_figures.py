@@ -1,4 +1,4 @@
-"""Whether the reward model can be believed: on held-out rankings, and on what a policy wrote to please it."""
+"""How well the reward model orders answers: on held-out rankings, and on answers of a policy trained on it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,37 +12,39 @@ from lora_rlhf.stats.ordering import OrderingReport, ordering_report
 from lora_rlhf.stats.win_rates import Outcomes
 
 
-def on_own_answers(
+def ordering_on_answers(
     outcomes: Outcomes,
     scores: tuple[Sequence[float], Sequence[float]],
     lengths: tuple[Sequence[float], Sequence[float]],
 ) -> OrderingReport:
-    """How the reward model orders pairs of answers that a judge compared, as `ordering_report` says it.
+    """How the reward model orders pairs of answers that a judge compared, as `ordering_report` reports it.
 
     outcomes: of the candidate's answer against the baseline's to each prompt; ties and failures make no pair. scores
-    and lengths: the candidate's and the baseline's. The reward stage reports the same of rankings like those that it
-    was trained on; a policy that learned to please the reward model has found what that is wrong about.
+    and lengths: the candidate's and the baseline's. The reward stage reports the same on rankings like those that it
+    was trained on; a policy that was trained on the reward model has found its errors.
     """
-    judged = [i for i, outcome in enumerate(outcomes) if outcome is not None]
-    ranks = [[1, 1] if outcomes[i] == 0.5 else [1, 2] if outcomes[i] else [2, 1] for i in judged]
-    pairs = [torch.tensor([scores[0][i], scores[1][i]], dtype=torch.float64) for i in judged]
-    return ordering_report(ranks, pairs, [[lengths[0][i], lengths[1][i]] for i in judged])
+    judged_indices = [i for i, outcome in enumerate(outcomes) if outcome is not None]
+    ranks = [[1, 1] if outcomes[i] == 0.5 else [1, 2] if outcomes[i] else [2, 1] for i in judged_indices]
+    pairs = [torch.tensor([scores[0][i], scores[1][i]], dtype=torch.float64) for i in judged_indices]
+    return ordering_report(ranks, pairs, [[lengths[0][i], lengths[1][i]] for i in judged_indices])
 
 
 def ordering_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
-    """The catalogue's figures in a report on rankings; none for a report without a pair."""
+    """The catalogue's figures in a report on rankings; empty if the report has no pair."""
     if not report.get("held_out_pairs"):
         return {}
-    pairs = report["held_out_pairs"]
-    figures = {"reward_accuracy": Figure.of(*(report["accuracy"][end] for end in ("rate", "low", "high", "n")))}
-    named = (("ece", "reward_ece"), ("length_correlation", "reward_length_correlation"))
-    for key, name in named:
+    num_pairs = report["held_out_pairs"]
+    figures = {
+        "reward_accuracy": Figure.from_floats(*(report["accuracy"][end] for end in ("rate", "low", "high", "n")))
+    }
+    keys_and_names = (("ece", "reward_ece"), ("length_correlation", "reward_length_correlation"))
+    for key, name in keys_and_names:
         ends = report.get(f"{key}_interval") or {"low": float("nan"), "high": float("nan")}
-        figures[name] = Figure.of(report[key], ends["low"], ends["high"], pairs)
+        figures[name] = Figure.from_floats(report[key], ends["low"], ends["high"], num_pairs)
     return figures
 
 
-def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
+def reward_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
     """{"accuracy", "ece": the report after less the one before, over unlike pairs}.
 
     Without what one of the two has no pair or, for the error, no interval for.

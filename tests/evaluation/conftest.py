@@ -13,7 +13,7 @@ from lora_rlhf.data.encode import Limits, encode_demonstration
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt
 from lora_rlhf.evaluation.config import EvaluateConfig
-from lora_rlhf.evaluation.generation import sequences_of
+from lora_rlhf.evaluation.generation import padded_sequences
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.drawing import Response
@@ -39,7 +39,7 @@ def trained(tiny_model: Callable[[str], Path]) -> SharedModel:
     encoded = [encode_demonstration(model.tokenizer, row, Limits(100, 50), RefusedRows()) for row in demonstrations]
     examples = [example for example in encoded if example is not None]
     answers = [Response(example.response_ids, True) for example in examples]
-    batch = sequences_of(model, examples, answers)  # type: ignore[arg-type]  # both have prompt_ids
+    batch = padded_sequences(model, examples, answers)  # type: ignore[arg-type]  # both have prompt_ids
     optimizer = torch.optim.AdamW([p for _, p in model.named_parameters_of("policy")], lr=2e-2)
     for _ in range(25):
         with model.role("policy", training=True):

@@ -10,7 +10,7 @@ import pytest
 from lora_rlhf.evaluation.columns import Column
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.figures import Figure, Interval, Paired
-from lora_rlhf.evaluation.markdown import table
+from lora_rlhf.evaluation.markdown import terminal_tables
 from lora_rlhf.evaluation.report import evaluate
 from lora_rlhf.evaluation.report_model import Rate, Report, StageData, TrainingData, read_report
 from lora_rlhf.model.shared import SharedModel
@@ -116,9 +116,9 @@ def written(run: Path, report: Report) -> None:
         assert part in html.lower() or part in html
     assert "http://" not in html.replace("http://www.w3.org/", "") and "https://" not in html, "it opens offline"
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert report.verdict in table(report) and "71.0 % (66.0 to 76.0) of 300 pairs" in table(report)
+    assert report.verdict in terminal_tables(report) and "71.0 % (66.0 to 76.0) of 300 pairs" in terminal_tables(report)
     wins = report.win_rates["policy_vs_sft"]
-    assert f"{wins.wins} / {wins.ties} / {wins.losses}" in table(report)
+    assert f"{wins.wins} / {wins.ties} / {wins.losses}" in terminal_tables(report)
 
 
 def test_a_sign_flip_of_the_judge_turns_the_result_round(make_run: Run, settings: Settings) -> None:
@@ -166,7 +166,7 @@ def test_a_run_without_a_policy_compares_what_is_there(make_run: Run, settings: 
     report = evaluate(settings(run), world=letters())
     assert list(report.systems) == ["base", "sft"] and list(report.win_rates) == ["sft_vs_base"]
     assert report.reward is None and report.left_out["reward"] == "the run has no reward stage"
-    assert (run / "report.png").exists() and "sft vs base" in table(report)
+    assert (run / "report.png").exists() and "sft vs base" in terminal_tables(report)
 
 
 def test_a_model_in_memory_gives_the_same_as_one_from_disk(
@@ -216,7 +216,7 @@ def test_prompts_that_were_trained_on_are_counted_and_said(
     stage = StageData(stage="sft", path=trained_on, seen=5, compared="all")
     assert report.training_data == TrainingData(prompts=24, seen=5, stages=[stage])
     said = "5 of 24 prompts also in training data (sft 5)"
-    assert said in caplog.text and said in table(report) and said in (run / "report.md").read_text()
+    assert said in caplog.text and said in terminal_tables(report) and said in (run / "report.md").read_text()
     assert said in (run / "report.html").read_text()
 
 

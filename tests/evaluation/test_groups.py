@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import hypergeom
 
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.evaluation.groups import by_category, categories_of, clusters, languages_of
+from lora_rlhf.evaluation.groups import find_cluster, group_by_label, prompt_categories, prompt_languages
 from lora_rlhf.system.errors import UserError
 
 
@@ -15,38 +15,38 @@ def prompts(*values: object, column: str = "category") -> list[Prompt]:
 
 
 def test_the_usual_columns_are_found_and_one_may_be_named(caplog: pytest.LogCaptureFixture) -> None:
-    assert categories_of(prompts("a", "b"), None) == ["a", "b"]
-    assert categories_of(prompts("a", "b", column="use_case"), None) == ["a", "b"]
-    assert categories_of(prompts("a", 3, column="topic"), "topic") == ["a", "3"]
-    assert categories_of(prompts("a", "b", column="topic"), None) is None
-    assert categories_of(prompts("a", None, " "), None) == ["a", "(none)", "(none)"]
+    assert prompt_categories(prompts("a", "b"), None) == ["a", "b"]
+    assert prompt_categories(prompts("a", "b", column="use_case"), None) == ["a", "b"]
+    assert prompt_categories(prompts("a", 3, column="topic"), "topic") == ["a", "3"]
+    assert prompt_categories(prompts("a", "b", column="topic"), None) is None
+    assert prompt_categories(prompts("a", None, " "), None) == ["a", "(none)", "(none)"]
     assert "2 prompts of 3 have no category" in caplog.text
 
 
 def test_the_largest_category_comes_first_then_the_order_of_names() -> None:
-    assert list(by_category(["b", "c", "a", "c", "b"]).items()) == [("b", [0, 4]), ("c", [1, 3]), ("a", [2])]
+    assert list(group_by_label(["b", "c", "a", "c", "b"]).items()) == [("b", [0, 4]), ("c", [1, 3]), ("a", [2])]
 
 
 def test_columns_that_help_nobody_are_refused_where_asked_for() -> None:
     with pytest.raises(UserError, match="--category topic: the column is empty for all 2 prompts"):
-        categories_of(prompts("", None, column="topic"), "topic")
+        prompt_categories(prompts("", None, column="topic"), "topic")
     with pytest.raises(UserError, match="--category topic: the columns are: category"):
-        categories_of(prompts("a", "b"), "topic")
+        prompt_categories(prompts("a", "b"), "topic")
     with pytest.raises(UserError, match="--category id: 60 different values, more than 50"):
-        categories_of(prompts(*range(60), column="id"), "id")
-    assert categories_of(prompts(*range(60)), None) is None
+        prompt_categories(prompts(*range(60), column="id"), "id")
+    assert prompt_categories(prompts(*range(60)), None) is None
 
 
 def test_a_language_is_its_column_or_the_script() -> None:
-    assert languages_of(prompts("de", "en", column="lang")) == ["de", "en"]
+    assert prompt_languages(prompts("de", "en", column="lang")) == ["de", "en"]
     texts = ["Where is it?", "Где это?", "这是什么? ok", "123?"]
-    assert languages_of([Prompt.of(text) for text in texts]) == ["LATIN", "CYRILLIC", "CJK", "(none)"]
+    assert prompt_languages([Prompt.of(text) for text in texts]) == ["LATIN", "CYRILLIC", "CJK", "(none)"]
 
 
 def test_clusters_agree_with_the_exact_test() -> None:
     failed = [1.0] * 14 + [0.0] * 46 + [1.0] * 16 + [0.0] * 24
     labels = ["a"] * 60 + ["b"] * 40
-    found = clusters(failed, labels)
+    found = find_cluster(failed, labels)
     assert found is not None
     gaps = [abs(k / 60 - (30 - k) / 40) for k in range(31)]  # k of the 30 failures in the first group, by chance
     exact = sum(hypergeom(100, 30, 60).pmf(k) for k, gap in enumerate(gaps) if gap >= gaps[14] - 1e-9)
@@ -59,15 +59,15 @@ def test_scattered_failures_are_no_cluster_and_gathered_ones_are() -> None:
     rng = random.Random(0)
     labels = [rng.choice("abcd") for _ in range(400)]
     scattered, gathered = (
-        clusters([float(rng.random() < 0.2) for _ in labels], labels),
-        clusters([float(rng.random() < (0.5 if label == "c" else 0.1)) for label in labels], labels),
+        find_cluster([float(rng.random() < 0.2) for _ in labels], labels),
+        find_cluster([float(rng.random() < (0.5 if label == "c" else 0.1)) for label in labels], labels),
     )
     assert scattered is not None and gathered is not None
     assert scattered.p > 0.05 and gathered.p < 0.001 and gathered.worst == "c"
 
 
 def test_small_groups_and_unknown_outcomes_are_left_out() -> None:
-    assert clusters([1.0] * 20, ["a"] * 11 + ["b"] * 9) is None
-    assert clusters([None] * 15 + [1.0] * 15, ["a"] * 15 + ["b"] * 15) is None
-    found = clusters([1.0, 0.0] * 10 + [None] * 5 + [0.0] * 12, ["a"] * 20 + ["b"] * 17)
+    assert find_cluster([1.0] * 20, ["a"] * 11 + ["b"] * 9) is None
+    assert find_cluster([None] * 15 + [1.0] * 15, ["a"] * 15 + ["b"] * 15) is None
+    found = find_cluster([1.0, 0.0] * 10 + [None] * 5 + [0.0] * 12, ["a"] * 20 + ["b"] * 17)
     assert found is not None and found.overall == pytest.approx(10 / 32)

@@ -61,7 +61,7 @@ def test_a_role_answers_as_the_harness_reads_the_models_folder(tiny_model: Calla
     from lora_rlhf.evaluation.harness_model import HarnessModel
 
     folder = tiny_model("llama")
-    mine = HarnessModel(SharedModel(load_base(BaseSpec(str(folder), "none"), "cpu")), "base", size=3)
+    mine = HarnessModel(SharedModel(load_base(BaseSpec(str(folder), "none"), "cpu")), "base", batch_size=3)
     # 255: it feeds all but the last token, and may so see one more than fits
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1, max_length=255)
     pairs = [
@@ -92,10 +92,12 @@ def test_a_role_answers_as_the_harness_reads_the_models_folder(tiny_model: Calla
 @installed
 def test_a_local_task_gives_a_value_for_each_question(trained: SharedModel, task: str) -> None:
     """The policy learned to say aaaa, which is the answer to the first, fourth and seventh."""
-    columns = harness.harness_columns(trained, {"base": "base", "mine": "policy"}, harness.load_tasks([task]), size=4)
+    columns = harness.harness_columns(
+        trained, {"base": "base", "mine": "policy"}, harness.load_tasks([task]), batch_size=4
+    )
     assert set(columns["mine"]) == {"sailors/acc", "sailors/acc_norm"}
     found = columns["mine"]["sailors/acc_norm"]
-    assert found.how == "share" and len(found.values) == 8
+    assert found.kind == "share" and len(found.values) == 8
     expected = []
     for question in QUESTIONS:
         prompt = trained.tokenizer.encode(question["question"], add_special_tokens=False)
@@ -108,7 +110,7 @@ def test_a_local_task_gives_a_value_for_each_question(trained: SharedModel, task
             scores.append(sum(own) / len(option))
         expected.append(float(scores.index(max(scores)) == question["answer"]))
     assert list(found.values) == expected
-    assert columns["mine"]["sailors/acc"].against(columns["base"]["sailors/acc"]).n == 8
+    assert columns["mine"]["sailors/acc"].paired_difference(columns["base"]["sailors/acc"]).n == 8
 
 
 @installed

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from lora_rlhf.evaluation.figures import CATALOGUE, Figure
-from lora_rlhf.evaluation.markdown import markdown, table
-from lora_rlhf.evaluation.page import choose, page
+from lora_rlhf.evaluation.markdown import markdown_page, terminal_tables
+from lora_rlhf.evaluation.page import choose_samples, report_page
 from lora_rlhf.evaluation.questions import answer_questions
 from lora_rlhf.evaluation.report_model import Comparison, MovedFigure, Question, Report, StageData, TrainingData
 from tests.support.reports import a_report, report_of, sample_rows
@@ -57,7 +57,7 @@ def report() -> Report:
 @pytest.fixture(scope="module")
 def read(report: Report) -> Reader:
     reader = Reader()
-    reader.feed(page(report, sample_rows()))
+    reader.feed(report_page(report, sample_rows()))
     return reader
 
 
@@ -83,7 +83,7 @@ def test_every_figure_is_explained(read: Reader, report: Report) -> None:
 
 
 def test_what_a_model_wrote_stays_text(report: Report, read: Reader) -> None:
-    html = page(report, sample_rows())
+    html = report_page(report, sample_rows())
     assert "<script>alert" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert read.tags.count("script") == 1 and "b" not in read.tags
     assert "<script>alert(1)</script> & 'quoted' \"twice\" asked 0" in "".join(read.text)
@@ -97,40 +97,40 @@ def test_evil_names_and_categories_stay_text() -> None:
     report["audit"]["flags"] = {evil: {"raised": False, "why": evil}}
     report["audit"]["highest_reward"] = [{"prompt": evil, "response": evil, "reward": 1.0, "quality": 0.0}]
     reader = Reader()
-    reader.feed(page(report_of(report), sample_rows()))
+    reader.feed(report_page(report_of(report), sample_rows()))
     assert "img" not in reader.tags and reader.open == []
 
 
 def test_answers_are_coloured_by_what_one_hopes_for(report: Report) -> None:
     rows = [Question(question=str(i), answer="yes", figure="") for i in range(5)]
-    tones = re.findall(r"<li><span class='badge (\w*)'>", page(replace(report, questions=rows), []))
+    tones = re.findall(r"<li><span class='badge (\w*)'>", report_page(replace(report, questions=rows), []))
     assert tones == ["good", "bad", "good", "bad", "bad"]
 
 
 def test_leakage_and_a_failing_judge_are_said_at_the_top(report: Report) -> None:
     stages = [StageData(stage="sft", path="d", seen=7, compared="all")]
     seen = TrainingData(prompts=300, seen=7, stages=stages)
-    html = page(replace(report, training_data=seen, judge={"name": "endpoint", "failures": 4}), [])
+    html = report_page(replace(report, training_data=seen, judge={"name": "endpoint", "failures": 4}), [])
     assert html.index("7 of 300 prompts also in training data") < html.index("Did the training work?")
     assert "no usable answer on 4 comparisons" in html and "hardly anything" not in html
     few = replace(report.sets, prompts=replace(report.sets.prompts, used=9))
-    assert "only 9 prompts: hardly anything can be told" in page(replace(report, sets=few), [])
+    assert "only 9 prompts: hardly anything can be told" in report_page(replace(report, sets=few), [])
 
 
 def test_the_samples_shown_are_the_ends_and_some_between() -> None:
     rows = [{"margin": float((i * 37) % 200), "i": i} for i in range(200)]
-    shown = [row["margin"] for row in choose(rows)]
+    shown = [row["margin"] for row in choose_samples(rows)]
     assert len(shown) == 60 and shown == sorted(shown)
     assert shown[:20] == list(range(20)) and shown[-20:] == list(range(180, 200))
-    assert choose(rows[:3]) == sorted(rows[:3], key=lambda row: row["margin"])
+    assert choose_samples(rows[:3]) == sorted(rows[:3], key=lambda row: row["margin"])
 
 
 def test_the_same_report_makes_the_same_page(report: Report) -> None:
-    assert page(report, sample_rows()) == page(report, sample_rows())
+    assert report_page(report, sample_rows()) == report_page(report, sample_rows())
 
 
 def test_the_markdown_page_and_the_terminal_say_the_same(report: Report) -> None:
-    text, short = markdown(report), table(report)
+    text, short = markdown_page(report), terminal_tables(report)
     for part in (report.verdict, "75.0 % (71.0 to 79.0)", "225 / 0 / 75"):
         assert part in text and part in short
     for part in ("## Not measured", "no held-out text", "Half of the answers repeat", "| poetry ", "since `earlier/"):

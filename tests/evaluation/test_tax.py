@@ -99,7 +99,7 @@ def test_the_interval_of_a_perplexity_is_scipys_bootstrap_of_documents() -> None
     found, ends = one.figure(), theirs.confidence_interval
     assert found.value == pytest.approx(math.exp(sum(others) / sum(tokens)), abs=1e-9)
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=0.01)
-    gap = one.against(other)
+    gap = one.paired_difference(other)
     ends = scipy.stats.bootstrap(columns, difference, paired=True, method="percentile", rng=0).confidence_interval
     assert (gap.low, gap.high) == pytest.approx((ends.low, ends.high), rel=0.01)
     of_other = other.figure().value
@@ -137,6 +137,6 @@ def test_every_system_is_measured_on_the_same(trained: SharedModel, tiny_model: 
     encoded, _ = encode_choices(trained.tokenizer, QUESTIONS, Limits(100, 50))
     found = measure_tax(trained, {"base": "base", "mine": "policy"}, text, encoded, size=4)
     assert set(found["mine"]) == {"perplexity", "choice_accuracy"}
-    gap = found["mine"]["perplexity"].against(found["base"]["perplexity"])
+    gap = found["mine"]["perplexity"].paired_difference(found["base"]["perplexity"])
     assert gap.low is not None and gap.low > 0, "a policy that only says aaaa has lost the language"
     assert measure_tax(trained, {"base": "base"}, None, [], size=4) == {"base": {}}

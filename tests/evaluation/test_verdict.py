@@ -21,7 +21,7 @@ from lora_rlhf.stats.win_rates import win_rate
 )
 def test_conclusions_agree_with_the_sign_test(wins: int, ties: int, losses: int, said: str) -> None:
     outcomes = [1.0] * wins + [0.5] * ties + [0.0] * losses
-    sentence = verdict("policy", "sft", WinRate.of(win_rate(outcomes)))
+    sentence = verdict("policy", "sft", WinRate.from_statistics(win_rate(outcomes)))
     assert said in sentence and f"({wins} won, {ties} tied, {losses} lost)" in sentence
 
 
