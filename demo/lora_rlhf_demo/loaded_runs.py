@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lora_rlhf.configs.catalogue import REWARD
+from lora_rlhf.data.chosen_template import is_same_template
 from lora_rlhf.evaluation.systems import RunStages, find_stages
 from lora_rlhf.model.dense import Dequantize, keep_dense
 from lora_rlhf.model.open import open_base
@@ -76,7 +78,7 @@ class LoadedRuns:
         """
         stages = self._find_stages(run)
         base_record, reference = stages.sft.manifest["base"], stages.reference(stages.writers[-1][0])
-        if self._model is not None and self._model.base.source_hash != base_record["source_hash"]:
+        if self._model is not None and not self._is_loaded_base(base_record):
             self.close()
         if self._model is None:
             self._model = open_base(base_record, self.device, trust_remote_code=self._trust_remote_code)
@@ -111,9 +113,14 @@ class LoadedRuns:
             if state.name != run and state.can_chat:
                 with suppress(UserError):  # such a run is no choice here; it says why when it is chosen itself
                     stages = self._find_stages(state.name)
-                    if stages.sft.manifest["base"]["source_hash"] == self.model.base.source_hash:
+                    if self._is_loaded_base(stages.sft.manifest["base"]):
                         columns += [f"{state.name}:{column}" for column, adapter in _column_adapters(stages) if adapter]
         return tuple(columns)
+
+    def _is_loaded_base(self, record: dict[str, Any]) -> bool:
+        """Whether the base in memory is the recorded one, with its chat template."""
+        loaded = {"chat_template": self.model.tokenizer.chat_template}
+        return record["source_hash"] == self.model.base.source_hash and is_same_template(record, loaded)
 
     def _find_stages(self, run: str) -> RunStages:
         return find_stages(str(find_run_folder(self.root, run)))

@@ -1,5 +1,6 @@
 """What all stages share in their configurations."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,6 +9,31 @@ from lora_rlhf.configs.values import at_least, device_faults, positive, seed_fau
 from lora_rlhf.system.tracking import faults as tracking_faults
 
 TO_REPEAT = "to repeat the stage, delete {run}/{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateConfig:
+    """Which chat template is used, and how. A run keeps what its SFT stage was given."""
+
+    chat_template: str | None = field(default=None, metadata=COMMON)
+    """Chat template: a file, or the name of one of the tokenizer's templates; the tokenizer's own unless given."""
+    template_args: tuple[str, ...] = field(default=(), metadata=COMMON)
+    """Arguments of the chat template, NAME=VALUE each: enable_thinking=false reasoning_effort=low."""
+    system: Literal["template", "fold"] = field(default="template", metadata=COMMON)
+    """System messages: as the template writes them, or folded into the first question (where it takes none)."""
+
+    @property
+    def has_template_choice(self) -> bool:
+        """Whether the template is another than the tokenizer's own by itself."""
+        return self.chat_template is not None or bool(self.template_args) or self.system == "fold"
+
+    def template_faults(self) -> list[str]:
+        """The fault of each argument of another form than NAME=VALUE."""
+        return [
+            f"template_args has {argument!r}, expected NAME=VALUE, for example enable_thinking=false"
+            for argument in self.template_args
+            if not re.fullmatch(r"[A-Za-z]\w*=.*", argument, re.ASCII | re.DOTALL)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

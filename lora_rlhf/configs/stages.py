@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.configs.common import TemplateConfig, TrainingConfig
 from lora_rlhf.configs.marks import COMMON, ENGINE, SAFE_TO_CHANGE_ON_RESUME, input_file
 from lora_rlhf.configs.values import at_least, multiple, positive, share
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(TrainingConfig):
+class SFTConfig(TemplateConfig, TrainingConfig):
     """Supervised fine-tuning on demonstrations (InstructGPT, section 3.5). This stage fixes the base of the run."""
 
     model: str = field(metadata=COMMON)
@@ -51,6 +51,7 @@ class SFTConfig(TrainingConfig):
             *at_least(self, 1, "lora_rank", "epochs", "batch_size"),
             *positive(self, "lora_alpha", "learning_rate"),
             *share(self, "lora_dropout", "validation_fraction"),
+            *self.template_faults(),
         ]
 
 

@@ -35,6 +35,9 @@ DEFAULT_TEMPLATE = (
 )
 
 
+FOLD = "--system fold writes system messages into the first question"
+
+
 class GenerationPrompt(NamedTuple):
     """The generation prompt: what a template writes last, before the answer. `text` has no white space at its ends.
 
@@ -72,9 +75,10 @@ def ensure_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = ("{{ bos_token }}" if leading_bos(tokenizer) else "") + DEFAULT_TEMPLATE
     try:
-        return tokenizer.get_chat_template()
+        tokenizer.chat_template = tokenizer.get_chat_template()
     except ValueError as error:
-        raise UserError(f"tokenizer {tokenizer.name_or_path!r}: {error}") from error
+        raise UserError(f"tokenizer {tokenizer.name_or_path!r}: {error}; choose one with --chat-template") from error
+    return str(tokenizer.chat_template)
 
 
 def leading_bos(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -246,11 +250,13 @@ def _conversation(
     try:
         text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False))
     except Exception as error:  # a template is a program of somebody else's
-        roles = ", ".join(message.role for message in messages)
-        raise BadRow("the tokenizer's chat template refuses the conversation", f"{error}; roles {roles}") from error
+        roles = [message.role for message in messages]
+        detail = f"{error}; roles {', '.join(roles)}" + (f"; {FOLD}" if "system" in roles else "")
+        raise BadRow("the tokenizer's chat template refuses the conversation", detail) from error
     for message in messages:
         if message.role != "assistant" and mark(message.content, markup.control).strip() not in text:
-            raise BadRow("the tokenizer's chat template leaves a message out", f"of the role {message.role}")
+            detail = f"of the role {message.role}" + (f"; {FOLD}" if message.role == "system" else "")
+            raise BadRow("the tokenizer's chat template leaves a message out", detail)
     return text
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_NAME, REWARD, SFT, STAGES, WRITERS, Stage
 from lora_rlhf.configs.values import read_yaml
+from lora_rlhf.data.chosen_template import is_same_template
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.report_model import SystemRecord
 from lora_rlhf.model.open import open_base
@@ -21,7 +22,7 @@ from lora_rlhf.system.untrusted import FieldType, is_number, require
 
 log = logging.getLogger("lora_rlhf")
 
-SAME_BASE = ("source_hash", "quantization", "chat_template")
+SAME_BASE = ("source_hash", "quantization")
 READ_SETTINGS: dict[str, FieldType] = {
     "reference": ("sft or base", lambda value: value in (SFT.role, BASE)),
     "kl_target": ("a number or null", lambda value: value is None or is_number(value)),
@@ -185,6 +186,8 @@ def open_model(
         model = open_base(stages.sft.manifest["base"], device, trust_remote_code=trust_remote_code)
     elif model.base.source_hash != stages.sft.manifest["base"]["source_hash"]:
         raise UserError(f"{stages.sft.folder} was trained on another base than {model.base.spec.name!r} as loaded")
+    else:
+        model.tokenizer.chat_template = stages.sft.manifest["base"]["chat_template"] or model.tokenizer.chat_template
     adapters = [(system.role, system.adapter) for system in compared.systems]
     if stages.reward is not None:
         adapters.append((REWARD.role, stages.reward.adapter))
@@ -277,5 +280,7 @@ def _require_same_base(sft: Parent, stage: Parent) -> None:
         for name in SAME_BASE
         if bases[0].get(name) != bases[1].get(name)
     ]
+    if not is_same_template(*bases):
+        differences.append("their chat templates (or the arguments of these) differ")
     if differences:
         raise UserError(f"{sft.folder} and {stage.folder} were not trained on the same base: {'; '.join(differences)}")

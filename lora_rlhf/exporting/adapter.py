@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.exporting.config import ExportConfig
-from lora_rlhf.exporting.folder import copy_licence_and_code, licence_facts
+from lora_rlhf.exporting.folder import copy_licence_and_code, licence_facts, save_tokenizer
 from lora_rlhf.exporting.manifest import source_facts
 from lora_rlhf.exporting.source import PreparedExport, Source
 from lora_rlhf.model.adapters import complete, is_head, write_adapter_files
@@ -24,7 +24,7 @@ def prepare_adapter(config: ExportConfig, source: Source) -> PreparedExport:
         complete(settings, any(is_head(name) for name in state), source.base_name)
         settings.target_modules = sorted(lora.target_modules)  # PEFT would write a set, whose order changes
         write_adapter_files(folder, settings, state)
-        source.tokenizer.save_pretrained(folder)
+        save_tokenizer(folder, source.tokenizer)
         copy_licence_and_code(folder, source)
         facts = source_facts(source, config.base, "float32") | {
             "kind": "adapter",

@@ -6,17 +6,21 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lora_rlhf.data.template import pad_id, stop_ids
+from lora_rlhf.data.chosen_template import without_date
+from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
 from lora_rlhf.exporting.source import Source
 from lora_rlhf.model.dense import free_bytes
 from lora_rlhf.model.merging import Planned
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import read_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DROPPED_SETTINGS = ("quantization_config", "_name_or_path", "transformers_version")
 LICENCE_NAME = re.compile(r"(licen[cs]e|notice|use[_-]?policy|copying)", re.IGNORECASE)
@@ -27,9 +31,17 @@ MOST_LICENCE_BYTES = 2**20
 def write_companions(folder: Path, source: Source, dtype: str) -> None:
     """Writes all files but weights, card and manifest."""
     write_config(folder, source, dtype, {})
-    source.tokenizer.save_pretrained(folder)
+    save_tokenizer(folder, source.tokenizer)
     write_json(folder / "generation_config.json", generation_settings(source))
     copy_licence_and_code(folder, source)
+
+
+def save_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """The tokenizer with the run's chat template, but for the run's date: that is the day on which it is used."""
+    template = ensure_template(tokenizer)
+    tokenizer.chat_template = without_date(template)
+    tokenizer.save_pretrained(folder)
+    tokenizer.chat_template = template
 
 
 def write_config(folder: Path, source: Source, dtype: str, settings: dict[str, Any]) -> None:

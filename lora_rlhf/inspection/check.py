@@ -221,6 +221,9 @@ def _load_tokenizer(config: CheckConfig) -> "PreTrainedTokenizerBase | None":
     """The tokenizer of --model, or None without --model."""
     if config.model is None:
         return None
+    from lora_rlhf.data.chosen_template import choose_template
     from lora_rlhf.model.base import load_tokenizer
 
-    return load_tokenizer(config.model, config.trust_remote_code)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    choose_template(tokenizer, config.chat_template, config.template_args, config.system == "fold")
+    return tokenizer

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_rlhf.configs.catalogue import BY_NAME, StageName
+from lora_rlhf.configs.common import TemplateConfig
 from lora_rlhf.configs.values import at_least, share
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig:
+class CheckConfig(TemplateConfig):
     """What is in data files, before anything is trained on them."""
 
     files: tuple[str, ...]
@@ -44,17 +45,20 @@ class CheckConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
+        lacks_model = self.model is None and self.has_template_choice
         is_png = self.plot is None or self.plot.lower().endswith(".png")
         return [
             *([] if self.files else ["no file given: lora-rlhf data check FILE..."]),
             *at_least(self, 1, "max_prompt_tokens", "max_response_tokens", "token_rows"),
             *([] if self.validation_fraction is None else share(self, "validation_fraction")),
+            *self.template_faults(),
+            *(["a chat template is for --model, which is not given"] if lacks_model else []),
             *([] if is_png else [f"plot is {self.plot!r}: the picture is a PNG, so its name must end in .png"]),
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(TemplateConfig):
     """The exact tokens that a trainer sees, and what each of them counts for."""
 
     file: str
@@ -96,10 +100,13 @@ class InspectConfig:
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
+        is_of_run = self.run is not None and self.has_template_choice
         return [
             *([] if self.file else ["no file given: lora-rlhf inspect FILE --stage sft"]),
             *at_least(self, 1, "rows", "max_prompt_tokens", "max_response_tokens"),
             *at_least(self, 0, "start"),
+            *self.template_faults(),
+            *(["the run has its chat template: leave --run out to try another"] if is_of_run else []),
             *(
                 f"{name} is not for {self.stage}, which has no such setting"
                 for name in ("every_turn", "train_empty_thoughts", "packing")

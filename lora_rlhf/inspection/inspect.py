@@ -12,6 +12,7 @@ import torch
 from lora_rlhf.configs.catalogue import BY_NAME, SFT, WRITERS
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.configs.values import check
+from lora_rlhf.data.chosen_template import choose_template
 from lora_rlhf.data.encode import (
     EncodedExample,
     EncodedPrompt,
@@ -91,6 +92,9 @@ def _load_tokenizer_and_notes(config: InspectConfig) -> tuple["PreTrainedTokeniz
         template_origin = (
             "the tokenizer's own" if has_template else "the default of this package, since the tokenizer has none"
         )
+        choose_template(tokenizer, config.chat_template, config.template_args, config.system == "fold")
+        if config.has_template_choice:
+            template_origin = "chosen by the flags"
         name = config.model
     else:
         base = find_stage(f"{config.run}/{SFT.name}", SFT.name).manifest["base"]

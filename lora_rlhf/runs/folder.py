@@ -230,6 +230,11 @@ class StageFolder:
         write_json(self.path / MANIFEST, self._manifest | updates)
         return updates
 
+    def recorded_base(self) -> dict[str, Any]:
+        """What the unfinished run that goes on recorded of its base."""
+        base: dict[str, Any] = read_manifest(self.path)["base"]
+        return base
+
     @property
     def identity(self) -> str:
         """The run's id, which stays the same when it is resumed."""

@@ -4,18 +4,25 @@ import logging
 import math
 import random
 from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.stages import SFTConfig
+from lora_rlhf.data.chosen_template import choose_template, is_same_template
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.dense import keep_dense
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.runs.folder import Parent
+from lora_rlhf.runs.folder import Parent, StageFolder
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("lora_rlhf")
 
@@ -34,8 +41,19 @@ def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | N
                 f"{parent.folder} was trained on a base with {key} {then[key]!r}; the one in memory, "
                 f"{model.base.spec.name!r}, has {here[key]!r}; run this stage by itself, or train all stages on one"
             )
+    if then["chat_template"] is not None:
+        model.tokenizer.chat_template = then["chat_template"]
     keep_dense(model.causal, config.dequantize)
     return model
+
+
+def choose_run_template(config: SFTConfig, folder: StageFolder, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Gives the tokenizer the run's chat template: that of the settings, with the date on which the run began."""
+    now = workers.from_main(datetime.now)
+    choose_template(tokenizer, config.chat_template, config.template_args, config.system == "fold", now)
+    recorded = folder.recorded_base() if folder.resumes else {}
+    if recorded and is_same_template(recorded, {"chat_template": tokenizer.chat_template}):
+        tokenizer.chat_template = recorded["chat_template"]
 
 
 def load_parent_role(model: SharedModel, role: str, parent: Parent) -> None:

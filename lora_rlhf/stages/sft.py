@@ -18,7 +18,7 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.spool import Spool, spool_examples
-from lora_rlhf.data.template import ensure_template, pad_id
+from lora_rlhf.data.template import pad_id
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.dense import keep_dense
@@ -32,6 +32,7 @@ from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_re
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.samples import FIXED, sft_samples
 from lora_rlhf.stages.session import (
+    choose_run_template,
     cosine,
     epochs_of_batches,
     fixed_prompt_indices,
@@ -58,7 +59,7 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
         model = model or _load_base(config)
         keep_dense(model.causal, config.dequantize)
         require_context(model, config)
-        ensure_template(model.tokenizer)
+        choose_run_template(config, folder, model.tokenizer)
         if config.packing:
             require_no_leak(model)
         split = _encode_demonstrations(config, model, source)

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
 from transformers.utils.chat_template_utils import mark_control_tokens
 
 from lora_rlhf.data import markup, template
@@ -25,6 +24,7 @@ from lora_rlhf.data.template import (
 )
 from lora_rlhf.system.errors import UserError
 from tests.data.conftest import CHATML
+from tests.support.thinking import QWEN, give_thoughts
 
 SHORT = Prompt.of("What does a horse eat?")
 LONG = Prompt((Message("user", "Count."), Message("assistant", "one two"), Message("user", "Go on!")))
@@ -364,31 +364,14 @@ def test_a_template_that_leaves_a_message_out(make_tokenizer) -> None:
     )
     assert "system" in template_without_system
     assert render_prompt(tokenizer, SHORT)
-    with pytest.raises(BadRow, match=r"leaves a message out \(of the role system\)"):
+    with pytest.raises(BadRow, match=r"leaves a message out \(of the role system; --system fold"):
         render_prompt(tokenizer, SYSTEM)
-
-
-# Qwen3's habits, whose thoughts stand in tokens that are not special
-QWEN = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% set content = m.content %}{% set thought = '' %}"
-    "{% if m.role == 'assistant' %}{% set thought = m.reasoning_content or '' %}"
-    "{% if '</think>' in content and not thought %}"
-    "{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
-    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    "{% if loop.last %}{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{% endif %}{% endif %}"
-    "{{ content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
-    "{# <tool_call> </tool_call> #}"
-)
 
 
 @pytest.fixture
 def qwen(make_tokenizer):
     tokenizer = make_tokenizer("chatml")
-    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
-    tokenizer.chat_template = QWEN
+    give_thoughts(tokenizer)
     return tokenizer
 
 
