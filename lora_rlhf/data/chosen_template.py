@@ -69,7 +69,7 @@ def parse_arguments(template_args: Sequence[str]) -> dict[str, Any]:
 
 def without_date(template: str) -> str:
     """The template as it writes the day on which it is used."""
-    return template.partition("\n")[2] if template.startswith(DATE_MARK) else template
+    return re.sub(re.escape(DATE_MARK) + ".*\n", "", template)
 
 
 def without_choices(template: str) -> str:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.exporting.config import ExportConfig, parse_size
-from lora_rlhf.exporting.folder import copy_licence_and_code, licence_facts, write_config
+from lora_rlhf.exporting.folder import copy_licence_and_code, licence_facts, save_tokenizer, write_config
 from lora_rlhf.exporting.manifest import PARITY, source_facts
 from lora_rlhf.exporting.parity import response_length
 from lora_rlhf.exporting.parity_table import parity_table
@@ -73,7 +73,7 @@ def _write_classifier_files(
     """Writes config, tokenizer and licence. Returns whether the template writes the tokens of training."""
     pad, is_exact = prepare_tokenizer(source.tokenizer, source.config.get_text_config().vocab_size)
     write_config(folder, source, config.dtype, classifier_settings(classifier, remaining_offset, pad))
-    source.tokenizer.save_pretrained(folder)
+    save_tokenizer(folder, source.tokenizer)
     copy_licence_and_code(folder, source)
     return is_exact
 

@@ -5,13 +5,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_rlhf.data.template import DEFAULT_TEMPLATE
+from lora_rlhf.data.chosen_template import choose_template, without_date
+from lora_rlhf.data.template import DEFAULT_TEMPLATE, stop_ids
 from lora_rlhf.exporting.modelfile import Untranslatable, find_between_texts, write_modelfile
+from lora_rlhf.exporting.sequence_classification import scoring_template
 
 TEMPLATES = {
     "plain words": DEFAULT_TEMPLATE,
@@ -191,3 +194,17 @@ def test_modelfile(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     assert lines[1].startswith('TEMPLATE """{{') and lines[1].endswith('}}"""') and lines[1].count('"""') == 2
     assert lines[2] == 'PARAMETER stop """<|end|>"""' and "PARAMETER num_ctx 256" in lines
     assert "PARAMETER temperature 1" in lines
+
+
+def test_arguments_folding_and_the_date_of_the_run_are_in_exports(tiny_model: Callable[[str], Path]) -> None:
+    body = TEMPLATES["no system"] + "{% if add_generation_prompt and not enable_thinking %}<nothing>{% endif %}"
+    tokenizer = tokenizer_with(tiny_model, "{{ strftime_now('%Y') }}|" + body)
+    choose_template(tokenizer, template_args=["enable_thinking=true"], folds_system=True, date=datetime(2031, 1, 1))
+    between_texts = find_between_texts(tokenizer)
+    assert between_texts.takes_system and between_texts.texts["system", "user"] == "\n\n"
+    assert "2031|" in between_texts.go_template() and "<nothing>" not in between_texts.go_template()
+    conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    tokenizer.chat_template = scoring_template(tokenizer, stop_ids(tokenizer)[0])
+    assert "2031|" in tokenizer.apply_chat_template(conversation, tokenize=False)
+    tokenizer.chat_template = without_date(tokenizer.chat_template)
+    assert datetime.now().strftime("%Y|") in tokenizer.apply_chat_template(conversation, tokenize=False)

@@ -31,12 +31,13 @@ EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 @pytest.fixture(scope="module")
 def thinking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3 with thoughts, whose template also writes the date."""
+    """A tiny Qwen3 with thoughts and two templates, of which the default also writes the date."""
     folder = tmp_path_factory.mktemp("thinking")
     save_tiny_model("qwen3", folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     give_thoughts(tokenizer, "<|user|>", "<|end|>")
-    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }}\n" + tokenizer.chat_template
+    dated = "{{ strftime_now('%Y-%m-%d') }}\n" + tokenizer.chat_template
+    tokenizer.chat_template = {"default": dated, "tool_use": tokenizer.chat_template}
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -53,14 +54,14 @@ def settings(thinking_model: Path, data: Path, tmp_path: Path) -> dict[str, Any]
 
 class Day(datetime):
     @classmethod
-    def now(cls, tz: Any = None) -> "datetime":
-        return datetime(2026, 7, 1)
+    def now(cls, tz: Any = None) -> "Day":
+        return cls(2026, 7, 1)
 
 
 class NextDay(datetime):
     @classmethod
-    def now(cls, tz: Any = None) -> "datetime":
-        return datetime(2026, 7, 2)
+    def now(cls, tz: Any = None) -> "NextDay":
+        return cls(2026, 7, 2)
 
 
 @pytest.mark.parametrize("asked", [False, True])
