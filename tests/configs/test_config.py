@@ -128,7 +128,7 @@ def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
     of_stages += " long_responses trust_remote_code gradient_checkpointing dequantize"
     of_training = "resume allow_changes save_every keep_checkpoints report_to"
     common = {
-        SFTConfig: f"{of_stages} {of_training} model quantization compute_dtype",
+        SFTConfig: f"{of_stages} {of_training} model quantization compute_dtype chat_template template_args system",
         SampleConfig: f"{of_stages} engine",
         RewardConfig: f"{of_stages} {of_training} model",
         PPOConfig: f"{of_stages} {of_training} model engine decode_weights",
