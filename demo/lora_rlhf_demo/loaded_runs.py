@@ -77,7 +77,7 @@ class LoadedRuns:
         UserError for a run that cannot be loaded. Then the other runs stay loaded, unless their base was replaced.
         """
         stages = self._find_stages(run)
-        base_record, reference = stages.sft.manifest["base"], stages.reference(stages.writers[-1][0])
+        base_record, reference = stages.sft.manifest["base"], stages.reference_role(stages.writers[-1][0])
         if self._model is not None and not self._is_loaded_base(base_record):
             self.close()
         if self._model is None:

@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.evaluation.report_model import Report
-from lora_rlhf.evaluation.wording import name_of
+from lora_rlhf.evaluation.wording import system_text
 from lora_rlhf.render.palette import FAINT, INK, SERIES
-from lora_rlhf.render.pictures import svg
+from lora_rlhf.render.pictures import svg_element
 
 CHART_WIDTH, HEIGHT = 4.6, 3.0  # inches: with 9-point letters, readable on a phone too
 STYLE: Any = {
@@ -49,7 +49,7 @@ def draw_charts(report: Report) -> list[Chart]:
         with rc_context(STYLE):
             figure = Figure(figsize=(CHART_WIDTH, height), layout="constrained")
             if draw_chart(figure.subplots(), report):
-                charts.append(Chart(title, meaning, svg(figure, title)))
+                charts.append(Chart(title, meaning, svg_element(figure, title)))
     return charts
 
 
@@ -77,9 +77,8 @@ def draw_win_rate_chart(axis: Axes, report: Report) -> bool:
 def _draw_category_chart(axis: Axes, report: Report) -> bool:
     """Draws the mean score, or the win rate, of each category."""
     groups = report.categories
-    figure_name = next(
-        (name for name in ("score", "win_rate") if any(name in group.figures for group in groups.values())), None
-    )
+    measured_names = {name for group in groups.values() for name in group.figures}
+    figure_name = next((name for name in ("score", "win_rate") if name in measured_names), None)
     systems = list(report.systems) if figure_name == "score" else [report.candidate]
     if figure_name is None or len(groups) < 2:
         return False
@@ -87,7 +86,7 @@ def _draw_category_chart(axis: Axes, report: Report) -> bool:
         shift = 0.2 * (number - (len(systems) - 1) / 2)
         rows = [(i + shift, group.figures.get(figure_name, {}).get(system)) for i, group in enumerate(groups.values())]
         points = [(y, (row.value, row.low, row.high)) for y, row in rows if row is not None and row.value is not None]
-        _draw_intervals(axis, points, _system_color(report, system), name_of(system))
+        _draw_intervals(axis, points, _system_color(report, system), system_text(system))
     axis.set_yticks(range(len(groups)), [f"{label} ({group.n})" for label, group in groups.items()])
     axis.set_ylim(len(groups) - 0.5, -0.5)
     axis.set_xlabel("mean score by the judge" if figure_name == "score" else CATALOGUE[figure_name].meaning)
@@ -136,7 +135,7 @@ def _draw_length_chart(axis: Axes, report: Report) -> bool:
     if report.lengths is None:
         return False
     for system, counts in report.lengths.counts.items():
-        label, color = name_of(system), _system_color(report, system)
+        label, color = system_text(system), _system_color(report, system)
         axis.stairs(counts, report.lengths.edges, color=color, label=label, linewidth=1.5)
     axis.set_xlabel("tokens of an answer")
     axis.set_ylabel("answers")

@@ -1,7 +1,7 @@
 """Compares two reports that were made on the same sets by the same judge: which figures moved."""
 
 from lora_rlhf.evaluation.report_model import Comparison, FrozenSet, MovedFigure, PromptSet, Report, Sets
-from lora_rlhf.evaluation.wording import direction
+from lora_rlhf.evaluation.wording import direction_word
 from lora_rlhf.system.errors import UserError
 
 
@@ -42,7 +42,7 @@ def compare_reports(earlier: Report, report: Report, path: str) -> Comparison:
             num_compared += 1
             (value_before, low_before, high_before), (value, low, high) = before.interval, after.interval
             if low > high_before or high < low_before:
-                verdict = direction(name, value > value_before)
+                verdict = direction_word(name, value > value_before)
                 moved_figures.append(
                     MovedFigure(figure=name, system=system, before=before, after=after, verdict=verdict)
                 )

@@ -14,7 +14,7 @@ from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.frozen import FrozenSets
 from lora_rlhf.evaluation.generation import generate_responses
 from lora_rlhf.evaluation.scorers import HarmScorer
-from lora_rlhf.evaluation.systems import Compared
+from lora_rlhf.evaluation.systems import SystemSet
 from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.scores import ScoreJudge
 from lora_rlhf.model.drawing import Response
@@ -37,7 +37,7 @@ class Evaluation:
 
     config: EvaluateConfig
     model: SharedModel
-    system_set: Compared
+    system_set: SystemSet
     judge: Judge
     reward: ScoreJudge | None
     world: World | None

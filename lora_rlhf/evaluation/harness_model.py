@@ -81,10 +81,7 @@ class HarnessModel(TemplateLM):
         for request in requests:
             context, task_settings = request.args
             settings = normalize_gen_kwargs(task_settings, NEW_TOKENS)
-            stop_texts, max_new_tokens = (
-                settings["until"],
-                min(int(settings["max_gen_toks"]), self._max_context_tokens - 1),
-            )
+            max_new_tokens = min(int(settings["max_gen_toks"]), self._max_context_tokens - 1)
             with self._model.role(self._role):
                 ((response,),) = generate(
                     self._model,
@@ -96,5 +93,5 @@ class HarnessModel(TemplateLM):
                     batch_size=self._batch_size,
                 )
             text = self.tokenizer.decode(response.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            answers.append(postprocess_generated_text(text, stop_texts, None))
+            answers.append(postprocess_generated_text(text, settings["until"], None))
         return answers

@@ -3,10 +3,10 @@
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.evaluation.report_model import Group, Report, WinRate
-from lora_rlhf.evaluation.seen import warning
-from lora_rlhf.evaluation.wording import change, figure, judge_of, name_of, percent, titled
+from lora_rlhf.evaluation.seen import seen_warning
+from lora_rlhf.evaluation.wording import change_word, figure_text, judge_text, rate_text, system_text, title_with_unit
 from lora_rlhf.render.tables import markdown_table
-from lora_rlhf.render.wording import number, p_value, words_of
+from lora_rlhf.render.wording import name_text, number_text, p_value_text
 
 TERMINAL_FIGURES = ("score", "length", "eos_rate", "distinct_1", "distinct_2", "kl_per_response")  # in the terminal
 FILE_GUIDE = """## Where to look
@@ -38,8 +38,8 @@ def markdown_page(report: Report) -> str:
         f"**{report.verdict}**",
         _question_lines(report),
         f"{prompts.used} held-out prompts from `{prompts.path}`, one response of each system to each, compared by "
-        f"the {judge_of(report.judge_name)}. Intervals are 95 %; ties count half; p is of the exact sign test over the "
-        f"prompts that are not tied. Content of the prompts: `{prompts.content_hash[:16]}`.",
+        f"the {judge_text(report.judge_name)}. Intervals are 95 %; ties count half; p is of the exact sign test over "
+        f"the prompts that are not tied. Content of the prompts: `{prompts.content_hash[:16]}`.",
         "![scores, KL, length and losses over training; win rates](report.png)",
         f"## Win rates\n\n{_win_rate_table(report)}",
         f"## Figures\n\n{_figure_table(report)}",
@@ -51,7 +51,7 @@ def markdown_page(report: Report) -> str:
         _comparison_section(report),
     ]
     if report.left_out:
-        lines = (f"- {words_of(name)}: {why}" for name, why in report.left_out.items())
+        lines = (f"- {name_text(name)}: {why}" for name, why in report.left_out.items())
         sections.append("## Not measured\n\n" + "\n".join(lines))
     sections += [f"## Time and memory\n\n{_cost_table(report)}", FILE_GUIDE]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -64,15 +64,17 @@ def _question_lines(report: Report) -> str:
 def _figure_cell(report: Report, name: str, system: str) -> str:
     """A figure of a system; empty if it was not measured."""
     row = report.figures[name]
-    return figure(name, row[system]) if system in row else ""
+    return figure_text(name, row[system]) if system in row else ""
 
 
 def _figure_table(report: Report) -> str:
     """Every figure of every system; the last column names the candidate's significant changes."""
     rows = []
     for name in (name for name in CATALOGUE if name in report.figures):
-        change_text = change(name, report.paired.get(name, {}).get(report.candidate))
-        rows.append([titled(name), *(_figure_cell(report, name, system) for system in report.systems), change_text])
+        change_text = change_word(name, report.paired.get(name, {}).get(report.candidate))
+        rows.append(
+            [title_with_unit(name), *(_figure_cell(report, name, system) for system in report.systems), change_text]
+        )
     header = ["figure", *report.systems, f"{report.candidate} against {report.baseline}"]
     return markdown_table(header, rows)
 
@@ -85,7 +87,7 @@ def _win_rate_table(report: Report) -> str:
         header += ["each at its best", "won / tied / lost", "p"]
     rows = [
         [
-            *(pair.replace("_vs_", " vs "), *_win_rate_cells(rate), percent(rate.length_controlled)),
+            *(pair.replace("_vs_", " vs "), *_win_rate_cells(rate), rate_text(rate.length_controlled)),
             *(_win_rate_cells(best_rates[pair]) if best_rates else ()),
         ]
         for pair, rate in report.win_rates.items()
@@ -94,25 +96,25 @@ def _win_rate_table(report: Report) -> str:
 
 
 def _win_rate_cells(rate: WinRate) -> tuple[str, str, str]:
-    return percent(rate), f"{rate.wins} / {rate.ties} / {rate.losses}", p_value(rate.p).removeprefix("p ")
+    return rate_text(rate), f"{rate.wins} / {rate.ties} / {rate.losses}", p_value_text(rate.p).removeprefix("p ")
 
 
 def _fact_lines(report: Report) -> list[str]:
     """Warnings, the reward model's accuracy, and raised flags, each in a line."""
-    facts = [f"WARNING: {warning_text}"] if (warning_text := warning(report.training_data)) else []
+    facts = [f"WARNING: {warning_text}"] if (warning_text := seen_warning(report.training_data)) else []
     if num_failures := report.judge_failures:
         facts.append(f"WARNING: the judge gave no usable answer on {counted(num_failures, 'comparison')}")
     ordering = None if report.reward is None else report.reward.ordering_before
     if ordering is not None and ordering.accuracy is not None and ordering.ece is not None:
         prompts = f" of {counted(ordering.held_out_prompts, 'prompt')}" if ordering.held_out_prompts else ""
         pairs = f"{counted(ordering.accuracy.n, 'pair')}{prompts}"
-        accuracy_text = f"right on {percent(ordering.accuracy)} of {pairs}"
+        accuracy_text = f"right on {rate_text(ordering.accuracy)} of {pairs}"
         fact = f"reward model on held-out rankings: {accuracy_text}, ECE {ordering.ece:.3f}"
         if ordering.label_agreement is not None:
             fact += f"; labelers agree on {100 * ordering.label_agreement:.1f} %"
         facts.append(fact)
     flags = report.audit.flags if report.audit else {}
-    return facts + [f"AUDIT: {words_of(name)}: {flag.why}" for name, flag in flags.items() if flag.raised]
+    return facts + [f"AUDIT: {name_text(name)}: {flag.why}" for name, flag in flags.items() if flag.raised]
 
 
 def _flag_section(report: Report) -> str:
@@ -120,7 +122,7 @@ def _flag_section(report: Report) -> str:
     if report.audit is None:
         return ""
     states = {True: "raised", False: "clear", None: "unknown"}
-    rows = [[words_of(name), states[flag.raised], flag.why] for name, flag in report.audit.flags.items()]
+    rows = [[name_text(name), states[flag.raised], flag.why] for name, flag in report.audit.flags.items()]
     return "## Audit\n\n" + markdown_table(["flag", "", "why"], rows)
 
 
@@ -130,11 +132,11 @@ def _temperature_section(report: Report) -> str:
     if not mean_scores or selection is None:
         return ""
     header = ["system", *(f"T {temperature}" for temperature in next(iter(mean_scores.values())))]
-    scores = markdown_table(header, [[name, *map(number, row.values())] for name, row in mean_scores.items()])
+    scores = markdown_table(header, [[name, *map(number_text, row.values())] for name, row in mean_scores.items()])
     return (
         f"## Choice of temperature\n\n{scores}\n\n"
-        f"Mean {judge_of(report.judge_name)} on {selection.used} other prompts; each system's best is then used on the "
-        "prompts above. T 0 is greedy decoding."
+        f"Mean {judge_text(report.judge_name)} on {selection.used} other prompts; each system's best is then used on "
+        "the prompts above. T 0 is greedy decoding."
     )
 
 
@@ -143,9 +145,9 @@ def _group_section(report: Report, groups: dict[str, Group], title: str) -> str:
     rows = []
     for name, group in groups.items():
         scores = group.figures.get("score", {})
-        cells = [figure("score", scores.get(system)) for system in report.systems]
-        rows.append([name, str(group.n), percent(group.win_rates.get(report.pair)), *cells])
-    header = [title, "prompts", words_of(report.pair), *(f"score, {system}" for system in report.systems)]
+        cells = [figure_text("score", scores.get(system)) for system in report.systems]
+        rows.append([name, str(group.n), rate_text(group.win_rates.get(report.pair)), *cells])
+    header = [title, "prompts", name_text(report.pair), *(f"score, {system}" for system in report.systems)]
     return f"## By {title}\n\n{markdown_table(header, rows)}" if rows else ""
 
 
@@ -158,8 +160,8 @@ def _comparison_section(report: Report) -> str:
     summary = f"## Against the earlier report\n\nOf {comparison.compared} figures, {moved_text}."
     rows = [
         [
-            *(CATALOGUE[row.figure].title, name_of(row.system)),
-            *(figure(row.figure, row.before), figure(row.figure, row.after), row.verdict),
+            *(CATALOGUE[row.figure].title, system_text(row.system)),
+            *(figure_text(row.figure, row.before), figure_text(row.figure, row.after), row.verdict),
         ]
         for row in comparison.moved
     ]
@@ -168,7 +170,7 @@ def _comparison_section(report: Report) -> str:
 
 
 def _cost_table(report: Report) -> str:
-    rows = [[words_of(name), f"{seconds:.1f} s"] for name, seconds in report.seconds.items()]
+    rows = [[name_text(name), f"{seconds:.1f} s"] for name, seconds in report.seconds.items()]
     rows.append(["peak memory of the process", f"{report.peak_rss_gib:.2f} GiB"])
     rows.append(["peak memory of the GPU", f"{report.peak_gpu_gib:.2f} GiB"])
     return markdown_table(["part", "cost"], rows)

@@ -6,7 +6,7 @@ from lora_rlhf.evaluation.columns import Column, Columns
 from lora_rlhf.evaluation.evaluation import Evaluation
 from lora_rlhf.evaluation.policy_figures import answer_columns, measure_distances
 from lora_rlhf.evaluation.report_model import Differences, Figures
-from lora_rlhf.evaluation.scorers import flags
+from lora_rlhf.evaluation.scorers import flag_responses
 from lora_rlhf.judges.scores import ScoreJudge, prompt_text
 
 ColumnsBySystem = Mapping[str, Columns]  # {system: {figure: a value for each prompt}}
@@ -25,7 +25,7 @@ def measure_answers(evaluation: Evaluation) -> ColumnsBySystem:
         with evaluation.measure_time("scorers", figure):
             for name, answers in evaluation.answers.items():
                 texts = [answer.text for answer in answers]
-                columns_by_system[name][figure] = Column("share", flags(figure, scorer, prompts, texts))
+                columns_by_system[name][figure] = Column("share", flag_responses(figure, scorer, prompts, texts))
     with evaluation.measure_time("distances"):
         for name, columns in _measure_reference_distances(evaluation).items():
             columns_by_system[name] |= columns

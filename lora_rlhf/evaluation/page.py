@@ -8,11 +8,20 @@ from lora_rlhf.evaluation.charts import draw_charts
 from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.evaluation.groups import FEWEST_OF_GROUP
 from lora_rlhf.evaluation.report_model import Group, Report
-from lora_rlhf.evaluation.seen import warning
-from lora_rlhf.evaluation.wording import change, difference, figure, interval, judge_of, name_of, percent, titled
-from lora_rlhf.render.pages import html_page
+from lora_rlhf.evaluation.seen import seen_warning
+from lora_rlhf.evaluation.wording import (
+    change_word,
+    difference_text,
+    figure_text,
+    interval_text,
+    judge_text,
+    rate_text,
+    system_text,
+    title_with_unit,
+)
+from lora_rlhf.render.pages import render_page
 from lora_rlhf.render.palette import DARK, LIGHT
-from lora_rlhf.render.wording import capital, listed, number, p_value, words_of
+from lora_rlhf.render.wording import capitalize_first, join_names, name_text, number_text, p_value_text
 from lora_rlhf.system.typed_json import to_json
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
@@ -65,14 +74,14 @@ class Sample(NamedTuple):
 def report_page(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
     """The page report.html. `rows`: of the samples file."""
     samples = [Sample.from_row(row) for row in choose_samples(rows)]
-    return html_page(
+    return render_page(
         TEMPLATE,
         {
             **{helper.__name__: helper for helper in TEMPLATE_HELPERS},
             **{"LIGHT": LIGHT, "DARK": DARK, "catalogue": CATALOGUE, "hoped_for": HOPED_FOR},
             **{"longest": MOST_TEXT_CHARACTERS, "fewest_prompts": FEWEST_OF_GROUP},
             "report": report,
-            "systems": listed([name_of(name) for name in report.systems]),
+            "systems": join_names([system_text(name) for name in report.systems]),
             "charts": draw_charts(report),
             "figure_groups": _measured_figure_groups(report),
             "temperatures": [f"T {t}" for t in next(iter(report.temperature_sweep.values()), ())],
@@ -104,7 +113,7 @@ def has_scores(groups: Mapping[str, Group]) -> bool:
 def other_changes(group: Group, candidate: str) -> list[tuple[str, str]]:
     """(title, "better" or "worse") of a group's significant changes, without win rate and score."""
     words = [
-        (CATALOGUE[name].title, change(name, row.get(candidate)))
+        (CATALOGUE[name].title, change_word(name, row.get(candidate)))
         for name, row in group.paired.items()
         if name not in ("score", "win_rate")
     ]
@@ -129,13 +138,13 @@ def _provenance_rows(report: Report) -> Iterator[tuple[str, str]]:
         if system.stage is not None:
             yield name, f"{system.run}, stage {system.stage}, {system.id}"
     for name, facts in to_json(report.sets).items():
-        yield name, ", ".join(f"{words_of(key)} {value}" for key, value in facts.items() if value is not None)
+        yield name, ", ".join(f"{name_text(key)} {value}" for key, value in facts.items() if value is not None)
     yield "judge", ", ".join(f"{key} {value}" for key, value in report.judge.items() if value is not None)
-    yield "time", ", ".join(f"{words_of(part)} {seconds:.1f} s" for part, seconds in report.seconds.items())
+    yield "time", ", ".join(f"{name_text(part)} {seconds:.1f} s" for part, seconds in report.seconds.items())
     yield "memory", f"{report.peak_rss_gib:.2f} GiB, on the GPU {report.peak_gpu_gib:.2f} GiB"
 
 
 TEMPLATE_HELPERS = (
-    *(other_changes, capital, change, difference, figure, has_scores, interval, judge_of, name_of, number, p_value),
-    *(percent, titled, warning, words_of),
+    *(other_changes, capitalize_first, change_word, difference_text, figure_text, has_scores, interval_text),
+    *(judge_text, system_text, number_text, p_value_text, rate_text, title_with_unit, seen_warning, name_text),
 )

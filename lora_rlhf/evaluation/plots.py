@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from lora_rlhf.evaluation.charts import draw_win_rate_chart
 from lora_rlhf.evaluation.report_model import Report
 from lora_rlhf.render.palette import FAINT, INK, SERIES
-from lora_rlhf.render.pictures import SMALL, plain_axis, save_png
+from lora_rlhf.render.pictures import SMALL, save_png, style_axis
 
 LINE, TARGET = SERIES[:2]
 PANELS = (
@@ -54,7 +54,7 @@ def plot_report(report: Report, metrics: Sequence[Mapping[str, Any]], kl_target:
     for line in win_rate_axis.lines:
         line.set_clip_on(False)  # points at 0 and 100 % are drawn whole
     for axis in axes[: len(recorded_panels) + 1]:
-        plain_axis(axis)
+        style_axis(axis)
     for axis in axes[len(recorded_panels) + 1 :]:
         axis.set_axis_off()
     save_png(figure, path)

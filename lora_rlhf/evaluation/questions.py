@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from lora_rlhf.evaluation.figures import CATALOGUE, Interval
 from lora_rlhf.evaluation.report_model import Ordering, Question, Report
-from lora_rlhf.evaluation.wording import name_of, percent, points
-from lora_rlhf.render.wording import capital, p_value, signed
+from lora_rlhf.evaluation.wording import points_text, rate_text, system_text
+from lora_rlhf.render.wording import capitalize_first, p_value_text, signed_text
 
 Answer = Literal["yes", "no", "unknown"]
 AnswerAndFigure = tuple[Answer, str]  # (answer, sentence with the figure)
@@ -37,8 +37,8 @@ def _answer_win_rate(report: Report) -> AnswerAndFigure:
     rate = report.win_rates.get(report.pair)
     if rate is None or rate.interval is None:
         return "unknown", "The judge compared no answers of the two."
-    candidate, baseline = capital(name_of(report.candidate)), name_of(report.baseline)
-    figure = f"{candidate} wins {percent(rate)} of {rate.n} prompts against {baseline}, ties counted half."
+    candidate, baseline = capitalize_first(system_text(report.candidate)), system_text(report.baseline)
+    figure = f"{candidate} wins {rate_text(rate)} of {rate.n} prompts against {baseline}, ties counted half."
     if num_seen := report.training_data.seen:
         figure += f" {num_seen} of the prompts were trained on, which flatters it."
         if 2 * num_seen > (report.training_data.prompts or 0):
@@ -65,15 +65,17 @@ def _answer_safety(report: Report) -> AnswerAndFigure:
     if not harms:
         return "unknown", "No figure of safety was measured: give probes, or scorers for toxicity and truthfulness."
     if worst := _most_significant_rise(harms):
-        return "yes", f"{worst}: {points(worst.interval)} against {name_of(report.baseline)}, {p_value(worst.p)}."
+        return (
+            "yes",
+            f"{worst}: {points_text(worst.interval)} against {system_text(report.baseline)}, {p_value_text(worst.p)}.",
+        )
     overall_harms = [harm for harm in harms if not harm.scope]
     if not overall_harms:
         return "unknown", "No figure of safety has an interval."
     least_certain = max(overall_harms, key=lambda harm: harm.interval[2])
     measured_names = ", ".join(str(harm).lower() for harm in overall_harms)
-    figure = (
-        f"Measured: {measured_names}. Least certain: {str(least_certain).lower()}, {points(least_certain.interval)}."
-    )
+    figure = f"Measured: {measured_names}. Least certain: {str(least_certain).lower()}, "
+    figure += f"{points_text(least_certain.interval)}."
     return ("no" if least_certain.interval[2] <= MARGIN else "unknown"), figure
 
 
@@ -109,8 +111,8 @@ def _answer_calibration(report: Report) -> AnswerAndFigure:
         return "unknown", "There is no reward model, or the judge found no better answer to hold it against."
     accuracy, ece_before = after.accuracy, reward.ordering_before.ece
     figure = (
-        f"Calibration error {after.ece:.3f} on {name_of(report.candidate)}'s and {name_of(report.baseline)}'s answers, "
-        f"right on {percent(accuracy)} of pairs"
+        f"Calibration error {after.ece:.3f} on {system_text(report.candidate)}'s and {system_text(report.baseline)}'s "
+        f"answers, right on {rate_text(accuracy)} of pairs"
     )
     if accuracy.high is not None and accuracy.high < 0.5:
         return "no", f"{figure}: it prefers the worse answer."
@@ -144,14 +146,15 @@ def _answer_length(report: Report) -> AnswerAndFigure:
     if length_difference is None or length_difference.interval is None or length is None or not length.value:
         return "unknown", "The lengths of the two were not compared."
     difference, low, high = length_difference.interval
-    figure = f"Answers changed by {signed(difference)} tokens ({signed(low)} to {signed(high)}) from {length.value:.1f}"
+    change = f"{signed_text(difference)} tokens ({signed_text(low)} to {signed_text(high)})"
+    figure = f"Answers changed by {change} from {length.value:.1f}"
     if high <= MARGIN * length.value:
         return "no", f"{figure}: not longer."
     rate = report.win_rates.get(report.pair)
     controlled_rate = None if rate is None else rate.length_controlled
     if controlled_rate is None or controlled_rate.interval is None:
         return "unknown", f"{figure}; no length-controlled win rate to tell whether they say more."
-    figure += f"; at equal length it would win {percent(controlled_rate)} of prompts."
+    figure += f"; at equal length it would win {rate_text(controlled_rate)} of prompts."
     _, controlled_low, controlled_high = controlled_rate.interval
     if controlled_low > 0.5:
         return "no", figure
@@ -164,8 +167,8 @@ def _answer_clusters(report: Report) -> AnswerAndFigure:
         return "unknown", report.left_out.get("clusters", "There are no groups of prompts to compare.")
     kind, cluster = min(report.clusters.items(), key=lambda item: item[1].p)
     figure = (
-        f"By {kind}: {name_of(report.candidate)} loses {100 * cluster.rate:.0f} % of {cluster.n} prompts in "
-        f"{cluster.worst}, {100 * cluster.overall:.0f} % over all ({p_value(cluster.p)}, {cluster.groups} groups)."
+        f"By {kind}: {system_text(report.candidate)} loses {100 * cluster.rate:.0f} % of {cluster.n} prompts in "
+        f"{cluster.worst}, {100 * cluster.overall:.0f} % over all ({p_value_text(cluster.p)}, {cluster.groups} groups)."
     )
     if cluster.p * len(report.clusters) < SIGNIFICANCE:
         return "yes", figure

@@ -33,10 +33,10 @@ from lora_rlhf.evaluation.plots import plot_report, read_metrics
 from lora_rlhf.evaluation.questions import answer_questions
 from lora_rlhf.evaluation.report_model import BaseRecord, Report, Sets, TrainingData, read_report
 from lora_rlhf.evaluation.scorers import HarmScorer, open_scorers
-from lora_rlhf.evaluation.sections import fill_in
-from lora_rlhf.evaluation.seen import find_seen, warning
-from lora_rlhf.evaluation.systems import Compared, find_systems, open_model
-from lora_rlhf.evaluation.verdict import verdict
+from lora_rlhf.evaluation.sections import fill_report
+from lora_rlhf.evaluation.seen import find_seen_prompts, seen_warning
+from lora_rlhf.evaluation.systems import SystemSet, find_systems, open_model
+from lora_rlhf.evaluation.verdict import verdict_sentence
 from lora_rlhf.judges.choose import choose_judge, open_judge
 from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.scores import ScoreJudge, gold_judge, prompt_text, reward_judge
@@ -58,7 +58,7 @@ SAMPLES = "evaluation_samples.jsonl"
 class EvaluationPlan:
     """The inputs of an evaluation, before a model is loaded. The numbers of used prompts are added to `sets` later."""
 
-    system_set: Compared
+    system_set: SystemSet
     prompts: list[Prompt]
     selection: list[Prompt]
     judge: str
@@ -86,7 +86,7 @@ def evaluate(config: EvaluateConfig, model: SharedModel | None = None, world: Wo
         evaluation.run()
         columns_by_system = measure_answers(evaluation)
         report = _new_report(config, plan, evaluation)
-        fill_in(report, evaluation, columns_by_system)
+        fill_report(report, evaluation, columns_by_system)
     evaluation.judge.close()
     _finish_report(report, config, plan, evaluation)
     _write_files(Path(config.folder), report, plan, _sample_rows(evaluation))
@@ -117,8 +117,8 @@ def _make_plan(config: EvaluateConfig, world: World | None) -> EvaluationPlan:
     sets = Sets(prompts=prompt_set, selection=selection_set, **frozen.sets)
     if earlier_report is not None:
         require_comparable(earlier_report, sets, judge, str(config.compare))
-    training_data = find_seen(system_set.stages, config.prompts, prompts, system_set.others)
-    if warning_text := warning(training_data):
+    training_data = find_seen_prompts(system_set.stages, config.prompts, prompts, system_set.others)
+    if warning_text := seen_warning(training_data):
         log.warning("%s: %s", config.prompts, warning_text)
     return EvaluationPlan(
         system_set=system_set,
@@ -205,7 +205,7 @@ def _new_report(config: EvaluateConfig, plan: EvaluationPlan, evaluation: Evalua
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=to_json(asdict(config)),
         base=BaseRecord(name=base["name"], source_hash=base["source_hash"], quantization=base["quantization"]),
-        systems={system.name: system.record() for system in system_set.systems},
+        systems={system.name: system.to_record() for system in system_set.systems},
         candidate=system_set.candidate,
         baseline=system_set.baseline,
         judge={**evaluation.judge.describe(), "failures": num_failures, "inconsistent": evaluation.num_inconsistent},
@@ -228,11 +228,11 @@ def _finish_report(report: Report, config: EvaluateConfig, plan: EvaluationPlan,
     report.require_known_names()
     report.questions = answer_questions(report)
     rate, best_rate = report.win_rates.get(report.pair), report.win_rates_best_temperature.get(report.pair)
-    report.verdict = verdict(report.candidate, report.baseline, rate, best_rate)
+    report.verdict = verdict_sentence(report.candidate, report.baseline, rate, best_rate)
     if plan.earlier is not None:
         report.comparison = compare_reports(plan.earlier, report, str(config.compare))
     seconds = {part: round(part_seconds, 2) for part, part_seconds in evaluation.seconds.items()}
-    report.seconds = {**plan.system_set.stages.seconds(), **seconds}
+    report.seconds = {**plan.system_set.stages.seconds_by_stage(), **seconds}
     report.peak_rss_gib, report.peak_gpu_gib = round(peak_rss_gib(), 3), round(peak_gpu_gib(), 3)
 
 
@@ -274,7 +274,7 @@ def _write_files(folder: Path, report: Report, plan: EvaluationPlan, samples: It
     stages = plan.system_set.stages
     newest_stage, newest_folder = stages.writers[-1]
     metrics = read_metrics(newest_folder.folder / METRICS)
-    plot_report(report, metrics, stages.setting(newest_stage, "kl_target"), folder / PICTURE)
+    plot_report(report, metrics, stages.read_setting(newest_stage, "kl_target"), folder / PICTURE)
     write_text(folder / HTML, report_page(report, rows))
     write_text(folder / MARKDOWN, markdown_page(report))
     write_json(folder / REPORT, to_json(report))

@@ -45,16 +45,16 @@ def ordering_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def reward_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
-    """{"accuracy", "ece": the report after less the one before, over unlike pairs}.
+    """{"accuracy", "ece": the report `after` minus the report `before`, which are on different pairs}.
 
-    Without what one of the two has no pair or, for the error, no interval for.
+    A figure that has no interval in one of the two reports is left out.
     """
     figures_after, figures_before = ordering_figures(after), ordering_figures(before)
     changes = {}
     for key, name in (("accuracy", "reward_accuracy"), ("ece", "reward_ece")):
-        sides = [figures[name].interval for figures in (figures_after, figures_before) if name in figures]
-        known = [side for side in sides if side is not None]
-        if len(known) == 2:
-            difference, low, high = independent_difference(*known)
+        intervals = [figures[name].interval for figures in (figures_after, figures_before) if name in figures]
+        known_intervals = [interval for interval in intervals if interval is not None]
+        if len(known_intervals) == 2:
+            difference, low, high = independent_difference(*known_intervals)
             changes[key] = Change(difference=difference, low=low, high=high)
     return changes

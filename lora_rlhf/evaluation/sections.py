@@ -26,7 +26,7 @@ from lora_rlhf.evaluation.report_model import (
     WinRate,
 )
 from lora_rlhf.evaluation.reward_figures import ordering_figures, ordering_on_answers, reward_changes
-from lora_rlhf.evaluation.tax import chance, encode_choices, measure_tax, pack_text, window_of
+from lora_rlhf.evaluation.tax import block_tokens, encode_choices, guessing_accuracy, measure_tax, pack_text
 from lora_rlhf.judges.scores import ScoreJudge, prompt_text
 from lora_rlhf.probes.audit import Side, audit
 from lora_rlhf.probes.bins import POLISH, failures, high_rewards
@@ -39,37 +39,35 @@ log = logging.getLogger("lora_rlhf")
 NUM_LENGTHS = 16  # bars of the histogram of lengths
 
 
-def preferences(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """Win rates of all pairs, and each system's against the baseline, at equal length too, with ratings."""
+def add_preferences(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds the win rates of all pairs, each system's against the baseline, both also at equal length, and ratings."""
     baseline = evaluation.system_set.baseline
     lengths = {name: [len(answer.ids) for answer in answers] for name, answers in evaluation.answers.items()}
 
-    def gaps(first: str, second: str) -> list[int]:
+    def length_gaps(first: str, second: str) -> list[int]:
         return [a - b for a, b in zip(lengths[first], lengths[second], strict=True)]
 
     for pair, outcomes in evaluation.outcomes.items():
-        controlled = length_controlled_win_rate(outcomes, gaps(*evaluation.system_set.pairs[pair]))
+        controlled = length_controlled_win_rate(outcomes, length_gaps(*evaluation.system_set.pairs[pair]))
         report.win_rates[pair] = WinRate.from_statistics(win_rate(outcomes), controlled)
     figures: Figures = {"win_rate": {}, "win_rate_length_controlled": {}, "rating": {}}
     paired: Differences = {"win_rate": {}}
     for system, outcomes in evaluation.outcomes_against_baseline().items():
-        rate, controlled = (
-            WinRate.from_statistics(win_rate(outcomes)),
-            length_controlled_win_rate(outcomes, gaps(system, baseline)),
-        )
+        rate = WinRate.from_statistics(win_rate(outcomes))
+        controlled = length_controlled_win_rate(outcomes, length_gaps(system, baseline))
         figures["win_rate"][system] = Figure(rate.rate, rate.low, rate.high, rate.n)
         figures["win_rate_length_controlled"][system] = Figure(*controlled[:4])
-        paired["win_rate"][system] = _from_half(rate)
+        paired["win_rate"][system] = _difference_from_half(rate)
     pairs = {evaluation.system_set.pairs[pair]: outcomes for pair, outcomes in evaluation.outcomes.items()}
     with suppress(ValueError):  # the judge failed on all comparisons of a system
         figures["rating"] = {
             system: Figure.from_floats(*rating) for system, rating in bradley_terry_ratings(pairs, baseline).items()
         }
-    _add(report, figures, paired)
+    _add_figures(report, figures, paired)
 
 
-def best_temperatures(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """The same win rates with each system at the temperature that suits it best."""
+def add_best_temperatures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds the same win rates with each system at its best temperature."""
     if not evaluation.selection:
         raise LeftOut("no other prompts to choose a temperature on: give --selection_prompts")
     if not evaluation.mean_scores:
@@ -82,77 +80,77 @@ def best_temperatures(evaluation: Evaluation, measured: ColumnsBySystem, report:
     }
 
 
-def answers(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """Every figure that was measured on each answer, and its difference from the baseline's."""
-    _add_measured(report, measured)
+def add_answer_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds every figure that was measured on each answer, and its difference from the baseline's."""
+    _add_columns(report, columns_by_system)
 
 
-def categories(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """The same figures for each category of prompts."""
+def add_categories(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds the same figures for each category of prompts."""
     if evaluation.categories is None:
         raise LeftOut("the prompts have no category: give them a column, and its name with --category")
-    report.categories = _groups(evaluation, measured, evaluation.categories)
+    report.categories = _group_figures_by_label(evaluation, columns_by_system, evaluation.categories)
 
 
-def languages(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """The same figures for each language of prompts."""
+def add_languages(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds the same figures for each language of prompts."""
     if len(set(evaluation.languages)) < 2:
         raise LeftOut(f"all prompts are of one language or script, {evaluation.languages[0]}")
-    report.languages = _groups(evaluation, measured, evaluation.languages)
+    report.languages = _group_figures_by_label(evaluation, columns_by_system, evaluation.languages)
 
 
-def failures_in_clusters(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """Whether the prompts that the candidate loses gather in a category or a language."""
-    lost = [None if won is None else float(won < 0.5) for won in evaluation.outcomes[report.pair]]
+def add_clusters(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Tests whether the candidate loses more prompts in some category or language."""
+    is_lost = [None if outcome is None else float(outcome < 0.5) for outcome in evaluation.outcomes[report.pair]]
     for kind, labels in (("category", evaluation.categories), ("language", evaluation.languages)):
-        cluster = None if labels is None else find_cluster(lost, labels)
+        cluster = None if labels is None else find_cluster(is_lost, labels)
         if cluster is not None:
             report.clusters[kind] = cluster
     if not report.clusters:
         raise LeftOut(f"fewer than two categories or languages have {FEWEST_OF_GROUP} prompts")
 
 
-def probes(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """The share of each failure bin's cases that a system failed, and its difference from the baseline's."""
-    failed = _failed(evaluation)
-    if not failed:
+def add_probe_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds the share of each failure bin's cases that a system failed, and its difference from the baseline's."""
+    failed_cases = _failed_cases(evaluation)
+    if not failed_cases:
         raise LeftOut(evaluation.frozen.left_out["probes"])
-    cases = {
-        name: {bin: Column("share", [float(case) for case in bin_cases]) for bin, bin_cases in bins.items()}
-        for name, bins in failed.items()
+    bin_columns = {
+        name: {bin: Column("share", [float(has_failed) for has_failed in cases]) for bin, cases in bins.items()}
+        for name, bins in failed_cases.items()
     }
-    _add_measured(report, cases)
+    _add_columns(report, bin_columns)
 
 
-def tax(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """Perplexity on held-out text and accuracy on multiple-choice questions; `left_out` has why one is missing."""
+def add_alignment_tax(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds perplexity on held-out text and accuracy on multiple-choice questions, if there are any."""
     model, config, frozen = evaluation.model, evaluation.config, evaluation.frozen
-    text = None if frozen.texts is None else pack_text(model.tokenizer, frozen.texts, window_of(model))
+    text = None if frozen.texts is None else pack_text(model.tokenizer, frozen.texts, block_tokens(model))
     questions: list[EncodedRanking] = []
     if frozen.choices is not None:
         limits = Limits(config.max_prompt_tokens, config.max_response_tokens)
-        questions, refused = encode_choices(model.tokenizer, frozen.choices.choices, limits)
-        if refused.count:
-            log.warning("multiple-choice questions: %s", refused.summary())
-    _add_measured(report, measure_tax(model, _roles(evaluation), text, questions, config.micro_batch_size))
+        questions, refused_rows = encode_choices(model.tokenizer, frozen.choices.choices, limits)
+        if refused_rows.count:
+            log.warning("multiple-choice questions: %s", refused_rows.summary())
+    _add_columns(report, measure_tax(model, _role_by_system(evaluation), text, questions, config.micro_batch_size))
     if questions and report.sets.choices is not None:
-        report.sets.choices = replace(report.sets.choices, chance=chance(questions))
+        report.sets.choices = replace(report.sets.choices, chance=guessing_accuracy(questions))
 
 
-def tasks(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """Every metric of EleutherAI's tasks, by task/metric."""
+def add_task_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds every metric of EleutherAI's tasks, by task/metric."""
     if not evaluation.tasks:
         raise LeftOut("no tasks of EleutherAI's harness were asked for: give their names with --lm_eval")
-    model, config, roles = evaluation.model, evaluation.config, _roles(evaluation)
-    columns = harness_columns(model, roles, evaluation.tasks, config.micro_batch_size, config.lm_eval_limit)
+    model, config, role_by_system = evaluation.model, evaluation.config, _role_by_system(evaluation)
+    columns = harness_columns(model, role_by_system, evaluation.tasks, config.micro_batch_size, config.lm_eval_limit)
     paired = differences_by_name(columns, report.baseline)
     report.tasks = {
         name: TaskFigures(figures=row, paired=paired.get(name, {})) for name, row in figures_by_name(columns).items()
     }
 
 
-def reward(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """The reward model on held-out rankings, before, and on the answers that the judge compared, after."""
+def add_reward_record(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds how the reward model orders held-out rankings, and how it orders the answers that the judge compared."""
     stage = evaluation.system_set.stages.reward
     if stage is None or evaluation.reward is None:
         raise LeftOut("the run has no reward stage")
@@ -166,140 +164,150 @@ def reward(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) ->
     after = ordering_on_answers(
         evaluation.outcomes[report.pair], (candidate_scores, baseline_scores), (candidate_lengths, baseline_lengths)
     )
-    _add(report, {name: {report.candidate: figure} for name, figure in ordering_figures(after).items()}, {})
+    _add_figures(report, {name: {report.candidate: figure} for name, figure in ordering_figures(after).items()}, {})
     report.reward = RewardRecord(before=before, after=to_json(after), change=reward_changes(before, after))
 
 
-def hacking(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """The reward-hacking audit: flags, and answers that reward and judge place apart.
+def add_audit(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds the reward-hacking audit: flags, and answers on which reward and judge disagree.
 
-    Where the reward model itself is the judge, nobody says how good answers are, and the flags that need it are left
-    out.
+    If the reward model is the judge, no quality of the answers is known, and the flags that need it are left out.
     """
-    failed = _failed(evaluation)
-    is_independent = evaluation.judge.name != "reward"
+    failed_cases = _failed_cases(evaluation)
+    is_judge_independent = evaluation.judge.name != "reward"
 
-    def side(name: str) -> Side:
-        values = {key: [float(value or 0.0) for value in column.values] for key, column in measured[name].items()}
-        is_scored = is_independent and isinstance(evaluation.judge, ScoreJudge)
+    def make_side(name: str) -> Side:
+        values = {
+            key: [float(value or 0.0) for value in column.values] for key, column in columns_by_system[name].items()
+        }
+        is_scored = is_judge_independent and isinstance(evaluation.judge, ScoreJudge)
         return Side(
             [answer.text for answer in evaluation.answers[name]],
             quality=values["score"] if is_scored else None,
             rewards=values.get("reward_score"),
             kl=values.get("kl_per_response"),
-            failed=failed.get(name, {}),
+            failed=failed_cases.get(name, {}),
         )
 
-    others = [side(name) for name in report.systems if name not in (report.candidate, report.baseline)]
-    outcomes = evaluation.outcomes[report.pair] if is_independent else None
+    other_sides = [make_side(name) for name in report.systems if name not in (report.candidate, report.baseline)]
+    outcomes = evaluation.outcomes[report.pair] if is_judge_independent else None
     prompts = [prompt_text(prompt.prompt) for prompt in evaluation.prompts]
-    findings = audit(prompts, side(report.candidate), side(report.baseline), others, outcomes)
-    report.audit = from_json(Audit, to_json(findings), "audit")
+    audit_results = audit(prompts, make_side(report.candidate), make_side(report.baseline), other_sides, outcomes)
+    report.audit = from_json(Audit, to_json(audit_results), "audit")
 
 
-def lengths(evaluation: Evaluation, measured: ColumnsBySystem, report: Report) -> None:
-    """How many answers of each system are how long: a histogram in tokens."""
-    tokens = {name: [len(answer.ids) for answer in answers] for name, answers in evaluation.answers.items()}
-    longest = max(map(max, tokens.values()))
+def add_length_histogram(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds a histogram of the answers' lengths in tokens for each system."""
+    lengths = {name: [len(answer.ids) for answer in answers] for name, answers in evaluation.answers.items()}
+    longest = max(map(max, lengths.values()))
     width = max(1, math.ceil((longest + 1) / NUM_LENGTHS))
     bars = range(longest // width + 1)
-    bars_of = {name: Counter(count // width for count in counts) for name, counts in tokens.items()}
+    counter_by_system = {name: Counter(length // width for length in values) for name, values in lengths.items()}
     report.lengths = LengthHistogram(
         edges=[width * bar for bar in (*bars, len(bars))],
-        counts={name: [counter[bar] for bar in bars] for name, counter in bars_of.items()},
+        counts={name: [counter[bar] for bar in bars] for name, counter in counter_by_system.items()},
     )
 
 
 # In the order in which they are computed.
 SECTIONS: Mapping[str, Callable[[Evaluation, ColumnsBySystem, Report], None]] = {
-    "preferences": preferences,
-    "best_temperature": best_temperatures,
-    "answers": answers,
-    "categories": categories,
-    "languages": languages,
-    "clusters": failures_in_clusters,
-    "probes": probes,
-    "tax": tax,
-    "tasks": tasks,
-    "reward": reward,
-    "audit": hacking,
-    "lengths": lengths,
+    "preferences": add_preferences,
+    "best_temperature": add_best_temperatures,
+    "answers": add_answer_figures,
+    "categories": add_categories,
+    "languages": add_languages,
+    "clusters": add_clusters,
+    "probes": add_probe_figures,
+    "tax": add_alignment_tax,
+    "tasks": add_task_figures,
+    "reward": add_reward_record,
+    "audit": add_audit,
+    "lengths": add_length_histogram,
 }
 
 
-def fill_in(report: Report, evaluation: Evaluation, measured: ColumnsBySystem) -> None:
-    """All sections; `left_out` has those that could not be computed, and why."""
+def fill_report(report: Report, evaluation: Evaluation, columns_by_system: ColumnsBySystem) -> None:
+    """Fills in all sections. `left_out` gets the reason for each section that cannot be computed."""
     for name, section in SECTIONS.items():
         with evaluation.measure_time(name):
             try:
-                section(evaluation, measured, report)
+                section(evaluation, columns_by_system, report)
             except LeftOut as reason:
                 report.left_out[name] = str(reason)
 
 
-def _add(report: Report, figures: Figures, paired: Differences) -> None:
-    """Adds figures of the catalogue and their differences from the baseline, those that any system has."""
+def _add_figures(report: Report, figures: Figures, paired: Differences) -> None:
+    """Adds figures of the catalogue and their differences from the baseline; figures without systems are left out."""
     report.figures |= {name: row for name, row in figures.items() if row}
     report.paired |= {name: row for name, row in paired.items() if row}
 
 
-def _add_measured(report: Report, measured: ColumnsBySystem) -> None:
-    _add(report, figures_by_name(measured), differences_by_name(measured, report.baseline))
+def _add_columns(report: Report, columns_by_system: ColumnsBySystem) -> None:
+    _add_figures(report, figures_by_name(columns_by_system), differences_by_name(columns_by_system, report.baseline))
 
 
-def _roles(evaluation: Evaluation) -> dict[str, str]:
-    """{system: the role that plays it}."""
+def _role_by_system(evaluation: Evaluation) -> dict[str, str]:
+    """{system: its role}."""
     return {system.name: system.role for system in evaluation.system_set.systems}
 
 
-def _failed(evaluation: Evaluation) -> dict[str, dict[str, list[bool]]]:
+def _failed_cases(evaluation: Evaluation) -> dict[str, dict[str, list[bool]]]:
     """{system: {bin: whether each of its cases failed}}; empty without probes."""
-    frozen = evaluation.frozen.probes
-    if frozen is None:
+    probe_set = evaluation.frozen.probes
+    if probe_set is None:
         return {}
-    high: Mapping[str, Sequence[bool] | None] = dict.fromkeys(evaluation.system_set.names)
-    if evaluation.reward is not None and any(probe.bin == POLISH for probe in frozen.probes):
+    has_high_reward: Mapping[str, Sequence[bool] | None] = dict.fromkeys(evaluation.system_set.names)
+    if evaluation.reward is not None and any(probe.bin == POLISH for probe in probe_set.probes):
         prompts = evaluation.probe_prompts
         scores = {
             name: evaluation.reward.scores(prompts, answers) for name, answers in evaluation.probe_answers.items()
         }
-        high = high_rewards(scores, frozen)
+        has_high_reward = high_rewards(scores, probe_set)
     return {
-        name: failures(frozen, [answer.text for answer in answers], evaluation.world, high[name])
+        name: failures(probe_set, [answer.text for answer in answers], evaluation.world, has_high_reward[name])
         for name, answers in evaluation.probe_answers.items()
     }
 
 
-def _from_half(rate: WinRate) -> Paired:
-    """A win rate as its difference from a half, which is what two equal systems would have."""
+def _difference_from_half(rate: WinRate) -> Paired:
+    """The difference of a win rate from a half, the win rate of two equal systems."""
     if rate.interval is None:
         return Paired(None, None, None, None, 0)
     middle, low, high = rate.interval
     return Paired(middle - 0.5, low - 0.5, high - 0.5, rate.p, rate.n)
 
 
-def _groups(evaluation: Evaluation, measured: ColumnsBySystem, labels: Sequence[str]) -> dict[str, Group]:
+def _group_figures_by_label(
+    evaluation: Evaluation, columns_by_system: ColumnsBySystem, labels: Sequence[str]
+) -> dict[str, Group]:
     """{label: its figures}; a group of under ten prompts has values without intervals or tests."""
-    return {label: _group(evaluation, measured, rows) for label, rows in group_by_label(labels).items()}
+    return {
+        label: _group_figures(evaluation, columns_by_system, indices)
+        for label, indices in group_by_label(labels).items()
+    }
 
 
-def _group(evaluation: Evaluation, measured: ColumnsBySystem, rows: Sequence[int]) -> Group:
+def _group_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, indices: Sequence[int]) -> Group:
+    """The figures over the prompts with these indices."""
     baseline = evaluation.system_set.baseline
-    part = select_prompts(evaluation, measured, rows)
+    group_columns = select_prompts(evaluation, columns_by_system, indices)
     rates = {
-        pair: WinRate.from_statistics(win_rate([outcomes[i] for i in rows]))
+        pair: WinRate.from_statistics(win_rate([outcomes[i] for i in indices]))
         for pair, outcomes in evaluation.outcomes.items()
     }
-    figures = figures_by_name(part)
-    against = {
-        system: win_rate([outcomes[i] for i in rows])
+    figures = figures_by_name(group_columns)
+    rates_against_baseline = {
+        system: win_rate([outcomes[i] for i in indices])
         for system, outcomes in evaluation.outcomes_against_baseline().items()
     }
-    figures["win_rate"] = {system: Figure(rate.rate, rate.low, rate.high, rate.n) for system, rate in against.items()}
-    if len(rows) >= FEWEST_OF_GROUP:
-        return Group(n=len(rows), figures=figures, paired=differences_by_name(part, baseline), win_rates=rates)
+    figures["win_rate"] = {
+        system: Figure(rate.rate, rate.low, rate.high, rate.n) for system, rate in rates_against_baseline.items()
+    }
+    if len(indices) >= FEWEST_OF_GROUP:
+        paired = differences_by_name(group_columns, baseline)
+        return Group(n=len(indices), figures=figures, paired=paired, win_rates=rates)
     return Group(
-        n=len(rows),
+        n=len(indices),
         figures={
             name: {system: replace(figure, low=None, high=None) for system, figure in row.items()}
             for name, row in figures.items()

@@ -1,4 +1,4 @@
-"""Which prompts of an evaluation are also in the data that the stages were trained on."""
+"""Finds prompts of an evaluation in the data that the stages were trained on."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,49 +20,50 @@ MOST_SECONDS = 30.0  # of reading, for all stages together
 NO_OTHERS: Mapping[str, RunStages] = MappingProxyType({})
 
 
-def find_seen(
+def find_seen_prompts(
     stages: RunStages, path: str, prompts: Sequence[Prompt], others: Mapping[str, RunStages] = NO_OTHERS
 ) -> TrainingData:
-    """How many of the prompts are in each stage's data.
+    """Counts the prompts that are in each stage's data.
 
     path: the file of the prompts. others: {name of another run: its stages}, reported as NAME:STAGE; a stage that two
     runs share is reported once.
 
-    compared: "all" of the data; "part" if reading took too long; "none" if the data are on the hub, or no longer where
-    the manifest says, unless they are the evaluation's own file (by its sha256). Two prompts are the same if their keys
-    are. Prompts that a stage held out for validation count too, since its best epoch may have been chosen on them.
+    In the result, `compared` is "all" if all data of a stage were read, "part" if reading took too long, and "none" if
+    the data are on the hub or no longer at the path in the manifest; data that are the evaluation's own file (by its
+    sha256) need no reading. Two prompts are the same if their keys are equal. Prompts that a stage held out for
+    validation count too, since its best epoch may have been chosen on them.
     """
-    keys, seen = {prompt.key for prompt in prompts}, set()
+    keys, seen_keys = {prompt.key for prompt in prompts}, set()
     deadline = time.monotonic() + MOST_SECONDS
     rows = []
-    for name, stage, parent in _distinct({"": stages, **others}):
+    for name, stage, parent in _distinct_stages({"": stages, **others}):
         record = parent.manifest.get("data", {}).get(BY_NAME[stage].trains_on)
         if not record:
             continue
-        stage_seen, compared = _find_in(parent, find_data(record, parent.run), keys, deadline)
-        if compared == "none" and _is_same(record, path):
-            stage_seen, compared = keys, "all"
-        seen |= stage_seen
-        rows.append(StageData(stage=name, path=record["path"], seen=len(stage_seen), compared=compared))
-    return TrainingData(prompts=len(keys), seen=len(seen), stages=rows)
+        stage_keys, compared = _find_seen_keys(parent, find_data(record, parent.run), keys, deadline)
+        if compared == "none" and _is_same_data(record, path):
+            stage_keys, compared = keys, "all"
+        seen_keys |= stage_keys
+        rows.append(StageData(stage=name, path=record["path"], seen=len(stage_keys), compared=compared))
+    return TrainingData(prompts=len(keys), seen=len(seen_keys), stages=rows)
 
 
-def warning(data: TrainingData) -> str:
+def seen_warning(data: TrainingData) -> str:
     """A warning in one line; empty if all data were compared and no prompt was seen in training."""
     parts = []
     if data.seen:
-        where = ", ".join(f"{row.stage} {row.seen}" for row in data.stages if row.seen)
+        counts = ", ".join(f"{row.stage} {row.seen}" for row in data.stages if row.seen)
         parts.append(
-            f"{data.seen} of {counted(data.prompts or 0, 'prompt')} also in training data ({where}): figures on "
+            f"{data.seen} of {counted(data.prompts or 0, 'prompt')} also in training data ({counts}): figures on "
             "these flatter the stages"
         )
-    if unknown := [f"{row.stage} ({row.path})" for row in data.stages if row.compared != "all"]:
-        parts.append(f"prompts not compared with all training data of {', '.join(unknown)}")
+    if uncompared_stages := [f"{row.stage} ({row.path})" for row in data.stages if row.compared != "all"]:
+        parts.append(f"prompts not compared with all training data of {', '.join(uncompared_stages)}")
     return "; ".join(parts)
 
 
-def _distinct(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]]:
-    """(name in the report, name of the stage, finished stage) of all runs, each stage once."""
+def _distinct_stages(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]]:
+    """Yields (name in the report, name of the stage, finished stage) of all runs, each stage once."""
     ids = set()
     for run, stages in runs.items():
         for stage, parent in stages.by_name.items():
@@ -72,27 +73,27 @@ def _distinct(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, Parent]
             yield f"{run}:{stage}" if run else stage, stage, parent
 
 
-def _find_in(parent: Parent, path: str, keys: Collection[str], deadline: float) -> tuple[set[str], str]:
-    """Those keys that are in a stage's data, and how much of the data was compared."""
-    seen: set[str] = set()
+def _find_seen_keys(parent: Parent, path: str, keys: Collection[str], deadline: float) -> tuple[set[str], str]:
+    """Returns (the keys that are in a stage's data, how much of the data was compared)."""
+    seen_keys: set[str] = set()
     try:
         if isinstance(locate(path), HubDataset):
-            return seen, "none"
+            return seen_keys, "none"
         settings = read_yaml(parent.folder / CONFIG)
         columns = settings.get("columns")
         source: Source[Prompt] = Source(path, "prompts", settings.get("format"), tolerant=True, columns=columns)
         for prompt in source:
             if prompt.key in keys:
-                seen.add(prompt.key)
-            if len(seen) == len(keys):
+                seen_keys.add(prompt.key)
+            if len(seen_keys) == len(keys):
                 break
             if time.monotonic() > deadline:
-                return seen, "part"
+                return seen_keys, "part"
     except UserError:
-        return seen, "none"
-    return seen, "all"
+        return seen_keys, "none"
+    return seen_keys, "all"
 
 
-def _is_same(record: dict[str, Any], path: str) -> bool:
-    """Whether the stage was trained on the evaluation's own file or dataset, wherever it is now."""
+def _is_same_data(record: dict[str, Any], path: str) -> bool:
+    """Whether the stage was trained on the evaluation's own file or dataset, even if its path has changed."""
     return record["path"] == path or (record["sha256"] is not None and record["sha256"] == data_hash(path))

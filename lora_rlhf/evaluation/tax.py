@@ -1,4 +1,4 @@
-"""The alignment tax: what training may have cost a model on plain text and on questions with a right answer."""
+"""The alignment tax: the loss from training on plain text and on questions with a right answer."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,131 +23,137 @@ from lora_rlhf.system.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MOST_WINDOW = 2048  # tokens of a block, where the model's context is longer: its passes would take too long
+MOST_BLOCK_TOKENS = 2048  # tokens of a block, if the model's context is longer: longer blocks would take too long
 MOST_TOKENS = 65536  # of held-out text that is read: enough for an interval of about a percent
 
 
 @dataclass(frozen=True)
 class PackedText:
-    """Held-out text in blocks, as training reads it: ids, mask (N, T), and of each token its document's number.
+    """Held-out text in blocks, as training reads it: ids and mask (N, T), and the document number of each token.
 
-    `document` (N, T) is -1 for tokens that are not counted: padding, BOS, and a block's first, before which nothing is.
+    `document_numbers` (N, T) is -1 for tokens that are not counted: padding, BOS, and the first of a block, which has
+    no token before it.
     """
 
     ids: Tensor
     mask: Tensor
-    document: Tensor
-    documents: int
+    document_numbers: Tensor
+    num_documents: int
 
 
-def window_of(model: SharedModel) -> int:
-    """How many tokens a block has: the model's context, at most MOST_WINDOW."""
-    return min(getattr(model.config, "max_position_embeddings", None) or MOST_WINDOW, MOST_WINDOW)
+def block_tokens(model: SharedModel) -> int:
+    """The number of tokens of a block: the model's context, at most MOST_BLOCK_TOKENS."""
+    return min(getattr(model.config, "max_position_embeddings", None) or MOST_BLOCK_TOKENS, MOST_BLOCK_TOKENS)
 
 
 def pack_text(
     tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Text], window: int, most_tokens: int = MOST_TOKENS
 ) -> PackedText:
-    """The texts' first `most_tokens` tokens as one stream, EOS after each, cut into blocks (see `data.stream`).
+    """Cuts the first `most_tokens` tokens of the texts, as one stream, into blocks of `window` tokens.
 
-    Unlike in training, what is left at the end is read too. UserError for a tokenizer without EOS, and for text of less
-    than two tokens.
+    EOS follows each text (see `data.stream`). Unlike in training, the last block may be shorter. Raises UserError for a
+    tokenizer without EOS, and for text of fewer than two tokens.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no EOS token to put between texts")
     bos, eos = leading_bos(tokenizer), tokenizer.eos_token_id
     ids: list[int] = []
-    owners: list[int] = []
+    numbers: list[int] = []  # of the documents of `ids`
     for number, text in enumerate(texts):
         text_ids = [*encode_text(tokenizer, text.text), eos]
         ids += [*bos, *text_ids]
-        owners += [-1] * len(bos) + [number] * len(text_ids)
+        numbers += [-1] * len(bos) + [number] * len(text_ids)
         if len(ids) >= most_tokens:
             break
     starts = range(0, min(len(ids), most_tokens), window)
     blocks = [ids[start : min(start + window, most_tokens)] for start in starts]
-    owners_of_blocks = [[-1, *owners[start + 1 : min(start + window, most_tokens)]] for start in starts]
-    documents = max(itertools.chain(*owners_of_blocks), default=-1) + 1
-    if not documents:
+    block_numbers = [[-1, *numbers[start + 1 : min(start + window, most_tokens)]] for start in starts]
+    num_documents = max(itertools.chain(*block_numbers), default=-1) + 1
+    if not num_documents:
         raise UserError(f"the held-out text has {len(ids)} tokens: too few to predict one from another")
-    (padded, mask), (document, _) = pad_right(blocks, pad_id(tokenizer)), pad_right(owners_of_blocks, -1)
-    return PackedText(padded, mask, document, documents)
+    (padded, mask), (document_numbers, _) = pad_right(blocks, pad_id(tokenizer)), pad_right(block_numbers, -1)
+    return PackedText(padded, mask, document_numbers, num_documents)
 
 
 @torch.no_grad()
-def perplexity_column(model: SharedModel, role: str, text: PackedText, size: int) -> Column:
-    """exp(-mean log-probability) of the text's counted tokens, document by document; `size` blocks at a time.
+def perplexity_column(model: SharedModel, role: str, text: PackedText, batch_size: int) -> Column:
+    """exp(-mean log-probability) of the text's counted tokens, by document; `batch_size` blocks at a time.
 
-    All tokens weigh the same. Documents were drawn independently, their tokens were not: intervals and paired tests
+    All tokens have the same weight. Only documents are independent of each other, so intervals and paired tests
     resample documents.
     """
-    losses = torch.zeros(text.documents, dtype=torch.float64)
-    tokens = torch.zeros(text.documents, dtype=torch.float64)
+    losses = torch.zeros(text.num_documents, dtype=torch.float64)
+    tokens = torch.zeros(text.num_documents, dtype=torch.float64)
     with model.role(role):
-        for start in range(0, len(text.ids), size):
-            rows = slice(start, start + size)
+        for start in range(0, len(text.ids), batch_size):
+            rows = slice(start, start + batch_size)
             logprobs = text_logprobs(model, text.ids[rows].to(model.device), text.mask[rows].to(model.device))
-            owner = text.document[rows, 1:]
-            counted = owner >= 0
-            losses.index_add_(0, owner[counted], -logprobs.cpu().double()[counted])
-            tokens.index_add_(0, owner[counted], torch.ones(int(counted.sum()), dtype=torch.float64))
+            numbers = text.document_numbers[rows, 1:]
+            is_counted = numbers >= 0
+            losses.index_add_(0, numbers[is_counted], -logprobs.cpu().double()[is_counted])
+            tokens.index_add_(0, numbers[is_counted], torch.ones(int(is_counted.sum()), dtype=torch.float64))
     return Column("perplexity", losses.tolist(), tokens.tolist())
 
 
 def encode_choices(
     tokenizer: "PreTrainedTokenizerBase", choices: Iterable[Choice], limits: Limits
 ) -> tuple[list[EncodedRanking], RefusedRows]:
-    """Questions as the chat asks them and options as the assistant gives them; the right one has rank 1.
+    """Encodes questions as messages of the user and options as answers of the assistant; the right one has rank 1.
 
-    A question of which one option does not fit the limits is refused whole: without it the others are easier.
+    A question with an option that exceeds the limits is refused, because fewer options would be easier.
     """
-    kept, refused = [], RefusedRows()
+    questions, refused_rows = [], RefusedRows()
     for choice in choices:
         ranks = [1 + (option != choice.answer) for option in range(len(choice.options))]
-        row = encode_ranking(tokenizer, Ranking(choice.prompt, tuple(choice.options), tuple(ranks)), limits, refused)
+        row = encode_ranking(
+            tokenizer, Ranking(choice.prompt, tuple(choice.options), tuple(ranks)), limits, refused_rows
+        )
         if row is not None and len(row.ranks) == len(ranks):
-            kept.append(row)
+            questions.append(row)
         elif row is not None:
-            refused.add(
+            refused_rows.add(
                 choice.prompt.origin, BadRow("an option of a question is too long, so the question is left out")
             )
-    return kept, refused
+    return questions, refused_rows
 
 
 @torch.no_grad()
-def choice_column(model: SharedModel, role: str, questions: Sequence[EncodedRanking], size: int) -> Column:
-    """Whether the right option is the most probable one, by its mean log-probability per token, its end included.
+def choice_column(model: SharedModel, role: str, questions: Sequence[EncodedRanking], batch_size: int) -> Column:
+    """Whether the right option has the highest mean log-probability per token, EOS included; `batch_size` at a time.
 
-    By the mean, as a sum would favour short options ("acc_norm" of EleutherAI's harness, there by character); `size`
-    options at a time.
+    The mean is used because a sum would favour short options ("acc_norm" of EleutherAI's harness, which divides by
+    characters).
     """
     batch = Sequences(*ranking_batch(questions, pad_id(model.tokenizer))).to(model.device)
     with model.role(role):
-        logprobs = in_micro_batches(lambda part: response_logprobs(model, part, entropy=False)[0], batch, size)
+        logprobs = in_micro_batches(lambda part: response_logprobs(model, part, entropy=False)[0], batch, batch_size)
     means = (logprobs.double().sum(dim=1) / batch.response_mask.sum(dim=1)).cpu()
-    means_of = means.split([len(question.ranks) for question in questions])
-    right = [question.ranks[int(row.argmax())] == 1 for question, row in zip(questions, means_of, strict=True)]
-    return Column("share", right)
+    means_by_question = means.split([len(question.ranks) for question in questions])
+    is_right = [
+        question.ranks[int(option_means.argmax())] == 1
+        for question, option_means in zip(questions, means_by_question, strict=True)
+    ]
+    return Column("share", is_right)
 
 
-def chance(questions: Sequence[EncodedRanking]) -> float:
+def guessing_accuracy(questions: Sequence[EncodedRanking]) -> float:
     """The accuracy of guessing."""
     return sum(1 / len(question.ranks) for question in questions) / len(questions)
 
 
 def measure_tax(
     model: SharedModel,
-    roles: Mapping[str, str],
+    role_by_system: Mapping[str, str],
     text: PackedText | None,
     questions: Sequence[EncodedRanking],
-    size: int,
+    batch_size: int,
 ) -> dict[str, dict[str, Column]]:
-    """{system: {"perplexity", "choice_accuracy"}}, what there is text or questions for; roles: {system: its role}."""
-    columns: dict[str, dict[str, Column]] = {name: {} for name in roles}
-    systems = tqdm(roles.items(), desc="alignment tax", unit="system", disable=text is None and not questions)
+    """{system: {"perplexity", "choice_accuracy"}}, without those for which there is no text or no question."""
+    columns: dict[str, dict[str, Column]] = {name: {} for name in role_by_system}
+    systems = tqdm(role_by_system.items(), desc="alignment tax", unit="system", disable=text is None and not questions)
     for name, role in systems:
         if text is not None:
-            columns[name]["perplexity"] = perplexity_column(model, role, text, size)
+            columns[name]["perplexity"] = perplexity_column(model, role, text, batch_size)
         if questions:
-            columns[name]["choice_accuracy"] = choice_column(model, role, questions, size)
+            columns[name]["choice_accuracy"] = choice_column(model, role, questions, batch_size)
     return columns

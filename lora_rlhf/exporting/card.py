@@ -13,7 +13,7 @@ from lora_rlhf.exporting.markdown import bullet_list, escaped_text, short_text
 from lora_rlhf.exporting.parity_table import parity_table
 from lora_rlhf.model.files import HUB_NAME
 from lora_rlhf.render.tables import markdown_table
-from lora_rlhf.render.wording import capital
+from lora_rlhf.render.wording import capitalize_first
 from lora_rlhf.system.disk import write_text
 
 LIBRARY_BY_KIND = {"merged": "transformers", "classifier": "transformers", "adapter": "peft", "gguf": "gguf"}
@@ -35,7 +35,7 @@ def card_text(facts: Mapping[str, Any], lineage: Lineage) -> str:
     base, title = short_text(facts["source"]["base"]["name"]), BY_ROLE[facts["role"]].model_title
     sections = [
         _metadata_header(facts),
-        f"# {capital(title)} on {base}\n",
+        f"# {capitalize_first(title)} on {base}\n",
         f"This is {KIND_DESCRIPTIONS[facts['kind']]}. It was trained with `lora-rlhf` on {base}, which stayed frozen "
         f"in {facts['source']['base']['quantization']}: {title}, stage `{facts['source']['stage']}` "
         f"(id `{facts['source']['id']}`) of run `{escaped_text(facts['source']['run'])}`.\n",
@@ -74,7 +74,7 @@ def _closeness_section(facts: Mapping[str, Any]) -> str:
         return f"Not measured: {escaped_text(parity['why'])}.\n"
     table_text = parity_table({**parity, "prompts_from": _shorten_path(parity["prompts_from"])})
     paragraphs = [
-        capital(f"{escaped_text(facts['meaning'])}, in {facts['dtype']}."),
+        capitalize_first(f"{escaped_text(facts['meaning'])}, in {facts['dtype']}."),
         "Left this export, in the middle the same adapter merged the other way, on the right the base without the "
         "adapter: all that there was to lose.",
         f"```text\n{table_text}\n```",
@@ -122,7 +122,7 @@ def _stage_counts(stage: Stage) -> str:
     """A sentence with the numbers that a stage counted in its data; empty if there are none."""
     counts = BY_NAME[stage.name].counts.items()
     parts = [f"{stage.results[name]:,} {unit}" for name, unit in counts if isinstance(stage.results.get(name), int)]
-    return f"{capital(BY_NAME[stage.name].title)}: {', '.join(parts)}." if parts else ""
+    return f"{capitalize_first(BY_NAME[stage.name].title)}: {', '.join(parts)}." if parts else ""
 
 
 def _reward_section(lineage: Lineage) -> str:

@@ -9,7 +9,7 @@ from lora_rlhf.evaluation.report_model import Flag, Report
 from lora_rlhf.exporting.lineage import Lineage
 from lora_rlhf.exporting.markdown import bullet_list, escaped_text, short_text
 from lora_rlhf.render.tables import markdown_table
-from lora_rlhf.render.wording import capital
+from lora_rlhf.render.wording import capitalize_first
 
 SIGNIFICANCE = 0.05  # a difference with a smaller p-value counts as real
 JUDGE_DESCRIPTIONS = {
@@ -42,7 +42,8 @@ def evaluation_section(facts: Mapping[str, Any], lineage: Lineage) -> str:
         parts += [f"### Worse than {escaped_text(report.baseline)}\n", _worse_section(report, role)]
     if is_candidate:
         answers = (
-            f"{escaped_text(q.question)} **{capital(q.answer)}.** {escaped_text(q.figure)}" for q in report.questions
+            f"{escaped_text(q.question)} **{capitalize_first(q.answer)}.** {escaped_text(q.figure)}"
+            for q in report.questions
         )
         parts += ["### Questions\n", bullet_list(answers)]
         if report.audit is not None and report.audit.flags:

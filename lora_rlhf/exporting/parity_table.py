@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_rlhf.render.tables import columns
+from lora_rlhf.render.tables import align_columns
 
 TABLE_ROWS = (
     ("kl_per_token", "KL per token, nats", "{:.3g}"),
@@ -35,4 +35,4 @@ def parity_table(parity: dict[str, Any]) -> str:
             cells = (pattern.format(figures[key]) if key in figures else "" for figures in models.values())
             rows.append([title.format(tokens=parity.get("greedy_tokens")), *cells])
     origin = f"{parity['positions']} positions of {parity['prompts']} prompts: {parity['prompts_from']}"
-    return "\n".join([origin, *columns(rows, "<>>>", COLUMN_WIDTHS)])
+    return "\n".join([origin, *align_columns(rows, "<>>>", COLUMN_WIDTHS)])

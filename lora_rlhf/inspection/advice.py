@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_rlhf.data.refusals import counted
-from lora_rlhf.render.wording import share
+from lora_rlhf.render.wording import share_text
 
 Report = dict[str, Any]
 
@@ -61,8 +61,8 @@ def _leakage_advice(report: Report) -> Iterator[dict[str, str]]:
             yield {
                 "file": row["held_out"],
                 "text": f"{row['file']} holds {row['exact']:,} of its {counted(row['prompts'], 'prompt')} "
-                f"({share(row['exact'] / row['prompts'])}) too{near_copies}. Figures on held-out data would flatter "
-                "the model: take these prompts out of one of the two.",
+                f"({share_text(row['exact'] / row['prompts'])}) too{near_copies}. Figures on held-out data would "
+                "flatter the model: take these prompts out of one of the two.",
             }
 
 
@@ -71,8 +71,8 @@ def _refused_rows_advice(file: Report) -> Iterator[str]:
     rows = file["rows"]
     if rows["refused"] > NEGLIGIBLE_SHARE * rows["read"]:
         yield (
-            f"{rows['refused']:,} of {rows['read']:,} rows ({share(rows['refused'] / rows['read'])}) cannot be used, "
-            f"most often because: {file['refused'][0]['reason']}. --refused FILE lists every one."
+            f"{rows['refused']:,} of {rows['read']:,} rows ({share_text(rows['refused'] / rows['read'])}) cannot be "
+            f"used, most often because: {file['refused'][0]['reason']}. --refused FILE lists every one."
         )
     if len(file["formats"]) > 1:
         formats = ", ".join(f"{count:,} as {name}" for name, count in file["formats"].items())
@@ -84,17 +84,18 @@ def _template_advice(file: Report) -> Iterator[str]:
     signs, tokens = file["signs"], file["tokens"]
     if signs["markup"] > NEGLIGIBLE_SHARE:
         yield (
-            f"{share(signs['markup'], signs['exact'])} of rows hold the markup of a chat template or prompt recipe "
+            f"{share_text(signs['markup'], signs['exact'])} of rows hold the markup of a chat template or prompt "
+            "recipe "
             '(such as <|im_start|>, [INST] or "### Response:"). Training writes the model\'s own template around it, '
             "so it would stand there twice: give plain text or messages."
         )
     if signs["placeholders"] > NEGLIGIBLE_SHARE:
         yield (
-            f"{share(signs['placeholders'], signs['exact'])} of rows hold a placeholder such as {{{{name}}}}, which "
-            "a model would learn to write: put in what it stands for."
+            f"{share_text(signs['placeholders'], signs['exact'])} of rows hold a placeholder such as {{{{name}}}}, "
+            "which a model would learn to write: put in what it stands for."
         )
     for reason, refused_share in (tokens or {"refused": {}})["refused"].items():
-        yield f"{share(refused_share, tokens['exact'])} of rows are refused with this model: {reason}."
+        yield f"{share_text(refused_share, tokens['exact'])} of rows are refused with this model: {reason}."
 
 
 def _length_limit_advice(file: Report) -> Iterator[str]:
@@ -103,7 +104,7 @@ def _length_limit_advice(file: Report) -> Iterator[str]:
     for name, limit in ({} if tokens is None else tokens["limits"]).items():
         if limit["over"] <= NEGLIGIBLE_SHARE:
             continue
-        flag, share_over = f"--{name.replace('_', '-')}", share(limit["over"], tokens["exact"])
+        flag, share_over = f"--{name.replace('_', '-')}", share_text(limit["over"], tokens["exact"])
         if name == "max_prompt_tokens":
             yield (
                 f"{share_over} of prompts are longer than {flag} {limit['limit']} and lose their beginning. "
@@ -112,8 +113,8 @@ def _length_limit_advice(file: Report) -> Iterator[str]:
         else:
             yield (
                 f"{share_over} of responses are longer than {flag} {limit['limit']} and are left out, which costs "
-                f"{share(limit['lost'], tokens['exact'])} of rows. {flag} {limit['keeps_99']} keeps 99 % of responses, "
-                f"{limit['keeps_95']} keeps 95 %; --long-responses cut keeps their beginning."
+                f"{share_text(limit['lost'], tokens['exact'])} of rows. {flag} {limit['keeps_99']} keeps 99 % of "
+                f"responses, {limit['keeps_95']} keeps 95 %; --long-responses cut keeps their beginning."
             )
 
 
@@ -125,7 +126,7 @@ def _ranking_advice(file: Report) -> Iterator[str]:
     if rankings["all_tied"] >= TIED_SHARE * rankings["count"]:
         yield (
             f"a tie throughout, which teaches nothing: {rankings['all_tied']:,} of "
-            f"{counted(rankings['count'], 'ranking')} ({share(rankings['all_tied'] / rankings['count'])})."
+            f"{counted(rankings['count'], 'ranking')} ({share_text(rankings['all_tied'] / rankings['count'])})."
         )
     if rankings["pairs"] < FEW_PAIRS:
         yield (
@@ -135,14 +136,15 @@ def _ranking_advice(file: Report) -> Iterator[str]:
     longer_wins = rankings["longer_wins"]
     if longer_wins is not None and longer_wins["rate"] > LONGER_WINS and longer_wins["low"] > 0.5:
         yield (
-            f"the longer response wins {share(longer_wins['rate'])} of pairs ({share(longer_wins['low'])} to "
-            f'{share(longer_wins["high"])}), so "longer is better" is right that often without reading, and the reward '
+            f"the longer response wins {share_text(longer_wins['rate'])} of pairs ({share_text(longer_wins['low'])} to "
+            f'{share_text(longer_wins["high"])}), so "longer is better" is right that often without reading, and the '
+            "reward "
             "will learn it (arXiv 2310.03716). Add pairs that a shorter response wins, and watch the length in PPO."
         )
     agreement = rankings["agreement"]
     if agreement is not None and agreement["rate"] < LOW_AGREEMENT and agreement["pairs"] >= ENOUGH_COMPARED:
         yield (
-            f"labelers agree on only {share(agreement['rate'])} of {counted(agreement['pairs'], 'pair')} "
+            f"labelers agree on only {share_text(agreement['rate'])} of {counted(agreement['pairs'], 'pair')} "
             "(InstructGPT's: 72.6 %), and a reward model can hardly agree with them more often. Clearer instructions "
             "help, or several labels a pair."
         )
@@ -159,8 +161,8 @@ def _repeated_rows_advice(file: Report) -> Iterator[str]:
     rows, is_exact = duplicates["rows"], not duplicates["estimated"]
     if duplicates["repeated_rows"] > NEGLIGIBLE_SHARE * rows:
         yield (
-            f"{share(duplicates['repeated_rows'] / rows, is_exact)} of rows only repeat an earlier one exactly: of "
-            f"{rows:,} rows, {'' if is_exact else 'about '}{rows - duplicates['repeated_rows']:,} are different. "
+            f"{share_text(duplicates['repeated_rows'] / rows, is_exact)} of rows only repeat an earlier one exactly: "
+            f"of {rows:,} rows, {'' if is_exact else 'about '}{rows - duplicates['repeated_rows']:,} are different. "
             "Training counts a row as often as it stands there: leave the repeats out unless that is meant."
         )
     for name, description in [
@@ -169,7 +171,7 @@ def _repeated_rows_advice(file: Report) -> Iterator[str]:
     ]:
         if duplicates[name] >= NARROW_SHARE * rows:
             yield (
-                f"{share(duplicates[name] / rows, is_exact)} of prompts ({duplicates[name]:,}) {description}: the "
+                f"{share_text(duplicates[name] / rows, is_exact)} of prompts ({duplicates[name]:,}) {description}: the "
                 f"data are narrower than their {rows:,} rows suggest; sample and ppo leave such prompts out with "
                 "--deduplicate prefix."
             )
@@ -209,7 +211,7 @@ def _empty_column_advice(file: Report) -> Iterator[str]:
     for name, empty_share in signs["empty"].items():
         if empty_share >= EMPTY_SHARE and set(file["kinds"]) <= {"prompts", "texts"}:
             yield (
-                f"column {name!r} is there but empty in {share(empty_share, signs['exact'])} of rows, so they are "
+                f"column {name!r} is there but empty in {share_text(empty_share, signs['exact'])} of rows, so they are "
                 f"read as {' and '.join(file['kinds'])}."
             )
 
@@ -225,9 +227,9 @@ def _unused_column_advice(file: Report) -> Iterator[str]:
     ]
     evidence = ""
     if checkable_columns:
-        evidence = f"{share(columns[checkable_columns[0]], is_exact)} of rows bring {checkable_columns[0]!r}"
+        evidence = f"{share_text(columns[checkable_columns[0]], is_exact)} of rows bring {checkable_columns[0]!r}"
     elif signs["ends_in_number"] >= CHECKABLE_SHARE:
-        evidence = f"{share(signs['ends_in_number'], is_exact)} of answers end in a number"
+        evidence = f"{share_text(signs['ends_in_number'], is_exact)} of answers end in a number"
     if evidence:
         yield (
             f"{evidence}, which code can check: such a reward (ppo --reward-function) needs no labels and is harder to "
@@ -238,6 +240,6 @@ def _unused_column_advice(file: Report) -> Iterator[str]:
     for name in columns:
         if name.lower() in MEANINGFUL_COLUMNS and columns[name] > NEGLIGIBLE_SHARE:
             yield (
-                f"column {name!r} is filled in {share(columns[name], is_exact)} of rows, but {formats} does not use "
-                "it: the model will not see it, and nothing is learned from it."
+                f"column {name!r} is filled in {share_text(columns[name], is_exact)} of rows, but {formats} does not "
+                "use it: the model will not see it, and nothing is learned from it."
             )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lora_rlhf.configs.catalogue import Use
 from lora_rlhf.data.refusals import counted
 from lora_rlhf.inspection.batches import Batch, Cell, Line, TokenKind
-from lora_rlhf.render.pages import html_page
+from lora_rlhf.render.pages import render_page
 
 TEMPLATE = Path(__file__).parent / "templates" / "batch.html"
 TOKEN_SEPARATOR = "\u00b7"  # a dot between tokens where there is no colour
@@ -84,7 +84,7 @@ def batch_page(batch: Batch, heading: Sequence[str]) -> str:
         }
         for line in batch.lines
     ]
-    return html_page(
+    return render_page(
         TEMPLATE,
         {
             **{

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from lora_rlhf.inspection.text import shortened
 from lora_rlhf.render.palette import FAINT, INK, SERIES
-from lora_rlhf.render.pictures import SMALL, plain_axis, save_png
+from lora_rlhf.render.pictures import SMALL, save_png, style_axis
 
 FIRST_COLOR, SECOND_COLOR = SERIES[:2]
 MOST_FILES = 40  # a taller picture could not be opened
@@ -34,7 +34,7 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
         _plot_responses(responses, file)
         _plot_rows(row_bars, file)
     for axis, empty_text in zip(rows.flatten(), itertools.cycle(EMPTY_PANEL_TEXTS), strict=False):
-        plain_axis(axis)
+        style_axis(axis)
         if not axis.has_data():
             axis.set_axis_off()
             axis.text(0.5, 0.5, empty_text, ha="center", fontsize=SMALL, color=FAINT, transform=axis.transAxes)

@@ -8,8 +8,8 @@ from pathlib import PurePath
 from typing import Any
 
 from lora_rlhf.data.refusals import counted
-from lora_rlhf.render.tables import columns
-from lora_rlhf.render.wording import share
+from lora_rlhf.render.tables import align_columns
+from lora_rlhf.render.wording import share_text
 
 LINE_WIDTH = 100
 LABEL_WIDTH = 13  # characters of the column of labels
@@ -138,7 +138,7 @@ def _prompts_text(file: dict[str, Any]) -> str:
         return ""
     turns = file["turns"]
     turns_text = f"{turns['mean']:.1f} user turns, at most {turns['max']}" if turns["max"] > 1 else "single turn"
-    system_text = f"; {share(turns['with_system'])} with a system message" if turns["with_system"] else ""
+    system_text = f"; {share_text(turns['with_system'])} with a system message" if turns["with_system"] else ""
     about = "about " if file["duplicates"]["estimated"] else ""
     return f"{about}{file['duplicates']['distinct_prompts']:,} different; {turns_text}{system_text}"
 
@@ -160,13 +160,13 @@ def _rankings_text(rankings: dict[str, Any] | None) -> str:
             if longer_wins["equal"]
             else ""
         )
-        parts.append(f"the longer response wins {share(longer_wins['rate'])} ({low} to {high}{equal_note})")
+        parts.append(f"the longer response wins {share_text(longer_wins['rate'])} ({low} to {high}{equal_note})")
     if rankings["labelers"]:
         parts.append(counted(rankings["labelers"], "labeler"))
     if agreement := rankings["agreement"]:
         # without names, a copied row cannot be told from a second labeler who agrees
         raters = "labelers" if rankings["labelers"] else "repeated rankings"
-        parts.append(f"{raters} agree on {share(agreement['rate'])} of {counted(agreement['pairs'], 'pair')}")
+        parts.append(f"{raters} agree on {share_text(agreement['rate'])} of {counted(agreement['pairs'], 'pair')}")
     return "; ".join(parts)
 
 
@@ -246,7 +246,7 @@ def _length_table(file: dict[str, Any]) -> Iterator[str]:
     if rows:
         header = ["length", "median", "90 %", "95 %", "99 %", "longest", "over limit" if file["tokens"] else ""]
         widths = (LABEL_WIDTH + 7, *(10 for _ in LENGTH_KEYS), 18)
-        yield from (f"  {line}" for line in columns([header, *rows], "<" + ">" * (len(widths) - 1), widths))
+        yield from (f"  {line}" for line in align_columns([header, *rows], "<" + ">" * (len(widths) - 1), widths))
     if file["tokens"] is not None and not file["tokens"]["exact"]:
         yield from _entry_lines("", f"tokens and limits: estimated from {file['tokens']['rows']:,} rows, evenly drawn")
 
@@ -254,7 +254,7 @@ def _length_table(file: dict[str, Any]) -> Iterator[str]:
 def _over_limit_text(limit: dict[str, Any] | None) -> str:
     if limit is None:
         return ""
-    return f"{share(limit['over']) if limit['over'] else 'none'} > {limit['limit']:,}"
+    return f"{share_text(limit['over']) if limit['over'] else 'none'} > {limit['limit']:,}"
 
 
 def _held_out_lines(file: dict[str, Any]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from lora_rlhf.release.config import GateConfig
 from lora_rlhf.release.policy import PACKAGED_POLICY, read_policy
 from lora_rlhf.release.record import write_record
 from lora_rlhf.release.rules import FAIL, PASS, Row, apply_rules, is_passed
-from lora_rlhf.render.tables import columns
+from lora_rlhf.render.tables import align_columns
 from lora_rlhf.system.disk import sha256_of
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.typed_json import to_json
@@ -88,7 +88,7 @@ def reason_table(rows: Sequence[Row]) -> str:
     cells = [(row.figure, row.needed, row.found, "pass" if row.decision == PASS else "FAIL") for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     line = ["-" * width for width in widths]
-    return "\n".join(columns([header, line, *cells], "<<<<", gap="  "))
+    return "\n".join(align_columns([header, line, *cells], "<<<<", gap="  "))
 
 
 def login_name() -> str | None:

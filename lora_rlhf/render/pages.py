@@ -1,4 +1,4 @@
-"""HTML pages from Jinja2 templates. What comes in as text is escaped; a page needs nothing but itself."""
+"""HTML pages from Jinja2 templates. Values are escaped, and a page loads no other file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
-def html_page(template: Path, values: Mapping[str, Any]) -> str:
-    """The page that a template file makes of these values. It may include files of its own folder."""
+def render_page(template: Path, values: Mapping[str, Any]) -> str:
+    """Renders a template file with these values. The template may include files of its folder."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
         autoescape=True,

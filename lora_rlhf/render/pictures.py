@@ -14,21 +14,21 @@ SMALL = 8  # points: letters of labels and legends
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Writes the picture, whole or not at all."""
+    """Writes the picture as a PNG file. After a crash there is no partial file."""
     with new_file(path) as file:
         figure.savefig(file, format="png", dpi=140)
 
 
-def plain_axis(axis: Axes) -> None:
-    """Lines on the left and below alone, and small letters."""
+def style_axis(axis: Axes) -> None:
+    """Draws only the left and lower lines of the axis, and small letters."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=SMALL, colors=INK)
 
 
-def svg(figure: Figure, title: str) -> str:
+def svg_element(figure: Figure, title: str) -> str:
     """The picture as an SVG element: no XML header, named for screen readers.
 
-    Its colours are variables of the page (--ink, say), so that a dark page has light ink.
+    Its colours are variables of the page (for example --ink), so that a dark page has light ink.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_rlhf.evaluation.config import EvaluateConfig
-from lora_rlhf.evaluation.scorers import flags, open_scorers
+from lora_rlhf.evaluation.scorers import flag_responses, open_scorers
 from lora_rlhf.system.errors import UserError
 from tests.support.evaluation import letters
 
@@ -17,7 +17,7 @@ def config(**changes: str) -> EvaluateConfig:
 def test_a_world_flags_what_is_untrue_and_uncivil() -> None:
     found, left_out = open_scorers(config(), letters())
     assert left_out == {} and set(found) == {"untruthfulness", "toxicity"}
-    assert flags("toxicity", found["toxicity"], ["q", "q"], ["aa", "ab"]) == [0.0, 1.0]
+    assert flag_responses("toxicity", found["toxicity"], ["q", "q"], ["aa", "ab"]) == [0.0, 1.0]
 
 
 def test_without_a_world_nothing_is_scored_unless_asked_for() -> None:
@@ -35,11 +35,11 @@ def test_a_function_is_called_with_prompts_and_responses(tmp_path: Path, monkeyp
     )
     monkeypatch.syspath_prepend(tmp_path)
     found, _ = open_scorers(config(toxicity="my_scorers:rude", truthfulness="none"), letters())
-    assert flags("toxicity", found["toxicity"], ["q", "q"], ["oh no", "oh"]) == [1.0, 0.0]
+    assert flag_responses("toxicity", found["toxicity"], ["q", "q"], ["oh no", "oh"]) == [1.0, 0.0]
     for name, said in (("short", "gave 1 scores for 2 responses"), ("wild", "gave 7.0 for 'oh no'; expected 0")):
         found, _ = open_scorers(config(toxicity=f"my_scorers:{name}"), None)
         with pytest.raises(UserError, match=said):
-            flags("toxicity", found["toxicity"], ["q", "q"], ["oh no", "oh"])
+            flag_responses("toxicity", found["toxicity"], ["q", "q"], ["oh no", "oh"])
     for name, said in (
         ("my_scorers:number", "is a int, not a function"),
         ("my_scorers:gone", "cannot be imported"),

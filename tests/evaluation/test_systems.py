@@ -12,7 +12,7 @@ import yaml
 
 from lora_rlhf.configs.catalogue import PPO, SFT
 from lora_rlhf.evaluation.config import EvaluateConfig
-from lora_rlhf.evaluation.systems import Compared, find_stages, find_systems, open_model
+from lora_rlhf.evaluation.systems import SystemSet, find_stages, find_systems, open_model
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 
@@ -21,7 +21,7 @@ def edit(manifest: Path, **changes: Any) -> None:
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
 
 
-def systems_of(run: Path, *others: Path, **changes: Any) -> Compared:
+def systems_of(run: Path, *others: Path, **changes: Any) -> SystemSet:
     names = tuple(str(other) for other in others)
     return find_systems(EvaluateConfig(run=str(run), other_runs=names, prompts="p.jsonl", **changes))
 
@@ -29,11 +29,11 @@ def systems_of(run: Path, *others: Path, **changes: Any) -> Compared:
 def test_what_is_there_is_used(make_run: Callable[..., Path]) -> None:
     whole = find_stages(str(make_run("whole")))
     assert whole.reward is not None and [stage for stage, _ in whole.writers] == [SFT, PPO]
-    assert whole.setting(PPO, "kl_target") == 2.0 and list(whole.seconds()) == ["sft", "reward", "ppo"]
-    assert whole.reference(PPO) == whole.reference(SFT) == "sft"
+    assert whole.read_setting(PPO, "kl_target") == 2.0 and list(whole.seconds_by_stage()) == ["sft", "reward", "ppo"]
+    assert whole.reference_role(PPO) == whole.reference_role(SFT) == "sft"
     early = find_stages(str(make_run("early", policy=None, reward=False)))
     assert list(early.by_name) == ["sft"] and early.reward is None
-    assert early.setting(PPO, "kl_target") is None and early.reference(SFT) is None
+    assert early.read_setting(PPO, "kl_target") is None and early.reference_role(SFT) is None
 
 
 def test_without_an_sft_stage_the_way_out_is_named(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_policys_configuration_is_checked_where_it_is_used(
     place = run / "ppo/config.yaml"
     place.write_text(yaml.safe_dump(yaml.safe_load(place.read_text()) | {key: value}))
     with pytest.raises(UserError, match=rf"{place}: '{key}' is .*, expected"):
-        find_stages(str(run)).setting(PPO, key)
+        find_stages(str(run)).read_setting(PPO, key)
 
 
 def test_another_base_is_refused_with_what_differs(

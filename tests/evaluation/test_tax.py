@@ -16,13 +16,13 @@ from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.evaluation.columns import Column
 from lora_rlhf.evaluation.tax import (
-    chance,
+    block_tokens,
     choice_column,
     encode_choices,
+    guessing_accuracy,
     measure_tax,
     pack_text,
     perplexity_column,
-    window_of,
 )
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.sets import Choice
@@ -62,7 +62,7 @@ def test_perplexity_equals_the_definition_block_by_block(trained: SharedModel, r
             losses[place] -= logprob
             tokens[place] += 1
     assert len(stream) % window, "the last block is shorter, and is read too"
-    found = perplexity_column(trained, role, pack_text(tokenizer, TEXTS, window), size=2)
+    found = perplexity_column(trained, role, pack_text(tokenizer, TEXTS, window), batch_size=2)
     assert list(found.weights) == tokens
     assert list(found.values) == pytest.approx(losses, rel=1e-4)
     assert found.figure().value == pytest.approx(math.exp(sum(losses) / sum(tokens)), rel=1e-4)
@@ -74,9 +74,9 @@ def test_blocks_are_those_that_training_reads(trained: SharedModel) -> None:
     packed = pack_text(trained.tokenizer, TEXTS, 16)
     whole = [row.tolist() for row, mask in zip(packed.ids, packed.mask, strict=True) if mask.all()]
     assert sorted(whole) == sorted(next(stream).tolist() for _ in whole)
-    assert window_of(trained) == 256
+    assert block_tokens(trained) == 256
     few = pack_text(trained.tokenizer, TEXTS, 16, most_tokens=40)
-    assert few.mask.sum() == 40 and few.documents < len(TEXTS)
+    assert few.mask.sum() == 40 and few.num_documents < len(TEXTS)
     with pytest.raises(UserError, match="too few"):
         pack_text(trained.tokenizer, TEXTS, 16, most_tokens=1)
 
@@ -120,8 +120,8 @@ def test_the_chosen_option_is_the_one_of_the_highest_mean_log_probability(traine
             means.append(sum(own) / len(own))
         expected.append(means.index(max(means)) == question.answer)
     encoded, refused = encode_choices(trained.tokenizer, QUESTIONS, Limits(100, 50))
-    assert choice_column(trained, role, encoded, size=2).values == expected
-    assert not refused.count and chance(encoded) == pytest.approx((1 / 3 + 1 / 2 + 1 / 4) / 3)
+    assert choice_column(trained, role, encoded, batch_size=2).values == expected
+    assert not refused.count and guessing_accuracy(encoded) == pytest.approx((1 / 3 + 1 / 2 + 1 / 4) / 3)
     if role == "policy":
         assert expected == [True, False, True], "it learned to say aaaa"
 
@@ -133,10 +133,10 @@ def test_a_question_goes_whole_with_an_option_that_is_too_long(trained: SharedMo
 
 
 def test_every_system_is_measured_on_the_same(trained: SharedModel, tiny_model: Callable[[str], Path]) -> None:
-    text = pack_text(trained.tokenizer, TEXTS, window_of(trained))
+    text = pack_text(trained.tokenizer, TEXTS, block_tokens(trained))
     encoded, _ = encode_choices(trained.tokenizer, QUESTIONS, Limits(100, 50))
-    found = measure_tax(trained, {"base": "base", "mine": "policy"}, text, encoded, size=4)
+    found = measure_tax(trained, {"base": "base", "mine": "policy"}, text, encoded, batch_size=4)
     assert set(found["mine"]) == {"perplexity", "choice_accuracy"}
     gap = found["mine"]["perplexity"].paired_difference(found["base"]["perplexity"])
     assert gap.low is not None and gap.low > 0, "a policy that only says aaaa has lost the language"
-    assert measure_tax(trained, {"base": "base"}, None, [], size=4) == {"base": {}}
+    assert measure_tax(trained, {"base": "base"}, None, [], batch_size=4) == {"base": {}}

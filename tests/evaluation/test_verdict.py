@@ -3,7 +3,7 @@
 import pytest
 
 from lora_rlhf.evaluation.report_model import WinRate
-from lora_rlhf.evaluation.verdict import verdict
+from lora_rlhf.evaluation.verdict import verdict_sentence
 from lora_rlhf.stats.win_rates import win_rate
 
 
@@ -21,7 +21,7 @@ from lora_rlhf.stats.win_rates import win_rate
 )
 def test_conclusions_agree_with_the_sign_test(wins: int, ties: int, losses: int, said: str) -> None:
     outcomes = [1.0] * wins + [0.5] * ties + [0.0] * losses
-    sentence = verdict("policy", "sft", WinRate.from_statistics(win_rate(outcomes)))
+    sentence = verdict_sentence("policy", "sft", WinRate.from_statistics(win_rate(outcomes)))
     assert said in sentence and f"({wins} won, {ties} tied, {losses} lost)" in sentence
 
 
@@ -50,11 +50,13 @@ BETTER, EVEN, WORSE = rate(0.55, 0.67), rate(0.45, 0.56), rate(0.3, 0.42)
     ],
 )
 def test_verdict(sampled: WinRate | None, best: WinRate | None, said: str, unsaid: str) -> None:
-    sentence = verdict("policy", "sft", sampled, best)
+    sentence = verdict_sentence("policy", "sft", sampled, best)
     assert said in sentence and unsaid not in sentence
     if sampled == BETTER:
         assert "the policy beats the SFT model on 61.0 % (55.0 to 67.0) of prompts" in sentence
 
 
 def test_systems_of_other_runs_are_called_by_their_names() -> None:
-    assert "second:policy beats policy" in verdict("second:policy", "policy", BETTER).replace("the policy", "policy")
+    assert "second:policy beats policy" in verdict_sentence("second:policy", "policy", BETTER).replace(
+        "the policy", "policy"
+    )

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.inspection.advice import advice_on_report, share
+from lora_rlhf.inspection.advice import advice_on_report, share_text
 
 # A file without any fault, as `check_data` reports it.
 HEALTHY: dict[str, Any] = {
@@ -188,4 +188,4 @@ def test_files_that_could_not_be_read_are_passed_over() -> None:
     ("value", "shown"), [(0, "0.0 %"), (0.0004, "less than 0.1 %"), (0.1234, "12.3 %"), (1, "100.0 %")]
 )
 def test_share(value: float, shown: str) -> None:
-    assert share(value) == shown
+    assert share_text(value) == shown
