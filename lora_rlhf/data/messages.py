@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from lora_rlhf.data.cells import is_messages_as_text, parse_list
 from lora_rlhf.data.names import Meaning, meaning_of, words_of
-from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.refusals import BadRow, listed_names
 from lora_rlhf.data.schema import ROLES, Message, Prompt, Turns, require_text
 from lora_rlhf.data.verdicts import is_blank, is_learned, verdict_of
 
@@ -104,7 +104,8 @@ def _messages_of(item: Any, name: str) -> tuple[Message, ...]:
         role, content = item["role"], item["content"]
     except (KeyError, TypeError, IndexError):
         if not isinstance(item, dict):
-            raise BadRow(f"{name} holds a message without role and content") from None
+            detail = f"an item is {type(item).__name__}, not an object"
+            raise BadRow(f"{name} holds a message without role and content", detail) from None
         if turns := _both_sides(item):
             return turns
         role, content, is_trained = _role_and_content(item, name)
@@ -143,7 +144,7 @@ def _role_and_content(item: Row, name: str) -> tuple[Any, Any, bool]:
     role = None if role_key is None else _role(item[role_key])
     is_trained = role is None or _read_keys(item, (role_key, content_key), role)
     if role_key is None or content_key is None:
-        raise BadRow(f"{name} holds a message without role and content")
+        raise BadRow(f"{name} holds a message without role and content", f"its keys: {listed_names(list(item))}")
     return role, item[content_key], is_trained
 
 
@@ -268,7 +269,9 @@ def to_answer(value: Any, name: str) -> Message:
         value = [value]
     if not isinstance(value, list | tuple):
         require_text(value, f"the {name}")
-    turns = () if any(isinstance(item, str) for item in value) else to_turns(value, name)
+    if value and not any(isinstance(item, dict) for item in value):
+        raise BadRow(f"{name} is a list, not one answer", f"{len(value)} items; write one row per answer")
+    turns = to_turns(value, name)
     if len(turns) != 1 or turns[0].role != "assistant":
         raise BadRow(f"{name} is not one assistant's message")
     return turns[0]

@@ -1,13 +1,13 @@
 """Which format a row is in, from its own columns and never from a file's name, and what to say of a row in none."""
 
-from collections.abc import Sequence
+import re
 from functools import lru_cache
 from typing import Any
 
 from lora_rlhf.data.formats import COMMANDS, FORMATS, GRADED, Format, RecordKind
 from lora_rlhf.data.messages import NOT_READ, PARTS, Row
 from lora_rlhf.data.names import meaning_of, words_of
-from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.refusals import BadRow, listed_names
 from lora_rlhf.data.verdicts import is_blank, to_number
 
 UNKNOWN = "no known format has these columns"
@@ -21,6 +21,8 @@ ASKED = (
 )  # such formats that are recognised only where prompts are wanted
 # Filled beside a prompt, they say that the row is no prompt alone.
 BESIDE_PROMPT = frozenset("chosen rejected outputs target targets reply completions assistant gpt".split())
+# So do the names of numbered answers: "response 1", output_b.
+NUMBERED_ANSWER = re.compile(r"(response|answer|output|completion|reply)[ _-]?[0-9ab]", re.IGNORECASE)
 # An empty one beside a prompt is an answer that is missing: such a row is no prompt alone.
 ANSWER_COLUMNS = frozenset("completion response answer output chosen rejected responses messages".split())
 # Words in names that speak for one role, to propose names by.
@@ -33,8 +35,8 @@ ROLE_WORDS = {
     "rejected": frozenset("rejected worse dispreferred bad loser poor worst negative".split()),
     "system": frozenset(("system", "persona", "rules")),
 }
-SHOWN_COLUMNS = 12  # of a row in a message, each cut to
-SHOWN_CHARACTERS = 40
+# Words in the names of columns that stand beside a text which is an answer, or a judgement of one.
+ANSWER_WORDS = ROLE_WORDS["response"] | frozenset("answers model models review reviewer outputs completions".split())
 
 
 def recognise(row: Any, kind: RecordKind | None) -> tuple[Format, ...]:
@@ -66,11 +68,15 @@ def _by_columns(
         formats = tuple(f for f in formats if f.name not in ASKED)
     if kind is None and "text" in has:  # which would be lost beside a prompt
         formats = tuple(f for f in formats if f.name != "prompt")
-    if kind is None and (ANSWER_COLUMNS.intersection(empty) or BESIDE_PROMPT.intersection(filled)):
+    if kind is None and (ANSWER_COLUMNS.intersection(empty) or any(map(_is_no_prompt, filled))):
         formats = tuple(f for f in formats if f.name != "prompt")
     if any(format.matches for format in formats):
         return formats, False
     return _most_specific(formats), True
+
+
+def _is_no_prompt(name: str) -> bool:
+    return name in BESIDE_PROMPT or NUMBERED_ANSWER.fullmatch(name) is not None
 
 
 @lru_cache(maxsize=1024)
@@ -100,7 +106,7 @@ def unrecognised(row: Any, kind: RecordKind | None) -> BadRow:
         return BadRow("the row is not an object with columns", f"got {type(row).__name__}")
     filled = [name for name, value in row.items() if value is not None]
     empty = [name for name, value in row.items() if value is None]
-    also_empty = f"; empty: {_listed(empty)}" if empty else ""
+    also_empty = f"; empty: {listed_names(empty)}" if empty else ""
     if kind is None and "prompt" in filled and (missing := ANSWER_COLUMNS.intersection(empty)):
         return BadRow("a needed column is empty", ", ".join(sorted(missing)))
     if unfilled := _unfilled(row, kind):
@@ -111,9 +117,10 @@ def unrecognised(row: Any, kind: RecordKind | None) -> BadRow:
         fault = other_kind(others[0], kind)
         return BadRow(fault.reason, fault.detail + also_empty)
     if "text" in filled and (kind in (None, "texts")) and len(filled) > 1:
-        detail = f"beside it: {_listed([name for name in filled if name != 'text'])}"
+        detail = f"beside it: {listed_names([name for name in filled if name != 'text'])}"
         reason = "the text is not alone: a file of the texts alone is read as pretraining text"
-        return BadRow(reason, detail, columns="" if kind == "texts" or "prompt" in row else "prompt=text")
+        may_be_prompt = kind != "texts" and "prompt" not in row and not any(map(_speaks_of_answers, row))
+        return BadRow(reason, detail, columns="prompt=text" if may_be_prompt else "")
     return _without_format(row, kind, filled, also_empty)
 
 
@@ -124,9 +131,9 @@ def _without_format(row: Row, kind: RecordKind | None, filled: list[str], also_e
         meaning = meaning_of(name)
         if meaning in ("tools", "media") and isinstance(row[name], str | list) and not is_blank(row[name]):
             return BadRow(NOT_READ[meaning], f"column {name}")
-    detail = f"found {_listed(filled)}{also_empty}"
+    detail = f"found {listed_names(filled)}{also_empty}"
     nearest = _nearest(frozenset(filled), kind)
-    if nearest:
+    if nearest and (nearest.lacks(row) or nearest.matches):
         if nearest.name == "ranking" and nearest.lacks(row) == ["ranks"]:
             return BadRow("responses without ranks: add ranks to each row, 1 for the best")
         detail += f"; nearest is {nearest.name}, which {_need(nearest, row)}"
@@ -136,19 +143,22 @@ def _without_format(row: Row, kind: RecordKind | None, filled: list[str], also_e
 
 
 def _renaming(row: Row, kind: RecordKind | None) -> str:
-    """What --columns could say of a row of unknown columns: which could be the prompt, which the answers."""
+    """What --columns could say of a row of unknown columns: which could be the prompt, which the answers.
+
+    Empty where two columns are as likely, or where names say nothing and there are more columns than needed.
+    """
     roles = {"rankings": ("prompt", "chosen", "rejected"), "prompts": ("prompt",), "texts": ("text",)}
     wanted = roles.get(kind or "", ("prompt", "response"))
     texts = [name for name, value in row.items() if _is_said(value) and _may_be_named(name)]
     renamed: dict[str, str] = {}
     for role in (role for role in wanted if role not in row):
         free = [name for name in texts if name not in renamed.values() and name not in wanted]
-        if not free:
+        likely = [name for name in free if _likeness(role, name) > 0]
+        if len(row) <= len(wanted):
+            likely = [max(free, key=lambda name: _likeness(role, name))] if free else []
+        if len(likely) != 1:
             return ""
-        renamed[role] = max(free, key=lambda name: _likeness(role, name))
-    is_likely = len(row) <= len(wanted) or any(_likeness(role, name) > 0 for role, name in renamed.items())
-    if not is_likely:
-        return ""
+        renamed[role] = likely[0]
     return ",".join(f"{role}={name}" for role, name in renamed.items())
 
 
@@ -166,13 +176,19 @@ def _likeness(role: str, name: str) -> int:
     return bool(ROLE_WORDS.get(role, frozenset()).intersection(words)) - bool(others.intersection(words))
 
 
+def _speaks_of_answers(name: str) -> bool:
+    return not ANSWER_WORDS.isdisjoint(words_of(name))
+
+
 def _may_be_named(name: str) -> bool:
     return meaning_of(name) in (None, "context") and "=" not in name and "," not in name
 
 
 def other_format(format: Format, row: Row) -> BadRow:
     """Why a row is not of the format that was asked for."""
-    return BadRow(f"the row is not of format {format.name}", f"it {_need(format, row)}; found {_listed(list(row))}")
+    return BadRow(
+        f"the row is not of format {format.name}", f"it {_need(format, row)}; found {listed_names(list(row))}"
+    )
 
 
 def _need(format: Format, row: Row) -> str:
@@ -199,16 +215,16 @@ def other_kind(format: Format, wanted: RecordKind) -> BadRow:
 
 
 def _nearest(filled: frozenset[str], kind: RecordKind | None) -> Format | None:
-    """The format with the largest share of its required columns there; None if none has any."""
+    """The format with the largest share of its required columns there, and of those the one that knows most of the
+    others; None if none has any. A format that lacks nothing comes last: its columns are not why it does not fit.
+    """
     allowed = [
         f for f in FORMATS if (kind in f.readers if kind else f.readers) and (kind == "prompts" or f.name not in ASKED)
     ]
-    best = max(allowed, key=lambda format: len(filled & set(format.required)) / len(format.required))
+
+    def nearness(format: Format) -> tuple[bool, float, int]:
+        share = len(filled & set(format.required)) / len(format.required)
+        return 0 < share < 1, share, len(filled & format.columns)
+
+    best = max(allowed, key=nearness)
     return best if filled & set(best.required) else None
-
-
-def _listed(names: Sequence[Any]) -> str:
-    # as in a message of Python: a name must not reach a terminal as control characters
-    shown = [repr(str(name)[:SHOWN_CHARACTERS])[1:-1] for name in names[:SHOWN_COLUMNS]]
-    more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
-    return ", ".join(shown) + more if shown else "none"

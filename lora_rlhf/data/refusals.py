@@ -1,13 +1,16 @@
 """Rows that could not be used, and why: this room drops nothing without counting it here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lora_rlhf.system.errors import UserError
 
 EXAMPLES = 20  # locations kept per reason: enough to find the fault, in memory that does not grow with the file
 MOST_REASONS = 200  # reasons are few by design; if one held details of its row, memory would still be bounded
 OTHER = "other reasons"
+LISTED_NAMES = 12  # column names in a message, each cut to
+LISTED_CHARACTERS = 40
 
 
 def counted(number: int, what: str) -> str:
@@ -18,6 +21,13 @@ def counted(number: int, what: str) -> str:
 def none_of(number: int, what: str) -> str:
     """The subject of "... can be used" where nothing can: "none of its 2 rows", "not even its only row"."""
     return f"not even its only {what}" if number == 1 else f"none of its {counted(number, what)}"
+
+
+def listed_names(names: Sequence[Any]) -> str:
+    """Names of columns or keys for a message, with commas; "none" for none. Control characters are escaped."""
+    listed = [repr(str(name)[:LISTED_CHARACTERS])[1:-1] for name in names[:LISTED_NAMES]]
+    more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""
+    return ", ".join(listed) + more if listed else "none"
 
 
 class BadRow(UserError):

@@ -24,6 +24,8 @@ def holds_rows(row: dict[str, Any], is_known: bool) -> BadRow | None:
             return _fault("an object per column", "pandas' orient 'columns'", PANDAS)
     are_lists = bool(values) and all(isinstance(value, list) for value in values)
     is_even = are_lists and len({len(value) for value in values}) == 1 and len(values[0]) > 1
+    if is_even and all(isinstance(item, int | float) for value in values for item in value):
+        return BadRow("the columns hold lists of numbers, not text", "if they are tokens, give the text they came from")
     if is_even and not LIST_COLUMNS.intersection(row) and not any(map(_holds_objects, values)):
         advice = "write one row a line, or the conversation as messages"
         return BadRow("the columns hold lists of texts: several rows, or the turns of a conversation", advice)

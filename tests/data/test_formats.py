@@ -187,6 +187,12 @@ def test_a_row_is_recognised(row: Any, kind: RecordKind | None, expected: list[s
             "prompts",
             "the row holds texts, not prompts; texts are for lora-rlhf ppo --pretraining-text (format text)",
         ),
+        (
+            {"prompt": "a", "chosen": "b"},
+            None,
+            f"{UNKNOWN} (found prompt, chosen; nearest is preference, which lacks rejected; as prompts alone the rows "
+            "are for lora-rlhf ppo --prompts)",
+        ),
         ({"x": 1}, None, f"{UNKNOWN} (found x)"),
         ({}, "texts", f"{UNKNOWN} (found none)"),
         ({"prompt": None}, None, f"{UNKNOWN} (found none; empty: prompt)"),

@@ -9,6 +9,7 @@ import pytest
 
 from lora_rlhf.data.cells import parse_list
 from lora_rlhf.data.columns import Columns
+from lora_rlhf.data.recognise import UNKNOWN
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
 from lora_rlhf.data.sources import Source
@@ -173,6 +174,28 @@ def test_hints_name_only_flags_that_the_command_has() -> None:
         assert fault.columns == hint
 
 
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"toy_question": "a", "toy_answer": "b", "id": 1}, "prompt=toy_question,response=toy_answer"),
+        ({"instruction": "a", "skill": "b", "level": 1}, "prompt=instruction"),  # a skill is no answer
+        ({"task": "a", "output_1": "b", "output_2": "c"}, ""),  # two may be the answer
+        ({"text": "a", "answer_id": "b", "model_id": "c"}, ""),  # an answer, not a prompt
+        ({"text": "a", "question_id": 1}, "prompt=text"),
+    ],
+)
+def test_a_hint_names_what_can_be_nothing_else(row: dict[str, Any], hint: str) -> None:
+    (fault,) = _faults(None, row)
+    assert fault.columns == hint
+
+
+@pytest.mark.parametrize("names", [("response 1", "response 2"), ("output_a", "output_b"), ("Answer1", "Answer2")])
+def test_a_prompt_beside_numbered_answers_is_no_prompt_alone(names: tuple[str, str]) -> None:
+    row = {"prompt": "a", names[0]: "b", names[1]: "c", "label": 0}
+    (fault,) = _faults(None, row)
+    assert fault.reason == UNKNOWN and "as prompts alone" in fault.detail
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # text
 
@@ -226,6 +249,8 @@ def test_lists_in_the_columns_are_rows_or_turns() -> None:
     for kind in (None, "demonstrations", "prompts"):
         (fault,) = _faults(kind, {"prompt": ["Hi", "Ho"], "completion": ["Hello", "Hey"]})
         assert fault.reason == "the columns hold lists of texts: several rows, or the turns of a conversation"
+        (fault,) = _faults(kind, {"input_ids": [5, 9], "labels": [5, 9]})
+        assert fault.reason == "the columns hold lists of numbers, not text"
 
 
 def test_a_list_of_messages_is_a_conversation_and_a_message_or_text_alone_no_row() -> None:
