@@ -12,7 +12,7 @@ from lora_rlhf.configs.values import at_least, multiple, positive, share
 class SFTConfig(TemplateConfig, TrainingConfig):
     """Supervised fine-tuning on demonstrations (InstructGPT, section 3.5). This stage fixes the base of the run."""
 
-    model: str = field(metadata=COMMON)
+    model: str = field(metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Base model: a hub name, a local folder, or tinyworld (the one inside this package)."""
     demonstrations: str = field(metadata=input_file())
     """File or hub dataset of demonstrations."""
@@ -61,8 +61,8 @@ class RewardConfig(TrainingConfig):
 
     rankings: str = field(metadata=input_file())
     """File or hub dataset of rankings (or of chosen and rejected pairs)."""
-    model: str | None = field(default=None, metadata=COMMON)
-    """Base model; the SFT stage's unless given, and it must be the same."""
+    model: str | None = field(default=None, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    """Where the base model of the SFT stage is now, if it was moved."""
     sft: str | None = None
     """SFT stage folder to start from; RUN/sft unless given."""
     demonstrations: str | None = field(default=None, metadata=input_file())
@@ -97,8 +97,8 @@ class PPOConfig(TrainingConfig):
 
     prompts: str = field(metadata=input_file())
     """File or hub dataset of prompts."""
-    model: str | None = field(default=None, metadata=COMMON)
-    """Base model; the SFT stage's unless given, and it must be the same."""
+    model: str | None = field(default=None, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    """Where the base model of the SFT stage is now, if it was moved."""
     sft: str | None = None
     """SFT stage folder that the policy starts from; RUN/sft unless given."""
     reward: str | None = None

@@ -34,7 +34,7 @@ def source_facts(source: Source, mode: str, dtype: str) -> dict[str, Any]:
             "id": manifest["id"],
             "adapter_sha256": source.adapter_hash,
             "base": {
-                **{key: value for key, value in source.base.items() if key != "chat_template"},
+                **{key: value for key, value in source.base.items() if key not in ("chat_template", "from_run")},
                 "name": source.base_name,
             },
         },

@@ -14,7 +14,7 @@ from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import COMPUTE_DTYPES, BaseSpec, load_config, load_tokenizer, resolve_device, resolve_dtype
 from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
 from lora_rlhf.model.merging import Mode, Part, Planned, plan_merge
-from lora_rlhf.model.open import COMPUTED_IN, RECORDED, require_trust
+from lora_rlhf.model.open import COMPUTED_IN, RECORDED, require_present, require_trust
 from lora_rlhf.runs.folder import Parent, adapter_hash, find_stage
 from lora_rlhf.system.errors import UserError
 
@@ -105,10 +105,11 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
     stage = find_stage(Path(run) / stage_name, stage_name)
     record = stage.manifest["base"]
     require_trust(record, trust_remote_code)
+    require_present(record)
     resolved_device = resolve_device(device)
     name, trusted = record["name"], record["trust_remote_code"]
     files = find_files(name)
-    config = load_config(name, trusted)
+    config = load_config(name, trusted, record["quantization"])
     weights = weight_files(files, name)
     log.info("checking that %s is the base that %s was trained on", name, stage.folder)
     source_hash = hash_files([config_file(files), *weights])

@@ -25,6 +25,7 @@ from transformers.utils import logging as hf_logging
 from lora_rlhf.model.architecture import auto_class, training_fault
 from lora_rlhf.model.files import Files, config_file, find_files, hash_files, no_retry_lines, weight_files
 from lora_rlhf.model.heads import check_logits
+from lora_rlhf.model.quantized import stored_fault, stored_settings
 from lora_rlhf.system.errors import UserError
 
 QUANTIZATIONS = ("nf4", "int8", "none")
@@ -77,18 +78,29 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     files = find_files(spec.name)
     with no_retry_lines():
         config = _load_config(files, spec)
-        source_hash = hash_files([config_file(files), *weight_files(files, spec.name)])
+        source_hash = _hash_source(files, spec.name)
         tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
         model = _load_model(files, spec, config, target)
     _check_usable(model, tokenizer, spec)
     return Base(model, tokenizer, spec, source_hash, target)
 
 
-def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of a base model, without any weights. `name` is as in `BaseSpec`; errors are `load_base`'s."""
+def hash_source(name: str) -> str:
+    """The `source_hash` of a base. `name` is as in `BaseSpec`; errors are those of `load_base`."""
     files = find_files(name)
     with no_retry_lines():
-        return _load_config(files, BaseSpec(name, trust_remote_code=trust_remote_code))
+        return _hash_source(files, name)
+
+
+def _hash_source(files: Files, name: str) -> str:
+    return hash_files([config_file(files), *weight_files(files, name)])
+
+
+def load_config(name: str, trust_remote_code: bool = False, quantization: str = "nf4") -> PreTrainedConfig:
+    """The configuration of a base model, without any weights. Arguments as in `BaseSpec`; errors are `load_base`'s."""
+    files = find_files(name)
+    with no_retry_lines():
+        return _load_config(files, BaseSpec(name, quantization, trust_remote_code=trust_remote_code))
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -154,11 +166,8 @@ def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
             f"base model {spec.name!r}: neither an existing folder nor a model that could be fetched from the hub. "
             f"{WAYS_OUT} ({first_line(error)})"
         ) from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            f"base model {spec.name!r} is stored quantized already; give the original 16-bit model, "
-            "which is quantized while it loads"
-        )
+    if (settings := stored_settings(config)) and (fault := stored_fault(spec.name, settings, spec.quantization)):
+        raise UserError(f"base model {spec.name!r} {fault}")
     _make_constant(config)
     return config
 
@@ -180,7 +189,9 @@ def _make_constant(config: PreTrainedConfig) -> None:
 def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
     dtype = resolve_dtype(spec.compute_dtype, device)
     quantization: dict[str, Any] = {}
-    if spec.quantization == "nf4":
+    if settings := stored_settings(config):
+        config.quantization_config = settings | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
+    elif spec.quantization == "nf4":
         quantization = {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
@@ -240,9 +251,23 @@ def _check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sp
     if fault := training_fault(model):
         raise UserError(f"base model {spec.name!r}: {type(model).__name__} {fault}")
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    if not _surplus_is_unused(tokenizer, rows):
         raise UserError(f"base model {spec.name!r}: {len(tokenizer)} tokens in the tokenizer, {rows} in the model")
     check_logits(model)
+
+
+def _surplus_is_unused(tokenizer: PreTrainedTokenizerBase, rows: int) -> bool:
+    """Whether all tokens without a row in the model are control tokens that neither texts nor the template hold.
+
+    Gemma 3 1B and 270M have such a token, for images.
+    """
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    added, template = tokenizer.added_tokens_decoder, str(tokenizer.chat_template)
+    return all(
+        id in added and added[id].special and id not in needed and token not in template
+        for token, id in tokenizer.get_vocab().items()
+        if id >= rows
+    )
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

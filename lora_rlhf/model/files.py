@@ -16,9 +16,12 @@ from transformers.utils import cached_file
 from lora_rlhf.system.disk import sha256_of
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.network import hub_fault
+from lora_rlhf.system.untrusted import quote
 
 TINYWORLD = "tinyworld"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ADAPTER_CONFIG = "adapter_config.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Files(NamedTuple):
@@ -37,8 +40,8 @@ def find_files(name: str) -> Files:
     """A folder that holds a model, or a hub name; UserError within seconds when neither can be had."""
     folder = Path(str(resources.files("lora_rlhf") / "tinyworld" / "base") if name == TINYWORLD else name).expanduser()
     if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"base model {name!r}: no config.json there; give a folder written by save_pretrained")
+        if fault := _folder_fault(folder):
+            raise UserError(f"base model {name!r}: {fault}")
         return Files(str(folder), False)
     if HUB_NAME.fullmatch(name) is None:
         return Files(name, False)  # no hub name: the library refuses it at once
@@ -51,6 +54,38 @@ def find_files(name: str) -> Files:
             f"{name.rsplit('/', maxsplit=1)[-1]}`, copy that folder here and give its path."
         )
     return Files(name, fault is not None)
+
+
+def _folder_fault(folder: Path) -> str | None:
+    """Why a folder is not that of a whole model in safetensors, and what to do; None where it may be one."""
+    has_config, has_adapter = (folder / "config.json").is_file(), (folder / ADAPTER_CONFIG).is_file()
+    if has_config and has_adapter:
+        return (
+            f"a model and {ADAPTER_CONFIG} of an adapter are both there; the library would add the adapter to the "
+            f"model unseen. Remove {ADAPTER_CONFIG}, or merge the adapter first"
+        )
+    if has_adapter:
+        return f"an adapter, which is no model by itself{_base_of_adapter(folder)}"
+    if not has_config and any(folder.glob("*.gguf")):
+        return "only GGUF files are there, which are for llama.cpp; give the original model with its safetensors files"
+    if not has_config:
+        return "no config.json there; give a folder written by save_pretrained"
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS_POINTER):
+            return (
+                f"{path.name} is a pointer of Git LFS, not the file itself; run `git lfs pull` in the folder, or fetch "
+                "the model with `hf download`"
+            )
+    return None
+
+
+def _base_of_adapter(folder: Path) -> str:
+    """What to give instead of the folder of an adapter. The name is a stranger's."""
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, TypeError, KeyError):
+        base = None
+    return f"; it was trained on {quote(base)}: give that model" if isinstance(base, str) else ""
 
 
 def _is_cached(name: str) -> bool:

@@ -1,8 +1,9 @@
 """Opens the base of a run, and refuses another: every stage of a run shares one base and one template."""
 
+from pathlib import Path
 from typing import Any
 
-from lora_rlhf.model.base import BaseSpec, load_base
+from lora_rlhf.model.base import BaseSpec, hash_source, load_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 
@@ -31,6 +32,15 @@ def require_trust(record: dict[str, Any], trust_remote_code: bool) -> None:
         )
 
 
+def require_present(record: dict[str, Any]) -> None:
+    """UserError when the base was a folder, and is neither there nor where it was as seen from the run."""
+    if "from_run" in record and not Path(record["name"]).expanduser().exists():
+        raise UserError(
+            f"base model {record['name']!r}: the run was trained on this folder, which is no longer there; put it "
+            f"back, or link it: ln -s WHERE_IT_IS_NOW {record['name']}. `reward` and `ppo` take --model, too"
+        )
+
+
 def open_base(
     record: dict[str, Any], device: str, gradient_checkpointing: bool = False, trust_remote_code: bool = False
 ) -> SharedModel:
@@ -40,6 +50,7 @@ def open_base(
     loaded, when it comes with code that the user has not allowed to run.
     """
     require_trust(record, trust_remote_code)
+    require_present(record)
     model = SharedModel(load_base(BaseSpec(**{name: record[name] for name in RECORDED}), device))
     if model.base.source_hash != record["source_hash"]:
         raise UserError(
@@ -53,10 +64,13 @@ def open_base(
     return model
 
 
-def require_same_base(name: str | None, record: dict[str, Any], parent: str) -> None:
-    """UserError when `name` is given and is not the parent's base."""
-    if name is not None and name != record["name"]:
+def locate_base(name: str | None, record: dict[str, Any], parent: str) -> None:
+    """Where `name` is given, opens the base there from now on. UserError unless its files are those of the record."""
+    if name is None or name == record["name"]:
+        return
+    if hash_source(name) != record["source_hash"]:
         raise UserError(
-            f"--model is {name!r}, but {parent} was trained on {record['name']!r}; leave --model out, or train all "
-            "stages again on the new base"
+            f"--model is {name!r}, but {parent} was trained on {record['name']!r}, whose files are others; leave "
+            "--model out, or train all stages again on the new base"
         )
+    record["name"] = name

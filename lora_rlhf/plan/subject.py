@@ -38,7 +38,9 @@ def examine(config: PlanConfig) -> Subject:
     name, dtype = config.model, _dtype(config)
     is_local = name == TINYWORLD or Path(name).expanduser().exists()
     shape = None if is_local else known(name)
-    model_config = load_config(name, config.trust_remote_code) if shape is None else config_of(*SHAPES[shape])
+    model_config = (
+        load_config(name, config.trust_remote_code, config.quantization) if shape is None else config_of(*SHAPES[shape])
+    )
     counts = count(model_config, config.quantization, dtype)
     tokens = config.max_prompt_tokens + config.max_response_tokens
     if counts.context is not None and tokens > counts.context:

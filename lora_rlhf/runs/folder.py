@@ -56,6 +56,19 @@ def data_record(name: str, run: str) -> dict[str, Any]:
     return record if record["sha256"] is None else {**record, "from_run": os.path.relpath(name, run)}
 
 
+def base_record(base: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """What a manifest holds of the base: its description and, of a folder, where that is as seen from the run."""
+    is_folder = Path(base["name"]).expanduser().exists()
+    return dict(base) | ({"from_run": os.path.relpath(Path(base["name"]).expanduser(), run)} if is_folder else {})
+
+
+def _find_base(record: dict[str, Any], run: Path) -> None:
+    """Puts into the record where the base's folder is now, seen from the run, unless it is where it was."""
+    name, from_run = Path(record["name"]).expanduser(), run / record.get("from_run", "")
+    if "from_run" in record and not name.exists() and from_run.exists():
+        record["name"] = os.path.normpath(from_run)
+
+
 def find_data(record: Mapping[str, Any], run: Path) -> str:
     """The path of recorded data: as recorded or, if nothing is there, relative to the run folder."""
     from_run = run / record.get("from_run", record["path"])
@@ -118,6 +131,7 @@ def find_stage(folder: str | Path, stage: str) -> Parent:
         raise UserError(f"{folder}: holds a {manifest['stage']!r} stage, expected {stage!r}; {make}")
     if manifest["status"] != FINISHED:
         raise UserError(f"{folder}: its {stage} stage did not finish (status {manifest['status']!r}); {make}")
+    _find_base(manifest["base"], folder.parent)
     return Parent(folder, manifest)
 
 
@@ -188,7 +202,7 @@ class StageFolder:
             "stage": self.stage,
             "status": RUNNING,
             "id": secrets.token_hex(8),
-            "base": dict(base),
+            "base": base_record(base, self._config.run),
             "parents": {role: parent.lineage(self._config.run) for role, parent in parents.items()},
             "data": {name: data_record(path, self._config.run) for name, path in data.items() if path},
             "seed": self._config.seed,

@@ -37,7 +37,7 @@ BASE = {
 }
 PARENT = {"folder": PATH, "stage": TEXT, "id": ID}
 DATA = {"path": PATH, "sha256": TEXT_OR_NULL}
-FROM_RUN = {"from_run": PATH}  # where local data are as seen from the run; 0.1.0 did not record it
+FROM_RUN = {"from_run": PATH}  # where a local file or folder is as seen from the run; 0.1.0 did not record it
 RESULTS = {stage.name: {"offset": NUMBER} for stage in STAGES if stage.scores}  # what later stages compute with
 
 
@@ -70,6 +70,8 @@ def _check(manifest: dict[str, Any]) -> None:
     """ValueError for a missing field, or one of another type."""
     require(manifest, ALWAYS)
     require(manifest["base"], BASE, "base.")
+    if "from_run" in manifest["base"]:
+        require(manifest["base"], FROM_RUN, "base.")
     for name, fields in (("parents", PARENT), ("data", DATA)):
         for key, record in manifest[name].items():
             require(manifest[name], {key: OBJECT}, f"{name}.")

@@ -18,6 +18,7 @@ from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 
+WHERE = ("name", "from_run")  # in a base's record: where its files are. They are known by their hash
 COMPUTED_IN = "computed_in"  # the dtype in a base's record (model/open.py); a run may go on in another one
 
 
@@ -91,7 +92,8 @@ def require_same_origin(
 
     `then` and `now` are manifests. UserError for another base or parent, and for other data unless it is allowed.
     """
-    bases = [{key: value for key, value in manifest["base"].items() if key != COMPUTED_IN} for manifest in (then, now)]
+    free = (*WHERE, COMPUTED_IN)
+    bases = [{key: value for key, value in manifest["base"].items() if key not in free} for manifest in (then, now)]
     ids = [{role: parent["id"] for role, parent in manifest["parents"].items()} for manifest in (then, now)]
     for kind, differs in (("base", bases[0] != bases[1]), ("parents", ids[0] != ids[1])):  # folders may move
         if differs:

@@ -13,9 +13,10 @@ from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import ensure_template
 from lora_rlhf.model.memory import adapter_bytes
-from lora_rlhf.model.open import describe_base, require_same_base
+from lora_rlhf.model.open import describe_base, locate_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
+from lora_rlhf.runs.resume import WHERE
 from lora_rlhf.stages.reward_report import chance_fault
 from lora_rlhf.stages.rows import encode_prompts, report_refusals, source_of
 from lora_rlhf.stages.sampler import require_engine
@@ -124,12 +125,12 @@ def _save_adapters(model: SharedModel, folder: StageFolder) -> None:
 def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
     """The finished SFT stage, and the reward stage unless a function alone is the reward. They must share a base."""
     sft = find_stage(config.sft or f"{config.run}/sft", "sft")
-    require_same_base(config.model, sft.manifest["base"], str(sft.folder))
+    locate_base(config.model, sft.manifest["base"], str(sft.folder))
     if config.reward_model_weight == 0:
         return sft, None
     reward = find_stage(config.reward or f"{config.run}/reward", "reward")
     for key, value in sft.manifest["base"].items():
-        if reward.manifest["base"].get(key) != value:
+        if key not in WHERE and reward.manifest["base"].get(key) != value:
             raise UserError(
                 f"{reward.folder} and {sft.folder} stand on different bases: {key} is "
                 f"{reward.manifest['base'].get(key)!r} and {value!r}; train both on one base"

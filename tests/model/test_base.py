@@ -194,12 +194,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_a_checkpoint_that_is_quantized_already_is_refused(folder: Path) -> None:
-    edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    with pytest.raises(UserError, match="quantized already"):
-        load(folder)
-
-
 @pytest.mark.parametrize("wrong", [{"quantization": "fp4"}, {"compute_dtype": "int8"}])
 def test_unknown_choices_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="choose one of"):
