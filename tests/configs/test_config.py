@@ -141,7 +141,7 @@ def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
         kind: set(names.split()) for kind, names in common.items()
     }
     safe = "run device overwrite micro_batch_size generation_batch_size gradient_checkpointing dequantize strict"
-    safe = f"{safe} trust_remote_code {of_training} engine"
+    safe = f"{safe} trust_remote_code model {of_training} engine"
     assert set(fields_with_mark(PPOConfig, SAFE_TO_CHANGE_ON_RESUME)) == set(safe.split())
     assert {stage.name: list(stage.reads) for stage in STAGES} == {
         stage.name: list(mark_by_field(stage.config, "input_file")) for stage in STAGES
