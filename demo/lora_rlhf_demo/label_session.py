@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.data.refusals import counted
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.config import DemoConfig
@@ -23,21 +24,24 @@ NO_CANDIDATES = (
     "makes it. Or let the model answer a prompt of yours: choose Live."
 )
 ALL_DONE = "You have ranked everything there is. Thank you."
-NOT_MOVED = "You have not changed the order. If it is right as it stands, save once more."
+NOTHING_PLACED = "You have not ranked any answer. If all are equally good, save once more; otherwise rank or skip."
+NOT_LAST = "{count} you have not ranked would be saved as better than others. If that is right, save once more."
 
 
 @dataclass(frozen=True)
 class LabelSession:
     """What one page displays: a run, a labeler and their task, which they began at `start_time` (seconds, monotonic).
 
-    label: the task's former label, if it was taken back. has_asked_to_confirm: whether the page has asked to confirm an
-    order that nobody changed.
+    label: the task's former label, if it was taken back. is_placed: whether the labeler ranked each answer, in the
+    order of display; empty: all of a former label, otherwise none. has_asked_to_confirm: whether the page has asked to
+    confirm an order that the labeler did not give.
     """
 
     run: str
     labeler: str = ""
     task: Task | None = None
     label: Label | None = None
+    is_placed: tuple[bool, ...] = ()
     start_time: float = 0.0
     has_asked_to_confirm: bool = False
     note: str = ""
@@ -49,6 +53,7 @@ class LabelSession:
             self,
             task=task,
             label=label,
+            is_placed=(),
             start_time=time.monotonic(),
             has_asked_to_confirm=False,
             note=note,
@@ -73,6 +78,7 @@ class LabelSession:
             task.id,
             texts,
             [label.ranks[index] for index in order],
+            self.is_placed,
             [label.ratings[index] for index in order],
             [label.flags[index] for index in order],
         )
@@ -124,10 +130,17 @@ class LabelActions:
         def save_label() -> LabelSession:
             task = _require_task(session)
             label = label_from_page(value, task, session.labeler, prompt_flags)
-            if not value.get("touched") and not session.has_asked_to_confirm:
-                return replace(session, label=label, has_asked_to_confirm=True, note=NOT_MOVED, is_failure=False)
+            is_placed = _placed_from_page(value, len(task.responses))
+            question = "" if session.has_asked_to_confirm else _order_question(value["ranks"], is_placed)
+            if question:
+                asked = replace(session, label=label, is_placed=is_placed, has_asked_to_confirm=True)
+                return replace(asked, note=question, is_failure=False)
             self.read_labelling(session.run).save(session.labeler, task, label, time.monotonic() - session.start_time)
-            return self._go_to_next_task(session, "Saved.")
+            num_unplaced = is_placed.count(False)
+            shared = (
+                f" {counted(num_unplaced, 'answer')} you did not rank share the last rank." if num_unplaced > 1 else ""
+            )
+            return self._go_to_next_task(session, "Saved." + ("" if session.has_asked_to_confirm else shared))
 
         return _try_action(session, save_label)
 
@@ -191,6 +204,22 @@ class LabelActions:
         if self.config.responses is not None:
             return Path(self.config.responses)
         return next((folder / name for name in CANDIDATES if (folder / name).is_file()), None)
+
+
+def _placed_from_page(value: Mapping[str, Any], num_answers: int) -> tuple[bool, ...]:
+    """Whether the labeler ranked each answer, as the page says; none if it says nothing that can be true."""
+    placed = value.get("placed")
+    if not isinstance(placed, list) or len(placed) != num_answers:
+        return (False,) * num_answers
+    return tuple(one is True for one in placed)
+
+
+def _order_question(ranks: Sequence[int], is_placed: Sequence[bool]) -> str:
+    """What to ask before an order is saved; empty if the labeler gave it: who was not ranked shares the last rank."""
+    if not any(is_placed):
+        return NOTHING_PLACED
+    num_above = sum(rank < max(ranks) for rank, placed in zip(ranks, is_placed, strict=True) if not placed)
+    return NOT_LAST.format(count=counted(num_above, "answer")) if num_above else ""
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

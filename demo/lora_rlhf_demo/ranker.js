@@ -1,5 +1,6 @@
 // The ranking component: cards that are dragged, or moved by keys, into an order with ties.
-// `props.value` is {id, texts, ranks, ratings, flags, fields, touched}; every change sends it back whole.
+// `props.value` is {id, texts, ranks, placed, ratings, flags, fields}; every change sends it back whole. Answers that
+// nobody has placed stand in one group, so that no order is saved that nobody gave.
 // All texts come from people and models: they reach the page as text nodes only.
 const LETTERS = "ABCDEFGHI";
 const HELP = "Arrow keys move this answer, equals ties it with the one above, a digit gives it that rank.";
@@ -25,17 +26,19 @@ function groups() {
   return found.filter(Boolean);
 }
 
-function regroup(found, place, said) {
+// `waits`: the answer goes back among those that nobody has placed
+function regroup(found, place, waits = false) {
   found.filter((group) => group.length).forEach((group, rank) => group.forEach((own) => (state.ranks[own] = rank + 1)));
-  state.touched = true;
+  state.placed[place] = !waits;
   const focused = document.activeElement === cards[place];
   arrange();
   if (focused) cards[place].focus();
   send();
-  if (said !== false) says.textContent = spoken(place);
+  says.textContent = spoken(place);
 }
 
 function spoken(place) {
+  if (!state.placed[place]) return `Answer ${LETTERS[place]}: not ranked yet`;
   const rank = state.ranks[place];
   const equal = state.ranks.flatMap((own, other) => (own === rank && other !== place ? [LETTERS[other]] : []));
   const tied = equal.length ? `, tied with ${equal.join(" and ")}` : "";
@@ -191,18 +194,19 @@ function flags(place) {
 function arrange() {
   const open = new Map(cards.map((card) => [card, card.querySelector(".text").scrollTop]));
   list.replaceChildren(...groups().map((group, at) => {
-    const item = make("li", group.length > 1 ? "group tied" : "group");
+    const waits = group.some((place) => !state.placed[place]);
+    const item = make("li", `group${group.length > 1 ? " tied" : ""}${waits ? " waiting" : ""}`);
     const inner = make("ul");
     inner.append(...group.map((place) => cards[place]));
-    const badge = make("span", "badge", String(at + 1));
+    const badge = make("span", "badge", waits ? "?" : String(at + 1));
     badge.setAttribute("aria-hidden", "true");
     item.append(badge, inner);
     return item;
   }));
   cards.forEach((card, place) => {
     card.setAttribute("aria-label", spoken(place));
-    card.querySelector(".place").textContent = list.querySelectorAll(".group")[state.ranks[place] - 1].matches(".tied")
-      ? "tied" : "";
+    const tied = list.querySelectorAll(".group")[state.ranks[place] - 1].matches(".tied");
+    card.querySelector(".place").textContent = !state.placed[place] ? "not ranked yet" : tied ? "tied" : "";
     card.querySelector(".text").scrollTop = open.get(card) ?? 0;
   });
 }
@@ -234,9 +238,10 @@ function drag(event, card, place) {
     mark(null);
     if (to === null || last.type === "pointercancel") return;
     const found = groups().map((group) => group.filter((other) => other !== place)).filter((group) => group.length);
+    const waits = to.tied && found[to.at].every((other) => !state.placed[other]);
     if (to.tied) found[to.at].push(place);
     else found.splice(to.at, 0, [place]);
-    regroup(found, place);
+    regroup(found, place, waits);
   };
   head.addEventListener("pointermove", follow);
   head.addEventListener("pointerup", end);

@@ -27,21 +27,23 @@ def ranker_value(
     name: str,
     texts: Sequence[str],
     ranks: Sequence[int] | None = None,
+    is_placed: Sequence[bool] | None = None,
     ratings: Sequence[int | None] | None = None,
     flags: Sequence[Sequence[str]] | None = None,
     has_fields: bool = True,
 ) -> dict[str, Any]:
-    """The value that displays these texts, in this order unless ranks are given.
+    """The value that displays these texts in the order of their ranks.
 
-    has_fields: ask for ratings and flags too.
+    is_placed: whether each answer was ranked by somebody; where not, it shares its rank with all such answers. Without
+    ranks nothing is placed. has_fields: ask for ratings and flags too.
     """
     num_texts = len(texts)
     return {
         "id": name,
         "texts": [text.translate(PICTURES) for text in texts],
-        "ranks": list(ranks or range(1, num_texts + 1)),
+        "ranks": list(ranks or [1] * num_texts),
+        "placed": list(is_placed or [ranks is not None] * num_texts),
         "ratings": list(ratings or [None] * num_texts),
         "flags": [list(names) for names in flags or [()] * num_texts],
         "fields": {"ratings": len(RATINGS), "flags": list(FLAGS.items())} if has_fields else None,
-        "touched": ranks is not None,
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lora_rlhf_demo import label_session as module
 from lora_rlhf_demo.config import DemoConfig
-from lora_rlhf_demo.label_session import NOT_MOVED, LabelActions, LabelSession
+from lora_rlhf_demo.label_session import NOTHING_PLACED, LabelActions, LabelSession
 from lora_rlhf_demo.rows import RowFile
 
 CANDIDATES = [{"prompt": f"Question {number}?", "responses": ["a", "b", "c"]} for number in range(3)]
@@ -28,7 +28,7 @@ def runs(tmp_path: Path) -> Path:
 def moved(session: LabelSession, ranks: list[int]) -> dict[str, Any]:
     """What the page sends after the answers were put into that order."""
     assert session.value is not None
-    return {**session.value, "ranks": ranks, "touched": True}
+    return {**session.value, "ranks": ranks, "placed": [True] * len(ranks)}
 
 
 def test_from_the_name_to_the_last_prompt(runs: Path) -> None:
@@ -44,15 +44,41 @@ def test_from_the_name_to_the_last_prompt(runs: Path) -> None:
     assert "3 of 3" in actions.progress_html(session)
 
 
-def test_an_order_that_nobody_touched_is_questioned_once(runs: Path) -> None:
+def placed(session: LabelSession, ranks: list[int], is_placed: list[bool]) -> dict[str, Any]:
+    return moved(session, ranks) | {"placed": is_placed}
+
+
+def test_answers_that_nobody_ranked_are_asked_about_once_and_saved_as_equals(runs: Path) -> None:
     actions = LabelActions(DemoConfig(root=str(runs)))
     first = actions.begin("first", "Ann")
-    asked = actions.save(first, first.value or {}, [])
-    assert asked.note == NOT_MOVED and asked.task == first.task
+    assert first.value is not None and first.value["ranks"] == [1, 1, 1]
+    for value in (first.value, {**first.value, "placed": True}, {**first.value, "placed": [True]}):
+        asked = actions.save(first, value, [])
+        assert asked.note == NOTHING_PLACED and asked.task == first.task
+        assert asked.value is not None and asked.value["placed"] == [False] * 3
     assert RowFile(runs / "first" / "rankings.jsonl").rows() == []
     saved = actions.save(asked, asked.value or {}, [])
     assert saved.task != first.task
-    assert len(RowFile(runs / "first" / "rankings.jsonl").rows()) == 1
+    (row,) = RowFile(runs / "first" / "rankings.jsonl").rows()
+    assert row["ranks"] == [1, 1, 1]
+
+
+def test_answers_that_nobody_ranked_share_the_last_rank(runs: Path) -> None:
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    first = actions.begin("first", "Ann")
+    saved = actions.save(first, placed(first, [2, 1, 2], [False, True, False]), [])
+    assert saved.task != first.task and saved.note == "Saved. 2 answers you did not rank share the last rank."
+    (row,) = RowFile(runs / "first" / "rankings.jsonl").rows()
+    assert sorted(row["ranks"]) == [1, 2, 2]
+
+
+def test_answers_that_nobody_ranked_are_not_better_than_others_unasked(runs: Path) -> None:
+    actions = LabelActions(DemoConfig(root=str(runs)))
+    first = actions.begin("first", "Ann")
+    asked = actions.save(first, placed(first, [1, 1, 2], [False, False, True]), [])
+    assert "2 answers you have not ranked would be saved as better" in asked.note and asked.task == first.task
+    assert asked.value is not None and asked.value["placed"] == [False, False, True]
+    assert actions.save(asked, asked.value, []).note == "Saved."
 
 
 def test_what_was_taken_back_is_shown_as_it_was(runs: Path) -> None:
