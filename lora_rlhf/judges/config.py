@@ -1,4 +1,4 @@
-"""The settings of a judge; part of the configuration of every command that has one."""
+"""The settings of a judge: a part of the configuration of every command with a judge."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from lora_rlhf.configs.marks import input_file
 from lora_rlhf.configs.values import at_least, positive
 
-NEEDS = {"human": ("judge_file",), "local": ("judge_model",), "endpoint": ("judge_model", "judge_url")}
+REQUIRED_SETTINGS = {"human": ("judge_file",), "local": ("judge_model",), "endpoint": ("judge_model", "judge_url")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +46,19 @@ class JudgeConfig:
     the run's folder."""
 
     def judge_faults(self) -> list[str]:
-        """Everything wrong with these values."""
-        missing = [name for name in NEEDS.get(self.judge, ()) if not getattr(self, name)]
+        """The errors in these values, as texts."""
+        missing = [name for name in REQUIRED_SETTINGS.get(self.judge, ()) if not getattr(self, name)]
         return [
             *(f"--judge {self.judge} needs --{name}" for name in missing),
             *self._url_faults(),
             *at_least(self, 1, "judge_concurrency", "judge_max_tokens", "judge_batch_size"),
             *at_least(self, 0, "judge_retries"),
             *positive(self, "judge_timeout"),
-            *(f"{name} is {getattr(self, name)}, must be at least 0" for name in PRICES if _below_0(self, name)),
+            *(
+                f"{name} is {getattr(self, name)}, must be at least 0"
+                for name in PRICES
+                if _is_invalid_price(self, name)
+            ),
             *(["give both judge_price_in and judge_price_out, or neither"] if self._has_one_price() else []),
         ]
 
@@ -62,6 +66,7 @@ class JudgeConfig:
         return (self.judge_price_in is None) != (self.judge_price_out is None)
 
     def _url_faults(self) -> list[str]:
+        """The errors in judge_url, as texts."""
         if not self.judge_url:
             return []
         try:
@@ -70,7 +75,9 @@ class JudgeConfig:
             _ = parts.port
         except ValueError:
             parts, host = urlsplit(""), None
-        if parts.username or parts.password or parts.query:  # do not repeat the address: it holds a secret
+        if (
+            parts.username or parts.password or parts.query
+        ):  # the message must not repeat the address: it contains a secret
             return [
                 "judge_url holds a user, password or query: give the key in the environment, see judge_key_variable"
             ]
@@ -82,6 +89,7 @@ class JudgeConfig:
 PRICES = ("judge_price_in", "judge_price_out")
 
 
-def _below_0(config: JudgeConfig, name: str) -> bool:
+def _is_invalid_price(config: JudgeConfig, name: str) -> bool:
+    """Whether a price is given and below 0 or infinite."""
     value = getattr(config, name)
     return value is not None and not 0 <= value < float("inf")

@@ -26,7 +26,7 @@ from lora_rlhf.system.untrusted import is_number, object_of, quote
 
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds before a retry
 MAX_BYTES = 4 * 2**20  # of an answer; a verdict has a few thousand
-SILENT_ROUNDS = 2  # so many questions in a row, times concurrency, without an answer: the server has gone
+SILENT_ROUNDS = 2  # times concurrency: after so many unanswered questions in a row, the server counts as gone
 RETRYABLE = {408, 409, 425, 429}  # beside 5xx: the same call may succeed later
 FATAL = {
     401: "it refuses the key",
@@ -37,26 +37,26 @@ FATAL = {
 }
 
 
-Tokens = tuple[int, int] | tuple[()]  # of the prompt and of the reply; empty where the server does not say
+TokenCounts = tuple[int, int] | tuple[()]  # of the prompt and of the reply; empty if the server gives none
 
 
 class _Fault(Exception):
-    """A call without a verdict. `retry`: the same call may succeed later. `silent`: the server did not answer it.
+    """A call without a verdict. `can_retry`: it may succeed later. `is_unanswered`: the server gave no answer.
 
-    `wait`: seconds until the server accepts another call. `tokens`: what it charges all the same.
+    `wait`: seconds until the server accepts another call. `tokens`: those that the server charges for this call.
     """
 
     def __init__(
         self,
         kind: str,
         detail: str = "",
-        retry: bool = True,
-        silent: bool = False,
+        can_retry: bool = True,
+        is_unanswered: bool = False,
         wait: float = 0,
-        tokens: Tokens = (),
+        tokens: TokenCounts = (),
     ) -> None:
         super().__init__(kind)
-        self.kind, self.detail, self.retry, self.silent = kind, detail, retry, silent
+        self.kind, self.detail, self.can_retry, self.is_unanswered = kind, detail, can_retry, is_unanswered
         self.wait, self.tokens = wait, tokens
 
 
@@ -64,7 +64,7 @@ class Endpoint:
     """Asks a model behind an API."""
 
     def __init__(self, config: JudgeConfig) -> None:
-        """UserError for a key that cannot stand in a header."""
+        """Raises UserError for an API key with characters that a header cannot contain."""
         assert config.judge_url is not None and config.judge_model is not None
         self._config = config
         self._url = config.judge_url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
@@ -73,10 +73,10 @@ class Endpoint:
             raise UserError(
                 f"--judge_key_variable {config.judge_key_variable}: it holds characters that no key has, such as spaces"
             )
-        # servers differ in these; a setting that is refused once is left out of all later calls
+        # Not all servers accept these settings; one that is refused is left out of all later calls.
         self._settings: dict[str, Any] = {"temperature": 0, "max_tokens": config.judge_max_tokens}
         self._answered = False
-        self._silent = 0
+        self._num_unanswered = 0
 
     def identity(self) -> dict[str, Any]:
         return {"model": self._config.judge_model, "url": self._url, "max_tokens": self._config.judge_max_tokens}
@@ -87,68 +87,69 @@ class Endpoint:
             return None
         return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
-    def ask(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
-        """See `pairwise.Asker`. UserError where no call can succeed, or where the server has gone."""
+    def ask(self, questions: Sequence[str], on_reply: Callable[[int, Reply], None]) -> None:
+        """See `pairwise.JudgeModel`. Raises UserError if no call can succeed, or if the server no longer answers."""
         try:
-            _run(self._ask_all(questions, done))
+            _run_calls(self._ask_all(questions, on_reply))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
     def close(self) -> None:
-        """Connections last as long as a call of `ask`."""
+        """Does nothing: `ask` closes its connections."""
 
-    async def _ask_all(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
+    async def _ask_all(self, questions: Sequence[str], on_reply: Callable[[int, Reply], None]) -> None:
+        """Asks all questions, `judge_concurrency` at a time."""
         queue = iter(enumerate(questions))
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limit = self._config.judge_timeout
         async with httpx2.AsyncClient(
             headers=headers,
-            timeout=limit,
+            timeout=self._config.judge_timeout,
             limits=httpx2.Limits(max_connections=self._config.judge_concurrency),
-            trust_env=not _is_local(self._url),
+            trust_env=not _is_loopback(self._url),
         ) as client:
 
-            async def work(queue: Iterator[tuple[int, str]]) -> None:
+            async def ask_next_questions(queue: Iterator[tuple[int, str]]) -> None:
                 for number, question in queue:
-                    done(number, await self._ask_one(client, question))
+                    on_reply(number, await self._ask_one(client, question))
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._config.judge_concurrency, len(questions))):
-                    group.create_task(work(queue))
+                    group.create_task(ask_next_questions(queue))
 
     async def _ask_one(self, client: httpx2.AsyncClient, question: str) -> Reply:
-        """The reply to a question, after as many tries as it takes or is allowed. UserError ends everything."""
-        spent: list[Tokens] = []
+        """The reply to a question, after the allowed number of tries. Raises UserError if no call can succeed."""
+        tokens_per_try: list[TokenCounts] = []
         for attempt in range(self._config.judge_retries + 1):
             try:
-                content, tokens = await self._call(client, question)
-                spent.append(tokens)
-                self._silent = 0
+                content, tokens = await self._request_reply(client, question)
+                tokens_per_try.append(tokens)
+                self._num_unanswered = 0
                 if verdict := read_verdict(content):
-                    return Reply(verdict, "", "", attempt + 1, *_sums(spent))
-                raise _Fault("no verdict in its last line", quote(self._clean(content[-200:])))
+                    return Reply(verdict, "", "", attempt + 1, *_sum_tokens(tokens_per_try))
+                raise _Fault("no verdict in its last line", quote(self._remove_key(content[-200:])))
             except _Fault as fault:
                 last = fault
-                spent.append(fault.tokens)
-            if not last.retry or attempt == self._config.judge_retries:
+                tokens_per_try.append(fault.tokens)
+            if not last.can_retry or attempt == self._config.judge_retries:
                 break
-            if last.silent:  # a server that answers can be asked at once
+            if last.is_unanswered:  # a server that answered needs no pause
                 pause = FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1.0)
                 await asyncio.sleep(min(MAX_PAUSE, max(pause, last.wait)))
-        self._count_silence(last)
-        return Reply(None, last.kind, last.detail, attempt + 1, *_sums(spent))
+        self._count_unanswered(last)
+        return Reply(None, last.kind, last.detail, attempt + 1, *_sum_tokens(tokens_per_try))
 
-    def _count_silence(self, fault: _Fault) -> None:
-        """UserError when the server has left too many questions unanswered."""
-        self._silent = self._silent + 1 if fault.silent else 0
-        if self._answered and self._silent >= SILENT_ROUNDS * self._config.judge_concurrency:
+    def _count_unanswered(self, fault: _Fault) -> None:
+        """Raises UserError if the server has not answered too many questions in a row."""
+        self._num_unanswered = self._num_unanswered + 1 if fault.is_unanswered else 0
+        if self._answered and self._num_unanswered >= SILENT_ROUNDS * self._config.judge_concurrency:
             raise UserError(
-                f"--judge endpoint: {self._url} has answered none of the last {self._silent} questions ({fault.kind}"
-                f"{': ' + fault.detail if fault.detail else ''}); verdicts so far are kept: give the same command later"
+                f"--judge endpoint: {self._url} has answered none of the last {self._num_unanswered} questions "
+                f"({fault.kind}{': ' + fault.detail if fault.detail else ''}); verdicts so "
+                "far are kept: give the same command later"
             )
 
-    async def _call(self, client: httpx2.AsyncClient, question: str) -> tuple[str, Tokens]:
-        """The judge's reply, and the tokens of the call. _Fault where there is no reply to read."""
+    async def _request_reply(self, client: httpx2.AsyncClient, question: str) -> tuple[str, TokenCounts]:
+        """Returns (the judge's reply, the tokens of the call). Raises _Fault without a reply."""
         while True:
             settings = dict(self._settings)
             body = {
@@ -157,18 +158,25 @@ class Endpoint:
                 **settings,
             }
             status, headers, raw = await self._post(client, json.dumps(body).encode())
-            if status != 400 or not self._adapt(settings, raw):
+            if status != 400 or not self._drop_refused_setting(settings, raw):
                 break
         if status == 200:
             self._answered = True
-            return _parse(raw)
-        detail = self._server_message(raw)
+            return _parse_reply(raw)
+        detail = self._error_message(raw)
         if status in FATAL or 300 <= status < 400:
-            raise UserError(self._fatal(status, detail))
-        busy = status in RETRYABLE or status >= 500
-        raise _Fault(f"HTTP {status}", detail, retry=busy, silent=busy, wait=_retry_after(headers.get("retry-after")))
+            raise UserError(self._fatal_message(status, detail))
+        is_busy = status in RETRYABLE or status >= 500
+        raise _Fault(
+            f"HTTP {status}",
+            detail,
+            can_retry=is_busy,
+            is_unanswered=is_busy,
+            wait=_retry_delay(headers.get("retry-after")),
+        )
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes) -> tuple[int, httpx2.Headers, bytes]:
+        """Sends a request and returns (status, headers, body). Raises _Fault if the server does not answer it."""
         raw = b""
         json_type = {"Content-Type": "application/json"}
         try:
@@ -183,19 +191,19 @@ class Endpoint:
                         raise _Fault(f"an answer of more than {MAX_BYTES:,} bytes")
                 return response.status_code, response.headers, raw
         except (TimeoutError, httpx2.TimeoutException):
-            raise _Fault(f"no answer within {self._config.judge_timeout:g} s", silent=True) from None
+            raise _Fault(f"no answer within {self._config.judge_timeout:g} s", is_unanswered=True) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            detail = quote(self._clean(str(error)) or type(error).__name__)
+            detail = quote(self._remove_key(str(error)) or type(error).__name__)
             if isinstance(error, httpx2.ConnectError) and not self._answered:
                 raise UserError(
                     f"--judge endpoint: {self._url} cannot be reached ({detail}); correct --judge_url, or start the "
                     "server"
                 ) from None
-            raise _Fault("the connection failed", detail, silent=True) from None
+            raise _Fault("the connection failed", detail, is_unanswered=True) from None
 
-    def _adapt(self, settings: dict[str, Any], raw: bytes) -> bool:
-        """Leaves out a setting that the server refused; whether the call is worth repeating."""
-        if settings != self._settings:  # another call has changed them meanwhile
+    def _drop_refused_setting(self, settings: dict[str, Any], raw: bytes) -> bool:
+        """Removes the setting that the server refused. Returns whether the call should be repeated."""
+        if settings != self._settings:  # another call has already removed a setting
             return True
         message = raw[:2000].decode("utf-8", "replace")
         if "max_tokens" in settings and "max_completion_tokens" in message:
@@ -206,7 +214,8 @@ class Endpoint:
             return False
         return True
 
-    def _fatal(self, status: int, detail: str) -> str:
+    def _fatal_message(self, status: int, detail: str) -> str:
+        """The text of an error after which no call can succeed."""
         name = self._config.judge_key_variable
         reason = FATAL.get(status, "it lives at another address")
         key = f"a key was sent, from {name}" if self._key else f"no key was sent: {name} is not set"
@@ -215,40 +224,41 @@ class Endpoint:
             f"({key}; model {self._config.judge_model!r}). It says: {detail}"
         )
 
-    def _server_message(self, raw: bytes) -> str:
-        """The server's message of an error, shortened to a line."""
+    def _error_message(self, raw: bytes) -> str:
+        """The server's error message, shortened to a line."""
         text = raw[:2000].decode("utf-8", "replace")
         with contextlib.suppress(ValueError):
             error = object_of(raw).get("error")
             message = error.get("message") if isinstance(error, dict) else error
             text = message if isinstance(message, str) else text
-        return quote(self._clean(text))
+        return quote(self._remove_key(text))
 
-    def _clean(self, text: str) -> str:
+    def _remove_key(self, text: str) -> str:
         """The text without the key, which a server may repeat in its message."""
         return text.replace(self._key, "(the key)") if self._key else text
 
 
-def _parse(raw: bytes) -> tuple[str, Tokens]:
-    """The reply and the tokens of an answer. _Fault for an answer that does not follow the API."""
+def _parse_reply(raw: bytes) -> tuple[str, TokenCounts]:
+    """Returns (reply, tokens) of a server's answer. Raises _Fault for an answer that does not follow the API."""
     try:
         answer = object_of(raw)
     except ValueError as error:
         raise _Fault("an answer that is no JSON object", quote(str(error))) from None
-    tokens = _usage(answer.get("usage"))
+    tokens = _token_counts(answer.get("usage"))
     try:
         choice = answer["choices"][0]
         content, finish = choice["message"]["content"], choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
         raise _Fault("an answer without text", tokens=tokens) from None
     if finish == "length":
-        raise _Fault("cut off by --judge_max_tokens", retry=False, tokens=tokens)
+        raise _Fault("cut off by --judge_max_tokens", can_retry=False, tokens=tokens)
     if not isinstance(content, str):
         raise _Fault("an answer without text", tokens=tokens)
     return content, tokens
 
 
-def _usage(usage: Any) -> Tokens:
+def _token_counts(usage: Any) -> TokenCounts:
+    """The token counts in the field `usage` of an answer; empty if it has none."""
     if not isinstance(usage, dict):
         return ()
     fields = usage.get("prompt_tokens"), usage.get("completion_tokens")
@@ -256,35 +266,35 @@ def _usage(usage: Any) -> Tokens:
     return (counts[0], counts[1]) if len(counts) == 2 else ()
 
 
-def _sums(spent: Sequence[Tokens]) -> tuple[int | None, int | None]:
-    """Tokens over all tries of a question; None where no answer came with a count."""
-    known = [tokens for tokens in spent if tokens]
-    return (sum(first for first, _ in known), sum(second for _, second in known)) if known else (None, None)
+def _sum_tokens(tokens_per_try: Sequence[TokenCounts]) -> tuple[int | None, int | None]:
+    """The prompt and reply tokens of all tries of a question; None if no answer had a count."""
+    counts = [tokens for tokens in tokens_per_try if tokens]
+    return (sum(first for first, _ in counts), sum(second for _, second in counts)) if counts else (None, None)
 
 
-def _retry_after(value: str | None) -> float:
-    """Seconds to wait, which a server gives as a number or as a date; 0 where it gives nothing."""
+def _retry_delay(value: str | None) -> float:
+    """Seconds to wait, from a retry-after header with a number or a date; 0 without one."""
     if value is None:
         return 0.0
     with contextlib.suppress(ValueError):
-        return max(0.0, float(value)) if value.strip().replace(".", "", 1).isdigit() else _until(value)
+        return max(0.0, float(value)) if value.strip().replace(".", "", 1).isdigit() else _seconds_until(value)
     return 0.0
 
 
-def _until(date: str) -> float:
+def _seconds_until(date: str) -> float:
     return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())
 
 
-def _is_local(url: str) -> bool:
-    """Whether an address is this machine's own, which no proxy leads to."""
+def _is_loopback(url: str) -> bool:
+    """Whether an address is that of this machine, which a proxy cannot reach."""
     host = urlsplit(url).hostname or ""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
-def _run(calls: Coroutine[Any, Any, None]) -> None:
-    """Waits for the calls; on another thread where an event loop runs already, as in a notebook."""
+def _run_calls(calls: Coroutine[Any, Any, None]) -> None:
+    """Runs the calls; in another thread if an event loop is running already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""People as a judge: their rankings, found by the prompt and the text of both responses."""
+"""A judge that looks up the rankings of people by the prompt and the text of both responses."""
 
 import logging
 from collections import Counter, defaultdict
@@ -16,23 +16,23 @@ log = logging.getLogger("lora_rlhf")
 
 
 class HumanJudge:
-    """Votes of people on pairs: an outcome is their mean, where an equal rank is half a win for each.
+    """The outcome of a pair is the mean vote of people; equal ranks are half a win for each response.
 
-    A pair that nobody ranked has no outcome. Identical answers are a tie, ranked or not.
+    A pair without a ranking has no outcome. Identical answers are a tie, with or without a ranking.
     """
 
     name = "human"
 
     def __init__(self, path: str, strict: bool = False) -> None:
-        """path: rankings as the reward stage reads them. UserError for a file without rankings."""
-        rankings, refused = read_rankings(path, strict)
-        if summary := refused.summary():
+        """path: rankings as the reward stage reads them. Raises UserError for a file without rankings."""
+        rankings, refused_rows = read_rankings(path, strict)
+        if summary := refused_rows.summary():
             log.warning("%s:\n%s", path, summary)
-        self._about = {
+        self._facts = {
             "path": path,
             "sha256": data_hash(path),
             "rankings": len(rankings),
-            "refused": refused.count,
+            "refused": refused_rows.count,
             "labelers": len({ranking.labeler for ranking in rankings if ranking.labeler is not None}),
         }
         self._rankings: dict[str, list[Ranking]] = defaultdict(list)
@@ -43,28 +43,29 @@ class HumanJudge:
     def compare(
         self, prompts: Sequence[EncodedPrompt], first: Sequence[Response], second: Sequence[Response]
     ) -> Verdicts:
-        """The mean vote on each pair."""
+        """Returns the mean vote on each pair."""
         return Verdicts(
             [
-                self._outcome(prompt.prompt.key, a.text.strip(), b.text.strip())
+                self._mean_vote(prompt.prompt.key, a.text.strip(), b.text.strip())
                 for prompt, a, b in zip(prompts, first, second, strict=True)
             ]
         )
 
     def describe(self) -> dict[str, Any]:
-        """See `judge.Judge`. `failures`: pairs that nobody ranked; `divided`: pairs on which votes differ."""
-        return {"name": self.name, **self._about, **self._counts}
+        """See `judge.Judge`. `failures`: pairs without a ranking; `divided`: pairs on which votes differ."""
+        return {"name": self.name, **self._facts, **self._counts}
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Does nothing: there is nothing to free."""
 
-    def _outcome(self, prompt: str, first: str, second: str) -> float | None:
+    def _mean_vote(self, prompt_key: str, first: str, second: str) -> float | None:
+        """The mean vote on a pair, which is also counted; None without a ranking."""
         self._counts["pairs"] += 1
         if first == second:
             self._counts["identical"] += 1
             return 0.5
-        cast = (_vote(ranking, first, second) for ranking in self._rankings.get(prompt, ()))
-        votes = [vote for vote in cast if vote is not None]
+        all_votes = (_ranking_vote(ranking, first, second) for ranking in self._rankings.get(prompt_key, ()))
+        votes = [vote for vote in all_votes if vote is not None]
         if not votes:
             self._counts["failures"] += 1
             return None
@@ -74,9 +75,11 @@ class HumanJudge:
         return sum(votes) / len(votes)
 
 
-def _vote(ranking: Ranking, first: str, second: str) -> float | None:
-    """1 where the first response has the better rank, 0 where the second has, 0.5 for equal ranks; None unless both
-    are ranked."""
+def _ranking_vote(ranking: Ranking, first: str, second: str) -> float | None:
+    """1 if the first response has the better rank, 0 if the second has, 0.5 for equal ranks.
+
+    None if the ranking lacks one of the two.
+    """
     ranks = {text.strip(): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)}
     if first not in ranks or second not in ranks:
         return None

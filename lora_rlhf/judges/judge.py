@@ -10,10 +10,10 @@ from lora_rlhf.model.drawing import Response
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One outcome for each pair: 1 the first response won, 0 the second did, 0.5 a tie, None there is no verdict.
+    """One outcome for each pair: 1 the first response won, 0 the second won, 0.5 a tie, None without a verdict.
 
-    A mean of several people's votes may lie between these. `inconsistent`: pairs whose verdict changed with the order
-    of the responses; they are ties here. `cost`: of the calls for these pairs; None without a price.
+    The mean vote of several people may be between these. `inconsistent`: the number of pairs whose verdict changed with
+    the order of the responses, which makes them ties. `cost`: of the calls for these pairs; None without a price.
     """
 
     outcomes: list[float | None]
@@ -22,7 +22,7 @@ class Verdicts:
 
     @property
     def failures(self) -> int:
-        """Pairs without an outcome."""
+        """The number of pairs without an outcome."""
         return sum(outcome is None for outcome in self.outcomes)
 
 
@@ -34,10 +34,10 @@ class Judge(Protocol):
     def compare(
         self, prompts: Sequence[EncodedPrompt], first: Sequence[Response], second: Sequence[Response]
     ) -> Verdicts:
-        """Whether first[i] or second[i] answers prompts[i] better. UserError for a judge that cannot work at all."""
+        """Judges whether first[i] or second[i] answers prompts[i] better. Raises UserError if it does not work."""
 
     def describe(self) -> dict[str, Any]:
-        """The judge in a report: `name`, its identity, and counts of its work so far. Never a secret."""
+        """The judge's entry in a report: `name`, its identity, and counts of its work so far. It has no secrets."""
 
     def close(self) -> None:
-        """Frees memory, connections and files; `describe` works afterwards, `compare` may not."""
+        """Frees memory, connections and files. `describe` works after it, `compare` may not."""

@@ -1,4 +1,4 @@
-"""A chat model from a folder or the hub as a judge, loaded for its first question and freed by `close`."""
+"""A chat model from a folder or the hub as a judge, which is loaded for its first question and freed by `close`."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -15,56 +15,57 @@ from lora_rlhf.system.untrusted import quote
 
 
 class LocalModel:
-    """Asks a model on this machine, greedily. It is loaded for the first question that the cache cannot answer."""
+    """Asks a model on this machine with greedy decoding. It is loaded for the first question that is not cached."""
 
     def __init__(self, config: JudgeConfig, device: str, trust_remote_code: bool) -> None:
-        """device and trust_remote_code are as in `StageConfig`."""
+        """device, trust_remote_code: as in `StageConfig`."""
         assert config.judge_model is not None
         self._config = config
         self._name = config.judge_model
         self._device = device
-        self._trust = trust_remote_code
+        self._trust_remote_code = trust_remote_code
         self._model: ChatModel | None = None
 
     def identity(self) -> dict[str, Any]:
-        return {"model": self._name, "weights": self._weights, "max_tokens": self._config.judge_max_tokens}
+        return {"model": self._name, "weights": self._weights_hash, "max_tokens": self._config.judge_max_tokens}
 
     def price(self, tokens_in: int, tokens_out: int) -> float | None:
         """Always None: local calls have no price."""
         return None
 
-    def ask(self, questions: Sequence[str], done: Callable[[int, Reply], None]) -> None:
-        """See `pairwise.Asker`. A question that is too long for the context is a failure."""
+    def ask(self, questions: Sequence[str], on_reply: Callable[[int, Reply], None]) -> None:
+        """See `pairwise.JudgeModel`. A question that exceeds the model's context is a failure."""
         if self._model is None:
-            self._model = ChatModel(self._name, self._device, self._trust)
-        model, limit = self._model, self._config.judge_max_tokens
-        tokenizer, prompts, numbers = model.tokenizer, [], []
+            self._model = ChatModel(self._name, self._device, self._trust_remote_code)
+        model, max_new_tokens = self._model, self._config.judge_max_tokens
+        tokenizer, prompts = model.tokenizer, []
+        numbers = []  # the question numbers of `prompts`
         for number, question in enumerate(questions):
             try:
                 ids = render_verbatim(tokenizer, Prompt.of(question))
             except BadRow as reason:
-                done(number, Reply(None, "its chat template refuses the question", str(reason), calls=0))
+                on_reply(number, Reply(None, "its chat template refuses the question", str(reason), calls=0))
                 continue
-            if model.context is not None and len(ids) + limit > model.context:
-                detail = f"{len(ids)} tokens and {limit} to write, context {model.context}"
-                done(number, Reply(None, "longer than its context", detail, calls=0))
+            if model.context is not None and len(ids) + max_new_tokens > model.context:
+                detail = f"{len(ids)} tokens and {max_new_tokens} to write, context {model.context}"
+                on_reply(number, Reply(None, "longer than its context", detail, calls=0))
                 continue
             prompts.append(ids)
             numbers.append(number)
-        stops = stop_ids(tokenizer)
+        stop_token_ids = stop_ids(tokenizer)
 
-        def written(index: int, ids: list[int]) -> None:
+        def read_answer(index: int, ids: list[int]) -> None:
             text = decode_response(tokenizer, ids)
-            finished = len(ids) < limit or ids[-1] in stops
-            verdict = read_verdict(text) if finished else None
-            fault = "no verdict in its last line" if finished else "cut off by --judge_max_tokens"
+            is_finished = len(ids) < max_new_tokens or ids[-1] in stop_token_ids
+            verdict = read_verdict(text) if is_finished else None
+            fault = "no verdict in its last line" if is_finished else "cut off by --judge_max_tokens"
             tokens = len(prompts[index]), len(ids)
             if verdict is None:
-                done(numbers[index], Reply(None, fault, quote(text[-200:]), 1, *tokens))
+                on_reply(numbers[index], Reply(None, fault, quote(text[-200:]), 1, *tokens))
             else:
-                done(numbers[index], Reply(verdict, "", "", 1, *tokens))
+                on_reply(numbers[index], Reply(verdict, "", "", 1, *tokens))
 
-        model.write(prompts, limit, stops, self._config.judge_batch_size, written)
+        model.write(prompts, max_new_tokens, stop_token_ids, self._config.judge_batch_size, read_answer)
 
     def close(self) -> None:
         if self._model is not None:
@@ -72,5 +73,5 @@ class LocalModel:
             self._model = None
 
     @cached_property
-    def _weights(self) -> str:
+    def _weights_hash(self) -> str:
         return hash_model(self._name)

@@ -1,7 +1,7 @@
-"""The question about two answers, and how the verdict is read: both are the same for every judge that reads.
+"""The question about two answers, and the reading of the verdict, for all judges that are language models.
 
-The answers are material, not instructions. They stand between marks that depend on both answers, so that no answer can
-contain its own marks; and the verdict is read from the last line of the judge's reply alone.
+The answers are material, not instructions. The lines around them have a mark that depends on both answers, so no answer
+can contain it; and the verdict is read only from the last line of the judge's reply.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ from typing import Literal
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.system.errors import UserError
 
-Side = Literal["A", "B", "tie"]
+Verdict = Literal["A", "B", "tie"]
 
-MAX_CHARACTERS = 8000  # of the prompt and of each answer: all three and the verdict then fit 8,192 tokens
+MAX_CHARACTERS = 8000  # of the prompt and of each answer, so that all three and the verdict fit 8,192 tokens
 MAX_INSTRUCTIONS = 20_000
-MAX_VERDICT = 100  # characters of the line that states it
+MAX_VERDICT = 100  # characters of the line with the verdict
 
 CRITERIA = """The better answer does what the request asks for, is right, says so where something is not known, does no
 harm, and is no longer than the request needs. Length, style, confidence, the order of the answers and
@@ -46,41 +46,41 @@ Say in a few sentences what speaks for each answer. Then end with a line of its 
 "Verdict: A" if answer A is better, "Verdict: B" if answer B is better, "Verdict: tie" if neither is."""
 
 VERDICT = re.compile(r"[\W_]*verdict[\W_]*:[\W_]*(?:answer\s+)?(A|B|tie)[\W_]*", re.IGNORECASE)
-SIDES: dict[str, Side] = {"a": "A", "b": "B", "tie": "tie"}
+VERDICT_BY_WORD: dict[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """The question about a pair in one order. `shortened`: a text was longer than `MAX_CHARACTERS`."""
+    """The question about a pair in one order. `is_shortened`: a text was longer than `MAX_CHARACTERS`."""
 
     text: str
-    shortened: bool
+    is_shortened: bool
 
 
 @dataclass(frozen=True)
-class Questions:
-    """The template with the criteria to judge by."""
+class QuestionTemplate:
+    """The template of questions, with the criteria of the judge."""
 
     criteria: str = CRITERIA
 
     @property
     def version(self) -> str:
-        """sha256 of everything that makes a question, except prompt and answers. Another version is asked anew."""
+        """sha256 of a question's parts except prompt and answers. Cached verdicts of other versions are not used."""
         return hashlib.sha256(f"{MAX_CHARACTERS}\0{TEMPLATE}\0{self.criteria}".encode()).hexdigest()
 
-    def of(self, prompt: Prompt, first: str, second: str) -> Question:
-        """The question whether `first` (A) or `second` (B) is the better answer to the prompt."""
-        texts = [_plain(text) for text in (_conversation(prompt), first, second)]
-        request, a, b = (_shortened(text) for text in texts)
-        mark = _mark(texts)
+    def make_question(self, prompt: Prompt, first: str, second: str) -> Question:
+        """Asks whether `first` (A) or `second` (B) is the better answer to the prompt."""
+        texts = [_replace_surrogates(text) for text in (_conversation_text(prompt), first, second)]
+        request, a, b = (_shorten(text) for text in texts)
+        mark = _make_mark(texts)
         text = TEMPLATE.format(criteria=self.criteria, mark=mark, request=request, first=a, second=b)
         return Question(text, any(len(text) > MAX_CHARACTERS for text in texts))
 
 
-def read_questions(instructions: str | None) -> Questions:
-    """The template with the criteria of a text file, or with the built-in ones. UserError for an unusable file."""
+def read_questions(instructions: str | None) -> QuestionTemplate:
+    """The template with the criteria of a text file, or the built-in ones. Raises UserError for an unusable file."""
     if instructions is None:
-        return Questions()
+        return QuestionTemplate()
     try:
         criteria = Path(instructions).expanduser().read_text(encoding="utf-8").strip()
     except OSError as error:
@@ -92,38 +92,38 @@ def read_questions(instructions: str | None) -> Questions:
             f"--judge_instructions {instructions}: {len(criteria):,} characters, expected criteria of 1 to "
             f"{MAX_INSTRUCTIONS:,}"
         )
-    return Questions(criteria)
+    return QuestionTemplate(criteria)
 
 
-def read_verdict(text: str) -> Side | None:
-    """The verdict in the last line of a judge's reply; None where that line is anything else. Nothing is guessed."""
+def read_verdict(text: str) -> Verdict | None:
+    """The verdict in the last line of a judge's reply; None if that line is not a verdict."""
     line = text.rstrip().rpartition("\n")[2].strip()
     match = VERDICT.fullmatch(line) if len(line) <= MAX_VERDICT else None
-    return SIDES[match[1].lower()] if match else None
+    return VERDICT_BY_WORD[match[1].lower()] if match else None
 
 
-def _conversation(prompt: Prompt) -> str:
-    """A single message as it is; several messages with their roles."""
+def _conversation_text(prompt: Prompt) -> str:
+    """A prompt as text. Several messages get their roles as headings."""
     if len(prompt.messages) == 1:
         return prompt.messages[0].content
     return "\n\n".join(f"[{message.role}]\n{message.content}" for message in prompt.messages)
 
 
-def _plain(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 cannot write."""
+def _replace_surrogates(text: str) -> str:
+    """Replaces lone surrogates by question marks, because UTF-8 cannot encode them."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _shortened(text: str) -> str:
-    """A text that is too long as its beginning and end, with a note of how much is missing between them."""
+def _shorten(text: str) -> str:
+    """Cuts the middle out of a text that is too long, and notes the number of characters that are missing."""
     if len(text) <= MAX_CHARACTERS:
         return text
     half = MAX_CHARACTERS // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out here ...]\n{text[-half:]}"
 
 
-def _mark(texts: list[str]) -> str:
-    """A word that is in none of the texts: a part of their hash, so the same for the same texts."""
+def _make_mark(texts: list[str]) -> str:
+    """A word that none of the texts contains: a part of their hash, so equal texts have equal marks."""
     mark = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     while any(mark in text for text in texts):
         mark = hashlib.sha256(mark.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Judges that score one response at a time: an exact gold score that training never saw, or the run's reward model."""
+"""Judges that score each response alone: an exact gold score that training never saw, or the run's reward model."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
 
-SAME_SCORE = 1e-9  # sums in another order differ by less than this, different scores by far more
+SAME_SCORE = 1e-9  # scores with a smaller gap are equal: it comes from the order of a sum
 
 Gold = Callable[[str, str], float]
 Scorer = Callable[[list[EncodedPrompt], list[Response]], list[float]]
@@ -24,43 +24,45 @@ Scorer = Callable[[list[EncodedPrompt], list[Response]], list[float]]
 class ScoreJudge:
     """Scores responses, higher is better. `name` is "gold" or "reward".
 
-    The same response to the same prompt is scored once and keeps its score, whichever system wrote it: a last digit
-    that varies with the batch would turn a tie into a win.
+    Equal responses to a prompt are scored once, also if different systems wrote them: scores vary with the batch in
+    their last digits, which would turn a tie into a win.
     """
 
-    def __init__(self, name: str, scorer: Scorer, about: dict[str, Any] | None = None) -> None:
+    def __init__(self, name: str, scorer: Scorer, facts: dict[str, Any] | None = None) -> None:
         self.name = name
         self._scorer = scorer
-        self._about = about or {}
-        self._known: dict[tuple[str, tuple[int, ...], str], float] = {}
+        self._facts = facts or {}
+        self._score_by_key: dict[tuple[str, tuple[int, ...], str], float] = {}
 
     def scores(self, prompts: Sequence[EncodedPrompt], answers: Sequence[Response]) -> list[float]:
-        """One score for each prompt and its answer. ValueError for a score that is not a finite number."""
-        keys = [(p.prompt.key, tuple(a.ids), a.text) for p, a in zip(prompts, answers, strict=True)]
-        new = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())
-        if new:
-            scores = self._scorer([prompts[i] for i in new], [answers[i] for i in new])
-            for i, score in zip(new, scores, strict=True):
+        """One score for each prompt and its answer. Raises ValueError for a score that is not finite."""
+        keys = [
+            (prompt.prompt.key, tuple(answer.ids), answer.text) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        new_indices = list({key: i for i, key in enumerate(keys) if key not in self._score_by_key}.values())
+        if new_indices:
+            scores = self._scorer([prompts[i] for i in new_indices], [answers[i] for i in new_indices])
+            for i, score in zip(new_indices, scores, strict=True):
                 if not math.isfinite(score):
                     raise ValueError(f"the {self.name} score of {answers[i].text!r} is {score}: it cannot be compared")
-                self._known[keys[i]] = score
-        return [self._known[key] for key in keys]
+                self._score_by_key[keys[i]] = score
+        return [self._score_by_key[key] for key in keys]
 
     def compare(
         self, prompts: Sequence[EncodedPrompt], first: Sequence[Response], second: Sequence[Response]
     ) -> Verdicts:
-        """The higher score wins."""
-        return Verdicts([*outcomes(self.scores(prompts, first), self.scores(prompts, second))])
+        """Returns verdicts by the higher score."""
+        return Verdicts([*compare_scores(self.scores(prompts, first), self.scores(prompts, second))])
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, **self._about, "scored": len(self._known)}
+        return {"name": self.name, **self._facts, "scored": len(self._score_by_key)}
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Does nothing: there is nothing to free."""
 
 
 def gold_judge(gold: Gold) -> ScoreJudge:
-    """An exact score of (prompt, response), which raises KeyError for an unknown prompt."""
+    """A judge by an exact score of (prompt, response). gold: raises KeyError for an unknown prompt."""
 
     def score(prompts: list[EncodedPrompt], answers: list[Response]) -> list[float]:
         pairs = zip(prompts, answers, strict=True)
@@ -70,7 +72,7 @@ def gold_judge(gold: Gold) -> ScoreJudge:
 
 
 def reward_judge(model: SharedModel, micro_batch_size: int, stage: str) -> ScoreJudge:
-    """The score that PPO was given.
+    """A judge by the score that PPO maximized.
 
     model: has the role "reward". stage: the id of the reward stage, for the report.
     """
@@ -89,8 +91,8 @@ def reward_judge(model: SharedModel, micro_batch_size: int, stage: str) -> Score
     return ScoreJudge("reward", score, {"stage": stage, "offset": model.score_offset("reward")})
 
 
-def outcomes(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    """For each prompt: 1 where the first score is higher, 0 where the second is, 0.5 where they are the same."""
+def compare_scores(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Outcomes: 1 if the first score is higher, 0 if the second is, 0.5 if they are equal."""
     gaps = [a - b for a, b in zip(first, second, strict=True)]
     return [0.5 if abs(gap) <= SAME_SCORE else float(gap > 0) for gap in gaps]
 
@@ -100,8 +102,8 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt.messages[-1].content
 
 
-def first_unknown(gold: Gold, prompts: Sequence[Prompt]) -> Prompt | None:
-    """The first prompt that the gold score does not apply to, for which it raises KeyError; None if there is none."""
+def first_unknown_prompt(gold: Gold, prompts: Sequence[Prompt]) -> Prompt | None:
+    """The first prompt for which the gold score raises KeyError; None if there is none."""
     for prompt in prompts:
         try:
             gold(prompt_text(prompt), "")

@@ -255,13 +255,13 @@ def test_a_server_that_names_a_time_is_left_alone_until_then_but_not_for_hours(
 
 
 @pytest.mark.parametrize(("value", "seconds"), [(None, 0), ("7", 7), ("1.5", 1.5), ("soon", 0), ("-3", 0), ("nan", 0)])
-def test_retry_after(value: str | None, seconds: float) -> None:
-    assert endpoint._retry_after(value) == seconds
+def test_retry_delay(value: str | None, seconds: float) -> None:
+    assert endpoint._retry_delay(value) == seconds
 
 
 def test_retry_after_as_a_date() -> None:
-    assert 28 < endpoint._retry_after(formatdate(time.time() + 30, usegmt=True)) <= 30
-    assert endpoint._retry_after(formatdate(time.time() - 30, usegmt=True)) == 0
+    assert 28 < endpoint._retry_delay(formatdate(time.time() + 30, usegmt=True)) <= 30
+    assert endpoint._retry_delay(formatdate(time.time() - 30, usegmt=True)) == 0
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 301])

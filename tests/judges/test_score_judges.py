@@ -10,7 +10,7 @@ from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.judges.choose import choose_judge
 from lora_rlhf.judges.config import JudgeConfig
-from lora_rlhf.judges.scores import ScoreJudge, gold_judge, outcomes, reward_judge
+from lora_rlhf.judges.scores import ScoreJudge, compare_scores, gold_judge, reward_judge
 from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
@@ -108,4 +108,4 @@ def test_a_score_that_is_no_number_is_an_error() -> None:
 
 
 def test_scores_that_differ_by_rounding_are_a_tie() -> None:
-    assert outcomes([1.0, 0.2, 0.5, 0.1 + 0.2], [0.0, 0.4, 0.5, 0.3]) == [1.0, 0.0, 0.5, 0.5]
+    assert compare_scores([1.0, 0.2, 0.5, 0.1 + 0.2], [0.0, 0.4, 0.5, 0.3]) == [1.0, 0.0, 0.5, 0.5]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.judges.cache import HEADER, Cache, key_of
+from lora_rlhf.judges.cache import HEADER, Cache, hash_question
 from lora_rlhf.system.errors import UserError
 
-KEYS = [key_of({"model": "m"}, "v", "prompt", "one", str(i)) for i in range(400)]
+KEYS = [hash_question({"model": "m"}, "v", "prompt", "one", str(i)) for i in range(400)]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -39,10 +39,10 @@ def test_every_part_of_the_content_is_in_the_key() -> None:
     def changed(i: int) -> Any:
         return (*parts[:i], changes[i], *parts[i + 1 :])
 
-    keys = {key_of(*parts)} | {key_of(*changed(i)) for i in range(5)}
+    keys = {hash_question(*parts)} | {hash_question(*changed(i)) for i in range(5)}
     assert len(keys) == 6
-    assert key_of({"a": 1, "b": 2}, "v", "p", "x", "y") == key_of({"b": 2, "a": 1}, "v", "p", "x", "y")
-    assert key_of({}, "v", "p", "ab", "c") != key_of({}, "v", "p", "a", "bc")
+    assert hash_question({"a": 1, "b": 2}, "v", "p", "x", "y") == hash_question({"b": 2, "a": 1}, "v", "p", "x", "y")
+    assert hash_question({}, "v", "p", "ab", "c") != hash_question({}, "v", "p", "a", "bc")
 
 
 @pytest.mark.parametrize("torn", [b'{"key": "', b"{", b'{"key": "' + b"0" * 64 + b'", "verdict": "A", "judge": "x"}'])
