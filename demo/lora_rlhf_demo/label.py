@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from lora_rlhf.data.labels import Agreement, agreement
+from lora_rlhf.data.labels import Agreement, ranking_agreement
 from lora_rlhf.data.records import ranking_of
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, Ranking, row_of
@@ -151,7 +151,11 @@ class Labelling:
         rankings = list(_readable_rankings(self.rankings.rows()))
         names = {ranking.labeler for ranking in rankings if ranking.labeler is not None}
         return LabelerAgreement(
-            len(names), len(rankings), agreement(rankings), alpha_of_rankings(rankings), alpha_of_ratings(rankings)
+            len(names),
+            len(rankings),
+            ranking_agreement(rankings),
+            alpha_of_rankings(rankings),
+            alpha_of_ratings(rankings),
         )
 
     def _num_rows_by_task(self, file: RowFile, labeler: str) -> Counter[str]:

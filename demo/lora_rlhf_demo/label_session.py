@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.config import DemoConfig
@@ -138,7 +138,9 @@ class LabelActions:
             self.read_labelling(session.run).save(session.labeler, task, label, time.monotonic() - session.start_time)
             num_unplaced = is_placed.count(False)
             shared = (
-                f" {counted(num_unplaced, 'answer')} you did not rank share the last rank." if num_unplaced > 1 else ""
+                f" {pluralize(num_unplaced, 'answer')} you did not rank share the last rank."
+                if num_unplaced > 1
+                else ""
             )
             return self._go_to_next_task(session, "Saved." + ("" if session.has_asked_to_confirm else shared))
 
@@ -219,7 +221,7 @@ def _order_question(ranks: Sequence[int], is_placed: Sequence[bool]) -> str:
     if not any(is_placed):
         return NOTHING_PLACED
     num_above = sum(rank < max(ranks) for rank, placed in zip(ranks, is_placed, strict=True) if not placed)
-    return NOT_LAST.format(count=counted(num_above, "answer")) if num_above else ""
+    return NOT_LAST.format(count=pluralize(num_above, "answer")) if num_above else ""
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

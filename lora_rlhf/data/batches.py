@@ -7,20 +7,21 @@ from torch import Tensor
 
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+IGNORED_LABEL = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """(ids (B, P) int64, mask (B, P) bool): sequences end at the right edge; P is the longest one's length."""
+    """Pads on the left; returns (ids (B, P) int64, mask (B, P) bool), where P is the length of the longest one."""
     return _pad(sequences, pad_id, at_left=True)
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """(ids (B, R) int64, mask (B, R) bool): sequences begin at the left edge; R is the longest one's length."""
+    """Pads on the right; returns (ids (B, R) int64, mask (B, R) bool), where R is the length of the longest one."""
     return _pad(sequences, pad_id, at_left=False)
 
 
 def _pad(sequences: Sequence[Sequence[int]], pad_id: int, at_left: bool) -> tuple[Tensor, Tensor]:
+    """Pads all to the longest one; returns the ids, `pad_id` in the padded cells, and a mask that is False in these."""
     width = max((len(sequence) for sequence in sequences), default=0)
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(sequences), width), dtype=torch.bool)
@@ -34,25 +35,25 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, at_left: bool) -> tupl
 def sft_batch(examples: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor]:
     """One example a row, padded on the right: `input_ids`, `attention_mask` and `labels`, (B, T) int64 each.
 
-    `labels` are the response's own ids in place (the model shifts them), and IGNORED on what stands before it and
-    on the padding.
+    `labels` are the response's own ids in their positions (the model shifts them), and IGNORED_LABEL before the
+    response and on the padding.
     """
     input_ids, mask = pad_right([[*example.context_ids, *example.response_ids] for example in examples], pad_id)
-    labels, _ = pad_right([_labels(example) for example in examples], IGNORED)
+    labels, _ = pad_right([_response_labels(example) for example in examples], IGNORED_LABEL)
     return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": labels}
 
 
 def packed_sft_batch(examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
     """All examples in one row, one after another: `input_ids`, `labels` and `position_ids`, (1, T) int64 each.
 
-    Positions begin at 0 with each example, which is all that tells them apart: there is no attention mask, and the
-    model's cache must be off. An example's first label is IGNORED: the example before it would predict it.
+    There is no attention mask: the model tells the examples apart because positions begin at 0 with each of them. The
+    model's cache must be off. The first label of an example is IGNORED_LABEL: the example before would predict it.
     """
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
     for example in examples:
-        labels += [IGNORED, *_labels(example)[1:]]
+        labels += [IGNORED_LABEL, *_response_labels(example)[1:]]
         ids += [*example.context_ids, *example.response_ids]
         positions += range(len(ids) - len(positions))
     return {
@@ -61,8 +62,9 @@ def packed_sft_batch(examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
     }
 
 
-def _labels(example: EncodedExample) -> list[int]:
-    return [IGNORED] * len(example.context_ids) + example.response_ids
+def _response_labels(example: EncodedExample) -> list[int]:
+    """The response's ids, and IGNORED_LABEL for each id before them."""
+    return [IGNORED_LABEL] * len(example.context_ids) + example.response_ids
 
 
 def ranking_batch(rankings: Sequence[EncodedRanking], pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,5 +80,5 @@ def ranking_batch(rankings: Sequence[EncodedRanking], pad_id: int) -> tuple[Tens
 def response_batch(
     prompt_ids: Sequence[list[int]], response_ids: Sequence[list[int]], pad_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(prompt_ids, prompt_mask, response_ids, response_mask): a row for each prompt and its response."""
+    """(prompt_ids, prompt_mask, response_ids, response_mask): a row for each prompt with its response."""
     return *pad_left(prompt_ids, pad_id), *pad_right(response_ids, pad_id)

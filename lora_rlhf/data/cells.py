@@ -8,7 +8,7 @@ from typing import Any
 from lora_rlhf.data.json_values import NOT_JSON, decode_json
 from lora_rlhf.data.refusals import BadRow
 
-# how a list of messages begins that was written into a text, as tables do
+# the beginning of a list of messages that a table holds as text
 MESSAGES_AS_TEXT = re.compile(r"""\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
 AMBIGUOUS = "a list is written with commas between some of its values only"
 SHORTENED = "a list is cut short in its text"
@@ -21,20 +21,20 @@ _TOKEN = re.compile(
 
 
 def is_messages_as_text(text: str) -> bool:
-    """Whether a text is a list of messages, written by a table or by a program that nests JSON in JSON."""
+    """Whether a text is a list of messages, written by a table or by a program that puts JSON into JSON."""
     return text.startswith("[") and MESSAGES_AS_TEXT.match(text) is not None
 
 
 def parse_list(text: str) -> Any:
-    """A list or object that is written as text: JSON, or as Python or numpy print it; the text itself if it is none.
+    """The list or object that a text holds as JSON, or as Python or numpy print it; else the text itself.
 
-    pandas and datasets write Python's form, and numpy's, without commas, for what came from Parquet. A BadRow is
-    returned for one that JSON could write and that is refused in any file, and for one that numpy cut short.
+    pandas and datasets write Parquet's lists in Python's form or in numpy's, which has no commas. A BadRow is returned
+    for a value that is refused in JSON files too, and for a list that numpy cut short.
     """
     value = decode_json(text.strip())
     if not isinstance(value, BadRow) or value.reason != NOT_JSON:
         return value
-    source = _with_commas(text)
+    source = _insert_commas(text)
     if isinstance(source, BadRow):
         return source
     try:
@@ -44,19 +44,22 @@ def parse_list(text: str) -> Any:
         return text
 
 
-def _with_commas(text: str) -> str | BadRow:
-    """The text with commas in its lists where numpy writes none: Python would join two strings without one into one."""
+def _insert_commas(text: str) -> str | BadRow:
+    """The text with a comma between two values where numpy writes none: Python would join two strings into one.
+
+    Returns a BadRow for a list that numpy cut short, and for one with commas between some of its values only.
+    """
     tokens: list[str] = []
-    commas: list[tuple[int, int]] = []  # of each open bracket: how many commas stand, and how many are missing, in it
-    ends_value = False
+    commas: list[tuple[int, int]] = []  # of each open bracket: (its commas, its missing commas)
+    is_end_of_value = False
     for match in _TOKEN.finditer(text):
         token = match[1]
         if token == "...":
             return BadRow(SHORTENED, "numpy writes ... for what it leaves out; save the table again from the data")
         if "dtype=" in token[:9] or token == "array":
             continue
-        begins_value = token not in "]}),:"
-        if begins_value and ends_value and commas:
+        is_start_of_value = token not in "]}),:"
+        if is_start_of_value and is_end_of_value and commas:
             commas[-1] = commas[-1][0], commas[-1][1] + 1
             tokens.append(",")
         if token == "," and commas:
@@ -64,9 +67,9 @@ def _with_commas(text: str) -> str | BadRow:
         if token in "[({":
             commas.append((0, 0))
         elif token in "])}" and commas:
-            standing, missing = commas.pop()
-            if standing and missing:
+            num_present, num_missing = commas.pop()
+            if num_present and num_missing:
                 return BadRow(AMBIGUOUS, text[:40])
         tokens.append(token)
-        ends_value = token not in "[({,:"
+        is_end_of_value = token not in "[({,:"
     return " ".join(tokens)

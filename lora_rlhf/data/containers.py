@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from lora_rlhf.data.formats import SPELLINGS
 from lora_rlhf.data.hub import hub_rows, saved_rows
-from lora_rlhf.data.io import GZIP, UNREADABLE, ByteStream, open_bytes, unreadable
-from lora_rlhf.data.json_rows import holds_list, json_documents, json_lines, spans_lines
-from lora_rlhf.data.locate import DataFiles, HubDataset, locate, plain_suffix
-from lora_rlhf.data.names import folded, meaning_of
+from lora_rlhf.data.io import GZIP, UNREADABLE, ByteStream, damaged_row, open_bytes
+from lora_rlhf.data.json_rows import is_json_list, is_not_jsonl, json_documents, json_lines
+from lora_rlhf.data.locate import DataFiles, HubDataset, data_suffix, locate
+from lora_rlhf.data.names import column_meaning, fold_name
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.tables import csv_header, csv_rows, parquet_rows
 from lora_rlhf.system.errors import UserError
@@ -29,7 +29,7 @@ JSON_OBJECT = re.compile(r"\{\s*[\"}]")
 
 Container = Literal["jsonl", "json", "csv", "parquet", "text"]
 
-# How other files begin, and the way out.
+# (first bytes, what the file is, what the user can do) of files that are not read here
 FOREIGN = (
     (b"PK\x03\x04", "a ZIP archive (or an Excel sheet)", "unpack it with unzip, or save the sheet as CSV"),
     (b"\xfd7zXZ\x00", "packed with xz", "unpack it with xz -d"),
@@ -64,51 +64,56 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     not one row a line. row: usually a dict; a BadRow for a row that is not one; a Damaged, last, where the rest of the
     file cannot be read. Plain text comes in rows {"text": ...} of whole lines, at most 1 MiB each.
 
-    Raises UserError as `container_of`.
+    Raises UserError as `detect_container`.
     """
-    container = container_of(path)
+    container = detect_container(path)
     if container == "parquet":
         return parquet_rows(path)
     if container == "csv":
         return csv_rows(path)
     if container == "text":
-        return _rows(path, _text_rows)
-    return _rows(path, json_lines if container == "jsonl" else json_documents)
+        return _read_stream_rows(path, _text_rows)
+    return _read_stream_rows(path, json_lines if container == "jsonl" else json_documents)
 
 
-def container_of(path: Path) -> Container:
+def detect_container(path: Path) -> Container:
     """Which container a file is, gzipped or not.
 
     Raises UserError for a file that is not there, that may not be read, or whose kind is not read here.
     """
     try:
-        with open(path, "rb") as raw:
-            if raw.read(len(PARQUET)) == PARQUET:
+        with open(path, "rb") as file:
+            if file.read(len(PARQUET)) == PARQUET:
                 return "parquet"
-        head = _head(path)
+        head = _read_head(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     _require_text(path, head)
-    # what was read may end within a character
-    return _container_of_text(plain_suffix(path), head.decode("utf-8-sig", errors="replace").lstrip())
+    # errors="replace": the head may end within a character
+    return _detect_text_container(data_suffix(path), head.decode("utf-8-sig", errors="replace").lstrip())
 
 
-def _container_of_text(suffix: str, head: str) -> Container:
+def _detect_text_container(suffix: str, head: str) -> Container:
+    """The container of a file that is not Parquet, from its suffix and the beginning of its text."""
     if head.startswith("[") and (JSON_LIST.match(head) or suffix in JSON_SUFFIXES):
-        return "jsonl" if LISTS_IN_LINES.match(head) and holds_list(head.partition("\n")[0]) else "json"
+        return "jsonl" if LISTS_IN_LINES.match(head) and is_json_list(head.partition("\n")[0]) else "json"
     if head.startswith("{") and (JSON_OBJECT.match(head) or suffix in JSON_SUFFIXES):
-        return "json" if spans_lines(head) else "jsonl"
-    if suffix in TABLE_SUFFIXES or _is_table(head):
+        return "json" if is_not_jsonl(head) else "jsonl"
+    if suffix in TABLE_SUFFIXES or _is_table_header(head):
         return "csv"
     return "jsonl" if suffix in JSON_SUFFIXES else "text"
 
 
-def _rows(path: Path, read: Callable[[Path, ByteStream], Iterator[tuple[str, Any]]]) -> Iterator[tuple[str, Any]]:
+def _read_stream_rows(
+    path: Path, read: Callable[[Path, ByteStream], Iterator[tuple[str, Any]]]
+) -> Iterator[tuple[str, Any]]:
+    """Opens the file, unpacked if it is gzipped, and yields what `read` yields."""
     with open_bytes(path) as stream:
         yield from read(path, stream)
 
 
-def _head(path: Path) -> bytes:
+def _read_head(path: Path) -> bytes:
+    """The first bytes of the unpacked file, at most HEAD. Damage is no error here: reading the rows reports it."""
     head = b""
     with open_bytes(path) as stream, suppress(*UNREADABLE):  # damage is reported where reading the rows comes to it
         while len(head) < HEAD and (part := stream.read1(HEAD - len(head))):
@@ -117,6 +122,7 @@ def _head(path: Path) -> bytes:
 
 
 def _require_text(path: Path, head: bytes) -> None:
+    """UserError, with what the user can do, if a file that begins with `head` is not UTF-8 text."""
     for magic, kind, way_out in FOREIGN:
         if head.startswith(magic):
             raise UserError(f"{path}: this is {kind}; {way_out}")
@@ -126,29 +132,31 @@ def _require_text(path: Path, head: bytes) -> None:
         halves = head[:256:2], head[1:256:2]  # of UTF-16, one half of most letters is 0
         if any(half.count(0) > 0.6 * len(half) for half in halves):
             raise UserError(f"{path}: this is UTF-16 text; save it as UTF-8: iconv -f UTF-16LE -t UTF-8")
-        readable = "JSONL, JSON, CSV, Parquet and UTF-8 text, also gzipped"
-        raise UserError(f"{path}: this is a binary file, or text that is not UTF-8; what can be read: {readable}")
+        readable_kinds = "JSONL, JSON, CSV, Parquet and UTF-8 text, also gzipped"
+        raise UserError(f"{path}: this is a binary file, or text that is not UTF-8; what can be read: {readable_kinds}")
 
 
-def _is_table(head: str) -> bool:
+def _is_table_header(head: str) -> bool:
+    """Whether the first line names several columns that are all known here."""
     _, names = csv_header(head.partition("\n")[0])
-    return len(names) > 1 and all(folded(name) in SPELLINGS or meaning_of(name) for name in names)
+    return len(names) > 1 and all(fold_name(name) in SPELLINGS or column_meaning(name) for name in names)
 
 
 def _text_rows(path: Path, stream: ByteStream) -> Iterator[tuple[str, Any]]:
+    """Yields (origin, row) for chunks of whole lines of plain text; see `file_rows`."""
     line, remainder = 1, b""
     try:
         while data := remainder + stream.read(TEXT_CHUNK - len(remainder)):
-            cut = len(data) if len(data) < TEXT_CHUNK else _last_break(data)
-            chunk, remainder = data[:cut], data[cut:]
+            chunk_bytes = len(data) if len(data) < TEXT_CHUNK else _cut_index(data)
+            chunk, remainder = data[:chunk_bytes], data[chunk_bytes:]
             if chunk.strip():
-                yield f"{path}:{line}", _text_row(chunk, line)
+                yield f"{path}:{line}", _decode_text_row(chunk, line)
             line += chunk.count(b"\n")
     except UNREADABLE as error:
-        yield f"{path}:{line}", unreadable(error)
+        yield f"{path}:{line}", damaged_row(error)
 
 
-def _last_break(data: bytes) -> int:
+def _cut_index(data: bytes) -> int:
     """The index to cut at: after the last line end, else after the last space, else between two characters."""
     if cut := data.rfind(b"\n") + 1 or data.rfind(b" ") + 1:
         return cut
@@ -158,7 +166,8 @@ def _last_break(data: bytes) -> int:
     return cut
 
 
-def _text_row(chunk: bytes, line: int) -> dict[str, str] | BadRow:
+def _decode_text_row(chunk: bytes, line: int) -> dict[str, str] | BadRow:
+    """The row of a chunk that begins at this line; a BadRow if the chunk is not UTF-8."""
     try:
         return {"text": chunk.decode("utf-8-sig" if line == 1 else "utf-8").replace("\r\n", "\n")}
     except UnicodeDecodeError as error:

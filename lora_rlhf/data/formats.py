@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from lora_rlhf.data import readers, readers_paired, readers_ranked, trees
 from lora_rlhf.data.messages import Row
-from lora_rlhf.data.names import folded
+from lora_rlhf.data.names import fold_name
 from lora_rlhf.system.errors import UserError
 
 RecordKind = Literal["demonstrations", "rankings", "prompts", "texts"]
@@ -245,7 +245,7 @@ FORMATS: tuple[Format, ...] = (
 GRADED = ("unpaired", "scored")  # of rows of any format of demonstrations, with a verdict or a score
 KNOWN_COLUMNS: frozenset[str] = frozenset().union(*(format.columns for format in FORMATS))
 # The columns that may be spelled in another way, by the spelling in which names are compared.
-SPELLINGS: Mapping[str, str] = {folded(column): column for column in sorted(KNOWN_COLUMNS)}
+SPELLINGS: Mapping[str, str] = {fold_name(column): column for column in sorted(KNOWN_COLUMNS)}
 
 # Always lists or objects, so that a table's cell is parsed. Columns that may hold text as well (prompt, chosen ...) are
 # not among them: an answer that happens to be JSON is an answer.

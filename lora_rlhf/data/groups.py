@@ -1,14 +1,14 @@
-"""Items with equal keys, brought together from anywhere in a file: on disk, so that memory does not grow with them."""
+"""Groups items with equal keys, wherever in a file they are: on disk, so that memory does not grow with them."""
 
 from array import array
 from collections.abc import Iterator
 from typing import Any
 
-MOST = 1000  # items of a group that are given together; more are given as several groups
+MAX_ITEMS = 1000  # of a group; a larger group is given as several
 
 
 class Groups:
-    """JSON values by key: each costs 16 bytes of memory, and its text on disk."""
+    """JSON values grouped by key: each costs 16 bytes of memory, and its text on disk."""
 
     def __init__(self) -> None:
         from lora_rlhf.data.spool import Spool
@@ -22,7 +22,7 @@ class Groups:
         self._items.append(item)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """The items of each key, the keys in the order of their first items."""
+        """Yields the items of each key, in the order of the keys' first items; at most MAX_ITEMS at a time."""
         import numpy as np
 
         keys = np.frombuffer(self._keys, dtype=np.uint64) if self._keys else np.empty(0, np.uint64)
@@ -31,5 +31,5 @@ class Groups:
         ends = np.r_[starts[1:], len(order)]
         for group in np.argsort(order[starts], kind="stable"):
             indices = order[starts[group] : ends[group]]
-            for first in range(0, len(indices), MOST):
-                yield [self._items[int(index)] for index in indices[first : first + MOST]]
+            for first in range(0, len(indices), MAX_ITEMS):
+                yield [self._items[int(index)] for index in indices[first : first + MAX_ITEMS]]

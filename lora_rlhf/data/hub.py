@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_rlhf.data.locate import HubDataset
 from lora_rlhf.data.refusals import Damaged
-from lora_rlhf.data.tables import plain_row
+from lora_rlhf.data.tables import to_plain_row
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.network import hub_fault, offline
 
@@ -14,19 +14,19 @@ from lora_rlhf.system.network import hub_fault, offline
 def hub_rows(hub: HubDataset) -> Iterator[tuple[str, Any]]:
     """Yields ("owner/name:split row N", row), N from 1, for each row of a hub dataset, as it arrives.
 
-    Raises UserError if the hub cannot be reached (within seconds), or has no such dataset, config or split. A
-    connection that breaks later gives a Damaged as the last row. A dataset's own code is never run.
+    Raises UserError if the hub cannot be reached (within seconds), or has no such dataset, config or split. If the
+    connection breaks later, the last row is a Damaged. A dataset's own code is never run.
     """
-    setting = offline()
-    if setting is None:
-        _require_endpoint(hub.name)
+    offline_setting = offline()
+    if offline_setting is None:
+        _require_reachable_hub(hub.name)
     from datasets import load_dataset
 
     full_name = f"{hub.name}:{hub.config}:{hub.split}" if hub.config else f"{hub.name}:{hub.split}"
     try:
         dataset = load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
     except Exception as error:  # the library raises a dozen unrelated types for "not there" and "no access"
-        location = f"in the cache ({setting} is set)" if setting else "on the hub"
+        location = f"in the cache ({offline_setting} is set)" if offline_setting else "on the hub"
         raise UserError(
             f"{full_name}: no such file here, and it cannot be loaded as a dataset {location}: {error}\n"
             "A hub dataset is owner/name, owner/name:split or owner/name:config:split."
@@ -37,8 +37,8 @@ def hub_rows(hub: HubDataset) -> Iterator[tuple[str, Any]]:
 def saved_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields ("path row N", row), N from 1, for each row that `save_to_disk` wrote to a folder.
 
-    A folder with several splits is read as its split "train"; another is a folder within. Raises UserError if there is
-    no such split, or if the folder cannot be loaded.
+    Of a folder with several splits the split "train" is read; name a folder in it to read another split. Raises
+    UserError if there is no such split, or if the folder cannot be loaded.
     """
     from datasets import load_from_disk
 
@@ -56,17 +56,18 @@ def saved_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def numbered_rows(dataset: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, Any]]:
-    """Yields ("name row N", row), N from 1, as plain Python values, for rows that stand in no file with lines."""
+    """Yields ("name row N", row), N from 1, as plain Python values, for rows that are not lines of a file."""
     number = 0
     try:
         for number, row in enumerate(dataset, start=1):
-            yield f"{name} row {number}", plain_row(row)
+            yield f"{name} row {number}", to_plain_row(row)
     except Exception as error:  # network, decoding, a broken shard: whatever the library raises, the rest is not there
         yield f"{name} row {number + 1}", Damaged("the dataset cannot be read further", str(error))
 
 
-def _require_endpoint(name: str) -> None:
-    # load_dataset would try for half a minute before it says so, and then name another fault
+def _require_reachable_hub(name: str) -> None:
+    """UserError if the hub does not answer, with the ways to read the dataset without a network."""
+    # load_dataset would try for half a minute and then report another fault
     if fault := hub_fault():
         raise UserError(
             f"{name}: no such file or folder here, and the hub cannot be reached ({fault}). Without a "

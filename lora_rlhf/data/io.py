@@ -33,14 +33,14 @@ class ByteStream(LineStream, Protocol):
 @contextmanager
 def open_bytes(path: Path) -> Iterator[ByteStream]:
     """Opens a file for reading, unpacked if its first bytes are those of gzip, whatever its name. Raises OSError."""
-    with io.BufferedReader(io.FileIO(path), BUFFER) as raw:
-        packed = raw.read(len(GZIP)) == GZIP
-        raw.seek(0)
-        yield gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw
+    with io.BufferedReader(io.FileIO(path), BUFFER) as file:
+        is_gzipped = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        yield gzip.GzipFile(fileobj=file, mode="rb") if is_gzipped else file
 
 
-def unreadable(error: BaseException) -> Damaged:
-    """The Damaged row that stands for the unreadable rest of a file."""
+def damaged_row(error: BaseException) -> Damaged:
+    """The Damaged row that stands for the rest of a file that cannot be read."""
     if isinstance(error, EOFError):
         return Damaged("the gzip data break off", "copy the file again")
     if isinstance(error, zlib.error | gzip.BadGzipFile):
@@ -51,7 +51,7 @@ def unreadable(error: BaseException) -> Damaged:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes one JSON object a line (gzipped if the name ends in `.gz`) and returns their number.
 
-    The file appears whole or not at all: temporary name, fsync, rename. NaN and infinity are refused (not JSON).
+    The file appears complete or not at all: temporary name, fsync, rename. ValueError for NaN and infinity (not JSON).
     """
     path, count = Path(path), 0
     with new_file(path) as raw:

@@ -1,4 +1,4 @@
-"""JSON rows: one a line, or over many lines, in a list or one after another, read through a window that moves on."""
+"""JSON rows: one a line, or over many lines, in a list or one after another. A window of the text is in memory."""
 
 import codecs
 import json
@@ -7,13 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.data.io import UNREADABLE, ByteStream, LineStream, unreadable
-from lora_rlhf.data.json_values import DECODER, NOT_UTF8, as_bad_row, checked, decode_json, incomplete, message
+from lora_rlhf.data.io import UNREADABLE, ByteStream, LineStream, damaged_row
+from lora_rlhf.data.json_values import (
+    DECODER,
+    NOT_UTF8,
+    bad_row_from_error,
+    check_depth,
+    decode_json,
+    error_message,
+    is_cut_short,
+)
 from lora_rlhf.data.refusals import BadRow, Damaged
 
-MAX_ELEMENT = 256 * 2**20  # bytes of a line, characters of an element: what has no end must not fill the memory
+MAX_ELEMENT = 256 * 2**20  # bytes of a line, characters of an element: one without an end must not fill the memory
 WINDOW = 2**20
-LOOKAHEAD = 16  # a value that ends nearer to the window's end may go on: "12" of "123", "1" of "1e+5"
+LOOKAHEAD = 16  # characters; a value that ends closer to the window's end may be cut: "12" of "123", "1" of "1e+5"
 BREAKS_OFF = "the JSON text breaks off"
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -38,173 +46,178 @@ def json_lines(path: Path, stream: LineStream, lines_before: int = 0) -> Iterato
             if line := line.strip():
                 yield f"{name}:{number}", decode_json(line)
     except UNREADABLE as error:
-        yield f"{name}:{number + 1}", unreadable(error)
+        yield f"{name}:{number + 1}", damaged_row(error)
 
 
 def json_documents(
     path: Path, stream: ByteStream, window: int = WINDOW, limit: int = MAX_ELEMENT
 ) -> Iterator[tuple[str, Any]]:
-    """Yields ("path:line row N", row) for each element of a JSON list, or for each of several values in a row.
+    """Yields ("path:line row N", row) for each element of a JSON list, or for each of several JSON values.
 
-    N counts from 1; a list may stand on one line. window: bytes held at a time, more only while one element is longer;
-    limit: the most characters of one element.
+    N counts from 1; several rows may be on one line. window: bytes in memory at a time, more only while one element is
+    longer; limit: the most characters of one element.
     """
     name, text, number = str(path), _Window(stream, window, limit), 0
     try:
-        in_list = text.mark() == "["
+        in_list = text.next_character() == "["
         if in_list:
             text.position += 1
-        while (mark := text.mark()) and not (in_list and mark == "]"):
+        while (character := text.next_character()) and not (in_list and character == "]"):
             if in_list and number:
-                if mark != ",":
-                    raise Damaged("a comma is missing in the JSON list", f"found {mark!r} at {text.location()}")
+                if character != ",":
+                    raise Damaged("a comma is missing in the JSON list", f"found {character!r} at {text.location()}")
                 text.position += 1
-                text.mark()
-            line, value = text.line(), text.value()
+                text.next_character()
+            line, value = text.line_number(), text.read_value()
             number += 1
             yield f"{name}:{line} row {number}", value
         if in_list:
-            if not mark:
+            if not character:
                 raise Damaged(BREAKS_OFF, f"the list has no end at {text.location()}")
             text.position += 1
-            if mark := text.mark():
-                raise Damaged("text follows the end of the JSON list", f"found {mark!r} at {text.location()}")
+            if character := text.next_character():
+                raise Damaged("text follows the end of the JSON list", f"found {character!r} at {text.location()}")
     except Damaged as fault:
-        yield f"{name}:{text.line()} row {number + 1}", fault
+        yield f"{name}:{text.line_number()} row {number + 1}", fault
     except UNREADABLE as error:
-        yield f"{name}:{text.line()} row {number + 1}", unreadable(error)
+        yield f"{name}:{text.line_number()} row {number + 1}", damaged_row(error)
 
 
-def spans_lines(head: str) -> bool:
-    """Whether a text that begins with "{" holds objects over many lines, or several in a line, and not one a line."""
+def is_not_jsonl(head: str) -> bool:
+    """Whether a text that begins with "{" is JSON but not JSONL: objects over many lines, or several in a line."""
     line, newline, _ = head.lstrip().partition("\n")
     try:
         _, end = DECODER.raw_decode(line)
         return line[end:].lstrip().startswith("{")
     except json.JSONDecodeError as error:
-        # a line that is cut short within a string is no object over many lines: those break between the tokens
-        return bool(newline) and not error.msg.startswith("Unterminated") and _goes_on(head.lstrip())
+        # a line that ends within a string is cut short: an object over many lines breaks between its tokens
+        return bool(newline) and not error.msg.startswith("Unterminated") and _is_valid_beginning(head.lstrip())
     except (BadRow, RecursionError, ValueError):
         return False
 
 
-def holds_list(line: str) -> bool:
-    """Whether a line is a JSON list, and nothing else."""
+def is_json_list(line: str) -> bool:
+    """Whether a line is a JSON list and nothing else."""
     return isinstance(decode_json(line.strip()), list)
 
 
-def _goes_on(head: str) -> bool:
-    """Whether nothing is wrong with the first value of a text, as far as the text reaches."""
+def _is_valid_beginning(head: str) -> bool:
+    """Whether the first value of a text is correct JSON as far as the text goes."""
     try:
         DECODER.raw_decode(head)
     except json.JSONDecodeError as error:
-        return incomplete(error, head)
+        return is_cut_short(error, head)
     except (BadRow, RecursionError, ValueError):
         pass
     return True
 
 
 class _Window:
-    """The part of a JSON text that is in memory, from the value that is read next (at `position`)."""
+    """The part of a JSON text that is in memory, and the `position` in it from which the next value is read."""
 
     def __init__(self, stream: ByteStream, size: int, limit: int) -> None:
         self._stream = stream
-        self._size = size
+        self._window_bytes = size
         self._limit = limit
         # what is not UTF-8 becomes lone surrogates, so that the other rows can be read
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
         self._damage: BaseException | None = None
         self._at_end = False
         self._is_utf8 = True
-        self._lines = 1
-        self._line_starts = 0  # where the line of what was counted begins; negative once that is dropped
-        self._counted = 0
+        self._counted_line = 1
+        self._line_start = 0  # index at which the line of `_counted_to` begins; negative if that text was dropped
+        self._counted_to = 0
         self._text = ""
         self.position = 0
 
-    def line(self) -> int:
-        """The line of the position."""
-        if breaks := self._text.count("\n", self._counted, self.position):
-            self._lines += breaks
-            self._line_starts = self._text.rindex("\n", self._counted, self.position) + 1
-        self._counted = self.position
-        return self._lines
+    def line_number(self) -> int:
+        """The line of the position, from 1."""
+        if num_breaks := self._text.count("\n", self._counted_to, self.position):
+            self._counted_line += num_breaks
+            self._line_start = self._text.rindex("\n", self._counted_to, self.position) + 1
+        self._counted_to = self.position
+        return self._counted_line
 
     def location(self, index: int | None = None) -> str:
-        """Line and column of a character of the window that is not before the position; of the position itself."""
-        line, index = self.line(), self.position if index is None else index
-        breaks = self._text.count("\n", self.position, index)
-        starts = self._text.rindex("\n", self.position, index) + 1 if breaks else self._line_starts
-        return f"line {line + breaks}, column {index - starts + 1}"
+        """Returns "line L, column C" of a character at or after the position; None: of the position itself."""
+        line, index = self.line_number(), self.position if index is None else index
+        num_breaks = self._text.count("\n", self.position, index)
+        line_start = self._text.rindex("\n", self.position, index) + 1 if num_breaks else self._line_start
+        return f"line {line + num_breaks}, column {index - line_start + 1}"
 
-    def mark(self) -> str:
-        """Moves to the next character that is no white space and returns it; "" at the end of the text."""
+    def next_character(self) -> str:
+        """Skips white space; returns the character at the new position, or "" at the end of the text."""
         while True:
             self.position = _SPACE.match(self._text, self.position).end()  # type: ignore[union-attr]
             if self.position < len(self._text) or self._at_end:
                 return self._text[self.position : self.position + 1]
-            self._grow()
+            self._read_more()
 
-    def value(self) -> Any:
-        """Reads the value at the position and moves behind it. Raises Damaged where its end cannot be found."""
+    def read_value(self) -> Any:
+        """Reads the value at the position and moves behind it. Raises Damaged if its end cannot be found."""
         while True:
             text, start = self._text, self.position
             try:
                 value, end = DECODER.raw_decode(text, start)
             except json.JSONDecodeError as error:
-                if self._at_end or not incomplete(error, text):
-                    reason = BREAKS_OFF if self._at_end and incomplete(error, text) else "the JSON text is broken"
-                    raise Damaged(reason, f"{message(error)} at {self.location(error.pos)}") from None
+                if self._at_end or not is_cut_short(error, text):
+                    reason = BREAKS_OFF if self._at_end and is_cut_short(error, text) else "the JSON text is broken"
+                    raise Damaged(reason, f"{error_message(error)} at {self.location(error.pos)}") from None
                 end = len(text)
             except (BadRow, RecursionError, ValueError) as error:
-                value, end = as_bad_row(error), _end_of_value(text, start)
+                value, end = bad_row_from_error(error), _value_end_index(text, start)
             if self._at_end or end + LOOKAHEAD <= len(text):
                 self.position = end
-                return value if isinstance(value, BadRow) else self._checked(value, text[start:end])
-            self._grow()
+                return value if isinstance(value, BadRow) else self._check_value(value, text[start:end])
+            self._read_more()
 
-    def _checked(self, value: Any, text: str) -> Any:
+    def _check_value(self, value: Any, text: str) -> Any:
+        """The value, or a BadRow if its text is not UTF-8 or is nested too deeply."""
         if not self._is_utf8:
             try:
                 text.encode()
             except UnicodeEncodeError:
                 return BadRow(NOT_UTF8)
-        return checked(value, text)
+        return check_depth(value, text)
 
-    def _grow(self) -> None:
-        """Drops what was read and takes in more: twice what is left, so that a long element costs its length twice."""
-        self.line()
+    def _read_more(self) -> None:
+        """Drops the text before the position and reads more.
+
+        It reads as many bytes as there are characters left, so that a long element is copied only about twice.
+        """
+        self.line_number()
         unread = self._text[self.position :]
         if len(unread) > self._limit:
             raise Damaged("an element is longer than 256 MiB")
-        data = self._read(max(self._size, len(unread)))
+        data = self._read_bytes(max(self._window_bytes, len(unread)))
         self._at_end = not data
-        new = self._decoder.decode(data, final=self._at_end)
+        new_text = self._decoder.decode(data, final=self._at_end)
         try:
-            new.encode()
+            new_text.encode()
         except UnicodeEncodeError:
             self._is_utf8 = False
-        self._line_starts -= self.position
-        self._text, self.position, self._counted = unread + new, 0, 0
+        self._line_start -= self.position
+        self._text, self.position, self._counted_to = unread + new_text, 0, 0
 
-    def _read(self, size: int) -> bytes:
+    def _read_bytes(self, num_bytes: int) -> bytes:
+        """The next bytes of the file, fewer at its end; raises the file's damage if there are none before it."""
         parts = []
-        while size > 0 and self._damage is None:
+        while num_bytes > 0 and self._damage is None:
             try:
-                part = self._stream.read1(size)
+                part = self._stream.read1(num_bytes)
             except UNREADABLE as error:
-                self._damage = error  # raised when what stands before it has been read
+                self._damage = error  # raised after the bytes before it were used
                 break
             if not part:
                 break
             parts.append(part)
-            size -= len(part)
+            num_bytes -= len(part)
         if self._damage and not parts:
             raise self._damage
         return b"".join(parts)
 
 
-def _end_of_value(text: str, start: int) -> int:
+def _value_end_index(text: str, start: int) -> int:
     """The end of a value that cannot be decoded: where its brackets are closed, else the end of the text."""
     if text[start] not in "[{":
         scalar = _SCALAR.match(text, start)

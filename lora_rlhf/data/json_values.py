@@ -8,8 +8,8 @@ from typing import Any
 
 from lora_rlhf.data.refusals import BadRow
 
-MAX_DEPTH = 200  # far beyond any data set; deeper rows would exhaust the stack of whatever walks them later
-LARGEST = int(sys.float_info.max)  # a whole number beyond it overflows wherever a float is made of it
+MAX_DEPTH = 200  # far beyond any data set; deeper rows would exhaust the stack of recursive code
+LARGEST = int(sys.float_info.max)  # a larger whole number cannot become a float
 NOT_UTF8 = "the row is not UTF-8 text"
 NOT_JSON = "the line is not JSON"
 
@@ -18,7 +18,8 @@ _CUT_TOKEN = re.compile(
 )  # the beginning of a number, a word or an escape, cut by the text's end
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _row_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these (name, value) pairs. BadRow for a name that occurs twice or that UTF-8 cannot write."""
     row = dict(pairs)
     if len(row) != len(pairs):
         names = [name for name, _ in pairs]
@@ -26,27 +27,31 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if not (names_joined := "".join(row)).isascii():
         try:
             names_joined.encode()
-        except UnicodeEncodeError:  # an escape alone can bring it in; values are checked where they become text
+        except UnicodeEncodeError:  # only an escape (\ud800) can cause it; values are checked later
             raise BadRow("a column's name holds half a character") from None
     return row
 
 
-def _float(text: str) -> float | None:
+def _float_or_none(text: str) -> float | None:
+    """The number; None if it is infinite."""
     value = float(text)
     return value if math.isfinite(value) else None
 
 
-def _int(text: str) -> int | None:
+def _int_or_none(text: str) -> int | None:
+    """The number; None if it is too large for a float."""
     value = int(text)
     return value if -LARGEST <= value <= LARGEST else None
 
 
-# NaN and what overflows become None: they are no JSON, and every reader already refuses a number that is missing
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=lambda _: None)
+# NaN and numbers that overflow become None: they are not JSON, and every reader refuses a missing number
+DECODER = json.JSONDecoder(
+    object_pairs_hook=_row_from_pairs, parse_float=_float_or_none, parse_int=_int_or_none, parse_constant=lambda _: None
+)
 
 
 def decode_json(data: bytes | str) -> Any:
-    """The value of a JSON text, or a BadRow that says why it has none. NaN, infinity and overflow become None."""
+    """The value of a JSON text, or a BadRow with the reason why it has none. NaN, infinity and overflow become None."""
     try:
         text = data if isinstance(data, str) else data.decode()
         value, end = DECODER.raw_decode(text)
@@ -55,24 +60,24 @@ def decode_json(data: bytes | str) -> Any:
     except UnicodeDecodeError as error:
         return BadRow(NOT_UTF8, f"byte {error.start + 1}")
     except json.JSONDecodeError as error:
-        return BadRow(NOT_JSON, f"{message(error)} at column {error.pos + 1}")
+        return BadRow(NOT_JSON, f"{error_message(error)} at column {error.pos + 1}")
     except (BadRow, RecursionError, ValueError) as error:
-        return as_bad_row(error)
-    return checked(value, text)
+        return bad_row_from_error(error)
+    return check_depth(value, text)
 
 
-def incomplete(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether a text cannot be decoded for no other reason than that it ends too early."""
+def is_cut_short(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether a text cannot be decoded only because it ends too early."""
     return error.msg.startswith("Unterminated") or bool(_CUT_TOKEN.fullmatch(text, error.pos))
 
 
-def message(error: json.JSONDecodeError) -> str:
-    """What is wrong, ready for " at" and a place: some of the library's messages end in that word already."""
+def error_message(error: json.JSONDecodeError) -> str:
+    """The library's message, to be followed by " at" and a location: some messages end in "at" already."""
     return error.msg.removesuffix(" at")
 
 
-def as_bad_row(error: Exception) -> BadRow:
-    """The refusal of a JSON text that is nested too deeply, holds too long a number, or a name twice."""
+def bad_row_from_error(error: Exception) -> BadRow:
+    """The BadRow of a JSON text that is nested too deeply, has too long a number, or has a name twice."""
     if isinstance(error, BadRow):
         return error
     if isinstance(error, RecursionError):
@@ -80,25 +85,27 @@ def as_bad_row(error: Exception) -> BadRow:
     return BadRow("a number has thousands of digits")
 
 
-def checked(value: Any, text: str) -> Any:
-    """The value that stands as this text, or a BadRow if it is nested too deeply for whoever walks it."""
-    # most rows hold nothing but text, and looking for one bracket is far cheaper than counting them
-    nested = "[" in text or text.find("{", 1) > 0
-    if nested and text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
-        return as_bad_row(RecursionError())
+def check_depth(value: Any, text: str) -> Any:
+    """The value of this text, or a BadRow if it is nested too deeply for recursive code."""
+    # most rows hold only text, and to look for one bracket is far cheaper than to count them all
+    is_nested = "[" in text or text.find("{", 1) > 0
+    if is_nested and text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper_than(value, MAX_DEPTH):
+        return bad_row_from_error(RecursionError())
     return value
 
 
-def _depth_exceeds(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most):
-        level = [inner for item in level for inner in _inside(item) if isinstance(inner, dict | list)]
-        if not level:
+def _is_deeper_than(value: Any, max_depth: int) -> bool:
+    """Whether lists and objects are nested in more than `max_depth` levels."""
+    values = [value]
+    for _ in range(max_depth):
+        values = [inner for item in values for inner in _inner_values(item) if isinstance(inner, dict | list)]
+        if not values:
             return False
     return True
 
 
-def _inside(value: Any) -> list[Any]:
+def _inner_values(value: Any) -> list[Any]:
+    """The values of an object or list; none of anything else."""
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []

@@ -11,14 +11,14 @@ from lora_rlhf.data.schema import Ranking
 
 
 class Agreement(NamedTuple):
-    """`rate` in 0..1 over `num_pairs` pairs of responses; None where there is no pair to compare."""
+    """`rate` in 0..1 over `num_pairs` pairs of responses; None if there is no pair to compare."""
 
     rate: float | None
     num_pairs: int
 
 
 def fingerprint(text: str) -> int:
-    """64 bits that stand for a text, the same on every machine: an eighth to a hundredth of its memory."""
+    """64 bits that stand for a text, the same on every machine; they take 1/8 to 1/100 of its memory."""
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
@@ -32,29 +32,31 @@ class AgreementCounter:
 
     def __init__(self) -> None:
         self.num_pairs = self.num_agreed = 0
-        self._seen: dict[int, list[tuple[str | None, dict[int, int]]]] = {}
+        self._rankings_by_prompt: dict[int, list[tuple[str | None, dict[int, int]]]] = {}
 
     def add(self, ranking: Ranking) -> None:
         """Compares one ranking with the earlier ones of the same prompt."""
         ranks = {fingerprint(text): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)}
-        earlier_rankings = self._seen.setdefault(fingerprint(ranking.prompt.key), [])
+        earlier_rankings = self._rankings_by_prompt.setdefault(fingerprint(ranking.prompt.key), [])
         for labeler, earlier_ranks in earlier_rankings:
             if labeler is None or labeler != ranking.labeler:
-                self._compare(earlier_ranks, ranks)
+                self._count_pairs(earlier_ranks, ranks)
         earlier_rankings.append((ranking.labeler, ranks))
 
-    def _compare(self, ranks: dict[int, int], other_ranks: dict[int, int]) -> None:
+    def _count_pairs(self, ranks: dict[int, int], other_ranks: dict[int, int]) -> None:
+        """Counts the pairs that both rankings order strictly, and those that both order in the same way."""
         for a, b in combinations([response for response in ranks if response in other_ranks], 2):
-            order = (ranks[a] - ranks[b]) * (other_ranks[a] - other_ranks[b])
-            self.num_pairs += order != 0
-            self.num_agreed += order > 0
+            order_sign = (ranks[a] - ranks[b]) * (other_ranks[a] - other_ranks[b])
+            self.num_pairs += order_sign != 0
+            self.num_agreed += order_sign > 0
 
     @property
     def result(self) -> Agreement:
+        """The agreement of the rankings so far."""
         return Agreement(self.num_agreed / self.num_pairs if self.num_pairs else None, self.num_pairs)
 
 
-def agreement(rankings: Iterable[Ranking]) -> Agreement:
+def ranking_agreement(rankings: Iterable[Ranking]) -> Agreement:
     """How often the labelers of these rankings agree; see `AgreementCounter`."""
     counter = AgreementCounter()
     for ranking in rankings:
@@ -62,11 +64,11 @@ def agreement(rankings: Iterable[Ranking]) -> Agreement:
     return counter.result
 
 
-def distinct_responses(ranking: Ranking, refused: RefusedRows) -> Ranking | None:
-    """The ranking with every response once; None when one response is all that is left.
+def drop_duplicate_responses(ranking: Ranking, refused: RefusedRows) -> Ranking | None:
+    """The ranking with each response once; None if only one response is left.
 
-    Responses are the same if their texts are, white space at the ends aside; a ranking gives them the same rank. Both
-    kinds of loss are counted.
+    Responses are the same if their texts are equal without white space at the ends; a ranking gives them the same rank.
+    Both losses are counted in `refused`.
     """
     distinct: dict[str, tuple[str, int]] = {}
     for response, rank in zip(ranking.responses, ranking.ranks, strict=True):

@@ -10,14 +10,14 @@ from pathlib import Path
 from lora_rlhf.system.errors import UserError
 
 DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".text", ".parquet"}
-# These suffixes serve to find the files of a folder. A compression that is not supported is refused when it is opened.
+# To find the files of a folder. A compression that is not supported is refused when the file is opened.
 COMPRESSED_SUFFIXES = {".gz", ".zip", ".xz", ".zst", ".bz2"}
 # Files of many datasets that are not data although their suffix is that of data.
 BESIDE_DATA = {
     *("changelog", "citation", "copying", "dataset_dict", "dataset_info", "dataset_infos", "licence", "license"),
     *("notice", "readme", "requirements"),
 }
-# Words in the names of JSON files that tell of the data and hold none.
+# Words in the names of JSON files that describe the data.
 NOTES = {"manifest", "report", "info", "infos", "config", "stats", "statistics", "metadata", "schema", "summary"}
 # How files and folders name the split that they hold.
 SPLITS = {
@@ -26,7 +26,7 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "heldout"), "validation"),
 }
 HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[\w.+-]+))??(:(?P<split>[\w.-]+))?")
-MOST_NAMES = 8  # in a message
+MAX_NAMES = 8  # file names in a message
 
 
 @dataclass(frozen=True)
@@ -53,65 +53,68 @@ class SavedDataset:
     path: Path
 
 
-def plain_suffix(path: Path) -> str:
-    """The suffix that tells what a file holds, in lower case and without that of a compression (".gz", ...)."""
+def data_suffix(path: Path) -> str:
+    """The suffix of the file's format in lower case, without that of a compression (".gz", ...)."""
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
     return path.suffix.lower()
 
 
 def locate(name: str) -> DataFiles | HubDataset | SavedDataset:
-    """What a name stands for: a file, a folder, a pattern ("data/train-*.parquet"), or a dataset of the hub.
+    """The source that a name stands for: a file, a folder, a pattern ("data/train-*.parquet"), or a dataset of the hub.
 
-    The hub's are "owner/name", "owner/name:split" and "owner/name:config:split", split "train" unless given. What
-    exists on disk wins. Raises UserError for what is not there or cannot be looked at, a folder without data or of
-    several splits, and a pattern without a match.
+    A hub dataset is "owner/name", "owner/name:split" or "owner/name:config:split", split "train" by default. A file or
+    folder of that name comes first. Raises UserError for a file that does not exist or cannot be read, for a folder
+    without data or with several splits, and for a pattern without a match.
     """
     try:
-        return _locate(name)
+        return _find_source(name)
     except (OSError, RuntimeError) as error:  # the second is pathlib's: ~somebody without a home
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{name}: cannot be looked at ({why}); give a file, a folder, or a hub dataset") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{name}: cannot be looked at ({reason}); give a file, a folder, or a hub dataset") from error
 
 
-def _locate(name: str) -> DataFiles | HubDataset | SavedDataset:
+def _find_source(name: str) -> DataFiles | HubDataset | SavedDataset:
+    """`locate` without the handling of OSError."""
     path = Path(name).expanduser()
     if not name.strip():
         raise UserError("an empty name stands for no data; give a file, a folder, or a hub dataset as owner/name")
     if path.is_dir():
-        return SavedDataset(path) if _is_saved(path) else _folder(path)
+        return SavedDataset(path) if _is_saved_dataset(path) else _find_folder_files(path)
     if path.is_file():
         return DataFiles((path,))
     if path.exists():
         raise UserError(f"{name}: a pipe or device, and data are read more than once; write them to a file first")
     if glob.has_magic(name):
-        return _pattern(str(path))
+        return _find_pattern_files(str(path))
     hub = HUB_NAME.fullmatch(name)
-    if hub and plain_suffix(Path(hub["name"])) not in DATA_SUFFIXES:
+    if hub and data_suffix(Path(hub["name"])) not in DATA_SUFFIXES:
         return HubDataset(hub["name"], hub["config"], hub["split"] or "train")
     raise UserError(f"{name}: no such file; a hub dataset is owner/name, owner/name:split or owner/name:config:split")
 
 
-def is_data(path: Path) -> bool:
+def is_data_file(path: Path) -> bool:
     """Whether a file's name is that of data."""
     stem = path.name.lower().split(".")[0]
-    if stem in BESIDE_DATA or path.name.startswith(".") or plain_suffix(path) not in DATA_SUFFIXES:
+    if stem in BESIDE_DATA or path.name.startswith(".") or data_suffix(path) not in DATA_SUFFIXES:
         return False
-    return plain_suffix(path) != ".json" or NOTES.isdisjoint(re.split(r"[^a-z]+", stem))
+    return data_suffix(path) != ".json" or NOTES.isdisjoint(re.split(r"[^a-z]+", stem))
 
 
-def _is_saved(folder: Path) -> bool:
+def _is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of the library datasets wrote the folder."""
     is_split = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
     return is_split or (folder / "dataset_dict.json").is_file()
 
 
-def _folder(folder: Path) -> DataFiles:
-    files = sorted(Path(inside, name) for inside, _, names in os.walk(folder) for name in names)
+def _find_folder_files(folder: Path) -> DataFiles:
+    """The data files of a folder and of the folders in it, by name; hidden ones are skipped."""
+    files = sorted(Path(subfolder, name) for subfolder, _, names in os.walk(folder) for name in names)
     hidden = {path for path in files if any(part.startswith(".") for part in path.relative_to(folder).parts)}
-    paths = tuple(path for path in files if is_data(path) and path not in hidden)
+    paths = tuple(path for path in files if is_data_file(path) and path not in hidden)
     if not paths:
         raise UserError(
-            f"{folder}: no data in this folder ({_contents(files)}); data are files named "
+            f"{folder}: no data in this folder ({_describe_contents(files)}); data are files named "
             + ", ".join(f"*{suffix}" for suffix in sorted(DATA_SUFFIXES))
             + ", also gzipped"
         )
@@ -132,18 +135,20 @@ def _require_one_split(folder: Path, paths: Iterable[Path]) -> None:
         raise UserError(f"{folder}: holds several splits ({splits}); name one by a pattern, such as '{pattern}'")
 
 
-def _pattern(pattern: str) -> DataFiles:
+def _find_pattern_files(pattern: str) -> DataFiles:
+    """The data files that match a pattern, by name."""
     files = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if not path.is_dir()]
     if not files:
         raise UserError(f"{pattern}: no file matches this pattern")
-    # a pattern that matches nothing with a name of data was meant as it is written ("part-*")
-    paths = tuple(filter(is_data, files)) or tuple(files)
+    # if no match has a data suffix, the user means the files as they are named ("part-*")
+    paths = tuple(filter(is_data_file, files)) or tuple(files)
     return DataFiles(paths, tuple(path for path in files if path not in set(paths)))
 
 
-def _contents(paths: Iterable[Path]) -> str:
+def _describe_contents(paths: Iterable[Path]) -> str:
+    """A part of a message: the first file names."""
     names = [path.name for path in paths]
     if not names:
         return "it is empty"
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return "it holds " + ", ".join(names[:MOST_NAMES]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return "it holds " + ", ".join(names[:MAX_NAMES]) + more

@@ -6,10 +6,10 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from lora_rlhf.data.cells import is_messages_as_text, parse_list
-from lora_rlhf.data.names import Meaning, meaning_of, words_of
+from lora_rlhf.data.names import Meaning, column_meaning, name_words
 from lora_rlhf.data.refusals import BadRow, listed_names
 from lora_rlhf.data.schema import ROLES, Message, Prompt, Turns, require_text
-from lora_rlhf.data.verdicts import is_blank, is_learned, verdict_of
+from lora_rlhf.data.verdicts import find_verdict, is_blank, is_learned
 
 Row: TypeAlias = dict[str, Any]
 
@@ -180,7 +180,7 @@ def _text_of_part(part: Any) -> str:
             return require_text(text, "a message's content")
     # without a type, as in Gemini's parts, the keys say what it is
     names = [kind] if kind != "text" and isinstance(kind, str) else list(part) if isinstance(part, dict) else []
-    words = {word for name in names for word in words_of(name)}
+    words = {word for name in names for word in name_words(name)}
     for meaning, part_words in PART_WORDS.items():
         if part_words & words:
             raise BadRow(NOT_READ[meaning], f"a message has a part {names[0][:40]!r}")
@@ -189,8 +189,8 @@ def _text_of_part(part: Any) -> str:
 
 @lru_cache(maxsize=1024)
 def _key_meaning(key: str) -> Meaning | None:
-    words = set(words_of(key))
-    return "weight" if words and words <= {"loss", "mask"} else meaning_of(key)
+    words = set(name_words(key))
+    return "weight" if words and words <= {"loss", "mask"} else column_meaning(key)
 
 
 def _read_keys(item: Row, used: Sequence[str | None], role: Any) -> bool:
@@ -203,7 +203,7 @@ def _read_keys(item: Row, used: Sequence[str | None], role: Any) -> bool:
         if meaning == "weight":
             is_trained = is_trained and is_learned(key, value)
         elif meaning in VERDICTS:
-            is_trained = is_trained and (role != "assistant" or verdict_of(key, meaning, value) is not False)
+            is_trained = is_trained and (role != "assistant" or find_verdict(key, meaning, value) is not False)
         elif meaning == "speaker":
             if SPEAKERS.get(str(value).strip().lower()) != SPEAKERS.get(str(role)):
                 raise BadRow("a message has a key that is not read here", repr(key))

@@ -1,4 +1,4 @@
-"""What the name of a column, or of a message's key, says about its values: a part of the conversation, a verdict, ...
+"""What the name of a column, or of a message's key, tells about its values: a part of the conversation, a verdict, ...
 
 Data sets name one thing in many ways (`is_safe`, `response_is_safe`, `safetyLabel`), so a name is read by its words. A
 name with a word that is not known here says nothing, except for images, sounds and metadata.
@@ -90,11 +90,11 @@ _EXACT: dict[str, Meaning] = {
 }
 
 
-IGNORED = "ignored column "  # how the name of a column begins that --columns ignores: it means nothing then
+IGNORED_PREFIX = "ignored column "  # put before the name of a column that --columns ignores
 
 
 @lru_cache(maxsize=4096)
-def words_of(name: str) -> tuple[str, ...]:
+def name_words(name: str) -> tuple[str, ...]:
     """The words of a name in lower case: ("is", "safe") for "isSafe", "is-safe", "is_safe" and "ISSAFE"."""
     words = tuple(word.lower() for word in _WORD.findall(name))
     if len(words) == 1 and words[0].startswith("is") and words[0][2:] in _GOOD | _BAD:
@@ -103,27 +103,27 @@ def words_of(name: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=4096)
-def folded(name: str) -> str:
-    """The name in the spelling in which names are compared: lower case, with _ for blanks and hyphens."""
+def fold_name(name: str) -> str:
+    """The name as names are compared: lower case, with _ for blanks and hyphens."""
     return re.sub(r"[\s\-]+", "_", name.strip().casefold())
 
 
 @lru_cache(maxsize=4096)
-def meaning_of(name: str) -> Meaning | None:
-    """What a name says about its values; None if it says nothing that is known here."""
-    if name.startswith(IGNORED):
+def column_meaning(name: str) -> Meaning | None:
+    """What a name tells about its values; None if it tells nothing that is known here."""
+    if name.startswith(IGNORED_PREFIX):
         return "metadata"
-    words = words_of(name)
+    words = name_words(name)
     if meaning := _EXACT.get("_".join(words)):
         return meaning
     for meaning, main, others in _KINDS:
         if main.intersection(words) and _ANY.union(main, others).issuperset(words):
-            return None if meaning in ("good", "bad") and _names_an_answer(words) else meaning
+            return None if meaning in ("good", "bad") and _is_answer_name(words) else meaning
     if _MEDIA.intersection(words) and not _MEDIA_TEXT.intersection(words):
         return "media"
     return "metadata" if _METADATA.intersection(words) else None
 
 
-def _names_an_answer(words: tuple[str, ...]) -> bool:
+def _is_answer_name(words: tuple[str, ...]) -> bool:
     """Whether a name stands for an answer: `correct_answer` does, `is_correct_answer` and `answer_correct` do not."""
     return words[-1] in _ANSWER and words[0] not in _COPULA

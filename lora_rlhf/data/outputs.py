@@ -22,15 +22,17 @@ def require_output(flag: str, path: str | None, inputs: Iterable[str]) -> None:
         file_type = "a folder" if target.is_dir() else "no regular file"
         raise UserError(f"{flag} {path}: this is {file_type}; name a file to write")
     for name in inputs:
-        if _holds(name, target):
-            read = "an input" if name == path else f"read as {name}"
-            raise UserError(f"{flag} {path}: this file is {read}, and writing would destroy it; name another file")
+        if _is_input_file(name, target):
+            input_description = "an input" if name == path else f"read as {name}"
+            raise UserError(
+                f"{flag} {path}: this file is {input_description}, and writing would destroy it; name another file"
+            )
 
 
-def _holds(name: str, target: Path) -> bool:
-    """Whether the file is among those that a name stands for; a name that stands for nothing is reported later."""
+def _is_input_file(input_name: str, target: Path) -> bool:
+    """Whether the file is among those of an input; an input that does not exist is reported later."""
     try:
-        source = locate(name)
+        source = locate(input_name)
     except UserError:
         return False
     if isinstance(source, SavedDataset):

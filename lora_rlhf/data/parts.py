@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.data.containers import container_of
+from lora_rlhf.data.containers import detect_container
 from lora_rlhf.data.io import GZIP, LineStream
 from lora_rlhf.data.json_rows import json_lines
 
-CHUNK = 2**22  # bytes in which newlines are counted
+CHUNK_BYTES = 2**22  # bytes in which newlines are counted
 
 
 @dataclass(frozen=True)
@@ -24,34 +24,34 @@ class Part:
     lines_before: int
 
 
-def divide(path: Path, number: int) -> list[Part]:
-    """The file in about `number` parts of equal size; none if it is not plain JSONL, which alone can be divided."""
+def divide_file(path: Path, num_parts: int) -> list[Part]:
+    """Divides a plain JSONL file into about `num_parts` parts of equal size; empty for any other file, also gzipped."""
     with open(path, "rb") as file:
-        if file.read(len(GZIP)) == GZIP or container_of(path) != "jsonl":
+        if file.read(len(GZIP)) == GZIP or detect_container(path) != "jsonl":
             return []
-        size = file.seek(0, io.SEEK_END)
-        ends = []
-        for index in range(1, number):
-            file.seek(size * index // number)
+        num_bytes = file.seek(0, io.SEEK_END)
+        part_ends = []
+        for index in range(1, num_parts):
+            file.seek(num_bytes * index // num_parts)
             file.readline()
-            ends.append(file.tell())
-        edges = sorted({0, *ends, size})
+            part_ends.append(file.tell())
+        edges = sorted({0, *part_ends, num_bytes})
         parts, lines_before = [], 0
         for start, end in itertools.pairwise(edges):
             parts.append(Part(path, start, end, lines_before))
-            lines_before += _newlines(file, start, end)
+            lines_before += _count_newlines(file, start, end)
     return parts
 
 
 def part_rows(part: Part) -> Iterator[tuple[str, Any]]:
-    """Yields what `file_rows` does for these lines."""
+    """Yields what `file_rows` yields for these lines."""
     with open(part.path, "rb") as file:
         file.seek(part.start)
-        yield from json_lines(part.path, _Lines(file, part.end - part.start), part.lines_before)
+        yield from json_lines(part.path, _LimitedFile(file, part.end - part.start), part.lines_before)
 
 
-class _Lines:
-    """A binary file that ends after a number of bytes."""
+class _LimitedFile:
+    """The next `size` bytes of a binary file."""
 
     def __init__(self, file: LineStream, size: int) -> None:
         self._file, self._remaining = file, size
@@ -62,10 +62,11 @@ class _Lines:
         return line
 
 
-def _newlines(file: io.BufferedReader, start: int, end: int) -> int:
+def _count_newlines(file: io.BufferedReader, start: int, end: int) -> int:
+    """The number of newlines between two positions of a file."""
     file.seek(start)
-    count, remaining = 0, end - start
-    while remaining > 0 and (data := file.read(min(CHUNK, remaining))):
-        count += data.count(b"\n")
-        remaining -= len(data)
-    return count
+    num_newlines, remaining = 0, end - start
+    while remaining > 0 and (chunk := file.read(min(CHUNK_BYTES, remaining))):
+        num_newlines += chunk.count(b"\n")
+        remaining -= len(chunk)
+    return num_newlines

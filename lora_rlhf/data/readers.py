@@ -15,7 +15,7 @@ from lora_rlhf.data.messages import (
     to_turns,
     without_answer,
 )
-from lora_rlhf.data.names import meaning_of, words_of
+from lora_rlhf.data.names import column_meaning, name_words
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Turns
 from lora_rlhf.data.verdicts import is_blank, to_number
@@ -169,8 +169,8 @@ def _makes_a_part(name: str, value: Any) -> bool:
     """Whether a filled column says that the text beside it is a part of a conversation, or labelled."""
     if name == "text" or is_blank(value):
         return False
-    meaning = meaning_of(name)
-    if PARTS_OF_ROWS.intersection(words_of(name)) or meaning not in (None, "metadata", "score", "speaker"):
+    meaning = column_meaning(name)
+    if PARTS_OF_ROWS.intersection(name_words(name)) or meaning not in (None, "metadata", "score", "speaker"):
         return True
     return meaning is None and isinstance(value, str) and len(value.split()) >= SENTENCE
 

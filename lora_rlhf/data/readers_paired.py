@@ -17,7 +17,7 @@ from lora_rlhf.data.messages import (
     to_turns,
     without_answer,
 )
-from lora_rlhf.data.names import meaning_of, words_of
+from lora_rlhf.data.names import column_meaning, name_words
 from lora_rlhf.data.readers import SENTENCE, Draft, conversation_turns
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Turns, require_text
@@ -124,8 +124,8 @@ def _candidates(row: Row) -> tuple[str, str]:
 
 
 def _could_be_prompt(name: str, value: Any) -> bool:
-    lowered, meaning = name.lower(), meaning_of(name)
-    if "chosen" in lowered or "rejected" in lowered or NO_PROMPT.intersection(words_of(name)):
+    lowered, meaning = name.lower(), column_meaning(name)
+    if "chosen" in lowered or "rejected" in lowered or NO_PROMPT.intersection(name_words(name)):
         return False
     if meaning == "metadata":  # such as a topic, which may be a question
         return isinstance(value, str) and len(value.split()) >= SENTENCE

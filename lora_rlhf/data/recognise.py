@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_rlhf.data.formats import COMMANDS, FORMATS, GRADED, Format, RecordKind
 from lora_rlhf.data.messages import NOT_READ, PARTS, Row
-from lora_rlhf.data.names import meaning_of, words_of
+from lora_rlhf.data.names import column_meaning, name_words
 from lora_rlhf.data.refusals import BadRow, listed_names
 from lora_rlhf.data.verdicts import is_blank, to_number
 
@@ -92,7 +92,7 @@ def _shadows(b: Format, a: Format) -> bool:
     """
     if b.required == a.required:
         return b.matches is not None and a.matches is None
-    explained = all(name in b.columns or meaning_of(name) in PARTS for name in a.required)
+    explained = all(name in b.columns or column_meaning(name) in PARTS for name in a.required)
     return explained and not a.columns.issuperset(b.required)
 
 
@@ -128,7 +128,7 @@ def _without_format(row: Row, kind: RecordKind | None, filled: list[str], also_e
     if {"role", "content"} <= row.keys() or {"from", "value"} <= row.keys():
         return BadRow("the row is a message, not a conversation", 'write {"messages": [...]} with all messages of one')
     for name in filled:
-        meaning = meaning_of(name)
+        meaning = column_meaning(name)
         if meaning in ("tools", "media") and isinstance(row[name], str | list) and not is_blank(row[name]):
             return BadRow(NOT_READ[meaning], f"column {name}")
     detail = f"found {listed_names(filled)}{also_empty}"
@@ -171,17 +171,17 @@ def _is_said(value: Any) -> bool:
 
 def _likeness(role: str, name: str) -> int:
     """1 for a name with a word of the role, -1 for one with a word of another, else 0."""
-    words = words_of(name)
+    words = name_words(name)
     others = set().union(*(known for other, known in ROLE_WORDS.items() if other != role))
     return bool(ROLE_WORDS.get(role, frozenset()).intersection(words)) - bool(others.intersection(words))
 
 
 def _speaks_of_answers(name: str) -> bool:
-    return not ANSWER_WORDS.isdisjoint(words_of(name))
+    return not ANSWER_WORDS.isdisjoint(name_words(name))
 
 
 def _may_be_named(name: str) -> bool:
-    return meaning_of(name) in (None, "context") and "=" not in name and "," not in name
+    return column_meaning(name) in (None, "context") and "=" not in name and "," not in name
 
 
 def other_format(format: Format, row: Row) -> BadRow:

@@ -16,12 +16,12 @@ from lora_rlhf.data.messages import (
     require_no_media,
     to_turns,
 )
-from lora_rlhf.data.names import Meaning, meaning_of
+from lora_rlhf.data.names import Meaning, column_meaning
 from lora_rlhf.data.readers import Draft, conversation_turns
 from lora_rlhf.data.recognise import other_kind
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, Turns, require_text
-from lora_rlhf.data.verdicts import is_blank, is_learned, to_number, verdict_of
+from lora_rlhf.data.verdicts import find_verdict, is_blank, is_learned, to_number
 
 Others = tuple[tuple[str, Meaning | None], ...]  # columns that the format does not use, with what their names say
 Record = Demonstration | Ranking | Prompt | Text
@@ -54,7 +54,7 @@ def grade_of(base: Format, row: Row) -> Grade | None:
     if not columns:
         return None
     verdicts = [
-        verdict_of(name, meaning, row[name])
+        find_verdict(name, meaning, row[name])
         for name, meaning in columns
         if meaning in VERDICTS or isinstance(row[name], bool)
     ]
@@ -68,7 +68,7 @@ def grade_of(base: Format, row: Row) -> Grade | None:
 
 @lru_cache(maxsize=1024)
 def _grading(base: Format, names: tuple[str, ...]) -> tuple[tuple[str, Meaning], ...]:
-    meanings = ((name, meaning_of(name)) for name in names if name not in base.columns)
+    meanings = ((name, column_meaning(name)) for name in names if name not in base.columns)
     return tuple((name, meaning) for name, meaning in meanings if meaning in (*VERDICTS, "score"))
 
 
@@ -125,12 +125,12 @@ def texts_of(format: Format, row: Row) -> list[Text]:
 def unused_columns(format: Format, names: tuple[str, ...], kind: RecordKind) -> tuple[str, ...]:
     """The columns of a row of which nothing is read, to be kept with its prompt."""
     used = format.columns - KEPT_WITH_PROMPTS if kind == "prompts" else format.columns
-    return tuple(name for name in names if name not in used and meaning_of(name) not in PARTS)
+    return tuple(name for name in names if name not in used and column_meaning(name) not in PARTS)
 
 
 def is_grade(name: str, value: Any) -> bool:
     """Whether a column grades the row's answer, so that it need not be kept with its prompt."""
-    meaning = meaning_of(name)
+    meaning = column_meaning(name)
     if meaning in VERDICTS:
         return _verdict_or_none(name, meaning, value) is not None or to_number(value) is not None
     return meaning == "score" and to_number(value) is not None
@@ -143,7 +143,7 @@ def is_grade(name: str, value: Any) -> bool:
 @lru_cache(maxsize=1024)
 def _others(format: Format, names: tuple[str, ...]) -> tuple[tuple[str, Meaning | None], ...]:
     """The columns that the format does not use and whose names say something, with what they say."""
-    meanings = ((name, meaning_of(name)) for name in names if name not in format.columns)
+    meanings = ((name, column_meaning(name)) for name in names if name not in format.columns)
     passive = [None, "metadata", "score", "speaker"]
     if format.name == "ranking":  # this project's own rows: what they keep of a prompt's row is not about its responses
         passive += [*VERDICTS, "thought", "weight"]
@@ -158,7 +158,7 @@ def _require_readable(row: Row, others: Others, kind: RecordKind, format: Format
             # of several answers no single verdict can tell which is bad; an answer alone is graded by `grade_of`
             if kind == "prompts" or format.is_answer:
                 continue
-            read = verdict_of if kind == "demonstrations" else _verdict_or_none
+            read = find_verdict if kind == "demonstrations" else _verdict_or_none
             if read(name, meaning, value) is False:
                 raise BadRow("the row is labelled as bad", f"{name} is {value!r}"[:60], columns=f"ignore={name}")
         elif is_blank(value) or (isinstance(value, bool) and meaning in ("media", "thought", "tools")):
@@ -178,7 +178,7 @@ def _require_readable(row: Row, others: Others, kind: RecordKind, format: Format
 
 def _verdict_or_none(name: str, meaning: Meaning, value: Any) -> bool | None:
     try:
-        return verdict_of(name, meaning, value)
+        return find_verdict(name, meaning, value)
     except BadRow:
         return None
 

@@ -1,4 +1,4 @@
-"""Rows that could not be used, and why: this room drops nothing without counting it here."""
+"""Rows that could not be used, with reasons: this room counts here every row that it drops."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -6,21 +6,21 @@ from typing import Any
 
 from lora_rlhf.system.errors import UserError
 
-EXAMPLES = 20  # locations kept per reason: enough to find the fault, in memory that does not grow with the file
-MOST_REASONS = 200  # reasons are few by design; if one held details of its row, memory would still be bounded
+EXAMPLES = 20  # of each reason; a limit, so that memory does not grow with the file
+MOST_REASONS = 200  # bounds the memory, even if a reason held details of its row by mistake
 OTHER = "other reasons"
 LISTED_NAMES = 12  # column names in a message, each cut to
 LISTED_CHARACTERS = 40
 
 
-def counted(number: int, what: str) -> str:
-    """A number with its noun: "1 row", "2 rows"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def pluralize(number: int, noun: str) -> str:
+    """A number and its noun: "1 row", "2 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def none_of(number: int, what: str) -> str:
-    """The subject of "... can be used" where nothing can: "none of its 2 rows", "not even its only row"."""
-    return f"not even its only {what}" if number == 1 else f"none of its {counted(number, what)}"
+def none_of_phrase(number: int, noun: str) -> str:
+    """Returns "none of its 2 rows" or "not even its only row", to be followed by "can be used" or the like."""
+    return f"not even its only {noun}" if number == 1 else f"none of its {pluralize(number, noun)}"
 
 
 def listed_names(names: Sequence[Any]) -> str:
@@ -33,8 +33,8 @@ def listed_names(names: Sequence[Any]) -> str:
 class BadRow(UserError):
     """One row cannot be used.
 
-    reason: the same for all rows with the same fault; detail: of this row; columns: what --columns could say to have
-    the row read, such as "prompt=question", for a command that has this flag.
+    reason: the same for all rows with the same fault. detail: of this row. columns: the value of --columns with which
+    the row could be read, such as "prompt=question".
     """
 
     def __init__(self, reason: str, detail: str = "", columns: str = ""):
@@ -43,21 +43,21 @@ class BadRow(UserError):
         self.columns = columns
         super().__init__(f"{reason} ({detail})" if detail else reason)
 
-    def with_way_out(self, has_flags: bool) -> "BadRow":
-        """The same, with what would have the row read in its detail: the flag, for a command that has it."""
+    def with_advice(self, has_flags: bool) -> "BadRow":
+        """The same fault with advice in its detail: --columns if the command has this flag, else another way."""
         if not self.columns:
             return self
-        way_out = f"try --columns {self.columns}" if has_flags else "rename or remove columns, as docs/data.md shows"
-        return BadRow(self.reason, "; ".join(filter(None, (self.detail, way_out))))
+        advice = f"try --columns {self.columns}" if has_flags else "rename or remove columns, as docs/data.md shows"
+        return BadRow(self.reason, "; ".join(filter(None, (self.detail, advice))))
 
 
 class Damaged(BadRow):
-    """The rest of a file cannot be read. It is yielded in place of the file's next row."""
+    """The rest of a file cannot be read. It is yielded instead of the next row."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One refusal: where the row stands ("file:line"), the reason shared by its group, and this row's detail."""
+    """One refused row: where it is ("file:line"), the reason that it shares with others, and its own detail."""
 
     origin: str
     reason: str
@@ -76,7 +76,7 @@ class Reason:
     examples: list[Refusal] = field(default_factory=list)
 
     def detail_and_origins(self, count: int) -> tuple[str, list[str]]:
-        """Of the first `count` examples: (" (detail)", origins) if they share one, else ("", origins with details)."""
+        """(" (detail)", origins) if the first `count` examples share a detail, else ("", origins with details)."""
         examples = self.examples[:count]
         if len({row.detail for row in examples}) == 1:
             return f" ({examples[0].detail})" if examples[0].detail else "", [row.origin for row in examples]
@@ -84,9 +84,9 @@ class Reason:
 
 
 class RefusedRows:
-    """Refusals by reason, and how many prompts and responses were shortened. Its memory does not grow with the rows.
+    """Counts refused rows by reason, truncated prompts and cut responses. Memory does not grow with the rows.
 
-    strict: the first refusal is a UserError instead.
+    strict: raise UserError at the first refused row.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -96,14 +96,14 @@ class RefusedRows:
         self.cut_responses = 0
 
     def add(self, origin: str, fault: BadRow) -> None:
-        """Counts one refusal. `origin` is "file:line", or empty for a record that came from no file."""
+        """Counts one refused row. `origin` is "file:line", or empty for a record that was not read from a file."""
         refusal = Refusal(origin, fault.reason, fault.detail)
         if self.strict:
             raise UserError(f"{refusal}; without --strict it is left out and counted")
         self._add(fault.reason, 1, [refusal])
 
     def extend(self, other: "RefusedRows") -> None:
-        """Adds what another step refused."""
+        """Adds all counts of another step."""
         for reason, group in other.reasons.items():
             self._add(reason, group.count, group.examples)
         self.truncated_prompts += other.truncated_prompts
@@ -117,29 +117,30 @@ class RefusedRows:
 
     @property
     def count(self) -> int:
+        """The number of refused rows."""
         return sum(group.count for group in self.reasons.values())
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Refusal]:
-        """The examples that were kept, by reason."""
+        """The examples of all reasons."""
         return (refusal for group in self.reasons.values() for refusal in group.examples)
 
-    def by_reason(self) -> dict[str, Reason]:
-        """The most frequent reason first."""
+    def reasons_by_count(self) -> dict[str, Reason]:
+        """The reasons with their counts, the most frequent first."""
         return dict(sorted(self.reasons.items(), key=lambda item: -item[1].count))
 
     def summary(self, examples: int = 3) -> str:
-        """One line per reason with its count and its first places; empty when there is nothing to say."""
+        """One line per reason with its count and its first `examples` origins; empty if no row was refused or cut."""
         lines = []
-        for reason, group in self.by_reason().items():
+        for reason, group in self.reasons_by_count().items():
             detail, origins = group.detail_and_origins(examples)
             locations = "; ".join(filter(None, origins))
             more = ", ..." if group.count > examples else ""
             lines.append(f"{group.count:,} refused: {reason}{detail}" + (f" [{locations}{more}]" if locations else ""))
         if self.truncated_prompts:
-            lines.append(f"{counted(self.truncated_prompts, 'prompt')} truncated from the left")
+            lines.append(f"{pluralize(self.truncated_prompts, 'prompt')} truncated from the left")
         if self.cut_responses:
-            lines.append(f"{counted(self.cut_responses, 'response')} cut at the limit")
+            lines.append(f"{pluralize(self.cut_responses, 'response')} cut at the limit")
         return "\n".join(lines)

@@ -11,14 +11,14 @@ from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.formats import GRADED, Format, RecordKind, format_named
 from lora_rlhf.data.groups import Groups
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.names import IGNORED
+from lora_rlhf.data.names import IGNORED_PREFIX
 from lora_rlhf.data.readers import Draft
 from lora_rlhf.data.readers_ranked import ranks_of
 from lora_rlhf.data.recognise import SEVERAL, UNKNOWN, other_format, recognise, unrecognised
 from lora_rlhf.data.records import Grade, drafts_of, grade_of, is_grade, record_of, texts_of, unused_columns
-from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of
+from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of_phrase
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, set_source
-from lora_rlhf.data.wrapped import holds_rows
+from lora_rlhf.data.wrapped import explain_wrapped_rows
 from lora_rlhf.system.errors import UserError
 
 Record = TypeVar("Record", Demonstration, Ranking, Prompt, Text)
@@ -123,12 +123,12 @@ class Source(Generic[Record]):
         return source_rows(self.name)
 
     def _refuse(self, origin: str, fault: BadRow) -> None:
-        self.refused.add(origin, fault.with_way_out(self.has_flags))
+        self.refused.add(origin, fault.with_advice(self.has_flags))
 
     def _explained(self, fault: BadRow, row: Any) -> BadRow:
         """The fault, or what it comes from: the row is no row but an object that holds rows."""
         if isinstance(row, dict):
-            return holds_rows(row, not fault.reason.startswith(UNKNOWN)) or fault
+            return explain_wrapped_rows(row, not fault.reason.startswith(UNKNOWN)) or fault
         return fault
 
     def _count(self, records: Sequence[Any], rows: int, name: str) -> None:
@@ -141,7 +141,7 @@ class Source(Generic[Record]):
 
     def _of_row(self, origin: str, row: Any) -> list[Any]:
         """The records of a row; none yet if it belongs to others."""
-        row = self._columns.apply(row if type(row) is dict else self._checked(origin, row))
+        row = self._columns.rename_columns(row if type(row) is dict else self._checked(origin, row))
         format = self._choose(origin, row)
         kind = self.kind or format.kinds[0] if format.readers else self.kind or "demonstrations"
         if kind == "texts":
@@ -158,7 +158,7 @@ class Source(Generic[Record]):
         grade = None if kind == "prompts" else grade_of(format, row)
         name = format.name if grade is None else grade.format.name
         self.recognised.add(name)
-        is_named = self._format is not None or bool(self._columns.renamed)
+        is_named = self._format is not None or bool(self._columns.known_name_by_column)
         drafts = drafts_of(format, row, "demonstrations" if grade is not None else kind, is_named)
         if grade is not None and len(drafts) > 1:
             raise BadRow("a verdict or score stands beside several answers", ", ".join(grade.columns))
@@ -222,14 +222,14 @@ class Source(Generic[Record]):
             # answers of one prompt in several rows, each with its grade
             answers = recognise(row, "demonstrations")
             fitting = tuple(format for format in answers if grade_of(format, row) is not None) or fitting
-        if len(fitting) > 1 and self._columns.renamed:
-            named = set(self._columns.renamed.values())
+        if len(fitting) > 1 and self._columns.known_name_by_column:
+            named = set(self._columns.known_name_by_column.values())
             return tuple(format for format in fitting if named <= format.columns) or fitting
         return fitting
 
     def _meta(self, row: dict[str, Any], format: Format, kind: RecordKind) -> dict[str, Any]:
         """The row's columns that were not used, under their own names."""
-        meta = {name.removeprefix(IGNORED): row[name] for name in unused_columns(format, tuple(row), kind)}
+        meta = {name.removeprefix(IGNORED_PREFIX): row[name] for name in unused_columns(format, tuple(row), kind)}
         if meta and (kind == "demonstrations" or (kind == "rankings" and format.is_answer)):
             meta = {name: value for name, value in meta.items() if not is_grade(name, value)}
         for name in WRITTEN_AS[kind].columns.intersection(meta):
@@ -311,7 +311,7 @@ class Source(Generic[Record]):
     def _raise_unusable(self) -> None:
         if not self.read:
             raise UserError(f"{self.name}: no rows; the file is empty")
-        raise UserError(f"{self.name}: {none_of(self.read, 'row')} can be used:\n{self.refused.summary()}")
+        raise UserError(f"{self.name}: {none_of_phrase(self.read, 'row')} can be used:\n{self.refused.summary()}")
 
 
 def _same_records(formats: Iterable[Format], kind: RecordKind | None, row: dict[str, Any]) -> bool:

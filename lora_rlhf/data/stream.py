@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class TextStream(Iterator[Tensor]):
-    """An endless iterator over blocks of `block_tokens` ids; every epoch has each block once, in an order of its own.
+    """An endless iterator over blocks of `block_tokens` ids; every epoch has each block once, in its own order.
 
-    The texts are one stream, EOS after each (and BOS before, where the tokenizer writes it), cut into blocks; what is
-    left at the end of an epoch, less than a block, is not used. A buffer of `buffer_blocks` is filled, then each draw
-    takes one of it at random and the next block of the text fills its place: memory is that buffer and the longest
-    text. The order is fully random for text that fits the buffer; in longer text no block comes more than a buffer's
-    length too early, so text that is sorted (by topic, say) stays roughly sorted.
+    The texts become one stream, with EOS after each (and BOS before, if the tokenizer writes it), cut into blocks; the
+    rest at the end of an epoch, less than a block, is not used. A buffer of `buffer_blocks` is filled; each draw takes
+    a random block from it and puts the next block of the text there: the buffer and the longest text are in memory. The
+    order is fully random if the text fits the buffer. In a longer text a block comes at most a buffer's length too
+    early, so a text that is sorted (for example by topic) stays roughly sorted.
     """
 
     def __init__(
@@ -49,41 +49,44 @@ class TextStream(Iterator[Tensor]):
         self._open_texts = open_texts
         self._tokenizer = tokenizer
         self._buffer = np.empty((buffer_blocks, block_tokens), dtype=np.int32)  # half the memory of int64
-        self._begin(0)
-        self._fingerprint = self._hashed()
+        self._begin_epoch(0)
+        self._fingerprint = self._buffer_fingerprint()
 
     def __next__(self) -> Tensor:
         """The next block, (block_tokens,) int64."""
         if self._filled == 0:
-            self._begin(self.epoch + 1)
-        return torch.from_numpy(self._draw().astype(np.int64))
+            self._begin_epoch(self.epoch + 1)
+        return torch.from_numpy(self._draw_block().astype(np.int64))
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream, as plain JSON values: the epoch, and how many of its blocks were drawn."""
         return {"epoch": self.epoch, "drawn": self.drawn, "seed": self.seed, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on exactly where `state` was taken, by drawing that epoch's blocks again.
+        """Continues exactly after the block at which `state` was taken, by drawing that epoch's blocks again.
 
-        This costs the tokenizing of the epoch's text up to there; earlier epochs cost nothing. Raises UserError if
-        text, tokenizer, block size, buffer or seed changed. The fingerprint knows the text that first filled the
-        buffer: a change behind it is noticed only if the epoch became too short.
+        This costs the tokenizing of the epoch's text up to that block; earlier epochs cost nothing. Raises UserError if
+        text, tokenizer, block size, buffer or seed changed. The fingerprint covers the text that first filled the
+        buffer: a change after it is noticed only if the epoch became too short.
         """
         current = self.state_dict()
         for name in ("fingerprint", "seed"):
             if state[name] != current[name]:
-                raise _changed(f"{name} was {state[name]} at the checkpoint and is {current[name]} now")
-        self._begin(state["epoch"])
+                raise _changed_text_error(f"{name} was {state[name]} at the checkpoint and is {current[name]} now")
+        self._begin_epoch(state["epoch"])
         while self.drawn < state["drawn"]:
             if self._filled == 0:
-                raise _changed(f"epoch had {state['drawn']} blocks or more at the checkpoint and has {self.drawn} now")
-            self._draw()
+                raise _changed_text_error(
+                    f"epoch had {state['drawn']} blocks or more at the checkpoint and has {self.drawn} now"
+                )
+            self._draw_block()
 
-    def _begin(self, epoch: int) -> None:
+    def _begin_epoch(self, epoch: int) -> None:
+        """Opens the texts again, seeds the order of the epoch, and fills the buffer."""
         self.epoch, self.drawn = epoch, 0
-        mixed = hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()
-        self._random = random.Random(int.from_bytes(mixed, "big"))
-        self._blocks = self._cut()
+        seed_digest = hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()
+        self._random = random.Random(int.from_bytes(seed_digest, "big"))
+        self._blocks = self._cut_blocks()
         self._filled = 0
         for block in self._blocks:
             self._buffer[self._filled] = block
@@ -91,39 +94,40 @@ class TextStream(Iterator[Tensor]):
             if self._filled == len(self._buffer):
                 break
 
-    def _draw(self) -> np.ndarray:
+    def _draw_block(self) -> np.ndarray:
         """A copy of a random block of the buffer; the epoch's next block, if there is one, takes its slot."""
         slot = self._random.randrange(self._filled)
         block = self._buffer[slot].copy()
-        following = next(self._blocks, None)
-        if following is None:
+        next_block = next(self._blocks, None)
+        if next_block is None:
             self._filled -= 1
-            following = self._buffer[self._filled]
-        self._buffer[slot] = following
+            next_block = self._buffer[self._filled]
+        self._buffer[slot] = next_block
         self.drawn += 1
         return block
 
-    def _cut(self) -> Iterator[list[int]]:
-        """One epoch's blocks in the text's order."""
-        bos, eos, size = leading_bos(self._tokenizer), self._tokenizer.eos_token_id, self.block_tokens
-        pending: list[int] = []
-        count = 0
+    def _cut_blocks(self) -> Iterator[list[int]]:
+        """Yields one epoch's blocks in the text's order. UserError if there is none."""
+        bos, eos, block_tokens = leading_bos(self._tokenizer), self._tokenizer.eos_token_id, self.block_tokens
+        ids_left: list[int] = []
+        num_yielded = 0
         for text in self._open_texts():
-            pending += [*bos, *encode_text(self._tokenizer, text.text), eos]
-            num_blocks = len(pending) // size
-            for start in range(0, num_blocks * size, size):
-                yield pending[start : start + size]
-            del pending[: num_blocks * size]
-            count += num_blocks
-        if count == 0:
-            raise UserError(f"the texts have {len(pending)} tokens, less than one block of {size}")
+            ids_left += [*bos, *encode_text(self._tokenizer, text.text), eos]
+            num_blocks = len(ids_left) // block_tokens
+            for start in range(0, num_blocks * block_tokens, block_tokens):
+                yield ids_left[start : start + block_tokens]
+            del ids_left[: num_blocks * block_tokens]
+            num_yielded += num_blocks
+        if num_yielded == 0:
+            raise UserError(f"the texts have {len(ids_left)} tokens, less than one block of {block_tokens}")
 
-    def _hashed(self) -> str:
+    def _buffer_fingerprint(self) -> str:
+        """A hash of the buffer's shape and ids, 16 hexadecimal digits."""
         blocks = self._buffer[: self._filled]
         return hashlib.sha256(str(blocks.shape).encode() + blocks.tobytes()).hexdigest()[:16]
 
 
-def _changed(what: str) -> UserError:
+def _changed_text_error(change: str) -> UserError:
     return UserError(
-        f"the pretraining text's {what}; resume with the same text, tokenizer, block size, buffer and seed"
+        f"the pretraining text's {change}; resume with the same text, tokenizer, block size, buffer and seed"
     )

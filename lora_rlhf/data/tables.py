@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lora_rlhf.data.cells import parse_list
 from lora_rlhf.data.formats import LIST_COLUMNS, SPELLINGS
-from lora_rlhf.data.io import UNREADABLE, open_bytes, unreadable
+from lora_rlhf.data.io import UNREADABLE, damaged_row, open_bytes
 from lora_rlhf.data.json_rows import MAX_ELEMENT
 from lora_rlhf.data.json_values import NOT_UTF8
-from lora_rlhf.data.names import folded
+from lora_rlhf.data.names import fold_name
 from lora_rlhf.data.refusals import BadRow, Damaged
 
 if TYPE_CHECKING:
@@ -23,33 +23,34 @@ if TYPE_CHECKING:
 
 DELIMITERS = ",\t;"
 SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
-MOST_WORDS = 5  # of a column's name
-UNNAMED = "Unnamed: "  # how pandas calls a column without a name
-# What stands for an empty cell: pandas reads these so, too.
+MAX_WORDS = 5  # of a column's name
+UNNAMED = "Unnamed: "  # pandas names a column without a name so
+# Texts that mean an empty cell, as in pandas.
 MISSING = frozenset(("", "nan", "NaN", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "#N/A", "None"))
 BATCH_ROWS = 256
-FORMLESS = (ValueError, OverflowError)  # text that is not UTF-8; dates and times beyond Python's
-PARQUET_BUFFER = 2**20  # bytes read at a time of each column; without it a whole row group would be held
+CONVERSION_ERRORS = (ValueError, OverflowError)  # text that is not UTF-8; dates and times beyond Python's
+PARQUET_BUFFER = 2**20  # bytes of each column that are read at a time; without it a whole row group is in memory
 
 
 def csv_header(line: str, delimiter: str | None = None) -> tuple[str, list[str]]:
-    """(delimiter, names) of a table's header: the delimiter that gives most names, a comma if none does."""
-    # as a file, in which a carriage return alone ends a line, too
-    parsed = {
-        mark: next(csv.reader(io.StringIO(line, newline=""), delimiter=mark), []) for mark in (delimiter or DELIMITERS)
+    """(delimiter, names) of a table's header: the delimiter that gives most names, a comma if several give as many."""
+    # StringIO with newline="": a carriage return alone also ends a line, as in the file
+    names_by_delimiter = {
+        delimiter_character: next(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter_character), [])
+        for delimiter_character in (delimiter or DELIMITERS)
     }
-    delimiter = max(parsed, key=lambda mark: len(parsed[mark]))
-    return delimiter, [name.strip() for name in parsed[delimiter]]
+    delimiter = max(names_by_delimiter, key=lambda delimiter_character: len(names_by_delimiter[delimiter_character]))
+    return delimiter, [name.strip() for name in names_by_delimiter[delimiter]]
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields ("path:line", row) for each row of a table whose first line names the columns.
 
-    Cells are text, and None where they are empty or hold one of MISSING; those of the columns that hold lists are
-    parsed. Columns without a name are left out: programs that number the rows write one. Rows that do not fit the
-    header are refused. A first line "sep=;", as Excel writes it, names the delimiter.
+    A cell is text; None if it is empty or one of MISSING; parsed if its column holds lists. Columns without a name are
+    left out: programs that number the rows write one. Rows that do not fit the header are refused. A first line
+    "sep=;", as Excel writes it, names the delimiter.
     """
-    csv.field_size_limit(MAX_ELEMENT)  # the library's own limit of 128 KiB is one for all of the process, too
+    csv.field_size_limit(MAX_ELEMENT)  # also the library's default of 128 KiB holds for the whole process
     name, line, first_line = str(path), 1, 1
     with open_bytes(path) as stream:
         # what is not UTF-8 becomes lone surrogates, so that the other rows can be read
@@ -60,7 +61,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 separator = SEPARATOR.fullmatch(header) or separator
                 header, line = lines.readline(), line + 1
             delimiter, names = csv_header(header, None if separator is None else separator[1])
-            if header_fault := _header_fault(names) or _missing_header(names):
+            if header_fault := _find_header_fault(names) or _find_missing_header(names):
                 yield f"{name}:{line}", header_fault
                 return
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -71,18 +72,19 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    fault = _csv_fault(error)
+                    fault = _fault_from_csv_error(error)
                     yield f"{name}:{first_line}", fault
                     if isinstance(fault, Damaged):
                         return
                     continue
                 if cells:
-                    yield f"{name}:{first_line}", _csv_row(names, cells)
+                    yield f"{name}:{first_line}", _make_csv_row(names, cells)
         except UNREADABLE as error:
-            yield f"{name}:{first_line}", unreadable(error)
+            yield f"{name}:{first_line}", damaged_row(error)
 
 
-def _header_fault(names: Sequence[str]) -> Damaged | None:
+def _find_header_fault(names: Sequence[str]) -> Damaged | None:
+    """The Damaged for names that are not UTF-8 or that occur twice; None if there is no fault."""
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
@@ -91,16 +93,17 @@ def _header_fault(names: Sequence[str]) -> Damaged | None:
     return None if duplicate is None else Damaged("a column stands twice in the header", repr(duplicate))
 
 
-def _missing_header(names: Sequence[str]) -> Damaged | None:
-    """What to say of a first line that is a row rather than names: none is known, and one is a sentence."""
-    is_sentence = [len(name.split()) > MOST_WORDS or name.endswith((".", "?", "!")) for name in names]
-    if not any(is_sentence) or any(folded(name) in SPELLINGS for name in names):
+def _find_missing_header(names: Sequence[str]) -> Damaged | None:
+    """The Damaged for a first line that is a row rather than names: none is known, and one is a sentence."""
+    is_sentence = [len(name.split()) > MAX_WORDS or name.endswith((".", "?", "!")) for name in names]
+    if not any(is_sentence) or any(fold_name(name) in SPELLINGS for name in names):
         return None
     advice = "write the names of the columns above it, such as prompt,completion"
     return Damaged("the first line seems to be a row, not a header", advice)
 
 
-def _csv_fault(error: csv.Error) -> BadRow:
+def _fault_from_csv_error(error: csv.Error) -> BadRow:
+    """The library's error as a BadRow, or as a Damaged if the rest of the file cannot be read."""
     if "unexpected end of data" in str(error):
         return Damaged("a quoted cell has no end", 'a quote (") within a cell is written twice')
     if "field larger" in str(error):
@@ -108,7 +111,8 @@ def _csv_fault(error: csv.Error) -> BadRow:
     return BadRow("the line is not CSV", str(error))
 
 
-def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | BadRow:
+def _make_csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | BadRow:
+    """The row of these cells; a BadRow if their number is wrong or a cell cannot be read."""
     if len(cells) != len(names):
         reason = "the row has more cells than the header" if len(cells) > len(names) else "the row lacks cells"
         return BadRow(reason, f"{len(cells)} cells, {len(names)} columns")
@@ -128,7 +132,8 @@ def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | Bad
 
 
 def _cell_value(name: str, cell: str) -> Any:
-    if cell[:1] in ("[", "{") and SPELLINGS.get(folded(name)) in LIST_COLUMNS:
+    """The value of a cell: text, None if it is empty, parsed if its column holds lists."""
+    if cell[:1] in ("[", "{") and SPELLINGS.get(fold_name(name)) in LIST_COLUMNS:
         return parse_list(cell)
     return None if cell in MISSING else cell
 
@@ -141,74 +146,77 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     name, count = str(path), 0
     try:
         with parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
-            if fault := _header_fault(file.schema_arrow.names):
+            if fault := _find_header_fault(file.schema_arrow.names):
                 yield f"{name} row 1", fault
                 return
             for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
                 for row in batch_rows(batch):
                     count += 1
                     yield f"{name} row {count}", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: for names of columns
         yield f"{name} row {count + 1}", Damaged("the Parquet file is cut short or damaged", str(error))
 
 
 def batch_rows(batch: "pyarrow.RecordBatch") -> list[dict[str, Any] | BadRow]:
-    """The rows of a record batch as plain Python values, or a BadRow for a row that has none."""
+    """The rows of a record batch as plain Python values; a BadRow for a row that cannot be converted."""
     try:
         rows = batch.to_pylist()
-    except FORMLESS:  # only the rows that hold such a value are lost
-        return [_row_alone(batch.slice(index, 1)) for index in range(batch.num_rows)]
-    # most columns are text, and need no second look
-    other_columns = [field.name for field in batch.schema if not _is_plain(field.type)]
-    return [plain_row(row, other_columns) for row in rows] if other_columns else rows
+    except CONVERSION_ERRORS:  # convert row by row, to lose only the rows with such a value
+        return [_convert_single_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
+    # most columns are text, which needs no conversion
+    other_columns = [field.name for field in batch.schema if not _is_plain_type(field.type)]
+    return [to_plain_row(row, other_columns) for row in rows] if other_columns else rows
 
 
-def _row_alone(batch: "pyarrow.RecordBatch") -> dict[str, Any] | BadRow:
+def _convert_single_row(batch: "pyarrow.RecordBatch") -> dict[str, Any] | BadRow:
+    """The only row of a batch as plain Python values; a BadRow if it cannot be converted."""
     try:
-        return plain_row(batch.to_pylist()[0])
+        return to_plain_row(batch.to_pylist()[0])
     except UnicodeDecodeError:
         return BadRow(NOT_UTF8)
-    except FORMLESS as error:
+    except CONVERSION_ERRORS as error:
         return BadRow("a value has no form in Python", str(error))
 
 
-def _is_plain(type_: "pyarrow.DataType") -> bool:
+def _is_plain_type(type_: "pyarrow.DataType") -> bool:
+    """Whether Arrow gives values of this type as plain Python values."""
     from pyarrow import types
 
     if types.is_struct(type_):
-        return all(_is_plain(field.type) for field in type_)
+        return all(_is_plain_type(field.type) for field in type_)
     if types.is_list(type_) or types.is_large_list(type_):
-        return _is_plain(type_.value_type)
+        return _is_plain_type(type_.value_type)
     plain_types = (types.is_string, types.is_large_string, types.is_integer, types.is_boolean, types.is_null)
     return any(is_type(type_) for is_type in plain_types)
 
 
-def plain_row(row: dict[str, Any], names: Sequence[str] | None = None) -> dict[str, Any] | BadRow:
-    """The row with what JSON can hold in the named columns (None: all); a BadRow if one holds bytes or an object.
+def to_plain_row(row: dict[str, Any], names: Sequence[str] | None = None) -> dict[str, Any] | BadRow:
+    """The row with the named columns (None: all) as JSON can hold them; a BadRow if one holds bytes or an object.
 
     Dates and times become ISO text, decimals numbers, NaN and infinity None.
     """
     try:
-        return row | {name: _plain(row[name]) for name in (row if names is None else names)}
-    except _NotPlain as error:
+        return row | {name: _to_plain_value(row[name]) for name in (row if names is None else names)}
+    except _NotPlainError as error:
         return BadRow("the row holds bytes or objects, not text", str(error))
 
 
-class _NotPlain(Exception):
+class _NotPlainError(Exception):
     pass
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_value(value: Any) -> Any:
+    """The value as JSON can hold it, also within lists and objects. Raises _NotPlainError for bytes and objects."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float | Decimal):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: _to_plain_value(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_plain_value(item) for item in value]
     if isinstance(value, date | datetime | time):
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
-    raise _NotPlain(f"got {type(value).__name__}")
+    raise _NotPlainError(f"got {type(value).__name__}")

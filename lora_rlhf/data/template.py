@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lora_rlhf.data.markup import QUESTION, Markup, chat_text, content_of, find_markup, mark, num_common, text_patterns
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.data.thoughts import OPEN, split_thought, with_thought
+from lora_rlhf.data.thoughts import OPEN, join_thought, split_thought
 from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _text_of(markup: Markup, text: str) -> str:
     if markup.thought_head is None or not text.startswith(markup.thought_head):
         return text
     thought, tail, answer = text.removeprefix(markup.thought_head).partition(markup.thought_tail)
-    return with_thought(thought, answer) if tail else f"{OPEN}\n{thought}"
+    return join_thought(thought, answer) if tail else f"{OPEN}\n{thought}"
 
 
 def _open_text(markup: Markup, text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluation.report_model import Cluster
 from lora_rlhf.system.errors import UserError
@@ -36,7 +36,7 @@ def prompt_categories(prompts: Sequence[Prompt], column: str | None) -> list[str
         names = sorted({name for prompt in prompts for name in prompt.meta})
         fault = f"the columns are: {', '.join(names)}" if names else "the prompts have no columns of their own"
         if column in names:
-            fault = f"the column is empty for all {counted(len(prompts), 'prompt')}"
+            fault = f"the column is empty for all {pluralize(len(prompts), 'prompt')}"
         raise UserError(f"--category {column}: {fault}")
     if len(set(labels)) > MOST_GROUPS:
         if column is None:
@@ -46,7 +46,10 @@ def prompt_categories(prompts: Sequence[Prompt], column: str | None) -> list[str
         )
     if num_empty := labels.count(NO_LABEL):
         log.warning(
-            "%s of %d have no category and are reported as %s", counted(num_empty, "prompt"), len(labels), NO_LABEL
+            "%s of %d have no category and are reported as %s",
+            pluralize(num_empty, "prompt"),
+            len(labels),
+            NO_LABEL,
         )
     return labels
 

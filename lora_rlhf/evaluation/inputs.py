@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.evaluation.config import EvaluateConfig
@@ -34,11 +34,11 @@ def read_distinct_prompts(config: EvaluateConfig, path: str, flag: str) -> list[
     for prompt in prompts:
         prompt_by_key.setdefault(prompt.key, prompt)
     if num_repeats := len(prompts) - len(prompt_by_key):
-        log.warning("%s: %s left out that came before in it", path, counted(num_repeats, "prompt"))
+        log.warning("%s: %s left out that came before in it", path, pluralize(num_repeats, "prompt"))
     if len(prompt_by_key) < FEWEST_PROMPTS:
         raise UserError(
-            f"{path}: {counted(len(prompt_by_key), 'distinct prompt')}, {flag} needs at least {FEWEST_PROMPTS} for an "
-            "interval"
+            f"{path}: {pluralize(len(prompt_by_key), 'distinct prompt')}, {flag} needs at least {FEWEST_PROMPTS} for "
+            "an interval"
         )
     return list(prompt_by_key.values())
 
@@ -53,7 +53,7 @@ def read_selection_prompts(config: EvaluateConfig, prompts: Sequence[Prompt]) ->
     reported_keys = {prompt.key for prompt in prompts}
     if num_shared := sum(prompt.key in reported_keys for prompt in selection):
         raise UserError(
-            f"{config.selection_prompts}: {config.prompts} holds {counted(num_shared, 'prompt')} of it too; a "
+            f"{config.selection_prompts}: {config.prompts} holds {pluralize(num_shared, 'prompt')} of it too; a "
             "temperature chosen on the prompts that it is reported on would look better than it is. Give other prompts"
         )
     return selection
@@ -68,7 +68,7 @@ def encode_prompt_set(
         log.warning("%s", summary)
     if len(encoded) < FEWEST_PROMPTS:
         raise UserError(
-            f"{counted(len(encoded), 'prompt')} left at max_prompt_tokens {config.max_prompt_tokens}, "
+            f"{pluralize(len(encoded), 'prompt')} left at max_prompt_tokens {config.max_prompt_tokens}, "
             f"{FEWEST_PROMPTS} are needed: raise it"
         )
     refused, truncated = refused_rows.count, refused_rows.truncated_prompts

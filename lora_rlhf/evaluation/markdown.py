@@ -1,6 +1,6 @@
 """A report as text: short tables for a terminal, and a Markdown page."""
 
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.evaluation.report_model import Group, Report, WinRate
 from lora_rlhf.evaluation.seen import seen_warning
@@ -103,11 +103,11 @@ def _fact_lines(report: Report) -> list[str]:
     """Warnings, the reward model's accuracy, and raised flags, each in a line."""
     facts = [f"WARNING: {warning_text}"] if (warning_text := seen_warning(report.training_data)) else []
     if num_failures := report.judge_failures:
-        facts.append(f"WARNING: the judge gave no usable answer on {counted(num_failures, 'comparison')}")
+        facts.append(f"WARNING: the judge gave no usable answer on {pluralize(num_failures, 'comparison')}")
     ordering = None if report.reward is None else report.reward.ordering_before
     if ordering is not None and ordering.accuracy is not None and ordering.ece is not None:
-        prompts = f" of {counted(ordering.held_out_prompts, 'prompt')}" if ordering.held_out_prompts else ""
-        pairs = f"{counted(ordering.accuracy.n, 'pair')}{prompts}"
+        prompts = f" of {pluralize(ordering.held_out_prompts, 'prompt')}" if ordering.held_out_prompts else ""
+        pairs = f"{pluralize(ordering.accuracy.n, 'pair')}{prompts}"
         accuracy_text = f"right on {rate_text(ordering.accuracy)} of {pairs}"
         fact = f"reward model on held-out rankings: {accuracy_text}, ECE {ordering.ece:.3f}"
         if ordering.label_agreement is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from lora_rlhf.configs.catalogue import BY_NAME
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.data.locate import HubDataset, locate
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import Source
 from lora_rlhf.evaluation.report_model import StageData, TrainingData
@@ -54,7 +54,7 @@ def seen_warning(data: TrainingData) -> str:
     if data.seen:
         counts = ", ".join(f"{row.stage} {row.seen}" for row in data.stages if row.seen)
         parts.append(
-            f"{data.seen} of {counted(data.prompts or 0, 'prompt')} also in training data ({counts}): figures on "
+            f"{data.seen} of {pluralize(data.prompts or 0, 'prompt')} also in training data ({counts}): figures on "
             "these flatter the stages"
         )
     if uncompared_stages := [f"{row.stage} ({row.path})" for row in data.stages if row.compared != "all"]:

@@ -1,6 +1,6 @@
 """The verdict of a report in one sentence: whether the candidate beats the baseline, and by more than sharpening."""
 
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.evaluation.report_model import WinRate
 from lora_rlhf.evaluation.wording import rate_text, system_text
 
@@ -32,7 +32,7 @@ def verdict_sentence(candidate: str, baseline: str, sampled: WinRate | None, bes
     if is_better:
         as_well = "better" if best_high < 0.5 else "as well"
         return (
-            f"{result}; but {at_best}. The gain is only sharpening, as far as {counted(best.n, 'prompt')} can tell"
+            f"{result}; but {at_best}. The gain is only sharpening, as far as {pluralize(best.n, 'prompt')} can tell"
             f": sampling {second} at a temperature that suits it does {as_well}."
         )
     if best_low > 0.5:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.render.wording import share_text
 
 Report = dict[str, Any]
@@ -60,7 +60,7 @@ def _leakage_advice(report: Report) -> Iterator[dict[str, str]]:
             near_copies = f", and {row['near']:,} more nearly (begun alike, or continued)" if row["near"] else ""
             yield {
                 "file": row["held_out"],
-                "text": f"{row['file']} holds {row['exact']:,} of its {counted(row['prompts'], 'prompt')} "
+                "text": f"{row['file']} holds {row['exact']:,} of its {pluralize(row['prompts'], 'prompt')} "
                 f"({share_text(row['exact'] / row['prompts'])}) too{near_copies}. Figures on held-out data would "
                 "flatter the model: take these prompts out of one of the two.",
             }
@@ -126,12 +126,12 @@ def _ranking_advice(file: Report) -> Iterator[str]:
     if rankings["all_tied"] >= TIED_SHARE * rankings["count"]:
         yield (
             f"a tie throughout, which teaches nothing: {rankings['all_tied']:,} of "
-            f"{counted(rankings['count'], 'ranking')} ({share_text(rankings['all_tied'] / rankings['count'])})."
+            f"{pluralize(rankings['count'], 'ranking')} ({share_text(rankings['all_tied'] / rankings['count'])})."
         )
     if rankings["pairs"] < FEW_PAIRS:
         yield (
-            f"{counted(rankings['pairs'], 'pair')} to learn from. Below about {FEW_PAIRS:,}, reward models were close "
-            "to chance (arXiv 2210.10760): collect more."
+            f"{pluralize(rankings['pairs'], 'pair')} to learn from. Below about {FEW_PAIRS:,}, reward models were "
+            "close to chance (arXiv 2210.10760): collect more."
         )
     longer_wins = rankings["longer_wins"]
     if longer_wins is not None and longer_wins["rate"] > LONGER_WINS and longer_wins["low"] > 0.5:
@@ -144,7 +144,7 @@ def _ranking_advice(file: Report) -> Iterator[str]:
     agreement = rankings["agreement"]
     if agreement is not None and agreement["rate"] < LOW_AGREEMENT and agreement["pairs"] >= ENOUGH_COMPARED:
         yield (
-            f"labelers agree on only {share_text(agreement['rate'])} of {counted(agreement['pairs'], 'pair')} "
+            f"labelers agree on only {share_text(agreement['rate'])} of {pluralize(agreement['pairs'], 'pair')} "
             "(InstructGPT's: 72.6 %), and a reward model can hardly agree with them more often. Clearer instructions "
             "help, or several labels a pair."
         )
@@ -194,14 +194,14 @@ def _stage_split_advice(stage: str, split: dict[str, Any]) -> Iterator[str]:
         else:
             way_out = f"--validation-fraction {split['enough']:g} gives some, and 0 trains on all of them, unmeasured"
         yield (
-            f"{stage} would stop: of {counted(rows, 'row')}, --validation-fraction {fraction:g} leaves none for "
+            f"{stage} would stop: of {pluralize(rows, 'row')}, --validation-fraction {fraction:g} leaves none for "
             f"{empty_side}; {way_out}."
         )
     if split["begin_alike"] > NARROW_SHARE * split["validation"]:
         yield (
             f"for {stage}, a different training prompt begins like {split['begin_alike']:,} of "
-            f"{counted(split['validation'], 'validation prompt')}, so validation figures will look better than on new "
-            "prompts."
+            f"{pluralize(split['validation'], 'validation prompt')}, so validation figures will look better than on "
+            "new prompts."
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.configs.catalogue import Stage
-from lora_rlhf.data.batches import IGNORED, packed_sft_batch, pad_left, pad_right, ranking_batch, sft_batch
+from lora_rlhf.data.batches import IGNORED_LABEL, packed_sft_batch, pad_left, pad_right, ranking_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
 from lora_rlhf.data.template import pad_id, stop_ids
 from lora_rlhf.model.forward import position_ids
@@ -96,7 +96,7 @@ def demonstration_batch(
     for row, (example, origin) in enumerate(zip(examples, origins, strict=True)):
         start = sum(lengths[:row]) if packing else 0
         cell_index = (0, slice(start, start + lengths[row])) if packing else (row, slice(None))
-        ids, counts_mask = tensors["input_ids"][cell_index], tensors["labels"][cell_index] != IGNORED
+        ids, counts_mask = tensors["input_ids"][cell_index], tensors["labels"][cell_index] != IGNORED_LABEL
         mask = torch.ones_like(ids, dtype=torch.bool) if packing else tensors["attention_mask"][cell_index].bool()
         positions = tensors["position_ids"][cell_index] if packing else torch.arange(len(ids))
         cells = _row_cells(tokenizer, ids, mask, counts_mask, positions, len(example.context_ids))

@@ -9,12 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from lora_rlhf.data.containers import container_of
+from lora_rlhf.data.containers import detect_container
 from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.locate import DataFiles, HubDataset, SavedDataset, locate
 from lora_rlhf.data.outputs import require_output
-from lora_rlhf.data.refusals import RefusedRows, counted, none_of
+from lora_rlhf.data.refusals import RefusedRows, none_of_phrase, pluralize
 from lora_rlhf.inspection.advice import advice_on_report
 from lora_rlhf.inspection.config import CheckConfig
 from lora_rlhf.inspection.duplicates import Prints, shared_prompts
@@ -175,9 +175,10 @@ class _CheckedFile:
         if refused.breaks:
             return [f"{fault}; the rows behind it are missing, nobody can say how many" for fault in refused.breaks]
         if not any(stage["error"] is None and stage["used"] for stage in self.stages):
-            return [f"{self.name}: {none_of(rows['read'], 'row')} can be used"]  # "none of its 5 rows can be used"
+            # such as "none of its 5 rows can be used"
+            return [f"{self.name}: {none_of_phrase(rows['read'], 'row')} can be used"]
         if strict and rows["refused"]:
-            return [f"{self.name}: {rows['refused']:,} of {counted(rows['read'], 'row')} refused (--strict)"]
+            return [f"{self.name}: {rows['refused']:,} of {pluralize(rows['read'], 'row')} refused (--strict)"]
         return []
 
 
@@ -189,7 +190,7 @@ def _read_refusals(stream: IO[str]) -> Iterator[Mapping[str, Any]]:
 
 def _files_by_container(located: DataFiles | HubDataset | SavedDataset) -> dict[str, int]:
     """How many files there are of each container (JSONL, CSV, ...); empty for a dataset that is not in data files."""
-    return dict(Counter(map(container_of, located.paths))) if isinstance(located, DataFiles) else {}
+    return dict(Counter(map(detect_container, located.paths))) if isinstance(located, DataFiles) else {}
 
 
 def _refusals_by_reason(refused: RefusedRows) -> list[dict[str, Any]]:
@@ -200,7 +201,7 @@ def _refusals_by_reason(refused: RefusedRows) -> list[dict[str, Any]]:
             "count": group.count,
             "examples": [{"place": row.origin, "detail": row.detail} for row in group.examples],
         }
-        for reason, group in refused.by_reason().items()
+        for reason, group in refused.reasons_by_count().items()
     ]
 
 

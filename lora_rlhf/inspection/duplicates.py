@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from lora_rlhf.data.duplicates import BEGINNING
+from lora_rlhf.data.duplicates import BEGINNING_CHARACTERS
 from lora_rlhf.data.labels import fingerprint
 from lora_rlhf.data.schema import Message, Prompt, fraction_between, normalized, split_position
 
@@ -114,9 +114,11 @@ class Prints:
         texts = [normalized((message,)) for message in prompt.messages]
         key_text = " ".join(texts)
         key = fingerprint(key_text)
-        beginning_text = _beginning_text(prompt.messages, texts) if len(texts) > 1 else key_text[:BEGINNING]
+        beginning_text = _beginning_text(prompt.messages, texts) if len(texts) > 1 else key_text[:BEGINNING_CHARACTERS]
         beginning_hash = (
-            (fingerprint(beginning_text) & ~SALT_MASK) | (key & SALT_MASK) if len(beginning_text) == BEGINNING else None
+            (fingerprint(beginning_text) & ~SALT_MASK) | (key & SALT_MASK)
+            if len(beginning_text) == BEGINNING_CHARACTERS
+            else None
         )
         self.rows += 1
         self.keys.add(key)
@@ -267,7 +269,7 @@ def _opening_text(messages: Sequence[Message], texts: Sequence[str]) -> str:
 def _beginning_text(messages: Sequence[Message], texts: Sequence[str]) -> str:
     """`data.duplicates.beginning`, from texts that are normalized already."""
     parts = (text for message, text in zip(messages, texts, strict=True) if message.role != "system")
-    return " ".join(parts)[:BEGINNING]
+    return " ".join(parts)[:BEGINNING_CHARACTERS]
 
 
 def _start_hashes(messages: Sequence[Message], texts: Sequence[str]) -> Iterator[int]:

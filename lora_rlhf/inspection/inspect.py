@@ -22,7 +22,7 @@ from lora_rlhf.data.encode import (
     encode_prompt,
     encode_ranking,
 )
-from lora_rlhf.data.labels import distinct_responses
+from lora_rlhf.data.labels import drop_duplicate_responses
 from lora_rlhf.data.outputs import require_output
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking
@@ -131,7 +131,7 @@ def _read_ranking_batch(config: InspectConfig, tokenizer: "PreTrainedTokenizerBa
     limits = _length_limits(config)
 
     def encode(row: Ranking, refused: RefusedRows) -> EncodedRanking | None:
-        distinct = distinct_responses(row, refused)
+        distinct = drop_duplicate_responses(row, refused)
         return None if distinct is None else encode_ranking(tokenizer, distinct, limits, refused)
 
     source: Source[Ranking] = Source(config.file, "rankings", config.format, columns=config.columns, has_flags=True)

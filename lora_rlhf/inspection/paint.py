@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_rlhf.configs.catalogue import Use
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.inspection.batches import Batch, Cell, Line, TokenKind
 from lora_rlhf.render.pages import render_page
 
@@ -124,7 +124,7 @@ def _heading_lines(batch: Batch, heading: Sequence[str]) -> list[str]:
 def _count_text(batch: Batch, line: Line) -> str:
     """How many tokens of each kind the line has, and its positions, as a phrase."""
     num_response_tokens = line.count("response", "end")
-    parts = [f"prompt {counted(line.count('prompt'), 'token')}"]
+    parts = [f"prompt {pluralize(line.count('prompt'), 'token')}"]
     if num_response_tokens:
         parts.append(f"response {num_response_tokens} ({line.num_counted} {COUNTED_WORDS[batch.stage.use]})")
     positions = [cell.position for cell in line.cells if cell.position is not None]

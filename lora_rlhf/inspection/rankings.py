@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_rlhf.data.labels import agreement, fingerprint
+from lora_rlhf.data.labels import fingerprint, ranking_agreement
 from lora_rlhf.data.schema import Prompt, Ranking
 from lora_rlhf.inspection.duplicates import MOST_HASHES
 
@@ -96,7 +96,7 @@ class RankingFigures:
 
     def summary(self) -> dict[str, Any]:
         """The figures for the report. `longer_wins` and `agreement` are None if there is nothing to compare."""
-        measured_agreement = agreement(self._repeated_rankings())
+        measured_agreement = ranking_agreement(self._repeated_rankings())
         return {
             "count": self.count,
             "responses": {str(size): count for size, count in sorted(self.sizes.items())},

@@ -18,7 +18,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from lora_rlhf.data.formats import RecordKind
-from lora_rlhf.data.parts import Part, divide, part_rows
+from lora_rlhf.data.parts import Part, divide_file, part_rows
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows
 from lora_rlhf.data.sources import Source
 from lora_rlhf.inspection.figures import FileFigures
@@ -127,7 +127,7 @@ def read_file(
     or None; pool: of `open_process_pool`.
     """
     if pool is not None and stream is None and _is_large(name):
-        parts = divide(Path(name), PARTS_PER_PROCESS * _count_processes())
+        parts = divide_file(Path(name), PARTS_PER_PROCESS * _count_processes())
         part_figures = figures.empty_part(len(parts) or 1)
         source_options = {"kind": kind, "format": format, "columns": columns, "has_flags": has_flags}
         read_part = partial(_read_part, name=name, figures=part_figures, source_options=source_options)

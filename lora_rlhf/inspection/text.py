@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.render.tables import align_columns
 from lora_rlhf.render.wording import share_text
 
@@ -103,14 +103,14 @@ def _row_lines(file: dict[str, Any]) -> Iterator[str]:
     if file["skipped"]:
         names = ", ".join(printable_text(name) for name in file["skipped"][:MOST_PLACES])
         more = ", ..." if len(file["skipped"]) > MOST_PLACES else ""
-        yield from _entry_lines("", f"no data: {counted(len(file['skipped']), 'file')} ({names}{more})")
+        yield from _entry_lines("", f"no data: {pluralize(len(file['skipped']), 'file')} ({names}{more})")
     for entry_number, reason in enumerate(file["refused"][:MOST_REASONS]):
         yield from _entry_lines(
             "" if entry_number else "refused", f"{reason['count']:,}: {shortened(reason['reason'], LINE_WIDTH)}"
         )
         yield from _entry_lines("", "   " + _places_text(file["file"], reason))
     if len(file["refused"]) > MOST_REASONS:
-        yield from _entry_lines("", f"and {counted(len(file['refused']) - MOST_REASONS, 'more reason')}")
+        yield from _entry_lines("", f"and {pluralize(len(file['refused']) - MOST_REASONS, 'more reason')}")
 
 
 def _places_text(file_name: str, reason: dict[str, Any]) -> str:
@@ -149,24 +149,24 @@ def _rankings_text(rankings: dict[str, Any] | None) -> str:
         return ""
     sizes = rankings["responses"]
     num_responses = next(iter(sizes)) if len(sizes) == 1 else f"{min(map(int, sizes))} to {max(map(int, sizes))}"
-    pairs, ties = counted(rankings["pairs"], "pair"), rankings["ties"]
+    pairs, ties = pluralize(rankings["pairs"], "pair"), rankings["ties"]
     parts = [
-        f"{rankings['count']:,} of {num_responses} responses: {pairs}, {counted(ties, 'tie') if ties else 'no ties'}"
+        f"{rankings['count']:,} of {num_responses} responses: {pairs}, {pluralize(ties, 'tie') if ties else 'no ties'}"
     ]
     if longer_wins := rankings["longer_wins"]:
         low, high = (f"{100 * longer_wins[end]:.1f}" for end in ("low", "high"))
         equal_note = (
-            f"; as long as the other in {counted(longer_wins['equal'], 'pair')}, which count half"
+            f"; as long as the other in {pluralize(longer_wins['equal'], 'pair')}, which count half"
             if longer_wins["equal"]
             else ""
         )
         parts.append(f"the longer response wins {share_text(longer_wins['rate'])} ({low} to {high}{equal_note})")
     if rankings["labelers"]:
-        parts.append(counted(rankings["labelers"], "labeler"))
+        parts.append(pluralize(rankings["labelers"], "labeler"))
     if agreement := rankings["agreement"]:
         # without names, a copied row cannot be told from a second labeler who agrees
         raters = "labelers" if rankings["labelers"] else "repeated rankings"
-        parts.append(f"{raters} agree on {share_text(agreement['rate'])} of {counted(agreement['pairs'], 'pair')}")
+        parts.append(f"{raters} agree on {share_text(agreement['rate'])} of {pluralize(agreement['pairs'], 'pair')}")
     return "; ".join(parts)
 
 
@@ -194,9 +194,8 @@ def _stage_text(stage: dict[str, Any], rows: dict[str, int]) -> str:
     if stage["error"] is not None:
         return printable_text(stage["error"].splitlines()[0])
     prefix = f"{stage['used']:,} of " if stage["refused"] else ""
-    parts = [
-        f"{prefix}{counted(stage['used'] + stage['refused'], 'row')}{_stage_rows_text(stage) if stage['used'] else ''}"
-    ]
+    rows_text = _stage_rows_text(stage) if stage["used"] else ""
+    parts = [f"{prefix}{pluralize(stage['used'] + stage['refused'], 'row')}{rows_text}"]
     if stage["refused"] != rows["refused"]:
         parts += [
             f"{count:,} refused: {shortened(reason.partition(';')[0], LINE_WIDTH)}"
@@ -210,7 +209,7 @@ def _stage_rows_text(stage: dict[str, Any]) -> str:
     if stage["kind"] == "texts":
         return " of pretraining text"
     if stage["kind"] == "prompts":
-        return f": {counted(stage['different'], 'different prompt')}"
+        return f": {pluralize(stage['different'], 'different prompt')}"
     records_text = f", {stage['records']:,} {stage['kind']}" if stage["records"] != stage["used"] else ""
     tied_text = f", {stage['tied']:,} tied throughout and left out" if stage["tied"] else ""
     split = stage["split"]
@@ -272,11 +271,11 @@ def _shared_prompts_lines(report: dict[str, Any], names: dict[str, str]) -> Iter
     if report["leakage"] and not leaks:
         yield "  no held-out prompt stands in another file"
     for row in leaks:
-        held_out = f"{row['exact']:,} of {counted(row['prompts'], 'held-out prompt')} of {names[row['held_out']]}"
+        held_out = f"{row['exact']:,} of {pluralize(row['prompts'], 'held-out prompt')} of {names[row['held_out']]}"
         yield from _wrapped_lines(f"{names[row['file']]} holds {held_out}{_near_text(row)}", "  ", "    ")
     for row in report["overlap"]:
         if row["exact"] or row["near"]:
-            prompts = f"{counted(row['exact'], 'prompt')} of {names[row['file']]}{_near_text(row)}"
+            prompts = f"{pluralize(row['exact'], 'prompt')} of {names[row['file']]}{_near_text(row)}"
             yield from _wrapped_lines(f"{names[row['other']]} holds {prompts}", "  ", "    ")
 
 

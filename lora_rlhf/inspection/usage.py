@@ -60,7 +60,9 @@ def stage_use(kind: RecordKind, reading: Reading) -> dict[str, Any]:
         "error": None,
         "used": rows["used"],
         "refused": rows["refused"],
-        "reasons": {reason: group.count for reason, group in list(reading.refused.by_reason().items())[:MOST_REASONS]},
+        "reasons": {
+            reason: group.count for reason, group in list(reading.refused.reasons_by_count().items())[:MOST_REASONS]
+        },
         "records": reading.records,
         "tied": reading.figures.rankings.all_tied,
         "different": prints.num_distinct,

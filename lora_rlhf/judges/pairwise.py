@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from lora_rlhf.data.encode import EncodedPrompt
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.judges.cache import Cache, hash_question
 from lora_rlhf.judges.judge import Verdicts
@@ -215,7 +215,7 @@ class PairwiseJudge:
 
     def _no_verdict_error(self, reply: Reply) -> UserError:
         """The error for a judge without any verdict, with its last fault."""
-        num_asked = counted(self._counts.faults.total(), "question")
+        num_asked = pluralize(self._counts.faults.total(), "question")
         return UserError(
             f"--judge {self.name}: {self._model_name()} gave no verdict ({num_asked} asked); the last fault: "
             f"{reply.fault}{': ' + reply.detail if reply.detail else ''}. Choose another judge, or mend this one"

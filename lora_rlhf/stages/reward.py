@@ -9,11 +9,11 @@ from lora_rlhf.algo.losses import listwise_loss, ranking_loss, ranking_pairs
 from lora_rlhf.configs.stages import RewardConfig
 from lora_rlhf.configs.values import check, read_yaml
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking, encode_demonstration, encode_ranking
-from lora_rlhf.data.labels import Agreement, AgreementCounter, agreement, distinct_responses
+from lora_rlhf.data.labels import Agreement, AgreementCounter, drop_duplicate_responses, ranking_agreement
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration, Ranking
 from lora_rlhf.data.sources import Source
-from lora_rlhf.data.spool import Spool, spool_examples, spool_rankings
+from lora_rlhf.data.spool import Spool, make_example_spool, make_ranking_spool
 from lora_rlhf.data.template import ensure_template
 from lora_rlhf.model.forward import response_scores
 from lora_rlhf.model.open import describe_base, locate_base
@@ -58,7 +58,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         ensure_template(model.tokenizer)
         training, validation, label_agreement = _encode_rankings(config, model, rankings)
         if several is not None:
-            label_agreement = agreement(several)
+            label_agreement = ranking_agreement(several)
         examples = _encode_demonstrations(config, model, demonstrations)
 
         rng = seed_everything(config.seed)
@@ -109,13 +109,13 @@ def _encode_rankings(
     config: RewardConfig, model: SharedModel, rankings: Source[Ranking]
 ) -> tuple[Spool[EncodedRanking], Spool[EncodedRanking], Agreement]:
     """Training and held-out rankings, a prompt on one side only; and how far the labels of all of them agree."""
-    split = Split(config.validation_fraction, spool_rankings(), spool_rankings())
+    split = Split(config.validation_fraction, make_ranking_spool(), make_ranking_spool())
     refused, limits = RefusedRows(config.strict), length_limits(config)
     repeated = RefusedRows()
     counter, tied = AgreementCounter(), 0
 
     def encode(ranking: Ranking, refused: RefusedRows) -> EncodedRanking | None:
-        distinct = distinct_responses(ranking, repeated)
+        distinct = drop_duplicate_responses(ranking, repeated)
         if distinct is None:
             return None
         counter.add(distinct)
@@ -146,7 +146,7 @@ def _encode_rankings(
 def _encode_demonstrations(
     config: RewardConfig, model: SharedModel, demonstrations: Source[Demonstration]
 ) -> Spool[EncodedExample]:
-    examples, refused = spool_examples(), RefusedRows()
+    examples, refused = make_example_spool(), RefusedRows()
     encode_source(
         demonstrations,
         lambda row, refused: encode_demonstration(model.tokenizer, row, length_limits(config), refused),

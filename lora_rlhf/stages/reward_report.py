@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from lora_rlhf.data.encode import EncodedRanking
-from lora_rlhf.data.refusals import counted
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.stats.ordering import OrderingReport, ordering_report
 
 CHANCE = 0.5  # the accuracy of a coin
@@ -27,5 +27,5 @@ def chance_fault(results: Mapping[str, Any]) -> str | None:
     if accuracy is None or accuracy["low"] > CHANCE:
         return None
     interval = f"{accuracy['rate']:.3f} (95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f})"
-    pairs = counted(results["held_out_pairs"], "pair")
+    pairs = pluralize(results["held_out_pairs"], "pair")
     return f"this reward model may be no better than chance: held-out accuracy {interval} on {pairs}"

@@ -10,13 +10,13 @@ from tqdm import tqdm
 from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig
-from lora_rlhf.data.duplicates import without_repeats
+from lora_rlhf.data.duplicates import drop_repeated_prompts
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
 from lora_rlhf.data.formats import RecordKind
-from lora_rlhf.data.refusals import RefusedRows, counted, none_of
+from lora_rlhf.data.refusals import RefusedRows, none_of_phrase, pluralize
 from lora_rlhf.data.schema import Prompt, fraction_between, split_of, split_position
 from lora_rlhf.data.sources import Record, Source
-from lora_rlhf.data.spool import Spool, spool_prompts
+from lora_rlhf.data.spool import Spool, make_prompt_spool
 from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Split(Generic[Encoded]):
     def require_both(self, path: str) -> None:
         """UserError when no row is held out although the fraction is above 0: training would go unmeasured."""
         if self.fraction and not self.validation:
-            rows = counted(len(self.train), "row")
+            rows = pluralize(len(self.train), "row")
             enough = fraction_between(self.nearest, self.farthest)
             if enough is None:
                 raise UserError(
@@ -93,17 +93,17 @@ def encode_prompts(
     config: SampleConfig | PPOConfig, source: Source[Prompt], tokenizer: "PreTrainedTokenizerBase"
 ) -> Spool[EncodedPrompt]:
     """The source's distinct prompts, encoded. UserError if none is left."""
-    prompts, refused, repeated = spool_prompts(), RefusedRows(config.strict), RefusedRows()
+    prompts, refused, repeated = make_prompt_spool(), RefusedRows(config.strict), RefusedRows()
     encode_source(
         source,
         lambda prompt, refused: encode_prompt(tokenizer, prompt, config.max_prompt_tokens, refused),
         lambda prompt, ids: prompts.append(EncodedPrompt(ids, prompt)),
         refused,
-        without_repeats(watched(source), config.deduplicate, repeated),
+        drop_repeated_prompts(watched(source), config.deduplicate, repeated),
     )
     refused.extend(repeated)
     if not prompts:
-        raise UserError(f"{config.prompts}: {none_of(source.read, 'prompt')} is left\n{refused.summary()}")
+        raise UserError(f"{config.prompts}: {none_of_phrase(source.read, 'prompt')} is left\n{refused.summary()}")
     report_refusals(config.prompts, refused)
     return prompts
 

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from lora_rlhf.algo.losses import lm_loss
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.configs.values import check
-from lora_rlhf.data.batches import IGNORED, packed_sft_batch, response_batch, sft_batch
+from lora_rlhf.data.batches import IGNORED_LABEL, packed_sft_batch, response_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample, encode_demonstration
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Demonstration
 from lora_rlhf.data.sources import Source, every_turn
-from lora_rlhf.data.spool import Spool, spool_examples
+from lora_rlhf.data.spool import Spool, make_example_spool
 from lora_rlhf.data.template import pad_id
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
@@ -92,7 +92,7 @@ def _encode_demonstrations(
     config: SFTConfig, model: SharedModel, source: Source[Demonstration]
 ) -> Split[EncodedExample]:
     """Training and validation examples; a prompt is never in both."""
-    split = Split(config.validation_fraction, spool_examples(), spool_examples())
+    split = Split(config.validation_fraction, make_example_spool(), make_example_spool())
     refused, limits = RefusedRows(config.strict), length_limits(config)
     encode_source(
         source,
@@ -242,7 +242,7 @@ def _answer_loss(config: SFTConfig, model: SharedModel, rows: Sequence[EncodedEx
     batch = packed_sft_batch(rows) if config.packing else sft_batch(rows, pad_id(model.tokenizer))
     batch = {name: value.to(model.device) for name, value in batch.items()}
     labels = batch.pop("labels")
-    logprobs = counted_logprobs(model, labels, labels != IGNORED, **batch)
+    logprobs = counted_logprobs(model, labels, labels != IGNORED_LABEL, **batch)
     return lm_loss(logprobs, torch.ones_like(logprobs, dtype=torch.bool), num_tokens)
 
 

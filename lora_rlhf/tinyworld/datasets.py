@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.labels import Agreement, agreement
+from lora_rlhf.data.labels import Agreement, ranking_agreement
 from lora_rlhf.data.schema import Demonstration, Prompt, Text, row_of
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.system.errors import UserError
@@ -69,7 +69,7 @@ def label(config: LabelConfig) -> Agreement | None:
         for labeler in rng.sample(all_labelers, OVERLAP_LABELERS)
     ]
     write_jsonl(config.agreement_to, map(row_of, overlapping_rankings))
-    return agreement(overlapping_rankings)
+    return ranking_agreement(overlapping_rankings)
 
 
 def _read_prompts_and_responses(path: str) -> list[tuple[Prompt, list[str]]]:

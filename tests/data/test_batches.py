@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from lora_rlhf.data.batches import IGNORED, packed_sft_batch, pad_left, pad_right, ranking_batch, sft_batch
+from lora_rlhf.data.batches import IGNORED_LABEL, packed_sft_batch, pad_left, pad_right, ranking_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking
 
 
@@ -50,7 +50,7 @@ EXAMPLES = st.lists(st.builds(EncodedExample, IDS, IDS), min_size=1, max_size=6)
 @given(examples=EXAMPLES, pad=st.integers(0, 20))
 def test_batches_are_those_of_trl(examples: list[EncodedExample], pad: int) -> None:
     rows = [
-        {"input_ids": e.prompt_ids + e.response_ids, "labels": [IGNORED] * len(e.prompt_ids) + e.response_ids}
+        {"input_ids": e.prompt_ids + e.response_ids, "labels": [IGNORED_LABEL] * len(e.prompt_ids) + e.response_ids}
         for e in examples
     ]
     expected = DataCollatorForLanguageModeling(pad)(rows)

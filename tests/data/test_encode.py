@@ -218,7 +218,7 @@ def test_prompts_that_hold_the_template_already_are_one_reason(make_tokenizer) -
     prompts = [Prompt((Message("user", wrapped.format(text)),), origin=f"p:{text}") for text in ("Hi", "Bye")]
     encoded, refused = encode_prompts(tokenizer, [*prompts, Prompt((QUESTION,))], 100)
     assert [item.prompt.messages for item in encoded] == [(QUESTION,)]
-    (reason,) = refused.by_reason().items()
+    (reason,) = refused.reasons_by_count().items()
     assert (reason[0], reason[1].count) == ("the chat template seems to be applied already", 2)
 
 

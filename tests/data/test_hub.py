@@ -86,17 +86,17 @@ def test_the_environments_proxy_is_asked(monkeypatch: pytest.MonkeyPatch, status
     with server(status) as (address, asked):
         monkeypatch.setenv("http_proxy", address)
         if reached:
-            hub._require_endpoint("owner/name")
+            hub._require_reachable_hub("owner/name")
         else:
             with pytest.raises(UserError, match=f"cannot be reached.*{status}"):
-                hub._require_endpoint("owner/name")
+                hub._require_reachable_hub("owner/name")
     assert [path.rstrip("/") for path in asked] == ["http://hub.invalid"]
 
 
 def test_a_proxy_that_the_probe_cannot_use_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
-    hub._require_endpoint("owner/name")
+    hub._require_reachable_hub("owner/name")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.data.locate import DataFiles, HubDataset, SavedDataset, is_data, locate, plain_suffix
+from lora_rlhf.data.locate import DataFiles, HubDataset, SavedDataset, data_suffix, is_data_file, locate
 from lora_rlhf.system.errors import UserError
 
 
@@ -98,13 +98,13 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
 
 
 def test_suffixes_and_names_of_data() -> None:
-    assert [plain_suffix(Path(name)) for name in ("a.JSONL.gz", "b.tar.gz", "c", "d.csv")] == [
+    assert [data_suffix(Path(name)) for name in ("a.JSONL.gz", "b.tar.gz", "c", "d.csv")] == [
         ".jsonl",
         ".tar",
         "",
         ".csv",
     ]
-    assert is_data(Path("x/train.jsonl")) and not is_data(Path("x/README.txt"))
+    assert is_data_file(Path("x/train.jsonl")) and not is_data_file(Path("x/README.txt"))
 
 
 def test_a_folder_of_several_splits_is_not_read_as_one(tmp_path: Path) -> None:

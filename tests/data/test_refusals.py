@@ -1,6 +1,6 @@
 """Refusals are counted and grouped, the most frequent reason first, with their first places."""
 
-from lora_rlhf.data.refusals import BadRow, RefusedRows, none_of
+from lora_rlhf.data.refusals import BadRow, RefusedRows, none_of_phrase
 from lora_rlhf.system.errors import UserError
 
 
@@ -29,7 +29,10 @@ def test_one_is_one() -> None:
     refused = RefusedRows()
     refused.truncated_prompts = refused.cut_responses = 1
     assert refused.summary() == "1 prompt truncated from the left\n1 response cut at the limit"
-    assert (none_of(1, "row"), none_of(1200, "row")) == ("not even its only row", "none of its 1,200 rows")
+    assert (none_of_phrase(1, "row"), none_of_phrase(1200, "row")) == (
+        "not even its only row",
+        "none of its 1,200 rows",
+    )
 
 
 def test_extend_adds_refusals_and_truncations() -> None:

@@ -4,12 +4,17 @@ from typing import Literal
 
 import pytest
 
-from lora_rlhf.data.duplicates import BEGINNING, beginning, earlier_prompts, without_repeats
+from lora_rlhf.data.duplicates import (
+    BEGINNING_CHARACTERS,
+    drop_repeated_prompts,
+    earlier_prompt_keys,
+    normalized_beginning,
+)
 from lora_rlhf.data.labels import fingerprint
 from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Message, Prompt
 
-LONG = "x" * (BEGINNING - len("user: "))
+LONG = "x" * (BEGINNING_CHARACTERS - len("user: "))
 
 
 def talk(*texts: str, system: str = "") -> Prompt:
@@ -20,8 +25,10 @@ def talk(*texts: str, system: str = "") -> Prompt:
 
 def kept(how: Literal["exact", "prefix", "none"], *prompts: Prompt) -> tuple[list[int], list[str]]:
     refused = RefusedRows()
-    left = list(without_repeats(prompts, how, refused))
-    return [next(n for n, one in enumerate(prompts) if one is prompt) for prompt in left], list(refused.by_reason())
+    left = list(drop_repeated_prompts(prompts, how, refused))
+    return [next(n for n, one in enumerate(prompts) if one is prompt) for prompt in left], list(
+        refused.reasons_by_count()
+    )
 
 
 def test_exact_leaves_out_what_differs_in_spelling_alone() -> None:
@@ -33,7 +40,7 @@ def test_exact_leaves_out_what_differs_in_spelling_alone() -> None:
 def test_prefix_leaves_out_what_begins_alike() -> None:
     assert kept("prefix", talk(LONG + "a"), talk(LONG + "b"), talk(LONG[:-1] + "y")) == (
         [0, 2],
-        [f"begins with the {BEGINNING} characters of an earlier prompt"],
+        [f"begins with the {BEGINNING_CHARACTERS} characters of an earlier prompt"],
     )
     assert kept("prefix", talk(LONG[:-9]), talk(LONG[:-8]))[0] == [0, 1]  # shorter than what must be shared
     assert kept("prefix", talk("a", system=LONG), talk("b", system=LONG))[0] == [0, 1]
@@ -48,9 +55,9 @@ def test_prefix_leaves_out_one_of_a_conversation_and_its_continuation(shorter_fi
 
 
 def test_what_a_conversation_went_through() -> None:
-    assert list(earlier_prompts(talk("a", "b", "c", "d", "e"))) == [
+    assert list(earlier_prompt_keys(talk("a", "b", "c", "d", "e"))) == [
         fingerprint(talk("a").key),
         fingerprint(talk("a", "b", "c").key),
     ]
-    assert list(earlier_prompts(talk("a"))) == []
-    assert beginning(talk("A  b", system="s")) == "user: a b"
+    assert list(earlier_prompt_keys(talk("a"))) == []
+    assert normalized_beginning(talk("A  b", system="s")) == "user: a b"

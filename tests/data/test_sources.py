@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset
 
 from lora_rlhf.data.formats import RecordKind
-from lora_rlhf.data.groups import MOST
+from lora_rlhf.data.groups import MAX_ITEMS
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text
 from lora_rlhf.data.sources import (
@@ -373,9 +373,9 @@ def test_a_group_that_contradicts_itself_is_refused_row_by_row(tmp_path: Path) -
 
 
 def test_a_group_is_read_in_parts_where_it_would_fill_the_memory(tmp_path: Path) -> None:
-    rows = [rated("p", str(number), number % 5) for number in range(MOST + 2)]
+    rows = [rated("p", str(number), number % 5) for number in range(MAX_ITEMS + 2)]
     records, source = read(jsonl(tmp_path / "rows.jsonl", rows), "rankings")
-    assert [len(record.responses) for record in records] == [MOST, 2] and source.used == MOST + 2
+    assert [len(record.responses) for record in records] == [MAX_ITEMS, 2] and source.used == MAX_ITEMS + 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.data.spool import Spool, spool_examples, spool_prompts, spool_rankings
+from lora_rlhf.data.spool import Spool, make_example_spool, make_prompt_spool, make_ranking_spool
 
 
 def plain(folder: Path | None = None) -> Spool[Any]:
@@ -80,14 +80,14 @@ def test_what_was_read_is_not_what_is_stored() -> None:
 
 def test_examples_come_back() -> None:
     examples = [EncodedExample([0, 1, 2**31 - 1], [7]), EncodedExample([5], list(range(4000))), EncodedExample([], [])]
-    spool = spool_examples()
+    spool = make_example_spool()
     spool.extend(examples)
     assert list(spool) == examples
 
 
 def test_rankings_come_back() -> None:
     rankings = [EncodedRanking([1, 2], [[3], [4, 5], [6]], [2, 1, 2]), EncodedRanking([9], [[8], []], [1, 2])]
-    spool = spool_rankings()
+    spool = make_ranking_spool()
     spool.extend(rankings)
     assert list(spool) == rankings
 
@@ -104,7 +104,7 @@ def test_prompts_come_back_with_all_that_they_hold() -> None:
         EncodedPrompt([1, 2, 3], Prompt(turns, meta, "data/train ü.jsonl:17")),
         EncodedPrompt([], Prompt.of("x")),
     ]
-    spool = spool_prompts()
+    spool = make_prompt_spool()
     spool.extend(prompts)
     assert list(spool) == prompts
     first = spool[0].prompt
@@ -152,7 +152,7 @@ def test_what_was_written_before_the_disk_was_full_is_whole(tmp_path: Path, smal
 
 def test_temporary_files_go_where_tmpdir_says(tmp_path: Path) -> None:
     program = (
-        "import os; from lora_rlhf.data.spool import spool_examples; spool = spool_examples();"
+        "import os; from lora_rlhf.data.spool import make_example_spool; spool = make_example_spool();"
         "print([os.readlink(f'/proc/self/fd/{fd}') for fd in range(3, 40) if os.path.islink(f'/proc/self/fd/{fd}')])"
     )
     answer = subprocess.run(
@@ -181,7 +181,7 @@ def test_processes_that_share_a_spool_read_alike() -> None:
 
 @pytest.mark.slow
 def test_memory_is_a_few_bytes_an_item() -> None:
-    spool = spool_examples()
+    spool = make_example_spool()
     example = EncodedExample(list(range(1000, 1060)), list(range(2000, 2060)))
     tracemalloc.start()
     for _ in range(4000):

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.thoughts import split_thought, with_thought
+from lora_rlhf.data.thoughts import join_thought, split_thought
 
 TEXT = st.lists(st.sampled_from(["a", " ", "\n", "\n\n", "<", "think", "ü"]), max_size=6).map("".join)
 
 
 @given(thought=TEXT.filter(str.strip), answer=TEXT)
 def test_a_thought_and_its_answer_come_back(thought: str, answer: str) -> None:
-    assert split_thought(with_thought(thought, answer)) == (thought, answer)
+    assert split_thought(join_thought(thought, answer)) == (thought, answer)
 
 
 @pytest.mark.parametrize(

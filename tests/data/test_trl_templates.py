@@ -21,7 +21,7 @@ from lora_rlhf.data.template import (
     render_verbatim,
     stop_ids,
 )
-from lora_rlhf.data.thoughts import with_thought
+from lora_rlhf.data.thoughts import join_thought
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -211,7 +211,7 @@ def test_an_answer_without_a_thought(tokenizer, name: str) -> None:
 
 def test_an_answer_with_a_thought(tokenizer, name: str) -> None:
     cells = TABLE[name]
-    text = with_thought(THOUGHT, ANSWER)
+    text = join_thought(THOUGHT, ANSWER)
     if name == "qwen3_5_nothink":
         with pytest.raises(BadRow, match="leaves no room for the answer's thought"):
             render_response(tokenizer, PROMPT, text)
@@ -254,7 +254,7 @@ def test_system_and_history(tokenizer, name: str) -> None:
 
 
 def test_thoughts_in_the_history(tokenizer, name: str) -> None:
-    text = with_thought(THOUGHT, ANSWER)
+    text = join_thought(THOUGHT, ANSWER)
     prompt = Prompt((Message("user", "Hi."), Message("assistant", text), Message("user", QUESTION)))
     answer = turn("assistant", text)
     if TABLE[name].thought is not None and name not in NO_PLAIN_ANSWER:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lora_rlhf.data.formats import FORMATS
-from lora_rlhf.data.names import meaning_of
+from lora_rlhf.data.names import column_meaning
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
 from tests.data.test_formats import EXAMPLES
@@ -254,4 +254,4 @@ def test_columns_that_say_nothing_here_are_no_reason(columns: dict[str, Any]) ->
     ],
 )
 def test_names_are_read_by_their_words(name: str, meaning: str | None) -> None:
-    assert meaning_of(name) == meaning
+    assert column_meaning(name) == meaning

@@ -77,8 +77,8 @@ def test_hash_stands_for_the_prompt_key() -> None:
 def test_beginning_and_starts_are_those_that_deduplication_uses() -> None:
     prompt = talk(LONG, "x" * 20, "And  then?", "y", "Why?", system="Be brief.")
     prints = prints_of(prompt)
-    assert prints.starts.table()[0].tolist() == sorted(exactly.earlier_prompts(prompt))
-    assert int(prints.beginnings.table()[0][0]) >> 12 == fingerprint(exactly.beginning(prompt)) >> 12
+    assert prints.starts.table()[0].tolist() == sorted(exactly.earlier_prompt_keys(prompt))
+    assert int(prints.beginnings.table()[0][0]) >> 12 == fingerprint(exactly.normalized_beginning(prompt)) >> 12
 
 
 def test_same_prompt_and_same_row() -> None:

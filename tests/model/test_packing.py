@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
-from lora_rlhf.data.batches import IGNORED, packed_sft_batch, sft_batch
+from lora_rlhf.data.batches import IGNORED_LABEL, packed_sft_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.packing import packing_leak, require_no_leak
@@ -72,7 +72,7 @@ def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def _summed(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each label from the position before it."""
     return functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
     )
 
 
