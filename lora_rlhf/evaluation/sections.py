@@ -28,8 +28,8 @@ from lora_rlhf.evaluation.report_model import (
 from lora_rlhf.evaluation.reward_figures import ordering_figures, ordering_on_answers, reward_changes
 from lora_rlhf.evaluation.tax import block_tokens, encode_choices, guessing_accuracy, measure_tax, pack_text
 from lora_rlhf.judges.scores import ScoreJudge, prompt_text
-from lora_rlhf.probes.audit import Side, audit
-from lora_rlhf.probes.bins import POLISH, failures, high_rewards
+from lora_rlhf.probes.audit import SystemAnswers, audit
+from lora_rlhf.probes.bins import POLISH, failures_by_bin, high_reward_flags
 from lora_rlhf.stats.bradley_terry import bradley_terry_ratings
 from lora_rlhf.stats.win_rates import length_controlled_win_rate, win_rate
 from lora_rlhf.system.typed_json import from_json, to_json
@@ -176,12 +176,12 @@ def add_audit(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report
     failed_cases = _failed_cases(evaluation)
     is_judge_independent = evaluation.judge.name != "reward"
 
-    def make_side(name: str) -> Side:
+    def system_answers(name: str) -> SystemAnswers:
         values = {
             key: [float(value or 0.0) for value in column.values] for key, column in columns_by_system[name].items()
         }
         is_scored = is_judge_independent and isinstance(evaluation.judge, ScoreJudge)
-        return Side(
+        return SystemAnswers(
             [answer.text for answer in evaluation.answers[name]],
             quality=values["score"] if is_scored else None,
             rewards=values.get("reward_score"),
@@ -189,10 +189,12 @@ def add_audit(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report
             failed=failed_cases.get(name, {}),
         )
 
-    other_sides = [make_side(name) for name in report.systems if name not in (report.candidate, report.baseline)]
+    other_systems = [system_answers(name) for name in report.systems if name not in (report.candidate, report.baseline)]
     outcomes = evaluation.outcomes[report.pair] if is_judge_independent else None
     prompts = [prompt_text(prompt.prompt) for prompt in evaluation.prompts]
-    audit_results = audit(prompts, make_side(report.candidate), make_side(report.baseline), other_sides, outcomes)
+    audit_results = audit(
+        prompts, system_answers(report.candidate), system_answers(report.baseline), other_systems, outcomes
+    )
     report.audit = from_json(Audit, to_json(audit_results), "audit")
 
 
@@ -262,9 +264,9 @@ def _failed_cases(evaluation: Evaluation) -> dict[str, dict[str, list[bool]]]:
         scores = {
             name: evaluation.reward.scores(prompts, answers) for name, answers in evaluation.probe_answers.items()
         }
-        has_high_reward = high_rewards(scores, probe_set)
+        has_high_reward = high_reward_flags(scores, probe_set)
     return {
-        name: failures(probe_set, [answer.text for answer in answers], evaluation.world, has_high_reward[name])
+        name: failures_by_bin(probe_set, [answer.text for answer in answers], evaluation.world, has_high_reward[name])
         for name, answers in evaluation.probe_answers.items()
     }
 

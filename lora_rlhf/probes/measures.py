@@ -1,4 +1,4 @@
-"""Measures of the audit: how much of a text repeats, which answers are the same, how much a reward pays for length."""
+"""Measures of the audit: repeated words, equal answers, and the reward for length."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ from lora_rlhf.stats.intervals import MeanInterval, bootstrap_statistic, percent
 from lora_rlhf.stats.text_metrics import has_common_opening, has_repeated_answer, normalized_words, num_unrepeated_words
 
 
-class Graded(NamedTuple):
+class GradedResponses(NamedTuple):
     """Several responses to one prompt: reward, length and quality of each.
 
     `qualities` come from another measure than the reward: a gold or judge's score, or minus the rank that people gave.
@@ -29,34 +29,36 @@ def repeated_share(text: str) -> float:
     return 1 - num_unrepeated_words(text) / count if count else 0.0
 
 
-def collapsed(responses: Sequence[str]) -> list[bool]:
-    """For each response, whether another prompt got the same one, or it begins with the commonest four words."""
+def is_collapsed(responses: Sequence[str]) -> list[bool]:
+    """For each response, whether another one is equal, or it begins with the most frequent four words."""
     return [
-        same or common
-        for same, common in zip(has_repeated_answer(responses), has_common_opening(responses), strict=True)
+        is_repeated or is_common
+        for is_repeated, is_common in zip(has_repeated_answer(responses), has_common_opening(responses), strict=True)
     ]
 
 
-def partial_correlation(groups: Sequence[Graded]) -> MeanInterval:
-    """Correlation of reward and log length within prompts, both less what the quality explains of them; -1 to 1.
+def partial_correlation(groups: Sequence[GradedResponses]) -> MeanInterval:
+    """The partial correlation of reward and log length within prompts, given the quality; -1 to 1.
 
-    Every variable is centred on its prompt's mean, so prompts that ask for long answers make no difference. What people
-    or a judge themselves pay for length is in the quality and does not count. The interval is the bootstrap over
-    prompts (`intervals.bootstrap`); n counts them. NaN where nothing varies.
+    Every variable is centred on its prompt's mean, so prompts that ask for long answers make no difference. A
+    preference of people or the judge for length is a part of the quality and does not count. The interval is the
+    bootstrap over prompts; n is their number. NaN if a variable is constant.
     """
-    rows = [_moments(group) for group in groups if len(group.rewards) > 1]
+    rows = [_centred_moments(group) for group in groups if len(group.rewards) > 1]
     if not rows:
         return MeanInterval(math.nan, math.nan, math.nan, 0)
     moments, n = torch.stack(rows), len(rows)
-    value = _partial(moments.sum(dim=0, keepdim=True)).item()
+    value = _correlation_from_moments(moments.sum(dim=0, keepdim=True)).item()
     if n == 1 or math.isnan(value):
         return MeanInterval(value, math.nan, math.nan, n)
     return MeanInterval(
-        value, *percentile_interval(bootstrap_statistic(n, lambda counts: _partial(counts @ moments)), n), n
+        value,
+        *percentile_interval(bootstrap_statistic(n, lambda counts: _correlation_from_moments(counts @ moments)), n),
+        n,
     )
 
 
-def _moments(group: Graded) -> Tensor:
+def _centred_moments(group: GradedResponses) -> Tensor:
     """(6,): sums of rr, ll, qq, rl, rq, lq over the responses, each variable centred."""
     logs = [math.log1p(length) for length in group.lengths]
     reward, length, quality = (
@@ -67,13 +69,13 @@ def _moments(group: Graded) -> Tensor:
     return torch.stack([*squares, reward @ length, reward @ quality, length @ quality])
 
 
-def _partial(moments: Tensor) -> Tensor:
-    """The partial correlation from sums of `_moments`: (b, 6) -> (b,)."""
+def _correlation_from_moments(moments: Tensor) -> Tensor:
+    """The partial correlation from sums of `_centred_moments`: (b, 6) -> (b,)."""
     rr, ll, qq, rl, rq, lq = moments.unbind(dim=1)
-    inverse_qq = torch.where(qq > 0, 1 / qq.clamp(min=1e-300), 0.0)  # where quality does not vary, it explains nothing
+    inverse_qq = torch.where(qq > 0, 1 / qq.clamp(min=1e-300), 0.0)  # a constant quality explains nothing
     rest_rr, rest_ll = rr - rq * rq * inverse_qq, ll - lq * lq * inverse_qq
-    constant = (rest_rr <= 1e-12 * rr) | (rest_ll <= 1e-12 * ll)
-    product = torch.where(constant, math.nan, rest_rr * rest_ll)
+    is_constant = (rest_rr <= 1e-12 * rr) | (rest_ll <= 1e-12 * ll)
+    product = torch.where(is_constant, math.nan, rest_rr * rest_ll)
     return (rl - rq * lq * inverse_qq) / product.sqrt()
 
 

@@ -1,4 +1,4 @@
-"""Sets of probes and of multiple-choice questions, from JSONL files, and the world that may judge answers to them."""
+"""Sets of probes and of multiple-choice questions from JSONL files, and the world that knows the quality of answers."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ from lora_rlhf.data.containers import file_rows
 from lora_rlhf.data.messages import to_prompt
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, require_text, row_of
-from lora_rlhf.probes.checks import PAIRED, fault
+from lora_rlhf.probes.checks import PAIRED, check_fault
 from lora_rlhf.system.errors import UserError
 
 BINS = (
@@ -34,7 +34,7 @@ class Probe:
     """A prompt that shows one failure, and the check that an answer must pass.
 
     `check` is {"kind": a name of `checks.KINDS`, and that kind's fields}. Two probes with the same `pair` are one case:
-    it fails where one of their checks does. BadRow for an unknown bin or check.
+    it fails if one of their checks fails. Raises BadRow for an unknown bin or check.
     """
 
     prompt: Prompt
@@ -45,7 +45,7 @@ class Probe:
     def __post_init__(self) -> None:
         if self.bin not in BINS:
             raise BadRow("a probe's bin is not one of " + ", ".join(BINS), f"got {self.bin!r}")
-        if reason := fault(self.check):
+        if reason := check_fault(self.check):
             raise BadRow("a probe's check cannot be made", reason)
         if self.pair is not None:
             require_text(self.pair, "a probe's pair")
@@ -61,7 +61,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Case:
-    """What counts once in a bin: the index of a probe in its set, or those of the two probes of a pair."""
+    """A case of a bin, which counts once: the index of a probe in its set, or the indices of a pair of probes."""
 
     bin: str
     indices: tuple[int, ...]
@@ -69,7 +69,7 @@ class Case:
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """A frozen set of probes. BadRow for a pair that is not two probes of one bin."""
+    """A frozen set of probes. Raises BadRow for a pair that is not two probes of one bin."""
 
     name: str
     version: str
@@ -87,16 +87,16 @@ class ProbeSet:
 
     @cached_property
     def cases(self) -> tuple[Case, ...]:
-        """In the order of their first probe."""
-        members: dict[int | str, list[int]] = {}  # by pair, or by index where there is no pair
+        """The cases in the order of their first probe."""
+        members: dict[int | str, list[int]] = {}  # by pair, or by index without a pair
         for index, probe in enumerate(self.probes):
             members.setdefault(index if probe.pair is None else probe.pair, []).append(index)
         return tuple(Case(self.probes[indices[0]].bin, tuple(indices)) for indices in members.values())
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of the probes in their order; neither the file's spelling nor its name counts."""
-        return _content_hash({**probe.row, "prompt": _turns(probe.prompt)} for probe in self.probes)
+        """sha256 of the probes in their order; the file's name and its JSON spelling do not matter."""
+        return _hash_rows({**probe.row, "prompt": _message_pairs(probe.prompt)} for probe in self.probes)
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ class ChoiceSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """As of a ProbeSet."""
-        return _content_hash({**choice.row, "prompt": _turns(choice.prompt)} for choice in self.choices)
+        """sha256 of the questions in their order."""
+        return _hash_rows({**choice.row, "prompt": _message_pairs(choice.prompt)} for choice in self.choices)
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class World:
     """A world in which the quality of every answer is known exactly.
 
     gold(prompt, response) is its score; qualities(prompt, response) is {asked, true, constraint, point, civil}, each
-    from 0 to 1. Both raise KeyError for a prompt that the world does not know. text() are held-out documents like those
-    that its base was pretrained on.
+    from 0 to 1. Both raise KeyError for a prompt that the world does not know. text() returns held-out documents of the
+    kind on which its base was pretrained.
     """
 
     name: str
@@ -159,33 +159,34 @@ class World:
 
 
 def read_probes(path: str | Path) -> ProbeSet:
-    """The probes of a JSONL file (JSON and gzip work too): rows of prompt, bin, check and perhaps pair.
+    """Reads the probes of a JSONL file (also JSON and gzip): rows of prompt, bin, check and optionally pair.
 
-    A first row of name and version names the set, else its file does. UserError names the row with the fault.
+    The name of the set is in a first row of name and version, or else it is the file's. Raises UserError with the row
+    at fault.
     """
-    name, version, rows = _read(path, "probes", ("prompt", "bin", "check"), ("pair",))
+    name, version, rows = _read_rows(path, "probes", ("prompt", "bin", "check"), ("pair",))
     probes = []
     for origin, row in rows:
-        with _named(origin):
+        with _add_origin_to_errors(origin):
             probes.append(Probe(to_prompt(row["prompt"]), row["bin"], row["check"], row.get("pair")))
-    with _named(str(path)):
+    with _add_origin_to_errors(str(path)):
         return ProbeSet(name, version, tuple(probes))
 
 
 def read_choices(path: str | Path) -> ChoiceSet:
-    """The questions of a JSONL file: rows of prompt, options and answer (the index of the right one, from 0)."""
-    name, version, rows = _read(path, "choices", ("prompt", "options", "answer"), ())
+    """Reads the questions of a JSONL file: rows of prompt, options and answer (the index of the right one, from 0)."""
+    name, version, rows = _read_rows(path, "choices", ("prompt", "options", "answer"), ())
     choices = []
     for origin, row in rows:
-        with _named(origin):
+        with _add_origin_to_errors(origin):
             choices.append(Choice(to_prompt(row["prompt"]), row["options"], row["answer"]))
     return ChoiceSet(name, version, tuple(choices))
 
 
-def _read(
+def _read_rows(
     path: str | Path, plural: str, needed: tuple[str, ...], optional: tuple[str, ...]
 ) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
-    """(name, version, [(origin, row)]) of a file whose rows have the needed columns and perhaps the optional ones."""
+    """Returns (name, version, [(origin, row)]) of a file. Raises UserError for a missing or an unknown column."""
     path, columns = Path(path), ", ".join(needed + optional)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected {plural} as JSONL with the columns {columns}")
@@ -209,18 +210,18 @@ def _read(
 
 
 @contextlib.contextmanager
-def _named(origin: str) -> Iterator[None]:
-    """Turns a BadRow into a UserError that names where the row stands."""
+def _add_origin_to_errors(origin: str) -> Iterator[None]:
+    """Turns a BadRow of the block into a UserError with the row's origin."""
     try:
         yield
     except BadRow as reason:
         raise UserError(f"{origin}: {reason}") from None
 
 
-def _turns(prompt: Prompt) -> list[list[str]]:
+def _message_pairs(prompt: Prompt) -> list[list[str]]:
     return [[message.role, message.content] for message in prompt.messages]
 
 
-def _content_hash(rows: Iterator[dict[str, Any]]) -> str:
+def _hash_rows(rows: Iterator[dict[str, Any]]) -> str:
     text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=True, separators=(",", ":")) for row in rows)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.probes.audit import THRESHOLDS, Side, audit, by_kl, graded
-from lora_rlhf.probes.measures import Graded
-from lora_rlhf.probes.wording import longer, more, moved
+from lora_rlhf.probes.audit import THRESHOLDS, SystemAnswers, audit, grade_responses, kl_quantile_rows
+from lora_rlhf.probes.measures import GradedResponses
+from lora_rlhf.probes.wording import length_change_text, mean_change_text, share_change_text
 from lora_rlhf.stats.differences import Difference
 from lora_rlhf.stats.intervals import MeanInterval
 
@@ -25,21 +25,21 @@ def texts(seed: int, count: int = 12) -> list[str]:
     return [f"{' '.join(rng.sample(WORDS, count))}." for _ in range(N)]
 
 
-def side(responses: Sequence[str], quality: float = 0.5, failed: int = 0, **more: Any) -> Side:
+def side(responses: Sequence[str], quality: float = 0.5, failed: int = 0, **more: Any) -> SystemAnswers:
     rng = random.Random(len(responses[0]))
     flags = [index < failed for index in range(30)]
     values = {"quality": [quality + rng.gauss(0, 0.1) for _ in range(N)], "failed": {"sycophancy": flags}, **more}
-    return Side(responses, **values)
+    return SystemAnswers(responses, **values)
 
 
-def outcomes(candidate: Side, baseline: Side) -> list[float | None]:
+def outcomes(candidate: SystemAnswers, baseline: SystemAnswers) -> list[float | None]:
     assert candidate.quality is not None and baseline.quality is not None
     return [float(a > b) for a, b in zip(candidate.quality, baseline.quality, strict=True)]
 
 
 BASELINE = side(texts(1), quality=0.5)
 LONGER = [f"{first} {second}" for first, second in zip(texts(2), texts(3), strict=True)]
-FAULTS: dict[str, tuple[str | None, Side]] = {
+FAULTS: dict[str, tuple[str | None, SystemAnswers]] = {
     "nothing": (None, side(texts(2))),
     "long": ("length_inflation", side(LONGER, 0.4)),
     "long and better": (None, side(LONGER, 0.9)),
@@ -82,14 +82,16 @@ def test_without_a_judge_length_alone_decides() -> None:
 
 
 def test_few_prompts_raise_no_flag() -> None:
-    long, baseline = (Side(each.responses[:1], failed={"sycophancy": [True]}) for each in (FAULTS["long"][1], BASELINE))
+    long, baseline = (
+        SystemAnswers(each.responses[:1], failed={"sycophancy": [True]}) for each in (FAULTS["long"][1], BASELINE)
+    )
     flags = audit(PROMPTS[:1], long, baseline)["flags"]
     assert not any(row["raised"] for row in flags.values())
     assert flags["length_inflation"]["low"] is None
 
 
-def rewarded(reward: Callable[[str, float], float], responses: list[str], quality: list[float]) -> Side:
-    return Side(responses, quality, [reward(*row) for row in zip(responses, quality, strict=True)])
+def rewarded(reward: Callable[[str, float], float], responses: list[str], quality: list[float]) -> SystemAnswers:
+    return SystemAnswers(responses, quality, [reward(*row) for row in zip(responses, quality, strict=True)])
 
 
 def mixed(seed: int) -> tuple[list[str], list[float]]:
@@ -114,9 +116,15 @@ def test_a_reward_that_pays_for_length_beyond_quality_is_flagged(
 
 
 def test_the_same_answer_of_two_systems_is_one_answer() -> None:
-    sft, policy = Side(["a b", "c"], [1.0, 2.0], [3.0, 4.0]), Side(["a b", "d e f"], [1.0, 0.0], [3.0, 5.0])
-    assert graded([sft, policy]) == [Graded([3.0], [2], [1.0]), Graded([4.0, 5.0], [1, 3], [2.0, 0.0])]
-    assert graded([sft, Side(["x", "y"])]) == []
+    sft, policy = (
+        SystemAnswers(["a b", "c"], [1.0, 2.0], [3.0, 4.0]),
+        SystemAnswers(["a b", "d e f"], [1.0, 0.0], [3.0, 5.0]),
+    )
+    assert grade_responses([sft, policy]) == [
+        GradedResponses([3.0], [2], [1.0]),
+        GradedResponses([4.0, 5.0], [1, 3], [2.0, 0.0]),
+    ]
+    assert grade_responses([sft, SystemAnswers(["x", "y"])]) == []
 
 
 @pytest.mark.parametrize(
@@ -127,7 +135,9 @@ def test_reward_and_quality_part_where_one_rises_and_the_other_falls(
 ) -> None:
     rng = random.Random(4)
     candidate, baseline = (
-        Side(texts(seed), [by[0] + rng.gauss(0, 0.2) for _ in range(N)], [by[1] + rng.gauss(0, 0.2) for _ in range(N)])
+        SystemAnswers(
+            texts(seed), [by[0] + rng.gauss(0, 0.2) for _ in range(N)], [by[1] + rng.gauss(0, 0.2) for _ in range(N)]
+        )
         for seed, by in ((1, (quality, reward)), (2, (0.0, 0.0)))
     )
     row = audit(PROMPTS, candidate, baseline)["flags"]["reward_parts_from_quality"]
@@ -137,7 +147,7 @@ def test_reward_and_quality_part_where_one_rises_and_the_other_falls(
 def test_rows_to_look_at_are_the_highest_rewards_and_the_widest_partings() -> None:
     rewards, quality = [float(index) for index in range(N)], [float(index) for index in range(N)]
     quality[7] = 1000.0
-    report = audit(PROMPTS, Side(texts(1), quality, rewards), Side(texts(2), quality, rewards))
+    report = audit(PROMPTS, SystemAnswers(texts(1), quality, rewards), SystemAnswers(texts(2), quality, rewards))
     assert [row["prompt"] for row in report["highest_reward"]] == [f"Question {N - 1 - rank}?" for rank in range(10)]
     first = report["highest_reward"][0]
     assert first == {
@@ -150,18 +160,18 @@ def test_rows_to_look_at_are_the_highest_rewards_and_the_widest_partings() -> No
 def test_means_over_quantiles_of_sqrt_kl() -> None:
     kl = [float(index * index) for index in range(10)]
     kl[0] = -1.0  # an estimate may be below 0
-    rows = by_kl(Side(["x"] * 10, [1.0] * 5 + [0.0] * 5, [float(index) for index in range(10)], kl))
+    rows = kl_quantile_rows(SystemAnswers(["x"] * 10, [1.0] * 5 + [0.0] * 5, [float(index) for index in range(10)], kl))
     assert [row["sqrt_kl"] for row in rows] == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5])
     assert [row["reward"] for row in rows] == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5])
     assert [row["quality"] for row in rows] == pytest.approx([1, 1, 0.5, 0, 0])
     assert [row["n"] for row in rows] == [2] * 5
-    assert by_kl(Side(["x"])) == []
+    assert kl_quantile_rows(SystemAnswers(["x"])) == []
 
 
 def test_length_matched_wins_are_those_of_answers_of_like_length() -> None:
     matched = [f"{text[:-1]} more." for text in texts(1, 30)]
-    candidate = Side([*matched[:20], *LONGER[20:]])
-    baseline = Side([*texts(1, 30)[:20], *texts(1)[20:]])
+    candidate = SystemAnswers([*matched[:20], *LONGER[20:]])
+    baseline = SystemAnswers([*texts(1, 30)[:20], *texts(1)[20:]])
     won: list[float | None] = [0.0] * 15 + [1.0] * 4 + [None] + [1.0] * 40
     rate = audit(PROMPTS, candidate, baseline, outcomes=won)["length_matched"]
     assert (rate["wins"], rate["losses"], rate["failed"], rate["n"]) == (4, 15, 1, 19)
@@ -175,19 +185,19 @@ def test_the_audit_is_json() -> None:
 
 NONE, MINUS = math.nan, "\N{MINUS SIGN}"
 READS: list[tuple[Callable[[Any], str], tuple[float, float, float], str]] = [
-    (longer, (0.98, 0.77, 1.23), "98 % longer (77 to 123) than"),
-    (longer, (-0.181, -0.230, -0.129), "18 % shorter (23 to 13) than"),
-    (longer, (0.1, -0.021, 0.2), "10 % longer (-2 to 20) than"),
-    (longer, (-0.004, -0.05, 0.06), "as long (-5 to 6 %) as"),
-    (longer, (0.9, NONE, NONE), "90 % longer than"),
-    (more, (0.11, 0.06, 0.17), "11 points more (6 to 17) than"),
-    (more, (-0.047, -0.091, -0.002), "5 points fewer (9 to 0) than"),
-    (more, (-0.036, -0.143, 0.034), "4 points fewer (14 to -3) than"),
-    (more, (0.0114, -0.02, 0.04), "1 point more (-2 to 4) than"),
-    (more, (-0.0001, -0.0004, 0.0001), "as many (0 to 0 points) as"),
-    (more, (0.0, -0.123, 0.123), "as many (-12 to 12 points) as"),
-    (moved, (0.73, 0.616, 0.845), "rose by 0.73 (0.616 to 0.845)"),
-    (moved, (-0.3, -0.4, 0.02), "fell by 0.3 (0.4 to -0.02)"),
+    (length_change_text, (0.98, 0.77, 1.23), "98 % longer (77 to 123) than"),
+    (length_change_text, (-0.181, -0.230, -0.129), "18 % shorter (23 to 13) than"),
+    (length_change_text, (0.1, -0.021, 0.2), "10 % longer (-2 to 20) than"),
+    (length_change_text, (-0.004, -0.05, 0.06), "as long (-5 to 6 %) as"),
+    (length_change_text, (0.9, NONE, NONE), "90 % longer than"),
+    (share_change_text, (0.11, 0.06, 0.17), "11 points more (6 to 17) than"),
+    (share_change_text, (-0.047, -0.091, -0.002), "5 points fewer (9 to 0) than"),
+    (share_change_text, (-0.036, -0.143, 0.034), "4 points fewer (14 to -3) than"),
+    (share_change_text, (0.0114, -0.02, 0.04), "1 point more (-2 to 4) than"),
+    (share_change_text, (-0.0001, -0.0004, 0.0001), "as many (0 to 0 points) as"),
+    (share_change_text, (0.0, -0.123, 0.123), "as many (-12 to 12 points) as"),
+    (mean_change_text, (0.73, 0.616, 0.845), "rose by 0.73 (0.616 to 0.845)"),
+    (mean_change_text, (-0.3, -0.4, 0.02), "fell by 0.3 (0.4 to -0.02)"),
 ]
 
 
@@ -195,7 +205,7 @@ READS: list[tuple[Callable[[Any], str], tuple[float, float, float], str]] = [
 def test_a_difference_reads_as_people_say_it(
     wording: Callable[[Any], str], ends: tuple[float, float, float], text: str
 ) -> None:
-    figure = MeanInterval(*ends, 9) if wording is longer else Difference(*ends, 0.5, 9)
+    figure = MeanInterval(*ends, 9) if wording is length_change_text else Difference(*ends, 0.5, 9)
     assert wording(figure) == text.replace("-", MINUS)
 
 

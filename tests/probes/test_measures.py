@@ -6,7 +6,13 @@ import random
 import numpy as np
 import pytest
 
-from lora_rlhf.probes.measures import Graded, collapsed, fractional_ranks, partial_correlation, repeated_share
+from lora_rlhf.probes.measures import (
+    GradedResponses,
+    fractional_ranks,
+    is_collapsed,
+    partial_correlation,
+    repeated_share,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,9 +33,9 @@ def test_the_repeated_share_is_that_of_words_that_stood_there_before(text: str, 
 
 def test_an_answer_counts_as_collapsed_if_another_prompt_got_it_or_it_opens_like_most() -> None:
     answers = ["I love a good cat.", "I love a good dog!", "Yes.", "yes", "No, never, not at all.", "What?"]
-    assert collapsed(answers) == [True, True, True, True, False, False]
-    assert collapsed(["One.", "Two.", "Three."]) == [False] * 3
-    assert collapsed([]) == []
+    assert is_collapsed(answers) == [True, True, True, True, False, False]
+    assert is_collapsed(["One.", "Two.", "Three."]) == [False] * 3
+    assert is_collapsed([]) == []
 
 
 def test_equal_values_share_their_mean_rank() -> None:
@@ -37,7 +43,7 @@ def test_equal_values_share_their_mean_rank() -> None:
     assert fractional_ranks([5.0]) == [0.0]
 
 
-def simulated(groups: int, taste: float, paid: float, seed: int) -> list[Graded]:
+def simulated(groups: int, taste: float, paid: float, seed: int) -> list[GradedResponses]:
     """Answers whose reward is their quality, plus `taste` for log length; the quality pays `paid` for it too."""
     rng = random.Random(seed)
     responses = []
@@ -46,7 +52,7 @@ def simulated(groups: int, taste: float, paid: float, seed: int) -> list[Graded]
         lengths = [float(round(math.exp(rng.gauss(3, 0.5)))) for _ in range(4)]
         quality = [rng.gauss(0, 1) + paid * math.log1p(length) for length in lengths]
         rewards = [level + q + taste * math.log1p(n) + rng.gauss(0, 0.5) for q, n in zip(quality, lengths, strict=True)]
-        responses.append(Graded(rewards, lengths, quality))
+        responses.append(GradedResponses(rewards, lengths, quality))
     return responses
 
 
@@ -79,7 +85,9 @@ def test_the_interval_covers_at_the_nominal_rate() -> None:
     for _ in range(300):
         logs = rng.normal(3, 1, (40, 3))
         rewards = 0.5 * logs + rng.normal(0, 1, (40, 3))
-        groups = [Graded(r, np.expm1(x).tolist(), [0.0] * 3) for r, x in zip(rewards.tolist(), logs, strict=True)]
+        groups = [
+            GradedResponses(r, np.expm1(x).tolist(), [0.0] * 3) for r, x in zip(rewards.tolist(), logs, strict=True)
+        ]
         correlation = partial_correlation(groups)
         covered += correlation.low < truth < correlation.high
     assert 0.92 < covered / 300 < 0.98
@@ -87,5 +95,5 @@ def test_the_interval_covers_at_the_nominal_rate() -> None:
 
 def test_where_nothing_varies_there_is_no_correlation() -> None:
     assert math.isnan(partial_correlation([]).mean)
-    assert math.isnan(partial_correlation([Graded([1.0], [2.0], [3.0])]).mean)
-    assert math.isnan(partial_correlation([Graded([1.0, 1.0], [2.0, 5.0], [3.0, 4.0])] * 5).mean)
+    assert math.isnan(partial_correlation([GradedResponses([1.0], [2.0], [3.0])]).mean)
+    assert math.isnan(partial_correlation([GradedResponses([1.0, 1.0], [2.0, 5.0], [3.0, 4.0])] * 5).mean)

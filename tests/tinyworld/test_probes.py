@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from lora_rlhf.probes.bins import failures, require_checkable
+from lora_rlhf.probes.bins import failures_by_bin, require_checkable
 from lora_rlhf.probes.sets import BINS, Probe
 from lora_rlhf.tinyworld.gold import gold_total
 from lora_rlhf.tinyworld.language import CLOSING_FILLER, RUDE, fact_sentence
@@ -30,7 +30,7 @@ def best(probe: Probe) -> str:
 
 
 def rates(answers: list[str]) -> dict[str, float]:
-    failed = failures(PROBES, answers, WORLD, [True] * len(answers))
+    failed = failures_by_bin(PROBES, answers, WORLD, [True] * len(answers))
     return {name: sum(cases) / len(cases) for name, cases in failed.items()}
 
 
