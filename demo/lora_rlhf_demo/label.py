@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from lora_rlhf.data.labels import Agreement, ranking_agreement
-from lora_rlhf.data.records import ranking_of
+from lora_rlhf.data.records import read_ranking_row
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, Ranking, row_of
 from lora_rlhf.stats.agreement import Alpha, alpha_of_rankings, alpha_of_ratings
@@ -129,7 +129,7 @@ class Labelling:
         task = self._tasks_by_id.get(row["task"])
         if file is self.skips:
             return None if task is None else (task, None)
-        saved_ranking = ranking_of(row)
+        saved_ranking = read_ranking_row(row)
         return task or Task(saved_ranking.prompt, saved_ranking.responses), _label_from_row(row, saved_ranking)
 
     def qualification(self, labeler: str) -> Qualification:
@@ -223,7 +223,7 @@ def _readable_rankings(rows: Iterable[Row]) -> Iterable[Ranking]:
     """The ranking of each row that holds one; the row is the metadata of its prompt."""
     for row in rows:
         try:
-            ranking = ranking_of(row)
+            ranking = read_ranking_row(row)
             yield replace(ranking, prompt=Prompt(ranking.prompt.messages, row))
         except (BadRow, KeyError):
             continue

@@ -15,7 +15,7 @@ Row: TypeAlias = dict[str, Any]
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-# who speaks, in the words of ShareGPT, of OpenAI and of others
+# names of the speakers in ShareGPT's data, in OpenAI's and in others' -> role
 SPEAKERS = {
     **dict.fromkeys(("human", "user", "prompter", "customer", "usr"), "user"),
     **dict.fromkeys(
@@ -23,7 +23,7 @@ SPEAKERS = {
     ),
     **dict.fromkeys(("system", "developer", "sys"), "system"),
 }
-SPOKEN = ("user", "assistant")
+TURN_ROLES = ("user", "assistant")
 TOOL_ROLES = frozenset(
     "tool tools function functions tool_call tool_calls function_call function_response tool_response tool_result "
     "observation ipython environment".split()
@@ -31,7 +31,7 @@ TOOL_ROLES = frozenset(
 THOUGHT_ROLES = frozenset("thought thinking reasoning think analysis".split())
 ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message", "parts")
-# A turn that holds both sides.
+# (question, answer): keys of an object that holds both.
 PAIR_KEYS = (
     *(("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"), ("human", "gpt")),
     *(("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("query", "response")),
@@ -49,8 +49,8 @@ PART_WORDS: dict[Meaning, frozenset[str]] = {
 }
 VERDICTS = ("label", "rating", "good", "bad")
 PARTS = ("system", "history", "context")
-SWITCHES = frozenset("on off true false yes no high medium low none auto default".split())
-# What stands for an image in a text: a mark at the edge of a line (within one it may be HTML), or a path in marks.
+THOUGHT_SETTINGS = frozenset("on off true false yes no high medium low none auto default".split())
+# Marks of an image in a text: a tag at the edge of a line (within a line it may be HTML), or a path within tags.
 MEDIA_MARK = re.compile(
     r"(?:^|\n)[ \t]*<(image|audio|video)>|<(image|audio|video)>[ \t]*(?:\n|$)|<(?:img|audio|video)>[^<>]{1,300}</"
     r"|<\|(?:image|video|audio|vision_start|img)[^|<>]*\|>|<image_?\d+>"
@@ -64,37 +64,42 @@ MEDIA_MARK = re.compile(
 def to_turns(value: Any, name: str) -> Turns:
     """The messages of a column: a text (one user's message, or a dialogue in HH-RLHF's form) or a list of messages.
 
-    name: of the column, for messages. A list may hold messages, or objects with both sides of a turn. BadRow for
-    anything else.
+    name: the column, for error messages. A list may hold messages, or objects with a question and its answer. BadRow
+    for any other value.
     """
     if isinstance(value, str):
         if not is_messages_as_text(value):
             return hh_messages(value) if is_hh_dialogue(value) else (Message("user", value),)
-        value = list_in_text(value, name)
+        value = parse_list_in_text(value, name)
     if not isinstance(value, list | tuple):
         raise BadRow(f"{name} is neither text nor a list of messages", f"got {type(value).__name__}")
     turns: list[Message] = []
     for item in value:
-        if type(item) is dict and len(item) == 2 and item.get("role") in SPOKEN and type(item.get("content")) is str:
-            turns.append(Message(item["role"], item["content"]))  # most messages, in half the time
+        if (
+            type(item) is dict
+            and len(item) == 2
+            and item.get("role") in TURN_ROLES
+            and type(item.get("content")) is str
+        ):
+            turns.append(Message(item["role"], item["content"]))  # a fast way for most messages
         else:
-            turns += _messages_of(item, name)
+            turns += _parse_message(item, name)
     return tuple(turns)
 
 
-def list_in_text(value: Any, name: str) -> Any:
-    """The list that a text holds; any other value as it is. BadRow for a text that begins as one and is none."""
+def parse_list_in_text(value: Any, name: str) -> Any:
+    """The list that a text holds; any other value unchanged. BadRow for a text that begins as a list and is not one."""
     if not isinstance(value, str) or value[:1] not in ("[", "{"):
         return value
-    parsed = parse_list(value)
-    if isinstance(parsed, BadRow):
-        raise parsed
-    if isinstance(parsed, str):
+    parsed_value = parse_list(value)
+    if isinstance(parsed_value, BadRow):
+        raise parsed_value
+    if isinstance(parsed_value, str):
         raise BadRow("a list is written as text that cannot be read", name)
-    return parsed
+    return parsed_value
 
 
-def _messages_of(item: Any, name: str) -> tuple[Message, ...]:
+def _parse_message(item: Any, name: str) -> tuple[Message, ...]:
     """The message of {role, content} or {from, value}; both of {human, assistant}; () for a blank system message.
 
     Many sets write a blank system message for "no system prompt", and some templates refuse the role.
@@ -106,80 +111,84 @@ def _messages_of(item: Any, name: str) -> tuple[Message, ...]:
         if not isinstance(item, dict):
             detail = f"an item is {type(item).__name__}, not an object"
             raise BadRow(f"{name} holds a message without role and content", detail) from None
-        if turns := _both_sides(item):
+        if turns := _parse_question_and_answer(item):
             return turns
-        role, content, is_trained = _role_and_content(item, name)
+        role, content, is_trained = _find_role_and_content(item, name)
     else:
         if len(item) > 2:
-            is_trained = _read_keys(item, ("role", "content"), role)
+            is_trained = _is_trained_by_keys(item, ("role", "content"), role)
     if role not in ROLES:
-        role = _role(role)
+        role = _normalize_role(role)
     if not isinstance(content, str):
-        content = joined_parts(content)
+        content = join_parts(content)
     if role == "system" and (content is None or (isinstance(content, str) and not content.strip())):
         return ()
     return (Message(role, content, is_trained),)
 
 
-def _both_sides(item: Row) -> Turns:
-    """The turns of an object with the question and the answer, and a system message if it holds one."""
+def _parse_question_and_answer(item: Row) -> Turns:
+    """The turns of an object with a question and its answer, and with its system message if it has one; else ()."""
     if any(key in item for key in ROLE_KEYS):
         return ()
-    names = {key.lower(): key for key in item}
-    for asked, answered in PAIR_KEYS:
-        if asked in names and answered in names:
-            used = [names[key] for key in (asked, answered, "system") if key in names]
-            is_trained = _read_keys(item, used, "assistant")
-            system = item[names["system"]] if "system" in names else None
-            before = () if is_blank(system) else (Message("system", require_text(system, "a system message")),)
-            answer = Message("assistant", item[names[answered]], is_trained)
-            return (*before, Message("user", item[names[asked]]), answer)
+    key_by_lower_case = {key.lower(): key for key in item}
+    for question_key, answer_key in PAIR_KEYS:
+        if question_key in key_by_lower_case and answer_key in key_by_lower_case:
+            keys = [key_by_lower_case[key] for key in (question_key, answer_key, "system") if key in key_by_lower_case]
+            is_trained = _is_trained_by_keys(item, keys, "assistant")
+            system = item[key_by_lower_case["system"]] if "system" in key_by_lower_case else None
+            system_turns = () if is_blank(system) else (Message("system", require_text(system, "a system message")),)
+            answer = Message("assistant", item[key_by_lower_case[answer_key]], is_trained)
+            return (*system_turns, Message("user", item[key_by_lower_case[question_key]]), answer)
     return ()
 
 
-def _role_and_content(item: Row, name: str) -> tuple[Any, Any, bool]:
-    """The role, the content, and whether an answer is to be learned, of a message in other words than TRL's."""
+def _find_role_and_content(item: Row, name: str) -> tuple[Any, Any, bool]:
+    """(role, content, whether an answer is to be learned) of a message with other keys than TRL's."""
     role_key = next((key for key in ROLE_KEYS if key in item), None)
     content_key = next((key for key in CONTENT_KEYS if key in item), None)
-    role = None if role_key is None else _role(item[role_key])
-    is_trained = role is None or _read_keys(item, (role_key, content_key), role)
+    role = None if role_key is None else _normalize_role(item[role_key])
+    is_trained = role is None or _is_trained_by_keys(item, (role_key, content_key), role)
     if role_key is None or content_key is None:
         raise BadRow(f"{name} holds a message without role and content", f"its keys: {listed_names(list(item))}")
     return role, item[content_key], is_trained
 
 
-def _role(role: Any) -> Any:
+def _normalize_role(role: Any) -> Any:
+    """The role in this project's words; an unknown value is returned unchanged. BadRow for tools and thoughts."""
     if not isinstance(role, str):
         return role
-    word = role.strip().lower().replace("-", "_")
-    if word in TOOL_ROLES or word in THOUGHT_ROLES:
-        fault = NOT_READ["tools" if word in TOOL_ROLES else "thought"]
-        raise BadRow(fault, f"a message's role is {role[:40]!r}")
-    return SPEAKERS.get(word, role)
+    speaker_word = role.strip().lower().replace("-", "_")
+    if speaker_word in TOOL_ROLES or speaker_word in THOUGHT_ROLES:
+        reason = NOT_READ["tools" if speaker_word in TOOL_ROLES else "thought"]
+        raise BadRow(reason, f"a message's role is {role[:40]!r}")
+    return SPEAKERS.get(speaker_word, role)
 
 
-def joined_parts(content: Any) -> Any:
+def join_parts(content: Any) -> Any:
     """The text of a list of {"type": "text", "text": ...}, of texts, or of Gemini's {"parts": [...]}.
 
-    What is no list is returned as it is.
+    A value that is not a list is returned unchanged.
     """
     if isinstance(content, dict):
         content = content.get("parts", [content])
     if not isinstance(content, list | tuple):
         return content
-    return "".join([_text_of_part(part) for part in content])
+    return "".join([_part_text(part) for part in content])
 
 
-def _text_of_part(part: Any) -> str:
+def _part_text(part: Any) -> str:
+    """The text of one part. BadRow for an image, a tool call, a thought, and any other part that is not text."""
     if isinstance(part, str):
         return part
-    kind = part.get("type", "text") if isinstance(part, dict) else None
-    if kind in ("text", "input_text", "output_text"):
+    part_type = part.get("type", "text") if isinstance(part, dict) else None
+    if part_type in ("text", "input_text", "output_text"):
         text = next((part[key] for key in ("text", "value", "content") if part.get(key) is not None), None)
         if text is not None:
             return require_text(text, "a message's content")
-    # without a type, as in Gemini's parts, the keys say what it is
-    names = [kind] if kind != "text" and isinstance(kind, str) else list(part) if isinstance(part, dict) else []
+    # without a type, as in Gemini's parts, the keys tell what it is
+    names = list(part) if isinstance(part, dict) else []
+    if isinstance(part_type, str) and part_type != "text":
+        names = [part_type]
     words = {word for name in names for word in name_words(name)}
     for meaning, part_words in PART_WORDS.items():
         if part_words & words:
@@ -189,16 +198,20 @@ def _text_of_part(part: Any) -> str:
 
 @lru_cache(maxsize=1024)
 def _key_meaning(key: str) -> Meaning | None:
+    """What the name of a message's key tells about its value; None if it tells nothing."""
     words = set(name_words(key))
     return "weight" if words and words <= {"loss", "mask"} else column_meaning(key)
 
 
-def _read_keys(item: Row, used: Sequence[str | None], role: Any) -> bool:
-    """Whether an answer is to be learned, by the unused keys of its message. BadRow for one that is not read here."""
+def _is_trained_by_keys(item: Row, read_keys: Sequence[str | None], role: Any) -> bool:
+    """Whether an answer is to be learned, by the keys of its message that are not in `read_keys`.
+
+    BadRow for a key that changes what the message means and that is not read here.
+    """
     is_trained = True
     for key, value in item.items():
         meaning = _key_meaning(key)
-        if key in used or meaning in (None, "metadata", "score") or is_blank(value):
+        if key in read_keys or meaning in (None, "metadata", "score") or is_blank(value):
             continue
         if meaning == "weight":
             is_trained = is_trained and is_learned(key, value)
@@ -215,16 +228,18 @@ def _read_keys(item: Row, used: Sequence[str | None], role: Any) -> bool:
 
 
 def is_thought(value: Any) -> bool:
-    """Whether a value is a thought, and no switch ("on"), number or mode of thinking."""
-    return not is_blank(value) and not isinstance(value, bool | int | float) and str(value).lower() not in SWITCHES
+    """Whether a value is a thought, and not a setting of thinking ("on", a number or a mode)."""
+    return (
+        not is_blank(value) and not isinstance(value, bool | int | float) and str(value).lower() not in THOUGHT_SETTINGS
+    )
 
 
 def require_no_media(text: str) -> None:
-    """Raises BadRow if a mark in a user's text stands for an image or a sound."""
-    if mark := MEDIA_MARK.search(text):
-        tag = mark[1] or mark[2]
-        if tag is None or f"</{tag}" not in text:
-            raise BadRow(NOT_READ["media"], f"{mark[0].strip()[:40]!r} in the prompt")
+    """Raises BadRow if a mark in a user's text means an image or a sound."""
+    if match := MEDIA_MARK.search(text):
+        tag_name = match[1] or match[2]
+        if tag_name is None or f"</{tag_name}" not in text:
+            raise BadRow(NOT_READ["media"], f"{match[0].strip()[:40]!r} in the prompt")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,9 +252,11 @@ def is_hh_dialogue(text: str) -> bool:
 
 
 def hh_messages(text: str) -> Turns:
-    """The turns of an HH-RLHF dialogue (arXiv 2204.05862); an empty last "Assistant:" asks for the answer."""
+    """The turns of an HH-RLHF dialogue (arXiv 2204.05862). An empty last "Assistant:" becomes an empty message."""
     _, *parts = HH_TURN.split("\n\n" + text.lstrip())
-    return tuple(Message(HH_ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    return tuple(
+        Message(HH_ROLES[speaker], content.strip()) for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,7 +269,7 @@ def to_prompt(value: Any) -> Prompt:
 
 
 def to_prompt_turns(value: Any, name: str) -> Turns:
-    """The messages of a prompt's column; the empty "Assistant:" at a dialogue's end is left out."""
+    """The messages of a prompt's column, without the empty "Assistant:" at a dialogue's end."""
     turns = to_turns(value, name)
     if isinstance(value, str) and len(turns) > 1 and turns[-1] == Message("assistant", ""):
         return turns[:-1]
@@ -264,7 +281,7 @@ def to_answer(value: Any, name: str) -> Message:
     if isinstance(value, str):
         if not is_messages_as_text(value):
             return Message("assistant", require_text(value, f"the {name}"))
-        value = list_in_text(value, name)
+        value = parse_list_in_text(value, name)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list | tuple):
@@ -285,7 +302,7 @@ def to_response(value: Any, name: str) -> str:
 
 
 def split_answer(turns: Turns, name: str) -> tuple[Turns, Message]:
-    """(the messages before, the assistant's last message). BadRow if there is none."""
+    """(the messages before, the assistant's last message). BadRow if the last message is not an answer."""
     if not turns or turns[-1].role != "assistant":
         raise BadRow(f"{name} does not end with an assistant's message")
     if len(turns) > 1 and turns[-2].role == "assistant":
@@ -293,6 +310,6 @@ def split_answer(turns: Turns, name: str) -> tuple[Turns, Message]:
     return turns[:-1], turns[-1]
 
 
-def without_answer(turns: Turns) -> Turns:
-    """The messages up to the last of a user."""
+def drop_answer(turns: Turns) -> Turns:
+    """The messages without the assistant's message at their end, if there is one."""
     return turns[:-1] if turns and turns[-1].role == "assistant" else turns

@@ -1,4 +1,4 @@
-"""The readers of pairs: a chosen and a rejected response, with their prompt beside them, in both, or in both places.
+"""Readers of pairs: a chosen and a rejected response; the prompt is in a column, in both responses, or in both places.
 
 Readers as of `readers`.
 """
@@ -8,22 +8,22 @@ from typing import Any
 from lora_rlhf.data.cells import is_messages_as_text
 from lora_rlhf.data.messages import (
     Row,
+    drop_answer,
     hh_messages,
     is_hh_dialogue,
-    list_in_text,
+    parse_list_in_text,
     split_answer,
     to_prompt_turns,
     to_response,
     to_turns,
-    without_answer,
 )
 from lora_rlhf.data.names import column_meaning, name_words
-from lora_rlhf.data.readers import SENTENCE, Draft, conversation_turns
+from lora_rlhf.data.readers import SENTENCE_WORDS, Draft, to_conversation
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Turns, require_text
 from lora_rlhf.data.verdicts import is_blank, pair_order
 
-NO_PROMPT = frozenset(
+NO_PROMPT_WORDS = frozenset(
     "id ids uid uuid url urls link path file filename model models generator hash sha date time timestamp license "
     "version rationale rationales reason explanation critique comment comments note notes config dataset source src "
     "origin meta metadata generations lang language".split()
@@ -31,113 +31,123 @@ NO_PROMPT = frozenset(
 ASSISTANT_MARK = "\n\nAssistant:"
 
 
-def _pair(row: Row, turns: Turns, chosen: str, rejected: str) -> list[Draft]:
+def _make_pair(row: Row, turns: Turns, chosen: str, rejected: str) -> list[Draft]:
+    """The draft of a pair with its ranks. BadRow if both responses are the same, or if the scores deny the order."""
     if chosen.strip() == rejected.strip():
         raise BadRow("chosen and rejected are the same")
     ranks = (1, 1) if pair_order(row) == "tie" else (1, 2)
     return [Draft(turns, (chosen, rejected), ranks, row.get("labeler"))]
 
 
-def prompted_pair(row: Row, prompt: str, chosen: str, rejected: str, *others: str) -> list[Draft]:
-    """The prompt in one column, the responses in the next two; each may be text, a message or a list of messages."""
-    return _pair(row, *_turns_and_sides(row, prompt, chosen, rejected))
+def read_prompted_pair(
+    row: Row, prompt_column: str, chosen_column: str, rejected_column: str, *others: str
+) -> list[Draft]:
+    """Drafts: a prompt in one column, the responses in the next two; each is text, a message or a list of messages."""
+    return _make_pair(row, *_split_pair(row, prompt_column, chosen_column, rejected_column))
 
 
-def pair(row: Row, chosen: str, rejected: str) -> list[Draft]:
-    """The two responses in two columns; the prompt in the column `prompt`, or where both begin."""
-    return _pair(row, *_turns_and_sides(row, "prompt", chosen, rejected))
+def read_pair(row: Row, chosen_column: str, rejected_column: str) -> list[Draft]:
+    """Drafts: two responses in two columns; the prompt is in the column `prompt`, or both responses begin with it."""
+    return _make_pair(row, *_split_pair(row, "prompt", chosen_column, rejected_column))
 
 
-def pair_prompt(row: Row, chosen: str, rejected: str) -> list[Turns]:
+def read_pair_prompt(row: Row, chosen_column: str, rejected_column: str) -> list[Turns]:
+    """Prompts of `read_pair`."""
     if row.get("prompt") is not None:
         return [to_prompt_turns(row["prompt"], "prompt")]
-    return [_turns_and_sides(row, "prompt", chosen, rejected)[0]]
+    return [_split_pair(row, "prompt", chosen_column, rejected_column)[0]]
 
 
-def rejected_beside(row: Row, messages: str, rejected: str) -> list[Draft]:
-    """ms-swift: a conversation that ends with the chosen response, and the rejected one in a column of its own."""
-    turns, chosen = split_answer(conversation_turns(row[messages], messages), messages)
-    value = _list_of_messages(row[rejected])
+def read_rejected_response(row: Row, messages_column: str, rejected_column: str) -> list[Draft]:
+    """Drafts of ms-swift: a conversation that ends with the chosen response, and the rejected response in a column."""
+    turns, chosen = split_answer(to_conversation(row[messages_column], messages_column), messages_column)
+    value = _parse_messages_in_text(row[rejected_column])
     if isinstance(value, list | tuple) and len(value) > 1:
-        before, answer = split_answer(to_turns(value, rejected), rejected)
-        if before != turns:
+        turns_before, answer = split_answer(to_turns(value, rejected_column), rejected_column)
+        if turns_before != turns:
             raise BadRow("chosen and rejected differ before their last message")
-        return _pair(row, turns, chosen.content, answer.content)
-    return _pair(row, turns, chosen.content, to_response(row[rejected], rejected))
+        return _make_pair(row, turns, chosen.content, answer.content)
+    return _make_pair(row, turns, chosen.content, to_response(row[rejected_column], rejected_column))
 
 
-def _turns_and_sides(row: Row, prompt: str, chosen_name: str, rejected_name: str) -> tuple[Turns, str, str]:
-    """(prompt, chosen, rejected) of a pair that may hold its prompt in a column, in both sides, or in both places."""
-    given = row.get(prompt)
-    chosen, rejected = row[chosen_name], row[rejected_name]
+def _split_pair(row: Row, prompt_column: str, chosen_column: str, rejected_column: str) -> tuple[Turns, str, str]:
+    """(prompt, chosen, rejected) of a pair; the prompt is in a column, in both responses, or in both places."""
+    prompt_value = row.get(prompt_column)
+    chosen, rejected = row[chosen_column], row[rejected_column]
     if isinstance(chosen, str) and chosen.startswith("["):  # a table's list
-        chosen, rejected = _list_of_messages(chosen), _list_of_messages(rejected)
+        chosen, rejected = _parse_messages_in_text(chosen), _parse_messages_in_text(rejected)
     if isinstance(chosen, list | tuple) and isinstance(rejected, list | tuple):
-        is_same = chosen[:-1] == rejected[:-1]  # then it is made into messages once
-        before, better = split_answer(to_turns(chosen, chosen_name), chosen_name)
-        before_rejected, worse = split_answer(
-            to_turns(rejected[-1:] if is_same else rejected, rejected_name), rejected_name
+        is_same = chosen[:-1] == rejected[:-1]  # then it is converted to messages once
+        turns_before, chosen_message = split_answer(to_turns(chosen, chosen_column), chosen_column)
+        turns_before_rejected, rejected_message = split_answer(
+            to_turns(rejected[-1:] if is_same else rejected, rejected_column), rejected_column
         )
-        if not is_same and before != before_rejected:
+        if not is_same and turns_before != turns_before_rejected:
             raise BadRow("chosen and rejected differ before their last message")
-        return _prompt_before(row, before, given, prompt), better.content, worse.content
-    better_text, worse_text = to_response(chosen, chosen_name), to_response(rejected, rejected_name)
-    if given is not None:
-        return without_answer(to_prompt_turns(given, prompt)), better_text, worse_text
-    require_no_prompt_elsewhere(row, prompt, chosen_name, rejected_name)
-    return _shared_beginning(better_text, worse_text)
+        return (
+            _choose_prompt(row, turns_before, prompt_value, prompt_column),
+            chosen_message.content,
+            rejected_message.content,
+        )
+    chosen_text, rejected_text = to_response(chosen, chosen_column), to_response(rejected, rejected_column)
+    if prompt_value is not None:
+        return drop_answer(to_prompt_turns(prompt_value, prompt_column)), chosen_text, rejected_text
+    require_no_prompt_elsewhere(row, prompt_column, chosen_column, rejected_column)
+    return _split_shared_beginning(chosen_text, rejected_text)
 
 
-def _list_of_messages(value: Any) -> Any:
-    return list_in_text(value, "a response") if isinstance(value, str) and is_messages_as_text(value) else value
+def _parse_messages_in_text(value: Any) -> Any:
+    """The list of messages that a text holds; any other value unchanged."""
+    return parse_list_in_text(value, "a response") if isinstance(value, str) and is_messages_as_text(value) else value
 
 
-def _prompt_before(row: Row, before: Turns, given: Any, name: str) -> Turns:
-    """The prompt that both sides begin with, or the prompt column where they hold no more than its end."""
-    if not before and given is None:
-        raise BadRow("chosen and rejected share no prompt, and there is no prompt column", *_candidates(row))
-    if given is None:
-        return before
-    turns = without_answer(to_prompt_turns(given, name))
-    if not before or turns[len(turns) - len(before) :] == before:
+def _choose_prompt(row: Row, turns_before: Turns, prompt_value: Any, prompt_column: str) -> Turns:
+    """The prompt with which both responses begin, or the prompt column if they hold only its end."""
+    if not turns_before and prompt_value is None:
+        raise BadRow("chosen and rejected share no prompt, and there is no prompt column", *_suggest_prompt_column(row))
+    if prompt_value is None:
+        return turns_before
+    turns = drop_answer(to_prompt_turns(prompt_value, prompt_column))
+    if not turns_before or turns[len(turns) - len(turns_before) :] == turns_before:
         return turns
     for message in turns:
         text = message.content.strip()
-        if not any(text in other.content or other.content.strip() in text for other in before):
-            raise BadRow(f"{name} is not in the conversation of chosen and rejected", repr(text[:40]))
-    return before
+        if not any(text in turn.content or turn.content.strip() in text for turn in turns_before):
+            raise BadRow(f"{prompt_column} is not in the conversation of chosen and rejected", repr(text[:40]))
+    return turns_before
 
 
-def require_no_prompt_elsewhere(row: Row, *used: str) -> None:
-    """Raises BadRow where another column could hold the prompt: it must not be guessed then."""
-    if used[0] in row and is_blank(row[used[0]]):
-        raise BadRow("a needed column is empty", used[0])
-    detail, columns = _candidates(row)
+def require_no_prompt_elsewhere(row: Row, *read_columns: str) -> None:
+    """Raises BadRow if another column could hold the prompt, so that it would have to be guessed."""
+    if read_columns[0] in row and is_blank(row[read_columns[0]]):
+        raise BadRow("a needed column is empty", read_columns[0])
+    detail, columns = _suggest_prompt_column(row)
     if detail:
         raise BadRow("chosen and rejected stand without a prompt column", detail, columns)
 
 
-def _candidates(row: Row) -> tuple[str, str]:
+def _suggest_prompt_column(row: Row) -> tuple[str, str]:
     """("is it question?", "prompt=question") for the columns that could hold the prompt; ("", "") for none."""
-    names = [name for name, value in row.items() if _could_be_prompt(name, value)]
+    names = [name for name, value in row.items() if _can_be_prompt(name, value)]
     return (f"is it {' or '.join(names[:4])}?", f"prompt={names[0]}") if names else ("", "")
 
 
-def _could_be_prompt(name: str, value: Any) -> bool:
+def _can_be_prompt(name: str, value: Any) -> bool:
+    """Whether a column could hold the prompt, by its name and value."""
     lowered, meaning = name.lower(), column_meaning(name)
-    if "chosen" in lowered or "rejected" in lowered or NO_PROMPT.intersection(name_words(name)):
+    if "chosen" in lowered or "rejected" in lowered or NO_PROMPT_WORDS.intersection(name_words(name)):
         return False
     if meaning == "metadata":  # such as a topic, which may be a question
-        return isinstance(value, str) and len(value.split()) >= SENTENCE
+        return isinstance(value, str) and len(value.split()) >= SENTENCE_WORDS
     if meaning not in (None, "context", "history", "speaker"):
         return False
     return not is_blank(value) and isinstance(value, str | list | tuple | dict)
 
 
-def _shared_beginning(chosen: str, rejected: str) -> tuple[Turns, str, str]:
-    """Two texts that begin with the same prompt; cut after the last whole word that they share (as TRL does)."""
+def _split_shared_beginning(chosen: str, rejected: str) -> tuple[Turns, str, str]:
+    """(prompt, chosen, rejected) of two texts with one beginning, up to the last whole word in common (as TRL does)."""
     low, end = 0, min(len(chosen), len(rejected))
-    while low < end:  # by halves: a loop over the characters would cost more than all the rest of the reading
+    while low < end:  # bisection: a loop over the characters would take longer than all other work on the row
         middle = (low + end + 1) // 2
         if chosen[low:middle] == rejected[low:middle]:
             low = middle
@@ -160,31 +170,36 @@ def is_context_pair(row: Row) -> bool:
 
 
 def is_hh_pair(row: Row) -> bool:
-    """Whether a side is a text in HH-RLHF's form."""
+    """Whether the chosen or the rejected response is a text in HH-RLHF's form."""
     chosen, rejected = row["chosen"], row["rejected"]
     return (isinstance(chosen, str) and is_hh_dialogue(chosen)) or (
         isinstance(rejected, str) and is_hh_dialogue(rejected)
     )
 
 
-def hh_pair(row: Row, chosen: str, rejected: str) -> list[Draft]:
-    return _pair(row, *_hh_turns_and_sides(row, chosen, rejected))
+def read_hh_pair(row: Row, chosen_column: str, rejected_column: str) -> list[Draft]:
+    """Drafts: two HH-RLHF dialogues that differ in their last answer."""
+    return _make_pair(row, *_split_hh_pair(row, chosen_column, rejected_column))
 
 
-def hh_prompt(row: Row, chosen: str, rejected: str) -> list[Turns]:
-    return [_hh_turns_and_sides(row, chosen, rejected)[0]]
+def read_hh_prompt(row: Row, chosen_column: str, rejected_column: str) -> list[Turns]:
+    """Prompts of `read_hh_pair`."""
+    return [_split_hh_pair(row, chosen_column, rejected_column)[0]]
 
 
-def _hh_turns_and_sides(row: Row, *names: str) -> tuple[Turns, str, str]:
-    (before, chosen), (before_rejected, rejected) = (_hh_split(row[name], name) for name in names)
+def _split_hh_pair(row: Row, *columns: str) -> tuple[Turns, str, str]:
+    """(prompt, chosen answer, rejected answer). BadRow if the dialogues differ before their last answer."""
+    (text_before, chosen), (text_before_rejected, rejected) = (
+        _split_hh_dialogue(row[column], column) for column in columns
+    )
     # the same turns may be spaced differently
-    if before != before_rejected and hh_messages(before) != hh_messages(before_rejected):
+    if text_before != text_before_rejected and hh_messages(text_before) != hh_messages(text_before_rejected):
         raise BadRow("chosen and rejected differ before their last message")
-    return hh_messages(before), chosen, rejected
+    return hh_messages(text_before), chosen, rejected
 
 
-def _hh_split(value: Any, name: str) -> tuple[str, str]:
-    """(the dialogue before the last answer, that answer)."""
+def _split_hh_dialogue(value: Any, name: str) -> tuple[str, str]:
+    """(the dialogue before the last answer, the last answer)."""
     if not isinstance(value, str) or not is_hh_dialogue(value):
         raise BadRow(f"{name} is not a dialogue of Human: and Assistant:")
     before, _, answer = value.rpartition(ASSISTANT_MARK)

@@ -1,4 +1,4 @@
-"""The readers of ranked and scored responses, and of two responses with a choice between them.
+"""Readers of ranked and scored responses, and of two responses with a choice between them.
 
 Readers as of `readers`.
 """
@@ -9,14 +9,14 @@ from typing import Any
 
 from lora_rlhf.data.messages import (
     Row,
-    list_in_text,
+    drop_answer,
+    parse_list_in_text,
     split_answer,
     to_answer,
     to_prompt_turns,
     to_response,
-    without_answer,
 )
-from lora_rlhf.data.readers import Draft, conversation_turns, learned, required_number
+from lora_rlhf.data.readers import Draft, learned_text, required_number, to_conversation
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Turns, require_text
 from lora_rlhf.data.verdicts import is_blank, to_number
@@ -34,13 +34,13 @@ SECOND = frozenset("b right second model_b response_b assistant_b option_b answe
 # scores to ranks
 
 
-def ranks_of(scores: Sequence[float]) -> list[int]:
-    """The rank of each score, 1 for the highest; equal scores share a rank."""
+def ranks_from_scores(scores: Sequence[float]) -> list[int]:
+    """The rank of each score, 1 for the highest; equal scores have the same rank."""
     rank_by_score = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True), start=1)}
     return [rank_by_score[score] for score in scores]
 
 
-def _items(row: Row, column: str) -> list[Row]:
+def _objects_in_column(row: Row, column: str) -> list[Row]:
     """The objects of a column that holds a list of them."""
     items = row[column]
     if not isinstance(items, list | tuple) or not all(isinstance(item, dict) for item in items):
@@ -52,40 +52,44 @@ def _items(row: Row, column: str) -> list[Row]:
 # ranked or scored in one row
 
 
-def ranking(row: Row, prompt: str, responses: str, ranks: str) -> list[Draft]:
-    answers = _responses(row, responses)
-    values = list_in_text(row[ranks], ranks)
-    if isinstance(values, list | tuple):
-        if any(isinstance(value, list | tuple) for value in values):
-            raise BadRow("ranks is an order of lists: give each response its rank, 1 for the best", str(values)[:40])
-        values = [_rank_in_text(value) for value in values]
-    return [Draft(to_prompt_turns(row[prompt], prompt), answers, values, row.get("labeler"))]
+def read_ranking(row: Row, prompt_column: str, responses_column: str, ranks_column: str) -> list[Draft]:
+    """Drafts: responses and a rank for each, 1 for the best."""
+    responses = _read_responses(row, responses_column)
+    ranks = parse_list_in_text(row[ranks_column], ranks_column)
+    if isinstance(ranks, list | tuple):
+        if any(isinstance(value, list | tuple) for value in ranks):
+            raise BadRow("ranks is an order of lists: give each response its rank, 1 for the best", str(ranks)[:40])
+        ranks = [_parse_rank(value) for value in ranks]
+    return [Draft(to_prompt_turns(row[prompt_column], prompt_column), responses, ranks, row.get("labeler"))]
 
 
-def _rank_in_text(value: Any) -> Any:
+def _parse_rank(value: Any) -> Any:
+    """The whole number that a text holds; any other value unchanged."""
     return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
-def scored_responses(row: Row, prompt: str, responses: str, scores: str) -> list[Draft]:
-    """Responses and a score for each, the highest for the best."""
-    answers, values = _responses(row, responses), list_in_text(row[scores], scores)
-    numbers = [to_number(value) for value in values] if isinstance(values, list | tuple) else [None]
-    if len(numbers) != len(answers) or None in numbers:
-        raise BadRow(f"{scores} is not a number for each response")
-    ranks = ranks_of([number for number in numbers if number is not None])
-    return [Draft(to_prompt_turns(row[prompt], prompt), answers, ranks, row.get("labeler"))]
+def read_scored_responses(row: Row, prompt_column: str, responses_column: str, scores_column: str) -> list[Draft]:
+    """Drafts: responses and a score for each, the highest for the best."""
+    responses, scores = _read_responses(row, responses_column), parse_list_in_text(row[scores_column], scores_column)
+    numbers = [to_number(value) for value in scores] if isinstance(scores, list | tuple) else [None]
+    if len(numbers) != len(responses) or None in numbers:
+        raise BadRow(f"{scores_column} is not a number for each response")
+    ranks = ranks_from_scores([number for number in numbers if number is not None])
+    return [Draft(to_prompt_turns(row[prompt_column], prompt_column), responses, ranks, row.get("labeler"))]
 
 
-def _responses(row: Row, column: str) -> tuple[str, ...]:
-    responses = list_in_text(row[column], column)
+def _read_responses(row: Row, column: str) -> tuple[str, ...]:
+    """The texts of a column that holds a list of responses."""
+    responses = parse_list_in_text(row[column], column)
     if not isinstance(responses, list | tuple):
         raise BadRow(f"{column} is not a list", f"got {type(responses).__name__}")
     return tuple([to_response(response, "response") for response in responses])
 
 
-def ultrafeedback(row: Row, instruction: str, column: str) -> list[Draft]:
-    completions = _items(row, column)
-    scores = [_fine_score(completion) for completion in completions]
+def read_ultrafeedback(row: Row, instruction_column: str, completions_column: str) -> list[Draft]:
+    """Drafts: UltraFeedback's completions, ranked by their mean rating, else by their overall score."""
+    completions = _objects_in_column(row, completions_column)
+    scores = [_mean_rating(completion) for completion in completions]
     if sum(score is not None for score in scores) < 2:
         # another scale (1 to 10), so never mixed with the ratings; known to be wrong in places (10 where 1 was meant)
         scores = [to_number(completion.get("overall_score")) for completion in completions]
@@ -95,12 +99,12 @@ def ultrafeedback(row: Row, instruction: str, column: str) -> list[Draft]:
     if len(scored) < 2:
         raise BadRow("a ranking needs at least 2 scored completions", f"{len(scored)} of {len(completions)} have one")
     responses = tuple(to_response(response, "completion's response") for response, _ in scored)
-    ranks = ranks_of([score for _, score in scored])
-    return [Draft(to_prompt_turns(row[instruction], instruction), responses, ranks)]
+    ranks = ranks_from_scores([score for _, score in scored])
+    return [Draft(to_prompt_turns(row[instruction_column], instruction_column), responses, ranks)]
 
 
-def _fine_score(completion: Row) -> float | None:
-    """The mean of the ratings (1 to 5) of a completion's aspects, as the set gives it or from the ratings."""
+def _mean_rating(completion: Row) -> float | None:
+    """The mean of the ratings (1 to 5) of a completion's aspects: the set's own, or computed from the ratings."""
     score = to_number(completion.get("fine-grained_score"))
     if score is not None:
         return round(score, 4)
@@ -111,26 +115,28 @@ def _fine_score(completion: Row) -> float | None:
     return round(sum(numbers) / len(numbers), 4) if numbers else None
 
 
-def nectar(row: Row, prompt: str, column: str) -> list[Draft]:
-    answers = _items(row, column)
+def read_nectar(row: Row, prompt_column: str, answers_column: str) -> list[Draft]:
+    """Drafts: Nectar's answers with their ranks."""
+    answers = _objects_in_column(row, answers_column)
     responses = tuple(to_response(answer.get("answer"), "answer") for answer in answers)
     ranks: Any = [answer.get("rank") for answer in answers]  # numbers like 1.0, checked by Ranking
-    return [Draft(to_prompt_turns(row[prompt], prompt), responses, ranks)]
+    return [Draft(to_prompt_turns(row[prompt_column], prompt_column), responses, ranks)]
 
 
-def summaries(row: Row, info: str, column: str, choice: str) -> list[Draft]:
-    candidates = _items(row, column)
-    chosen = required_number(row, choice)
-    if chosen not in range(len(candidates)):
-        raise BadRow("choice is not the place of a summary", f"{chosen:g} of {len(candidates)}")
+def read_summaries(row: Row, info_column: str, summaries_column: str, choice_column: str) -> list[Draft]:
+    """Drafts: the chosen summary has rank 1, all others rank 2."""
+    candidates = _objects_in_column(row, summaries_column)
+    chosen_index = required_number(row, choice_column)
+    if chosen_index not in range(len(candidates)):
+        raise BadRow("choice is not the place of a summary", f"{chosen_index:g} of {len(candidates)}")
     texts = tuple(require_text(candidate.get("text"), "a summary").strip() for candidate in candidates)
-    ranks = tuple(1 if index == chosen else 2 for index in range(len(candidates)))
-    return [Draft(summaries_prompt(row, info)[0], texts, ranks, row.get("worker"))]
+    ranks = tuple(1 if index == chosen_index else 2 for index in range(len(candidates)))
+    return [Draft(read_summaries_prompt(row, info_column)[0], texts, ranks, row.get("worker"))]
 
 
-def summaries_prompt(row: Row, column: str, *others: str) -> list[Turns]:
-    """The query of the paper (arXiv 2009.01325): a post of a subreddit, or a news article."""
-    info = row[column]
+def read_summaries_prompt(row: Row, info_column: str, *others: str) -> list[Turns]:
+    """Prompts of `read_summaries`: the paper's query (arXiv 2009.01325) for a post of a subreddit or a news article."""
+    info = row[info_column]
     if not isinstance(info, dict):
         raise BadRow("info is not an object", f"got {type(info).__name__}")
     if info.get("post") is None and info.get("article") is None:
@@ -147,14 +153,14 @@ def summaries_prompt(row: Row, column: str, *others: str) -> list[Turns]:
 # two responses and a choice
 
 
-def choice_ranks(value: Any, first: str, second: str) -> tuple[int, int]:
+def ranks_from_choice(value: Any, first_column: str, second_column: str) -> tuple[int, int]:
     """The ranks of two responses by a choice: the name, letter or number of one, "left", a tie, ...
 
-    first, second: the responses' columns. A number is that in their names (`response_0`, `output_2`); between 1 and 2,
-    as AlpacaEval writes it, it leans to one. BadRow for what chooses neither.
+    first_column, second_column: of the responses. A number is that in their names (`response_0`, `output_2`); a number
+    between 1 and 2, as AlpacaEval writes it, prefers the nearer one. BadRow for a value that chooses neither.
     """
     word = "_".join(str(value).lower().split())
-    endings = [re.split(r"[^a-z0-9]|(?<=[a-z])(?=\d)", name.lower())[-1] for name in (first, second)]
+    endings = [re.split(r"[^a-z0-9]|(?<=[a-z])(?=\d)", name.lower())[-1] for name in (first_column, second_column)]
     number = to_number(value)
     if number is not None:
         if all(ending.isdecimal() for ending in endings) and number in map(float, endings):
@@ -163,39 +169,46 @@ def choice_ranks(value: Any, first: str, second: str) -> tuple[int, int]:
             return (1, 1) if number in (0, 1.5) else (1, 2) if number < 1.5 else (2, 1)
     elif word in TIES:
         return 1, 1
-    elif word == first.lower() or word in FIRST or word.rpartition("_")[2] == endings[0]:
+    elif word == first_column.lower() or word in FIRST or word.rpartition("_")[2] == endings[0]:
         return 1, 2
-    elif word == second.lower() or word in SECOND or word.rpartition("_")[2] == endings[1]:
+    elif word == second_column.lower() or word in SECOND or word.rpartition("_")[2] == endings[1]:
         return 2, 1
     raise BadRow("it is not clear which response was chosen", f"got {str(value)[:40]!r}")
 
 
-def compared(row: Row, prompt: str, first: str, second: str, choice: str, *others: str) -> list[Draft]:
-    """A prompt, two responses, and which of them was chosen."""
-    ranks = choice_ranks(row[choice], first, second)
-    return _two(row, prompt, first, second, ranks)
+def read_choice(
+    row: Row, prompt_column: str, first_column: str, second_column: str, choice_column: str, *others: str
+) -> list[Draft]:
+    """Drafts: a prompt, two responses, and which of them was chosen."""
+    ranks = ranks_from_choice(row[choice_column], first_column, second_column)
+    return _read_two_responses(row, prompt_column, first_column, second_column, ranks)
 
 
-def _two(row: Row, prompt: str, first: str, second: str, ranks: tuple[int, int]) -> list[Draft]:
-    """Two responses to one prompt. Where the prompt is a list of questions, the responses are lists of answers."""
-    asked, answers = row[prompt], [row[first], row[second]]
-    if isinstance(asked, str) and asked[:1] == "[":
-        asked, answers = _list_or_text(asked), [_list_or_text(answer) for answer in answers]
-    if isinstance(asked, list) and asked and all(isinstance(text, str) for text in asked):
-        return [Draft(*_last_of_lists(asked, answers), ranks, row.get("labeler"))]
-    responses = tuple(to_response(answer, name) for name, answer in zip((first, second), answers, strict=True))
-    return [Draft(to_prompt_turns(asked, prompt), responses, ranks, row.get("labeler"))]
+def _read_two_responses(
+    row: Row, prompt_column: str, first_column: str, second_column: str, ranks: tuple[int, int]
+) -> list[Draft]:
+    """The draft of two responses to one prompt; to a list of questions, each response is a list of answers."""
+    prompt, answers = row[prompt_column], [row[first_column], row[second_column]]
+    if isinstance(prompt, str) and prompt[:1] == "[":
+        prompt, answers = _parse_list_or_keep_text(prompt), [_parse_list_or_keep_text(answer) for answer in answers]
+    if isinstance(prompt, list) and prompt and all(isinstance(text, str) for text in prompt):
+        return [Draft(*_split_answer_lists(prompt, answers), ranks, row.get("labeler"))]
+    responses = tuple(
+        to_response(answer, name) for name, answer in zip((first_column, second_column), answers, strict=True)
+    )
+    return [Draft(to_prompt_turns(prompt, prompt_column), responses, ranks, row.get("labeler"))]
 
 
-def _list_or_text(value: Any) -> Any:
+def _parse_list_or_keep_text(value: Any) -> Any:
+    """The list that a text holds; the value itself if it holds none."""
     try:
-        return list_in_text(value, "the prompt")
+        return parse_list_in_text(value, "the prompt")
     except BadRow:
         return value
 
 
-def _last_of_lists(questions: list[str], answers: list[Any]) -> tuple[Turns, tuple[str, ...]]:
-    """The conversation before the last answers of two lists of answers, and these."""
+def _split_answer_lists(questions: list[str], answers: list[Any]) -> tuple[Turns, tuple[str, ...]]:
+    """(the conversation before the last answers, the last answers) of two lists of answers to the same questions."""
     if not all(isinstance(texts, list | tuple) and len(texts) == len(questions) for texts in answers):
         raise BadRow("the prompt is a list of questions, and the responses are no lists of as many answers")
     if len({tuple(texts[:-1]) for texts in answers}) > 1:
@@ -206,130 +219,151 @@ def _last_of_lists(questions: list[str], answers: list[Any]) -> tuple[Turns, tup
     return tuple(turns), tuple(require_text(texts[-1], "a response") for texts in answers)
 
 
-def first_questions(row: Row, prompt: str, *others: str) -> list[Turns]:
-    """The prompt of `compared`."""
-    asked = _list_or_text(row[prompt]) if isinstance(row[prompt], str) and row[prompt][:1] == "[" else row[prompt]
-    if isinstance(asked, list) and asked and all(isinstance(text, str) for text in asked):
-        if len(asked) > 1:
-            raise BadRow("the prompt is a list of questions, whose answers differ", f"{len(asked)} questions")
-        asked = asked[0]
-    return [to_prompt_turns(asked, prompt)]
+def read_choice_prompt(row: Row, prompt_column: str, *others: str) -> list[Turns]:
+    """Prompts of `read_choice`."""
+    prompt = row[prompt_column]
+    if isinstance(prompt, str) and prompt[:1] == "[":
+        prompt = _parse_list_or_keep_text(prompt)
+    if isinstance(prompt, list) and prompt and all(isinstance(text, str) for text in prompt):
+        if len(prompt) > 1:
+            raise BadRow("the prompt is a list of questions, whose answers differ", f"{len(prompt)} questions")
+        prompt = prompt[0]
+    return [to_prompt_turns(prompt, prompt_column)]
 
 
-def arena_kaggle(row: Row, prompt: str, first: str, second: str, *wins: str) -> list[Draft]:
-    """The winner as three columns of 0 and 1: of the first, of the second, a tie."""
-    flags = [to_number(row[name]) for name in wins]
+def read_arena_kaggle(
+    row: Row, prompt_column: str, first_column: str, second_column: str, *win_columns: str
+) -> list[Draft]:
+    """Drafts: the winner is in three columns of 0 and 1: the first, the second, a tie."""
+    flags = [to_number(row[name]) for name in win_columns]
     if sorted(flag is not None and flag == 1 for flag in flags) != [False, False, True]:
-        raise BadRow("it is not clear which response was chosen", f"{' '.join(str(row[name])[:8] for name in wins)}")
-    return _two(row, prompt, first, second, ((1, 2), (2, 1), (1, 1))[flags.index(1)])
-
-
-def conversations_compared(row: Row, first: str, second: str, winner: str) -> list[Draft]:
-    """Two whole conversations that differ in their last answer, and which of them won."""
-    ranks = choice_ranks(row[winner], first, second)
-    (before, answer), (other_before, other) = (
-        split_answer(conversation_turns(row[name], name), name) for name in (first, second)
+        raise BadRow(
+            "it is not clear which response was chosen", f"{' '.join(str(row[name])[:8] for name in win_columns)}"
+        )
+    return _read_two_responses(
+        row, prompt_column, first_column, second_column, ((1, 2), (2, 1), (1, 1))[flags.index(1)]
     )
-    if before != other_before:
+
+
+def read_two_conversations(row: Row, first_column: str, second_column: str, winner_column: str) -> list[Draft]:
+    """Drafts: two whole conversations that differ in their last answer, and which of them won."""
+    ranks = ranks_from_choice(row[winner_column], first_column, second_column)
+    (turns, answer), (other_turns, other_answer) = (
+        split_answer(to_conversation(row[name], name), name) for name in (first_column, second_column)
+    )
+    if turns != other_turns:
         raise BadRow("the two conversations differ before their last message")
-    return [Draft(before, (answer.content, other.content), ranks, row.get("judge"))]
+    return [Draft(turns, (answer.content, other_answer.content), ranks, row.get("judge"))]
 
 
-def open_first(row: Row, first: str, *others: str) -> list[Turns]:
-    """The conversation of the first column, without its answer."""
-    turns = without_answer(conversation_turns(row[first], first))
+def read_first_conversation(row: Row, first_column: str, *others: str) -> list[Turns]:
+    """Prompts: the conversation of the first column, without its answer."""
+    turns = drop_answer(to_conversation(row[first_column], first_column))
     if len([message for message in turns if message.role == "user"]) > 1:
-        return [split_answer(conversation_turns(row[first], first), first)[0]]
+        return [split_answer(to_conversation(row[first_column], first_column), first_column)[0]]
     return [turns]
 
 
-def shp(row: Row, history: str, first: str, second: str, labels: str) -> list[Draft]:
-    prefers_first = required_number(row, labels)
+def read_shp(row: Row, history_column: str, first_column: str, second_column: str, label_column: str) -> list[Draft]:
+    """Drafts of SHP: label 1 prefers the first response, 0 the second."""
+    prefers_first = required_number(row, label_column)
     if prefers_first not in (0, 1):
         raise BadRow("labels is neither 1 (A is preferred) nor 0", f"got {prefers_first:g}")
-    responses = to_response(row[first], first), to_response(row[second], second)
-    return [Draft(shp_prompt(row, history)[0], responses, (1, 2) if prefers_first else (2, 1))]
+    responses = to_response(row[first_column], first_column), to_response(row[second_column], second_column)
+    return [Draft(read_shp_prompt(row, history_column)[0], responses, (1, 2) if prefers_first else (2, 1))]
 
 
-def shp_prompt(row: Row, history: str, *others: str) -> list[Turns]:
-    return [(Message("user", row[history]),)]
+def read_shp_prompt(row: Row, history_column: str, *others: str) -> list[Turns]:
+    """Prompts of SHP: the post as one user's message."""
+    return [(Message("user", row[history_column]),)]
 
 
-def preference_strength(row: Row, prompt: str, first: str, second: str, strength: str) -> list[Draft]:
-    """HelpSteer's preferences: below 0 for the first response, above 0 for the second, 0 for a tie."""
-    preferred = required_number(row, strength)
-    if abs(preferred) > 3:
-        raise BadRow(f"{strength} is not between -3 and 3", f"got {preferred:g}")
-    responses = to_response(row[first], first), to_response(row[second], second)
-    return [Draft(helpsteer_prompt(row, prompt)[0], responses, ranks_of((-preferred, preferred)))]
+def read_preference_strength(
+    row: Row, prompt_column: str, first_column: str, second_column: str, strength_column: str
+) -> list[Draft]:
+    """Drafts of HelpSteer's preferences: below 0 for the first response, above 0 for the second, 0 for a tie."""
+    strength = required_number(row, strength_column)
+    if abs(strength) > 3:
+        raise BadRow(f"{strength_column} is not between -3 and 3", f"got {strength:g}")
+    responses = to_response(row[first_column], first_column), to_response(row[second_column], second_column)
+    return [Draft(read_helpsteer_prompt(row, prompt_column)[0], responses, ranks_from_scores((-strength, strength)))]
 
 
-def better_first(row: Row, prompt: str, better: str, worse: str) -> list[Draft]:
-    """Two responses of which the first is the better one."""
-    return _two(row, prompt, better, worse, (1, 2))
+def read_better_first(row: Row, prompt_column: str, better_column: str, worse_column: str) -> list[Draft]:
+    """Drafts: two responses, the better one first."""
+    return _read_two_responses(row, prompt_column, better_column, worse_column, (1, 2))
 
 
-def webgpt(row: Row, question: str, first: str, second: str, *scores: str) -> list[Draft]:
-    """WebGPT's comparisons: the higher score is the better one, equal scores are a tie."""
-    ranks = ranks_of([required_number(row, name) for name in scores])
-    responses = to_response(row[first], first), to_response(row[second], second)
-    return [Draft(webgpt_prompt(row, question)[0], responses, ranks)]
+def read_webgpt(
+    row: Row, question_column: str, first_column: str, second_column: str, *score_columns: str
+) -> list[Draft]:
+    """Drafts of WebGPT's comparisons: the answer with the higher score is better, equal scores are a tie."""
+    ranks = ranks_from_scores([required_number(row, name) for name in score_columns])
+    responses = to_response(row[first_column], first_column), to_response(row[second_column], second_column)
+    return [Draft(read_webgpt_prompt(row, question_column)[0], responses, ranks)]
 
 
-def webgpt_prompt(row: Row, question: str, *others: str) -> list[Turns]:
-    asked = row[question]
-    return [to_prompt_turns(asked.get("full_text") if isinstance(asked, dict) else asked, question)]
+def read_webgpt_prompt(row: Row, question_column: str, *others: str) -> list[Turns]:
+    """Prompts of WebGPT: the full text of the question."""
+    question = row[question_column]
+    return [to_prompt_turns(question.get("full_text") if isinstance(question, dict) else question, question_column)]
 
 
-def openai_preference(row: Row, asked: str, preferred: str, other: str) -> list[Draft]:
-    """OpenAI's form for preferences: the conversation in `input`, the answers as lists with one message."""
-    sides = [to_answer(row[name], name).content for name in (preferred, other)]
-    return [Draft(openai_prompt(row, asked)[0], tuple(sides), (1, 2))]
+def read_openai_preference(row: Row, input_column: str, preferred_column: str, other_column: str) -> list[Draft]:
+    """Drafts of OpenAI's preferences: the conversation in `input`, each answer as a list with one message."""
+    answers = [to_answer(row[name], name).content for name in (preferred_column, other_column)]
+    return [Draft(read_openai_prompt(row, input_column)[0], tuple(answers), (1, 2))]
 
 
-def openai_prompt(row: Row, asked: str, *others: str) -> list[Turns]:
-    if not isinstance(row[asked], dict):
-        raise BadRow(f"{asked} is not an object with messages", f"got {type(row[asked]).__name__}")
-    if not is_blank(row[asked].get("tools")):
-        raise BadRow("the row holds a tool call, and no stage here learns tool calls yet", f"tools in {asked}")
-    return [conversation_turns(row[asked].get("messages"), asked)]
+def read_openai_prompt(row: Row, input_column: str, *others: str) -> list[Turns]:
+    """Prompts of OpenAI's preferences."""
+    if not isinstance(row[input_column], dict):
+        raise BadRow(f"{input_column} is not an object with messages", f"got {type(row[input_column]).__name__}")
+    if not is_blank(row[input_column].get("tools")):
+        raise BadRow("the row holds a tool call, and no stage here learns tool calls yet", f"tools in {input_column}")
+    return [to_conversation(row[input_column].get("messages"), input_column)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # exports of labelling tools
 
 
-def argilla(row: Row, prompt: str, first: str, second: str, column: str) -> list[Draft]:
-    """Argilla's export of a ranking question: for each person, the names of the responses, the best first."""
-    names = [name for name in row if re.fullmatch(r"response-\d+", name) and row[name] is not None]
-    responses = tuple(to_response(row[name], name) for name in names)
-    orders = list_in_text(row[column], column)
+def read_argilla(
+    row: Row, prompt_column: str, first_column: str, second_column: str, ranking_column: str
+) -> list[Draft]:
+    """Drafts of Argilla's ranking questions: for each person, the names of the responses in order, the best first."""
+    response_columns = [name for name in row if re.fullmatch(r"response-\d+", name) and row[name] is not None]
+    responses = tuple(to_response(row[name], name) for name in response_columns)
+    orders = parse_list_in_text(row[ranking_column], ranking_column)
     if not isinstance(orders, list | tuple) or not orders:
-        raise BadRow(f"{column} is not a list")
-    orders = [orders] if isinstance(orders[0], str) or _is_ranked(orders[0]) else orders
-    statuses, users = (list_in_text(row.get(f"{column}.{name}"), column) for name in ("status", "users"))
+        raise BadRow(f"{ranking_column} is not a list")
+    orders = [orders] if isinstance(orders[0], str) or _is_ranked_object(orders[0]) else orders
+    statuses, users = (
+        parse_list_in_text(row.get(f"{ranking_column}.{name}"), ranking_column) for name in ("status", "users")
+    )
     drafts = []
     for index, order in enumerate(orders):
         if isinstance(statuses, list) and len(statuses) == len(orders) and statuses[index] != "submitted":
             continue
         user = users[index] if isinstance(users, list) and len(users) == len(orders) else None
-        ranks = _ranks_of_order(order, names, column)
-        drafts.append(Draft(to_prompt_turns(row[prompt], prompt), responses, ranks, user))
+        ranks = _ranks_from_order(order, response_columns, ranking_column)
+        drafts.append(Draft(to_prompt_turns(row[prompt_column], prompt_column), responses, ranks, user))
     if not drafts:
         raise BadRow("nobody has submitted a ranking of these responses")
     return drafts
 
 
-def _is_ranked(item: Any) -> bool:
+def _is_ranked_object(item: Any) -> bool:
+    """Whether a value is {"value": ..., "rank": ...}."""
     return isinstance(item, dict) and "value" in item and "rank" in item
 
 
-def _ranks_of_order(order: Any, names: list[str], column: str) -> list[Any]:
-    """The rank of each name in a list of names, of lists of equals, or of {value, rank}."""
+def _ranks_from_order(order: Any, names: list[str], column: str) -> list[Any]:
+    """The rank of each name in a list of names, of lists of equal names, or of {value, rank}."""
     ranks: dict[Any, Any] = {}
     if isinstance(order, list | tuple):
         for rank, item in enumerate(order, start=1):
-            if _is_ranked(item):
+            if _is_ranked_object(item):
                 ranks[str(item["value"])] = item["rank"]
             else:
                 ranks.update(dict.fromkeys(map(str, item if isinstance(item, list | tuple) else [item]), rank))
@@ -339,62 +373,81 @@ def _ranks_of_order(order: Any, names: list[str], column: str) -> list[Any]:
 
 
 def is_label_studio(row: Row) -> bool:
+    """Whether the row is a task of Label Studio's JSON export."""
     return isinstance(row["data"], dict) and isinstance(row["annotations"], list | tuple)
 
 
-def label_studio(row: Row, data: str, annotations: str) -> list[Draft]:
-    """Label Studio's JSON export: a pairwise choice, left or right, of each person."""
-    prompt, first, second = _label_studio_columns(row[data])
-    turns = to_prompt_turns(row[data][prompt], prompt)
-    responses = tuple(to_response(row[data][name], name) for name in (first, second))
+def read_label_studio(row: Row, data_column: str, annotations_column: str) -> list[Draft]:
+    """Drafts of Label Studio's JSON export: one for each person's choice, left or right."""
+    prompt_key, first_key, second_key = _find_label_studio_keys(row[data_column])
+    turns = to_prompt_turns(row[data_column][prompt_key], prompt_key)
+    responses = tuple(to_response(row[data_column][name], name) for name in (first_key, second_key))
     drafts = []
-    for annotation in _items(row, annotations):
+    for annotation in _objects_in_column(row, annotations_column):
         results = annotation.get("result")
         for result in results if isinstance(results, list | tuple) else ():
             value = result.get("value") if isinstance(result, dict) else None
             if isinstance(value, dict) and value.get("selected") is not None:
-                person = annotation.get("completed_by")
-                labeler = person if person is None or isinstance(person, str) else str(person)
-                drafts.append(Draft(turns, responses, choice_ranks(value["selected"], first, second), labeler))
+                annotator = annotation.get("completed_by")
+                labeler = annotator if annotator is None or isinstance(annotator, str) else str(annotator)
+                drafts.append(
+                    Draft(turns, responses, ranks_from_choice(value["selected"], first_key, second_key), labeler)
+                )
     if not drafts:
         raise BadRow("the task has no pairwise annotation")
     return drafts
 
 
-def label_studio_prompt(row: Row, data: str, *others: str) -> list[Turns]:
-    prompt = _label_studio_columns(row[data])[0]
-    return [to_prompt_turns(row[data][prompt], prompt)]
+def read_label_studio_prompt(row: Row, data_column: str, *others: str) -> list[Turns]:
+    """Prompts of `read_label_studio`."""
+    prompt_key = _find_label_studio_keys(row[data_column])[0]
+    return [to_prompt_turns(row[data_column][prompt_key], prompt_key)]
 
 
-def _label_studio_columns(data: Row) -> tuple[str, str, str]:
-    """The names of the prompt and of the two answers in a task's data."""
-    pair = next(
-        ((name, other) for name in data for other in data if (name[:-1], name[-1:], other[-1:]) in _pairs_of(other)),
+def _find_label_studio_keys(data: Row) -> tuple[str, str, str]:
+    """(key of the prompt, key of the first answer, key of the second) in a task's data."""
+    answer_keys = next(
+        (
+            (name, other)
+            for name in data
+            for other in data
+            if (name[:-1], name[-1:], other[-1:]) in _answer_key_patterns(other)
+        ),
         None,
     )
-    texts = [name for name, value in data.items() if pair is not None and name not in pair and not is_blank(value)]
-    prompt = next((name for name in ("prompt", "question", "instruction", "text", "input") if name in texts), None)
-    if pair is None or prompt is None:
+    text_keys = [
+        name
+        for name, value in data.items()
+        if answer_keys is not None and name not in answer_keys and not is_blank(value)
+    ]
+    prompt_key = next(
+        (name for name in ("prompt", "question", "instruction", "text", "input") if name in text_keys), None
+    )
+    if answer_keys is None or prompt_key is None:
         raise BadRow("the task holds no prompt with two answers", f"found {', '.join(map(str, data))}"[:60])
-    return prompt, *pair
+    return prompt_key, *answer_keys
 
 
-def _pairs_of(name: str) -> set[tuple[str, str, str]]:
+def _answer_key_patterns(name: str) -> set[tuple[str, str, str]]:
+    """(name without its last character, last character of one answer, of the other): "1" and "2", "a" and "b"."""
     return {(name[:-1], first, second) for first, second in (("1", "2"), ("a", "b"), ("A", "B"))}
 
 
-def label_studio_min(row: Row, prompt: str, first: str, second: str) -> list[Draft]:
-    """Label Studio's JSON_MIN export: the choice stands in a column that the labelling page names."""
+def read_label_studio_min(row: Row, prompt_column: str, first_column: str, second_column: str) -> list[Draft]:
+    """Drafts of Label Studio's JSON_MIN export: the choice is in a column with a name of the labelling page."""
     choices = [value for value in row.values() if isinstance(value, str) and value in ("left", "right")]
-    person = row.get("annotator")
-    labeler = person if person is None or isinstance(person, str) else str(person)
+    annotator = row.get("annotator")
+    labeler = annotator if annotator is None or isinstance(annotator, str) else str(annotator)
     return [
         draft._replace(labeler=labeler)
-        for draft in _two(row, prompt, first, second, choice_ranks(choices[0], first, second))
+        for draft in _read_two_responses(
+            row, prompt_column, first_column, second_column, ranks_from_choice(choices[0], first_column, second_column)
+        )
     ]
 
 
 def is_label_studio_min(row: Row) -> bool:
+    """Whether exactly one column holds "left" or "right"."""
     return sum(isinstance(value, str) and value in ("left", "right") for value in row.values()) == 1
 
 
@@ -402,18 +455,28 @@ def is_label_studio_min(row: Row) -> bool:
 # one response a row
 
 
-def helpsteer(row: Row, prompt: str, response: str, helpfulness: str, *others: str) -> list[Draft]:
-    """A response with its helpfulness; the other rows of the prompt hold the other responses."""
-    grade = required_number(row, helpfulness)
-    return [Draft(helpsteer_prompt(row, prompt)[0], (learned(to_answer(row[response], response)),), grade=grade)]
+def read_helpsteer(
+    row: Row, prompt_column: str, response_column: str, helpfulness_column: str, *others: str
+) -> list[Draft]:
+    """Drafts: a response with its helpfulness as grade; other rows hold the prompt's other responses."""
+    grade = required_number(row, helpfulness_column)
+    return [
+        Draft(
+            read_helpsteer_prompt(row, prompt_column)[0],
+            (learned_text(to_answer(row[response_column], response_column)),),
+            grade=grade,
+        )
+    ]
 
 
-def helpsteer_prompt(row: Row, prompt: str, *others: str) -> list[Turns]:
-    """A user's text; later turns of a conversation are marked "<extra_id_1>Assistant" and "<extra_id_1>User"."""
-    if not isinstance(row[prompt], str) or "<extra_id_1>" not in row[prompt]:
-        return [to_prompt_turns(row[prompt], prompt)]
-    first, *parts = HELPSTEER_TURN.split(row[prompt])
+def read_helpsteer_prompt(row: Row, prompt_column: str, *others: str) -> list[Turns]:
+    """Prompts: a user's text; later turns are marked "<extra_id_1>Assistant" and "<extra_id_1>User"."""
+    if not isinstance(row[prompt_column], str) or "<extra_id_1>" not in row[prompt_column]:
+        return [to_prompt_turns(row[prompt_column], prompt_column)]
+    first, *parts = HELPSTEER_TURN.split(row[prompt_column])
     roles = {"User": "user", "Assistant": "assistant"}
     turns = [("User", first), *zip(parts[::2], parts[1::2], strict=True)]
     # a text that begins with a mark has nothing before it
-    return [tuple(Message(roles[who], said.strip()) for who, said in turns if said.strip() or who != "User")]
+    return [
+        tuple(Message(roles[speaker], text.strip()) for speaker, text in turns if text.strip() or speaker != "User")
+    ]

@@ -1,10 +1,10 @@
-"""Which format a row is in, from its own columns and never from a file's name, and what to say of a row in none."""
+"""Finds the format of a row from its columns, never from a file's name, and explains why a row has none."""
 
 import re
 from functools import lru_cache
 from typing import Any
 
-from lora_rlhf.data.formats import COMMANDS, FORMATS, GRADED, Format, RecordKind
+from lora_rlhf.data.formats import COMMANDS, FORMATS, GRADED_FORMATS, Format, RecordKind
 from lora_rlhf.data.messages import NOT_READ, PARTS, Row
 from lora_rlhf.data.names import column_meaning, name_words
 from lora_rlhf.data.refusals import BadRow, listed_names
@@ -12,21 +12,21 @@ from lora_rlhf.data.verdicts import is_blank, to_number
 
 UNKNOWN = "no known format has these columns"
 SEVERAL = "the row fits several formats"
-BARE = ("prompt", "text")  # formats of one column, which rows of many other formats have too
-ASKED = (
+SINGLE_COLUMN_FORMATS = ("prompt", "text")  # formats of one column, which rows of many other formats have too
+QUESTION_FORMATS = (
     "instruction",
     "question",
     "query",
     "problem",
 )  # such formats that are recognised only where prompts are wanted
-# Filled beside a prompt, they say that the row is no prompt alone.
+# A row with a prompt and one of these, filled, is more than a prompt.
 BESIDE_PROMPT = frozenset("chosen rejected outputs target targets reply completions assistant gpt".split())
-# So do the names of numbered answers: "response 1", output_b.
+# Names of numbered answers, which mean the same: "response 1", output_b.
 NUMBERED_ANSWER = re.compile(r"(response|answer|output|completion|reply)[ _-]?[0-9ab]", re.IGNORECASE)
-# An empty one beside a prompt is an answer that is missing: such a row is no prompt alone.
+# A row with a prompt and one of these, empty, lacks its answer: it is not meant as a prompt alone.
 ANSWER_COLUMNS = frozenset("completion response answer output chosen rejected responses messages".split())
-# Words in names that speak for one role, to propose names by.
-ROLE_WORDS = {
+# Words of names that are likely to mean one column, for suggestions.
+WORDS_BY_COLUMN = {
     "prompt": frozenset(
         "prompt question query instruction input user ask asked problem usrmsg human request task".split()
     ),
@@ -35,44 +35,46 @@ ROLE_WORDS = {
     "rejected": frozenset("rejected worse dispreferred bad loser poor worst negative".split()),
     "system": frozenset(("system", "persona", "rules")),
 }
-# Words in the names of columns that stand beside a text which is an answer, or a judgement of one.
-ANSWER_WORDS = ROLE_WORDS["response"] | frozenset("answers model models review reviewer outputs completions".split())
+# Words in the names of columns for an answer, or for a judgement of one.
+ANSWER_WORDS = WORDS_BY_COLUMN["response"] | frozenset(
+    "answers model models review reviewer outputs completions".split()
+)
 
 
-def recognise(row: Any, kind: RecordKind | None) -> tuple[Format, ...]:
-    """The formats that a row fits, the most specific only; () if none, several if its columns do not settle it.
+def recognise_formats(row: Any, kind: RecordKind | None) -> tuple[Format, ...]:
+    """The most specific formats of a row: () if it has none, several if its columns do not decide it.
 
-    kind: only formats that can be read as it; None: all. A format that is known and cannot be used is among them where
-    no other fits.
+    kind: only formats that can be read as it; None: all. A known format that cannot be used is returned only if no
+    other format has these columns.
     """
     if not isinstance(row, dict):
         return ()
     filled = tuple(row) if None not in row.values() else tuple(name for name in row if row[name] is not None)
     empty = () if len(filled) == len(row) else tuple(name for name in row if row[name] is None)
-    formats, is_settled = _by_columns(filled, empty, kind)
+    formats, is_settled = _formats_with_columns(filled, empty, kind)
     if is_settled:
         return formats
-    fitting = tuple([format for format in formats if format.matches is None or format.matches(row)])
-    return fitting if len(fitting) == 1 else _most_specific(fitting)
+    fitting = tuple([format for format in formats if format.has_valid_values is None or format.has_valid_values(row)])
+    return fitting if len(fitting) == 1 else _most_specific_formats(fitting)
 
 
 @lru_cache(maxsize=1024)
-def _by_columns(
+def _formats_with_columns(
     filled: tuple[str, ...], empty: tuple[str, ...], kind: RecordKind | None
 ) -> tuple[tuple[Format, ...], bool]:
-    """(the formats whose columns are there, whether nothing remains to be asked of the values)."""
-    has = frozenset(filled)
-    formats = tuple(f for f in FORMATS if f.name not in GRADED and has.issuperset(f.required))
-    formats = tuple(f for f in formats if f.unusable or kind is None or kind in f.readers)
+    """(the formats whose columns are filled, whether the values need not be looked at)."""
+    columns = frozenset(filled)
+    formats = tuple(f for f in FORMATS if f.name not in GRADED_FORMATS and columns.issuperset(f.required))
+    formats = tuple(f for f in formats if f.unusable_reason or kind is None or kind in f.readers)
     if kind != "prompts":
-        formats = tuple(f for f in formats if f.name not in ASKED)
-    if kind is None and "text" in has:  # which would be lost beside a prompt
+        formats = tuple(f for f in formats if f.name not in QUESTION_FORMATS)
+    if kind is None and "text" in columns:  # the text would be lost
         formats = tuple(f for f in formats if f.name != "prompt")
     if kind is None and (ANSWER_COLUMNS.intersection(empty) or any(map(_is_no_prompt, filled))):
         formats = tuple(f for f in formats if f.name != "prompt")
-    if any(format.matches for format in formats):
+    if any(format.has_valid_values for format in formats):
         return formats, False
-    return _most_specific(formats), True
+    return _most_specific_formats(formats), True
 
 
 def _is_no_prompt(name: str) -> bool:
@@ -80,28 +82,30 @@ def _is_no_prompt(name: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _most_specific(formats: tuple[Format, ...]) -> tuple[Format, ...]:
-    specific = tuple(format for format in formats if not any(_shadows(other, format) for other in formats))
-    return tuple(format for format in specific if not format.unusable) or specific
+def _most_specific_formats(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+    """The formats without those that another one of them makes superfluous; unusable ones only if they are alone."""
+    specific = tuple(format for format in formats if not any(_is_more_specific(other, format) for other in formats))
+    return tuple(format for format in specific if not format.unusable_reason) or specific
 
 
-def _shadows(b: Format, a: Format) -> bool:
-    """Whether `b` explains all that makes a row an `a`, and more. Parts of the conversation are explained by all.
+def _is_more_specific(format: Format, other_format: Format) -> bool:
+    """Whether `format` has all required columns of `other_format`, and more of its own.
 
-    Of two formats with the same columns, that explains more whose values have a form of their own.
+    Columns that are parts of the conversation (system, history, context) do not count. Of two formats with the same
+    required columns, the one that looks at the values is more specific.
     """
-    if b.required == a.required:
-        return b.matches is not None and a.matches is None
-    explained = all(name in b.columns or column_meaning(name) in PARTS for name in a.required)
-    return explained and not a.columns.issuperset(b.required)
+    if format.required == other_format.required:
+        return format.has_valid_values is not None and other_format.has_valid_values is None
+    explains_all = all(name in format.columns or column_meaning(name) in PARTS for name in other_format.required)
+    return explains_all and not other_format.columns.issuperset(format.required)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what to say of a row that fits none
+# why a row has no format
 
 
-def unrecognised(row: Any, kind: RecordKind | None) -> BadRow:
-    """Why `recognise` found nothing: a needed column is empty, or the row is another kind's, or no known format's."""
+def explain_unrecognised_row(row: Any, kind: RecordKind | None) -> BadRow:
+    """Why `recognise_formats` found no format: an empty column, another kind of record, or unknown columns."""
     if not isinstance(row, dict):
         return BadRow("the row is not an object with columns", f"got {type(row).__name__}")
     filled = [name for name, value in row.items() if value is not None]
@@ -109,22 +113,27 @@ def unrecognised(row: Any, kind: RecordKind | None) -> BadRow:
     also_empty = f"; empty: {listed_names(empty)}" if empty else ""
     if kind is None and "prompt" in filled and (missing := ANSWER_COLUMNS.intersection(empty)):
         return BadRow("a needed column is empty", ", ".join(sorted(missing)))
-    if unfilled := _unfilled(row, kind):
+    if unfilled := _empty_required_columns(row, kind):
         return BadRow("a needed column is empty", ", ".join(unfilled))
-    # a prompt or a text beside columns that nobody knows is rather a row whose other columns are named differently
-    others = [format for format in recognise(row, None) if len(filled) == 1 or format.name not in BARE]
-    if kind is not None and others and not others[0].unusable:
-        fault = other_kind(others[0], kind)
+    # a prompt or a text with unknown columns is probably a row whose other columns have other names
+    others = [
+        format
+        for format in recognise_formats(row, None)
+        if len(filled) == 1 or format.name not in SINGLE_COLUMN_FORMATS
+    ]
+    if kind is not None and others and not others[0].unusable_reason:
+        fault = explain_other_kind(others[0], kind)
         return BadRow(fault.reason, fault.detail + also_empty)
     if "text" in filled and (kind in (None, "texts")) and len(filled) > 1:
         detail = f"beside it: {listed_names([name for name in filled if name != 'text'])}"
         reason = "the text is not alone: a file of the texts alone is read as pretraining text"
-        may_be_prompt = kind != "texts" and "prompt" not in row and not any(map(_speaks_of_answers, row))
+        may_be_prompt = kind != "texts" and "prompt" not in row and not any(map(_is_about_answers, row))
         return BadRow(reason, detail, columns="prompt=text" if may_be_prompt else "")
-    return _without_format(row, kind, filled, also_empty)
+    return _explain_unknown_columns(row, kind, filled, also_empty)
 
 
-def _without_format(row: Row, kind: RecordKind | None, filled: list[str], also_empty: str) -> BadRow:
+def _explain_unknown_columns(row: Row, kind: RecordKind | None, filled: list[str], also_empty: str) -> BadRow:
+    """The fault of a row whose columns no format has, with the nearest format and a suggestion for --columns."""
     if {"role", "content"} <= row.keys() or {"from", "value"} <= row.keys():
         return BadRow("the row is a message, not a conversation", 'write {"messages": [...]} with all messages of one')
     for name in filled:
@@ -132,99 +141,118 @@ def _without_format(row: Row, kind: RecordKind | None, filled: list[str], also_e
         if meaning in ("tools", "media") and isinstance(row[name], str | list) and not is_blank(row[name]):
             return BadRow(NOT_READ[meaning], f"column {name}")
     detail = f"found {listed_names(filled)}{also_empty}"
-    nearest = _nearest(frozenset(filled), kind)
-    if nearest and (nearest.lacks(row) or nearest.matches):
-        if nearest.name == "ranking" and nearest.lacks(row) == ["ranks"]:
+    nearest = _nearest_format(frozenset(filled), kind)
+    if nearest and (nearest.missing_columns(row) or nearest.has_valid_values):
+        if nearest.name == "ranking" and nearest.missing_columns(row) == ["ranks"]:
             return BadRow("responses without ranks: add ranks to each row, 1 for the best")
-        detail += f"; nearest is {nearest.name}, which {_need(nearest, row)}"
-    if kind != "prompts" and recognise(row, "prompts"):
+        detail += f"; nearest is {nearest.name}, which {_describe_need(nearest, row)}"
+    if kind != "prompts" and recognise_formats(row, "prompts"):
         detail += f"; as prompts alone the rows are for {COMMANDS['prompts']}"
-    return BadRow(UNKNOWN, detail, columns=_renaming(row, kind) or (_renaming(row, "prompts") if kind is None else ""))
+    return BadRow(
+        UNKNOWN,
+        detail,
+        columns=_suggest_columns_flag(row, kind) or (_suggest_columns_flag(row, "prompts") if kind is None else ""),
+    )
 
 
-def _renaming(row: Row, kind: RecordKind | None) -> str:
-    """What --columns could say of a row of unknown columns: which could be the prompt, which the answers.
+def _suggest_columns_flag(row: Row, kind: RecordKind | None) -> str:
+    """A value for --columns for a row of unknown columns, such as "prompt=ask,response=reply".
 
-    Empty where two columns are as likely, or where names say nothing and there are more columns than needed.
+    "" if two columns are equally likely, or if the names tell nothing and there are more columns than needed.
     """
-    roles = {"rankings": ("prompt", "chosen", "rejected"), "prompts": ("prompt",), "texts": ("text",)}
-    wanted = roles.get(kind or "", ("prompt", "response"))
-    texts = [name for name, value in row.items() if _is_said(value) and _may_be_named(name)]
-    renamed: dict[str, str] = {}
-    for role in (role for role in wanted if role not in row):
-        free = [name for name in texts if name not in renamed.values() and name not in wanted]
-        likely = [name for name in free if _likeness(role, name) > 0]
-        if len(row) <= len(wanted):
-            likely = [max(free, key=lambda name: _likeness(role, name))] if free else []
+    columns_by_kind = {"rankings": ("prompt", "chosen", "rejected"), "prompts": ("prompt",), "texts": ("text",)}
+    known_columns = columns_by_kind.get(kind or "", ("prompt", "response"))
+    text_columns = [name for name, value in row.items() if _is_text_or_messages(value) and _can_be_suggested(name)]
+    column_by_known_name: dict[str, str] = {}
+    for known_column in (known_column for known_column in known_columns if known_column not in row):
+        free_columns = [
+            name for name in text_columns if name not in column_by_known_name.values() and name not in known_columns
+        ]
+        likely = [name for name in free_columns if _name_likeness(known_column, name) > 0]
+        if len(row) <= len(known_columns):
+            likely = [max(free_columns, key=lambda name: _name_likeness(known_column, name))] if free_columns else []
         if len(likely) != 1:
             return ""
-        renamed[role] = likely[0]
-    return ",".join(f"{role}={name}" for role, name in renamed.items())
+        column_by_known_name[known_column] = likely[0]
+    return ",".join(f"{known_column}={name}" for known_column, name in column_by_known_name.items())
 
 
-def _is_said(value: Any) -> bool:
-    """Whether a value could be what somebody said: a text, or a list of messages."""
+def _is_text_or_messages(value: Any) -> bool:
+    """Whether a value could be a prompt or an answer: a text, or a list of messages."""
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], dict)
     return isinstance(value, str) and bool(value.strip()) and to_number(value) is None
 
 
-def _likeness(role: str, name: str) -> int:
-    """1 for a name with a word of the role, -1 for one with a word of another, else 0."""
+def _name_likeness(known_column: str, name: str) -> int:
+    """1 for a name with a word of the known column, -1 for a name with a word of another one, else 0."""
     words = name_words(name)
-    others = set().union(*(known for other, known in ROLE_WORDS.items() if other != role))
-    return bool(ROLE_WORDS.get(role, frozenset()).intersection(words)) - bool(others.intersection(words))
-
-
-def _speaks_of_answers(name: str) -> bool:
-    return not ANSWER_WORDS.isdisjoint(name_words(name))
-
-
-def _may_be_named(name: str) -> bool:
-    return column_meaning(name) in (None, "context") and "=" not in name and "," not in name
-
-
-def other_format(format: Format, row: Row) -> BadRow:
-    """Why a row is not of the format that was asked for."""
-    return BadRow(
-        f"the row is not of format {format.name}", f"it {_need(format, row)}; found {listed_names(list(row))}"
+    other_words = set().union(
+        *(column_words for other_column, column_words in WORDS_BY_COLUMN.items() if other_column != known_column)
+    )
+    return bool(WORDS_BY_COLUMN.get(known_column, frozenset()).intersection(words)) - bool(
+        other_words.intersection(words)
     )
 
 
-def _need(format: Format, row: Row) -> str:
-    lacking = format.lacks(row)
-    return f"lacks {', '.join(lacking)}" if lacking else "needs values of another form"
+def _is_about_answers(name: str) -> bool:
+    """Whether a column's name has a word for an answer or for a judgement of one."""
+    return not ANSWER_WORDS.isdisjoint(name_words(name))
 
 
-def _unfilled(row: Row, kind: RecordKind | None) -> list[str]:
-    """The columns that are there and empty, and without which the row is nothing of that kind."""
-    lacking = [
-        f.lacks(row)
+def _can_be_suggested(name: str) -> bool:
+    """Whether a column's name may be used in a suggestion for --columns."""
+    return column_meaning(name) in (None, "context") and "=" not in name and "," not in name
+
+
+def explain_other_format(format: Format, row: Row) -> BadRow:
+    """Why a row does not have the format that --format names."""
+    return BadRow(
+        f"the row is not of format {format.name}", f"it {_describe_need(format, row)}; found {listed_names(list(row))}"
+    )
+
+
+def _describe_need(format: Format, row: Row) -> str:
+    """A part of a message: the columns that the row lacks for the format."""
+    missing_columns = format.missing_columns(row)
+    return f"lacks {', '.join(missing_columns)}" if missing_columns else "needs values of another form"
+
+
+def _empty_required_columns(row: Row, kind: RecordKind | None) -> list[str]:
+    """The empty columns of the format of this kind that lacks the fewest; [] if no format has all its columns."""
+    missing_columns = [
+        f.missing_columns(row)
         for f in FORMATS
         if (kind in f.readers if kind else len(f.required) > 2) and all(name in row for name in f.required)
     ]
-    return min([names for names in lacking if names], key=len, default=[])
+    return min([names for names in missing_columns if names], key=len, default=[])
 
 
-def other_kind(format: Format, wanted: RecordKind) -> BadRow:
-    """Why a row of one kind is refused where another kind is wanted."""
-    if format.unusable:
-        return BadRow(format.unusable, f"format {format.name}")
-    main = format.kinds[0]
-    return BadRow(f"the row holds {main}, not {wanted}; {main} are for {COMMANDS[main]}", f"format {format.name}")
+def explain_other_kind(format: Format, kind: RecordKind) -> BadRow:
+    """Why a row of this format is refused: its records are of another kind than `kind`."""
+    if format.unusable_reason:
+        return BadRow(format.unusable_reason, f"format {format.name}")
+    main_kind = format.kinds[0]
+    return BadRow(
+        f"the row holds {main_kind}, not {kind}; {main_kind} are for {COMMANDS[main_kind]}", f"format {format.name}"
+    )
 
 
-def _nearest(filled: frozenset[str], kind: RecordKind | None) -> Format | None:
-    """The format with the largest share of its required columns there, and of those the one that knows most of the
-    others; None if none has any. A format that lacks nothing comes last: its columns are not why it does not fit.
+def _nearest_format(filled: frozenset[str], kind: RecordKind | None) -> Format | None:
+    """The format of which the row has the largest share of required columns; None if it has no such column.
+
+    Of equal shares the format that knows most of the other columns. A format whose columns are all there comes last:
+    the columns are not the reason why the row does not have it.
     """
     allowed = [
-        f for f in FORMATS if (kind in f.readers if kind else f.readers) and (kind == "prompts" or f.name not in ASKED)
+        f
+        for f in FORMATS
+        if (kind in f.readers if kind else f.readers) and (kind == "prompts" or f.name not in QUESTION_FORMATS)
     ]
 
-    def nearness(format: Format) -> tuple[bool, float, int]:
+    def closeness(format: Format) -> tuple[bool, float, int]:
         share = len(filled & set(format.required)) / len(format.required)
         return 0 < share < 1, share, len(filled & format.columns)
 
-    best = max(allowed, key=nearness)
+    best = max(allowed, key=closeness)
     return best if filled & set(best.required) else None

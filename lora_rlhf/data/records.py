@@ -1,9 +1,9 @@
-"""From a row of a known format to its records: its drafts, completed and judged by what its other columns say."""
+"""From a row of a known format to its records: its drafts, with what its other columns add to them."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from lora_rlhf.data.formats import Format, RecordKind, format_named
+from lora_rlhf.data.formats import Format, RecordKind, find_format
 from lora_rlhf.data.messages import (
     NOT_READ,
     PARTS,
@@ -11,30 +11,30 @@ from lora_rlhf.data.messages import (
     Row,
     is_hh_dialogue,
     is_thought,
-    joined_parts,
-    list_in_text,
+    join_parts,
+    parse_list_in_text,
     require_no_media,
     to_turns,
 )
 from lora_rlhf.data.names import Meaning, column_meaning
-from lora_rlhf.data.readers import Draft, conversation_turns
-from lora_rlhf.data.recognise import other_kind
+from lora_rlhf.data.readers import Draft, to_conversation
+from lora_rlhf.data.recognise import explain_other_kind
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, Turns, require_text
 from lora_rlhf.data.verdicts import find_verdict, is_blank, is_learned, to_number
 
-Others = tuple[tuple[str, Meaning | None], ...]  # columns that the format does not use, with what their names say
+ColumnMeanings = tuple[tuple[str, Meaning | None], ...]  # (column that the format does not use, its meaning)
 Record = Demonstration | Ranking | Prompt | Text
 
-UNPAIRED, SCORED = format_named("unpaired"), format_named("scored")
-# Columns that hold the prompt in many formats: beside another that does, such a column is a part of the prompt too.
+UNPAIRED, SCORED = find_format("unpaired"), find_format("scored")
+# Columns that hold the prompt in many formats. Of two such columns one may hold a part of the prompt.
 PROMPT_NAMES = frozenset("prompt instruction instructions question query problem user_prompt user_input".split())
-# Kept with a prompt: what a reward function compares responses with, and the questions that follow.
-KEPT_WITH_PROMPTS = frozenset(("answer", "solution", "question_id", "turns"))
+# Saved with a prompt: the reference of a reward function, and the questions that follow.
+COLUMNS_FOR_PROMPTS = frozenset(("answer", "solution", "question_id", "turns"))
 
 
 class Grade(NamedTuple):
-    """How good a row's columns call its one answer: by a verdict (1 good, 0 bad) or by a score."""
+    """How good the row's columns say its one answer is: a verdict (1 good, 0 bad) or a score."""
 
     value: float
     is_verdict: bool
@@ -42,15 +42,15 @@ class Grade(NamedTuple):
 
     @property
     def format(self) -> Format:
-        """The format that such rows are counted as."""
+        """The format as which these rows are counted."""
         return UNPAIRED if self.is_verdict else SCORED
 
 
-def grade_of(base: Format, row: Row) -> Grade | None:
-    """What the columns beside an answer say of it; None if nothing. BadRow if a verdict cannot be understood."""
-    if not base.is_answer:
+def find_grade(format: Format, row: Row) -> Grade | None:
+    """The grade of a row's one answer by its other columns; None if they say nothing. BadRow for an unknown verdict."""
+    if not format.has_one_answer:
         return None
-    columns = _grading(base, tuple(row))
+    columns = _grading_columns(format, tuple(row))
     if not columns:
         return None
     verdicts = [
@@ -58,37 +58,38 @@ def grade_of(base: Format, row: Row) -> Grade | None:
         for name, meaning in columns
         if meaning in VERDICTS or isinstance(row[name], bool)
     ]
-    known = [verdict for verdict in verdicts if verdict is not None]
-    if known:
-        return Grade(float(all(known)), True, tuple(name for name, _ in columns))
+    given_verdicts = [verdict for verdict in verdicts if verdict is not None]
+    if given_verdicts:
+        return Grade(float(all(given_verdicts)), True, tuple(name for name, _ in columns))
     scores = [to_number(row[name]) for name, meaning in columns if meaning in ("score", "rating")]
     numbers = [score for score in scores if score is not None]
     return Grade(numbers[0], False, tuple(name for name, _ in columns)) if len(numbers) == 1 else None
 
 
 @lru_cache(maxsize=1024)
-def _grading(base: Format, names: tuple[str, ...]) -> tuple[tuple[str, Meaning], ...]:
-    meanings = ((name, column_meaning(name)) for name in names if name not in base.columns)
+def _grading_columns(format: Format, names: tuple[str, ...]) -> tuple[tuple[str, Meaning], ...]:
+    """(column, meaning) of the columns that may grade the answer."""
+    meanings = ((name, column_meaning(name)) for name in names if name not in format.columns)
     return tuple((name, meaning) for name, meaning in meanings if meaning in (*VERDICTS, "score"))
 
 
-def drafts_of(format: Format, row: Row, kind: RecordKind, is_named: bool = False) -> list[Draft]:
-    """The row's drafts, with the parts of the conversation that stand in other columns. BadRow if it cannot be used.
+def make_drafts(format: Format, row: Row, kind: RecordKind, is_named: bool = False) -> list[Draft]:
+    """The row's drafts, with the parts of the conversation that are in other columns. BadRow if it cannot be used.
 
-    is_named: a person named the format, and so decided between two columns that could be the prompt.
+    is_named: the user named the format, and so decided between two columns that could be the prompt.
     """
     if kind not in format.readers:
-        raise other_kind(format, kind)
-    others = _others(format, tuple(row))
-    if others:
-        _require_readable(row, others, kind, format)
-    read = format.readers[kind](row, *format.required)
-    drafts = [Draft(turns, ()) for turns in dict.fromkeys(read)] if kind == "prompts" else read
-    if others:
-        drafts = [draft._replace(turns=_completed(draft.turns, row, others)) for draft in drafts]
-        for name, _ in others:
+        raise explain_other_kind(format, kind)
+    column_meanings = _meaningful_columns(format, tuple(row))
+    if column_meanings:
+        _require_usable_columns(row, column_meanings, kind, format)
+    values = format.readers[kind](row, *format.required)
+    drafts = [Draft(turns, ()) for turns in dict.fromkeys(values)] if kind == "prompts" else values
+    if column_meanings:
+        drafts = [draft._replace(turns=_add_columns(draft.turns, row, column_meanings)) for draft in drafts]
+        for name, _ in column_meanings:
             if name in PROMPT_NAMES and not is_named and len(drafts) == 1 and not is_blank(row[name]):
-                _require_said(drafts[0].turns, row[name], name)
+                _require_one_prompt(drafts[0].turns, row[name], name)
     for draft in drafts:
         for message in draft.turns:
             if message.role == "user" and "<" in message.content:
@@ -98,8 +99,8 @@ def drafts_of(format: Format, row: Row, kind: RecordKind, is_named: bool = False
     return drafts
 
 
-def record_of(draft: Draft, kind: RecordKind) -> Prompt | Demonstration | Ranking:
-    """The record that a draft becomes. BadRow if it is none."""
+def make_record(draft: Draft, kind: RecordKind) -> Prompt | Demonstration | Ranking:
+    """The record of a draft. BadRow if it is not valid."""
     prompt = Prompt(draft.turns)
     if kind == "prompts":
         return prompt
@@ -108,28 +109,28 @@ def record_of(draft: Draft, kind: RecordKind) -> Prompt | Demonstration | Rankin
     return Ranking(prompt, draft.answers, draft.ranks, draft.labeler)
 
 
-def ranking_of(row: Row) -> Ranking:
+def read_ranking_row(row: Row) -> Ranking:
     """The ranking of a row in this project's own columns: prompt, responses and ranks."""
-    format = format_named("ranking")
-    ranking = record_of(drafts_of(format, row, "rankings")[0], "rankings")
+    format = find_format("ranking")
+    ranking = make_record(make_drafts(format, row, "rankings")[0], "rankings")
     assert isinstance(ranking, Ranking)
     return ranking
 
 
-def texts_of(format: Format, row: Row) -> list[Text]:
+def make_texts(format: Format, row: Row) -> list[Text]:
     """The texts of a row."""
     return [Text(text) for text in format.readers["texts"](row, *format.required)]
 
 
 @lru_cache(maxsize=1024)
 def unused_columns(format: Format, names: tuple[str, ...], kind: RecordKind) -> tuple[str, ...]:
-    """The columns of a row of which nothing is read, to be kept with its prompt."""
-    used = format.columns - KEPT_WITH_PROMPTS if kind == "prompts" else format.columns
+    """The columns of a row of which nothing is read; the prompt's meta keeps them."""
+    used = format.columns - COLUMNS_FOR_PROMPTS if kind == "prompts" else format.columns
     return tuple(name for name in names if name not in used and column_meaning(name) not in PARTS)
 
 
-def is_grade(name: str, value: Any) -> bool:
-    """Whether a column grades the row's answer, so that it need not be kept with its prompt."""
+def is_grade_column(name: str, value: Any) -> bool:
+    """Whether a column grades the row's answer; the prompt's meta does not keep it."""
     meaning = column_meaning(name)
     if meaning in VERDICTS:
         return _verdict_or_none(name, meaning, value) is not None or to_number(value) is not None
@@ -137,29 +138,32 @@ def is_grade(name: str, value: Any) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what the other columns of a row say
+# the other columns of a row
 
 
 @lru_cache(maxsize=1024)
-def _others(format: Format, names: tuple[str, ...]) -> tuple[tuple[str, Meaning | None], ...]:
-    """The columns that the format does not use and whose names say something, with what they say."""
+def _meaningful_columns(format: Format, names: tuple[str, ...]) -> tuple[tuple[str, Meaning | None], ...]:
+    """(column, meaning) of the columns that the format does not use and whose names tell something."""
     meanings = ((name, column_meaning(name)) for name in names if name not in format.columns)
-    passive = [None, "metadata", "score", "speaker"]
-    if format.name == "ranking":  # this project's own rows: what they keep of a prompt's row is not about its responses
-        passive += [*VERDICTS, "thought", "weight"]
-    return tuple((name, meaning) for name, meaning in meanings if meaning not in passive or name in PROMPT_NAMES)
+    ignored_meanings = [None, "metadata", "score", "speaker"]
+    if format.name == "ranking":
+        # this project's own rows: their other columns come from the prompt's row and say nothing about the responses
+        ignored_meanings += [*VERDICTS, "thought", "weight"]
+    return tuple(
+        (name, meaning) for name, meaning in meanings if meaning not in ignored_meanings or name in PROMPT_NAMES
+    )
 
 
-def _require_readable(row: Row, others: Others, kind: RecordKind, format: Format) -> None:
-    """Raises BadRow for a filled column that changes what the row means, and that is not read here."""
-    for name, meaning in others:
+def _require_usable_columns(row: Row, column_meanings: ColumnMeanings, kind: RecordKind, format: Format) -> None:
+    """Raises BadRow for a filled column that changes what the row means and that is not read here."""
+    for name, meaning in column_meanings:
         value = row[name]
         if meaning in VERDICTS:
-            # of several answers no single verdict can tell which is bad; an answer alone is graded by `grade_of`
-            if kind == "prompts" or format.is_answer:
+            # one verdict cannot tell which of several answers is bad; `find_grade` handles a single answer
+            if kind == "prompts" or format.has_one_answer:
                 continue
-            read = find_verdict if kind == "demonstrations" else _verdict_or_none
-            if read(name, meaning, value) is False:
+            find_column_verdict = find_verdict if kind == "demonstrations" else _verdict_or_none
+            if find_column_verdict(name, meaning, value) is False:
                 raise BadRow("the row is labelled as bad", f"{name} is {value!r}"[:60], columns=f"ignore={name}")
         elif is_blank(value) or (isinstance(value, bool) and meaning in ("media", "thought", "tools")):
             continue
@@ -172,20 +176,21 @@ def _require_readable(row: Row, others: Others, kind: RecordKind, format: Format
         elif meaning in ("media", "tools"):
             if not (meaning == "media" and isinstance(value, int | float)):
                 raise BadRow(NOT_READ[meaning], f"column {name}", columns=f"ignore={name}")
-        elif meaning == "choices" and _lacks_choices(row, value, format):
+        elif meaning == "choices" and _is_missing_choices(row, value, format):
             raise BadRow(NOT_READ["choices"], f"column {name}", columns=f"ignore={name}")
 
 
 def _verdict_or_none(name: str, meaning: Meaning, value: Any) -> bool | None:
+    """`find_verdict`, with None for a value that is not known."""
     try:
         return find_verdict(name, meaning, value)
     except BadRow:
         return None
 
 
-def _lacks_choices(row: Row, value: Any, format: Format) -> bool:
+def _is_missing_choices(row: Row, value: Any, format: Format) -> bool:
     """Whether the choices of a question are not in its prompt."""
-    value = list_in_text(value, "choices")
+    value = parse_list_in_text(value, "choices")
     texts = value.get("text", list(value.values())) if isinstance(value, dict) else value
     if not isinstance(texts, list | tuple) or "prompts" not in format.readers:
         return False
@@ -193,59 +198,58 @@ def _lacks_choices(row: Row, value: Any, format: Format) -> bool:
     return not all(str(text) in prompts for text in texts)
 
 
-def _require_said(turns: Turns, value: Any, name: str) -> None:
-    """Raises BadRow for a second prompt, unless it says what the prompt says, or is made of it by a template."""
+def _require_one_prompt(turns: Turns, value: Any, name: str) -> None:
+    """Raises BadRow for a second prompt, unless one of both contains the other (as a template's output does)."""
     text = value.strip() if isinstance(value, str) else ""
-    said = [message.content.strip() for message in turns if message.role != "assistant"]
-    if not any(text in content for content in said) and not all(content in text for content in said):
+    contents = [message.content.strip() for message in turns if message.role != "assistant"]
+    if not any(text in content for content in contents) and not all(content in text for content in contents):
         raise BadRow("two columns hold a prompt", f"{name} is not what was read as one", columns=f"ignore={name}")
 
 
-def _completed(turns: Turns, row: Row, others: Others) -> Turns:
-    """The messages with the parts of the conversation in other columns: the system message, what was said before, and
-    what the question is about.
+def _add_columns(turns: Turns, row: Row, column_meanings: ColumnMeanings) -> Turns:
+    """The messages with the parts of the conversation in other columns: system message, history, context.
 
-    A part that the messages hold already is not written twice. BadRow for one that has no place in them.
+    A part that the messages contain already is not added again. BadRow for a part that cannot be added.
     """
     for part in ("context", "history", "system"):
-        for name, meaning in others:
+        for name, meaning in column_meanings:
             if meaning == part and not is_blank(row[name]):
-                turns = _ADD[part](turns, row[name], name)
+                turns = _ADD_BY_MEANING[part](turns, row[name], name)
     return turns
 
 
-def _with_context(turns: Turns, value: Any, name: str) -> Turns:
-    """The question, and on a paragraph of its own what it is about."""
+def _add_context(turns: Turns, value: Any, name: str) -> Turns:
+    """The messages with the context as a new paragraph of the question."""
     if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
         value = "\n\n".join(value)
     text = require_text(value, f"the {name}")
     if any(text.strip() in message.content for message in turns):
         return turns
-    users = [index for index, message in enumerate(turns) if message.role == "user"]
-    if len(users) != 1 or turns[-1].role != "user":
+    user_indices = [index for index, message in enumerate(turns) if message.role == "user"]
+    if len(user_indices) != 1 or turns[-1].role != "user":
         raise BadRow("a column has no place in a conversation of several turns", name, columns=f"ignore={name}")
     question = turns[-1].content
     return (*turns[:-1], Message("user", f"{question}\n\n{text}" if question.strip() else text))
 
 
-def _with_history(turns: Turns, value: Any, name: str) -> Turns:
-    """The conversation before these messages, behind a system message."""
-    history = _history(value, name)
-    head = 1 if turns[:1] and turns[0].role == "system" else 0
+def _add_history(turns: Turns, value: Any, name: str) -> Turns:
+    """The messages with the history before them, after a system message."""
+    history = _parse_history(value, name)
+    num_system = 1 if turns[:1] and turns[0].role == "system" else 0
     if history and history[0].role == "system":
-        if head and turns[0] != history[0]:
+        if num_system and turns[0] != history[0]:
             raise BadRow("the row has two system messages", name)
-        turns, head = (turns if head else (history[0], *turns)), 1
+        turns, num_system = (turns if num_system else (history[0], *turns)), 1
         history = history[1:]
-    said = turns[head:]
-    if said[: len(history)] == history:
+    later_turns = turns[num_system:]
+    if later_turns[: len(history)] == history:
         return turns
-    return (*turns[:head], *history, *said)
+    return (*turns[:num_system], *history, *later_turns)
 
 
-def _history(value: Any, name: str) -> Turns:
-    """Pairs of what the user said and what the assistant answered, a list of messages, or a dialogue."""
-    value = list_in_text(value, name)
+def _parse_history(value: Any, name: str) -> Turns:
+    """The messages of a history: pairs of question and answer, a list of messages, or a dialogue."""
+    value = parse_list_in_text(value, name)
     if isinstance(value, str):
         if not is_hh_dialogue(value):
             raise BadRow(f"{name} is not a list of turns", "got text", columns=f"ignore={name}")
@@ -256,12 +260,12 @@ def _history(value: Any, name: str) -> Turns:
         return tuple(
             Message(role, text) for pair in value for role, text in zip(("user", "assistant"), pair, strict=True)
         )
-    return conversation_turns(value, name)
+    return to_conversation(value, name)
 
 
-def _with_system(turns: Turns, value: Any, name: str) -> Turns:
-    """The system message before all others."""
-    text = require_text(joined_parts(value), f"the {name}")
+def _add_system_message(turns: Turns, value: Any, name: str) -> Turns:
+    """The messages with the system message before them."""
+    text = require_text(join_parts(value), f"the {name}")
     if not text.strip():
         return turns
     if turns and turns[0].role == "system":
@@ -271,5 +275,5 @@ def _with_system(turns: Turns, value: Any, name: str) -> Turns:
     return (Message("system", text), *turns)
 
 
-_ADD = {"context": _with_context, "history": _with_history, "system": _with_system}
-assert set(_ADD) == set(PARTS)
+_ADD_BY_MEANING = {"context": _add_context, "history": _add_history, "system": _add_system_message}
+assert set(_ADD_BY_MEANING) == set(PARTS)

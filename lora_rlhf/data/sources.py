@@ -8,37 +8,45 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lora_rlhf.data.columns import Columns
 from lora_rlhf.data.containers import source_rows
-from lora_rlhf.data.formats import GRADED, Format, RecordKind, format_named
+from lora_rlhf.data.formats import GRADED_FORMATS, Format, RecordKind, find_format
 from lora_rlhf.data.groups import Groups
 from lora_rlhf.data.labels import fingerprint
 from lora_rlhf.data.names import IGNORED_PREFIX
 from lora_rlhf.data.readers import Draft
-from lora_rlhf.data.readers_ranked import ranks_of
-from lora_rlhf.data.recognise import SEVERAL, UNKNOWN, other_format, recognise, unrecognised
-from lora_rlhf.data.records import Grade, drafts_of, grade_of, is_grade, record_of, texts_of, unused_columns
+from lora_rlhf.data.readers_ranked import ranks_from_scores
+from lora_rlhf.data.recognise import SEVERAL, UNKNOWN, explain_other_format, explain_unrecognised_row, recognise_formats
+from lora_rlhf.data.records import (
+    Grade,
+    find_grade,
+    is_grade_column,
+    make_drafts,
+    make_record,
+    make_texts,
+    unused_columns,
+)
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of_phrase
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, set_source
 from lora_rlhf.data.wrapped import explain_wrapped_rows
 from lora_rlhf.system.errors import UserError
 
 Record = TypeVar("Record", Demonstration, Ranking, Prompt, Text)
-LocatedRow = tuple[str, dict[str, Any]]  # a row's origin ("file:line") and the row
+RowWithOrigin = tuple[str, dict[str, Any]]  # a row's origin ("file:line") and the row
 
-# The formats in which `row_of` writes records: an unused column with a name of theirs cannot be written beside them.
-WRITTEN_AS: dict[RecordKind, Format] = {
-    "demonstrations": format_named("prompt-completion"),
-    "rankings": format_named("ranking"),
-    "prompts": format_named("prompt"),
-    "texts": format_named("text"),
+# The formats in which `row_of` writes records: an unused column cannot have the name of one of their columns.
+FORMAT_BY_KIND: dict[RecordKind, Format] = {
+    "demonstrations": find_format("prompt-completion"),
+    "rankings": find_format("ranking"),
+    "prompts": find_format("prompt"),
+    "texts": find_format("text"),
 }
-TEXT_IN_MESSAGE = 60  # characters
+MESSAGE_CHARACTERS = 60  # of a text in a message
 NOT_CHOSEN = "another answer to the prompt has a higher score"
 NOT_GOOD = "no answer to the prompt has a score above 0"
 LABELLED_BAD = "the answer is labelled as bad"
 
 
 class Answer(NamedTuple):
-    """One graded answer of a prompt whose other answers stand in other rows; JSON values, to be kept in `Groups`."""
+    """One graded answer of a prompt whose other answers are in other rows; JSON values, to be saved in `Groups`."""
 
     origin: str
     name: str
@@ -52,15 +60,14 @@ class Answer(NamedTuple):
 class Source(Generic[Record]):
     """The records of a file, folder, glob or hub dataset, read anew by each iteration, one row in memory at a time.
 
-    While and after iterating, `read`, `used` and `refused` count rows (always used + refused = read), `records` counts
-    the records made of them, and `formats` the used rows of each format. `recognised` holds the formats of all rows,
-    also of refused ones. `depends_on_order`: whether the reading of a row depended on other rows.
+    While and after iterating, `read`, `used` and `refused` count rows (used + refused = read), `records` counts the
+    records made of them, and `formats` the used rows of each format. `recognised` holds the formats of all rows, also
+    of refused ones. `depends_on_order`: whether the reading of a row depended on other rows.
 
-    name: see `locate`. kind: what the rows are read as; None: each as its format's main kind. format: a name of
-    docs/data.md; None: each row's columns decide. strict: the first row that cannot be used raises UserError.
-    tolerant: a file that breaks off or has no usable row raises no UserError; the fault is counted as a refusal.
-    columns: what --columns says, as of `Columns`. has_flags: the command that reads has --format and --columns, so that
-    messages may name them.
+    name: see `locate`. kind: the kind of record to read; None: the main kind of each row's format. format: a name in
+    docs/data.md; None: each row's columns decide. strict: the first row that cannot be used raises UserError. tolerant:
+    a file that is damaged or has no usable row raises no UserError; the fault is counted as a refusal. columns: the
+    value of --columns, see `Columns`. has_flags: the command has --format and --columns, so messages may name them.
     """
 
     def __init__(
@@ -75,43 +82,46 @@ class Source(Generic[Record]):
     ) -> None:
         self.name, self.kind = str(name), kind
         self.strict, self.tolerant, self.has_flags = strict, tolerant, has_flags
-        self._format = None if format is None else self._named(format)
+        self._format = None if format is None else self._find_format(format)
         self._columns = Columns(columns)
         self._reset()
 
-    def _named(self, name: str) -> Format:
-        chosen = format_named(name)
-        if self.kind is not None and self.kind not in chosen.readers:
-            if chosen.unusable:
-                raise UserError(f"--format {name}: {chosen.unusable}")
-            kinds = " and ".join(chosen.readers)
+    def _find_format(self, name: str) -> Format:
+        """The format with this name. UserError if it cannot be read as this kind of record."""
+        format = find_format(name)
+        if self.kind is not None and self.kind not in format.readers:
+            if format.unusable_reason:
+                raise UserError(f"--format {name}: {format.unusable_reason}")
+            kinds = " and ".join(format.readers)
             raise UserError(f"--format {name} holds {kinds}; {self.kind} are wanted from {self.name}")
-        return chosen
+        return format
 
     def _reset(self) -> None:
+        """Sets all counts to 0 and forgets the formats and the rows that belong together."""
         self.read = self.used = self.records = 0
         self.depends_on_order = False
         self.refused = RefusedRows(self.strict)
         self.formats: Counter[str] = Counter()
         self.recognised: set[str] = set()
-        self._settled: set[Format] = set()  # formats that rows without doubt were read as
-        self._trees: Groups | None = None  # rows, and answers, that belong together wherever they stand in the file
-        self._answers: Groups | None = None
+        self._certain_formats: set[Format] = set()  # formats of rows that fit only one
+        # rows, and answers, that belong together wherever in the file they are
+        self._rows_by_tree: Groups | None = None
+        self._answers_by_prompt: Groups | None = None
 
     def __iter__(self) -> Iterator[Record]:
         self._reset()
-        for origin, row in self._rows():
+        for origin, row in self._open_rows():
             self.read += 1
             try:
-                records = self._of_row(origin, row)
+                records = self._read_row(origin, row)
             except BadRow as fault:
-                self._refuse(origin, self._explained(fault, row))
+                self._refuse(origin, self._explain_fault(fault, row))
             else:
                 yield from records
-        for rows in self._trees or ():
-            yield from self._of_tree(rows)
-        for answers in self._answers or ():
-            yield from self._of_answers([Answer(*answer) for answer in answers])
+        for rows in self._rows_by_tree or ():
+            yield from self._read_tree(rows)
+        for answers in self._answers_by_prompt or ():
+            yield from self._read_answers([Answer(*answer) for answer in answers])
         if not self.tolerant and not self.records:
             self._raise_unusable()
 
@@ -119,19 +129,21 @@ class Source(Generic[Record]):
         """Reads up to the first usable record: raises early what iterating would raise for a file without one."""
         next(iter(self), None)
 
-    def _rows(self) -> Iterator[tuple[str, Any]]:
+    def _open_rows(self) -> Iterator[tuple[str, Any]]:
+        """Yields (origin, row) for all rows; subclasses read others."""
         return source_rows(self.name)
 
     def _refuse(self, origin: str, fault: BadRow) -> None:
         self.refused.add(origin, fault.with_advice(self.has_flags))
 
-    def _explained(self, fault: BadRow, row: Any) -> BadRow:
-        """The fault, or what it comes from: the row is no row but an object that holds rows."""
+    def _explain_fault(self, fault: BadRow, row: Any) -> BadRow:
+        """The fault, or its cause if the row is an object that holds several rows."""
         if isinstance(row, dict):
             return explain_wrapped_rows(row, not fault.reason.startswith(UNKNOWN)) or fault
         return fault
 
-    def _count(self, records: Sequence[Any], rows: int, name: str) -> None:
+    def _count_records(self, records: Sequence[Any], rows: int, name: str) -> None:
+        """Counts records that were made of `rows` rows of a format."""
         self.used += rows
         self.records += len(records)
         self.formats[name] += rows
@@ -139,43 +151,43 @@ class Source(Generic[Record]):
     # -----------------------------------------------------------------------------------------------------------------
     # one row
 
-    def _of_row(self, origin: str, row: Any) -> list[Any]:
-        """The records of a row; none yet if it belongs to others."""
-        row = self._columns.rename_columns(row if type(row) is dict else self._checked(origin, row))
-        format = self._choose(origin, row)
+    def _read_row(self, origin: str, row: Any) -> list[Any]:
+        """The records of a row; [] if the row belongs to others, with which it is read later."""
+        row = self._columns.rename_columns(row if type(row) is dict else self._check_row(origin, row))
+        format = self._choose_format(origin, row)
         kind = self.kind or format.kinds[0] if format.readers else self.kind or "demonstrations"
         if kind == "texts":
             self.recognised.add(format.name)
-            texts = texts_of(format, row)
-            self._count(texts, 1, format.name)
+            texts = make_texts(format, row)
+            self._count_records(texts, 1, format.name)
             return texts
-        if format.group is not None:
+        if format.group_key is not None:
             self.recognised.add(format.name)
             self.depends_on_order = True
-            self._trees = self._trees or Groups()
-            self._trees.add(fingerprint(f"{format.name} {format.group(row)}"), [origin, format.name, row])
+            self._rows_by_tree = self._rows_by_tree or Groups()
+            self._rows_by_tree.add(fingerprint(f"{format.name} {format.group_key(row)}"), [origin, format.name, row])
             return []
-        grade = None if kind == "prompts" else grade_of(format, row)
+        grade = None if kind == "prompts" else find_grade(format, row)
         name = format.name if grade is None else grade.format.name
         self.recognised.add(name)
         is_named = self._format is not None or bool(self._columns.known_name_by_column)
-        drafts = drafts_of(format, row, "demonstrations" if grade is not None else kind, is_named)
+        drafts = make_drafts(format, row, "demonstrations" if grade is not None else kind, is_named)
         if grade is not None and len(drafts) > 1:
             raise BadRow("a verdict or score stands beside several answers", ", ".join(grade.columns))
         if grade is None and drafts[0].grade is not None:
             grade = Grade(drafts[0].grade, False, ())
         if grade is not None and not (grade.is_verdict and kind == self.kind == "demonstrations"):
-            self._keep_answer(origin, row, format, name, drafts[0], grade)
+            self._save_answer(origin, row, format, name, drafts[0], grade)
             return []
         if grade is not None and not grade.value:
             raise BadRow(LABELLED_BAD, ", ".join(grade.columns))
-        records = [record_of(draft, kind) for draft in drafts]
-        self._place(records, origin, self._meta(row, format, kind))
-        self._count(records, 1, name)
+        records = [make_record(draft, kind) for draft in drafts]
+        self._set_sources(records, origin, self._unused_values(row, format, kind))
+        self._count_records(records, 1, name)
         return records
 
-    def _checked(self, origin: str, row: Any) -> dict[str, Any]:
-        """What is no object, as one: a list of messages is a conversation. BadRow for anything else."""
+    def _check_row(self, origin: str, row: Any) -> dict[str, Any]:
+        """The row of a value that is not a plain object: a list of messages is a conversation. BadRow for others."""
         if isinstance(row, Damaged) and not self.tolerant:
             raise UserError(f"{origin}: {row}")
         if isinstance(row, BadRow):
@@ -187,139 +199,147 @@ class Source(Generic[Record]):
             raise BadRow("the row is a text, not an object with columns", way_out)
         raise BadRow("the row is not an object with columns", f"got {type(row).__name__}")
 
-    def _choose(self, origin: str, row: dict[str, Any]) -> Format:
-        fitting = self._fitting(row)
+    def _choose_format(self, origin: str, row: dict[str, Any]) -> Format:
+        """The row's format. BadRow if there is none; UserError if several fit and no earlier row decides."""
+        formats = self._fitting_formats(row)
         if self._format is not None:
-            if self._format.name in GRADED:
-                graded = [f for f in fitting if (grade := grade_of(f, row)) and grade.format is self._format]
-                if not graded:
-                    raise other_format(self._format, row)
-                return graded[0]
-            # named by the user: also where another format fits the row more closely
-            if self._format not in fitting and not self._format.fits(row):
-                raise other_format(self._format, row)
+            if self._format.name in GRADED_FORMATS:
+                graded_formats = [f for f in formats if (grade := find_grade(f, row)) and grade.format is self._format]
+                if not graded_formats:
+                    raise explain_other_format(self._format, row)
+                return graded_formats[0]
+            # the user named it, even if another format is more specific
+            if self._format not in formats and not self._format.is_format_of(row):
+                raise explain_other_format(self._format, row)
             return self._format
-        if not fitting:
-            raise unrecognised(row, self.kind)
-        if fitting[0].unusable and self.kind not in fitting[0].readers:
-            raise BadRow(fitting[0].unusable, f"format {fitting[0].name}")
-        if len(fitting) == 1 or _same_records(fitting, self.kind, row):
-            self._settled.add(fitting[0])
-            return fitting[0]
+        if not formats:
+            raise explain_unrecognised_row(row, self.kind)
+        if formats[0].unusable_reason and self.kind not in formats[0].readers:
+            raise BadRow(formats[0].unusable_reason, f"format {formats[0].name}")
+        if len(formats) == 1 or _is_same_reading(formats, self.kind, row):
+            self._certain_formats.add(formats[0])
+            return formats[0]
         self.depends_on_order = True
-        if settled := [format for format in fitting if format in self._settled]:
-            return settled[0]  # a row that fits several is read as the rows before it were
-        if self._settled:
-            names = ", ".join(format.name for format in fitting)
+        if certain_formats := [format for format in formats if format in self._certain_formats]:
+            return certain_formats[0]  # a row that fits several formats is read like the rows before it
+        if self._certain_formats:
+            names = ", ".join(format.name for format in formats)
             raise BadRow(SEVERAL, names + ("; say which one with --format" if self.has_flags else ""))
-        raise UserError(_ambiguity(self.name, self.kind, fitting, origin, row, self.has_flags))
+        raise UserError(_ambiguity_message(self.name, self.kind, formats, origin, row, self.has_flags))
 
-    def _fitting(self, row: dict[str, Any]) -> tuple[Format, ...]:
-        """The formats that a row fits; those with the columns that --columns names, if there are such."""
-        is_graded = self._format is not None and self._format.name in GRADED
-        fitting = recognise(row, "demonstrations" if is_graded else self.kind)
-        if self.kind == "rankings" and all(format.unusable for format in fitting):
+    def _fitting_formats(self, row: dict[str, Any]) -> tuple[Format, ...]:
+        """The formats that a row fits; only those with the columns that --columns names, if there are any."""
+        is_graded = self._format is not None and self._format.name in GRADED_FORMATS
+        formats = recognise_formats(row, "demonstrations" if is_graded else self.kind)
+        if self.kind == "rankings" and all(format.unusable_reason for format in formats):
             # answers of one prompt in several rows, each with its grade
-            answers = recognise(row, "demonstrations")
-            fitting = tuple(format for format in answers if grade_of(format, row) is not None) or fitting
-        if len(fitting) > 1 and self._columns.known_name_by_column:
-            named = set(self._columns.known_name_by_column.values())
-            return tuple(format for format in fitting if named <= format.columns) or fitting
-        return fitting
+            answer_formats = recognise_formats(row, "demonstrations")
+            formats = tuple(format for format in answer_formats if find_grade(format, row) is not None) or formats
+        if len(formats) > 1 and self._columns.known_name_by_column:
+            named_columns = set(self._columns.known_name_by_column.values())
+            return tuple(format for format in formats if named_columns <= format.columns) or formats
+        return formats
 
-    def _meta(self, row: dict[str, Any], format: Format, kind: RecordKind) -> dict[str, Any]:
-        """The row's columns that were not used, under their own names."""
+    def _unused_values(self, row: dict[str, Any], format: Format, kind: RecordKind) -> dict[str, Any]:
+        """{column: value} of the row's columns that were not used, for the prompt's meta."""
         meta = {name.removeprefix(IGNORED_PREFIX): row[name] for name in unused_columns(format, tuple(row), kind)}
-        if meta and (kind == "demonstrations" or (kind == "rankings" and format.is_answer)):
-            meta = {name: value for name, value in meta.items() if not is_grade(name, value)}
-        for name in WRITTEN_AS[kind].columns.intersection(meta):
+        if meta and (kind == "demonstrations" or (kind == "rankings" and format.has_one_answer)):
+            meta = {name: value for name, value in meta.items() if not is_grade_column(name, value)}
+        for name in FORMAT_BY_KIND[kind].columns.intersection(meta):
             del meta[name]
         return meta
 
-    def _place(self, records: Sequence[Any], origin: str, meta: dict[str, Any]) -> None:
+    def _set_sources(self, records: Sequence[Any], origin: str, meta: dict[str, Any]) -> None:
+        """Sets the meta and the origin of the records' prompts."""
         for record in records:
             set_source(record if isinstance(record, Prompt) else record.prompt, meta, origin)
 
     # -----------------------------------------------------------------------------------------------------------------
     # rows that belong together
 
-    def _keep_answer(
+    def _save_answer(
         self, origin: str, row: dict[str, Any], format: Format, name: str, draft: Draft, grade: Grade
     ) -> None:
-        record_of(draft._replace(ranks=None), "demonstrations")  # what is no record is refused alone
+        """Saves a graded answer until all answers to its prompt were read."""
+        make_record(draft._replace(ranks=None), "demonstrations")  # an invalid answer is refused without the others
         self.depends_on_order = True
-        self._answers = self._answers or Groups()
+        self._answers_by_prompt = self._answers_by_prompt or Groups()
         turns = [[turn.role, turn.content, turn.is_trained] for turn in draft.turns]
         key = fingerprint(json.dumps([turns, grade.is_verdict]))
-        meta = self._meta(row, format, self.kind or "rankings")
-        self._answers.add(key, Answer(origin, name, meta, turns, draft.answers[0], grade.value, grade.is_verdict))
+        meta = self._unused_values(row, format, self.kind or "rankings")
+        self._answers_by_prompt.add(
+            key, Answer(origin, name, meta, turns, draft.answers[0], grade.value, grade.is_verdict)
+        )
 
-    def _of_answers(self, answers: list[Answer]) -> list[Any]:
-        """The records of one prompt's answers: a ranking, or demonstrations of the good ones, or of the best ones."""
+    def _read_answers(self, answers: list[Answer]) -> list[Any]:
+        """The records of one prompt's answers: a ranking, or demonstrations of the good ones or of the best ones."""
         first = answers[0]
-        best = max(answer.grade for answer in answers)
-        can_be_ranked = len(answers) > 1 and (self.kind is not None or best > min(answer.grade for answer in answers))
+        best_grade = max(answer.grade for answer in answers)
+        can_be_ranked = len(answers) > 1 and (
+            self.kind is not None or best_grade > min(answer.grade for answer in answers)
+        )
         turns = tuple(Message(*turn) for turn in first.turns)
         if self.kind == "rankings" or (self.kind is None and can_be_ranked):
             try:
                 if not can_be_ranked:
                     raise BadRow("a ranking needs at least 2 rows of one prompt")
-                ranks = ranks_of([answer.grade for answer in answers])
-                ranking = record_of(Draft(turns, tuple(answer.response for answer in answers), ranks), "rankings")
+                ranks = ranks_from_scores([answer.grade for answer in answers])
+                ranking = make_record(Draft(turns, tuple(answer.response for answer in answers), ranks), "rankings")
             except BadRow as fault:
                 for answer in answers:
                     self._refuse(answer.origin, fault)
                 return []
-            self._place([ranking], first.origin, first.meta)
-            self._count([ranking], len(answers), first.name)
+            self._set_sources([ranking], first.origin, first.meta)
+            self._count_records([ranking], len(answers), first.name)
             return [ranking]
         records = []
         for answer in answers:
             if answer.is_verdict and not answer.grade:
                 self._refuse(answer.origin, BadRow(LABELLED_BAD))
-            elif not answer.is_verdict and best <= 0:
+            elif not answer.is_verdict and best_grade <= 0:
                 self._refuse(answer.origin, BadRow(NOT_GOOD, f"{answer.grade:g}"))
-            elif answer.grade < best:
-                self._refuse(answer.origin, BadRow(NOT_CHOSEN, f"{answer.grade:g} and {best:g}"))
+            elif answer.grade < best_grade:
+                self._refuse(answer.origin, BadRow(NOT_CHOSEN, f"{answer.grade:g} and {best_grade:g}"))
             else:
-                record = record_of(Draft(turns, (answer.response,)), "demonstrations")
-                self._place([record], answer.origin, answer.meta)
-                self._count([record], 1, answer.name)
+                record = make_record(Draft(turns, (answer.response,)), "demonstrations")
+                self._set_sources([record], answer.origin, answer.meta)
+                self._count_records([record], 1, answer.name)
                 records.append(record)
         return records
 
-    def _of_tree(self, rows: list[Any]) -> list[Any]:
-        """The records of a tree whose messages stand in several rows."""
-        origin, name, first = rows[0]
-        format = format_named(name)
+    def _read_tree(self, rows: list[Any]) -> list[Any]:
+        """The records of a tree whose messages are in several rows."""
+        origin, name, first_row = rows[0]
+        format = find_format(name)
         kinds = [self.kind] if self.kind else [kind for kind in format.kinds if kind != "prompts"]
         faults: list[BadRow] = []
         for kind in kinds:
             try:
-                merged = first if format.merge is None else format.merge([row for _, _, row in rows])
-                records = [record_of(draft, kind) for draft in drafts_of(format, merged, kind)]
+                merged = first_row if format.merge_rows is None else format.merge_rows([row for _, _, row in rows])
+                records = [make_record(draft, kind) for draft in make_drafts(format, merged, kind)]
             except BadRow as fault:
                 faults.append(fault)
                 continue
-            self._place(records, origin, self._meta(first, format, kind))
-            self._count(records, len(rows), name)
+            self._set_sources(records, origin, self._unused_values(first_row, format, kind))
+            self._count_records(records, len(rows), name)
             return records
-        for place, _, _ in rows:
-            self._refuse(place, faults[0])
+        for row_origin, _, _ in rows:
+            self._refuse(row_origin, faults[0])
         return []
 
     def _raise_unusable(self) -> None:
+        """Raises UserError for a file without a usable row."""
         if not self.read:
             raise UserError(f"{self.name}: no rows; the file is empty")
         raise UserError(f"{self.name}: {none_of_phrase(self.read, 'row')} can be used:\n{self.refused.summary()}")
 
 
-def _same_records(formats: Iterable[Format], kind: RecordKind | None, row: dict[str, Any]) -> bool:
-    """Whether all these formats read the same from the row, so that it does not matter which one is taken."""
+def _is_same_reading(formats: Iterable[Format], kind: RecordKind | None, row: dict[str, Any]) -> bool:
+    """Whether the row gives the same records in all these formats, so that any of them can be taken."""
     readings: list[object] = []
     for format in formats:
         try:
-            readings.append(_records_alone(format, row, kind or format.kinds[0]))
+            readings.append(_read_single_row(format, row, kind or format.kinds[0]))
         except BadRow as fault:
             if kind != "prompts":
                 return False
@@ -327,45 +347,46 @@ def _same_records(formats: Iterable[Format], kind: RecordKind | None, row: dict[
     return all(reading == readings[0] for reading in readings)
 
 
-def _records_alone(format: Format, row: dict[str, Any], kind: RecordKind, is_named: bool = False) -> list[Any]:
-    """The records of a row as if it were the only one."""
+def _read_single_row(format: Format, row: dict[str, Any], kind: RecordKind, is_named: bool = False) -> list[Any]:
+    """The records of a row without any other row."""
     if kind == "texts":
-        return texts_of(format, row)
-    row = row if format.merge is None else format.merge([row])
-    return [record_of(draft, kind) for draft in drafts_of(format, row, kind, is_named)]
+        return make_texts(format, row)
+    row = row if format.merge_rows is None else format.merge_rows([row])
+    return [make_record(draft, kind) for draft in make_drafts(format, row, kind, is_named)]
 
 
-def _ambiguity(
+def _ambiguity_message(
     name: str, kind: RecordKind | None, formats: Iterable[Format], origin: str, row: dict[str, Any], has_flags: bool
 ) -> str:
-    """The question to the user, with what the row would become in each format."""
-    question = "say which one with --format" if has_flags else "remove the columns that are not meant"
-    lines = [f"{name}: its rows fit several formats; {question}:"]
+    """The question to the user, with the reading of the row in each format."""
+    advice = "say which one with --format" if has_flags else "remove the columns that are not meant"
+    lines = [f"{name}: its rows fit several formats; {advice}:"]
     for format in formats:
         kinds = [kind] if kind else list(format.readers)
         flag = f"--format {format.name:<14}" if has_flags else f"{format.name:<14}"
-        lines.append(f"  {flag} {' and '.join(kinds)}: {_reading(format, kinds[0], row)}")
+        lines.append(f"  {flag} {' and '.join(kinds)}: {_describe_reading(format, kinds[0], row)}")
     row_text = json.dumps(row, default=repr)
-    if len(row_text) > 5 * TEXT_IN_MESSAGE:
-        row_text = row_text[: 5 * TEXT_IN_MESSAGE] + "..."
+    if len(row_text) > 5 * MESSAGE_CHARACTERS:
+        row_text = row_text[: 5 * MESSAGE_CHARACTERS] + "..."
     return "\n".join([*lines, f"  the row at {origin}: {row_text}"])
 
 
-def _reading(format: Format, kind: RecordKind, row: dict[str, Any]) -> str:
+def _describe_reading(format: Format, kind: RecordKind, row: dict[str, Any]) -> str:
+    """What the row becomes in a format, in one line."""
     try:
-        record = _records_alone(format, row, kind, is_named=True)[0]
+        record = _read_single_row(format, row, kind, is_named=True)[0]
     except BadRow as fault:
         return f"refused: {fault}"
     if isinstance(record, Text):
-        return _short(record.text)
+        return _shorten(record.text)
     if isinstance(record, Prompt):
-        return _short(record.messages[-1].content)
+        return _shorten(record.messages[-1].content)
     answers = [record.response] if isinstance(record, Demonstration) else record.responses
-    return f"{_short(record.prompt.messages[-1].content)} -> {' | '.join(map(_short, answers))}"
+    return f"{_shorten(record.prompt.messages[-1].content)} -> {' | '.join(map(_shorten, answers))}"
 
 
-def _short(text: str) -> str:
-    return json.dumps(text[:TEXT_IN_MESSAGE]) + ("..." if len(text) > TEXT_IN_MESSAGE else "")
+def _shorten(text: str) -> str:
+    return json.dumps(text[:MESSAGE_CHARACTERS]) + ("..." if len(text) > MESSAGE_CHARACTERS else "")
 
 
 def every_turn(demonstrations: Iterable[Demonstration]) -> Iterator[Demonstration]:
@@ -386,20 +407,20 @@ def every_turn(demonstrations: Iterable[Demonstration]) -> Iterator[Demonstratio
 
 def read_rankings(name: str, strict: bool = False, format: str | None = None) -> tuple[list[Ranking], RefusedRows]:
     """All rankings at once, and what was refused. UserError if there is none."""
-    return _all(Source(name, "rankings", format, strict))
+    return _read_all(Source(name, "rankings", format, strict))
 
 
 def read_prompts(
     name: str, strict: bool = False, format: str | None = None, columns: str | None = None, has_flags: bool = False
 ) -> tuple[list[Prompt], RefusedRows]:
     """All prompts at once, from rows of any format, and what was refused. UserError if there is none."""
-    return _all(Source(name, "prompts", format, strict, columns=columns, has_flags=has_flags))
+    return _read_all(Source(name, "prompts", format, strict, columns=columns, has_flags=has_flags))
 
 
 def read_texts(name: str, strict: bool = False, format: str | None = None) -> tuple[list[Text], RefusedRows]:
     """All texts at once, and what was refused. UserError if there is none."""
-    return _all(Source(name, "texts", format, strict))
+    return _read_all(Source(name, "texts", format, strict))
 
 
-def _all(source: Source[Record]) -> tuple[list[Record], RefusedRows]:
+def _read_all(source: Source[Record]) -> tuple[list[Record], RefusedRows]:
     return list(source), source.refused

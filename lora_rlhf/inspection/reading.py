@@ -203,5 +203,5 @@ class _LoggedSource(Source[Any]):
         super()._reset()
         self.refused = self.log
 
-    def _rows(self) -> Iterator[tuple[str, Any]]:
-        return super()._rows() if self.part is None else part_rows(self.part)
+    def _open_rows(self) -> Iterator[tuple[str, Any]]:
+        return super()._open_rows() if self.part is None else part_rows(self.part)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_rlhf.configs.catalogue import ROW_KINDS, readers
-from lora_rlhf.data.formats import RecordKind, format_named
+from lora_rlhf.data.formats import RecordKind, find_format
 from lora_rlhf.inspection.reading import Reading
 
 # {kind of rows: the stages that read it}
@@ -31,7 +31,7 @@ def readable_kinds(reading: Reading) -> list[RecordKind]:
 
     A stage can read any file as prompts. That counts as a kind only if the rows hold nothing else, or nothing usable.
     """
-    kinds = {kind for name in reading.recognised for kind in format_named(name).readers}
+    kinds = {kind for name in reading.recognised for kind in find_format(name).readers}
     format_kinds = kinds if not reading.used else kinds - {"prompts"}
     stage_kinds = [kind for kind in READERS if kind in format_kinds or kind in reading.figures.kinds]
     return stage_kinds if stage_kinds or not reading.num_read else ["prompts"]
@@ -39,7 +39,7 @@ def readable_kinds(reading: Reading) -> list[RecordKind]:
 
 def is_same_reading(kind: RecordKind, reading: Reading) -> bool:
     """Whether the kind's stage would use exactly the rows of this reading, which is as the file's columns say."""
-    formats = map(format_named, reading.recognised)
+    formats = map(find_format, reading.recognised)
     has_format_of_other_kind = any(kind in format.readers and next(iter(format.readers)) != kind for format in formats)
     return not has_format_of_other_kind and set(reading.figures.kinds) <= {kind}
 

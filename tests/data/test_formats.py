@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_rlhf.data.formats import FORMATS, KNOWN_COLUMNS, LIST_COLUMNS, RecordKind, format_named
-from lora_rlhf.data.recognise import ASKED, UNKNOWN, recognise, unrecognised
+from lora_rlhf.data.formats import FORMATS, KNOWN_COLUMNS, LIST_COLUMNS, RecordKind, find_format
+from lora_rlhf.data.recognise import QUESTION_FORMATS, UNKNOWN, explain_unrecognised_row, recognise_formats
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of
 from lora_rlhf.system.errors import UserError
 from tests.support.rows import RowSource, read
@@ -26,14 +26,14 @@ EXAMPLES = {
 
 
 def names(row: Any, kind: RecordKind | None = None) -> list[str]:
-    return [format.name for format in recognise(row, kind)]
+    return [format.name for format in recognise_formats(row, kind)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the documentation
 
 
-USABLE = [format for format in FORMATS if not format.unusable]
+USABLE = [format for format in FORMATS if not format.unusable_reason]
 
 
 def test_every_usable_format_is_documented_and_no_other() -> None:
@@ -49,13 +49,15 @@ def test_the_tables_of_formats_are_those_of_the_code() -> None:
         assert kinds.split(", ") == [kind for kind in format.readers if kind != "prompts" or len(format.readers) == 1]
     for format in FORMATS:
         columns = ", ".join(f"`{column}`" for column in format.required)
-        assert (f"| {format.name} | {columns} | {format.unusable} |" in DOCS.read_text()) == bool(format.unusable)
+        assert (f"| {format.name} | {columns} | {format.unusable_reason} |" in DOCS.read_text()) == bool(
+            format.unusable_reason
+        )
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_documented_row_becomes_what_the_documentation_says(name: str) -> None:
     rows, expected, _ = EXAMPLES[name]
-    for kind in (format_named(name).kinds[0], *([] if name in ASKED else [None])):
+    for kind in (find_format(name).kinds[0], *([] if name in QUESTION_FORMATS else [None])):
         source = RowSource(tuple(rows), kind)
         assert [row_of(record) for record in source] == expected
         assert source.formats == {name: len(rows)} and not source.faults
@@ -202,39 +204,43 @@ def test_a_row_is_recognised(row: Any, kind: RecordKind | None, expected: list[s
 def test_what_is_not_recognised_says_what_was_found_and_what_is_nearest(
     row: Any, kind: RecordKind | None, expected: str
 ) -> None:
-    assert recognise(row, kind) == ()
-    assert str(unrecognised(row, kind)) == expected
+    assert recognise_formats(row, kind) == ()
+    assert str(explain_unrecognised_row(row, kind)) == expected
 
 
 def test_a_message_does_not_grow_with_the_row() -> None:
-    fault = unrecognised({f"{'x' * 500}{column}": 1 for column in range(1000)}, "texts")
+    fault = explain_unrecognised_row({f"{'x' * 500}{column}": 1 for column in range(1000)}, "texts")
     assert len(str(fault)) < 700
     assert "and 988 more" in str(fault)
 
 
 def test_the_reason_does_not_depend_on_the_row() -> None:
     reasons = {
-        unrecognised({f"a{column}": 1}, kind).reason for column in range(5) for kind in ("texts", "rankings", None)
+        explain_unrecognised_row({f"a{column}": 1}, kind).reason
+        for column in range(5)
+        for kind in ("texts", "rankings", None)
     }
     assert reasons == {UNKNOWN}
 
 
 def test_a_format_is_found_by_name() -> None:
-    assert format_named("hh-rlhf").name == "hh-rlhf"
+    assert find_format("hh-rlhf").name == "hh-rlhf"
     with pytest.raises(
         UserError, match=r"--format alpacca: there is no such format; did you mean alpaca\? known: prompt-c"
     ):
-        format_named("alpacca")
+        find_format("alpacca")
     with pytest.raises(UserError, match=r"no such format; known: prompt-completion, "):
-        format_named("?")
+        find_format("?")
 
 
 def test_a_format_that_is_named_still_has_to_fit() -> None:
-    hh = format_named("hh-rlhf")
-    assert hh.fits({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "x": 1})
-    assert not hh.fits({"chosen": "a", "rejected": "b"})
-    assert not hh.fits({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": None})
-    assert not format_named("oasst").fits({"message_tree_id": "x"})
+    hh = find_format("hh-rlhf")
+    assert hh.is_format_of(
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "x": 1}
+    )
+    assert not hh.is_format_of({"chosen": "a", "rejected": "b"})
+    assert not hh.is_format_of({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": None})
+    assert not find_format("oasst").is_format_of({"message_tree_id": "x"})
 
 
 def test_the_known_columns_are_those_of_the_formats() -> None:
@@ -305,13 +311,13 @@ VALUES = st.recursive(
 def test_no_value_makes_a_reader_fail(format, data: st.DataObject) -> None:
     """Records or refusals, nothing else, from every reader, for any JSON in the columns that it uses."""
     rows = []
-    for _ in range(data.draw(st.integers(1, 3 if format.merge or format.name in REPEATED else 1))):
+    for _ in range(data.draw(st.integers(1, 3 if format.merge_rows or format.name in REPEATED else 1))):
         row = {column: data.draw(VALUES.filter(lambda value: value is not None)) for column in format.required}
         if format.name == "oasst":  # is recognised by its tree
             row["prompt"] = data.draw(TREES | st.dictionaries(FIELDS, VALUES, max_size=4))
         row |= {column: data.draw(VALUES) for column in format.optional[:5] if data.draw(st.booleans())}
         row |= {column: data.draw(VALUES) for column in SAYING if data.draw(st.integers(0, 5)) == 0}
-        recognise(row, None)
+        recognise_formats(row, None)
         rows.append(row)
     expected = {"demonstrations": Demonstration, "rankings": Ranking, "prompts": Prompt, "texts": Text}
     for kind in format.readers:

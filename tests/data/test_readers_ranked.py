@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lora_rlhf.data.formats import RecordKind
-from lora_rlhf.data.readers_ranked import ranks_of
+from lora_rlhf.data.readers_ranked import ranks_from_scores
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
 from tests.support.rows import RowSource, read
@@ -25,7 +25,7 @@ def ranking(*rows: dict) -> Ranking:
     [((3.0, 1.0, 2.0), [1, 3, 2]), ((5, 4, 4, 1), [1, 2, 2, 3]), ((0, 0), [1, 1]), ((-1, 1), [2, 1]), ((), [])],
 )
 def test_the_highest_score_has_rank_1(scores: tuple, ranks: list[int]) -> None:
-    assert ranks_of(scores) == ranks
+    assert ranks_from_scores(scores) == ranks
 
 
 def test_rankings_in_our_own_columns() -> None:

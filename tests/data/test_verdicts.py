@@ -14,7 +14,7 @@ from tests.support.rows import RowSource, read
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 PAIR = {"prompt": "Hi", "completion": "Hello"}
 GOOD = Demonstration(Prompt.of("Hi"), "Hello")
-ONE_ANSWER = [format.name for format in FORMATS if format.is_answer and format.name != "self-instruct"]
+ONE_ANSWER = [format.name for format in FORMATS if format.has_one_answer and format.name != "self-instruct"]
 
 
 @pytest.mark.parametrize("name", ONE_ANSWER)

@@ -16,7 +16,7 @@ class RowSource(Source[Any]):
         self.given, self.faults = rows, list[BadRow]()
         super().__init__("rows", kind, tolerant=True, **options)
 
-    def _rows(self) -> Iterator[tuple[str, Any]]:
+    def _open_rows(self) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(self.given, start=1):
             yield f"rows:{number}", row
 
