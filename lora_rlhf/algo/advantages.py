@@ -1,8 +1,8 @@
-"""From scores to advantages: the reward of each token, and how much better it was than expected.
+"""Computes token rewards from scores, and advantages from rewards or scores.
 
-A *score* is what the reward model says of a whole response. A *reward* is what the policy earns for one token: nothing
-but the price of leaving the reference, until the last token, which also earns the score. An *advantage* compares it:
-against a learned value (GAE), or the whole response against its siblings (RLOO, GRPO).
+A *score* is the reward model's output for a whole response. A *reward* is what the policy gets for one token: minus the
+KL penalty, and for the last token also the score. An *advantage* compares rewards with a learned value (GAE), or a
+score with the scores of other responses to the prompt (RLOO, GRPO).
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from lora_rlhf.algo.masking import require_prefix, zero_masked
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """-kl_coef * kl per token, plus the score on the last counted one (InstructGPT, arXiv 2203.02155, eq. 2).
+    """-kl_coef * kl for each token, plus the score on the last counted one (InstructGPT, arXiv 2203.02155, eq. 2).
 
-    scores (B,), kl (B, R) = k1 of policy and reference, mask (B, R) -> (B, R), 0 where masked. ValueError for a
-    response without a counted token: its score would be lost.
+    scores (B,), kl (B, R) = k1 of policy and reference, mask (B, R) -> (B, R), 0 where masked. Raises ValueError
+    for a response without a counted token, because its score would be lost.
     """
     require_prefix(mask)
-    last = mask.sum(dim=1) - 1  # (B,) EOS where there is one: EOS is an action and counts
+    last = mask.sum(dim=1) - 1  # (B,) the index of EOS if there is one: EOS is an action and counts
     if (last < 0).any():
         row = int((last < 0).nonzero()[0])
         raise ValueError(f"response {row} has no counted token, so its score has nowhere to land")
@@ -29,10 +29,10 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 
 
 def apply_missing_eos(scores: Tensor, has_eos: Tensor, missing_eos_score: float | None) -> Tensor:
-    """The scores (B,), with a fixed one where the response never ended (has_eos (B,) False); None changes nothing.
+    """Replaces the scores (B,) of responses without EOS (has_eos (B,) False) by a fixed score; None changes nothing.
 
-    Replaced, not subtracted: the reward model was never shown unfinished text, so its opinion of it means nothing
-    (the "EOS trick" of Huang et al., arXiv 2403.17031, with -1).
+    The score is replaced, not lowered: the reward model never saw unfinished text, so its score means nothing (the "EOS
+    trick" of Huang et al., arXiv 2403.17031, with -1).
     """
     return scores if missing_eos_score is None else torch.where(has_eos, scores, missing_eos_score)
 
@@ -47,40 +47,41 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     require_prefix(mask)
     rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-    deltas = rewards + gamma * next_values - values  # (B, R) TD errors: what one step told that the value did not know
+    deltas = rewards + gamma * next_values - values  # (B, R) temporal-difference errors
 
     advantage = torch.zeros_like(deltas[:, 0])  # (B,)
-    backwards = []
-    for delta in deltas.flip(1).unbind(1):  # padding comes first and leaves 0 behind: its deltas are 0
+    reversed_advantages = []
+    for delta in deltas.flip(1).unbind(1):  # begins with the padding, whose deltas are 0
         advantage = delta + gamma * lam * advantage
-        backwards.append(advantage)
-    advantages = torch.stack(backwards[::-1], dim=1)
+        reversed_advantages.append(advantage)
+    advantages = torch.stack(reversed_advantages[::-1], dim=1)
     return advantages, advantages + values
 
 
 def rloo(scores: Tensor, group_size: int) -> Tensor:
-    """Each score minus the mean of its siblings' (REINFORCE leave-one-out; Ahmadian et al., arXiv 2402.14740).
+    """Each score minus the mean of the prompt's other scores (REINFORCE leave-one-out, RLOO).
 
-    scores (B,), the `group_size` responses of a prompt side by side -> (B,), one advantage for every token of a
-    response.
+    scores (B,), the `group_size` responses of a prompt next to each other -> (B,), one advantage for all tokens of a
+    response (Ahmadian et al., arXiv 2402.14740).
     """
-    groups = _groups(scores, group_size)
-    siblings = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
-    return (groups - siblings).reshape(-1)
+    groups = _split_into_groups(scores, group_size)
+    sibling_means = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
+    return (groups - sibling_means).reshape(-1)
 
 
 def grpo(scores: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
     """Each score minus its group's mean, over the group's sd plus eps (Shao et al., arXiv 2402.03300, section 4.1).
 
-    scores (B,), the `group_size` responses of a prompt side by side -> (B,). The sd is the sample's (divided by
-    group_size - 1), as in TRL and verl; a group that agrees teaches nothing and gets 0.
+    scores (B,), the `group_size` responses of a prompt next to each other -> (B,). The sd is that of the sample
+    (divided by group_size - 1), as in TRL and verl. A group of equal scores gets 0.
     """
-    groups = _groups(scores, group_size)
+    groups = _split_into_groups(scores, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
     return (centred / (groups.std(dim=1, keepdim=True) + eps)).reshape(-1)
 
 
-def _groups(scores: Tensor, group_size: int) -> Tensor:
+def _split_into_groups(scores: Tensor, group_size: int) -> Tensor:
+    """Scores (B,) as (B / group_size, group_size). Raises ValueError if that is not possible."""
     if group_size < 2:
         raise ValueError(f"group_size must be at least 2 to compare siblings, got {group_size}")
     if len(scores) % group_size:
@@ -88,5 +89,5 @@ def _groups(scores: Tensor, group_size: int) -> Tensor:
     return scores.view(-1, group_size)
 
 
-# Critic-free estimators by the name that a config gives: scores (B,) and the size of a group -> advantages (B,).
+# Estimators without a value role, by their name in a config: (scores (B,), group_size) -> advantages (B,).
 ESTIMATORS: dict[str, Callable[[Tensor, int], Tensor]] = {"rloo": rloo, "grpo": grpo}

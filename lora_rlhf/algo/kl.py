@@ -1,9 +1,9 @@
-"""The distance of the policy from the reference (KL), and its price in the reward.
+"""The distance of the policy from the reference (KL), and its coefficient in the reward.
 
 The estimators follow Schulman, "Approximating KL Divergence" (2020). With tokens drawn from the policy and
 `r = ref / policy`, both `k1 = -log r` and `k3 = (r - 1) - log r` have mean KL(policy || reference). k1 may be negative
-on a sample and goes into the reward (InstructGPT, arXiv 2203.02155, section 3.5); k3 never is, varies less near 0, and
-is what we report.
+on a sample and goes into the reward (InstructGPT, arXiv 2203.02155, section 3.5); k3 is never negative, varies
+less near 0, and is reported.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """log policy - log reference at each sampled token, in nats; any shape, kept. Summed over a response: its KL."""
+    """log policy - log reference at each sampled token, in nats, of any shape; summed over a response, its KL."""
     return logprobs - ref_logprobs
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """(r - 1) - log r with r = reference / policy at each sampled token, in nats, >= 0; any shape, kept."""
+    """(r - 1) - log r with r = reference / policy at each sampled token, in nats, >= 0; of any shape."""
     log_ratio = ref_logprobs - logprobs
     return log_ratio.expm1() - log_ratio
 
@@ -30,7 +30,7 @@ class FixedKL:
     coef: float
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """The coefficient is constant."""
+        """Does nothing: the coefficient is constant."""
 
     def state_dict(self) -> dict[str, float]:
         return {"coef": self.coef}
@@ -43,8 +43,8 @@ class FixedKL:
 class AdaptiveKL:
     """A KL coefficient that steers the KL of a response towards `target` nats (Ziegler et al., arXiv 1909.08593, 2.2).
 
-    It moves by at most `0.2 * num_episodes / horizon` of itself per update: a horizon of 10,000 episodes and batches of
-    512 give 1.024 %, so a short run needs a shorter horizon.
+    An update changes it by at most the share `0.2 * num_episodes / horizon`: a horizon of 10,000 episodes and batches
+    of 512 give 1.024 %, so a short run needs a shorter horizon.
     """
 
     coef: float
@@ -56,7 +56,7 @@ class AdaptiveKL:
             raise ValueError(f"target and horizon must be above 0, got {self.target} and {self.horizon}")
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """Raise the coefficient if the mean KL per response, in nats, was above the target; lower it if below."""
+        """Raises the coefficient if the mean KL per response, in nats, was above the target; lowers it if below."""
         if not math.isfinite(kl):
             raise ValueError(f"the measured KL is {kl}: the rollout is broken and must not steer the coefficient")
         if num_episodes > self.horizon:

@@ -1,6 +1,7 @@
 """Log-probabilities of given tokens, and entropies, from logits or directly from hidden states.
 
-Always in float32 or better: bfloat16 keeps three digits, and a policy ratio is the exponential of a small difference.
+Results are in float32 or float64: a policy ratio is the exponential of a small difference, for which the three digits
+of bfloat16 are too few.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """log softmax(logits)[ids]: logits (..., V), ids (...) -> (...), float32 (float64 for float64 logits)."""
-    return _select(_log_softmax(logits), ids)
+    return _gather_ids(_log_softmax(logits), ids)
 
 
 def chunked_logprobs(
@@ -28,10 +29,10 @@ def chunked_logprobs(
 
     hidden (N, H), ids (N,) -> logprobs (N,), entropy (N,), which is 0 with `entropy=False`; no gradient flows through
     the entropy. The result is exact. At a vocabulary of 152k the logits of 1,000 tokens take 0.6 GB, and log-softmax
-    and its gradient as much each. Here only `chunk_tokens` rows exist at a time, in the backward pass too: where hidden
-    requires a gradient, d logprob / d hidden is computed chunk by chunk in the forward pass and kept in hidden's size;
-    the backward pass multiplies it by the incoming gradient. `head` (H -> V) must be frozen and treat each row by
-    itself; ValueError when it has gradients.
+    and its gradient as much each. Here only `chunk_tokens` rows exist at a time, also in the backward pass: if hidden
+    requires a gradient, d logprob / d hidden is computed by chunks in the forward pass and stored in hidden's size; the
+    backward pass multiplies it by the incoming gradient. `head` (H -> V) must be frozen and treat each row alone.
+    Raises ValueError if it has trainable parameters.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -43,20 +44,20 @@ def chunked_logprobs(
         raise ValueError("the head has trainable parameters, which would get no gradient")
     settings = (temperature, chunk_tokens, entropy)
     if not (torch.is_grad_enabled() and hidden.requires_grad):
-        logprobs, entropies, _ = _in_chunks(hidden.detach(), head, ids, *settings, gradient=False)
+        logprobs, entropies, _ = _compute_in_chunks(hidden.detach(), head, ids, *settings, gradient=False)
         return logprobs, entropies
     result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, head, ids, settings)
     return result
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """`chunked_logprobs` of hidden states that require a gradient, which is known up to a factor for each row."""
+    """`chunked_logprobs` with a gradient: the forward pass computes it up to a factor for each row."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Callable[[Tensor], Tensor], ids: Tensor, settings: tuple[float, int, bool]
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, gradient = _in_chunks(hidden, head, ids, *settings, gradient=True)
+        logprobs, entropies, gradient = _compute_in_chunks(hidden, head, ids, *settings, gradient=True)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -68,7 +69,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return (gradient * factor.unsqueeze(1)).to(gradient.dtype), None, None, None
 
 
-def _in_chunks(
+def _compute_in_chunks(
     hidden: Tensor,
     head: Callable[[Tensor], Tensor],
     ids: Tensor,
@@ -77,7 +78,7 @@ def _in_chunks(
     entropy: bool,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities (N,), entropies (N,) and, with `gradient`, d logprob / d hidden (N, H)."""
+    """Returns log-probabilities (N,), entropies (N,) and, with `gradient`, d logprob / d hidden (N, H)."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logprobs = torch.empty(ids.shape, dtype=dtype, device=ids.device)
     entropies = torch.zeros_like(logprobs)
@@ -88,7 +89,7 @@ def _in_chunks(
         with torch.set_grad_enabled(gradient):
             logits = head(states)
         log_probs = _log_softmax(logits.detach(), temperature)  # (chunk, V), the largest tensor here
-        logprobs[rows] = _select(log_probs, ids[rows])
+        logprobs[rows] = _gather_ids(log_probs, ids[rows])
         if not (entropy or gradient):
             continue
         probs = log_probs.exp()
@@ -108,7 +109,7 @@ def _log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (wide if temperature == 1 else wide / temperature).log_softmax(dim=-1)
 
 
-def _select(log_probs: Tensor, ids: Tensor) -> Tensor:
+def _gather_ids(log_probs: Tensor, ids: Tensor) -> Tensor:
     return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 

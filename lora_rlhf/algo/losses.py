@@ -1,7 +1,8 @@
 """The losses of the three stages.
 
-Token losses take a `denominator`: the number of counted tokens in the whole minibatch. Every figure they return is a
-sum over it, so micro-batches add up to exactly the loss, the gradient and the metrics of one big batch.
+Token losses take a `denominator`: the number of counted tokens in the whole minibatch. Every value that they
+return is a sum over this number, so those of micro-batches add up to exactly the loss, the gradient and the metrics of
+one big batch.
 """
 
 from typing import NamedTuple
@@ -16,13 +17,13 @@ from lora_rlhf.algo.masking import masked_mean, zero_masked
 
 class PolicyLoss(NamedTuple):
     loss: Tensor  # scalar
-    clip_fraction: Tensor  # scalar: share of tokens that the clip holds back from any gradient
+    clip_fraction: Tensor  # scalar: share of tokens whose gradient is 0 because of the clip
     approx_kl: Tensor  # scalar, nats per token: KL(old || new), by k3
 
 
 class ValueLoss(NamedTuple):
     loss: Tensor  # scalar
-    clip_fraction: Tensor  # scalar: share of tokens where the clipped value is the worse one
+    clip_fraction: Tensor  # scalar: share of tokens whose clipped value has the larger error
 
 
 class RankingLoss(NamedTuple):
@@ -42,9 +43,9 @@ def policy_loss(
 ) -> PolicyLoss:
     """-min(ratio * A, clip(ratio, 1 - c, 1 + c) * A) per token (PPO, Schulman et al., arXiv 1707.06347, eq. 7).
 
-    All tensors (B, R); only `logprobs` should carry a gradient. ratio = new / old probability of the sampled token. The
-    min makes the objective a pessimist: a token that has already moved by `c` in the direction of its advantage earns
-    nothing by moving on, while one that moved the wrong way is always pulled back.
+    All tensors (B, R); only `logprobs` should carry a gradient. ratio = new / old probability of the sampled token. A
+    token whose ratio has moved by more than `c` in the direction of its advantage gets no gradient; because of the min,
+    a token that moved in the other direction always gets one.
     """
     logprobs, old_logprobs, advantages = (zero_masked(x, mask) for x in (logprobs, old_logprobs, advantages))
     ratio = (logprobs - old_logprobs).exp()
@@ -67,7 +68,8 @@ def value_loss(
 ) -> ValueLoss:
     """0.5 * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) per token (OpenAI baselines' ppo2; arXiv 2403.17031).
 
-    All tensors (B, R); only `values` should carry a gradient. A clip_range of `math.inf` is plain squared error.
+    All tensors (B, R); only `values` should carry a gradient. With a clip_range of `math.inf`, this is the squared
+    error.
     """
     values, old_values, returns = (zero_masked(x, mask) for x in (values, old_values, returns))
     unclipped = (values - returns).square()
@@ -87,14 +89,14 @@ def lm_loss(logprobs: Tensor, mask: Tensor, denominator: Tensor | float) -> Tens
 def ptx_loss(logprobs: Tensor, denominator: Tensor | float) -> Tensor:
     """Negative log-likelihood of pretraining text, a scalar: the term that InstructGPT, eq. 2 weighs by gamma (27.8).
 
-    logprobs (B, T - 1), all of which count. The term keeps the policy from forgetting what the base had learned.
+    logprobs (B, T - 1), all of which count. The term reduces what the policy forgets of pretraining.
     """
     return -(logprobs.sum() / denominator)
 
 
 def ranking_pairs(ranks: Tensor) -> tuple[Tensor, Tensor]:
     """Indices (num_pairs,) of winners and losers: every pair of `ranks` (K,), 1 = best, that is not a tie."""
-    winners, losers = torch.nonzero(_beats(ranks), as_tuple=True)
+    winners, losers = torch.nonzero(_beats_matrix(ranks), as_tuple=True)
     return winners, losers
 
 
@@ -102,17 +104,17 @@ def ranking_loss(scores: Tensor, ranks: Tensor, margins: Tensor | None = None) -
     """-1/num_pairs * sum of log sigmoid(r_w - r_l - margin) over one prompt's pairs (InstructGPT, eq. 1).
 
     scores (K,), ranks (K,) with 1 = best; ties make no pair. margins (num_pairs,), in the order of `ranking_pairs`, ask
-    the winner to lead by that much (Llama 2, arXiv 2307.09288, eq. 2). Dividing by the number of pairs gives every
-    prompt the same weight, however many responses it has. Without a pair the loss is 0 and backward still works.
+    the winner's score to be higher by that much (Llama 2, arXiv 2307.09288, eq. 2). Because of the division by the
+    number of pairs, all prompts have the same weight. Without a pair the loss is 0, and backward works.
     """
     winners, losers = ranking_pairs(ranks)
     num_pairs = len(winners)
     leads = scores[winners] - scores[losers]  # (num_pairs,)
     if margins is not None and margins.shape != leads.shape:
         raise ValueError(f"{num_pairs} pairs need as many margins, got shape {tuple(margins.shape)}")
-    demanded = leads if margins is None else leads - margins
+    leads_over_margin = leads if margins is None else leads - margins
     return RankingLoss(
-        loss=-logsigmoid(demanded).sum() / max(num_pairs, 1),
+        loss=-logsigmoid(leads_over_margin).sum() / max(num_pairs, 1),
         num_pairs=num_pairs,
         num_correct=int((leads > 0).sum()),
         sum_of_leads=float(leads.detach().sum()),
@@ -120,18 +122,18 @@ def ranking_loss(scores: Tensor, ranks: Tensor, margins: Tensor | None = None) -
 
 
 def listwise_loss(scores: Tensor, ranks: Tensor) -> Tensor:
-    """Mean -log p of the choices that make up a ranking (Plackett-Luce; ListMLE, Xia et al., ICML 2008), a scalar.
+    """Mean -log p of the draws of a ranking (Plackett-Luce; ListMLE, Xia et al., ICML 2008), a scalar.
 
-    scores (K,), ranks (K,) with 1 = best. Each response in turn must be drawn, by a softmax over scores, from among
-    itself and those ranked strictly below it. Tied responses never stand in each other's draw, so none is put before
-    the other. The mean is over the draws that have a loser: K = 2 is exactly `ranking_loss`; all tied is 0.
+    scores (K,), ranks (K,) with 1 = best. Each response is drawn, by a softmax over scores, from itself and the
+    responses with a strictly worse rank. Tied responses are not in each other's draws, so ties have no order. The mean
+    is over draws of at least two responses: for K = 2 it equals `ranking_loss`; if all are tied, it is 0.
     """
-    beats = _beats(ranks)
+    beats = _beats_matrix(ranks)
     contenders = beats | torch.eye(len(ranks), dtype=torch.bool, device=ranks.device)
     log_totals = torch.where(contenders, scores, -torch.inf).logsumexp(dim=1)  # (K,) over the columns
     num_draws = beats.any(dim=1).sum().clamp(min=1)
     return (log_totals - scores).sum() / num_draws
 
 
-def _beats(ranks: Tensor) -> Tensor:
+def _beats_matrix(ranks: Tensor) -> Tensor:
     return ranks.unsqueeze(1) < ranks.unsqueeze(0)  # (K, K): row beats column

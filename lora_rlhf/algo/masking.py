@@ -1,7 +1,7 @@
-"""Statistics over the cells of a padded tensor that count.
+"""Statistics over the counted cells of a padded tensor.
 
-A mask is bool, has the shape of the tensor and is True where a cell counts. It is applied with `torch.where`, never by
-multiplying: `0 * nan` is `nan`, so a multiplied mask lets whatever padding holds leak into the result.
+A mask is bool, has the shape of the tensor and is True for cells that count. It is applied by `torch.where`, never by
+multiplication: `0 * nan` is `nan`, so a value in the padding could change the result.
 """
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
-    """`x` where the mask is True, 0 elsewhere; both of one shape.
+    """`x` with 0 in masked cells; both of one shape.
 
-    Sanitise the *inputs* of a formula with it, not the result: the backward pass of `where` sends 0 into a masked cell,
-    but an `exp` or a product further upstream would turn that 0 into `0 * nan`.
+    Use it on the *inputs* of a formula, not on the result: the gradient of a masked cell is 0 here, but an `exp` or a
+    product before it would turn this into `0 * nan`.
     """
     if mask.dtype != torch.bool:
         raise ValueError(f"a mask is torch.bool (True = counts), got {mask.dtype}")
@@ -22,21 +22,21 @@ def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of the counted cells, a scalar; 0 when none counts."""
+    """Sum of the counted cells, a scalar; 0 if no cell counts."""
     return zero_masked(x, mask).sum()
 
 
 def masked_mean(x: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
-    """Sum of the counted cells over `denominator`, a scalar. ValueError if nothing counts and no denominator is given.
+    """Sum of the counted cells over `denominator`, a scalar. Raises ValueError without counted cells or denominator.
 
     The denominator defaults to the number of counted cells. Pass the count of the *whole minibatch* when `x` is one
-    micro-batch of it: the results then add up to exactly the minibatch's mean, however its tokens are shared out.
+    micro-batch of it: the results then add up to exactly the minibatch's mean.
     """
-    return masked_sum(x, mask) / (_count(mask) if denominator is None else denominator)
+    return masked_sum(x, mask) / (_count_cells(mask) if denominator is None else denominator)
 
 
 def masked_var(x: Tensor, mask: Tensor) -> Tensor:
-    """Population variance of the counted cells (divided by their number), a scalar. ValueError if nothing counts."""
+    """Population variance of the counted cells (over their number), a scalar. Raises ValueError without any."""
     x = zero_masked(x, mask)
     return masked_mean((x - masked_mean(x, mask)).square(), mask)
 
@@ -49,10 +49,10 @@ def masked_normalize(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def masked_rescale(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """The counted cells scaled to sd 1 around their own mean, which is kept; 0 where masked. For rewards.
+    """The counted cells scaled to sd 1 without a change of their mean; 0 where masked. For rewards.
 
-    Centring rewards would change what is worth doing (a constant added to every token pays for length); scaling does
-    not. The code of Ziegler et al., arXiv 1909.08593, whitens rewards this way and advantages by `masked_normalize`.
+    Centring would change the goal of the policy (a constant on every token is a reward for length); scaling does not.
+    The code of Ziegler et al., arXiv 1909.08593, whitens rewards this way and advantages by `masked_normalize`.
     """
     return masked_normalize(x, mask, eps) + zero_masked(masked_mean(x, mask).expand_as(x), mask)
 
@@ -60,21 +60,22 @@ def masked_rescale(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns), a scalar: 1 perfect, 0 no better than a constant, below 0 worse.
 
-    NaN when the returns do not vary, where the question has no answer.
+    NaN if all returns are equal.
     """
     variance = masked_var(returns, mask)
     return torch.where(variance > 0, 1 - masked_var(returns - values, mask) / variance, torch.nan)
 
 
 def require_prefix(mask: Tensor) -> None:
-    """ValueError unless every row of the (B, R) mask is True for a while and then False (right-padded, no holes)."""
+    """Raises ValueError unless every row of the (B, R) mask is True up to some cell and then False (right-padded)."""
     resumes = (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)
     if resumes.any():
         row = int(resumes.nonzero()[0])
         raise ValueError(f"a response mask is True and then False; row {row} turns True again: is it left-padded?")
 
 
-def _count(mask: Tensor) -> int:
+def _count_cells(mask: Tensor) -> int:
+    """The number of True cells. Raises ValueError if there is none."""
     count = int(mask.sum())
     if count == 0:
         raise ValueError("the mask has no True cell: there is nothing to average")
