@@ -75,6 +75,8 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     that do not fill the model, a tokenizer without an end-of-sequence token, and a model that cannot be used here.
     """
     target = resolve_device(device)
+    if target.type == "cuda":
+        torch.cuda.set_device(target)  # streams, memory figures and random numbers are those of the current device
     files = find_files(spec.name)
     with no_retry_lines():
         config = _load_config(files, spec)
@@ -144,7 +146,10 @@ def digest(model: PreTrainedModel) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one. UserError for a GPU that PyTorch does not see."""
+    """The device of that name; "auto" is the GPU where there is one, and a GPU always has its number.
+
+    UserError for a GPU that PyTorch does not see.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     target = torch.device(device)
@@ -153,6 +158,8 @@ def resolve_device(device: str) -> torch.device:
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         there = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
         raise UserError(f"device is {device!r}, but PyTorch sees only {there} here")
+    if target.type == "cuda" and target.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return target
 
 

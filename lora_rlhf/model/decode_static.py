@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lora_rlhf.model.decode_step import Slots, Step, capture_on
+from lora_rlhf.model.decode_step import Slots, Step, capture_of
 from lora_rlhf.model.drawing import Drawing, Response, RowRoles, draw, uniforms
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
@@ -77,7 +77,7 @@ class _Run:
         self.occupants: list[tuple[int, int] | None] = [None] * count  # (prompt, sample) in each slot; None: it is free
         self.last_columns = [0] * count  # an upper bound of each slot's position, known without waiting for the GPU
         self.unreported_tokens = 0
-        self.step = Step(model, self.slots, drawing, row_roles, capture_on(model.device))
+        self.step = Step(model, self.slots, drawing, row_roles, capture_of(model))
 
     def run(self) -> list[list[Response]]:
         while True:
@@ -147,6 +147,8 @@ class _Run:
             self._close_ranks()
         busy = [slot for slot, occupant in enumerate(self.occupants) if occupant is not None]
         steps, rows = (LOOK_EVERY, len(self.occupants)) if self.step.captures else (1, len(busy))
+        if max(self.last_columns[slot] for slot in busy) > self.width + LOOK_EVERY:
+            raise RuntimeError("decoding steps do not move the responses on: a captured CUDA graph is empty")
         for _ in range(steps):
             self.step(rows, self._columns(max(self.last_columns[slot] for slot in busy) + 1))
             for slot in busy:

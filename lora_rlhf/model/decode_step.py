@@ -1,12 +1,16 @@
 """One token for every slot of a static cache: a step that runs eagerly, or on a GPU is replayed as a CUDA graph."""
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from lora_rlhf.model.base import first_line
 from lora_rlhf.model.drawing import Drawing, RowRoles, draw
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.kv_cache import SlotCache
@@ -55,32 +59,89 @@ Capture = Callable[[Replay], Replay]
 
 
 class GraphCapture:
-    """Captures steps as CUDA graphs, which share one pool of memory."""
+    """Captures steps on a device as CUDA graphs, which share one pool of memory."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pool = device, torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Replay) -> Replay:
-        """What repeats the work of `run` on the GPU. RuntimeError for work that cannot be captured."""
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads, such as NCCL's watchdog, must not spoil the capture
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            run()
+        """What repeats the work of `run` on the GPU. RuntimeError for work that cannot be captured: its first cause."""
+        graph, stream_before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        cause: RuntimeError | None = None
+        try:
+            # thread_local: other threads, such as NCCL's watchdog, must not spoil the capture
+            with torch.cuda.graph(
+                graph, self._pool, _capture_stream(self._device.index), capture_error_mode="thread_local"
+            ):
+                try:
+                    run()
+                except RuntimeError as error:
+                    cause = error  # the end of the capture raises again, and says less
+                    raise
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream_before)  # PyTorch 2.13 stays on the capture's stream
+            self._give_pool_back()
+            raise cause or error from None
         replay: Replay = graph.replay
         return replay
 
+    def _give_pool_back(self) -> None:
+        """PyTorch 2.13 goes on to reserve memory for a capture that failed (pytorch/pytorch#190348)."""
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
+            torch._C._cuda_releasePool(self._device.index, self._pool)
+        torch.cuda.empty_cache()
 
-def capture_on(device: torch.device) -> Capture | None:
-    """How steps are captured on a device; None where they run eagerly."""
-    return GraphCapture() if device.type == "cuda" else None
+
+@functools.cache
+def _capture_stream(index: int) -> torch.cuda.Stream:
+    """One stream for all captures on a device: each stream has a workspace of cuBLAS for good."""
+    return torch.cuda.Stream(index)
+
+
+@contextlib.contextmanager
+def waits_refused(device: torch.device) -> Iterator[None]:
+    """Inside, on a GPU: RuntimeError, with file and line, for what waits for the GPU or copies from or to the CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")  # that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise RuntimeError(f"{first_line(error)}, in {frame.filename}, line {frame.lineno}") from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def capture_of(model: SharedModel) -> Capture | None:
+    """How steps of a model are captured; None where they run eagerly: on a CPU, or once a capture has failed."""
+    if model.device.type != "cuda":
+        return None
+    if model.base.spec.quantization == "int8" and model.capture_fault is None:
+        _give_up_capture(model, "8-bit layers look for outliers in their inputs at each step")
+    return None if model.capture_fault else GraphCapture(model.device)
+
+
+def _give_up_capture(model: SharedModel, fault: str) -> None:
+    model.capture_fault = fault
+    name = type(model.causal).__name__
+    log.warning("%s: its decoding step cannot be captured as a CUDA graph, so it runs step by step (%s)", name, fault)
 
 
 class Step:
     """Reads each slot's token, draws the next one and writes it down.
 
     With `capture`, each size that comes twice is captured: the first time runs eagerly, which also warms the kernels
-    up. The captured steps live as long as this object, so that no change of role, adapter or slots can make one stale;
-    weights that change in place would not. Where a capture fails, this and all later steps run eagerly.
+    up and shows whether the step waits for the GPU, which no graph can. The captured steps live as long as this object,
+    so that no change of role, adapter or slots can make one stale; weights that change in place would not. Where a
+    capture fails, this and all later steps of the model run eagerly.
     """
 
     def __init__(
@@ -106,25 +167,32 @@ class Step:
     def __call__(self, rows: int, columns: int) -> None:
         """One step of the first `rows` slots, none of which has a token at or beyond `columns`."""
         size = (rows, columns)
-        if size in self._replays and self._replays[size] is None:
-            self._replays[size] = self._captured(rows, columns)
-        replay = self._replays.setdefault(size, None)
+        if self._capture is not None and size not in self._replays:
+            self._replays[size] = None
+            with self._giving_up_capture(), waits_refused(self.model.device):
+                return self._run(rows, columns)
+        elif self._capture is not None and self._replays[size] is None:
+            with self._giving_up_capture():
+                self._replays[size] = self._capture(lambda: self._run(rows, columns))
+        replay = self._replays.get(size)
         if replay is None:
             self._run(rows, columns)
         else:
             replay()
 
-    def _captured(self, rows: int, columns: int) -> Replay | None:
-        if self._capture is None:
-            return None
+    @contextlib.contextmanager
+    def _giving_up_capture(self) -> Iterator[None]:
+        """Ends at an error of the block, after which steps run eagerly.
+
+        A step that waits does so in the pass of the model, which may be repeated: it writes the same cells again.
+        """
         try:
-            return self._capture(lambda: self._run(rows, columns))
+            yield
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self._capture = None
-            _warn_eager(type(self.model.causal).__name__, str(error).strip().split("\n")[0])
-            return None
+            _give_up_capture(self.model, first_line(error))
 
     def _run(self, rows: int, columns: int) -> None:
         slots, drawing = self.slots, self.drawing
@@ -163,9 +231,3 @@ class Step:
             return visible
         dtype = self.model.causal.dtype
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-
-
-@functools.cache
-def _warn_eager(model: str, reason: str) -> None:
-    """Once for each model, since every rollout tries again."""
-    log.warning("%s: its decoding step cannot be captured as a CUDA graph, so it runs step by step (%s)", model, reason)

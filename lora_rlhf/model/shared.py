@@ -53,6 +53,7 @@ class SharedModel:
         self._enabled: str | None = None  # the adapter that PEFT applies now, also after the end of its block
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._score_offsets: dict[str, float] = {}  # of the roles whose scores were calibrated
+        self.capture_fault: str | None = None  # why its decoding step is not captured as a CUDA graph, once it is known
         self._targets = find_targets(self.causal)
         attach_score(self.causal)
         self.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
@@ -14,7 +13,7 @@ from lora_rlhf.model.memory import peak_gpu_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo, reward, sft
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 ANSWERS = ["The fox is brown.", "It is brown.", "Brown.", "I do not know."]
 

@@ -12,7 +12,7 @@ from lora_rlhf.model.engines import pick_engine, tokens_per_second
 from lora_rlhf.model.generate import Response, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 NEW = 40
 # In float32 only the order of summation differs; in 16 bits a pass over a prompt and a step run different kernels.
