@@ -13,7 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.report import show_table
+from lora_rlhf.plan.report import models_table_markdown
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -193,7 +193,7 @@ def _plan(results: Any) -> dict[str, str]:
         "plan_median_error": f"{median(map(abs, errors)):.1%}",
         "plan_within": f"{sum(-0.05 <= error <= 0.10 for error in errors)} of {len(errors)}",
         "plan_settings": f"{len(rows)} settings",
-        "plan_table": show_table(PlanConfig(table=True), results["plan_table"]),
+        "plan_table": models_table_markdown(PlanConfig(table=True), results["plan_table"]),
     }
 
 

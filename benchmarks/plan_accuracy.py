@@ -40,13 +40,13 @@ from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.model.skeleton import build, config_of, count
-from lora_rlhf.plan.cards import card_of
-from lora_rlhf.plan.choose import choose
+from lora_rlhf.plan.cards import find_card
+from lora_rlhf.plan.choose import choose_plan
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.dryrun import run_dry
-from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest, memory_points
+from lora_rlhf.plan.dryrun import measure_passes
+from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest_point, memory_points
 from lora_rlhf.plan.shapes import SHAPES
-from lora_rlhf.plan.subject import examine
+from lora_rlhf.plan.subject import measure_model
 from lora_rlhf.stages import ppo, reward, sft
 from lora_rlhf.stages.ppo import PPO
 from lora_rlhf.system.disk import write_json
@@ -185,7 +185,7 @@ def gpu_rows() -> list[Row]:
             f"{name} in {gib} GiB", family, sizes, 256, 256, 1, 1, 16, True, "rloo", "bfloat16", 64, 32, float(gib)
         )
         try:
-            stages = choose(examine(asked), asked, card_of(asked)).stages
+            stages = choose_plan(measure_model(asked), asked, find_card(asked)).stages
         except UserError as error:
             print(f"{error}\ntried all the same, with the least", file=sys.stderr)
         else:
@@ -226,11 +226,11 @@ def predict(row: Row, device: str) -> dict[str, dict[str, Any]]:
     config, dtype = row.config(), getattr(torch, row.dtype)
     counts = count(config, "nf4", dtype)
     lora = LoraSettings(rank=row.rank)
-    passes = run_dry(counts, lambda layers: build(config, "nf4", dtype, lora, layers), row.prompt, row.response)
+    passes = measure_passes(counts, lambda layers: build(config, "nf4", dtype, lora, layers), row.prompt, row.response)
     found = {}
     for stage in STAGES:
         points = memory_points(BY_NAME[stage], counts, passes, row.setting(), CPU if device == "cpu" else CUDA)
-        top = highest(points)
+        top = highest_point(points)
         allocated = {point.name: round(point.allocated) for point in points}
         found[stage] = {"peak": round(top.allocated), "at": top.name, "heights": allocated}
     return found

@@ -35,9 +35,9 @@ def _doctor(config: DoctorConfig) -> None:
 
 
 def _plan(config: PlanConfig) -> None:
-    from lora_rlhf.plan.report import plan
+    from lora_rlhf.plan.report import print_plan
 
-    plan(config)
+    print_plan(config)
 
 
 def _check(config: CheckConfig) -> None:

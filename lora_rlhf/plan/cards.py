@@ -1,4 +1,4 @@
-"""Common cards by memory: the figures that a roofline needs, from the makers' data sheets."""
+"""Common graphics cards, with the figures that a roofline needs, from the makers' data sheets."""
 
 from dataclasses import dataclass, replace
 
@@ -31,8 +31,8 @@ CARDS = (
 LARGEST = CARDS[-1]
 
 
-def card_of(config: PlanConfig) -> Card:
-    """The card with the given memory, or this machine's GPU; UserError if there is neither."""
+def find_card(config: PlanConfig) -> Card:
+    """A card with the given memory, or with that of this machine's GPU. Raises UserError if there is neither."""
     gib = config.gpu_gib
     if gib is None and torch.cuda.is_available():
         gib = torch.cuda.get_device_properties(0).total_memory / GIB

@@ -52,7 +52,7 @@ class PlanConfig:
     """Run the model's own code. Only for authors that you trust."""
 
     def faults(self) -> list[str]:
-        """Everything wrong with these values."""
+        """The errors in these values, as texts."""
         return [
             *([] if self.model or self.table else ["give --model, or --table for popular ones"]),
             *(["give --model or --table, not both"] if self.model and self.table else []),

@@ -1,4 +1,4 @@
-"""The memory that passes through a model take, measured by running its layers on tensors without storage."""
+"""Measures the memory of passes through a model by running a few of its layers on tensors without storage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,48 +13,48 @@ from lora_rlhf.model.forward import CHUNK_LOGITS
 from lora_rlhf.model.skeleton import Counts, Skeleton
 from lora_rlhf.plan.meter import Meter
 
-FEW, MORE = 2, 4  # layers: two of each kind where two kinds alternate
-ROWS, MORE_ROWS = 2, 3  # a single row would run other kernels
+FEW_LAYERS, MORE_LAYERS = 2, 4  # layers: at least two of each kind in models that alternate two kinds
+ROWS, MORE_ROWS = 2, 3  # not 1, because a single row runs other kernels
 
-Trail = list[int]  # bytes in use after each operation of a pass
+ByteSeries = list[int]  # bytes in use after each operation of a pass
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """The maximum of many lines (bytes without rows, bytes per row): the peak of a pass at any number of rows."""
+    """The peak bytes of a pass for any number of rows: the maximum of lines (bytes without rows, bytes per row)."""
 
     lines: tuple[tuple[float, float], ...]
 
     @classmethod
-    def through(cls, fewer: Trail, more: Trail) -> "Envelope":
-        """From trails of the same pass with ROWS and MORE_ROWS rows; ValueError if they differ in length."""
+    def from_series(cls, fewer: ByteSeries, more: ByteSeries) -> "Envelope":
+        """From series of one pass with ROWS and with MORE_ROWS rows. Raises ValueError if their lengths differ."""
         if len(fewer) != len(more):
             raise ValueError(f"a pass of {MORE_ROWS} rows takes {len(more)} operations, of {ROWS} rows {len(fewer)}")
         slopes = ((a, (b - a) / (MORE_ROWS - ROWS)) for a, b in zip(fewer, more, strict=True))
         lines = {(a - slope * ROWS, slope) for a, slope in slopes}
-        highest, upper = float("-inf"), []
+        highest_start, upper_lines = float("-inf"), []
         for start, slope in sorted(lines, key=lambda line: (-line[1], -line[0])):
-            if start > highest:  # else a line that begins higher also grows faster
-                highest = start
-                upper.append((start, slope))
-        return cls(tuple(upper))
+            if start > highest_start:  # else an earlier line is above this one everywhere
+                highest_start = start
+                upper_lines.append((start, slope))
+        return cls(tuple(upper_lines))
 
-    def at(self, rows: int) -> float:
-        """Bytes with that many rows."""
+    def bytes_at(self, rows: int) -> float:
+        """The bytes for that many rows."""
         return max(start + slope * rows for start, slope in self.lines)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The peak of a pass at any number of rows and layers; each layer adds as much as the one before."""
+    """The peak bytes of a pass for any number of rows and layers; each layer adds the same bytes."""
 
     few: Envelope
     more: Envelope
 
-    def at(self, rows: int, layers: int) -> float:
-        """Bytes with that many rows and layers."""
-        few, more = self.few.at(rows), self.more.at(rows)
-        return few + (more - few) * (layers - FEW) / (MORE - FEW)
+    def bytes_at(self, rows: int, layers: int) -> float:
+        """The bytes for that many rows and layers."""
+        few, more = self.few.bytes_at(rows), self.more.bytes_at(rows)
+        return few + (more - few) * (layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -65,35 +65,35 @@ class Line:
     second: tuple[int, float]
 
     @classmethod
-    def through(cls, measure: Callable[[int], float], fewer: int, more: int) -> "Line":
-        """From measurements at two numbers of rows."""
+    def from_measurements(cls, measure: Callable[[int], float], fewer: int, more: int) -> "Line":
+        """A line through the measured bytes of two numbers of rows."""
         return cls((fewer, measure(fewer)), (more, measure(more)))
 
-    def at(self, rows: int) -> float:
-        """Bytes with that many rows."""
+    def bytes_at(self, rows: int) -> float:
+        """The bytes for that many rows."""
         slope = (self.second[1] - self.first[1]) / (self.second[0] - self.first[0])
         return self.first[1] + slope * (rows - self.first[0])
 
 
 @dataclass(frozen=True)
 class ChunkedLine:
-    """Bytes of a head that works in chunks: one line while all rows fit one chunk, another for more rows."""
+    """The bytes of a head that works in chunks: one line for rows that fit one chunk, another for more rows."""
 
     rows_of_a_chunk: int
     within: Line
     beyond: Line
 
-    def at(self, rows: int) -> float:
-        """Bytes with that many rows."""
-        return (self.within if rows <= self.rows_of_a_chunk else self.beyond).at(rows)
+    def bytes_at(self, rows: int) -> float:
+        """The bytes for that many rows."""
+        return (self.within if rows <= self.rows_of_a_chunk else self.beyond).bytes_at(rows)
 
 
 @dataclass(frozen=True)
 class Passes:
     """The bytes of passes over rows of a prompt and a response, without weights, adapters, gradients and optimizer.
 
-    prompt, response: tokens of each row. `training` has "forward", "kept" (what the forward leaves for the backward)
-    and "backward", without and with gradient checkpointing; `decoding` has "prefill", "cache" (keys and values at full
+    prompt, response: tokens of each row. `training` has "forward", "saved" (activations for the backward pass) and
+    "backward", without and with gradient checkpointing; `decoding` has "prefill", "cache" (keys and values at full
     length) and "step".
     """
 
@@ -110,103 +110,108 @@ class Passes:
     operations: float  # of one step of decoding
 
 
-def run_dry(counts: Counts, build: Callable[[int], Skeleton], prompt: int, response: int) -> Passes:
-    """Measures the passes on a few layers, with prompts and responses as long as allowed.
+def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], prompt: int, response: int) -> Passes:
+    """Measures the passes on a few layers, with prompts and responses of the maximum lengths in tokens.
 
-    build: makes a skeleton with that many layers.
+    build_skeleton: makes a skeleton with the given number of layers.
     """
-    skeletons = {layers: build(layers) for layers in (FEW, MORE)}
+    skeletons = {layers: build_skeleton(layers) for layers in (FEW_LAYERS, MORE_LAYERS)}
 
-    def planes(measure: Callable[[Skeleton, int], dict[str, Trail]]) -> dict[str, Plane]:
-        few, more = ([measure(skeletons[layers], rows) for rows in (ROWS, MORE_ROWS)] for layers in (FEW, MORE))
-        return {name: Plane(*(Envelope.through(a[name], b[name]) for a, b in (few, more))) for name in few[0]}
+    def measure_planes(measure: Callable[[Skeleton, int], dict[str, ByteSeries]]) -> dict[str, Plane]:
+        few, more = (
+            [measure(skeletons[layers], rows) for rows in (ROWS, MORE_ROWS)] for layers in (FEW_LAYERS, MORE_LAYERS)
+        )
+        return {name: Plane(*(Envelope.from_series(a[name], b[name]) for a, b in (few, more))) for name in few[0]}
 
-    skeleton = skeletons[FEW]
-    decoding = planes(partial(_decoding, prompt=prompt, response=response))
-    operations = decoding.pop("operations").at(1, counts.layers)
+    skeleton = skeletons[FEW_LAYERS]
+    decoding = measure_planes(partial(_measure_decoding, prompt=prompt, response=response))
+    operations = decoding.pop("operations").bytes_at(1, counts.layers)
     length = prompt + response
     return Passes(
         prompt,
         response,
         {
-            checkpointing: planes(partial(_training, length=length, checkpointing=checkpointing))
+            checkpointing: measure_planes(partial(_measure_training_step, length=length, checkpointing=checkpointing))
             for checkpointing in (False, True)
         },
-        planes(partial(_scoring, length=length))["forward"],
+        measure_planes(partial(_measure_scoring_pass, length=length))["forward"],
         decoding,
-        _logprobs(skeleton, counts, prompt, response, training=True),
-        _logprobs(skeleton, counts, prompt, response, training=True, entropy=False),
-        _logprobs(skeleton, counts, prompt, response, training=False),
-        Line.through(lambda rows: _scalar_head(skeleton, counts, rows, prompt, response), 1, 2),
-        Line.through(lambda rows: _scalar_head(skeleton, counts, rows, prompt, 1), 1, 2),
+        _logprob_head_line(skeleton, counts, prompt, response, training=True),
+        _logprob_head_line(skeleton, counts, prompt, response, training=True, entropy=False),
+        _logprob_head_line(skeleton, counts, prompt, response, training=False),
+        Line.from_measurements(lambda rows: _scalar_head_peak_bytes(skeleton, counts, rows, prompt, response), 1, 2),
+        Line.from_measurements(lambda rows: _scalar_head_peak_bytes(skeleton, counts, rows, prompt, 1), 1, 2),
         operations,
     )
 
 
-def _inputs(rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, mask and positions (B, T), as the passes make them."""
+def _make_inputs(rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ids, mask and positions (B, T) of an unpadded batch."""
     mask = torch.ones((rows, length), dtype=torch.bool)
     return torch.zeros((rows, length), dtype=torch.long), mask.long(), mask.long().cumsum(dim=-1)
 
 
-def _training(skeleton: Skeleton, rows: int, length: int, checkpointing: bool) -> dict[str, Trail]:
+def _measure_training_step(skeleton: Skeleton, rows: int, length: int, checkpointing: bool) -> dict[str, ByteSeries]:
+    """Measures a forward and a backward pass through the layers; "saved" is the bytes between the two."""
     with skeleton.mode:
         skeleton.train(checkpointing)
         with Meter() as meter:
-            with meter.phase("forward"):
-                hidden = skeleton.hidden(*_inputs(rows, length))
-                loss = _Loss.apply(hidden)
+            with meter.record_phase("forward"):
+                hidden = skeleton.hidden(*_make_inputs(rows, length))
+                loss = _HeadStandIn.apply(hidden)
                 del hidden
-            kept_bytes = meter.live
-            with meter.phase("backward"):
+            saved_bytes = meter.live_bytes
+            with meter.record_phase("backward"):
                 loss.backward()
-        return {"kept": [kept_bytes], **{name: meter.trails[name] for name in ("forward", "backward")}}
+        return {"saved": [saved_bytes], **{name: meter.byte_series[name] for name in ("forward", "backward")}}
 
 
 @torch.no_grad()
-def _scoring(skeleton: Skeleton, rows: int, length: int) -> dict[str, Trail]:
+def _measure_scoring_pass(skeleton: Skeleton, rows: int, length: int) -> dict[str, ByteSeries]:
+    """Measures a forward pass without gradients."""
     with skeleton.mode:
         skeleton.eval()
-        with Meter() as meter, meter.phase("forward"):
-            skeleton.hidden(*_inputs(rows, length))
-        return {"forward": meter.trails["forward"]}
+        with Meter() as meter, meter.record_phase("forward"):
+            skeleton.hidden(*_make_inputs(rows, length))
+        return {"forward": meter.byte_series["forward"]}
 
 
 @torch.no_grad()
-def _decoding(skeleton: Skeleton, rows: int, prompt: int, response: int) -> dict[str, Trail]:
-    """The pass over the prompts, and the last of the steps that follow, at which the cache is longest."""
+def _measure_decoding(skeleton: Skeleton, rows: int, prompt: int, response: int) -> dict[str, ByteSeries]:
+    """Measures the pass over the prompts, and the last decoding step, which has the longest cache."""
     with skeleton.mode:
         skeleton.eval()
-        with Meter() as meter, meter.phase("prefill"):
-            skeleton.hidden(*_inputs(rows, prompt), skeleton.new_cache())
-        prefill = meter.trails["prefill"]
+        with Meter() as meter, meter.record_phase("prefill"):
+            skeleton.hidden(*_make_inputs(rows, prompt), skeleton.new_cache())
+        prefill = meter.byte_series["prefill"]
         with Meter() as meter:
             cache = skeleton.new_cache()
-            skeleton.hidden(*_inputs(rows, prompt + response - 2), cache)
-            cache_bytes, operations_before = meter.live, meter.operations
-            ids, _, positions = _inputs(rows, 1)
-            mask = _inputs(rows, prompt + response - 1)[1]
-            with meter.phase("step"):
+            skeleton.hidden(*_make_inputs(rows, prompt + response - 2), cache)
+            cache_bytes, operations_before = meter.live_bytes, meter.operations
+            ids, _, positions = _make_inputs(rows, 1)
+            mask = _make_inputs(rows, prompt + response - 1)[1]
+            with meter.record_phase("step"):
                 skeleton.hidden(ids, mask, positions, cache)
-        step = [size - cache_bytes for size in meter.trails["step"]]
+        step = [size - cache_bytes for size in meter.byte_series["step"]]
         operations = meter.operations - operations_before
         return {"prefill": prefill, "cache": [cache_bytes], "step": step, "operations": [operations]}
 
 
-def _logprobs(
+def _logprob_head_line(
     skeleton: Skeleton, counts: Counts, prompt: int, response: int, training: bool, entropy: bool = True
 ) -> ChunkedLine:
+    """The peak bytes of the head that computes log-probabilities, for any number of rows."""
     chunk = max(1, CHUNK_LOGITS // counts.vocab_size)
 
     def measure(rows: int) -> float:
-        return _logprob_head(skeleton, counts, rows, prompt, response, chunk, training, entropy)
+        return _logprob_head_peak_bytes(skeleton, counts, rows, prompt, response, chunk, training, entropy)
 
     two_chunks = -(-2 * chunk // response)  # rows
-    beyond = Line.through(measure, two_chunks, 2 * two_chunks)
-    return ChunkedLine(chunk // response, Line.through(measure, 1, 2), beyond)
+    beyond = Line.from_measurements(measure, two_chunks, 2 * two_chunks)
+    return ChunkedLine(chunk // response, Line.from_measurements(measure, 1, 2), beyond)
 
 
-def _logprob_head(
+def _logprob_head_peak_bytes(
     skeleton: Skeleton,
     counts: Counts,
     rows: int,
@@ -216,41 +221,45 @@ def _logprob_head(
     training: bool,
     entropy: bool,
 ) -> float:
-    """From hidden states to log-probabilities in chunks and, in training, back to the hidden states' gradient."""
+    """The peak bytes from hidden states to log-probabilities in chunks and, in training, to their gradient."""
     with skeleton.mode, torch.set_grad_enabled(training):
-        with Meter() as meter, meter.phase("head"):
-            hidden = _hidden_states(skeleton, counts, rows, prompt + response)
-            places = torch.zeros((2, rows * response), dtype=torch.long)
-            flat = hidden[:, prompt - 1 : -1][places[0], places[1]]
-            logprobs, _ = chunked_logprobs(flat, skeleton.logits, places[0], 1.0, chunk, entropy)
+        with Meter() as meter, meter.record_phase("head"):
+            hidden = _make_hidden_states(skeleton, counts, rows, prompt + response)
+            indices = torch.zeros((2, rows * response), dtype=torch.long)
+            flat = hidden[:, prompt - 1 : -1][indices[0], indices[1]]
+            logprobs, _ = chunked_logprobs(flat, skeleton.logits, indices[0], 1.0, chunk, entropy)
             del flat, hidden
             if training:
                 logprobs.sum().backward()
         return meter.peaks["head"]
 
 
-def _scalar_head(skeleton: Skeleton, counts: Counts, rows: int, prompt: int, response: int) -> float:
-    """From hidden states to a value at each response token, and back; with one response token: to a score."""
+def _scalar_head_peak_bytes(skeleton: Skeleton, counts: Counts, rows: int, prompt: int, response: int) -> float:
+    """The peak bytes from hidden states to a value for each response token, and of the backward pass.
+
+    With one response token this is the head of the reward model.
+    """
     with skeleton.mode:
         skeleton.train(False)
-        with Meter() as meter, meter.phase("head"):
-            places = torch.zeros((2, rows * response), dtype=torch.long)
-            hidden = _hidden_states(skeleton, counts, rows, prompt + response)
-            hidden = hidden[:, prompt - 1 : -1][places[0], places[1]]
+        with Meter() as meter, meter.record_phase("head"):
+            indices = torch.zeros((2, rows * response), dtype=torch.long)
+            hidden = _make_hidden_states(skeleton, counts, rows, prompt + response)
+            hidden = hidden[:, prompt - 1 : -1][indices[0], indices[1]]
             values = skeleton.score(hidden.float())
             values.sum().backward()
         return meter.peaks["head"]
 
 
-def _hidden_states(skeleton: Skeleton, counts: Counts, rows: int, length: int) -> Tensor:
-    """(B, T, H), as the backbone would return them."""
-    begin = torch.zeros((), requires_grad=True)
-    states: Tensor = _Backbone.apply(begin, (rows, length, counts.hidden_size), skeleton.causal.dtype)
+def _make_hidden_states(skeleton: Skeleton, counts: Counts, rows: int, length: int) -> Tensor:
+    """Hidden states (B, T, H) like those of the backbone, without running it."""
+    # An input that requires a gradient makes autograd run the backward pass.
+    start = torch.zeros((), requires_grad=True)
+    states: Tensor = _BackboneStandIn.apply(start, (rows, length, counts.hidden_size), skeleton.causal.dtype)
     return states
 
 
-class _Backbone(torch.autograd.Function):
-    """Stands for the backbone where only a head is measured: makes states, and takes their gradient."""
+class _BackboneStandIn(torch.autograd.Function):
+    """Replaces the backbone when a head is measured: creates hidden states, and discards their gradient."""
 
     @staticmethod
     def forward(_ctx: Any, _begin: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -261,8 +270,8 @@ class _Backbone(torch.autograd.Function):
         return None, None, None
 
 
-class _Loss(torch.autograd.Function):
-    """Stands for a head where only the backbone is measured: takes states, and makes their gradient."""
+class _HeadStandIn(torch.autograd.Function):
+    """Replaces a head when the backbone is measured: discards hidden states, and creates their gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The memory of each stage at each of its memory points, in bytes, computed from a model's counts and passes.
+"""Computes the bytes of each stage at each of its memory points from a model's counts and passes.
 
-One function for each part of memory. Nothing here reads a model, a GPU or a file.
+One function computes one part of memory. This module reads no model, GPU or file.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from lora_rlhf.plan.dryrun import ChunkedLine, Line, Passes
 
 FLOAT32 = 4
 MOMENTS = 2  # AdamW's, per trained parameter
-CODES = FLOAT32 * (16 + 256 + 1)  # a quantized weight's own tables: its values, its scales', and their offset
-DRAWING = 24  # bytes a token of the vocabulary: logits, their softmax, and its cumulative sum twice in float64
-IDS, MASK, FIGURES = 8, 1, 5 * FLOAT32  # of a rollout's token: id, mask; log-probs, values, advantages, returns
+CODES = FLOAT32 * (16 + 256 + 1)  # tables of a quantized weight: 16 values, 256 values of its scales, and their offset
+DRAWING = 24  # bytes for each vocabulary entry: logits, their softmax, and its cumulative sum twice in float64
+IDS, MASK, FIGURES = 8, 1, 5 * FLOAT32  # bytes of a rollout's token: id, mask; log-probs, values, advantages, returns
 MIB, GIB = 2**20, 2**30
 CUDA_CONTEXT, COPIES = "cuda context", "copies on the CPU"  # names of parts
 
@@ -28,14 +28,14 @@ class Device:
     """What a kind of device takes beside tensors.
 
     context: bytes outside the allocator (CUDA's context and kernels). libraries: workspaces inside it (cuBLAS).
-    rounding: share of temporary memory that is lost to the allocator's blocks. copies: whether tensors "copied to the
-    CPU" stay in the same memory. step_copies: how many times its adapter an optimizer step needs for itself.
+    rounding: share of temporary memory that is lost to the allocator's blocks. has_copies: whether tensors "copied to
+    the CPU" stay in the same memory. step_copies: how many times its adapter an optimizer step needs for itself.
     """
 
     context: int
     libraries: int
     rounding: float
-    copies: bool
+    has_copies: bool
     step_copies: float
 
 
@@ -47,7 +47,7 @@ CUDA = Device(512 * MIB, 32 * MIB, 0.03, False, 1.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """How the stages are to be run."""
+    """The sizes and options with which the stages run."""
 
     micro_batch: int
     generation_batch: int
@@ -68,17 +68,17 @@ class MemoryPoint:
 
     @property
     def allocated(self) -> float:
-        """Bytes that PyTorch's allocator holds."""
+        """The bytes of PyTorch's allocator."""
         return sum(size for part, size in self.parts.items() if part != CUDA_CONTEXT)
 
     @property
     def total(self) -> float:
-        """Bytes that the card must have."""
+        """The bytes that the card must have."""
         return sum(self.parts.values())
 
 
 class TrainedRole(NamedTuple):
-    """A role that a stage trains: the bytes of its adapter, what its head computes, and the bytes that this takes."""
+    """A role that a stage trains: the bytes of its adapter, its head's output, and the bytes of the head."""
 
     role: str
     adapter: float
@@ -87,24 +87,24 @@ class TrainedRole(NamedTuple):
 
 
 def memory_points(stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device) -> list[MemoryPoint]:
-    """All memory points of a stage, in the order in which it comes to them."""
-    points = _with_sampling if stage.use == "sampled" else _without_sampling
+    """All memory points of a stage, in their order in time."""
+    points = _sampling_stage_points if stage.use == "sampled" else _data_stage_points
     return [
-        MemoryPoint(name, {part: size for part, size in _with_device(parts, device).items() if size})
+        MemoryPoint(name, {part: size for part, size in _add_device_parts(parts, device).items() if size})
         for name, parts in points(stage, counts, passes, setting, device)
     ]
 
 
-def highest(points: list[MemoryPoint]) -> MemoryPoint:
+def highest_point(points: list[MemoryPoint]) -> MemoryPoint:
     """The point with the most memory: the peak."""
     return max(points, key=lambda point: point.total)
 
 
-# What is always in memory
+# Parts that are always in memory
 
 
-def base_quantized(counts: Counts) -> float:
-    """NF4 with double quantization: half a byte a weight, a byte a block of 64, four bytes a block of 64 x 256."""
+def quantized_base_bytes(counts: Counts) -> float:
+    """NF4 with double quantization: half a byte per weight, 1 byte per block of 64, 4 bytes per block of 64 x 256."""
     total = 0
     for linear in counts.linears:
         if linear.quantized:
@@ -114,48 +114,48 @@ def base_quantized(counts: Counts) -> float:
     return total
 
 
-def base_kept(counts: Counts) -> float:
-    """What is not quantized: embeddings, norms, biases, LM head, buffers and the frozen score head."""
+def unquantized_base_bytes(counts: Counts) -> float:
+    """The bytes of embeddings, norms, biases, LM head, buffers and the frozen score head, which are not quantized."""
     return counts.kept + counts.buffers + FLOAT32 * counts.hidden_size
 
 
-def adapter(counts: Counts, rank: int, head: bool = False) -> float:
-    """One role's parameters in float32: rank x (in + out) for each adapted layer; a score head has H more."""
+def role_bytes(counts: Counts, rank: int, head: bool = False) -> float:
+    """The bytes of a role's float32 parameters: rank x (in + out) for each adapted layer, and H for a score head."""
     lora = sum(rank * (linear.out_features + linear.in_features) for linear in counts.linears if linear.adapted)
     return FLOAT32 * (lora + (counts.hidden_size if head else 0))
 
 
-def optimizer(trained: float) -> float:
-    """AdamW's float32 moments of the trained roles."""
+def moment_bytes(trained: float) -> float:
+    """The bytes of AdamW's float32 moments for `trained` bytes of parameters."""
     return MOMENTS * trained
 
 
-# What is in memory for a while
+# Parts that are in memory for some time
 
 
 def training_points(
     counts: Counts, passes: Passes, rows: int, checkpointing: bool, trained: TrainedRole
 ) -> Iterator[tuple[str, Parts, float]]:
-    """(name, parts, gradients) of a micro-batch's forward, of its head there and back, and of its backward.
+    """Yields (name, parts, gradients) of a micro-batch's forward pass, of its head, and of its backward pass.
 
-    gradients: bytes of the role's gradients by then, in the first micro-batch, which creates them. While they grow,
-    the activations that the forward kept are freed.
+    gradients: the bytes of the role's gradients at this point of the first micro-batch, which creates them while the
+    saved activations are freed.
     """
-    planes = {name: plane.at(rows, counts.layers) for name, plane in passes.training[checkpointing].items()}
+    planes = {name: plane.bytes_at(rows, counts.layers) for name, plane in passes.training[checkpointing].items()}
     yield "forward", {"activations": planes["forward"]}, 0.0
-    yield trained.head_name, {"activations": planes["kept"], "logits": trained.head.at(rows)}, 0.0
-    yield "backward", {"activations": planes["backward"]}, max(0.0, trained.adapter - planes["kept"])
+    yield trained.head_name, {"activations": planes["saved"], "logits": trained.head.bytes_at(rows)}, 0.0
+    yield "backward", {"activations": planes["backward"]}, max(0.0, trained.adapter - planes["saved"])
 
 
 def scoring_points(counts: Counts, passes: Passes, rows: int) -> Iterator[NamedParts]:
-    """A pass without gradients, and the log-probabilities of its tokens."""
-    yield "scoring", {"activations": passes.scoring.at(rows, counts.layers)}
-    yield "scoring: log-probs", {"logits": passes.logprobs_scoring.at(rows)}
+    """Yields the points of a pass without gradients, and of the log-probabilities of its tokens."""
+    yield "scoring", {"activations": passes.scoring.bytes_at(rows, counts.layers)}
+    yield "scoring: log-probs", {"logits": passes.logprobs_scoring.bytes_at(rows)}
 
 
 def generation_points(counts: Counts, passes: Passes, rows: int) -> Iterator[NamedParts]:
-    """The pass over the prompts, the last step, at which the cache is longest, and the draw of its tokens."""
-    sizes = {name: plane.at(rows, counts.layers) for name, plane in passes.decoding.items()}
+    """Yields the points of the pass over the prompts, the last decoding step, and the drawing of its tokens."""
+    sizes = {name: plane.bytes_at(rows, counts.layers) for name, plane in passes.decoding.items()}
     logits = rows * counts.vocab_size
     tokens = rows * passes.response * 2 * IDS
     yield "prefill", {"activations": sizes["prefill"], "generation": tokens + 6 * logits}
@@ -165,7 +165,7 @@ def generation_points(counts: Counts, passes: Passes, rows: int) -> Iterator[Nam
 
 
 def rollout_data(passes: Passes, responses: int) -> float:
-    """An iteration's ids, masks, log-probs, values, advantages and returns."""
+    """The bytes of an iteration's ids, masks, log-probs, values, advantages and returns."""
     ids = (IDS + MASK) * (passes.prompt + passes.response)
     return responses * (ids + FIGURES * passes.response)
 
@@ -173,73 +173,80 @@ def rollout_data(passes: Passes, responses: int) -> float:
 # The stages
 
 
-def _without_sampling(
+def _data_stage_points(
     stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device
 ) -> Iterator[NamedParts]:
-    """A stage that trains one adapter on data, with its parents' adapters in memory."""
-    trained = adapter(counts, setting.rank, head=stage.scores)
-    parents = sum(adapter(counts, setting.rank, head=BY_NAME[parent].scores) for parent in stage.parents)
-    always = _always(counts, parents + trained, trained)
+    """Yields the points of a stage that trains one adapter on data, with its parents' adapters in memory."""
+    trained = role_bytes(counts, setting.rank, head=stage.scores)
+    parents = sum(role_bytes(counts, setting.rank, head=BY_NAME[parent].scores) for parent in stage.parents)
+    permanent = _permanent_parts(counts, parents + trained, trained)
     head: tuple[str, ChunkedLine | Line] = ("log-probs", passes.logprobs_alone)
     if stage.scores:
         head = ("scores", passes.scores)
-    yield from _learning(always, counts, passes, setting, device, [TrainedRole(stage.role, trained, *head)])
+    yield from _learning_points(permanent, counts, passes, setting, device, [TrainedRole(stage.role, trained, *head)])
 
 
-def _with_sampling(
+def _sampling_stage_points(
     stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device
 ) -> Iterator[NamedParts]:
-    """PPO, with a value role or without."""
-    policy, value = adapter(counts, setting.rank), adapter(counts, setting.rank, head=True)
+    """Yields the points of PPO, with a value role or without."""
+    policy, value = role_bytes(counts, setting.rank), role_bytes(counts, setting.rank, head=True)
     roles = [TrainedRole(stage.role, policy, "log-probs", passes.logprobs)]
     if setting.value_role:
         roles.append(TrainedRole("value", value, "values", passes.values))
     trained = sum(role.adapter for role in roles)
-    # the reference is the sft adapter itself; with the reward's that makes four adapters, three without a value role
-    always = _always(counts, policy + value + trained, trained)
-    always[COPIES] = policy if device.copies else 0.0  # to see at the end that the reference has not changed
-    learned = {**always, "gradients": trained, "rollout": rollout_data(passes, setting.batch)}
+    # the reference is the SFT adapter; with the reward adapter these are four adapters, or three without a value role
+    permanent = _permanent_parts(counts, policy + value + trained, trained)
+    permanent[COPIES] = policy if device.has_copies else 0.0  # for the check that the reference does not change
+    rollout_parts = {**permanent, "gradients": trained, "rollout": rollout_data(passes, setting.batch)}
     for name, parts in generation_points(counts, passes, setting.generation_batch):
-        yield name, {**learned, **parts}
+        yield name, {**rollout_parts, **parts}
     for name, parts in scoring_points(counts, passes, min(setting.micro_batch, setting.batch)):
-        yield name, {**learned, **parts}
-    always["rollout"] = learned["rollout"]
-    yield from _learning(always, counts, passes, setting, device, roles)
+        yield name, {**rollout_parts, **parts}
+    permanent["rollout"] = rollout_parts["rollout"]
+    yield from _learning_points(permanent, counts, passes, setting, device, roles)
 
 
-def _always(counts: Counts, adapters: float, trained: float) -> Parts:
+def _permanent_parts(counts: Counts, adapters: float, trained: float) -> Parts:
+    """The parts that are in memory during the whole stage. adapters, trained: bytes of all and of trained roles."""
     return {
-        "base, quantized": base_quantized(counts),
-        "base, 16 or 32 bits": base_kept(counts),
+        "base, quantized": quantized_base_bytes(counts),
+        "base, 16 or 32 bits": unquantized_base_bytes(counts),
         "adapters": adapters,
-        "optimizer": optimizer(trained),
+        "optimizer": moment_bytes(trained),
     }
 
 
-def _learning(
-    always: Parts, counts: Counts, passes: Passes, setting: Setting, device: Device, roles: list[TrainedRole]
+def _learning_points(
+    permanent: Parts, counts: Counts, passes: Passes, setting: Setting, device: Device, roles: list[TrainedRole]
 ) -> Iterator[NamedParts]:
-    """Each role's rehearsal, its updates and its optimizer step, in which the gradients of all roles are there."""
+    """Yields the points of each role's rehearsal, update and optimizer step, which has the gradients of all roles."""
     rows = min(setting.micro_batch, setting.minibatch)
     has_micro_batches = setting.minibatch > rows
     trained = sum(role.adapter for role in roles)
-    reference_copy = always.get(COPIES, 0.0)
+    reference_copy = permanent.get(COPIES, 0.0)
     for role in roles:
         points = list(training_points(counts, passes, rows, setting.checkpointing, role))
-        copies = reference_copy + (1 + MOMENTS) * role.adapter if device.copies else 0.0
+        copies = reference_copy + (1 + MOMENTS) * role.adapter if device.has_copies else 0.0
         for name, parts, gradients in points:
-            yield f"rehearsal of {role.role}: {name}", {**always, "gradients": gradients, COPIES: copies, **parts}
-        # PPO keeps its roles as they were until the first iteration has shown that they move
-        copies = reference_copy + (trained if len(roles) > 1 or reference_copy else 0.0) if device.copies else 0.0
+            yield (
+                f"rehearsal of {role.role}: {name}",
+                {**permanent, "gradients": gradients, COPIES: copies, **parts},
+            )
+        # PPO has copies of its roles until the check after the first iteration that they have changed
+        copies = reference_copy + (trained if len(roles) > 1 or reference_copy else 0.0) if device.has_copies else 0.0
         for name, parts, gradients in points:
-            present = trained - role.adapter + (role.adapter if has_micro_batches else gradients)
-            yield f"update of {role.role}: {name}", {**always, "gradients": present, COPIES: copies, **parts}
+            gradient_bytes = trained - role.adapter + (role.adapter if has_micro_batches else gradients)
+            yield (
+                f"update of {role.role}: {name}",
+                {**permanent, "gradients": gradient_bytes, COPIES: copies, **parts},
+            )
         step = {"gradients": trained, COPIES: copies, "step": device.step_copies * role.adapter}
-        yield f"optimizer step of {role.role}", {**always, **step}
+        yield f"optimizer step of {role.role}", {**permanent, **step}
 
 
-def _with_device(parts: Parts, device: Device) -> Parts:
-    """The parts, and what the device itself takes."""
+def _add_device_parts(parts: Parts, device: Device) -> Parts:
+    """The parts, and those of the device."""
     temporary = sum(parts.get(name, 0.0) for name in ("activations", "logits", "kv cache", "generation", "step"))
     return {
         **parts,

@@ -1,4 +1,4 @@
-"""Counts the bytes of all tensors that exist at a time, while code runs on tensors without storage."""
+"""Counts the bytes of all tensors in memory while code runs on tensors without storage."""
 
 import math
 import weakref
@@ -14,66 +14,68 @@ GEMM_4BIT = "bitsandbytes::gemm_4bit"
 
 
 class Meter(TorchDispatchMode):
-    """Inside the block: the bytes of the tensors that were created there, after each operation of each phase.
+    """A context manager that records the bytes of the tensors that its block creates, after each operation.
 
-    live: bytes that are in use now. operations: how many ran, views left out. trails: {phase: bytes after each
-    operation}. Tensors from outside count nothing, whatever is done to them, and a view is no new tensor.
+    live_bytes: bytes in use now. operations: number of operations without views. byte_series: {phase: bytes after each
+    operation}. Tensors from outside the block and views have no bytes.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = 0
+        self.live_bytes = 0
         self.operations = 0
-        self.trails: dict[str, list[int]] = {}
+        self.byte_series: dict[str, list[int]] = {}
         self._phase = ""
-        self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._size_by_storage: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Names the trail of the operations inside the block."""
-        before, self._phase = self._phase, name
-        self._note(0)
+    def record_phase(self, name: str) -> Iterator[None]:
+        """Records the operations of the block under this name in `byte_series`."""
+        outer_phase, self._phase = self._phase, name
+        self._record_bytes(0)
         try:
             yield
         finally:
-            self._phase = before
+            self._phase = outer_phase
 
     @property
     def peaks(self) -> dict[str, int]:
         """The largest number of bytes in each phase."""
-        return {name: max(trail) for name, trail in self.trails.items()}
+        return {name: max(series) for name, series in self.byte_series.items()}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation and records the bytes after it; PyTorch calls this for every operation of the block."""
         for leaf in tree_leaves((args, kwargs)):
-            self._register(leaf, outside=True)
+            self._count_storage(leaf, is_external=True)
         result = function(*args, **(kwargs or {}))
         self.operations += not getattr(function, "is_view", False)
         for leaf in tree_leaves(result):
-            self._register(leaf, outside=False)
-        self._note(_workspace(function, args))
+            self._count_storage(leaf, is_external=False)
+        self._record_bytes(_workspace_bytes(function, args))
         return result
 
-    def _register(self, leaf: Any, outside: bool) -> None:
+    def _count_storage(self, leaf: Any, is_external: bool) -> None:
+        """Adds the bytes of a new tensor's storage until it is freed; an external storage counts 0 bytes."""
         if not isinstance(leaf, torch.Tensor):
             return
         storage = leaf.untyped_storage()
         key = storage._cdata
-        if key in self._alive:
+        if key in self._size_by_storage:
             return
-        size = 0 if outside else storage.nbytes()
-        self._alive[key] = (weakref.ref(storage, lambda _: self._free(key)), size)
-        self.live += size
+        size = 0 if is_external else storage.nbytes()
+        self._size_by_storage[key] = (weakref.ref(storage, lambda _: self._forget_storage(key)), size)
+        self.live_bytes += size
 
-    def _free(self, key: int) -> None:
-        self.live -= self._alive.pop(key)[1]
+    def _forget_storage(self, key: int) -> None:
+        self.live_bytes -= self._size_by_storage.pop(key)[1]
 
-    def _note(self, workspace: int) -> None:
-        self.trails.setdefault(self._phase, []).append(self.live + workspace)
+    def _record_bytes(self, workspace: int) -> None:
+        self.byte_series.setdefault(self._phase, []).append(self.live_bytes + workspace)
 
 
-def _workspace(function: Any, args: Any) -> int:
+def _workspace_bytes(function: Any, args: Any) -> int:
     """Bytes that an operation allocates for itself and frees before it returns."""
-    if function._schema.name == GEMM_4BIT:  # the weight in the compute dtype, and its scales twice in float32
+    if function._schema.name == GEMM_4BIT:  # the weight in the compute dtype, and its scales, twice, in float32
         values = math.prod(args[2])
         return int(values * args[0].element_size() + 2 * 4 * -(-values // args[4]))
     return 0

@@ -1,4 +1,4 @@
-"""`lora-rlhf plan`: the plan as a table of memory parts with command lines, a table of models and cards, or JSON."""
+"""`lora-rlhf plan`: prints a table of memory parts with command lines, a table of models and cards, or JSON."""
 
 import json
 from dataclasses import MISSING, asdict, replace
@@ -8,62 +8,63 @@ from tqdm import tqdm
 
 from lora_rlhf.configs.catalogue import PPO
 from lora_rlhf.configs.values import check
-from lora_rlhf.plan.cards import CARDS, Card, card_of
-from lora_rlhf.plan.choose import RunPlan, StagePlan, choose
+from lora_rlhf.plan.cards import CARDS, Card, find_card
+from lora_rlhf.plan.choose import RunPlan, StagePlan, choose_plan
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.memory import GIB
 from lora_rlhf.plan.roofline import UNCERTAINTY
 from lora_rlhf.plan.shapes import SHAPES
-from lora_rlhf.plan.subject import Subject, examine
+from lora_rlhf.plan.subject import MeasuredModel, measure_model
 from lora_rlhf.system.errors import UserError
 
 LIMITS = ("max_prompt_tokens", "max_response_tokens")
-OF_MODEL = ("quantization", "compute_dtype", "lora_rank")  # flags of the stage that fixes the base
-OF_SAMPLING = ("batch_size", "minibatch_size", "num_epochs")
+BASE_FLAGS = ("quantization", "compute_dtype", "lora_rank")  # flags of the stage that fixes the base
+SAMPLING_FLAGS = ("batch_size", "minibatch_size", "num_epochs")
 
 
-def plan(config: PlanConfig) -> None:
-    """Prints the plan. UserError for a model that cannot be planned or fits no card."""
+def print_plan(config: PlanConfig) -> None:
+    """Prints the plan. Raises UserError for a model that cannot be measured or does not fit the card."""
     check(config)
     if config.table:
-        rows = table(config)
-        print(json.dumps(rows, indent=2) if config.json else show_table(config, rows))
+        rows = plan_popular_models(config)
+        print(json.dumps(rows, indent=2) if config.json else models_table_markdown(config, rows))
         return
-    card = card_of(config)
-    run_plan = choose(examine(config), config, card)
-    print(json.dumps(as_json(run_plan, config), indent=2) if config.json else show(run_plan, config))
+    card = find_card(config)
+    run_plan = choose_plan(measure_model(config), config, card)
+    print(json.dumps(plan_json(run_plan, config), indent=2) if config.json else plan_text(run_plan, config))
 
 
-def commands(run_plan: RunPlan, config: PlanConfig) -> list[str]:
-    """The command line of each stage, with every flag that differs from its default."""
+def command_lines(run_plan: RunPlan, config: PlanConfig) -> list[str]:
+    """The command line of each stage, with all flags that differ from their defaults."""
     return [
-        " ".join([f"lora-rlhf {name} --run runs/mine", *_flags(stage_plan, run_plan, config)])
+        " ".join([f"lora-rlhf {name} --run runs/mine", *_stage_flags(stage_plan, run_plan, config)])
         for name, stage_plan in run_plan.stages.items()
     ]
 
 
-def _flags(stage_plan: StagePlan, run_plan: RunPlan, config: PlanConfig) -> list[str]:
-    stage, setting, samples = stage_plan.stage, stage_plan.setting, stage_plan.iteration is not None
+def _stage_flags(stage_plan: StagePlan, run_plan: RunPlan, config: PlanConfig) -> list[str]:
+    """The flags of a stage's command line."""
+    stage, setting, is_sampling = stage_plan.stage, stage_plan.setting, stage_plan.iteration is not None
     fixes_base = stage.has_setting("model") and stage.config.__dataclass_fields__["model"].default is MISSING
-    flags = [f"--model {run_plan.subject.name}"] if fixes_base else []
+    flags = [f"--model {run_plan.model.name}"] if fixes_base else []
     flags += [f"--{stage.trains_on} {stage.trains_on}.jsonl", f"--micro_batch_size {setting.micro_batch}"]
-    if samples:
+    if is_sampling:
         flags.append(f"--generation_batch_size {setting.generation_batch}")
     if setting.checkpointing:
         flags.append("--gradient_checkpointing true")
-    if samples and not setting.value_role:
+    if is_sampling and not setting.value_role:
         flags.append(f"--advantage {run_plan.advantage} --samples_per_prompt {setting.samples_per_prompt}")
-    names = (*LIMITS, *(OF_MODEL if fixes_base else ()), *(OF_SAMPLING if samples else ()))
-    return flags + [f"--{name} {getattr(config, name)}" for name in names if _is_given(config, name)]
+    names = (*LIMITS, *(BASE_FLAGS if fixes_base else ()), *(SAMPLING_FLAGS if is_sampling else ()))
+    return flags + [f"--{name} {getattr(config, name)}" for name in names if _is_not_default(config, name)]
 
 
-def show(run_plan: RunPlan, config: PlanConfig) -> str:
-    """The plan as text for the terminal."""
-    subject, card, plans = run_plan.subject, run_plan.card, run_plan.stages
+def plan_text(run_plan: RunPlan, config: PlanConfig) -> str:
+    """The plan as a text for the terminal."""
+    model, card, plans = run_plan.model, run_plan.card, run_plan.stages
     lengths = f"{config.max_prompt_tokens} + {config.max_response_tokens} tokens, rank {config.lora_rank}"
     lines = [
-        f"{subject.name}: {subject.counts.family}, {subject.counts.parameters / 1e9:.2f} billion parameters in "
-        f"{subject.counts.layers} layers",
+        f"{model.name}: {model.counts.family}, {model.counts.parameters / 1e9:.2f} billion parameters in "
+        f"{model.counts.layers} layers",
         f"a card of {card.gib:g} GiB ({card.bandwidth:g} GB/s and {card.tflops:g} TFLOP/s, as the {card.name} has); "
         f"{lengths}",
         "",
@@ -74,42 +75,43 @@ def show(run_plan: RunPlan, config: PlanConfig) -> str:
         lines.append(f"  {part:<22}" + "".join(f"{peak.parts.get(part, 0) / GIB:>9.2f}" for peak in peaks))
     lines.append(f"  {'in all':<22}" + "".join(f"{peak.total / GIB:>9.2f}" for peak in peaks))
     lines += [f"{name} is at its highest in: {peak.name}" for name, peak in zip(plans, peaks, strict=True)]
-    lines += ["", *map(_time, plans.values())]
+    lines += ["", *map(_seconds_line, plans.values())]
     lines += [
         "seconds are a roofline's; neither they nor what the driver and kernels take were measured on such a card"
     ]
-    return "\n".join([*lines, "", *commands(run_plan, config)])
+    return "\n".join([*lines, "", *command_lines(run_plan, config)])
 
 
-def _time(stage_plan: StagePlan) -> str:
-    """The seconds of a stage's step or iteration, with the interval in which they are meant."""
+def _seconds_line(stage_plan: StagePlan) -> str:
+    """A line with the seconds of a stage's step or iteration and their uncertainty."""
     name, setting, seconds = stage_plan.stage.name, stage_plan.setting, stage_plan.iteration
     if seconds is None:
-        return f"{name}: {_span(stage_plan.seconds)} an optimizer step of {setting.minibatch} responses"
+        return f"{name}: {_span_text(stage_plan.seconds)} an optimizer step of {setting.minibatch} responses"
     parts = f"rollout {seconds.rollout:.0f}, scoring {seconds.scoring:.0f}, update {seconds.update:.0f}"
-    return f"{name}: {_span(seconds.total)} an iteration of {setting.batch} responses ({parts})"
+    return f"{name}: {_span_text(seconds.total)} an iteration of {setting.batch} responses ({parts})"
 
 
-def _span(seconds: float) -> str:
+def _span_text(seconds: float) -> str:
     return f"about {seconds:.0f} s ({seconds / UNCERTAINTY:.0f} to {seconds * UNCERTAINTY:.0f})"
 
 
-def as_json(run_plan: RunPlan, config: PlanConfig) -> dict[str, Any]:
+def plan_json(run_plan: RunPlan, config: PlanConfig) -> dict[str, Any]:
     """The whole plan, in bytes and seconds."""
     return {
-        "model": run_plan.subject.name,
-        "family": run_plan.subject.counts.family,
-        "parameters": run_plan.subject.counts.parameters,
+        "model": run_plan.model.name,
+        "family": run_plan.model.counts.family,
+        "parameters": run_plan.model.counts.parameters,
         "card": asdict(run_plan.card),
         "prompt_tokens": config.max_prompt_tokens,
         "response_tokens": config.max_response_tokens,
         "seconds_are_within_a_factor_of": UNCERTAINTY,
         "stages": {name: _stage_json(stage_plan) for name, stage_plan in run_plan.stages.items()},
-        "commands": commands(run_plan, config),
+        "commands": command_lines(run_plan, config),
     }
 
 
 def _stage_json(stage_plan: StagePlan) -> dict[str, Any]:
+    """The plan of a stage, in bytes and seconds."""
     peak = stage_plan.peak
     return {
         "setting": asdict(stage_plan.setting),
@@ -123,26 +125,27 @@ def _stage_json(stage_plan: StagePlan) -> dict[str, Any]:
     }
 
 
-def table(config: PlanConfig) -> list[dict[str, Any]]:
-    """PPO's setting, peak and seconds for each popular model on each card; null where it does not fit."""
+def plan_popular_models(config: PlanConfig) -> list[dict[str, Any]]:
+    """PPO's setting, peak and seconds for each popular model on each card; None if it does not fit."""
     rows = []
     for name in tqdm(SHAPES, desc="models", unit="model"):
-        subject = examine(replace(config, model=name))
-        cards = {f"{card.gib:g}": _cell(subject, config, card) for card in CARDS}
-        rows.append({"model": name, "parameters": subject.counts.parameters, "cards": cards})
+        model = measure_model(replace(config, model=name))
+        cards = {f"{card.gib:g}": _table_cell(model, config, card) for card in CARDS}
+        rows.append({"model": name, "parameters": model.counts.parameters, "cards": cards})
     return rows
 
 
-def _cell(subject: Subject, config: PlanConfig, card: Card) -> dict[str, Any] | None:
+def _table_cell(model: MeasuredModel, config: PlanConfig, card: Card) -> dict[str, Any] | None:
+    """PPO's setting, peak and seconds for a model on a card; None if it does not fit."""
     try:
-        ppo = choose(subject, config, card).stages[PPO.name]
+        ppo = choose_plan(model, config, card).stages[PPO.name]
     except UserError:
         return None
     return {**asdict(ppo.setting), "peak_gib": round(ppo.peak.total / GIB, 2), "seconds": round(ppo.seconds)}
 
 
-def show_table(config: PlanConfig, rows: list[dict[str, Any]]) -> str:
-    """Markdown: responses trained on and generated at a time, and seconds an iteration."""
+def models_table_markdown(config: PlanConfig, rows: list[dict[str, Any]]) -> str:
+    """The table of models as Markdown: micro-batch, generation batch, and seconds of an iteration on each card."""
     header = " | ".join(f"{card.gib:g} GiB" for card in CARDS)
     lines = [
         f"PPO with {config.max_prompt_tokens} + {config.max_response_tokens} tokens, {config.batch_size} responses an "
@@ -153,17 +156,17 @@ def show_table(config: PlanConfig, rows: list[dict[str, Any]]) -> str:
         f"|---|{'---|' * len(CARDS)}",
     ]
     for row in rows:
-        lines.append(f"| {row['model']} | " + " | ".join(_short(cell) for cell in row["cards"].values()) + " |")
+        lines.append(f"| {row['model']} | " + " | ".join(_cell_text(cell) for cell in row["cards"].values()) + " |")
     return "\n".join(lines)
 
 
-def _short(cell: dict[str, Any] | None) -> str:
+def _cell_text(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return "-"
     marks = ("c" if cell["checkpointing"] else "") + ("" if cell["value_role"] else "r")
     return f"{cell['micro_batch']}{marks}, {cell['generation_batch']}, {cell['seconds']} s"
 
 
-def _is_given(config: PlanConfig, name: str) -> bool:
+def _is_not_default(config: PlanConfig, name: str) -> bool:
     """Whether a flag differs from its default."""
     return bool(getattr(config, name) != PlanConfig.__dataclass_fields__[name].default)

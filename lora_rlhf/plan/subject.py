@@ -1,4 +1,4 @@
-"""The model to plan for: its counts and the memory of its passes, from its config alone."""
+"""Measures a model from its config alone: its counts and the memory of its passes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +10,17 @@ from lora_rlhf.model.base import load_config
 from lora_rlhf.model.files import TINYWORLD
 from lora_rlhf.model.skeleton import Counts, build, config_of, count
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.dryrun import Passes, run_dry
+from lora_rlhf.plan.dryrun import Passes, measure_passes
 from lora_rlhf.plan.memory import CPU, CUDA, Device
-from lora_rlhf.plan.shapes import SHAPES, known
+from lora_rlhf.plan.shapes import SHAPES, find_shape_name
 from lora_rlhf.system.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model and the kind of device that it is planned for."""
+class MeasuredModel:
+    """The model of a plan: its counts, the memory of its passes, and the kind of device."""
 
     name: str
     counts: Counts
@@ -28,18 +28,20 @@ class Subject:
     device: Device
 
 
-def examine(config: PlanConfig) -> Subject:
+def measure_model(config: PlanConfig) -> MeasuredModel:
     """Counts a model's weights and measures a few of its layers. This takes seconds, and reads no weights.
 
-    UserError for a config that cannot be read or built, lengths beyond the context, and layers that run with weights
-    only.
+    Raises UserError for a config that cannot be read or built, for lengths beyond the context, and for layers that do
+    not run without weights.
     """
     assert config.model is not None
-    name, dtype = config.model, _dtype(config)
+    name, dtype = config.model, _compute_dtype(config)
     is_local = name == TINYWORLD or Path(name).expanduser().exists()
-    shape = None if is_local else known(name)
+    shape_name = None if is_local else find_shape_name(name)
     model_config = (
-        load_config(name, config.trust_remote_code, config.quantization) if shape is None else config_of(*SHAPES[shape])
+        load_config(name, config.trust_remote_code, config.quantization)
+        if shape_name is None
+        else config_of(*SHAPES[shape_name])
     )
     counts = count(model_config, config.quantization, dtype)
     tokens = config.max_prompt_tokens + config.max_response_tokens
@@ -50,7 +52,7 @@ def examine(config: PlanConfig) -> Subject:
         )
     lora = LoraSettings(rank=config.lora_rank)
     try:
-        passes = run_dry(
+        passes = measure_passes(
             counts,
             lambda layers: build(model_config, config.quantization, dtype, lora, layers),
             config.max_prompt_tokens,
@@ -62,10 +64,10 @@ def examine(config: PlanConfig) -> Subject:
             f"{counts.family} cannot be planned: its layers do not run without weights ({reason}). Begin its stages as "
             "they are: each tries its longest case first, and halves what does not fit"
         ) from error
-    return Subject(name, counts, passes, CPU if config.device == "cpu" else CUDA)
+    return MeasuredModel(name, counts, passes, CPU if config.device == "cpu" else CUDA)
 
 
-def _dtype(config: PlanConfig) -> torch.dtype:
+def _compute_dtype(config: PlanConfig) -> torch.dtype:
     if config.compute_dtype == "auto":
         return torch.float32 if config.device == "cpu" else torch.bfloat16
     return DTYPES[config.compute_dtype]

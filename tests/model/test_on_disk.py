@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from lora_rlhf.data.template import encode_text
 from lora_rlhf.model.base import BaseSpec, digest, hash_source, load_base
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.subject import examine
+from lora_rlhf.plan.subject import measure_model
 from lora_rlhf.system.errors import UserError
 
 Tiny = Callable[[str], Path]
@@ -30,7 +30,9 @@ def refusal(folder: Path, quantization: str = "nf4") -> str:
     with pytest.raises(UserError) as refused:
         load_base(BaseSpec(str(folder), quantization), "cpu")
     with pytest.raises(UserError) as of_plan:
-        examine(PlanConfig(model=str(folder), device="cpu", quantization="none" if quantization == "none" else "nf4"))
+        measure_model(
+            PlanConfig(model=str(folder), device="cpu", quantization="none" if quantization == "none" else "nf4")
+        )
     assert str(of_plan.value) == str(refused.value)
     assert "\n" not in str(refused.value)
     return str(refused.value)

@@ -7,13 +7,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.subject import Subject, examine
+from lora_rlhf.plan.subject import MeasuredModel, measure_model
 
 
 @pytest.fixture(scope="session")
-def tinyworld() -> Subject:
+def tinyworld() -> MeasuredModel:
     """The embedded model, as a GPU would hold it, with prompts of 24 tokens and responses of 8."""
-    return examine(PlanConfig(model="tinyworld", max_prompt_tokens=24, max_response_tokens=8))
+    return measure_model(PlanConfig(model="tinyworld", max_prompt_tokens=24, max_response_tokens=8))
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import torch
 from lora_rlhf.cli.main import COMMANDS, parse
 from lora_rlhf.configs.catalogue import BY_NAME, PPO, SFT
 from lora_rlhf.model.skeleton import config_of, count
-from lora_rlhf.plan.cards import CARDS, Card, card_of
-from lora_rlhf.plan.choose import MARGIN, choose
+from lora_rlhf.plan.cards import CARDS, Card, find_card
+from lora_rlhf.plan.choose import MARGIN, choose_plan
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.dryrun import ChunkedLine, Envelope, Line, Plane
-from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest, memory_points
-from lora_rlhf.plan.report import commands, plan, show_table
-from lora_rlhf.plan.shapes import SHAPES, known
-from lora_rlhf.plan.subject import Subject
+from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest_point, memory_points
+from lora_rlhf.plan.report import command_lines, models_table_markdown, print_plan
+from lora_rlhf.plan.shapes import SHAPES, find_shape_name
+from lora_rlhf.plan.subject import MeasuredModel
 from lora_rlhf.system.errors import UserError
 
 ASKED = PlanConfig(model="tinyworld", gpu_gib=6, max_prompt_tokens=24, max_response_tokens=8)
@@ -59,35 +59,35 @@ def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
     ],
 )
 def test_hub_names_of_known_shapes_need_no_network(name: str, key: str) -> None:
-    assert known(name) == key
+    assert find_shape_name(name) == key
 
 
 def test_other_names_are_not_known() -> None:
-    assert known("somebody/qwen2.5-1.5b-merged") is None
+    assert find_shape_name("somebody/qwen2.5-1.5b-merged") is None
 
 
 def test_the_most_of_many_moments_is_another_with_more_rows() -> None:
     """100 + 1 a row, 10 + 20 a row, and 5 + 3 a row: the first is the most with 2 and 3 rows, the second with 9."""
-    envelope = Envelope.through([102, 50, 11], [103, 70, 14])
-    assert [envelope.at(rows) for rows in (1, 2, 3, 9)] == [101, 102, 103, 190]
+    envelope = Envelope.from_series([102, 50, 11], [103, 70, 14])
+    assert [envelope.bytes_at(rows) for rows in (1, 2, 3, 9)] == [101, 102, 103, 190]
 
 
 def test_passes_of_unlike_operations_are_no_envelope() -> None:
     with pytest.raises(ValueError, match="3 rows takes 1 operations, of 2 rows 2"):
-        Envelope.through([1, 2], [3])
+        Envelope.from_series([1, 2], [3])
 
 
 def test_a_plane_goes_on_in_layers() -> None:
     def true(rows: int, layers: int) -> int:
         return 5 + 7 * rows + 3 * rows * layers
 
-    few, more = (Envelope.through([true(2, layers)], [true(3, layers)]) for layers in (2, 4))
-    assert [Plane(few, more).at(1, 1), Plane(few, more).at(8, 28)] == [15, 733]
+    few, more = (Envelope.from_series([true(2, layers)], [true(3, layers)]) for layers in (2, 4))
+    assert [Plane(few, more).bytes_at(1, 1), Plane(few, more).bytes_at(8, 28)] == [15, 733]
 
 
 def test_a_head_beyond_a_chunk_is_on_another_line() -> None:
     head = ChunkedLine(4, Line((1, 10.0), (2, 20.0)), Line((8, 100.0), (16, 116.0)))
-    assert [head.at(3), head.at(4), head.at(5), head.at(12)] == [30, 40, 94, 108]
+    assert [head.bytes_at(3), head.bytes_at(4), head.bytes_at(5), head.bytes_at(12)] == [30, 40, 94, 108]
 
 
 def card(gib: float) -> Card:
@@ -95,74 +95,74 @@ def card(gib: float) -> Card:
 
 
 @pytest.mark.slow
-def test_what_is_chosen_fits_with_a_margin(tinyworld: Subject) -> None:
+def test_what_is_chosen_fits_with_a_margin(tinyworld: MeasuredModel) -> None:
     for gib in (0.6, 0.7, 1, 4):
-        run_plan = choose(tinyworld, ASKED, card(gib))
+        run_plan = choose_plan(tinyworld, ASKED, card(gib))
         assert all(stage.peak.total <= gib * GIB * (1 - MARGIN) for stage in run_plan.stages.values())
 
 
 @pytest.mark.slow
-def test_a_larger_card_is_no_slower(tinyworld: Subject) -> None:
-    times = [choose(tinyworld, ASKED, card(gib)).stages["ppo"].seconds for gib in (0.58, 0.6, 0.7, 1, 4)]
+def test_a_larger_card_is_no_slower(tinyworld: MeasuredModel) -> None:
+    times = [choose_plan(tinyworld, ASKED, card(gib)).stages["ppo"].seconds for gib in (0.58, 0.6, 0.7, 1, 4)]
     assert times == sorted(times, reverse=True)
     assert times[0] > times[-1]
 
 
 @pytest.mark.slow
-def test_what_is_given_stays(tinyworld: Subject) -> None:
+def test_what_is_given_stays(tinyworld: MeasuredModel) -> None:
     asked = replace(ASKED, micro_batch_size=3, generation_batch_size=5, gradient_checkpointing=True, advantage="grpo")
-    run_plan = choose(tinyworld, asked, card(6))
+    run_plan = choose_plan(tinyworld, asked, card(6))
     setting = run_plan.stages["ppo"].setting
     assert (setting.micro_batch, setting.generation_batch, setting.checkpointing) == (3, 5, True)
     assert (run_plan.advantage, setting.value_role) == ("grpo", False)
 
 
 @pytest.mark.slow
-def test_without_room_for_a_value_role_there_is_none(tinyworld: Subject) -> None:
+def test_without_room_for_a_value_role_there_is_none(tinyworld: MeasuredModel) -> None:
     """At a rank at which adapters are most of it, and a card between what PPO needs with four roles and with three."""
     asked = replace(ASKED, lora_rank=256, micro_batch_size=1, generation_batch_size=1)
     tops = []
     for value_role in (True, False):
         setting = Setting(1, 1, True, 256, value_role, asked.minibatch_size, asked.batch_size)
-        tops.append(highest(memory_points(PPO, tinyworld.counts, tinyworld.passes, setting, CUDA)).total)
+        tops.append(highest_point(memory_points(PPO, tinyworld.counts, tinyworld.passes, setting, CUDA)).total)
     between = sum(tops) / 2 / GIB / (1 - MARGIN)
-    run_plan = choose(tinyworld, asked, card(between))
+    run_plan = choose_plan(tinyworld, asked, card(between))
     assert run_plan.advantage == "rloo"
-    assert "--advantage rloo --samples_per_prompt 4" in commands(run_plan, asked)[2]
+    assert "--advantage rloo --samples_per_prompt 4" in command_lines(run_plan, asked)[2]
 
 
 @pytest.mark.slow
-def test_nothing_that_fits_is_refused_with_what_it_needs(tinyworld: Subject) -> None:
+def test_nothing_that_fits_is_refused_with_what_it_needs(tinyworld: MeasuredModel) -> None:
     with pytest.raises(UserError, match=r"does not fit a card of 0.5 GiB.*needs 0\.\d GiB.*a card of 6 GiB would do"):
-        choose(tinyworld, ASKED, card(0.5))
+        choose_plan(tinyworld, ASKED, card(0.5))
 
 
 @pytest.mark.slow
-def test_a_batch_that_no_card_holds_is_refused_with_one_that_fits(tinyworld: Subject) -> None:
+def test_a_batch_that_no_card_holds_is_refused_with_one_that_fits(tinyworld: MeasuredModel) -> None:
     asked = replace(ASKED, micro_batch_size=10**6, minibatch_size=10**6, batch_size=10**6)
     with pytest.raises(
         UserError, match=r"micro_batch_size 1000000 needs .* more than any card .*What fits: --micro_batch_size"
     ):
-        choose(tinyworld, asked, card(24))
+        choose_plan(tinyworld, asked, card(24))
 
 
 @pytest.mark.slow
-def test_command_lines_parse_to_what_was_planned(tinyworld: Subject) -> None:
+def test_command_lines_parse_to_what_was_planned(tinyworld: MeasuredModel) -> None:
     asked = replace(ASKED, lora_rank=8, gradient_checkpointing=True)
-    run_plan = choose(tinyworld, asked, card(6))
-    for line, stage in zip(commands(run_plan, asked), BY_NAME, strict=True):
+    run_plan = choose_plan(tinyworld, asked, card(6))
+    for line, stage in zip(command_lines(run_plan, asked), BY_NAME, strict=True):
         name, *words = shlex.split(line)[1:]
         assert name == stage
         config = parse(name, words)
         assert config.faults() == []
         assert config.micro_batch_size == run_plan.stages[stage].setting.micro_batch
         assert (config.gradient_checkpointing, config.max_prompt_tokens, config.max_response_tokens) == (True, 24, 8)
-    assert parse("sft", shlex.split(commands(run_plan, asked)[0])[2:]).lora_rank == 8
-    assert parse("ppo", shlex.split(commands(run_plan, asked)[2])[2:]).generation_batch_size == 64
+    assert parse("sft", shlex.split(command_lines(run_plan, asked)[0])[2:]).lora_rank == 8
+    assert parse("ppo", shlex.split(command_lines(run_plan, asked)[2])[2:]).generation_batch_size == 64
 
 
 @pytest.mark.slow
-def test_each_role_costs_its_adapter_gradients_and_moments(tinyworld: Subject) -> None:
+def test_each_role_costs_its_adapter_gradients_and_moments(tinyworld: MeasuredModel) -> None:
     """A value role: an adapter, its gradient and two moments, float32; and nothing of the base."""
     tops = {}
     for value_role in (True, False):
@@ -173,22 +173,22 @@ def test_each_role_costs_its_adapter_gradients_and_moments(tinyworld: Subject) -
 
 
 @pytest.mark.slow
-def test_checkpointing_keeps_less(tinyworld: Subject) -> None:
+def test_checkpointing_keeps_less(tinyworld: MeasuredModel) -> None:
     tops = []
     for checkpointing in (False, True):
         points = memory_points(SFT, tinyworld.counts, tinyworld.passes, Setting(32, 1, checkpointing, 16, True), CPU)
-        tops.append(highest(points).total)
+        tops.append(highest_point(points).total)
     assert tops[1] < 0.8 * tops[0]
 
 
 def test_a_card_has_to_be_named_where_none_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--gpu_gib"):
-        card_of(PlanConfig(model="tinyworld"))
+        find_card(PlanConfig(model="tinyworld"))
 
 
 def test_a_cards_speed_can_be_given() -> None:
-    found = card_of(PlanConfig(model="tinyworld", gpu_gib=16, bandwidth=1000, tflops=100))
+    found = find_card(PlanConfig(model="tinyworld", gpu_gib=16, bandwidth=1000, tflops=100))
     assert (found.gib, found.bandwidth, found.tflops) == (16, 1000, 100)
 
 
@@ -201,19 +201,19 @@ def write_config(folder: Path, **values: object) -> str:
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "odd", model_type="nobodys")
     with pytest.raises(UserError, match=r"odd.*nobodys"):
-        plan(replace(ASKED, model=folder))
+        print_plan(replace(ASKED, model=folder))
 
 
 @pytest.mark.slow
 def test_what_writes_no_text_is_refused(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "vision", model_type="vit", hidden_size=64)
     with pytest.raises(UserError, match="'vit' config does not make a causal language model"):
-        plan(replace(ASKED, model=folder))
+        print_plan(replace(ASKED, model=folder))
 
 
 def test_lengths_beyond_the_context_are_refused() -> None:
     with pytest.raises(UserError, match=r"max_prompt_tokens 100000 .* but the context of 'tinyworld' is"):
-        plan(replace(ASKED, max_prompt_tokens=100_000))
+        print_plan(replace(ASKED, max_prompt_tokens=100_000))
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_a_folder_with_a_config_alone_is_planned(tmp_path: Path, capsys: pytest.
         "num_attention_heads": 4,
     }
     folder = write_config(tmp_path / "bare", model_type="llama", **sizes)
-    plan(replace(ASKED, model=folder, json=True))
+    print_plan(replace(ASKED, model=folder, json=True))
     found = json.loads(capsys.readouterr().out)
     assert found["family"] == "LlamaForCausalLM"
     for stage in found["stages"].values():
@@ -237,7 +237,7 @@ def test_a_folder_with_a_config_alone_is_planned(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_a_person_is_shown_parts_seconds_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    plan(ASKED)
+    print_plan(ASKED)
     shown = capsys.readouterr().out
     for part in ("base, quantized", "adapters", "optimizer", "cuda context", "in all", "about", "lora-rlhf ppo --run"):
         assert part in shown
@@ -252,7 +252,7 @@ def test_a_model_or_a_table_is_asked_for() -> None:
 def test_the_table_marks_what_does_not_fit() -> None:
     cell = {"micro_batch": 4, "generation_batch": 64, "checkpointing": True, "value_role": False, "seconds": 90}
     cells = {f"{card.gib:g}": None if card.gib < 24 else cell for card in CARDS}
-    shown = show_table(ASKED, [{"model": "m", "cards": cells}])
+    shown = models_table_markdown(ASKED, [{"model": "m", "cards": cells}])
     assert shown.splitlines()[-1] == "| m | - | - | - | - | 4cr, 64, 90 s | 4cr, 64, 90 s |"
 
 

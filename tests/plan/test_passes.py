@@ -19,9 +19,16 @@ from lora_rlhf.model.memory import adapter_bytes
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.model.skeleton import config_of
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.memory import Setting, adapter, base_kept, base_quantized, memory_points, optimizer
+from lora_rlhf.plan.memory import (
+    Setting,
+    memory_points,
+    moment_bytes,
+    quantized_base_bytes,
+    role_bytes,
+    unquantized_base_bytes,
+)
 from lora_rlhf.plan.meter import Meter
-from lora_rlhf.plan.subject import Subject, examine
+from lora_rlhf.plan.subject import MeasuredModel, measure_model
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.trainer import RoleOptimizer
 
@@ -34,13 +41,13 @@ FAMILIES = ("llama", "gemma2", "gpt2")
 
 
 @pytest.fixture(scope="module")
-def subjects(tiny_model: Callable[[str], Path]) -> Callable[[str], Subject]:
-    found: dict[str, Subject] = {}
+def subjects(tiny_model: Callable[[str], Path]) -> Callable[[str], MeasuredModel]:
+    found: dict[str, MeasuredModel] = {}
 
-    def subject(name: str) -> Subject:
+    def subject(name: str) -> MeasuredModel:
         if name not in found:
             limits: dict[str, Any] = {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE}
-            found[name] = examine(PlanConfig(model=str(tiny_model(name)), device="cpu", lora_rank=4, **limits))
+            found[name] = measure_model(PlanConfig(model=str(tiny_model(name)), device="cpu", lora_rank=4, **limits))
         return found[name]
 
     return subject
@@ -55,7 +62,7 @@ def batch(rows: int = ROWS) -> Sequences:
     return Sequences(ids[0], prompt_mask, ids[1], response_mask)
 
 
-def planned(subject: Subject, name: str, checkpointing: bool = False) -> float:
+def planned(subject: MeasuredModel, name: str, checkpointing: bool = False) -> float:
     """The temporary memory at a memory point of PPO."""
     setting = Setting(ROWS, ROWS, checkpointing, 4, True)
     point = next(
@@ -66,7 +73,7 @@ def planned(subject: Subject, name: str, checkpointing: bool = False) -> float:
     return sum(point.parts.get(part, 0.0) for part in PASSING)
 
 
-def most(subject: Subject, names: tuple[str, ...], checkpointing: bool = False) -> float:
+def most(subject: MeasuredModel, names: tuple[str, ...], checkpointing: bool = False) -> float:
     return max(planned(subject, name, checkpointing) for name in names)
 
 
@@ -78,7 +85,7 @@ def test_a_training_pass_takes_what_was_planned(
     family: str,
     checkpointing: bool,
     shared_model: Callable[..., SharedModel],
-    subjects: Callable[[str], Subject],
+    subjects: Callable[[str], MeasuredModel],
     measured: Measured,
 ) -> None:
     model = shared_model(family)
@@ -102,7 +109,7 @@ def test_a_training_pass_takes_what_was_planned(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scoring_takes_what_was_planned(
-    family: str, shared_model: Callable[..., SharedModel], subjects: Callable[[str], Subject], measured: Measured
+    family: str, shared_model: Callable[..., SharedModel], subjects: Callable[[str], MeasuredModel], measured: Measured
 ) -> None:
     model, sequences = shared_model(family), batch()
 
@@ -116,7 +123,7 @@ def test_scoring_takes_what_was_planned(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_takes_at_most_what_was_planned(
-    family: str, shared_model: Callable[..., SharedModel], subjects: Callable[[str], Subject], measured: Measured
+    family: str, shared_model: Callable[..., SharedModel], subjects: Callable[[str], MeasuredModel], measured: Measured
 ) -> None:
     model = shared_model(family)
     prompts = [[7] * (PROMPT if row == 0 else PROMPT - 5) for row in range(ROWS)]
@@ -139,16 +146,16 @@ def test_generation_takes_at_most_what_was_planned(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_base_adapters_and_optimizer_are_counted_to_the_byte(
-    family: str, shared_model: Callable[..., SharedModel], subjects: Callable[[str], Subject]
+    family: str, shared_model: Callable[..., SharedModel], subjects: Callable[[str], MeasuredModel]
 ) -> None:
     model, counts = shared_model(family), subjects(family).counts
     config = PPOConfig(run="unused", prompts="unused")
-    assert base_quantized(counts) + base_kept(counts) == bytes_of_base(model)
+    assert quantized_base_bytes(counts) + unquantized_base_bytes(counts) == bytes_of_base(model)
     for role in ("policy", "value"):
-        assert adapter(counts, 4, head=role == "value") == adapter_bytes(model, role)
+        assert role_bytes(counts, 4, head=role == "value") == adapter_bytes(model, role)
         trained = RoleOptimizer(config, model, role, 1e-4, AutoBatch("", 1, ""))
         moments = [tensor for name, tensor in trained.state().items() if not name.startswith(f"{role}.step.")]
-        assert optimizer(adapter_bytes(model, role)) == sum(t.numel() * t.element_size() for t in moments)
+        assert moment_bytes(adapter_bytes(model, role)) == sum(t.numel() * t.element_size() for t in moments)
 
 
 def bytes_of_base(model: SharedModel) -> int:
@@ -166,7 +173,7 @@ def bytes_of_base(model: SharedModel) -> int:
 
 
 def test_many_rows_are_foretold_from_few(
-    shared_model: Callable[..., SharedModel], subjects: Callable[[str], Subject], measured: Measured
+    shared_model: Callable[..., SharedModel], subjects: Callable[[str], MeasuredModel], measured: Measured
 ) -> None:
     """The planes go through passes of 2 and 3 rows."""
     model, sequences = shared_model("llama"), batch(15)
@@ -183,15 +190,15 @@ def test_many_rows_are_foretold_from_few(
 
 
 def test_a_prompt_twice_as_long_takes_more(
-    subjects: Callable[[str], Subject], tiny_model: Callable[[str], Path]
+    subjects: Callable[[str], MeasuredModel], tiny_model: Callable[[str], Path]
 ) -> None:
     short = subjects("llama")
     asked = PlanConfig(model=str(tiny_model("llama")), device="cpu", lora_rank=4)
-    long = examine(replace(asked, max_prompt_tokens=2 * PROMPT, max_response_tokens=RESPONSE))
+    long = measure_model(replace(asked, max_prompt_tokens=2 * PROMPT, max_response_tokens=RESPONSE))
     grown = (2 * PROMPT + RESPONSE) / (PROMPT + RESPONSE)
     assert planned(long, "scoring") > planned(short, "scoring")
-    assert long.passes.decoding["cache"].at(4, 2) == pytest.approx(
-        short.passes.decoding["cache"].at(4, 2) * grown, rel=0.01
+    assert long.passes.decoding["cache"].bytes_at(4, 2) == pytest.approx(
+        short.passes.decoding["cache"].bytes_at(4, 2) * grown, rel=0.01
     )
 
 
@@ -212,7 +219,7 @@ def test_drawing_from_a_large_vocabulary_takes_what_was_planned(
             settings: dict[str, Any] = {"max_new_tokens": 4, "temperature": 1.0, "stop_ids": [], "batch_size": ROWS}
             generate_seeded(model, prompts, seeds, **settings)
 
-    real, subject = measured(sample), examine(asked)
+    real, subject = measured(sample), measure_model(asked)
     assert 0.95 * real <= most(subject, ("prefill", "decoding", "drawing a token")) <= 1.1 * real
 
 
@@ -223,7 +230,7 @@ def test_the_meter_sees_what_a_quantized_layer_needs_for_itself(measured: Measur
     meter = Meter()
     with torch.no_grad():
         real = measured(lambda: layer(states))
-        with meter, meter.phase("layer"):
+        with meter, meter.record_phase("layer"):
             layer(states)
     assert real > 4 * 512 * 1024
     # on a GPU the scales, a float32 for 64 weights, are there twice while the weight is made; here once
@@ -234,14 +241,14 @@ def test_the_meter_forgets_what_is_gone_and_counts_no_view_twice() -> None:
     outside = torch.zeros(1000)
     meter = Meter()
     with meter:
-        with meter.phase("one"):
+        with meter.record_phase("one"):
             made = outside + 1
             view = made.view(10, 100)[3:]
             outside.add_(1)
         del made, view
-        with meter.phase("two"):
+        with meter.record_phase("two"):
             again = outside[:100] * 2
     assert meter.peaks["one"] == 4000
-    assert meter.peaks["two"] == meter.live == 400
+    assert meter.peaks["two"] == meter.live_bytes == 400
     del again
-    assert meter.live == 0
+    assert meter.live_bytes == 0

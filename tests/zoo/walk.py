@@ -12,7 +12,7 @@ from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.export import export
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.report import plan
+from lora_rlhf.plan.report import print_plan
 from lora_rlhf.stages import ppo, reward, sft
 from lora_rlhf.stages.sample import sample
 from lora_rlhf.system.errors import Stopped, UserError
@@ -61,7 +61,7 @@ def walk(name: str, folder: Path, without: Collection[str] = ()) -> Outcome:
     common = LIMITS | {"run": run, "device": "cpu"}
     training = common | {"learning_rate": 1e-3, "validation_fraction": 0.25}
     steps: dict[str, Callable[[], Any]] = {
-        "plan": lambda: plan(PlanConfig(model=model, gpu_gib=8, device="cpu", lora_rank=4, json=True, **LIMITS)),
+        "plan": lambda: print_plan(PlanConfig(model=model, gpu_gib=8, device="cpu", lora_rank=4, json=True, **LIMITS)),
         "forward": lambda: outcome.figures.update(forward_agrees(folder / "base")),
         "greedy": lambda: outcome.figures.update(greedy_agrees(folder / "base")),
         "sft": lambda: sft.train(
