@@ -53,6 +53,7 @@ class SharedModel:
         self._enabled: str | None = None  # the adapter that PEFT applies now, also after the end of its block
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._score_offsets: dict[str, float] = {}  # of the roles whose scores were calibrated
+        self.loss_scale = 1.0  # by which `backward` multiplies losses, and by which gradients are too large after it
         self.capture_fault: str | None = None  # why its decoding step is not captured as a CUDA graph, once it is known
         self._targets = find_targets(self.causal)
         attach_score(self.causal)
@@ -227,6 +228,13 @@ class SharedModel:
         self.causal.activation_checkpointing_enable({"use_reentrant": False})
         # Only reentrant checkpointing needs embeddings with gradients, and frozen roles would build graphs on them.
         self.causal.disable_input_require_grads()
+
+    def backward(self, output: Tensor, gradient: Tensor | None = None) -> None:
+        """`output.backward(gradient)`, times `loss_scale`."""
+        if self.loss_scale == 1:
+            output.backward(gradient)
+        else:
+            output.backward(output.new_tensor(self.loss_scale) if gradient is None else gradient * self.loss_scale)
 
     def check_gradients(self, role: str) -> None:
         """RuntimeError, naming a parameter, where the role got no gradient. Call it between backward and step."""

@@ -361,7 +361,7 @@ class PPO:
             mask, old = rollout.mask[part], rollout.old_logprobs[part]
             new, entropy = response_logprobs(self.model, rollout.sequences.index(part), self.config.temperature)
             loss = policy_loss(new, old, targets.advantages[part], mask, self.config.clip_range, num_tokens)
-            loss.loss.backward()
+            self.model.backward(loss.loss)
             log_ratio = new.detach() - old
             deviation = torch.maximum(deviation, log_ratio.abs().amax())
             totals["ppo/policy_loss"] += loss.loss.detach().double()
@@ -382,7 +382,7 @@ class PPO:
         for part in share.split(size):
             logprobs = text_logprobs(self.model, part, torch.ones_like(part, dtype=torch.bool))
             loss = ptx_loss(logprobs, num_tokens)
-            (self.config.ptx_coef * loss).backward()
+            self.model.backward(self.config.ptx_coef * loss)
             total += loss.detach()
         return total
 
@@ -395,7 +395,7 @@ class PPO:
             values = response_values(self.model, rollout.sequences.index(part))
             old, returns, mask = rollout.values[part], targets.returns[part], rollout.mask[part]
             loss = value_loss(values, old, returns, mask, self.config.value_clip_range, num_tokens)
-            loss.loss.backward()
+            self.model.backward(loss.loss)
             totals["ppo/value_loss"] += loss.loss.detach().double()
             totals["ppo/value_clip_fraction"] += loss.clip_fraction.double()
         return _to_floats(totals)

@@ -248,12 +248,13 @@ def accumulate(model: SharedModel, rankings: list[EncodedRanking], loss: str, si
             totals["pairs"] += pairwise.num_pairs
             totals["correct"] += pairwise.num_correct
             totals["margin"] += pairwise.sum_of_leads
-        (part_loss / len(rankings)).backward()
         totals["loss"] += float(part_loss.detach()) / len(rankings)
-        if len(parts) > 1:
-            assert scores.grad is not None
-            for part, gradient in zip(parts, scores.grad.split(size), strict=True):
-                response_scores(model, part).backward(gradient)
+        if len(parts) == 1:
+            model.backward(part_loss / len(rankings))
+            continue
+        (gradients,) = torch.autograd.grad(part_loss / len(rankings), scores)
+        for part, gradient in zip(parts, gradients.split(size), strict=True):
+            model.backward(response_scores(model, part), gradient)
     return totals
 
 

@@ -169,7 +169,7 @@ class _Training:
         total = 0.0
         for group in _split_into_micro_batches(workers.share_of_process(rows), size):
             loss = _answer_loss(self.config, self.model, group, num_tokens)
-            loss.backward()
+            self.model.backward(loss)
             total += float(loss.detach())
         return {"loss": total}
 

@@ -28,6 +28,9 @@ log = logging.getLogger("lora_rlhf")
 
 # Peaks of learning rates that LoRA adapters are trained with; outside of them little or nothing sensible is learned.
 USUAL_LEARNING_RATES = (1e-5, 1e-2)
+# In float16 small gradients of activations round to 0: losses are multiplied by this, and adapters' gradients, which
+# are float32, are divided by it. A power of two changes no digit.
+FLOAT16_LOSS_SCALE = 2.0**12
 EPS = 1e-5  # AdamW's: with PyTorch's 1e-8 the first PPO updates are several times larger (arXiv 2403.17031)
 FAILURE = "failure.json"
 GO_ON = "Give the same command again to go on"
@@ -66,6 +69,7 @@ class RoleOptimizer:
         self.role = role
         self.has_moved = False  # whether a step of this process changed a parameter
         self._peak, self._max_grad_norm = peak, config.max_grad_norm
+        self._loss_scale = FLOAT16_LOSS_SCALE if model.causal.dtype == torch.float16 else 1.0
         self._model, self._batch = model, batch
         self._named = model.named_parameters_of(role)
         self._parameters = [parameter for _, parameter in self._named]
@@ -119,8 +123,9 @@ class RoleOptimizer:
         self._adamw.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """AdamW's moments, copied to the CPU, under the role's and the parameters' names."""
-        return {
+        """AdamW's moments, copied to the CPU, under the role's and the parameters' names; a loss scale other than 1."""
+        scale = {} if self._loss_scale == 1 else {f"{self.role}.loss_scale": torch.tensor(self._loss_scale)}
+        return scale | {
             f"{self.role}.{moment}.{name}": value
             for name, parameter in self._named
             for moment, value in moments(self._adamw, parameter).items()
@@ -128,6 +133,8 @@ class RoleOptimizer:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Puts the moments back, bit for bit. UserError for another optimizer's, RuntimeError for another shape."""
+        if f"{self.role}.loss_scale" in state:
+            self._loss_scale = float(state[f"{self.role}.loss_scale"])
         for name, parameter in self._named:
             keys = {moment: f"{self.role}.{moment}.{name}" for moment in self._adamw.state[parameter]}
             if missing := sorted(set(keys.values()) - state.keys()):
@@ -135,18 +142,35 @@ class RoleOptimizer:
             put_back(self._adamw, parameter, {moment: state[key] for moment, key in keys.items()})
 
     def _compute_gradient(self, accumulate: Accumulate) -> tuple[dict[str, float], float]:
-        """Metrics and the gradient's norm, summed over all processes; the gradient is clipped."""
+        """Metrics and the gradient's norm, summed over all processes; the gradient is clipped.
+
+        Where only the gradient is not finite, the loss scale is halved and the pass repeated, down to a scale of 1.
+        """
 
         def begin_anew(size: int) -> dict[str, float]:
             self._adamw.zero_grad()
             return accumulate(size)
 
-        with self._model.role(self.role, training=True):
-            totals = self._batch.run(begin_anew, f"the update of {self.role}")
-        workers.sum_gradients(self._parameters)
-        self._model.check_gradients(self.role)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        return workers.sum_all(totals), float(norm)
+        while True:
+            self._model.loss_scale = self._loss_scale
+            try:
+                with self._model.role(self.role, training=True):
+                    totals = self._batch.run(begin_anew, f"the update of {self.role}")
+            finally:
+                self._model.loss_scale = 1.0
+            workers.sum_gradients(self._parameters)
+            self._model.check_gradients(self.role)
+            if self._loss_scale != 1:
+                for parameter in self._parameters:
+                    assert parameter.grad is not None
+                    parameter.grad /= self._loss_scale
+            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+            totals = workers.sum_all(totals)
+            has_overflown = not math.isfinite(norm) and all(map(math.isfinite, totals.values()))
+            if not has_overflown or self._loss_scale == 1:
+                return totals, norm
+            self._loss_scale /= 2
+            log.info("a float16 gradient overflowed: the loss scale of %s is now %g", self.role, self._loss_scale)
 
 
 class Trainer:
@@ -221,6 +245,8 @@ class Trainer:
     def write_failure(self, step: int, error: NotFinite, rows: list[dict[str, Any]], advice: str) -> Stopped:
         """The error to raise when step `step` gave a number that is not finite; its rows are kept for inspection."""
         self._folder.write(FAILURE, {"step": step, "not_finite": error.what, "batch": rows})
+        if self._model.causal.dtype == torch.float16:
+            advice = f"float16 ends at 65,504: begin a new run with --compute_dtype float32, if not: {advice}"
         return Stopped(
             f"{self._unit} {step}: {error.what} is not finite; it was not applied. Its batch is in "
             f"{self._folder.path / FAILURE}, the last checkpoint is of {self._unit} {self._last_saved}. {advice}"
