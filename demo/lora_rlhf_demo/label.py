@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lora_rlhf.data.labels import Agreement, ranking_agreement
 from lora_rlhf.data.records import read_ranking_row
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Prompt, Ranking, row_of
+from lora_rlhf.data.schema import Ranking, row_of
 from lora_rlhf.stats.agreement import Alpha, alpha_of_rankings, alpha_of_ratings
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.rows import Row, RowFile
@@ -224,6 +224,6 @@ def _readable_rankings(rows: Iterable[Row]) -> Iterable[Ranking]:
     for row in rows:
         try:
             ranking = read_ranking_row(row)
-            yield replace(ranking, prompt=Prompt(ranking.prompt.messages, row))
+            yield replace(ranking, prompt=replace(ranking.prompt, meta=row))
         except (BadRow, KeyError):
             continue

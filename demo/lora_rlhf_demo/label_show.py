@@ -5,14 +5,14 @@ from lora_rlhf.stats.agreement import Alpha
 from lora_rlhf_demo.label import LabelerAgreement, Progress, Qualification
 from lora_rlhf_demo.show import safe_html
 
-NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
 def prompt_html(prompt: Prompt) -> str:
     """The conversation that the answers belong to."""
     turns = (
         f'<div class="said {message.role}"><span class="who">{NAMES[message.role]}</span>'
-        f'<div class="text" dir="auto">{safe_html(message.content)}</div></div>'
+        f'<div class="text" dir="auto">{safe_html(message.text)}</div></div>'
         for message in prompt.messages
     )
     return f'<div class="prompt">{"".join(turns)}</div>'

@@ -6,7 +6,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Task:
     @property
     def id(self) -> str:
         """A hash of the prompt and its responses, the same in every process."""
-        turns = [[message.role, message.content] for message in self.prompt.messages]
+        turns = [[message.role, message.text] for message in self.prompt.messages]
         return hashlib.sha256(json.dumps([turns, self.responses]).encode()).hexdigest()[:16]
 
     def display_order(self, labeler: str) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
                 raise BadRow("no responses to rank", "`lora-rlhf sample` writes them")
             meta = {name: value for name, value in prompt.meta.items() if name != "responses"}
             responses = [to_response(value, "response") for value in values]
-            task = make_task(Prompt(prompt.messages, meta), responses)
+            task = make_task(replace(prompt, meta=meta, origin=""), responses)
         except BadRow as fault:
             refused.add(prompt.origin, fault)
         else:
@@ -127,7 +127,7 @@ def _make_tasks(rankings: Sequence[Ranking]) -> Iterator[Task]:
     """A task for each ranking that has 2 to 9 different responses."""
     for ranking in rankings:
         try:
-            yield make_task(Prompt(ranking.prompt.messages), ranking.responses, ranking.ranks)
+            yield make_task(replace(ranking.prompt, meta={}), ranking.responses, ranking.ranks)
         except BadRow:
             continue
 

@@ -96,15 +96,17 @@ def _truncated(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int)
     turns = [message for message in prompt.messages if message.role != "system"]
     if (longest := _longest_end(tokenizer, prompt, system, turns, limit)) is not None:
         return longest
-    content = encode_text(tokenizer, turns[-1].content)
-    ids = render_prompt(tokenizer, replace(prompt, messages=(*system, turns[-1])))
+    last = max([0, *(position for position, message in enumerate(turns) if message.role == "user")])
+    question, results = turns[last], turns[last + 1 :]  # calls and their results stay whole
+    content = encode_text(tokenizer, question.content)
+    ids = render_prompt(tokenizer, replace(prompt, messages=(*system, question, *results)))
     # cutting can change how the rest is tokenized, so a cut may have to be repeated; each removes at least one token
     while len(ids) > limit and len(content) > len(ids) - limit:
         content = content[len(ids) - limit :]
         text = tokenizer.decode(content, clean_up_tokenization_spaces=False).lstrip("\ufffd")  # a halved character
         if not text.strip():
             break
-        ids = render_prompt(tokenizer, replace(prompt, messages=(*system, Message("user", text))))
+        ids = render_prompt(tokenizer, replace(prompt, messages=(*system, Message("user", text), *results)))
     if len(ids) > limit:
         detail = f"limit {limit}; raise max_prompt_tokens"
         raise BadRow("the template and system message leave no room for the prompt", detail)
@@ -164,9 +166,13 @@ def encode_demonstration(
         ids = render_prompt(tokenizer, prompt)
         limited = _limited(tokenizer, prompt, ids, limits.max_prompt_tokens)
         if learns_empty_thoughts:
-            response_ids = render_response_after(tokenizer, prompt, ids, demonstration.response)
+            response_ids = render_response_after(
+                tokenizer, prompt, ids, demonstration.response, demonstration.tool_calls
+            )
         else:
-            context_ids, response_ids = render_demonstration(tokenizer, prompt, ids, demonstration.response)
+            context_ids, response_ids = render_demonstration(
+                tokenizer, prompt, ids, demonstration.response, demonstration.tool_calls
+            )
         num_kept = num_common(ids, context_ids)  # the end of the prompt may be written otherwise
         supplied = context_ids[num_kept:]
         room = limits.max_response_tokens - len(supplied)

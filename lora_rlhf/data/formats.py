@@ -25,7 +25,7 @@ COMMANDS: Mapping[RecordKind, str] = {
     "prompts": "lora-rlhf ppo --prompts",
     "texts": "lora-rlhf ppo --pretraining-text",
 }
-TOOL_CALLS = "the row holds a tool call, and no stage here learns tool calls yet"
+TOOL_CALLS = "the row holds tool calls within one text; write messages with tool_calls"
 STEPS = "the row holds labels of the steps of an answer, and no stage here learns from steps"
 PARTS_OF_TREE = "the row is a message of a tree without message_tree_id, so the messages of a tree cannot be found"
 
@@ -137,6 +137,9 @@ FORMATS: tuple[Format, ...] = (
     Format("ultrachat", "UltraChat: a list of texts in turn", ("data",),
            {"demonstrations": readers.read_conversation, "prompts": readers.read_conversation_without_answer},
            has_valid_values=readers.has_alternating_texts),
+    Format("xlam", "xLAM: a query, and the calls that answer it", ("query", "answers"),
+           {"demonstrations": readers.read_calls_of_query, "prompts": readers.read_prompt},
+           has_valid_values=readers.has_tools),
     Format("messages-completion", "a conversation and its answer", ("messages", "completion"),
            {"demonstrations": readers.read_continuation, "prompts": readers.read_conversation_without_answer}),
     # rankings of two
@@ -248,7 +251,6 @@ FORMATS: tuple[Format, ...] = (
     Format("prm800k", "PRM800K: rated steps", ("question", "label"),
            {"prompts": readers.read_prm800k_prompt}, ("labeler",),
            has_valid_values=readers.is_prm800k, unusable_reason=STEPS),
-    Format("xlam", "xLAM: a query, its tools and calls", ("query", "answers", "tools"), {}, unusable_reason=TOOL_CALLS),
     Format("glaive", "Glaive: a chat with function calls", ("system", "chat"), {}, unusable_reason=TOOL_CALLS),
     Format("tree-messages", "messages of trees, without message_tree_id", ("message_id", "text", "role"),
            {}, unusable_reason=PARTS_OF_TREE),

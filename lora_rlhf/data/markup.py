@@ -1,6 +1,7 @@
 """What a chat template writes around an assistant's answer and its thought, found by rendering known answers."""
 
 import contextlib
+import json
 import re
 import signal
 import threading
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUESTION, ANSWER, THOUGHT = "Probe7Question", "Probe7Answer", "Probe7Thought"  # words that no template contains
+TOOL, ARGUMENTS = "Probe7Tool", {"probe7name": "Probe7Value"}
+PROPERTIES = {"probe7name": {"type": "string", "description": "A name."}}
+PARAMETERS = {"type": "object", "properties": PROPERTIES, "required": ["probe7name"]}
+SCHEMA = {"type": "function", "function": {"name": TOOL, "description": "A tool.", "parameters": PARAMETERS}}
 SECONDS = 20  # a template that needs longer for one question never ends
 CLOSING = f"\n{CLOSE}\n\n"  # how a thought ends where the prompt opens it and the template writes none (DeepSeek-R1)
 # Added tokens of these names belong to answers, also where the template leaves it to the data to write them.
@@ -42,6 +47,10 @@ class Markup:
     thought_tail: between the thought and the answer.
     writes_thoughts: the template itself writes a message's thought.
     opens_thought: the generation prompt ends within a thought.
+    call_end_id: the token that ends a turn that calls a tool; mostly `end_id`.
+    call_end_id: the token that ends a turn that calls a tool; mostly `end_id`.
+    call_arguments: how the template takes the arguments of a call; None where it writes no calls.
+    takes_tools: it writes the functions that may be called.
     closes_thought: an answer always stands behind a closed thought, so that it can have none itself.
     form: whether a message's content is text, or a list of parts (templates of models that also see images).
     """
@@ -59,6 +68,9 @@ class Markup:
     writes_thoughts: bool
     opens_thought: bool
     closes_thought: bool
+    call_end_id: int
+    call_arguments: Literal["object", "text"] | None
+    takes_tools: bool
     form: Form
     control: re.Pattern[str]  # tokens that stay text where a user, a tool or the system spells them
     control_in_answers: re.Pattern[str]  # the same in an assistant's message, whose own control tokens are not text
@@ -118,7 +130,7 @@ def find_markup(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int
     prompt = chat_text(tokenizer, [question], add_generation_prompt=True)
     head, _, tail = chat_text(tokenizer, [question, answer]).rpartition(ANSWER)
     with_thought = _or_empty(tokenizer, [question, answer | {"reasoning_content": THOUGHT}])
-    with_call = _or_empty(tokenizer, [question, answer | {"tool_calls": [tool_call("Probe7Call")]}])
+    call_arguments, with_call = _call_form(tokenizer, question, form)
 
     thought_start, thought_end = with_thought.find(THOUGHT), with_thought.rfind(ANSWER)
     writes_thoughts = 0 <= thought_start < thought_end
@@ -151,6 +163,9 @@ def find_markup(tokenizer: "PreTrainedTokenizerBase", template: str, eos_id: int
         thought_tail=thought_tail,
         writes_thoughts=writes_thoughts,
         opens_thought=opens,
+        call_end_id=_call_end(tokenizer, with_call, end_id),
+        call_arguments=call_arguments,
+        takes_tools=TOOL in _or_empty(tokenizer, [question], tools=[SCHEMA]),
         closes_thought=(not before_thought.startswith(prompt)) if writes_thoughts else has_empty_thought and not opens,
         form=form,
         control=any_of(control),
@@ -171,9 +186,27 @@ def _visible(tokenizer: "PreTrainedTokenizerBase", text: str, hidden: frozenset[
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def tool_call(name: str) -> dict[str, Any]:
-    """A call without arguments, to see what a template makes of it."""
-    return {"id": "call00001", "type": "function", "function": {"name": name, "arguments": {}}}
+def _call_form(
+    tokenizer: "PreTrainedTokenizerBase", question: dict[str, Any], form: Form
+) -> tuple[Literal["object", "text"] | None, str]:
+    """(how the template takes a call's arguments, the conversation with a call); (None, "") if it writes no calls."""
+    forms: tuple[tuple[Literal["object", "text"], Any], ...] = (("object", ARGUMENTS), ("text", json.dumps(ARGUMENTS)))
+    for arguments_form, arguments in forms:
+        call = {"id": "call00001", "type": "function", "function": {"name": TOOL, "arguments": arguments}}
+        answer = {"role": "assistant", "content": content_of(form, ""), "tool_calls": [call]}
+        text = _or_empty(tokenizer, [question, answer])
+        if TOOL in text and "{'probe7name'" not in text:  # not as Python prints a dictionary
+            return arguments_form, text
+    return None, ""
+
+
+def _call_end(tokenizer: "PreTrainedTokenizerBase", with_call: str, end_id: int) -> int:
+    """The token that ends a turn that calls a tool: that of other answers, or a control token that stands last."""
+    text = with_call.rpartition(str(ARGUMENTS["probe7name"]))[2].rstrip()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder
+    is_ended = ids and end_id not in ids and ids[-1] in added and not OF_ANSWERS.search(added[ids[-1]].content)
+    return int(ids[-1]) if is_ended else end_id
 
 
 def _form(tokenizer: "PreTrainedTokenizerBase") -> Form:
@@ -193,10 +226,10 @@ def _form(tokenizer: "PreTrainedTokenizerBase") -> Form:
     raise fault or UserError(f"the chat template of tokenizer {name!r} does not write assistant messages")
 
 
-def _or_empty(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]) -> str:
+def _or_empty(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], **options: Any) -> str:
     """What the template writes; "" where it refuses."""
     try:
-        return chat_text(tokenizer, messages)
+        return chat_text(tokenizer, messages, **options)
     except UserError:
         return ""
 

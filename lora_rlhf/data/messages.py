@@ -1,5 +1,6 @@
 """From a row's values to messages and answers: texts, dialogues, and lists of messages in the forms that people use."""
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,6 +10,8 @@ from lora_rlhf.data.cells import is_messages_as_text, parse_list
 from lora_rlhf.data.names import Meaning, column_meaning, name_words
 from lora_rlhf.data.refusals import BadRow, listed_names
 from lora_rlhf.data.schema import ROLES, Message, Prompt, Turns, require_text
+from lora_rlhf.data.thoughts import CLOSE, join_thought
+from lora_rlhf.data.tools import CALL_KEYS, read_calls
 from lora_rlhf.data.verdicts import find_verdict, is_blank, is_learned
 
 Row: TypeAlias = dict[str, Any]
@@ -22,12 +25,11 @@ SPEAKERS = {
         ("gpt", "chatgpt", "bard", "bing", "model", "assistant", "bot", "ai", "chatbot", "llm"), "assistant"
     ),
     **dict.fromkeys(("system", "developer", "sys"), "system"),
+    **dict.fromkeys(("tool", "tools", "function", "functions", "observation", "ipython", "environment"), "tool"),
+    **dict.fromkeys(("function_response", "tool_response", "tool_result"), "tool"),
 }
 TURN_ROLES = ("user", "assistant")
-TOOL_ROLES = frozenset(
-    "tool tools function functions tool_call tool_calls function_call function_response tool_response tool_result "
-    "observation ipython environment".split()
-)
+CALL_ROLES = ("tool_call", "tool_calls", "function_call")  # the assistant's messages whose content is a call
 THOUGHT_ROLES = frozenset("thought thinking reasoning think analysis".split())
 ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message", "parts")
@@ -37,8 +39,8 @@ PAIR_KEYS = (
     *(("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("query", "response")),
 )
 NOT_READ: dict[Meaning, str] = {
-    "tools": "the row holds a tool call, and no stage here learns tool calls yet",
-    "thought": "the row holds a thought before its answer, and no stage here learns thoughts yet",
+    "tools": "the row holds tools or calls in a place where they are not read",
+    "thought": "the row holds a thought in a place where it is not read",
     "media": "the row points at an image, a sound or a video, and models here read text alone",
     "choices": "the row holds choices of its question that are not in the prompt",
 }
@@ -104,26 +106,65 @@ def _parse_message(item: Any, name: str) -> tuple[Message, ...]:
 
     Many sets write a blank system message for "no system prompt", and some templates refuse the role.
     """
-    is_trained = True
-    try:
-        role, content = item["role"], item["content"]
-    except (KeyError, TypeError, IndexError):
-        if not isinstance(item, dict):
-            detail = f"an item is {type(item).__name__}, not an object"
-            raise BadRow(f"{name} holds a message without role and content", detail) from None
-        if turns := _parse_question_and_answer(item):
-            return turns
-        role, content, is_trained = _find_role_and_content(item, name)
-    else:
-        if len(item) > 2:
-            is_trained = _is_trained_by_keys(item, ("role", "content"), role)
+    if not isinstance(item, dict):
+        detail = f"an item is {type(item).__name__}, not an object"
+        raise BadRow(f"{name} holds a message without role and content", detail)
+    if turns := _parse_question_and_answer(item):
+        return turns
+    role_key = next((key for key in ROLE_KEYS if key in item), None)
+    content_key = next((key for key in CONTENT_KEYS if key in item), None)
+    role = None if role_key is None else item[role_key]
     if role not in ROLES:
         role = _normalize_role(role)
-    if not isinstance(content, str):
-        content = join_parts(content)
+    content = None if content_key is None else item[content_key]
+    call_keys = [key for key in CALL_KEYS if role == "assistant" and not is_blank(item.get(key))]
+    if role_key is None or (content_key is None and not call_keys):
+        raise BadRow(f"{name} holds a message without role and content", f"its keys: {listed_names(list(item))}")
+    read_keys = [role_key, content_key, *call_keys]
+    if role in CALL_ROLES:
+        return (_assistant_message(item, "", {str(role): content}, read_keys),)
     if role == "system" and (content is None or (isinstance(content, str) and not content.strip())):
         return ()
-    return (Message(role, content, is_trained),)
+    if role == "tool":
+        return (_tool_message(item, content, read_keys),)
+    if role == "assistant":
+        return (_assistant_message(item, content, {key: item[key] for key in call_keys}, read_keys),)
+    return (Message(role, join_parts(content), _is_trained_by_keys(item, read_keys, role)),)
+
+
+def _assistant_message(item: Row, content: Any, calls: Row, read_keys: list[str | None]) -> Message:
+    """An assistant's message, with its thought in a key of its own, and with its calls (by the key that holds them)."""
+    tool_calls = tuple([call for key, value in calls.items() for call in read_calls(value, key)])
+    content = "" if content is None and tool_calls else join_parts(content)
+    for key, value in item.items():
+        if key not in read_keys and _key_meaning(key) == "thought" and is_thought(value):
+            content = add_thought(value, content, key)
+            read_keys.append(key)
+    return Message("assistant", content, _is_trained_by_keys(item, read_keys, "assistant"), tool_calls)
+
+
+def _tool_message(item: Row, content: Any, read_keys: list[str | None]) -> Message:
+    """A tool's result; one that is not text becomes JSON text."""
+    if isinstance(content, list | tuple) and all(isinstance(part, dict) and "type" in part for part in content):
+        content = join_parts(content)
+    elif not isinstance(content, str):
+        content = "" if content is None else json.dumps(content, ensure_ascii=False, default=str)
+    _is_trained_by_keys(item, [*read_keys, "name"], "tool")  # BadRow for a key that is not read
+    name, call_id = (str(item.get(key) or "") for key in ("name", "tool_call_id"))
+    return Message("tool", content, name=name, call_id=call_id)
+
+
+def add_thought(thought: Any, answer: Any, name: str) -> str:
+    """The answer with a thought before it. name: the key or column that holds the thought.
+
+    BadRow if the answer has another thought already.
+    """
+    thought, answer = require_text(thought, f"the {name}"), require_text(answer, "a message's content")
+    if CLOSE not in answer:
+        return join_thought(thought.strip("\n"), answer)
+    if thought.strip() not in answer:
+        raise BadRow("the answer has two thoughts", f"{name}, and one in its text")
+    return answer
 
 
 def _parse_question_and_answer(item: Row) -> Turns:
@@ -142,26 +183,14 @@ def _parse_question_and_answer(item: Row) -> Turns:
     return ()
 
 
-def _find_role_and_content(item: Row, name: str) -> tuple[Any, Any, bool]:
-    """(role, content, whether an answer is to be learned) of a message with other keys than TRL's."""
-    role_key = next((key for key in ROLE_KEYS if key in item), None)
-    content_key = next((key for key in CONTENT_KEYS if key in item), None)
-    role = None if role_key is None else _normalize_role(item[role_key])
-    is_trained = role is None or _is_trained_by_keys(item, (role_key, content_key), role)
-    if role_key is None or content_key is None:
-        raise BadRow(f"{name} holds a message without role and content", f"its keys: {listed_names(list(item))}")
-    return role, item[content_key], is_trained
-
-
 def _normalize_role(role: Any) -> Any:
-    """The role in this project's words; an unknown value is returned unchanged. BadRow for tools and thoughts."""
+    """The role in this project's words; an unknown value is returned unchanged. BadRow for thoughts."""
     if not isinstance(role, str):
         return role
     speaker_word = role.strip().lower().replace("-", "_")
-    if speaker_word in TOOL_ROLES or speaker_word in THOUGHT_ROLES:
-        reason = NOT_READ["tools" if speaker_word in TOOL_ROLES else "thought"]
-        raise BadRow(reason, f"a message's role is {role[:40]!r}")
-    return SPEAKERS.get(speaker_word, role)
+    if speaker_word in THOUGHT_ROLES:
+        raise BadRow(NOT_READ["thought"], f"a message's role is {role[:40]!r}")
+    return speaker_word if speaker_word in CALL_ROLES else SPEAKERS.get(speaker_word, role)
 
 
 def join_parts(content: Any) -> Any:
@@ -295,10 +324,17 @@ def to_answer(value: Any, name: str) -> Message:
 
 
 def to_response(value: Any, name: str) -> str:
-    """The text of `to_answer`."""
+    """The text of `to_answer`. BadRow for an answer that calls a tool."""
     if isinstance(value, str) and not is_messages_as_text(value):
         return require_text(value, f"the {name}")
-    return to_answer(value, name).content
+    return compared_text(to_answer(value, name))
+
+
+def compared_text(answer: Message) -> str:
+    """The text of an answer that is compared with others. BadRow if it calls a tool."""
+    if answer.tool_calls:
+        raise BadRow("a ranked answer calls a tool, and rankings are of texts", answer.tool_calls[0].name)
+    return answer.content
 
 
 def split_answer(turns: Turns, name: str) -> tuple[Turns, Message]:

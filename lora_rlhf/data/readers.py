@@ -17,7 +17,8 @@ from lora_rlhf.data.messages import (
 )
 from lora_rlhf.data.names import column_meaning, name_words
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Message, Turns
+from lora_rlhf.data.schema import Message, ToolCall, Turns
+from lora_rlhf.data.tools import read_calls
 from lora_rlhf.data.verdicts import is_blank, to_number
 
 # Words in the names of other columns if the text is a part of a conversation, or an example of a class.
@@ -32,7 +33,8 @@ SENTENCE_WORDS = 3  # words of a text that is more than a name
 class Draft(NamedTuple):
     """The prompt's messages, its answers, and their ranks if there are several: a record is made of them.
 
-    grade: how good the one answer is, if the answers of one prompt are in several rows.
+    grade: how good the one answer is, if the answers of one prompt are in several rows. tool_calls: of the one answer.
+    tools: as in `Prompt`.
     """
 
     turns: Turns
@@ -40,13 +42,15 @@ class Draft(NamedTuple):
     ranks: Any = None
     labeler: Any = None
     grade: float | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tools: str = ""
 
 
-def learned_text(message: Message) -> str:
-    """The text of an answer. BadRow if its message says that it is not to be learned."""
-    if not message.is_trained:
+def draft_of_answer(turns: Turns, answer: Message, grade: float | None = None) -> Draft:
+    """The draft of an answer to be learned. BadRow if its message says that it is not."""
+    if not answer.is_trained:
         raise BadRow("the answer is marked as bad, or as not to be learned", "by a key of its message")
-    return message.content
+    return Draft(turns, (answer.content,), grade=grade, tool_calls=answer.tool_calls)
 
 
 def required_number(row: Row, column: str) -> float:
@@ -64,7 +68,7 @@ def required_number(row: Row, column: str) -> float:
 def read_answer(row: Row, prompt_column: str, answer_column: str, *others: str) -> list[Draft]:
     """Drafts: a prompt, as text or messages, in one column, and its answer in the next."""
     turns = to_prompt_turns(row[prompt_column], prompt_column)
-    return [Draft(turns, (learned_text(to_answer(row[answer_column], answer_column)),))]
+    return [draft_of_answer(turns, to_answer(row[answer_column], answer_column))]
 
 
 def read_prompt(row: Row, prompt_column: str, *others: str) -> list[Turns]:
@@ -86,9 +90,8 @@ def read_instances(row: Row, instruction_column: str, instances_column: str) -> 
         question_parts = [row[instruction_column], *([] if is_blank(item.get("input")) else [item["input"]])]
         if not all(isinstance(text, str) for text in question_parts):
             raise BadRow(f"{instances_column} is not a list of inputs and outputs")
-        drafts.append(
-            Draft((Message("user", "\n\n".join(question_parts)),), (learned_text(to_answer(item["output"], "output")),))
-        )
+        question = Message("user", "\n\n".join(question_parts))
+        drafts.append(draft_of_answer((question,), to_answer(item["output"], "output")))
     if not drafts:
         raise BadRow(f"{instances_column} is not a list of inputs and outputs")
     return drafts
@@ -122,7 +125,7 @@ def read_conversation(row: Row, messages_column: str) -> list[Draft]:
             "a prompt alone is for lora-rlhf ppo --prompts",
         )
     turns, last_message = split_answer(turns, messages_column)
-    return [Draft(turns, (learned_text(last_message),))]
+    return [draft_of_answer(turns, last_message)]
 
 
 def read_conversation_without_answer(row: Row, messages_column: str, *others: str) -> list[Turns]:
@@ -133,11 +136,11 @@ def read_conversation_without_answer(row: Row, messages_column: str, *others: st
 def read_continuation(row: Row, messages_column: str, answer_column: str) -> list[Draft]:
     """Drafts: a conversation that ends with a question, and the answer in its own column."""
     turns = to_conversation(row[messages_column], messages_column)
-    if turns and turns[-1].role != "user":
+    if turns and turns[-1].role == "assistant":
         raise BadRow(
             f"{messages_column} ends with an answer, and {answer_column} holds another", f"ends with {turns[-1].role!r}"
         )
-    return [Draft(turns, (learned_text(to_answer(row[answer_column], answer_column)),))]
+    return [draft_of_answer(turns, to_answer(row[answer_column], answer_column))]
 
 
 def has_alternating_texts(row: Row) -> bool:
@@ -157,6 +160,17 @@ def read_first_question(row: Row, question_id_column: str, turns_column: str) ->
     if not isinstance(questions, list | tuple) or not questions:
         raise BadRow(f"{turns_column} is not a list of questions")
     return [(Message("user", questions[0]),)]
+
+
+def read_calls_of_query(row: Row, query_column: str, calls_column: str) -> list[Draft]:
+    """Drafts of xLAM: a query, and the calls that answer it."""
+    answer = Message("assistant", "", tool_calls=read_calls(row[calls_column], calls_column))
+    return [draft_of_answer(to_prompt_turns(row[query_column], query_column), answer)]
+
+
+def has_tools(row: Row) -> bool:
+    """Whether the row lists the functions that may be called."""
+    return row.get("tools") is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_rlhf.data.messages import (
+    NOT_READ,
     Row,
+    compared_text,
     drop_answer,
     parse_list_in_text,
     split_answer,
@@ -16,7 +18,7 @@ from lora_rlhf.data.messages import (
     to_prompt_turns,
     to_response,
 )
-from lora_rlhf.data.readers import Draft, learned_text, required_number, to_conversation
+from lora_rlhf.data.readers import Draft, draft_of_answer, required_number, to_conversation
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Turns, require_text
 from lora_rlhf.data.verdicts import is_blank, to_number
@@ -253,7 +255,7 @@ def read_two_conversations(row: Row, first_column: str, second_column: str, winn
     )
     if turns != other_turns:
         raise BadRow("the two conversations differ before their last message")
-    return [Draft(turns, (answer.content, other_answer.content), ranks, row.get("judge"))]
+    return [Draft(turns, (compared_text(answer), compared_text(other_answer)), ranks, row.get("judge"))]
 
 
 def read_first_conversation(row: Row, first_column: str, *others: str) -> list[Turns]:
@@ -311,7 +313,7 @@ def read_webgpt_prompt(row: Row, question_column: str, *others: str) -> list[Tur
 
 def read_openai_preference(row: Row, input_column: str, preferred_column: str, other_column: str) -> list[Draft]:
     """Drafts of OpenAI's preferences: the conversation in `input`, each answer as a list with one message."""
-    answers = [to_answer(row[name], name).content for name in (preferred_column, other_column)]
+    answers = [to_response(row[name], name) for name in (preferred_column, other_column)]
     return [Draft(read_openai_prompt(row, input_column)[0], tuple(answers), (1, 2))]
 
 
@@ -320,7 +322,7 @@ def read_openai_prompt(row: Row, input_column: str, *others: str) -> list[Turns]
     if not isinstance(row[input_column], dict):
         raise BadRow(f"{input_column} is not an object with messages", f"got {type(row[input_column]).__name__}")
     if not is_blank(row[input_column].get("tools")):
-        raise BadRow("the row holds a tool call, and no stage here learns tool calls yet", f"tools in {input_column}")
+        raise BadRow(NOT_READ["tools"], f"tools in {input_column}; a column tools is read")
     return [to_conversation(row[input_column].get("messages"), input_column)]
 
 
@@ -460,13 +462,8 @@ def read_helpsteer(
 ) -> list[Draft]:
     """Drafts: a response with its helpfulness as grade; other rows hold the prompt's other responses."""
     grade = required_number(row, helpfulness_column)
-    return [
-        Draft(
-            read_helpsteer_prompt(row, prompt_column)[0],
-            (learned_text(to_answer(row[response_column], response_column)),),
-            grade=grade,
-        )
-    ]
+    turns = read_helpsteer_prompt(row, prompt_column)[0]
+    return [draft_of_answer(turns, to_answer(row[response_column], response_column), grade)]
 
 
 def read_helpsteer_prompt(row: Row, prompt_column: str, *others: str) -> list[Turns]:

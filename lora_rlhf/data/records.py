@@ -9,6 +9,7 @@ from lora_rlhf.data.messages import (
     PARTS,
     VERDICTS,
     Row,
+    add_thought,
     is_hh_dialogue,
     is_thought,
     join_parts,
@@ -21,6 +22,7 @@ from lora_rlhf.data.readers import Draft, to_conversation
 from lora_rlhf.data.recognise import explain_other_kind
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, Turns, require_text
+from lora_rlhf.data.tools import TOOLS_COLUMNS, read_tools, tool_names
 from lora_rlhf.data.verdicts import find_verdict, is_blank, is_learned, to_number
 
 ColumnMeanings = tuple[tuple[str, Meaning | None], ...]  # (column that the format does not use, its meaning)
@@ -87,6 +89,9 @@ def make_drafts(format: Format, row: Row, kind: RecordKind, is_named: bool = Fal
     drafts = [Draft(turns, ()) for turns in dict.fromkeys(values)] if kind == "prompts" else values
     if column_meanings:
         drafts = [draft._replace(turns=_add_columns(draft.turns, row, column_meanings)) for draft in drafts]
+        if kind == "demonstrations":
+            drafts = [_add_thoughts(draft, row, column_meanings) for draft in drafts]
+        drafts = [_add_tools(draft, row, column_meanings) for draft in drafts]
         for name, _ in column_meanings:
             if name in PROMPT_NAMES and not is_named and len(drafts) == 1 and not is_blank(row[name]):
                 _require_one_prompt(drafts[0].turns, row[name], name)
@@ -101,11 +106,11 @@ def make_drafts(format: Format, row: Row, kind: RecordKind, is_named: bool = Fal
 
 def make_record(draft: Draft, kind: RecordKind) -> Prompt | Demonstration | Ranking:
     """The record of a draft. BadRow if it is not valid."""
-    prompt = Prompt(draft.turns)
+    prompt = Prompt(draft.turns, tools=draft.tools)
     if kind == "prompts":
         return prompt
     if draft.ranks is None:
-        return Demonstration(prompt, draft.answers[0])
+        return Demonstration(prompt, draft.answers[0], draft.tool_calls)
     return Ranking(prompt, draft.answers, draft.ranks, draft.labeler)
 
 
@@ -126,6 +131,7 @@ def make_texts(format: Format, row: Row) -> list[Text]:
 def unused_columns(format: Format, names: tuple[str, ...], kind: RecordKind) -> tuple[str, ...]:
     """The columns of a row of which nothing is read; the prompt's meta keeps them."""
     used = format.columns - COLUMNS_FOR_PROMPTS if kind == "prompts" else format.columns
+    used = used.union(TOOLS_COLUMNS)
     return tuple(name for name in names if name not in used and column_meaning(name) not in PARTS)
 
 
@@ -171,10 +177,10 @@ def _require_usable_columns(row: Row, column_meanings: ColumnMeanings, kind: Rec
             if kind != "prompts" and not is_learned(name, value):
                 raise BadRow("the row is marked as not to be learned", name, columns=f"ignore={name}")
         elif meaning == "thought":
-            if kind != "prompts" and is_thought(value):
+            if kind == "rankings" and is_thought(value):
                 raise BadRow(NOT_READ["thought"], f"column {name}", columns=f"ignore={name}")
         elif meaning in ("media", "tools"):
-            if not (meaning == "media" and isinstance(value, int | float)):
+            if name not in TOOLS_COLUMNS and not (meaning == "media" and isinstance(value, int | float)):
                 raise BadRow(NOT_READ[meaning], f"column {name}", columns=f"ignore={name}")
         elif meaning == "choices" and _is_missing_choices(row, value, format):
             raise BadRow(NOT_READ["choices"], f"column {name}", columns=f"ignore={name}")
@@ -216,6 +222,27 @@ def _add_columns(turns: Turns, row: Row, column_meanings: ColumnMeanings) -> Tur
             if meaning == part and not is_blank(row[name]):
                 turns = _ADD_BY_MEANING[part](turns, row[name], name)
     return turns
+
+
+def _add_thoughts(draft: Draft, row: Row, column_meanings: ColumnMeanings) -> Draft:
+    """The draft of a demonstration with the thought in another column before its answer."""
+    for name, meaning in column_meanings:
+        if meaning == "thought" and is_thought(row[name]):
+            draft = draft._replace(answers=(add_thought(row[name], draft.answers[0], name),))
+    return draft
+
+
+def _add_tools(draft: Draft, row: Row, column_meanings: ColumnMeanings) -> Draft:
+    """The draft with the tools in another column, unless its system message contains them (their names) already."""
+    for name, _ in column_meanings:
+        if name in TOOLS_COLUMNS and not is_blank(row[name]) and not isinstance(row[name], bool):
+            tools = read_tools(row[name], name)
+            if draft.tools not in ("", tools):
+                raise BadRow("two columns hold tools", name, columns=f"ignore={name}")
+            system = draft.turns[0].content if draft.turns and draft.turns[0].role == "system" else ""
+            if not all(f'"{tool}"' in system for tool in tool_names(tools)):
+                draft = draft._replace(tools=tools)
+    return draft
 
 
 def _add_context(turns: Turns, value: Any, name: str) -> Turns:

@@ -1,16 +1,17 @@
 """The records that all formats are read into: prompts, demonstrations, rankings and texts, checked when made."""
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from lora_rlhf.data.cells import is_messages_as_text
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.system.errors import UserError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 def require_text(value: Any, what: str) -> str:
@@ -26,21 +27,57 @@ def require_text(value: Any, what: str) -> str:
     return value
 
 
+class ToolCall(NamedTuple):
+    """A call of a tool. `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The call in OpenAI's form, with its arguments as text."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {**({"id": self.id} if self.id else {}), "type": "function", "function": function}
+
+
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `role` is system, user or assistant.
+    """One turn of a conversation. `role` is system, user, assistant or tool.
 
     is_trained: False for an answer that its data set marks as not to be learned; it is context alone.
+    tool_calls: of an assistant. name, call_id: of a tool's result, the tool and the call that it answers, if they are
+    known.
     """
 
     role: str
     content: str
     is_trained: bool = field(default=True, compare=False)
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    call_id: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise BadRow("a message's role is not one of " + ", ".join(ROLES), f"got {self.role!r}")
         require_text(self.content, "a message's content")
+        if self.tool_calls != ():
+            object.__setattr__(self, "tool_calls", tuple([ToolCall(*call) for call in self.tool_calls]))
+
+    @property
+    def text(self) -> str:
+        """The content, and the calls in the form of Hermes and Qwen: for people, and for what knows no tools."""
+        if not self.tool_calls:
+            return self.content
+        calls = [f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}' for call in self.tool_calls]
+        parts = [*([self.content] if self.content else []), *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)]
+        return "\n".join(parts)
+
+    @property
+    def values(self) -> list[Any]:
+        """What `Message` is made of, as JSON values."""
+        values = [self.role, self.content, self.is_trained]
+        return [*values, self.tool_calls, self.name, self.call_id] if self.tool_calls or self.role == "tool" else values
 
 
 Turns: TypeAlias = tuple[Message, ...]
@@ -48,22 +85,25 @@ Turns: TypeAlias = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation up to the assistant's answer: a user's message comes last.
+    """A conversation up to the assistant's answer: a user's message or a tool's result comes last.
 
     `meta` keeps the row's columns that no reader used; `origin` is where it was read ("file:line"), for messages.
+    tools: the functions that may be called, as the JSON text of OpenAI's list; "" for none.
     """
 
     messages: tuple[Message, ...]
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
     origin: str = field(default="", compare=False)
+    tools: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "messages", tuple(self.messages))
         if not self.messages:
             raise BadRow("the prompt is empty")
-        if self.messages[-1].role != "user":
-            raise BadRow("the prompt does not end with a user's message", f"ends with {self.messages[-1].role!r}")
-        if not self.messages[-1].content.strip():
+        last = self.messages[-1]
+        if last.role not in ("user", "tool"):
+            raise BadRow("the prompt does not end with a user's message", f"ends with {last.role!r}")
+        if last.role == "user" and not last.content.strip():
             raise BadRow("the prompt is empty")
 
     @classmethod
@@ -74,7 +114,7 @@ class Prompt:
     @property
     def key(self) -> str:
         """The prompt's identity for duplicates: NFKC, casefold, white space collapsed."""
-        return normalized(self.messages)
+        return normalized(self.messages) + (f" {self.tools}" if self.tools else "")
 
     @property
     def opening(self) -> str:
@@ -82,13 +122,13 @@ class Prompt:
 
         Conversations that continue one another (HH-RLHF holds many) then stand on one side of it.
         """
-        first_user = next(index for index, message in enumerate(self.messages) if message.role == "user")
+        first_user = next((index for index, message in enumerate(self.messages) if message.role == "user"), 0)
         return normalized(self.messages[: first_user + 1])
 
 
 def normalized(messages: Sequence[Message]) -> str:
     """Messages as one string in which spelling variants are equal: NFKC, casefold, white space collapsed."""
-    turns = " ".join(f"{message.role}: {message.content}" for message in messages)
+    turns = " ".join([f"{message.role}: {message.text}" for message in messages])
     return " ".join(unicodedata.normalize("NFKC", turns).casefold().split())
 
 
@@ -103,13 +143,14 @@ def set_source(prompt: Prompt, meta: dict[str, Any], origin: str) -> None:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt with the answer to imitate."""
+    """A prompt with the answer to imitate. An answer that calls tools may have no text."""
 
     prompt: Prompt
     response: str
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def __post_init__(self) -> None:
-        if not require_text(self.response, "the response").strip():
+        if not require_text(self.response, "the response").strip() and not self.tool_calls:
             raise BadRow("the response is empty")
 
 
@@ -208,8 +249,12 @@ def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
     turns = [_message_value(message) for message in prompt.messages]
     is_plain = len(turns) == 1 and not _reads_as_messages(turns[0]["content"])
     row: dict[str, Any] = {**prompt.meta, "prompt": turns[0]["content"] if is_plain else turns}
+    if prompt.tools:
+        row["tools"] = json.loads(prompt.tools)
     if isinstance(record, Demonstration):
         row["completion"] = _response_value(record.response)
+        if record.tool_calls:
+            row["completion"] = [_message_value(Message("assistant", record.response, tool_calls=record.tool_calls))]
     elif isinstance(record, Ranking):
         row |= {"responses": [_response_value(response) for response in record.responses], "ranks": list(record.ranks)}
         if record.labeler is not None:
@@ -218,8 +263,11 @@ def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
 
 
 def _message_value(message: Message) -> dict[str, Any]:
-    weight = {} if message.is_trained else {"weight": 0}
-    return {"role": message.role, "content": message.content, **weight}
+    value: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        value["tool_calls"] = [call.value for call in message.tool_calls]
+    value |= {key: text for key, text in (("name", message.name), ("tool_call_id", message.call_id)) if text}
+    return value if message.is_trained else value | {"weight": 0}
 
 
 def _response_value(response: str) -> Any:

@@ -11,8 +11,9 @@ from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.formats import GRADED_FORMATS, Format, RecordKind, find_format
 from lora_rlhf.data.groups import Groups
 from lora_rlhf.data.labels import fingerprint
+from lora_rlhf.data.messages import compared_text
 from lora_rlhf.data.names import IGNORED_PREFIX
-from lora_rlhf.data.readers import Draft
+from lora_rlhf.data.readers import Draft, draft_of_answer
 from lora_rlhf.data.readers_ranked import ranks_from_scores
 from lora_rlhf.data.recognise import SEVERAL, UNKNOWN, explain_other_format, explain_unrecognised_row, recognise_formats
 from lora_rlhf.data.records import (
@@ -52,9 +53,10 @@ class Answer(NamedTuple):
     name: str
     meta: dict[str, Any]
     turns: list[list[Any]]
-    response: str
+    response: list[Any]
     grade: float
     is_verdict: bool
+    tools: str
 
 
 class Source(Generic[Record]):
@@ -264,12 +266,12 @@ class Source(Generic[Record]):
         make_record(draft._replace(ranks=None), "demonstrations")  # an invalid answer is refused without the others
         self.depends_on_order = True
         self._answers_by_prompt = self._answers_by_prompt or Groups()
-        turns = [[turn.role, turn.content, turn.is_trained] for turn in draft.turns]
-        key = fingerprint(json.dumps([turns, grade.is_verdict]))
+        turns = [message.values for message in draft.turns]
+        key = fingerprint(json.dumps([turns, grade.is_verdict, *([draft.tools] if draft.tools else [])]))
         meta = self._unused_values(row, format, self.kind or "rankings")
-        self._answers_by_prompt.add(
-            key, Answer(origin, name, meta, turns, draft.answers[0], grade.value, grade.is_verdict)
-        )
+        response = Message("assistant", draft.answers[0], tool_calls=draft.tool_calls).values
+        answer = Answer(origin, name, meta, turns, response, grade.value, grade.is_verdict, draft.tools)
+        self._answers_by_prompt.add(key, answer)
 
     def _read_answers(self, answers: list[Answer]) -> list[Any]:
         """The records of one prompt's answers: a ranking, or demonstrations of the good ones or of the best ones."""
@@ -284,7 +286,8 @@ class Source(Generic[Record]):
                 if not can_be_ranked:
                     raise BadRow("a ranking needs at least 2 rows of one prompt")
                 ranks = ranks_from_scores([answer.grade for answer in answers])
-                ranking = make_record(Draft(turns, tuple(answer.response for answer in answers), ranks), "rankings")
+                responses = tuple(compared_text(Message(*answer.response)) for answer in answers)
+                ranking = make_record(Draft(turns, responses, ranks, tools=first.tools), "rankings")
             except BadRow as fault:
                 for answer in answers:
                     self._refuse(answer.origin, fault)
@@ -301,7 +304,8 @@ class Source(Generic[Record]):
             elif answer.grade < best_grade:
                 self._refuse(answer.origin, BadRow(NOT_CHOSEN, f"{answer.grade:g} and {best_grade:g}"))
             else:
-                record = make_record(Draft(turns, (answer.response,)), "demonstrations")
+                draft = draft_of_answer(turns, Message(*answer.response))
+                record = make_record(draft._replace(tools=first.tools), "demonstrations")
                 self._set_sources([record], answer.origin, answer.meta)
                 self._count_records([record], 1, answer.name)
                 records.append(record)
@@ -381,7 +385,10 @@ def _describe_reading(format: Format, kind: RecordKind, row: dict[str, Any]) -> 
         return _shorten(record.text)
     if isinstance(record, Prompt):
         return _shorten(record.messages[-1].content)
-    answers = [record.response] if isinstance(record, Demonstration) else record.responses
+    if isinstance(record, Demonstration):
+        answers: Sequence[str] = [Message("assistant", record.response, tool_calls=record.tool_calls).text]
+    else:
+        answers = record.responses
     return f"{_shorten(record.prompt.messages[-1].content)} -> {' | '.join(map(_shorten, answers))}"
 
 
@@ -398,10 +405,10 @@ def every_turn(demonstrations: Iterable[Demonstration]) -> Iterator[Demonstratio
         messages = demonstration.prompt.messages
         for end in range(1, len(messages)):
             question, answer = messages[end - 1 : end + 1]
-            is_turn = (question.role, answer.role) == ("user", "assistant") and answer.is_trained
-            if is_turn and question.content.strip() and answer.content.strip():
+            is_turn = question.role in ("user", "tool") and answer.role == "assistant" and answer.is_trained
+            if is_turn and (question.content.strip() or question.role == "tool") and answer.text.strip():
                 prompt = dataclasses.replace(demonstration.prompt, messages=messages[:end])
-                yield Demonstration(prompt, answer.content)
+                yield Demonstration(prompt, answer.content, answer.tool_calls)
         yield demonstration
 
 

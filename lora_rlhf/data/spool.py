@@ -116,12 +116,13 @@ def make_prompt_spool(folder: Path | None = None) -> Spool[EncodedPrompt]:
 
 
 def _dump_prompt(encoded: EncodedPrompt) -> list[Any]:
-    """The ids, and the record's messages, meta and origin, as JSON values."""
+    """The ids, and the record's messages, meta, origin and tools, as JSON values."""
     prompt = encoded.prompt
-    return [encoded.prompt_ids, [[turn.role, turn.content] for turn in prompt.messages], prompt.meta, prompt.origin]
+    turns = [message.values for message in prompt.messages]
+    return [encoded.prompt_ids, turns, prompt.meta, prompt.origin, prompt.tools]
 
 
 def _load_prompt(row: list[Any]) -> EncodedPrompt:
     """The inverse of `_dump_prompt`."""
-    ids, turns, meta, origin = row
-    return EncodedPrompt(ids, Prompt(tuple(Message(role, content) for role, content in turns), meta, origin))
+    ids, turns, meta, origin, tools = row
+    return EncodedPrompt(ids, Prompt(tuple(Message(*turn) for turn in turns), meta, origin, tools))

@@ -5,13 +5,14 @@ turn adds, up to and including the token that ends it. Text that looks like a co
 stays text. In an assistant's message the tokens of its own format (<think>, <tool_call>) are control tokens.
 """
 
-from collections.abc import Sequence
+import json
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_rlhf.data.markup import QUESTION, Markup, chat_text, content_of, find_markup, mark, num_common, text_patterns
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.data.schema import Message, Prompt, ToolCall
 from lora_rlhf.data.thoughts import OPEN, join_thought, split_thought
 from lora_rlhf.system.errors import UserError
 
@@ -35,6 +36,8 @@ DEFAULT_TEMPLATE = (
 )
 
 
+OTHERWISE = "the chat template writes this answer in another way than others"
+OTHER_TEMPLATE = "--chat-template names another one"
 FOLD = "--system fold writes system messages into the first question"
 
 
@@ -93,8 +96,9 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The ids at which generation stops: the token that ends the template's assistant turn, and EOS if it differs."""
-    return list(dict.fromkeys([_markup(tokenizer).end_id, tokenizer.eos_token_id]))
+    """The ids at which generation stops: those that end the template's assistant turn, the first of a text, and EOS."""
+    markup = _markup(tokenizer)
+    return list(dict.fromkeys([markup.end_id, markup.call_end_id, tokenizer.eos_token_id]))
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -126,7 +130,7 @@ def render_verbatim(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> lis
 
     Raises BadRow if the template refuses the conversation.
     """
-    return _ids(tokenizer, _conversation(tokenizer, prompt.messages, add_generation_prompt=True))
+    return _ids(tokenizer, _conversation(tokenizer, prompt))
 
 
 def render_response(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str) -> list[int]:
@@ -139,31 +143,40 @@ def render_response(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, respon
 
 
 def render_response_after(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, prompt_ids: list[int], response: str
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    prompt_ids: list[int],
+    response: str,
+    tool_calls: tuple[ToolCall, ...] = (),
 ) -> list[int]:
     """`render_response` for a caller that has `render_prompt`'s ids already (K responses of one prompt)."""
     markup = _markup(tokenizer)
     thought, answer = _thought_and_answer(markup, response)
-    whole = _conversation(tokenizer, (*prompt.messages, Message("assistant", response)))
+    whole = _conversation(tokenizer, prompt, Message("assistant", response, tool_calls=tool_calls))
     ids = _ids(tokenizer, whole)
     response_ids = ids[len(prompt_ids) :]
-    if ids[: len(prompt_ids)] == prompt_ids and markup.end_id in response_ids:
-        return response_ids[: response_ids.index(markup.end_id) + 1]
+    end_id = markup.call_end_id if tool_calls else markup.end_id
+    if ids[: len(prompt_ids)] == prompt_ids and end_id in response_ids:
+        return response_ids[: response_ids.index(end_id) + 1]
     # the template writes no end of turn, or none of these prompts before an answer, or the answer would melt into the
     # prompt's last token: put the answer behind the prompt as generation does
-    start = _conversation(tokenizer, prompt.messages, add_generation_prompt=True)
+    start = _conversation(tokenizer, prompt)
     if whole.startswith(start):
-        text = whole.removeprefix(start).removesuffix(markup.tail) + markup.after
-    else:
-        answer = mark(answer, markup.control_in_answers)
-        thought = mark(thought, markup.control_in_answers)
-        head = f"{markup.thought_head}{thought}{markup.thought_tail}" if thought else markup.head_behind_prompt
-        text = head + answer + markup.after
-    return [*_ids(tokenizer, text), markup.end_id]
+        return _ended(tokenizer, whole.removeprefix(start), bool(tool_calls))
+    if tool_calls:
+        raise BadRow(OTHERWISE, f"its prompt ends in {start[-60:]!r}")
+    answer = mark(answer, markup.control_in_answers)
+    thought = mark(thought, markup.control_in_answers)
+    head = f"{markup.thought_head}{thought}{markup.thought_tail}" if thought else markup.head_behind_prompt
+    return [*_ids(tokenizer, head + answer + markup.after), markup.end_id]
 
 
 def render_demonstration(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, prompt_ids: list[int], response: str
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    prompt_ids: list[int],
+    response: str,
+    tool_calls: tuple[ToolCall, ...] = (),
 ) -> tuple[list[int], list[int]]:
     """(the ids before a demonstration's answer, the ids to be learned), of a prompt with `render_prompt`'s ids.
 
@@ -172,23 +185,31 @@ def render_demonstration(
     """
     markup = _markup(tokenizer)
     thought, answer = _thought_and_answer(markup, response)
-    if thought or not (markup.has_empty_thought or markup.opens_thought):
-        return prompt_ids, render_response_after(tokenizer, prompt, prompt_ids, response)
+    if thought or (not markup.has_empty_thought and (tool_calls or not markup.opens_thought)):
+        return prompt_ids, render_response_after(tokenizer, prompt, prompt_ids, response, tool_calls)
     if not markup.has_empty_thought:  # the template never writes how the thought ends that its prompt opens
         text = mark(answer, markup.control_in_answers) + markup.after
         context_ids = [*prompt_ids, *_ids(tokenizer, markup.thought_tail)]
         return context_ids, [*_ids(tokenizer, text), markup.end_id]
-    start = _conversation(tokenizer, prompt.messages, add_generation_prompt=True)
-    context = start.removesuffix(markup.prompt_tail) + markup.answer_head
-    whole = _conversation(tokenizer, (*prompt.messages, Message("assistant", response)))
+    context = _conversation(tokenizer, prompt).removesuffix(markup.prompt_tail) + markup.answer_head
+    whole = _conversation(tokenizer, prompt, Message("assistant", response, tool_calls=tool_calls))
     if not whole.startswith(context):
-        raise BadRow("the chat template writes this answer in another way than others", f"expected {context[-60:]!r}")
+        raise BadRow(OTHERWISE, f"expected {context[-60:]!r}")
     ids, context_ids = _ids(tokenizer, whole), _ids(tokenizer, context)
     response_ids = ids[len(context_ids) :]
-    if ids[: len(context_ids)] != context_ids or markup.end_id not in response_ids:
-        text = whole.removeprefix(context).removesuffix(markup.tail) + markup.after
-        return context_ids, [*_ids(tokenizer, text), markup.end_id]
-    return context_ids, response_ids[: response_ids.index(markup.end_id) + 1]
+    end_id = markup.call_end_id if tool_calls else markup.end_id
+    if ids[: len(context_ids)] != context_ids or end_id not in response_ids:
+        return context_ids, _ended(tokenizer, whole.removeprefix(context), bool(tool_calls))
+    return context_ids, response_ids[: response_ids.index(end_id) + 1]
+
+
+def _ended(tokenizer: "PreTrainedTokenizerBase", text: str, has_calls: bool) -> list[int]:
+    """The ids of an answer as the template wrote it behind its prompt, with the token that ends it."""
+    markup = _markup(tokenizer)
+    if not has_calls:
+        return [*_ids(tokenizer, text.removesuffix(markup.tail) + markup.after), markup.end_id]
+    end = tokenizer.convert_ids_to_tokens(markup.call_end_id)
+    return [*_ids(tokenizer, text.rpartition(end)[0] if end in text else text), markup.call_end_id]
 
 
 def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
@@ -241,30 +262,54 @@ def _thought_and_answer(markup: Markup, response: str) -> tuple[str, str]:
     return thought, answer
 
 
-def _conversation(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool = False
-) -> str:
-    """What the template writes, with marks around control tokens that are text. BadRow where it refuses."""
+def _conversation(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, answer: Message | None = None) -> str:
+    """What the template writes, up to the answer or with it, with marks around control tokens that are text.
+
+    BadRow where the template refuses, leaves a message out, or knows no tools and the conversation has some.
+    """
     markup = _markup(tokenizer)
+    if prompt.tools and not markup.takes_tools:
+        raise BadRow("the chat template takes no tools", f"{OTHER_TEMPLATE}; tools {prompt.tools[:60]}")
+    messages = prompt.messages if answer is None else (*prompt.messages, answer)
     turns = [_turn(markup, message) for message in messages]
+    tools = _marked(json.loads(prompt.tools), markup.control) if prompt.tools else None
     try:
-        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False))
+        text = str(
+            tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=answer is None, tokenize=False)
+        )
     except Exception as error:  # a template is a program of somebody else's
         roles = [message.role for message in messages]
         detail = f"{error}; roles {', '.join(roles)}" + (f"; {FOLD}" if "system" in roles else "")
         raise BadRow("the tokenizer's chat template refuses the conversation", detail) from error
-    for message in messages:
-        if message.role != "assistant" and mark(message.content, markup.control).strip() not in text:
+    for message, turn in zip(messages, turns, strict=True):
+        if (message.role != "assistant" or message.tool_calls) and not _is_written(turn["content"], text):
             detail = f"of the role {message.role}" + (f"; {FOLD}" if message.role == "system" else "")
+            detail = "the text beside a tool call" if message.tool_calls else detail
             raise BadRow("the tokenizer's chat template leaves a message out", detail)
     return text
 
 
+def _is_written(content: str | list[dict[str, str]], text: str) -> bool:
+    """Whether a template wrote a message's content, as it is or as JSON."""
+    content = content if isinstance(content, str) else content[0]["text"]
+    return content.strip() in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
+
+
+def _marked(value: Any, control: re.Pattern[str]) -> Any:
+    """A JSON value with `mark` applied to its texts."""
+    if isinstance(value, dict):
+        return {mark(key, control): _marked(item, control) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_marked(item, control) for item in value]
+    return mark(value, control) if isinstance(value, str) else value
+
+
 def _turn(markup: Markup, message: Message) -> dict[str, Any]:
-    """A message as the template takes it."""
+    """A message as the template takes it. BadRow for calls if it writes none."""
     if message.role != "assistant":
         content = mark(message.content, markup.control)
-        return {"role": message.role, "content": content_of(markup.form, content)}
+        result: dict[str, Any] = {"role": message.role, "content": content_of(markup.form, content)}
+        return result | {key: text for key, text in (("name", message.name), ("tool_call_id", message.call_id)) if text}
     thought, answer = "", message.content
     if markup.writes_thoughts:
         try:
@@ -275,7 +320,21 @@ def _turn(markup: Markup, message: Message) -> dict[str, Any]:
     turn["content"] = content_of(markup.form, mark(answer, markup.control_in_answers))
     if thought:
         turn["reasoning_content"] = mark(thought, markup.control_in_answers)
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(markup, call) for call in message.tool_calls]
     return turn
+
+
+def _call(markup: Markup, call: ToolCall) -> dict[str, Any]:
+    """A call as the template takes it. BadRow if it writes none."""
+    if markup.call_arguments is None:
+        raise BadRow("the chat template writes no tool calls", f"{OTHER_TEMPLATE}; call of {call.name}")
+    arguments = _marked(json.loads(call.arguments), markup.control_in_answers)
+    if markup.call_arguments == "text":
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    value = call.value
+    value["function"]["arguments"] = arguments
+    return value
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", marked: str) -> list[int]:

@@ -79,7 +79,7 @@ def content_hash(prompts: Sequence[Prompt]) -> str:
     """sha256 over the prompts' messages as sorted canonical JSON: format and order of the file do not matter."""
     rows = sorted(
         json.dumps(
-            [[message.role, message.content] for message in prompt.messages], ensure_ascii=False, separators=(",", ":")
+            [[message.role, message.text] for message in prompt.messages], ensure_ascii=False, separators=(",", ":")
         )
         for prompt in prompts
     )

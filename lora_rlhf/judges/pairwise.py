@@ -184,7 +184,7 @@ class PairwiseJudge:
         return keys[0], keys[1]
 
     def _question_key(self, prompt: Prompt, first: str, second: str) -> str:
-        turns = repr([(message.role, message.content) for message in prompt.messages])
+        turns = repr([(message.role, message.text) for message in prompt.messages])
         return hash_question(self._model.identity(), self._questions.version, turns, first, second)
 
     def _ask_questions(self, text_by_key: dict[str, str]) -> None:

@@ -106,7 +106,7 @@ def _conversation_text(prompt: Prompt) -> str:
     """A prompt as text. Several messages get their roles as headings."""
     if len(prompt.messages) == 1:
         return prompt.messages[0].content
-    return "\n\n".join(f"[{message.role}]\n{message.content}" for message in prompt.messages)
+    return "\n\n".join(f"[{message.role}]\n{message.text}" for message in prompt.messages)
 
 
 def _replace_surrogates(text: str) -> str:

@@ -219,7 +219,7 @@ def _add_origin_to_errors(origin: str) -> Iterator[None]:
 
 
 def _message_pairs(prompt: Prompt) -> list[list[str]]:
-    return [[message.role, message.content] for message in prompt.messages]
+    return [[message.role, message.text] for message in prompt.messages]
 
 
 def _hash_rows(rows: Iterator[dict[str, Any]]) -> str:

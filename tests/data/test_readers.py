@@ -119,7 +119,7 @@ def test_a_prompt_of_several_turns_as_text() -> None:
         (
             "demonstrations",
             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": "{}"}]},
-            "role",
+            "a tool call has no name",
         ),
         ("demonstrations", {"instruction": " ", "input": "", "output": "b"}, "the prompt is empty"),
         (

@@ -18,7 +18,7 @@ PROMPT = Prompt.of("What is it?")
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: Message("tool", "x"), "role"),
+        (lambda: Message("narrator", "x"), "role"),
         (lambda: Message("user", None), "not text"),
         (lambda: Message("user", "\ud800"), "half a character"),
         (lambda: Prompt(()), "empty"),

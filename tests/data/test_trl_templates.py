@@ -3,6 +3,7 @@
 Each template gets a small tokenizer with the control tokens that it spells.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.data.schema import Message, Prompt, ToolCall
 from lora_rlhf.data.template import (
     decode_response,
     render_demonstration,
@@ -118,6 +119,27 @@ TABLE: dict[str, Cells] = {
     "qwen3_vl": chatml(),
     "smolvlm": Cells("<end_of_utterance>\nAssistant:", "<end_of_utterance>", head=" "),
 }
+# What an answer that calls a tool is made of, with its end. Templates that are not here refuse tools, calls, or both.
+HERMES = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>'
+XML = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+LLAMA = '{"name": "weather", "parameters": {"city": "Rome"}}<|eot_id|>'
+LFM = "<|tool_call_start|>[weather(city='Rome')]<|tool_call_end|><|im_end|>"
+CALL_OF_GEMMA = '<|tool_call>call:weather{city:<|"|>Rome<|"|>}<tool_call|>'
+CALLS: dict[str, str] = {
+    **dict.fromkeys(("qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_vl"), HERMES),
+    **dict.fromkeys(("qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "qwen3_8"), f"{XML}<|im_end|>"),
+    **dict.fromkeys((name for name in TABLE if name.startswith("nemotron")), f"\n{XML}\n<|im_end|>"),
+    **dict.fromkeys(("llama3_1", "llama3_2"), LLAMA),
+    **dict.fromkeys(("lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl", "lfm2_v2"), LFM),
+    **dict.fromkeys(("gemma4", "gemma4_v3", "gemma4_v4", "gemma4_v5"), f"{CALL_OF_GEMMA}<|tool_response>"),
+    "diffusion_gemma": f"{CALL_OF_GEMMA}<|tool_response>",
+    "gemma4_v2": f"{CALL_OF_GEMMA}<turn|>",
+    "glm4moe": "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call></s>",
+    "gptoss": ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Rome"}<|call|>',
+    "muse_glimmer": ' to=weather<|message|><atem:function_calls>\n<atem:invoke name="weather">\n'
+    '<atem:parameter name="city">Rome</atem:parameter>\n</atem:invoke>\n</atem:function_calls><|eot|>',
+}
+TAKES_TOOLS_ALONE, WRITES_CALLS_ALONE = "lfm2", "deepseekv3"
 NO_PLAIN_ANSWER = ("deepseek_r1_distill", "deepseekv3")  # their answers do not stand behind the prompt's open thought
 QUESTION, ANSWER, THOUGHT = "What does a horse eat?", "Hay and grass.", "It lives on a field."
 SYSTEM = "You are a farmer."
@@ -148,7 +170,7 @@ def tokenizer(trained: str, name: str) -> PreTrainedTokenizerFast:
     return template_tokenizer(trained, name)
 
 
-def plain(tokenizer: PreTrainedTokenizerFast, name: str, turns: list[dict[str, str]], **options: Any) -> list[int]:
+def plain(tokenizer: PreTrainedTokenizerFast, name: str, turns: list[dict[str, Any]], **options: Any) -> list[int]:
     """What transformers makes of a conversation."""
     chat: list[dict[str, Any]] = [dict(turn) for turn in turns]
     if name in ("idefics3", "llava_next", "smolvlm"):
@@ -156,7 +178,7 @@ def plain(tokenizer: PreTrainedTokenizerFast, name: str, turns: list[dict[str, s
     return list(tokenizer.apply_chat_template(chat, return_dict=False, **options))
 
 
-def turn(role: str, content: str, **others: str) -> dict[str, str]:
+def turn(role: str, content: str, **others: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **others}
 
 
@@ -279,3 +301,67 @@ def test_control_tokens_that_a_user_types_are_text(tokenizer, name: str) -> None
     ids = rendered(typed)
     assert [id for id in ids if id in special] == [id for id in rendered("Say now?") if id in special]
     assert tokenizer.decode(ids).count(typed) == 1 + TABLE[name].system
+
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "Where?"}},
+    "required": ["city"],
+}
+FUNCTION = {"name": "weather", "description": "How it is outside.", "parameters": PARAMETERS}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+CALL = ToolCall("weather", '{"city": "Rome"}', "call00001")
+CALLED = Message("assistant", "", tool_calls=(CALL,))
+RESULT = Message("tool", "Sun and rain.", name="weather", call_id="call00001")
+
+
+def called(arguments: Any) -> list[dict[str, Any]]:
+    call = {"id": CALL.id, "type": "function", "function": {"name": CALL.name, "arguments": arguments}}
+    return [*ASKED, turn("assistant", "", tool_calls=[call])]
+
+
+def test_tools(tokenizer, name: str) -> None:
+    prompt = Prompt(PROMPT.messages, tools=json.dumps(TOOLS))
+    answered = Prompt((*PROMPT.messages, CALLED, RESULT), tools=prompt.tools)
+    if name == WRITES_CALLS_ALONE:
+        turns = [*called(CALL.arguments), turn("tool", RESULT.content)]
+        ids = render_prompt(tokenizer, Prompt(answered.messages))
+        assert ids == plain(tokenizer, name, turns, add_generation_prompt=True)
+    if name not in CALLS:
+        reason = "writes no tool calls" if name == TAKES_TOOLS_ALONE else "takes no tools"
+        with pytest.raises(BadRow, match=f"the chat template {reason}"):
+            render_prompt(tokenizer, answered)
+        if name != WRITES_CALLS_ALONE:
+            with pytest.raises(BadRow, match="the chat template writes no tool calls"):
+                render_prompt(tokenizer, Prompt(answered.messages))
+        return
+    supplied, removed = TABLE[name].supplied
+    prompt_ids = render_prompt(tokenizer, prompt)
+    assert prompt_ids == plain(tokenizer, name, ASKED, tools=TOOLS, add_generation_prompt=True)
+    context_ids, call_ids = render_demonstration(tokenizer, prompt, prompt_ids, "", (CALL,))
+    assert tokenizer.decode(call_ids) == CALLS[name]
+    assert spelled(tokenizer, context_ids) == TABLE[name].prompt.removesuffix(removed) + supplied
+    whole = plain(tokenizer, name, called({"city": "Rome"}), tools=TOOLS)
+    ids = [*context_ids, *call_ids[: -1 if name == "glm4moe" else None]]  # writes no end
+    assert ids == whole[: len(ids)] and not tokenizer.decode(whole[len(ids) :]).strip()
+    assert call_ids[-1] in stop_ids(tokenizer) and not set(call_ids[:-1]) & set(stop_ids(tokenizer))
+    # the result is read, the answer behind it learned
+    turns = [*called({"city": "Rome"}), turn("tool", RESULT.content, name=RESULT.name, tool_call_id=RESULT.call_id)]
+    prompt_ids = render_prompt(tokenizer, answered)
+    assert prompt_ids == plain(tokenizer, name, turns, tools=TOOLS, add_generation_prompt=True)
+    context_ids, response_ids = render_demonstration(tokenizer, answered, prompt_ids, ANSWER)
+    whole = plain(tokenizer, name, [*turns, turn("assistant", ANSWER)], tools=TOOLS)
+    assert context_ids + response_ids == ended(tokenizer, name, whole)
+    assert RESULT.content in tokenizer.decode(context_ids) and RESULT.content not in tokenizer.decode(response_ids)
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(CALLS) if TABLE[name].thought is not None])
+def test_a_thought_before_a_call(tokenizer, name: str) -> None:
+    prompt = Prompt(PROMPT.messages, tools=json.dumps(TOOLS))
+    prompt_ids = render_prompt(tokenizer, prompt)
+    ids = prompt_ids + render_demonstration(tokenizer, prompt, prompt_ids, join_thought(THOUGHT, ""), (CALL,))[1]
+    turns = called({"city": "Rome"})
+    turns[-1]["reasoning_content"] = THOUGHT
+    whole = plain(tokenizer, name, turns, tools=TOOLS)
+    assert ids[: -1 if name == "glm4moe" else None] == whole[: len(ids)]
+    assert tokenizer.decode(ids).count(THOUGHT) == 1

@@ -7,7 +7,7 @@ import pytest
 from lora_rlhf.data.formats import FORMATS
 from lora_rlhf.data.names import column_meaning
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, row_of
 from tests.data.test_formats import EXAMPLES
 from tests.support.rows import RowSource, read
 
@@ -28,7 +28,7 @@ ONE_ANSWER = [format.name for format in FORMATS if format.has_one_answer and for
 def test_a_verdict_is_understood_beside_any_format(name: str, column: str, good: Any, bad: Any) -> None:
     (row,), (expected,), _ = EXAMPLES[name]
     source = RowSource(({**row, column: good}, {**row, column: bad}), "demonstrations")
-    assert [record.response for record in source] == [expected["completion"]]
+    assert [row_of(record)["completion"] for record in source] == [expected["completion"]]
     assert source.formats == {"unpaired": 1}
     assert [fault.reason for fault in source.faults] == ["the answer is labelled as bad"]
 
@@ -167,9 +167,9 @@ def test_an_answer_that_is_not_to_be_learned_is_context_alone(key: str, value: A
     ("key", "value", "reason"),
     [
         ("weight", 0.5, "a weight other than 0 and 1"),
-        ("tool_calls", [{"function": {"name": "weather"}}], "the row holds a tool call"),
-        ("function_call", {"name": "weather"}, "the row holds a tool call"),
-        ("reasoning_content", "2 and 3 are 5.", "the row holds a thought"),
+        ("tools", [{"function": {"name": "weather"}}], "the row holds tools or calls in a place"),
+        ("tool_calls", [{"function": {"arguments": "{}"}}], "a tool call has no name"),
+        ("reasoning_content", ["2 and 3 are 5."], "the reasoning_content is not text"),
         ("images", ["a.jpg"], "the row points at an image"),
         ("name", "Ada", "a message has a key that is not read here"),
         ("context", "It rains.", "a message has a key that is not read here"),
@@ -193,20 +193,19 @@ def test_keys_that_say_nothing_of_what_is_learned_are_no_reason() -> None:
     [
         ({**PAIR, "weight": 0}, "marked as not to be learned"),
         ({**PAIR, "sample_weight": 0.3}, "a weight other than 0 and 1"),
-        ({**PAIR, "thinking": "Let me see."}, "the row holds a thought"),
-        ({**PAIR, "deepseek_reasoning": "Let me see."}, "the row holds a thought"),
-        ({**PAIR, "tools": '[{"name": "weather"}]'}, "the row holds a tool call"),
+        ({**PAIR, "used_tools": '[{"name": "weather"}]'}, "the row holds tools or calls in a place"),
         ({**PAIR, "image": "a.jpg"}, "the row points at an image"),
         ({**PAIR, "prompt": "<image>\nWhat is it?"}, "the row points at an image"),
         ({**PAIR, "prompt": "Picture: <img>a.jpg</img>"}, "the row points at an image"),
         ({"question": "Grass is?", "choices": ["green", "red"], "answer": "green"}, "choices of its question"),
-        ({"messages": [TALK[0], {"role": "tool", "content": "4"}, TALK[1]]}, "the row holds a tool call"),
+        ({"messages": [TALK[0], {"role": "thought", "content": "4"}, TALK[1]]}, "the row holds a thought"),
         (
             {"messages": [TALK[0], {"role": "assistant", "content": [{"type": "thinking", "thinking": "?"}]}]},
             "a thought",
         ),
         ({"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]}, "labels of the steps"),
-        ({"query": "Hi", "answers": "[]", "tools": "[]"}, "the row holds a tool call"),
+        ({"query": "Hi", "answers": "[]", "tools": "[]"}, "the response is empty"),
+        ({"system": "Call", "chat": "USER: Hi"}, "the row holds tool calls within one text"),
     ],
 )
 def test_what_no_stage_learns_is_named(row: dict[str, Any], reason: str) -> None:
