@@ -38,7 +38,7 @@ class EvaluateConfig(StageConfig, JudgeConfig):
     """What flags untrue answers: module:function, called with lists of prompts and of responses, or the folder of a
     classifier; auto: the tiny world's exact one where its prompts are asked; none: nothing."""
     toxicity: str = "auto"
-    """What flags toxic answers, likewise."""
+    """What flags toxic answers, with the same choices."""
     selection_prompts: str | None = field(default=None, metadata=input_file())
     """Other prompts, on which each system's best temperature is chosen; none: no such comparison."""
     temperatures: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)

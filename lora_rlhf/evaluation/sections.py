@@ -177,6 +177,7 @@ def add_audit(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report
     is_judge_independent = evaluation.judge.name != "reward"
 
     def system_answers(name: str) -> SystemAnswers:
+        """The answers of a system with their scores, as far as they are known."""
         values = {
             key: [float(value or 0.0) for value in column.values] for key, column in columns_by_system[name].items()
         }

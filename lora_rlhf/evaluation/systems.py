@@ -164,7 +164,7 @@ def find_systems(config: EvaluateConfig) -> SystemSet:
         _require_same_base(stages.sft, others[name].sft)
         twin_roles = {}  # {role of this run: role of the same stage in a run before}
         for system in _trained_systems(run, others[name], f"{name}:", f"other{number}_"):
-            if twin := next((listed for listed in systems if listed.id == system.id), None):
+            if twin := next((earlier for earlier in systems if earlier.id == system.id), None):
                 log.info("%s is the same stage as %s and is not generated twice", system.name, twin.name)
                 twin_roles[system.role] = twin.role
             else:

@@ -55,6 +55,7 @@ class LocalModel:
         stop_token_ids = stop_ids(tokenizer)
 
         def read_answer(index: int, ids: list[int]) -> None:
+            """Reads the verdict in the generated ids for `prompts[index]`."""
             text = decode_response(tokenizer, ids)
             is_finished = len(ids) < max_new_tokens or ids[-1] in stop_token_ids
             verdict = read_verdict(text) if is_finished else None

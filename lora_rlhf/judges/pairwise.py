@@ -72,6 +72,7 @@ class _Counts:
     faults: Counter[str] = field(default_factory=Counter)
 
     def add_reply(self, reply: Reply) -> None:
+        """Counts the calls, tokens and fault of a reply."""
         self.questions += 1
         self.calls += reply.calls
         self.without_usage += reply.tokens_in is None
@@ -196,6 +197,7 @@ class PairwiseJudge:
         with tqdm(total=len(keys), desc=f"judge {model_name}", unit="question", disable=None) as bar:
 
             def on_reply(number: int, reply: Reply) -> None:
+                """Counts and caches a reply. Raises UserError after too many failures without a verdict."""
                 self._counts.add_reply(reply)
                 if reply.verdict is not None:
                     self._cache.put(keys[number], reply.verdict, model_name)

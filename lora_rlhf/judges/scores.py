@@ -79,6 +79,7 @@ def reward_judge(model: SharedModel, micro_batch_size: int, stage: str) -> Score
 
     @torch.no_grad()
     def score(prompts: list[EncodedPrompt], answers: list[Response]) -> list[float]:
+        """One score of the reward model for each answer."""
         batch = Sequences(
             *response_batch([p.prompt_ids for p in prompts], [a.ids for a in answers], pad_id(model.tokenizer))
         ).to(model.device)

@@ -16,7 +16,7 @@ class GateConfig:
     candidate: str
     """System of the report that may be released: policy, sft or NAME:policy; or a run folder, or RUN:policy."""
     baseline: str = SFT.role
-    """System that it must beat, named likewise."""
+    """System that it must beat, named in the same way."""
     policy: str | None = None
     """YAML file with the rules; the packaged one (configs/gate.yaml) unless given."""
     report: str | None = None
