@@ -118,6 +118,7 @@ def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], pr
     skeletons = {layers: build_skeleton(layers) for layers in (FEW_LAYERS, MORE_LAYERS)}
 
     def measure_planes(measure: Callable[[Skeleton, int], dict[str, ByteSeries]]) -> dict[str, Plane]:
+        """Calls `measure(skeleton, rows)` for two numbers of layers and of rows; returns the planes by name."""
         few, more = (
             [measure(skeletons[layers], rows) for rows in (ROWS, MORE_ROWS)] for layers in (FEW_LAYERS, MORE_LAYERS)
         )

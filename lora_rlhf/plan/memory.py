@@ -164,7 +164,7 @@ def generation_points(counts: Counts, passes: Passes, rows: int) -> Iterator[Nam
     yield "drawing a token", {**cache, "generation": tokens + DRAWING * logits}
 
 
-def rollout_data(passes: Passes, responses: int) -> float:
+def rollout_bytes(passes: Passes, responses: int) -> float:
     """The bytes of an iteration's ids, masks, log-probs, values, advantages and returns."""
     ids = (IDS + MASK) * (passes.prompt + passes.response)
     return responses * (ids + FIGURES * passes.response)
@@ -198,7 +198,7 @@ def _sampling_stage_points(
     # the reference is the SFT adapter; with the reward adapter these are four adapters, or three without a value role
     permanent = _permanent_parts(counts, policy + value + trained, trained)
     permanent[COPIES] = policy if device.has_copies else 0.0  # for the check that the reference does not change
-    rollout_parts = {**permanent, "gradients": trained, "rollout": rollout_data(passes, setting.batch)}
+    rollout_parts = {**permanent, "gradients": trained, "rollout": rollout_bytes(passes, setting.batch)}
     for name, parts in generation_points(counts, passes, setting.generation_batch):
         yield name, {**rollout_parts, **parts}
     for name, parts in scoring_points(counts, passes, min(setting.micro_batch, setting.batch)):

@@ -44,7 +44,10 @@ def forward_seconds(counts: Counts, passes: Passes, card: Card, rows: int) -> fl
 
 
 def training_pass_seconds(counts: Counts, passes: Passes, card: Card, rows: int, checkpointing: bool) -> float:
-    """Seconds of forward and backward, which are equal because the base gets no gradients."""
+    """Seconds of a forward and a backward pass; with checkpointing, the forward pass runs twice.
+
+    The base gets no gradients, so a backward pass takes as long as a forward pass.
+    """
     return (3 if checkpointing else 2) * forward_seconds(counts, passes, card, rows)
 
 
@@ -61,7 +64,9 @@ def decode_step_seconds(counts: Counts, passes: Passes, card: Card, rows: int) -
     return max(traffic / (card.bandwidth * 1e9 * TRAFFIC), flops / (card.tflops * 1e12 * ARITHMETIC), launches)
 
 
-def iteration_seconds(counts: Counts, passes: Passes, card: Card, setting: Setting, epochs: int) -> IterationSeconds:
+def iteration_seconds(
+    counts: Counts, passes: Passes, card: Card, setting: Setting, num_epochs: int
+) -> IterationSeconds:
     """Seconds of a PPO iteration: sampling of full-length responses, scoring by each role, and training epochs."""
     num_generation_batches = -(-setting.batch // setting.generation_batch)
     rollout = num_generation_batches * (
@@ -73,9 +78,11 @@ def iteration_seconds(counts: Counts, passes: Passes, card: Card, setting: Setti
     scoring_pass_seconds = forward_seconds(counts, passes, card, rows)
     num_scoring_roles = 3 + setting.value_role  # reward, reference, policy, value
     num_trained_roles = 1 + setting.value_role
-    steps = epochs * setting.batch / setting.minibatch
+    steps = num_epochs * setting.batch / setting.minibatch
     moments = steps * 4 * MOMENTS * role_bytes(counts, setting.rank) / (card.bandwidth * 1e9 * TRAFFIC)
-    update = epochs * num_passes * training_pass_seconds(counts, passes, card, rows, setting.checkpointing) + moments
+    update = (
+        num_epochs * num_passes * training_pass_seconds(counts, passes, card, rows, setting.checkpointing) + moments
+    )
     return IterationSeconds(rollout, num_scoring_roles * num_passes * scoring_pass_seconds, num_trained_roles * update)
 
 

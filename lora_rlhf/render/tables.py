@@ -6,7 +6,7 @@ Row = Sequence[str]
 
 
 def markdown_table(header: Row, rows: Sequence[Row], aligned: bool = True) -> str:
-    """A Markdown table. aligned: pads the cells of its source, the first column on the right, others on the left."""
+    """A Markdown table. aligned: also aligns its source, the first column to the left and the others to the right."""
     lines = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (header, *rows)]
     rule = ["---"] * len(header)
     if aligned:
