@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 # Why some architectures cannot be trained here, by transformers' name of them.
 REFUSED = {
+    "longcat_flash": "its routers read a weight that quantization packs",
     "minimax": "it decodes from a cache of its own kind",
     "modernbert-decoder": "its LM head is more than one layer",
     "phimoe": "its router draws experts at random in training, so that a response has no one probability",

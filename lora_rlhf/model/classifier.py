@@ -69,7 +69,7 @@ class PlainClassifier:
         """Replace its weights by other merged ones, rounded to `dtype`. The parameter `except_for` stays as it is."""
         state = self.model.state_dict()
         for part in parts:
-            if part.name in state and part.name != except_for:
+            if part.name in state and part.name != except_for and not part.joined:
                 values = torch.cat([torch.atleast_1d(piece) for piece in part.pieces(mode, dtype, self.model.device)])
                 state[part.name].copy_(values.view_as(state[part.name]))
 

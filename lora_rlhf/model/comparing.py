@@ -49,6 +49,8 @@ def fill(model: SharedModel, parts: list[Part], mode: Mode, dtype: torch.dtype) 
     """Put merged weights, rounded to `dtype`, into a plain model in memory: another export without another folder."""
     state = model.causal.state_dict()
     for part in parts:
+        if part.joined:  # no adapter changes it, in either mode
+            continue
         target, first = state[part.name], 0
         for piece in part.pieces(mode, dtype, model.device):
             end = first + (piece.shape[0] if piece.dim() else 1)

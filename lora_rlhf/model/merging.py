@@ -6,14 +6,14 @@ adds it to the weights in the files: the adapter was never trained with the diff
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, build_glob_alternation, rename_source_key
@@ -23,7 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from lora_rlhf.model.adapter_folder import layer_of
 from lora_rlhf.model.adapters import require_fit
-from lora_rlhf.model.architecture import on_meta
+from lora_rlhf.model.architecture import is_wrapper, on_meta, text_backbone
 from lora_rlhf.model.rounding import piece_rows, read_out
 from lora_rlhf.model.tensor_files import Entry, Stored, read_index
 from lora_rlhf.system.errors import UserError
@@ -56,8 +56,9 @@ class Part:
 
     name: of the parameter in the model, which may differ from that in the file.
     model_dtype: the dtype of the parameter in memory; of a quantized one, the dtype that it is read out in. None: not a
-    float, and copied as it is.
+    float, or not of the text model, and copied as it is.
     transposed: the file has (in, out), and the quantized layer (out, in), as in GPT-2.
+    joined: transformers makes the parameter of several tensors, such as those of single experts. No adapter changes it.
     """
 
     stored: Stored
@@ -66,6 +67,7 @@ class Part:
     quantization: str
     transposed: bool
     update: Update | None
+    joined: bool = False
 
     def pieces(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
         """The merged values in `dtype`, in the layout of the file, a few rows at a time; rounded once, at the end."""
@@ -118,8 +120,8 @@ def plan_merge(
 
     quantization: "nf4", "int8" or "none". compute_dtype: the dtype that the model was loaded in. adapter: as
     `read_adapter` returns it. Only headers are read. UserError for files without a tensor that the model needs, for
-    tensors that transformers would join or split while loading, and for an adapter that does not fit or writes to a
-    tied weight.
+    linear layers that transformers would join or split while loading, and for an adapter that does not fit or writes to
+    a tied weight.
     """
     causal = on_meta(config, compute_dtype, trust_remote_code)
     lora, state = adapter
@@ -130,14 +132,20 @@ def plan_merge(
     _require_untied(causal, state)
     _quantize_on_meta(causal, quantization)
     index = read_index(files)
-    stored = {name: index[key] for key, name in _names_in_model(causal, list(index)).items()}
+    names, joined = _names_in_model(causal, list(index))
     shapes = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
-    _require_whole(causal, stored, shapes)
+    _require_whole(causal, {name: index[key] for key, name in names.items()}, shapes, joined)
     dtype_of = _model_dtypes(causal, compute_dtype)
+    is_trained = _is_of_text_model(causal)
     parts = []
-    for name, tensor in stored.items():
+    for key, name in names.items():
+        tensor = index[key]
         if name not in shapes:
             log.info("%s is left out: this model does not use it", tensor.name)
+            continue
+        if name in joined or not is_trained(name):
+            dtype = dtype_of(name) if tensor.dtype.is_floating_point and is_trained(name) else None
+            parts.append(Part(tensor, name, dtype, "none", False, None, joined=name in joined))
             continue
         path, _, last = name.rpartition(".")
         module = causal.get_submodule(path)
@@ -165,24 +173,41 @@ def _quantize_on_meta(causal: PreTrainedModel, quantization: str) -> None:
     replace_with_bnb_linear(causal, unquantized, settings)
 
 
-def _names_in_model(causal: PreTrainedModel, keys: Sequence[str]) -> dict[str, str]:
-    """Maps each name in the files to the parameter that it becomes, by transformers' own rules."""
+def _names_in_model(causal: PreTrainedModel, keys: Sequence[str]) -> tuple[dict[str, str], set[str]]:
+    """Maps each name in the files to the parameter that it becomes, by transformers' own rules.
+
+    Also the parameters that it joins of several tensors; UserError for a linear layer among them.
+    """
     state = causal.state_dict()
     rules = get_model_conversion_mapping(causal)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     names: dict[str, str] = {}
+    joined: set[str] = set()
     for key in keys:
-        name, joined = rename_source_key(key, renamings, converters, causal.base_model_prefix, state)
+        name, converter = rename_source_key(key, renamings, converters, causal.base_model_prefix, state)
         if name not in state and key in state:
-            name, joined = key, None
-        if joined is not None or name in names.values():
+            name, converter = key, None
+        is_joined = converter is not None
+        if is_joined:
+            joined.add(name)
+        module = causal.get_submodule(name.rpartition(".")[0]) if name in state else None
+        if (is_joined and isinstance(module, nn.Linear | Conv1D)) or (not is_joined and name in names.values()):
             raise UserError(
                 f"{type(causal).__name__} is stored in another arrangement than it computes in ({quote(key)} becomes "
                 f"part of {quote(name)}); such models cannot be merged tensor by tensor. Use the adapter as it is"
             )
         names[key] = name
-    return names
+    return names, joined
+
+
+def _is_of_text_model(causal: PreTrainedModel) -> Callable[[str], bool]:
+    """Tells the parameters of the text model and its LM head from those of the towers beside them."""
+    if not is_wrapper(causal.config):
+        return lambda _name: True
+    modules = {id(module): path for path, module in causal.named_modules()}
+    roots = tuple(f"{modules[id(module)]}." for module in (text_backbone(causal), causal.get_output_embeddings()))
+    return lambda name: name.startswith(roots)
 
 
 def _model_dtypes(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
@@ -200,16 +225,22 @@ def _model_dtypes(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[[str]
 
 
 def _require_whole(
-    causal: PreTrainedModel, stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]
+    causal: PreTrainedModel,
+    stored: Mapping[str, Stored],
+    shapes: Mapping[str, tuple[int, ...]],
+    joined: Collection[str],
 ) -> None:
-    """UserError unless every parameter is in the files, or tied to one that is, and has the shape of the model's."""
+    """UserError unless every parameter is in the files, or tied to one that is, and has the shape of the model's.
+
+    Of a joined one, at least one tensor must be there.
+    """
     tied = causal.all_tied_weights_keys
     pairs = [*tied.items(), *((source, target) for target, source in tied.items())]
     available = {name for name, partner in pairs if partner in stored}
     if missing := sorted({name for name, _ in causal.named_parameters()} - stored.keys() - available):
         raise UserError(f"the base's files lack {len(missing)} tensors that the model needs, the first {missing[0]}")
     for name, tensor in stored.items():
-        if name in shapes and not _same_shape(causal, name, tensor, shapes[name]):
+        if name in shapes and name not in joined and not _same_shape(causal, name, tensor, shapes[name]):
             raise UserError(f"{tensor.path}: {tensor.name} is {tensor.shape}, but the model has {shapes[name]}")
 
 

@@ -20,12 +20,12 @@ from transformers import (
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lora_rlhf.model.adapted_linear import AdaptedLinears
 from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.architecture import on_meta, text_backbone
+from lora_rlhf.model.architecture import on_meta, text_backbone, training_fault
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.targets import find_targets
 from lora_rlhf.system.errors import UserError
@@ -115,9 +115,14 @@ def config_of(family: str, numbers: Mapping[str, object]) -> PreTrainedConfig:
 
 
 def count(config: PreTrainedConfig, quantization: str, dtype: torch.dtype) -> Counts:
-    """Build the whole model on PyTorch's meta device and count it. UserError for one that cannot be built."""
+    """Build the whole model on PyTorch's meta device and count it.
+
+    UserError for one that cannot be built, or cannot be trained here.
+    """
     causal = _on_meta(config, dtype)
-    unquantized = get_keys_to_not_convert(causal) if quantization == "nf4" else None
+    if fault := training_fault(causal):
+        raise UserError(f"{type(causal).__name__} {fault}")
+    unquantized = _kept_whole(causal) if quantization == "nf4" else None
     head = causal.get_output_embeddings()
     linears, quantized_weights = [], set()
     for path, module in causal.named_modules():
@@ -145,13 +150,7 @@ def count(config: PreTrainedConfig, quantization: str, dtype: torch.dtype) -> Co
 
 def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora: LoraSettings, layers: int) -> Skeleton:
     """The first `layers` layers as the stages would hold them, with an adapter of these settings."""
-    short = copy.deepcopy(config)
-    text = short.get_text_config()
-    text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None) is not None:
-        types = text.layer_types
-        text.layer_types = [types[index % len(types)] for index in range(layers)]  # the model may have fewer layers
-    causal = _on_meta(short, dtype)
+    causal = _on_meta(_shortened(config, layers), dtype)
     targets = find_targets(causal)
     with torch.device("meta"):
         if quantization == "nf4":
@@ -172,6 +171,22 @@ def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora:
     return Skeleton(mode, causal, adapter, score)
 
 
+def _shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The same with that many layers, which may be more than it has: what it lists for each layer is repeated."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    for name, values in list(vars(text).items()):
+        if isinstance(values, list) and len(values) == text.num_hidden_layers:
+            kinds = list(dict.fromkeys(map(str, values)))
+            if len(kinds) > 2 and all(isinstance(value, str) for value in values):
+                values = sorted(kinds, key=lambda kind: "attention" not in kind)  # few layers are to hold all kinds
+            setattr(text, name, [values[index % len(values)] for index in range(layers)])
+    text.num_hidden_layers = layers
+    if hasattr(text, "hybrid_layer_ids"):  # of Zamba 2, from its list
+        text.hybrid_layer_ids = [index for index, kind in enumerate(text.layers_block_type) if kind == "hybrid"]
+    return short
+
+
 def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     try:
         return on_meta(config, dtype)
@@ -183,6 +198,12 @@ def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
 
 
+def _kept_whole(causal: PreTrainedModel) -> list[str]:
+    """The layers that transformers does not quantize."""
+    names: list[str] = HfQuantizer.get_modules_to_not_convert(causal, None, causal._keep_in_fp32_modules)
+    return names
+
+
 def _replace(causal: PreTrainedModel, dtype: torch.dtype) -> None:
     """Replace linear layers by 4-bit ones, as transformers does before it loads their weights."""
     settings = BitsAndBytesConfig(
@@ -191,8 +212,9 @@ def _replace(causal: PreTrainedModel, dtype: torch.dtype) -> None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    replace_with_bnb_linear(causal, get_keys_to_not_convert(causal), settings)
+    replace_with_bnb_linear(causal, _kept_whole(causal), settings)
     causal.is_loaded_in_4bit = True  # what PEFT chooses its layers by
+    causal.config.get_text_config()._is_quantized = True  # what Jamba chooses its way by
 
 
 def _fake_maker(dtype: torch.dtype) -> Callable[[nn.Module, str, Tensor], Tensor]:

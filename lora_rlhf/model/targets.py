@@ -17,6 +17,7 @@ ALL_LINEAR = "all-linear"
 GROUPS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward", "ffn", "fc1", "fc2", "shared_expert")}
 ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})  # they choose experts, and get no adapter
 TOWERS = frozenset({"embed_tokens_extend"})  # inside of a text model, and read images and sound
+SPARSE = frozenset({"compressor", "indexer"})  # choose or sum up what is far back: without a gradient in short texts
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _adaptable(backbone: nn.Module, causal: PreTrainedModel) -> Iterator[str]:
     for path, module in backbone.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module is not head and not _computes_more(module):
             parts = path.split(".")
-            if ROUTERS.isdisjoint(parts) and TOWERS.isdisjoint(parts) and not _is_read_by_kernel(path, backbone):
+            if (ROUTERS | TOWERS | SPARSE).isdisjoint(parts) and not _is_read_by_kernel(path, backbone):
                 yield path
 
 

@@ -58,11 +58,11 @@ def measure_model(config: PlanConfig) -> MeasuredModel:
             config.max_prompt_tokens,
             config.max_response_tokens,
         )
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, LookupError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{counts.family} cannot be planned: its layers do not run without weights ({reason}). Begin its stages as "
-            "they are: each tries its longest case first, and halves what does not fit"
+            "they are, which may work all the same: each tries its longest case first, and halves what does not fit"
         ) from error
     return MeasuredModel(name, counts, passes, CPU if config.device == "cpu" else CUDA)
 

@@ -212,7 +212,9 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     ),
     # hybrids: attention beside linear attention, short convolutions or state spaces
     "bamba": Checkpoint("Bamba", "ibm-ai-platform/Bamba-9B-v2", "bamba", MAMBA | {"attn_layer_indices": [1]}),
-    "falcon_h1": Checkpoint("Falcon-H1", "tiiuae/Falcon-H1-0.5B-Instruct", "falcon_h1", MAMBA | {"mamba_d_ssm": 128}),
+    "falcon_h1": Checkpoint(
+        "Falcon-H1", "tiiuae/Falcon-H1-0.5B-Instruct", "falcon_h1", MAMBA | {"mamba_d_ssm": 128, "num_hidden_layers": 3}
+    ),
     "granitemoehybrid": Checkpoint(
         "Granite 4",
         "ibm-granite/granite-4.0-h-tiny",
