@@ -9,6 +9,7 @@ import inspect
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.base import HfQuantizer
 
 # Why some architectures cannot be trained here, by transformers' name of them.
 REFUSED = {
@@ -37,6 +38,17 @@ def on_meta(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: boo
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
     return model
+
+
+def kept_whole(causal: PreTrainedModel) -> list[str]:
+    """The layers that transformers does not quantize.
+
+    It keeps the layer of the last parameter, and looks for that before it ties the LM head, which this model has tied.
+    """
+    names = HfQuantizer.get_modules_to_not_convert(causal, None, causal._keep_in_fp32_modules)
+    last = list(causal.named_parameters())[-1][0].removesuffix(".weight")
+    last_untied = list(causal.named_parameters(remove_duplicate=False))[-1][0].removesuffix(".weight")
+    return [name for name in names if name != last or last == last_untied]
 
 
 def text_backbone(causal: PreTrainedModel) -> nn.Module:

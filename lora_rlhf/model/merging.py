@@ -19,11 +19,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, build_glob_alternation, rename_source_key
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import HfQuantizer
 
 from lora_rlhf.model.adapter_folder import layer_of
 from lora_rlhf.model.adapters import require_fit
-from lora_rlhf.model.architecture import is_wrapper, on_meta, text_backbone
+from lora_rlhf.model.architecture import is_wrapper, kept_whole, on_meta, text_backbone
 from lora_rlhf.model.rounding import piece_rows, read_out
 from lora_rlhf.model.tensor_files import Entry, Stored, read_index
 from lora_rlhf.system.errors import UserError
@@ -169,8 +168,7 @@ def _quantize_on_meta(causal: PreTrainedModel, quantization: str) -> None:
     if quantization == "none":
         return
     settings = BitsAndBytesConfig(load_in_4bit=quantization == "nf4", load_in_8bit=quantization != "nf4")
-    unquantized = HfQuantizer.get_modules_to_not_convert(causal, None, causal._keep_in_fp32_modules)
-    replace_with_bnb_linear(causal, unquantized, settings)
+    replace_with_bnb_linear(causal, kept_whole(causal), settings)
 
 
 def _names_in_model(causal: PreTrainedModel, keys: Sequence[str]) -> tuple[dict[str, str], set[str]]:

@@ -20,12 +20,11 @@ from transformers import (
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lora_rlhf.model.adapted_linear import AdaptedLinears
 from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.architecture import on_meta, text_backbone, training_fault
+from lora_rlhf.model.architecture import kept_whole, on_meta, text_backbone, training_fault
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.targets import find_targets
 from lora_rlhf.system.errors import UserError
@@ -122,7 +121,7 @@ def count(config: PreTrainedConfig, quantization: str, dtype: torch.dtype) -> Co
     causal = _on_meta(config, dtype)
     if fault := training_fault(causal):
         raise UserError(f"{type(causal).__name__} {fault}")
-    unquantized = _kept_whole(causal) if quantization == "nf4" else None
+    unquantized = kept_whole(causal) if quantization == "nf4" else None
     head = causal.get_output_embeddings()
     linears, quantized_weights = [], set()
     for path, module in causal.named_modules():
@@ -198,12 +197,6 @@ def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
 
 
-def _kept_whole(causal: PreTrainedModel) -> list[str]:
-    """The layers that transformers does not quantize."""
-    names: list[str] = HfQuantizer.get_modules_to_not_convert(causal, None, causal._keep_in_fp32_modules)
-    return names
-
-
 def _replace(causal: PreTrainedModel, dtype: torch.dtype) -> None:
     """Replace linear layers by 4-bit ones, as transformers does before it loads their weights."""
     settings = BitsAndBytesConfig(
@@ -212,7 +205,7 @@ def _replace(causal: PreTrainedModel, dtype: torch.dtype) -> None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    replace_with_bnb_linear(causal, _kept_whole(causal), settings)
+    replace_with_bnb_linear(causal, kept_whole(causal), settings)
     causal.is_loaded_in_4bit = True  # what PEFT chooses its layers by
     causal.config.get_text_config()._is_quantized = True  # what Jamba chooses its way by
 

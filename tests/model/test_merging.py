@@ -23,6 +23,7 @@ from lora_rlhf.model.rounding import piece_rows, read_out
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.model.targets import Targets
 from lora_rlhf.system.errors import UserError
+from tests.zoo.checkpoints import save_checkpoint
 
 CPU = torch.device("cpu")
 Tiny = Callable[[str], Path]
@@ -178,3 +179,42 @@ def test_an_adapter_on_a_tied_head_is_refused(tiny_model: Tiny, tmp_path: Path) 
     model.save_role("sft", tmp_path / "adapter")
     with pytest.raises(UserError, match="lm_head, whose weight is tied"):
         planned(tiny_model("llama"), tmp_path / "adapter")
+
+
+def test_tensors_that_a_mixture_joins_are_copied_as_they_are(tmp_path: Path) -> None:
+    """Each expert is a tensor in the file, all are one parameter in memory, and no adapter changes it."""
+    save_checkpoint("qwen3_moe", tmp_path / "base")
+    with_adapter(tmp_path / "base", tmp_path / "adapter", "nf4", "float32")
+    parts = planned(tmp_path / "base", tmp_path / "adapter")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    experts = [part for part in parts if part.joined]
+    assert len(experts) == sum(".experts." in name for name in stored) > 8
+    assert {part.stored.name for part in parts} == stored.keys()
+    assert all(torch.equal(merged(part), stored[part.stored.name]) for part in experts)
+    assert sum(part.update is not None for part in parts) == 8
+
+
+def test_towers_of_a_wrapper_are_copied_bit_for_bit(tmp_path: Path) -> None:
+    save_checkpoint("gemma3", tmp_path / "base")
+    with_adapter(tmp_path / "base", tmp_path / "adapter", "nf4", "float32")
+    parts = planned(tmp_path / "base", tmp_path / "adapter")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    towers = [part for part in parts if "language_model" not in part.stored.name and "lm_head" not in part.stored.name]
+    assert len(towers) > 8
+    for part in towers:
+        assert part.planned("rounded", torch.bfloat16, CPU).entry.dtype == torch.float32
+        assert torch.equal(merged(part, "rounded", torch.bfloat16), stored[part.stored.name])
+    assert sum(part.update is not None for part in parts) == 14
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "falcon_h1", "gemma4", "opt_proj"])
+def test_what_is_quantized_is_what_transformers_quantizes(tmp_path: Path, name: str) -> None:
+    """Gemma 3n ties its LM head, and its last parameter is that of a linear layer."""
+    save_checkpoint(name, tmp_path / "base")
+    model = with_adapter(tmp_path / "base", tmp_path / "adapter", "nf4", "float32").causal
+    for part in planned(tmp_path / "base", tmp_path / "adapter"):
+        module = model.get_submodule(part.name.rpartition(".")[0])
+        if part.quantization == "nf4":
+            assert isinstance(getattr(module, "base_layer", module), Linear4bit), part.name
+        elif part.model_dtype is not None:
+            assert not isinstance(getattr(module, "base_layer", module), Linear4bit) or "bias" in part.name, part.name

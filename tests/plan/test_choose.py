@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from lora_rlhf.plan.dryrun import ChunkedLine, Envelope, Line, Plane
 from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest_point, memory_points
 from lora_rlhf.plan.report import command_lines, models_table_markdown, print_plan
 from lora_rlhf.plan.shapes import SHAPES, find_shape_name
-from lora_rlhf.plan.subject import MeasuredModel
+from lora_rlhf.plan.subject import MeasuredModel, measure_model
 from lora_rlhf.system.errors import UserError
+from tests.zoo.checkpoints import CHECKPOINTS
 
 ASKED = PlanConfig(model="tinyworld", gpu_gib=6, max_prompt_tokens=24, max_response_tokens=8)
 # of the checkpoints that their makers published, as the hub tells them
@@ -209,6 +211,20 @@ def test_what_writes_no_text_is_refused(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "vision", model_type="vit", hidden_size=64)
     with pytest.raises(UserError, match="'vit' config does not make a causal language model"):
         print_plan(replace(ASKED, model=folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt_neo", "bamba", "nemotron_h", "qwen3_moe", "jamba", "zamba2"])
+def test_layers_of_several_kinds_and_experts_are_planned(tmp_path: Path, name: str) -> None:
+    CHECKPOINTS[name].make_config().save_pretrained(tmp_path)
+    lengths: dict[str, Any] = {"max_prompt_tokens": 32, "max_response_tokens": 16}
+    assert measure_model(PlanConfig(model=str(tmp_path), device="cpu", **lengths)).passes.scoring.at(4, 8) > 0
+
+
+def test_what_cannot_be_trained_is_not_planned(tmp_path: Path) -> None:
+    CHECKPOINTS["bloom"].make_config().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="BloomForCausalLM takes no position_ids"):
+        measure_model(PlanConfig(model=str(tmp_path), device="cpu"))
 
 
 def test_lengths_beyond_the_context_are_refused() -> None:
