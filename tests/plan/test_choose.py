@@ -218,7 +218,7 @@ def test_what_writes_no_text_is_refused(tmp_path: Path) -> None:
 def test_layers_of_several_kinds_and_experts_are_planned(tmp_path: Path, name: str) -> None:
     CHECKPOINTS[name].make_config().save_pretrained(tmp_path)
     lengths: dict[str, Any] = {"max_prompt_tokens": 32, "max_response_tokens": 16}
-    assert measure_model(PlanConfig(model=str(tmp_path), device="cpu", **lengths)).passes.scoring.at(4, 8) > 0
+    assert measure_model(PlanConfig(model=str(tmp_path), device="cpu", **lengths)).passes.scoring.bytes_at(4, 8) > 0
 
 
 def test_what_cannot_be_trained_is_not_planned(tmp_path: Path) -> None:
