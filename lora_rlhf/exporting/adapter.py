@@ -20,6 +20,7 @@ def prepare_adapter(config: ExportConfig, source: Source) -> PreparedExport:
     num_bytes = sum(tensor.nbytes for tensor in state.values())
 
     def write(folder: Path) -> dict[str, Any]:
+        """Writes the adapter, its tokenizer and its licence; returns the facts of the export."""
         settings = deepcopy(lora)
         complete(settings, any(is_head(name) for name in state), source.base_name)
         settings.target_modules = sorted(lora.target_modules)  # PEFT would write a set, whose order changes

@@ -83,7 +83,7 @@ def _ollama_usage(facts: Mapping[str, Any]) -> str:
 
 
 def _classifier_usage(facts: Mapping[str, Any], _base: str) -> str:
-    """Code for transformers, and what has to be subtracted from the class's output."""
+    """Code for transformers, and the offset to subtract from the output of the class."""
     offset = facts["score_offset"]
     offset_note = (
         f"`score_offset` is {offset:.6g}: the class has no bias to hold it. It cancels between answers to compare."

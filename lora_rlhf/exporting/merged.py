@@ -30,6 +30,7 @@ def prepare_merged(config: ExportConfig, source: Source) -> PreparedExport:
     context: int | None = getattr(source.config.get_text_config(), "max_position_embeddings", None)
 
     def write(folder: Path) -> dict[str, Any]:
+        """Writes the merged model; returns the facts of the export."""
         trained = None
         if prompts is not None:
             (folder / SCRATCH).mkdir()

@@ -99,13 +99,13 @@ def find_between_texts(tokenizer: "PreTrainedTokenizerBase") -> BetweenTexts:
 def _read_between_texts(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...]) -> dict[tuple[str, str], str]:
     """Renders a conversation of these roles with known words, and reads the texts between the words."""
     words = SAMPLE_WORDS[: len(roles)]
-    rest = _rendered_template(tokenizer, list(zip(roles, words, strict=True)))
+    unread_text = _rendered_template(tokenizer, list(zip(roles, words, strict=True)))
     texts: dict[tuple[str, str], str] = {}
     for previous_role, role, word in zip(("", *roles), (*roles, ""), (*words, None), strict=False):
         if word is None:
-            text, rest = rest, ""
+            text, unread_text = unread_text, ""
         else:
-            text, content, rest = rest.partition(word)
+            text, content, unread_text = unread_text.partition(word)
             if not content:
                 raise Untranslatable(f"the template leaves a message of the {role} out")
         if texts.setdefault((previous_role, role), text) != text:

@@ -49,6 +49,7 @@ def prepare_classifier(config: ExportConfig, source: Source) -> PreparedExport:
     )
 
     def write(folder: Path) -> dict[str, Any]:
+        """Writes the classifier; returns the facts of the export."""
         scored_conversations = _score_conversations(config, source, head, offset) if config.parity == "full" else None
         hashes = write_shards(folder, planned_tensors, parse_size(config.max_shard_size))
         is_exact = _write_classifier_files(config, source, classifier, remaining_offset, folder)

@@ -31,7 +31,7 @@ MEANINGFUL_COLUMNS = (
 
 
 def advice_on_report(report: Report) -> list[dict[str, str]]:
-    """Returns what a person should know before training on this data; empty if nothing needs a change.
+    """Returns advice for training on this data; empty if nothing needs a change.
 
     `report` is the one of `check.check_data`. Each item is {"file", "text"}: all items of a file follow one another,
     the most serious first.

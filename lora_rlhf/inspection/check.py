@@ -144,8 +144,8 @@ class _CheckedFile:
         """The file's part of the report.
 
         `file`; `error`, or None if the file could be opened; then `files` and `skipped` (of a folder), `rows` (see
-        `Reading`), `records`, `formats`, `refused` [{reason, count, examples}], `stages` (see `stage_use`), and what
-        `FileFigures` counts.
+        `Reading`), `records`, `formats`, `refused` [{reason, count, examples}], `stages` (see `stage_use`), and the
+        counts of `FileFigures`.
         """
         if self.reading is None:
             return {"file": self.name, "error": self.error}

@@ -43,7 +43,7 @@ class Tally:
                 self._add_pending()
 
     def merge(self, other_tally: "Tally") -> None:
-        """Adds what another tally counted."""
+        """Adds the hashes of another tally."""
         self._add_pending()
         other_tally._add_pending()
         threshold = min(self._threshold, other_tally._threshold)
@@ -53,17 +53,17 @@ class Tally:
 
     @property
     def threshold(self) -> int:
-        """Only hashes below it are kept; 2**64 as long as every hash is kept."""
+        """The tally has only hashes below this number. It is 2**64 (above every hash) until the tally is full."""
         self._add_pending()
         return self._threshold
 
     @property
     def scale(self) -> float:
-        """How many hashes each kept hash stands for."""
+        """The estimated number of all hashes for each one in the tally: 1 until it is full."""
         return 2**64 / self.threshold
 
     def table(self) -> tuple[Hashes, Hashes]:
-        """(hashes in order, how often each came)."""
+        """Returns (sorted hashes, the number of occurrences of each)."""
         self._add_pending()
         return self._values, self._counts
 
@@ -77,10 +77,10 @@ class Tally:
         """Adds the pending hashes to the table."""
         if not self._pending:
             return
-        new, times = np.unique(np.frombuffer(self._pending, np.uint64), return_counts=True)
+        new_values, new_counts = np.unique(np.frombuffer(self._pending, np.uint64), return_counts=True)
         self._pending = array("Q")
         self._replace_table(
-            np.concatenate([self._values, new]), np.concatenate([self._counts, times.astype(np.uint64)])
+            np.concatenate([self._values, new_values]), np.concatenate([self._counts, new_counts.astype(np.uint64)])
         )
 
     def _replace_table(self, values: Hashes, counts: Hashes) -> None:
@@ -106,7 +106,7 @@ class Prints:
         self.beginnings, self.validation_beginnings = Tally(most), Tally(most)
 
     def add(self, prompt: Prompt, hashes: Sequence[int] = (), fraction: float | None = None) -> int:
-        """Adds a row; `hashes` are of what the row holds beside its prompt, in order.
+        """Adds a row; `hashes` are of the parts of the row beside its prompt, in order.
 
         fraction: the share of prompts that the row's stage holds out; None: the row is on neither side. Returns the
         hash of the prompt's normalized text, equal for prompts of one `prompt.key`.

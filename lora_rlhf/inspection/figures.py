@@ -77,6 +77,7 @@ class Signs:
     def from_record(
         cls, record: Record, unused: "UnusedColumns", tokenizer: "PreTrainedTokenizerBase | None"
     ) -> "Signs":
+        """The signs of one record, and its lengths in tokens if there is a tokenizer."""
         tokens = None if tokenizer is None else count_tokens(tokenizer, record)
         if isinstance(record, Text):
             return cls(False, False, False, None, (), (), tokens)
@@ -146,7 +147,7 @@ class FileFigures:
         return FileFigures(math.ceil(self.sample.most / num_parts), self.fractions)
 
     def merge(self, other_figures: "FileFigures") -> None:
-        """Adds what another part of the file holds."""
+        """Adds the figures of another part of the file."""
         self.kinds.update(other_figures.kinds)
         self.prints.merge(other_figures.prints)
         self.rankings.merge(other_figures.rankings)

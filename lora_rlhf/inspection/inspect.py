@@ -78,7 +78,7 @@ def inspect(config: InspectConfig) -> None:
 
 
 def _is_in_color(config: InspectConfig) -> bool:
-    """Whether the terminal output uses colours: --color, or else what the terminal and NO_COLOR say."""
+    """Whether the terminal output uses colours: --color, or else by the terminal and NO_COLOR."""
     if config.color != "auto":
         return config.color == "always"
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -185,9 +185,9 @@ def _encode_rows(
         notes = []
         if refused.truncated_prompts > truncated_before:
             notes.append(f"the prompt lost its beginning: max_prompt_tokens is {config.max_prompt_tokens}")
-        place = record.origin if isinstance(record, Prompt) else record.prompt.origin
+        origin = record.origin if isinstance(record, Prompt) else record.prompt.origin
         rows.encoded.append(encoded)
-        rows.origins.append(Origin(place, tuple(notes)))
+        rows.origins.append(Origin(origin, tuple(notes)))
         if len(rows.encoded) == config.rows:
             break
     refused.extend(source.refused)

@@ -45,7 +45,7 @@ class Lengths:
         self._buckets[length] += 1
 
     def merge(self, other_lengths: "Lengths") -> None:
-        """Adds what another distribution counted."""
+        """Adds the lengths of another distribution."""
         self.count += other_lengths.count
         self.total += other_lengths.total
         self.longest = max(self.longest, other_lengths.longest)
@@ -162,7 +162,7 @@ def responses_of(record: Record) -> tuple[str, ...]:
 def token_figures(
     token_counts: Sequence[TokenCounts], is_whole: bool, max_prompt_tokens: int, max_response_tokens: int
 ) -> dict[str, Any]:
-    """Lengths in tokens, and what the limits do.
+    """Lengths in tokens, and the effects of the limits.
 
     `exact` says whether all rows were counted. Of each limit: its value, `over` (the share of prompts or responses that
     exceed it), `num_lost` (the share of rows that are gone for it: demonstrations whose response is over, rankings with

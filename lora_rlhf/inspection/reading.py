@@ -42,6 +42,7 @@ class RefusalLog(RefusedRows):
         self.breaks: list[str] = []
 
     def add(self, origin: str, fault: BadRow) -> None:
+        """Counts a refused row, or a broken part of the file, and writes it to the stream if there is one."""
         if isinstance(fault, Damaged):
             self.breaks.append(f"{origin}: {fault}")
         else:

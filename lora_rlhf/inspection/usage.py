@@ -21,9 +21,9 @@ DEFAULT_FRACTIONS: dict[str, Any] = {
 MOST_REASONS = 3  # for refusals of one stage
 
 
-def held_out_fractions(chosen: float | None) -> dict[str, float]:
-    """{kind: share of prompts that is held out}: the chosen one, or else the default of the kind's stage."""
-    return DEFAULT_FRACTIONS if chosen is None else dict.fromkeys(DEFAULT_FRACTIONS, chosen)
+def held_out_fractions(fraction: float | None) -> dict[str, float]:
+    """{kind: share of prompts that is held out}: the given one, or else the default of the kind's stage."""
+    return DEFAULT_FRACTIONS if fraction is None else dict.fromkeys(DEFAULT_FRACTIONS, fraction)
 
 
 def readable_kinds(reading: Reading) -> list[RecordKind]:
