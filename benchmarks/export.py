@@ -38,9 +38,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lora_rlhf.exporting.shards import write_shards
 from lora_rlhf.model.adapters import LoraSettings, write_adapter
 from lora_rlhf.model.dense import free_bytes
-from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
+from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files
 from lora_rlhf.model.merging import PIECE, Planned
-from lora_rlhf.model.rounding import piece_rows
+from lora_rlhf.model.rounding import rows_per_piece
 from lora_rlhf.model.targets import find_targets
 from lora_rlhf.model.tensor_files import Entry
 from lora_rlhf.system.disk import write_json
@@ -185,7 +185,7 @@ def make_base(folder: Path, layers: int) -> int:
 
 def drawn(tensor: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Random values for a tensor, a few rows at a time."""
-    rows = piece_rows(tensor.shape[1], PIECE) if tensor.dim() == 2 else tensor.shape[0]
+    rows = rows_per_piece(tensor.shape[1], PIECE) if tensor.dim() == 2 else tensor.shape[0]
     for first in range(0, tensor.shape[0], rows):
         size = (min(rows, tensor.shape[0] - first), *tensor.shape[1:])
         values = torch.randn(size, generator=generator) * SCALE if tensor.dim() == 2 else torch.ones(size)
@@ -214,7 +214,7 @@ def make_run(folder: Path, base: Path) -> None:
             **{"seconds": 0.0, "results": {}},
             "base": {
                 **{"name": str(base), "quantization": "nf4", "compute_dtype": "float32", "trust_remote_code": False},
-                "source_hash": hash_files([config_file(files), *weight_files(files, str(base))]),
+                "source_hash": hash_files([find_config_file(files), *find_weight_files(files, str(base))]),
                 "chat_template": tokenizer.chat_template,
             },
         },

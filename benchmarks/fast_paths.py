@@ -36,15 +36,15 @@ from lora_rlhf.algo.losses import lm_loss, policy_loss, value_loss
 from lora_rlhf.data.batches import pad_left, pad_right, sft_batch
 from lora_rlhf.data.encode import EncodedExample
 from lora_rlhf.data.template import pad_id, stop_ids
-from lora_rlhf.model.adapted_linear import LinearMode, peft_forward
+from lora_rlhf.model.adapted_linear import LinearMode, run_peft_forward
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.decode_weights import merged
-from lora_rlhf.model.dense import keep_dense
+from lora_rlhf.model.decode_weights import use_merged_weights
+from lora_rlhf.model.dense import keep_dense_copies
 from lora_rlhf.model.forward import (
     Sequences,
+    apply_in_micro_batches,
     counted_logprobs,
-    in_micro_batches,
     response_logprobs,
     response_scores,
     response_values,
@@ -140,7 +140,7 @@ class Work:
             )
             return
         for role in ANSWERING:
-            with self.model.role(role), merged(self.model) if paths.merged else nullcontext():
+            with self.model.role(role), use_merged_weights(self.model) if paths.merged else nullcontext():
                 generate_seeded(self.model, prompts, seeds, **self.drawing, batch_size=len(prompts), engine=engine)
 
     @property
@@ -148,7 +148,7 @@ class Work:
         return {"max_new_tokens": self.case.new_tokens, "temperature": 1.0, "stop_ids": self.stops}
 
     def sample(self, paths: Paths) -> list[Response]:
-        with self.model.role("policy"), merged(self.model) if paths.merged else nullcontext():
+        with self.model.role("policy"), use_merged_weights(self.model) if paths.merged else nullcontext():
             groups = generate_seeded(
                 self.model,
                 self.prompts,
@@ -169,13 +169,13 @@ class Work:
         """The policy's log-probabilities and the values, after the scores and the reference's log-probabilities."""
         model, size = self.model, self.sizes.micro_batch
         with model.role("reward"):
-            in_micro_batches(lambda part: response_scores(model, part), sequences, size)
+            apply_in_micro_batches(lambda part: response_scores(model, part), sequences, size)
         with model.role("sft"):
-            in_micro_batches(lambda part: response_logprobs(model, part, entropy=False)[0], sequences, size)
+            apply_in_micro_batches(lambda part: response_logprobs(model, part, needs_entropy=False)[0], sequences, size)
         with model.role("policy"):
-            logprobs = in_micro_batches(lambda part: response_logprobs(model, part)[0], sequences, size)
+            logprobs = apply_in_micro_batches(lambda part: response_logprobs(model, part)[0], sequences, size)
         with model.role("value"):
-            return logprobs, in_micro_batches(lambda part: response_values(model, part), sequences, size)
+            return logprobs, apply_in_micro_batches(lambda part: response_values(model, part), sequences, size)
 
     def update(self, sequences: Sequences, old: torch.Tensor, values: torch.Tensor) -> None:
         model, mask = self.model, sequences.response_mask
@@ -301,10 +301,10 @@ def gain(seconds: dict[str, list[float]], name: str) -> dict[str, float]:
 def switched(model: SharedModel, paths: Paths) -> Iterator[None]:
     """The paths that are a property of the model rather than of a call."""
     with ExitStack() as stack:
-        keep_dense(model.causal, "always" if paths.dense else "never")
+        keep_dense_copies(model.causal, "always" if paths.dense else "never")
         if not paths.autograd:
             stack.enter_context(
-                patch.object(LinearMode, "forward", lambda _mode, layer, inputs: peft_forward(layer, inputs))
+                patch.object(LinearMode, "forward", lambda _mode, layer, inputs: run_peft_forward(layer, inputs))
             )
         yield
 

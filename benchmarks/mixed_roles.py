@@ -29,7 +29,7 @@ from shapes import make_model
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.decode_weights import merged
+from lora_rlhf.model.decode_weights import use_merged_weights
 from lora_rlhf.model.generate import Engine, Response, generate_mixed, generate_seeded, stream_mixed
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.disk import write_json
@@ -128,7 +128,7 @@ def measure(
 
     runs = {MIXED: mixed, ALONE: lambda: alone(lambda _model: nullcontext())}
     if asked.prompts > 1:
-        runs[MERGED] = lambda: alone(merged)
+        runs[MERGED] = lambda: alone(use_merged_weights)
     speeds, same = alternate(model, runs, rounds)
     pairs = {name: zip(speeds[MIXED], values, strict=True) for name, values in speeds.items() if name != MIXED}
     ratios = {name: [a / b for a, b in both] for name, both in pairs.items()}

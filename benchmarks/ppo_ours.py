@@ -19,7 +19,7 @@ from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import render_prompt
-from lora_rlhf.model.memory import quantized_storages
+from lora_rlhf.model.memory import count_quantized_storages
 from lora_rlhf.stages import ppo, reward, sft
 from lora_rlhf.stages.ppo import PPO
 from lora_rlhf.stages.trainer import Trainer
@@ -118,7 +118,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **finish(clock, before, args),
         "adapter_bytes": manifest["results"]["adapter_bytes"],
-        "base_storages": quantized_storages(),
+        "base_storages": count_quantized_storages(),
     }
 
 

@@ -25,7 +25,7 @@ from shapes import SHAPES, make_model
 
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.memory import adapter_bytes, quantized_storages
+from lora_rlhf.model.memory import adapter_bytes, count_quantized_storages
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.disk import write_json
 
@@ -57,7 +57,7 @@ def measure(shape: str, folder: Path) -> dict[str, Any]:
     """MiB of the base and of each role, and each role's share of the base."""
     make_model(SHAPES[shape], folder)
     model = SharedModel(load_base(BaseSpec(str(folder))))
-    base, bases = live_bytes(model), quantized_storages()
+    base, bases = live_bytes(model), count_quantized_storages()
     settings = LoraSettings()
     roles: dict[str, Any] = {}
     for role in ("sft", "reward", "policy", "value"):
@@ -77,7 +77,7 @@ def measure(shape: str, folder: Path) -> dict[str, Any]:
     return {
         "base_mib": round(base / MIB, 2),
         "base_in_16_bits_mib": round(sum(path.stat().st_size for path in folder.glob("*.safetensors")) / MIB, 2),
-        "quantized_storages": {"base": bases, "with_all_roles": quantized_storages()},
+        "quantized_storages": {"base": bases, "with_all_roles": count_quantized_storages()},
         "roles": roles,
     }
 

@@ -12,7 +12,7 @@ import torch
 from lora_rlhf.configs.catalogue import REWARD
 from lora_rlhf.data.chosen_template import is_same_template
 from lora_rlhf.evaluation.systems import RunStages, find_stages
-from lora_rlhf.model.dense import Dequantize, keep_dense
+from lora_rlhf.model.dense import Dequantize, keep_dense_copies
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
@@ -82,7 +82,7 @@ class LoadedRuns:
             self.close()
         if self._model is None:
             self._model = open_base(base_record, self.device, trust_remote_code=self._trust_remote_code)
-            keep_dense(self._model.causal, self._dequantize)
+            keep_dense_copies(self._model.causal, self._dequantize)
         self._num_loads += 1
         prefix = f"run{self._num_loads}"
         columns = {

@@ -17,9 +17,9 @@ from lora_rlhf.data.refusals import RefusedRows
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import decode_response, pad_id, render_response, stop_ids
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.dense import Dequantize, keep_dense
+from lora_rlhf.model.dense import Dequantize, keep_dense_copies
 from lora_rlhf.model.drawing import Response
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores
 from lora_rlhf.model.generate import draw_seeds, generate_mixed, stream_mixed
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import SharedModel
@@ -144,7 +144,7 @@ class LoadedRun:
             self.model.device
         )
         with self.model.role(role):
-            scores: list[float] = in_micro_batches(
+            scores: list[float] = apply_in_micro_batches(
                 lambda part: response_scores(self.model, part), batch, batch_size
             ).tolist()
         return scores
@@ -223,7 +223,7 @@ def load_run(
     name = BY_ROLE[role].name if role in BY_ROLE else finished_stages[0].name
     parent = find_stage(folder / name, name)
     model = open_base(parent.manifest["base"], device, trust_remote_code=trust_remote_code)
-    keep_dense(model.causal, dequantize)
+    keep_dense_copies(model.causal, dequantize)
     run = LoadedRun(folder, model, role)
     run._load_role(role)
     return run

@@ -10,7 +10,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.template import encode_text, leading_bos, pad_id, stop_ids
-from lora_rlhf.model.forward import Sequences, best_and_logprobs, in_micro_batches
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, best_ids_and_logprobs
 from lora_rlhf.model.generate import generate
 from lora_rlhf.model.shared import SharedModel
 
@@ -57,8 +57,8 @@ class HarnessModel(TemplateLM):
         padded_contexts, padded_continuations = pad_left(contexts, pad), pad_right(continuations, pad)
         batch = Sequences(*padded_contexts, *padded_continuations).to(self._model.device)
         with torch.no_grad(), self._model.role(self._role):
-            columns = in_micro_batches(
-                lambda part: torch.stack(best_and_logprobs(self._model, part), -1), batch, self._batch_size
+            columns = apply_in_micro_batches(
+                lambda part: torch.stack(best_ids_and_logprobs(self._model, part), -1), batch, self._batch_size
             )
         best_ids, logprobs = columns.unbind(-1)
         is_greedy = (best_ids == batch.response_ids) | ~batch.response_mask

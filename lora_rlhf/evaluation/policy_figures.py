@@ -12,7 +12,7 @@ from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.evaluation.columns import Column
 from lora_rlhf.evaluation.generation import padded_sequences
 from lora_rlhf.model.drawing import Response
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stats.text_metrics import (
     distinct_contributions,
@@ -84,7 +84,9 @@ def measure_distances(
 def _read_values(model: SharedModel, role: str, batch: Sequences, batch_size: int) -> Tensor:
     """Log-probabilities and entropies of one role: (B, R, 2)."""
     with model.role(role):
-        return in_micro_batches(lambda part: torch.stack(response_logprobs(model, part), dim=-1), batch, batch_size)
+        return apply_in_micro_batches(
+            lambda part: torch.stack(response_logprobs(model, part), dim=-1), batch, batch_size
+        )
 
 
 def answer_columns(

@@ -15,7 +15,7 @@ from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Ranking, Text
 from lora_rlhf.data.template import encode_text, leading_bos, pad_id
 from lora_rlhf.evaluation.columns import Column
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, text_logprobs
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_logprobs, text_logprobs
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.sets import Choice
 from lora_rlhf.system.errors import UserError
@@ -126,7 +126,9 @@ def choice_column(model: SharedModel, role: str, questions: Sequence[EncodedRank
     """
     batch = Sequences(*ranking_batch(questions, pad_id(model.tokenizer))).to(model.device)
     with model.role(role):
-        logprobs = in_micro_batches(lambda part: response_logprobs(model, part, entropy=False)[0], batch, batch_size)
+        logprobs = apply_in_micro_batches(
+            lambda part: response_logprobs(model, part, needs_entropy=False)[0], batch, batch_size
+        )
     means = (logprobs.double().sum(dim=1) / batch.response_mask.sum(dim=1)).cpu()
     means_by_question = means.split([len(question.ranks) for question in questions])
     is_right = [

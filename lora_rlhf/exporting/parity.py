@@ -25,7 +25,7 @@ from lora_rlhf.exporting.prompts import ParityPrompts
 from lora_rlhf.exporting.source import DTYPES, Source
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.comparing import fill, greedy_responses, response_logits, score_of_response
-from lora_rlhf.model.dense import keep_dense
+from lora_rlhf.model.dense import keep_dense_copies
 from lora_rlhf.model.merging import Mode
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.model.tensor_files import Entry, read_index, write_tensors
@@ -61,7 +61,7 @@ class TrainedAnswers:
 def measure_trained(config: ExportConfig, source: Source, prompts: ParityPrompts, scratch: Path) -> TrainedAnswers:
     """Loads the base in 4 bits with the adapter, measures both, and frees them. Writes logits to `scratch`."""
     model = SharedModel(load_base(source.spec, str(source.device)))
-    keep_dense(model.causal)
+    keep_dense_copies(model.causal)
     model.load_role(source.role, source.stage.adapter)
     prompt_ids = [encoded.prompt_ids for encoded in prompts.encoded]
     with model.role(source.role):

@@ -12,9 +12,9 @@ from torch import Tensor
 from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import COMPUTE_DTYPES, BaseSpec, load_config, load_tokenizer, resolve_device, resolve_dtype
-from lora_rlhf.model.files import config_file, find_files, hash_files, weight_files
+from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files
 from lora_rlhf.model.merging import Mode, Part, Planned, plan_merge
-from lora_rlhf.model.open import COMPUTED_IN, RECORDED, require_present, require_trust
+from lora_rlhf.model.open import COMPUTED_IN, SPEC_FIELDS, require_base_folder, require_trust
 from lora_rlhf.runs.folder import Parent, adapter_hash, find_stage
 from lora_rlhf.system.errors import UserError
 
@@ -71,7 +71,7 @@ class Source:
     @property
     def spec(self) -> BaseSpec:
         """The base as `load_base` takes it, computing in `compute_dtype`."""
-        record = {name: self.base[name] for name in RECORDED}
+        record = {name: self.base[name] for name in SPEC_FIELDS}
         return BaseSpec(**record | {"compute_dtype": self.compute_dtype_name})
 
     @property
@@ -105,14 +105,14 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
     stage = find_stage(Path(run) / stage_name, stage_name)
     record = stage.manifest["base"]
     require_trust(record, trust_remote_code)
-    require_present(record)
+    require_base_folder(record)
     resolved_device = resolve_device(device)
     name, trusted = record["name"], record["trust_remote_code"]
     files = find_files(name)
     config = load_config(name, trusted, record["quantization"])
-    weights = weight_files(files, name)
+    weights = find_weight_files(files, name)
     log.info("checking that %s is the base that %s was trained on", name, stage.folder)
-    source_hash = hash_files([config_file(files), *weights])
+    source_hash = hash_files([find_config_file(files), *weights])
     if source_hash != record["source_hash"]:
         raise UserError(
             f"base model {name!r}: its files have changed since {stage.folder} was trained on them (sha256 "
@@ -126,7 +126,7 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
         Path(run),
         role,
         stage,
-        config_file(files).parent,
+        find_config_file(files).parent,
         tuple(weights),
         config,
         tokenizer,

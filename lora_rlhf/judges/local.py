@@ -46,8 +46,8 @@ class LocalModel:
             except BadRow as reason:
                 on_reply(number, Reply(None, "its chat template refuses the question", str(reason), calls=0))
                 continue
-            if model.context is not None and len(ids) + max_new_tokens > model.context:
-                detail = f"{len(ids)} tokens and {max_new_tokens} to write, context {model.context}"
+            if model.max_context_tokens is not None and len(ids) + max_new_tokens > model.max_context_tokens:
+                detail = f"{len(ids)} tokens and {max_new_tokens} to write, context {model.max_context_tokens}"
                 on_reply(number, Reply(None, "longer than its context", detail, calls=0))
                 continue
             prompts.append(ids)
@@ -66,7 +66,7 @@ class LocalModel:
             else:
                 on_reply(numbers[index], Reply(verdict, "", "", 1, *tokens))
 
-        model.write(prompts, max_new_tokens, stop_token_ids, self._config.judge_batch_size, read_answer)
+        model.generate_greedy(prompts, max_new_tokens, stop_token_ids, self._config.judge_batch_size, read_answer)
 
     def close(self) -> None:
         if self._model is not None:

@@ -12,7 +12,7 @@ from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import pad_id
 from lora_rlhf.judges.judge import Verdicts
 from lora_rlhf.model.drawing import Response
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
 
 SAME_SCORE = 1e-9  # scores with a smaller gap are equal: it comes from the order of a sum
@@ -84,7 +84,7 @@ def reward_judge(model: SharedModel, micro_batch_size: int, stage: str) -> Score
             *response_batch([p.prompt_ids for p in prompts], [a.ids for a in answers], pad_id(model.tokenizer))
         ).to(model.device)
         with model.role("reward"):
-            scores: list[float] = in_micro_batches(
+            scores: list[float] = apply_in_micro_batches(
                 lambda part: response_scores(model, part), batch, micro_batch_size
             ).tolist()
         return scores

@@ -18,83 +18,84 @@ from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, quote, r
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-WAY_OUT = "give a folder that save_role or PEFT wrote"
+ADVICE = "give a folder that save_role or PEFT wrote"
 HEAD = f"base_model.model.{SCORE}.weight"
 LAYER = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
 DTYPES = ("F32", "F16", "BF16")
-MOST_CONFIG_BYTES = 4 * 2**20
-MOST_HEADER_BYTES = 16 * 2**20  # a header has about 130 bytes per tensor
-MOST_WEIGHT_BYTES = 8 * 2**30
-LONGEST_NAME = 512
-MOST_ALPHA = 1e6  # with more, updates would not be finite
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20  # a header has about 130 bytes per tensor
+MAX_WEIGHT_BYTES = 8 * 2**30
+MAX_NAME_CHARACTERS = 512
+MAX_ALPHA = 1e6  # with more, updates would not be finite
 
 
-def _is_names(value: Any) -> bool:
+def _is_list_of_names(value: Any) -> bool:
+    """Whether this is a list of one or more names."""
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
 
 
-def _is_heads(value: Any) -> bool:
-    """Whether this names score heads alone. For a sequence classifier PEFT writes both names, whichever it has."""
+def _is_score_heads(value: Any) -> bool:
+    """Whether this names only score heads. For a sequence classifier PEFT always writes both names."""
     return value is None or (isinstance(value, list) and all(name in (SCORE, "classifier") for name in value))
 
 
-def _is_of_transformers(value: Any) -> bool:
-    """Null, or what PEFT writes for an adapter without a task type: a class that its AutoPeftModel would import."""
+def _is_transformers_mapping(value: Any) -> bool:
+    """Whether this is null, or PEFT's value for an adapter without a task type: a class of transformers."""
     if not isinstance(value, dict):
         return value is None
     library = str(value.get("parent_library")).split(".")[0]
     return value.keys() <= {"base_model_class", "parent_library"} and library == "transformers"
 
 
-# The fields that plain LoRA may choose. They become the configuration; nothing else does.
-CHOSEN: dict[str, FieldType] = {
+# The fields that plain LoRA may set. Only they become the configuration.
+SETTING_FIELDS: dict[str, FieldType] = {
     "r": ("a whole number of at least 1", lambda value: is_number(value) and isinstance(value, int) and value >= 1),
-    "lora_alpha": (f"a number above 0, up to {MOST_ALPHA:g}", lambda v: is_number(v) and 0 < v <= MOST_ALPHA),
-    "target_modules": ("a list of layer names (a pattern is not run: list what it stands for)", _is_names),
+    "lora_alpha": (f"a number above 0, up to {MAX_ALPHA:g}", lambda v: is_number(v) and 0 < v <= MAX_ALPHA),
+    "target_modules": ("a list of layer names (a pattern is not run: list what it stands for)", _is_list_of_names),
     "lora_dropout": ("a share in [0, 1)", lambda value: is_number(value) and 0 <= value < 1),
     "use_rslora": YES_OR_NO,
     "fan_in_fan_out": YES_OR_NO,
 }
 REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")  # a missing field of the others has PEFT's default
-# Fields in which PEFT writes where an adapter comes from, and names its head, known by its tensor. Checked and dropped.
-NOTES = ("base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode")
-NOTED: dict[str, FieldType] = {
+# Fields with which PEFT notes an adapter's origin and head (its tensor shows the head). They are checked and dropped.
+NOTE_FIELDS = ("base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode")
+CHECKED_FIELDS: dict[str, FieldType] = {
     "peft_type": ("LORA", lambda value: value == "LORA"),
-    "modules_to_save": ("null or the score head", _is_heads),
+    "modules_to_save": ("null or the score head", _is_score_heads),
     "init_lora_weights": ("one that leaves the base as it was", lambda v: isinstance(v, bool) or v == "gaussian"),
-    "auto_mapping": ("null or a class of transformers", _is_of_transformers),
-    **dict.fromkeys(NOTES, ("a text, true, false or null", lambda v: v is None or isinstance(v, str | bool))),
+    "auto_mapping": ("null or a class of transformers", _is_transformers_mapping),
+    **dict.fromkeys(NOTE_FIELDS, ("a text, true, false or null", lambda v: v is None or isinstance(v, str | bool))),
 }
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """The configuration, made from the allowed fields alone: PEFT reads neither the file nor anything that it names.
+    """The configuration, made only of the allowed fields: PEFT does not read the file or anything that it names.
 
-    UserError, with the field, for anything that plain LoRA leaves at PEFT's default.
+    UserError, with the field, for a field that is not at PEFT's default although plain LoRA does not use it.
     """
-    settings = read_object(folder / CONFIG, WAY_OUT, MOST_CONFIG_BYTES)
-    known = CHOSEN | NOTED
+    settings = read_object(folder / CONFIG, ADVICE, MAX_CONFIG_BYTES)
+    allowed_fields = SETTING_FIELDS | CHECKED_FIELDS
     try:
-        require(settings, {name: kind for name, kind in known.items() if name in settings or name in REQUIRED})
+        require(settings, {name: kind for name, kind in allowed_fields.items() if name in settings or name in REQUIRED})
         defaults = LoraConfig().to_dict()
-        for name in sorted(settings.keys() - known.keys()):
+        for name in sorted(settings.keys() - allowed_fields.keys()):
             _require_default(name, settings[name], defaults)
     except ValueError as error:
         raise UserError(f"adapter {folder}: {CONFIG}: {error}; only plain LoRA can be used here") from error
-    return LoraConfig(**{name: settings[name] for name in CHOSEN if name in settings})
+    return LoraConfig(**{name: settings[name] for name in SETTING_FIELDS if name in settings})
 
 
 def read_weights(folder: Path, config: LoraConfig) -> dict[str, Tensor]:
     """The tensors, mapped from the file: A (r, in) and B (out, r) of each layer, and the score head (1, H) if any.
 
-    The header is compared with the configuration before any memory of the size that it claims is read.
+    The header is compared with the configuration before memory of the size that it claims is read.
 
     UserError for a file that is not safetensors, for one without exactly these tensors, and for weights that are not
     finite 16 or 32 bit floats.
     """
     path = folder / WEIGHTS
     try:
-        _require_sizes(path)
+        _require_plausible_sizes(path)
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
@@ -105,19 +106,19 @@ def read_weights(folder: Path, config: LoraConfig) -> dict[str, Tensor]:
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise ValueError(f"{quote(name)} holds NaN or infinity: its training diverged")
     except SafetensorError as error:  # its messages quote the file
-        raise UserError(f"adapter {folder}: {WEIGHTS} cannot be read: {quote(str(error))}; {WAY_OUT}") from error
+        raise UserError(f"adapter {folder}: {WEIGHTS} cannot be read: {quote(str(error))}; {ADVICE}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"adapter {folder}: {WEIGHTS} cannot be used: {error}; {WAY_OUT}") from error
+        raise UserError(f"adapter {folder}: {WEIGHTS} cannot be used: {error}; {ADVICE}") from error
     return state
 
 
-def layer_of(name: str) -> str | None:
-    """The path, inside the causal model, of the layer that a tensor belongs to; None for the score head's."""
+def layer_of_tensor(name: str) -> str | None:
+    """The path, inside the causal model, of a tensor's layer; None for the score head's tensor."""
     match = LAYER.fullmatch(name)
     return None if match is None else match["layer"]
 
 
-def target_of(layer: str, targets: Collection[str]) -> str | None:
+def find_target(layer: str, targets: Collection[str]) -> str | None:
     """The target that names a layer, as PEFT matches lists of names: by the whole path or by the end of it."""
     while layer not in targets:
         _, dot, layer = layer.partition(".")
@@ -127,9 +128,9 @@ def target_of(layer: str, targets: Collection[str]) -> str | None:
 
 
 def _require_default(name: str, value: Any, defaults: dict[str, Any]) -> None:
-    """ValueError for a field that may change a result. Each version of PEFT writes all of its fields, mostly null.
+    """ValueError for a field that may change a result.
 
-    On mixtures of experts it writes some of them as empty lists and tables.
+    Each version of PEFT writes all of its fields, mostly null. On mixtures of experts some are empty lists and tables.
     """
     if value is None or value is False or value in ([], {}) or (name in defaults and value == defaults[name]):
         return
@@ -141,25 +142,28 @@ def _require_default(name: str, value: Any, defaults: dict[str, Any]) -> None:
     )
 
 
-def _require_sizes(path: Path) -> None:
-    """ValueError for a file, or a header, of a size that no adapter has, before either is read."""
-    size = path.stat().st_size
+def _require_plausible_sizes(path: Path) -> None:
+    """ValueError for a file, or a header, of a size that no adapter has, before any of both is read."""
+    file_bytes = path.stat().st_size
     with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if size < 8 or header > size - 8:
-        raise ValueError(f"a header of {header:,} bytes in a file of {size:,}: cut off, or not safetensors")
-    for part, num_bytes, most in (("file", size, MOST_WEIGHT_BYTES), ("header", header, MOST_HEADER_BYTES)):
-        if num_bytes > most:
-            raise ValueError(f"its {part} has {num_bytes:,} bytes; the most is {most:,}")
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if file_bytes < 8 or header_bytes > file_bytes - 8:
+        raise ValueError(f"a header of {header_bytes:,} bytes in a file of {file_bytes:,}: cut off, or not safetensors")
+    for part, num_bytes, max_bytes in (
+        ("file", file_bytes, MAX_WEIGHT_BYTES),
+        ("header", header_bytes, MAX_HEADER_BYTES),
+    ):
+        if num_bytes > max_bytes:
+            raise ValueError(f"its {part} has {num_bytes:,} bytes; the most is {max_bytes:,}")
 
 
 def _require_plain_lora(shapes: dict[str, tuple[int, ...]], dtypes: set[str], config: LoraConfig) -> None:
     """ValueError unless every layer has an A and a B of rank r, and the layers are the targeted ones."""
-    if wrong := dtypes - set(DTYPES):
-        raise ValueError(f"tensors are {', '.join(sorted(wrong))}; adapters are {', '.join(DTYPES)}")
+    if other_dtypes := dtypes - set(DTYPES):
+        raise ValueError(f"tensors are {', '.join(sorted(other_dtypes))}; adapters are {', '.join(DTYPES)}")
     layers: dict[str, set[str]] = {}
     for name, shape in shapes.items():
-        match = LAYER.fullmatch(name) if len(name) <= LONGEST_NAME else None
+        match = LAYER.fullmatch(name) if len(name) <= MAX_NAME_CHARACTERS else None
         if match is None and name != HEAD:
             raise ValueError(f"{quote(name)} is unknown: neither LoRA's A or B of a layer nor the score head")
         if len(shape) != 2 or 0 in shape:
@@ -173,7 +177,7 @@ def _require_plain_lora(shapes: dict[str, tuple[int, ...]], dtypes: set[str], co
         raise ValueError("holds no LoRA tensors")
     if incomplete := [layer for layer, parts in layers.items() if len(parts) < 2]:
         raise ValueError(f"{quote(incomplete[0])} has an A or a B, not both: tensors are missing")
-    targets = {layer: target_of(layer, config.target_modules) for layer in layers}
+    targets = {layer: find_target(layer, config.target_modules) for layer in layers}
     if untargeted := [layer for layer, target in targets.items() if target is None]:
         raise ValueError(f"{quote(untargeted[0])} is not among the target_modules of {CONFIG}")
     if unused := sorted(config.target_modules - set(targets.values())):

@@ -15,8 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_rlhf.model.adapter_folder import CONFIG, WAY_OUT, WEIGHTS, layer_of, read_config, read_weights, target_of
-from lora_rlhf.model.heads import SCORE, init_score, score_of
+from lora_rlhf.model.adapter_folder import (
+    ADVICE,
+    CONFIG,
+    WEIGHTS,
+    find_target,
+    layer_of_tensor,
+    read_config,
+    read_weights,
+)
+from lora_rlhf.model.heads import SCORE, find_score_head, init_score_head
 from lora_rlhf.model.targets import ALL_LINEAR, Targets
 from lora_rlhf.system.disk import new_folder
 from lora_rlhf.system.errors import UserError
@@ -108,8 +116,8 @@ def add(causal: PreTrainedModel, peft: PeftModel | None, role: str, config: Lora
             peft = PeftModel(causal, config, adapter_name=role)
         else:
             peft.add_adapter(role, config)
-    if layer := score_of(causal, role):
-        init_score(layer)
+    if layer := find_score_head(causal, role):
+        init_score_head(layer)
     return peft
 
 
@@ -136,7 +144,7 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """
     for name in (CONFIG, WEIGHTS):
         if not os.path.isfile(folder / name):  # unlike Path.is_file, no error for a folder that we may not read
-            raise UserError(f"adapter {folder}: no {name} there; {WAY_OUT}")
+            raise UserError(f"adapter {folder}: no {name} there; {ADVICE}")
     config = read_config(folder)
     return config, read_weights(folder, config)
 
@@ -147,8 +155,8 @@ def require_fit(causal: PreTrainedModel, config: LoraConfig, state: dict[str, Te
     Call it before PEFT makes an adapter: then it allocates no more than was read.
     """
     sizes = dict(_layers(causal))
-    targeted = {path for path in sizes if target_of(path, config.target_modules) is not None}
-    layers = {layer for layer in map(layer_of, state) if layer is not None}
+    targeted = {path for path in sizes if find_target(path, config.target_modules) is not None}
+    layers = {layer for layer in map(layer_of_tensor, state) if layer is not None}
     if targeted != layers:
         missing, unknown = sorted(targeted - layers), sorted(layers - targeted)
         raise ValueError(

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from lora_rlhf.model.architecture import auto_class, training_fault
-from lora_rlhf.model.files import Files, config_file, find_files, hash_files, no_retry_lines, weight_files
+from lora_rlhf.model.files import Files, find_config_file, find_files, find_weight_files, hash_files, silence_retries
 from lora_rlhf.model.heads import check_logits
 from lora_rlhf.model.quantized import stored_fault, stored_settings
 from lora_rlhf.system.errors import UserError
@@ -78,7 +78,7 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     if target.type == "cuda":
         torch.cuda.set_device(target)  # streams, memory figures and random numbers are those of the current device
     files = find_files(spec.name)
-    with no_retry_lines():
+    with silence_retries():
         config = _load_config(files, spec)
         source_hash = _hash_source(files, spec.name)
         tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
@@ -90,25 +90,25 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
 def hash_source(name: str) -> str:
     """The `source_hash` of a base. `name` is as in `BaseSpec`; errors are those of `load_base`."""
     files = find_files(name)
-    with no_retry_lines():
+    with silence_retries():
         return _hash_source(files, name)
 
 
 def _hash_source(files: Files, name: str) -> str:
-    return hash_files([config_file(files), *weight_files(files, name)])
+    return hash_files([find_config_file(files), *find_weight_files(files, name)])
 
 
 def load_config(name: str, trust_remote_code: bool = False, quantization: str = "nf4") -> PreTrainedConfig:
     """The configuration of a base model, without any weights. Arguments as in `BaseSpec`; errors are `load_base`'s."""
     files = find_files(name)
-    with no_retry_lines():
+    with silence_retries():
         return _load_config(files, BaseSpec(name, quantization, trust_remote_code=trust_remote_code))
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model, without the model. `name` is as in `BaseSpec`; errors are those of `load_base`."""
     files = find_files(name)
-    with no_retry_lines():
+    with silence_retries():
         return _load_tokenizer(files, name, trust_remote_code)
 
 

@@ -9,7 +9,7 @@ from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.merging import Mode, Part
 from lora_rlhf.model.shared import SharedModel
 
-NEVER = -1  # no token's id: responses go on after their end
+NEVER = -1  # no token has this id, so responses do not stop
 
 
 @torch.no_grad()

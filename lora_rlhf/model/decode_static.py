@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lora_rlhf.model.decode_step import Slots, Step, capture_of
-from lora_rlhf.model.drawing import Drawing, Response, RowRoles, draw, uniforms
+from lora_rlhf.model.drawing import Drawing, Response, RowRoles, draw_tokens, draw_uniforms
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
 
@@ -35,7 +35,7 @@ def generate_static(
     """A response of each prompt for each of its seeds, in order, in `batch_size` slots.
 
     Each prompt is read once, however many samples it has. `on_tokens` is called every few steps with the number of
-    tokens that they drew. For models in which `engines.static_fault` finds no fault.
+    tokens that they drew. For models in which `engines.find_static_fault` finds no fault.
     """
     return _Run(model, prompts, seeds, drawing, row_roles, batch_size, on_tokens).run() if prompts else []
 
@@ -131,9 +131,11 @@ class _Run:
         slots = torch.tensor(free, device=device)
         responses = [(read.prompts[row], sample) for row, sample in samples]
         lengths = [len(self.prompts[prompt]) for prompt, _ in responses]
-        numbers = torch.stack([uniforms(self.seeds[prompt][sample], limit) for prompt, sample in responses]).to(device)
+        numbers = torch.stack([draw_uniforms(self.seeds[prompt][sample], limit) for prompt, sample in responses]).to(
+            device
+        )
         roles = torch.tensor([self.row_roles.indices[prompt] for prompt, _ in responses], device=device)
-        token = draw(read.logits[rows], self.drawing.temperature, numbers[:, 0])
+        token = draw_tokens(read.logits[rows], self.drawing.temperature, numbers[:, 0])
         more = ~self.step.stops(token) if limit > 1 else torch.zeros_like(token, dtype=torch.bool)
         self.slots.begin(slots, roles, token, torch.tensor(lengths, device=device), numbers, more)
         self.slots.cache.place(read.cache, rows, slots)

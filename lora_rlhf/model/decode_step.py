@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.model.base import first_line
-from lora_rlhf.model.drawing import Drawing, RowRoles, draw
+from lora_rlhf.model.drawing import Drawing, RowRoles, draw_tokens
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.kv_cache import SlotCache
 from lora_rlhf.model.shared import SharedModel
@@ -198,7 +198,7 @@ class Step:
         slots, drawing = self.slots, self.drawing
         position, count, running = (state[:rows] for state in (slots.position, slots.count, slots.running))
         uniforms = slots.uniforms[:rows].gather(1, count[:, None])[:, 0]
-        token = draw(self.logits(rows, columns), drawing.temperature, uniforms)
+        token = draw_tokens(self.logits(rows, columns), drawing.temperature, uniforms)
         slots.token[:rows] = token
         slots.drawn[:rows].scatter_(1, count[:, None], token[:, None])
         position += running

@@ -15,25 +15,25 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from lora_rlhf.model.adapted_linear import LinearMode, active_adapter, layers_with_matrix
-from lora_rlhf.model.dense import GIB, SHARE, free_bytes, linear, matrix
+from lora_rlhf.model.adapted_linear import LinearMode, active_adapter, layers_with_weight_matrix
+from lora_rlhf.model.dense import FREE_SHARE, GIB, apply_linear, free_bytes, weight_matrix
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 
 DecodeChoice = Literal["auto", "merged", "adapter"]
-GPU_SHARE = 0.5  # of what was left free at the largest step
+GPU_SHARE = 0.5  # of the memory that was free at the largest step
 
 
 class MergedWeights(LinearMode):
     """The mode in which each layer multiplies by a copy of W + scale B A of its active adapter."""
 
     def __init__(self, peft: PeftModel | None) -> None:
-        layers = [] if peft is None else layers_with_matrix(peft)
-        self._weights = {layer: _summed(layer) for layer in layers}
+        layers = [] if peft is None else layers_with_weight_matrix(peft)
+        self._weights = {layer: _merge_weight(layer) for layer in layers}
 
-    def before_pass(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def before_pass(self, inputs: tuple[Any, ...], keyword_inputs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
             raise RuntimeError("merged weights are for decoding alone: gradients need the adapter apart from the base")
 
@@ -41,15 +41,15 @@ class MergedWeights(LinearMode):
         weight = self._weights.get(layer)
         if weight is None:
             return super().forward(layer, inputs)
-        return linear(inputs, weight, layer.base_layer.bias)
+        return apply_linear(inputs, weight, layer.base_layer.bias)
 
 
 @contextmanager
-def merged(model: SharedModel) -> Iterator[None]:
+def use_merged_weights(model: SharedModel) -> Iterator[None]:
     """Inside, forward passes of the active role multiply by W + scale B A. Enter it inside the `role` block.
 
-    A block of another role or mixture inside computes as it always does. The memory of the copy is given back at the
-    end; a CUDA graph that was recorded inside is void then. RuntimeError for a forward pass with gradients.
+    An inner block of another role or mixture computes as always. The end frees the copy; a CUDA graph that was recorded
+    inside must not be used then. RuntimeError for a forward pass with gradients.
     """
     if model.active_role is None:
         raise RuntimeError("merged weights are those of one role: enter its block first")
@@ -57,37 +57,42 @@ def merged(model: SharedModel) -> Iterator[None]:
         yield
 
 
-def choose_merged(model: SharedModel, choice: DecodeChoice = "auto") -> bool:
-    """Whether to decode with merged weights. On a GPU, call it after the largest steps have been rehearsed.
+def choose_merged_weights(model: SharedModel, choice: DecodeChoice = "auto") -> bool:
+    """Whether to decode with merged weights. On a GPU, call it after a trial of the largest steps.
 
-    "auto" takes them where the copy fits: into a quarter of free memory on a CPU, on a GPU into half of what was left
-    free at the largest step so far. UserError for "merged" with layers that cannot be added up (8 bits, Conv1D).
+    "auto" is True if the copy fits: into a quarter of free memory on a CPU, on a GPU into half of the memory that was
+    free at the largest step so far. UserError for "merged" with layers that cannot be merged (8 bits, Conv1D).
     """
-    layers = [] if model.peft is None else layers_with_matrix(model.peft)
-    possible = model.peft is not None and len(layers) == sum(isinstance(m, LoraLayer) for m in model.peft.modules())
-    if choice == "merged" and not possible:
+    layers = [] if model.peft is None else layers_with_weight_matrix(model.peft)
+    can_merge = model.peft is not None and len(layers) == sum(isinstance(m, LoraLayer) for m in model.peft.modules())
+    if choice == "merged" and not can_merge:
         raise UserError(
             f"decode_weights is merged, but the layers of {model.base.spec.name!r} in {model.base.spec.quantization} "
             "cannot be added up with an adapter; take --decode_weights adapter, or --quantization nf4"
         )
-    if choice != "auto" or not possible:
+    if choice != "auto" or not can_merge:
         return choice == "merged"
-    needed = sum(layer.in_features * layer.out_features for layer in layers) * model.causal.dtype.itemsize
+    copy_bytes = sum(layer.in_features * layer.out_features for layer in layers) * model.causal.dtype.itemsize
     if model.device.type == "cuda":
         unused = torch.cuda.memory_reserved(model.device) - torch.cuda.max_memory_allocated(model.device)
-        free, share = torch.cuda.mem_get_info(model.device)[0] + unused, GPU_SHARE
+        free_memory, share = torch.cuda.mem_get_info(model.device)[0] + unused, GPU_SHARE
     else:
-        free, share = free_bytes(model.device), SHARE
-    fits = needed <= share * free
-    weights = "merged weights" if fits else "the adapter"
-    log.info("decoding with %s: a copy takes %.2f GiB of %.1f free (decode_weights)", weights, needed / GIB, free / GIB)
-    return fits
+        free_memory, share = free_bytes(model.device), FREE_SHARE
+    has_memory = copy_bytes <= share * free_memory
+    weights = "merged weights" if has_memory else "the adapter"
+    log.info(
+        "decoding with %s: a copy takes %.2f GiB of %.1f free (decode_weights)",
+        weights,
+        copy_bytes / GIB,
+        free_memory / GIB,
+    )
+    return has_memory
 
 
 @torch.no_grad()
-def _summed(layer: LoraLayer) -> Tensor:
+def _merge_weight(layer: LoraLayer) -> Tensor:
     """W + scale B A of the active adapter, added in float32, in W's dtype."""
-    weight, adapter = matrix(layer.base_layer), active_adapter(layer)
+    weight, adapter = weight_matrix(layer.base_layer), active_adapter(layer)
     if adapter is None:
         return weight
     down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight

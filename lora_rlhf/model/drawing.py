@@ -1,4 +1,4 @@
-"""What both generation engines share: what a response is, which role gives it, and how its tokens are drawn."""
+"""Common to both generation engines: a response, the role that gives it, and the drawing of its tokens."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from lora_rlhf.model.mixed import Mixture
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response. `ids` ends with the stop token where `finished`; else the token limit cut it.
+    """One sampled response. `ids` ends with the stop token if `finished`; else the token limit cut it.
 
-    `text` is what the ids say, without the stop token; empty where nobody decoded it.
+    `text` is the decoded ids without the stop token; empty if they were not decoded.
     """
 
     ids: list[int]
@@ -22,7 +22,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How responses are drawn: up to `max_new_tokens` from softmax(logits / temperature), or to one of `stop_ids`."""
+    """The settings of sampling: up to `max_new_tokens` from softmax(logits / temperature), or to one of `stop_ids`."""
 
     max_new_tokens: int
     temperature: float
@@ -31,9 +31,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class RowRoles:
-    """Which role answers each prompt, as its index in the roles of the active mixture.
+    """The role that answers each prompt, as its index in the roles of the active mixture.
 
-    Without a mixture a single role is active, and answers all of them.
+    Without a mixture a single role is active and answers all prompts.
     """
 
     indices: list[int]
@@ -45,20 +45,20 @@ class RowRoles:
             self.mixture.assign(indices)
 
 
-def uniforms(seed: int, count: int) -> Tensor:
+def draw_uniforms(seed: int, count: int) -> Tensor:
     """The random numbers of one response, one a token: (count,) float64, on the CPU."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
-    """One token a row, by inverting the cumulative distribution at a uniform number: (n, V), (n,) -> (n,).
+def draw_tokens(logits: Tensor, temperature: float, numbers: Tensor) -> Tensor:
+    """One token a row: inverts the cumulative distribution at a uniform number. logits (n, V), numbers (n,) -> (n,).
 
-    One random number a row instead of one a token of the vocabulary. Summed in float64: over 100,000 tokens float32
-    would lose the rare ones. Temperature 0 takes the most probable token.
+    It needs one random number a row instead of one for each token of the vocabulary. The sum is in float64: over
+    100,000 tokens float32 would lose the rare ones. Temperature 0 takes the most probable token.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
     cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     # right=True steps over tokens of probability 0, whose cumulative value is that of the token before.
-    target = uniforms.unsqueeze(1) * cumulative[:, -1:]
+    target = numbers.unsqueeze(1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)

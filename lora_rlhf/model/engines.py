@@ -15,7 +15,7 @@ from lora_rlhf.model.decode_step import Slots, Step
 from lora_rlhf.model.drawing import Drawing, RowRoles
 from lora_rlhf.model.generate import Engine, generate_seeded
 from lora_rlhf.model.heads import lm_logits
-from lora_rlhf.model.precision import largest_difference, rounding
+from lora_rlhf.model.precision import expected_rounding, largest_difference
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
 
@@ -25,35 +25,36 @@ EngineChoice = Literal["auto", "plain", "static"]
 
 TIMED_TOKENS = 24  # of each response that both engines draw to be timed
 # The static engine is taken unless the plain one is this much faster: no slot is refilled while they are timed.
-MARGIN = 1.05
+STATIC_MARGIN = 1.05
 PROBE_LENGTHS = (13, 7, 2)  # of the texts that are read with a static cache and without one
-LIKELY = 10  # next tokens of each text that are compared: rounding in 16 bits moves the rare ones far
+NUM_LIKELY_TOKENS = 10  # next tokens of each text that are compared: 16 bits round rare tokens too much
 # A model with huge activations rounds more than others. It may be off by twice what two shapes of a batch without a
 # cache are apart, but by less than a row is that sees its neighbour's tokens, or not all of its own: 1 and more.
-MORE_THAN_SHAPES, WRONG = 2, 1.0
+SHAPE_FACTOR, WRONG_GAP = 2, 1.0
 
 
-def static_fault(config: PreTrainedConfig, context: int) -> str | None:
-    """Why a model of this text config cannot generate `context` tokens from a static cache; None where it can."""
+def find_static_fault(config: PreTrainedConfig, context_tokens: int) -> str | None:
+    """Why a model of this text config cannot generate `context_tokens` tokens from a static cache; None if it can."""
     if getattr(config, "alibi", False):
         return "its positions are distances between tokens (ALiBi), which no mask tells it"
     if config._attn_implementation not in ("sdpa", "eager", None):
         return f"its attention, {config._attn_implementation}, takes no mask for each row"
     for layer in DynamicCache(config=config).layers:
-        window = layer.sliding_window if type(layer) is DynamicSlidingWindowLayer else context
+        window = layer.sliding_window if type(layer) is DynamicSlidingWindowLayer else context_tokens
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             return "not all of its layers are attention with a cache of their own"
-        if window < context:
-            return f"its layers see {window} tokens back, fewer than the {context} of prompt and response"
+        if window < context_tokens:
+            return f"its layers see {window} tokens back, fewer than the {context_tokens} of prompt and response"
     return None
 
 
-def require_static(name: str, trust_remote_code: bool, context: int) -> None:
-    """UserError where the config of a base model rules the static engine out. Its weights are not needed."""
-    _require(static_fault(load_config(name, trust_remote_code).get_text_config(), context), name)
+def require_static_engine(name: str, trust_remote_code: bool, context_tokens: int) -> None:
+    """UserError if the config of a base model excludes the static engine. Needs no weights."""
+    _raise_static_fault(find_static_fault(load_config(name, trust_remote_code).get_text_config(), context_tokens), name)
 
 
-def _require(fault: str | None, name: str) -> None:
+def _raise_static_fault(fault: str | None, name: str) -> None:
+    """UserError if there is a fault."""
     if fault is not None:
         raise UserError(f"engine is 'static', but base model {name!r} cannot: {fault}; use --engine auto or plain")
 
@@ -68,44 +69,45 @@ def pick_engine(
     temperature: float,
     batch_size: int,
 ) -> Engine:
-    """The engine for rollouts of the active role. "auto" times both on these prompts, and logs its pick and the reason.
+    """The engine for rollouts of the active role. "auto" times both on these prompts, and logs its choice and reason.
 
-    `context` is the most tokens that a prompt and its response may have together. UserError for "static" where the
-    model cannot, by its config or by what it computes.
+    `context` is the most tokens that a prompt and its response may have together. UserError for "static" if the model
+    cannot use it, by its config or by what it computes.
     """
     if choice == "plain":
         return "plain"
-    fault = static_fault(model.config, context) or _disagreement(model)
+    fault = find_static_fault(model.config, context) or _find_disagreement(model)
     if choice == "static":
-        _require(fault, model.base.spec.name)
+        _raise_static_fault(fault, model.base.spec.name)
         return "static"
     if fault is not None:
         log.info("engine: plain, since %s", fault)
         return "plain"
     tokens = min(TIMED_TOKENS, max_new_tokens)
     plain, static = (
-        tokens_per_second(model, engine, prompts, tokens, temperature, batch_size) for engine in ("plain", "static")
+        measure_tokens_per_second(model, engine, prompts, tokens, temperature, batch_size)
+        for engine in ("plain", "static")
     )
-    picked: Engine = "static" if static * MARGIN >= plain else "plain"
-    log.info("engine: %s, of plain %.0f and static %.0f tokens/s in a first try", picked, plain, static)
-    return picked
+    engine: Engine = "static" if static * STATIC_MARGIN >= plain else "plain"
+    log.info("engine: %s, of plain %.0f and static %.0f tokens/s in a first try", engine, plain, static)
+    return engine
 
 
-def tokens_per_second(
+def measure_tokens_per_second(
     model: SharedModel, engine: Engine, prompts: list[list[int]], tokens: int, temperature: float, batch_size: int
 ) -> float:
-    """How fast an engine draws for `batch_size` prompts, the given ones in turn, with responses of `tokens` tokens.
+    """The speed at which an engine draws `tokens` tokens for each of `batch_size` prompts, the given ones in turn.
 
     The upper quartile of its steps: slower ones read prompts, captured a CUDA graph, or shared the machine.
     """
     batch = [prompts[row % len(prompts)] for row in range(batch_size)]
-    rates, last = [], time.monotonic()
+    rates, last_time = [], time.monotonic()
 
     def record_rate(count: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        rates.append(count / max(now - last, 1e-9))
-        last = now
+        nonlocal last_time
+        time_now = time.monotonic()
+        rates.append(count / max(time_now - last_time, 1e-9))
+        last_time = time_now
 
     generate_seeded(
         model,
@@ -121,21 +123,22 @@ def tokens_per_second(
     return statistics.quantiles(rates, n=4)[2] if len(rates) > 1 else rates[0]
 
 
-def _disagreement(model: SharedModel) -> str | None:
-    """How the model's log-probabilities from a static cache are wrong; None where they are those without a cache."""
+def _find_disagreement(model: SharedModel) -> str | None:
+    """How the model's log-probabilities from a static cache are wrong; None if they equal those without a cache."""
     with model.role(BASE):
-        gap, between_shapes = _largest_gaps(model)
-    if gap <= min(max(rounding(model).few_tokens, MORE_THAN_SHAPES * between_shapes), WRONG):
+        gap, between_shapes = _measure_gaps(model)
+    if gap <= min(max(expected_rounding(model).few_tokens, SHAPE_FACTOR * between_shapes), WRONG_GAP):
         return None
     return f"it computes something else from a static cache: a log-probability is off by {gap:.2g}"
 
 
 @torch.no_grad()
-def _largest_gaps(model: SharedModel) -> tuple[float, float]:
-    """In nats, over the likely next tokens of a few texts of unlike lengths, all but their last token cached.
+def _measure_gaps(model: SharedModel) -> tuple[float, float]:
+    """(gap of the static cache, gap of rounding) in nats, over the likely next tokens of a few short texts.
 
-    The first gap is between the cached texts and each text by itself without a cache; the second between all texts in
-    one batch and each by itself, without a cache: so much is rounding.
+    The texts have different lengths, and all but their last token is cached. The first gap is between the cached texts
+    and each text alone without a cache. The second is between all texts in one batch and each alone, both without a
+    cache: this much is rounding.
     """
     generator, device, count = torch.Generator().manual_seed(0), model.device, len(PROBE_LENGTHS)
     width, lengths = max(PROBE_LENGTHS), torch.tensor(PROBE_LENGTHS, device=device)
@@ -148,19 +151,19 @@ def _largest_gaps(model: SharedModel) -> tuple[float, float]:
     slots.cache.place(prompt_cache, rows, rows)
     last_ids = ids.gather(1, lengths[:, None] - 1)[:, 0]
     uniforms = torch.zeros((count, 1), dtype=torch.float64, device=device)
-    more = torch.ones_like(last_ids, dtype=torch.bool)
-    slots.begin(rows, torch.zeros_like(last_ids), last_ids, lengths - 1, uniforms, more)
+    is_running = torch.ones_like(last_ids, dtype=torch.bool)
+    slots.begin(rows, torch.zeros_like(last_ids), last_ids, lengths - 1, uniforms, is_running)
     step = Step(model, slots, Drawing(1, 1.0, []), RowRoles([0] * count))
-    static = step.logits(count, width).log_softmax(-1)
+    static_logprobs = step.logits(count, width).log_softmax(-1)
     texts = [row[:length] for row, length in zip(ids, PROBE_LENGTHS, strict=True)]
-    alone = torch.stack([_logits(model, text[None])[0, -1] for text in texts])
-    expected, likely = alone.log_softmax(-1).topk(LIKELY)
-    batched = _logits(model, ids)[rows, lengths - 1].log_softmax(-1)  # right-padded, which no earlier token sees
-    return largest_difference(static.gather(1, likely), expected), largest_difference(
-        batched.gather(1, likely), expected
-    )
+    logits_alone = torch.stack([_logits_without_cache(model, text[None])[0, -1] for text in texts])
+    expected, likely_tokens = logits_alone.log_softmax(-1).topk(NUM_LIKELY_TOKENS)
+    # padded on the right: no token sees padding after it
+    batched_logprobs = _logits_without_cache(model, ids)[rows, lengths - 1].log_softmax(-1)
+    gap = largest_difference(static_logprobs.gather(1, likely_tokens), expected)
+    return gap, largest_difference(batched_logprobs.gather(1, likely_tokens), expected)
 
 
-def _logits(model: SharedModel, ids: Tensor) -> Tensor:
+def _logits_without_cache(model: SharedModel, ids: Tensor) -> Tensor:
     """ids (B, T) -> float32 logits (B, T, V), without a cache."""
     return lm_logits(model.causal, model.backbone(input_ids=ids, use_cache=False).last_hidden_state)

@@ -40,7 +40,7 @@ def find_files(name: str) -> Files:
     """A folder that holds a model, or a hub name; UserError within seconds when neither can be had."""
     folder = Path(str(resources.files("lora_rlhf") / "tinyworld" / "base") if name == TINYWORLD else name).expanduser()
     if folder.exists():
-        if fault := _folder_fault(folder):
+        if fault := _find_folder_fault(folder):
             raise UserError(f"base model {name!r}: {fault}")
         return Files(str(folder), False)
     if HUB_NAME.fullmatch(name) is None:
@@ -56,8 +56,8 @@ def find_files(name: str) -> Files:
     return Files(name, fault is not None)
 
 
-def _folder_fault(folder: Path) -> str | None:
-    """Why a folder is not that of a whole model in safetensors, and what to do; None where it may be one."""
+def _find_folder_fault(folder: Path) -> str | None:
+    """Why a folder is not a whole model in safetensors, with advice; None if it may be one."""
     has_config, has_adapter = (folder / "config.json").is_file(), (folder / ADAPTER_CONFIG).is_file()
     if has_config and has_adapter:
         return (
@@ -65,7 +65,7 @@ def _folder_fault(folder: Path) -> str | None:
             f"model unseen. Remove {ADAPTER_CONFIG}, or merge the adapter first"
         )
     if has_adapter:
-        return f"an adapter, which is no model by itself{_base_of_adapter(folder)}"
+        return f"an adapter, which is no model by itself{_adapter_base_advice(folder)}"
     if not has_config and any(folder.glob("*.gguf")):
         return "only GGUF files are there, which are for llama.cpp; give the original model with its safetensors files"
     if not has_config:
@@ -79,8 +79,8 @@ def _folder_fault(folder: Path) -> str | None:
     return None
 
 
-def _base_of_adapter(folder: Path) -> str:
-    """What to give instead of the folder of an adapter. The name is a stranger's."""
+def _adapter_base_advice(folder: Path) -> str:
+    """Advice for the folder of an adapter: the base's name, quoted because its author is unknown."""
     try:
         base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -89,18 +89,19 @@ def _base_of_adapter(folder: Path) -> str:
 
 
 def _is_cached(name: str) -> bool:
+    """Whether the hub's cache on this machine has the model's config."""
     try:
         return cached_file(name, "config.json", local_files_only=True) is not None
     except OSError:
         return False
 
 
-def config_file(files: Files) -> Path:
+def find_config_file(files: Files) -> Path:
     """The path of config.json."""
     return Path(cached_file(files.name, "config.json", local_files_only=files.only_local))
 
 
-def weight_files(files: Files, name: str) -> list[Path]:
+def find_weight_files(files: Files, name: str) -> list[Path]:
     """The safetensors files that transformers loads: one file, or the shards that the index lists."""
 
     def find(filename: str) -> str | None:
@@ -133,16 +134,16 @@ def weight_files(files: Files, name: str) -> list[Path]:
 
 
 def hash_files(paths: list[Path]) -> str:
-    """sha256 over the hashes of files, in order."""
-    total = hashlib.sha256()
+    """sha256 over the hashes of the files, in order."""
+    digest = hashlib.sha256()
     for path in paths:
-        total.update(bytes.fromhex(sha256_of(path)))
-    return total.hexdigest()
+        digest.update(bytes.fromhex(sha256_of(path)))
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def no_retry_lines() -> Iterator[None]:
-    """Inside, failed tries of a download write no lines to the terminal: the caller reports the outcome once."""
+def silence_retries() -> Iterator[None]:
+    """Inside, failed tries of a download write nothing to the terminal: the caller reports the outcome once."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Sampling: many responses at once, of one role or several, from the very distribution that log-probs are taken of."""
+"""Sampling: many responses at once, of one role or several, from the distribution that the log-probabilities are of."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,9 +40,9 @@ def generate(
     batch_size: int,
     engine: Engine = "plain",
 ) -> list[list[Response]]:
-    """`num_samples` responses of each prompt, in the prompts' order, from the role that the caller has entered.
+    """`num_samples` responses to each prompt, in the prompts' order, of the active role.
 
-    The same generator state gives the same responses, up to rounding, whatever `batch_size` is: see `generate_seeded`.
+    The same generator state gives the same responses, up to rounding, for any `batch_size`: see `generate_seeded`.
     """
     seeds = draw_seeds(generator, len(prompt_ids), num_samples)
     return generate_seeded(
@@ -78,18 +78,18 @@ def generate_seeded(
     engine: Engine = "plain",
     on_tokens: Callable[[int], None] = lambda _count: None,
 ) -> list[list[Response]]:
-    """A response of each prompt for each of its seeds, in order; as many seeds for one prompt as for another.
+    """A response to each prompt for each of its seeds, in order; all prompts have the same number of seeds.
 
     Each token is drawn from softmax(logits / temperature) in float32, over the whole vocabulary; temperature 0 takes
-    the most probable one. At most `batch_size` responses run at a time. A response depends on its prompt and its seed
-    alone: not on the other responses, nor on how many run at a time or in which process, nor, up to rounding, on the
-    engine. "static" is for models in which `engines.static_fault` finds no fault. `on_tokens` is called with the number
-    of tokens drawn since its last call.
+    the most probable one. At most `batch_size` responses run at a time. A response depends only on its prompt and its
+    seed: not on the other responses, their number or the process, and, up to rounding, not on the engine. "static" is
+    for models in which `engines.find_static_fault` finds no fault. `on_tokens` is called with the number of tokens
+    drawn since its last call.
     """
-    _check(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
+    _check_arguments(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
     drawing = Drawing(max_new_tokens, temperature, stop_ids)
     row_roles = RowRoles([0] * len(prompt_ids))
-    with _eval_mode(model):
+    with _use_eval_mode(model):
         return ENGINES[engine](model, prompt_ids, seeds, drawing, row_roles, batch_size, on_tokens)
 
 
@@ -109,12 +109,12 @@ def generate_mixed(
     """As `generate_seeded`, but `roles[i]` answers prompt i, all in the same batches. No role need be active.
 
     Each role gives, up to rounding, the responses that it gives alone. In 8 bits rounding depends on the other rows of
-    a batch, so that responses differ sooner than in 4.
+    a batch, so responses differ sooner than in 4 bits.
     """
-    distinct, indices = _role_indices(roles, prompt_ids)
-    _check(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
+    distinct_roles, indices = _distinct_roles_and_indices(roles, prompt_ids)
+    _check_arguments(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
     drawing = Drawing(max_new_tokens, temperature, stop_ids)
-    with model.mixture(distinct) as mixture:
+    with model.mixture(distinct_roles) as mixture:
         return ENGINES[engine](model, prompt_ids, seeds, drawing, RowRoles(indices, mixture), batch_size, on_tokens)
 
 
@@ -129,41 +129,42 @@ def stream_mixed(
     stop_ids: list[int],
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[int | None]]:
-    """One response of `roles[i]` to each prompt i, token by token: yields after every step each row's new token.
+    """One response of `roles[i]` to each prompt i, token by token: yields each row's new token after every step.
 
     The tokens are those of `generate_mixed`; None for a response that has ended. The stream ends with the last
-    response, or before the next step once `stop` returns True. It has its own cache and a copy of the roles as they
-    were at the call. Between two steps the model is in the state that it had before, so that others can use it
-    meanwhile. A stream that is dropped or closed leaves nothing behind.
+    response, or before the next step when `stop` returns True. It has its own cache and a copy of the roles from the
+    time of the call. Between two steps the model is in its former state, so other code can use it. A closed or
+    abandoned stream leaves nothing behind.
     """
-    distinct, indices = _role_indices(roles, prompt_ids)
+    distinct_roles, indices = _distinct_roles_and_indices(roles, prompt_ids)
     single_seeds = [[seed] for seed in seeds]
-    _check(model, prompt_ids, single_seeds, max_new_tokens, temperature, batch_size=1)
+    _check_arguments(model, prompt_ids, single_seeds, max_new_tokens, temperature, batch_size=1)
     if not prompt_ids:
         return iter(())
-    mixture = model.mixture(distinct)
+    mixture = model.mixture(distinct_roles)
     drawing = Drawing(max_new_tokens, temperature, stop_ids)
     batch = Batch(model, prompt_ids, single_seeds, drawing, RowRoles(indices, mixture))
-    return _stream(batch, mixture, stop)
+    return _stream_tokens(batch, mixture, stop)
 
 
-def _stream(batch: Batch, mixture: Mixture, stop: Callable[[], bool]) -> Iterator[list[int | None]]:
-    while not (batch.done or stop()):
+def _stream_tokens(batch: Batch, mixture: Mixture, stop: Callable[[], bool]) -> Iterator[list[int | None]]:
+    """The generator of `stream_mixed`."""
+    while not (batch.is_done or stop()):
         with mixture:
             batch.step()
-        latest, lengths = batch.tokens[:, batch.steps - 1].tolist(), batch.length.tolist()
-        yield [token if length >= batch.steps else None for token, length in zip(latest, lengths, strict=True)]
+        new_tokens, lengths = batch.tokens[:, batch.steps - 1].tolist(), batch.length.tolist()
+        yield [token if length >= batch.steps else None for token, length in zip(new_tokens, lengths, strict=True)]
 
 
-def _role_indices(roles: Sequence[str], prompt_ids: list[list[int]]) -> tuple[list[str], list[int]]:
+def _distinct_roles_and_indices(roles: Sequence[str], prompt_ids: list[list[int]]) -> tuple[list[str], list[int]]:
     """Each role once, and the index of each prompt's role among them."""
     if len(roles) != len(prompt_ids):
         raise ValueError(f"{len(roles)} roles for {len(prompt_ids)} prompts")
-    distinct = list(dict.fromkeys(roles))
-    return distinct, [distinct.index(role) for role in roles]
+    distinct_roles = list(dict.fromkeys(roles))
+    return distinct_roles, [distinct_roles.index(role) for role in roles]
 
 
-def _check(
+def _check_arguments(
     model: SharedModel,
     prompt_ids: list[list[int]],
     seeds: list[list[int]],
@@ -171,6 +172,7 @@ def _check(
     temperature: float,
     batch_size: int,
 ) -> None:
+    """ValueError or UserError for arguments that cannot be used, such as a prompt that is too long for the model."""
     num_samples = len(seeds[0]) if seeds else 1
     if min(max_new_tokens, num_samples, batch_size) < 1 or temperature < 0:
         raise ValueError(
@@ -191,8 +193,8 @@ def _check(
 
 
 @contextmanager
-def _eval_mode(model: SharedModel) -> Iterator[None]:
-    """Inside, no dropout, and no gradient checkpointing, which cannot use a cache. Then the mode from before."""
+def _use_eval_mode(model: SharedModel) -> Iterator[None]:
+    """Inside, no dropout, and no gradient checkpointing, which cannot use a cache. Restores the former mode."""
     was_training = model.causal.training
     model.causal.eval()
     try:

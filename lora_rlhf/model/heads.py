@@ -11,21 +11,21 @@ from transformers import PreTrainedModel
 from lora_rlhf.model.architecture import text_backbone
 from lora_rlhf.system.errors import UserError
 
-# Weights of the LM head that exist in float32 at a time on a CPU, which has no 16-bit product with a float32 result.
-SLICE = 2**22
+# Weights of the LM head in float32 at a time on a CPU, which has no 16-bit product with a float32 result.
+SLICE_NUMBERS = 2**22
 SCORE = "score"  # the name that transformers' sequence classifiers use, so that saved reward adapters load there too
 
 
 def lm_logits(causal: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The model's own logits: hidden (..., H) -> (..., V), float32 for a base in 16 bits too.
+    """The model's own logits: hidden (..., H) -> (..., V), in float32 even if the base is in 16 bits.
 
-    A logit of 16 to 32 in bfloat16 is a multiple of 0.125: most of the noise of a 16-bit model's log-probabilities
-    would come from here. Includes what some families do after the LM head: Cohere multiplies by `logit_scale`, Granite
-    divides by `logits_scaling`, Gemma 2 and 3 cap the logits at `final_logit_softcapping`.
+    A logit of 16 to 32 in bfloat16 is a multiple of 0.125: it would cause most of the noise of a 16-bit model's
+    log-probabilities. Includes the operations of some families after the LM head: Cohere multiplies by `logit_scale`,
+    Granite divides by `logits_scaling`, Gemma 2 and 3 cap the logits at `final_logit_softcapping`.
     """
     head = causal.get_output_embeddings()
     if type(head) is nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16):
-        logits: Tensor = _WideProduct.apply(hidden, head.weight)
+        logits: Tensor = _Float32Product.apply(hidden, head.weight)
         logits = logits if head.bias is None else logits + head.bias
     else:
         logits = head(hidden)
@@ -39,14 +39,14 @@ def lm_logits(causal: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits
 
 
-class _WideProduct(torch.autograd.Function):
+class _Float32Product(torch.autograd.Function):
     """hidden (..., H) times the transpose of a frozen 16-bit weight (V, H), in float32: (..., V)."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.weight, ctx.dtype = weight, hidden.dtype
         rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
-        return _wide_product(rows, weight).view(*hidden.shape[:-1], weight.shape[0])
+        return _float32_product(rows, weight).view(*hidden.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -54,10 +54,11 @@ class _WideProduct(torch.autograd.Function):
         return (gradient.to(ctx.weight.dtype) @ ctx.weight).to(ctx.dtype), None
 
 
-def _wide_product(rows: Tensor, weight: Tensor) -> Tensor:
+def _float32_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows (N, H) times the transpose of weight (V, H), in float32: (N, V)."""
     if rows.device.type == "cuda":
         return torch.mm(rows, weight.T, out_dtype=torch.float32)
-    step, rows = max(1, SLICE // weight.shape[1]), rows.float()
+    step, rows = max(1, SLICE_NUMBERS // weight.shape[1]), rows.float()
     product = rows.new_empty((rows.shape[0], weight.shape[0]))
     for start in range(0, weight.shape[0], step):
         torch.mm(rows, weight[start : start + step].float().T, out=product[:, start : start + step])
@@ -75,8 +76,8 @@ def check_logits(causal: PreTrainedModel) -> None:
     finally:
         hook.remove()
     logits = lm_logits(causal, hidden[0]).float()
-    rounding = 1e-3 if causal.dtype == torch.float32 else 1e-2  # the model's own logits are rounded to 16 bits
-    if not torch.allclose(logits, expected, rtol=rounding, atol=rounding * expected.abs().max().item()):
+    tolerance = 1e-3 if causal.dtype == torch.float32 else 1e-2  # the model's own logits are rounded to 16 bits
+    if not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item()):
         raise UserError(
             f"{type(causal).__name__} turns hidden states into logits in a way that is not known here (largest "
             f"difference {(logits - expected).abs().max().item():.3g}); log-probabilities would be wrong. Use another "
@@ -84,24 +85,24 @@ def check_logits(causal: PreTrainedModel) -> None:
         )
 
 
-def attach_score(causal: PreTrainedModel) -> None:
-    """Give the causal model a frozen `score` layer for PEFT to copy, once per adapter that has a head.
+def attach_score_head(causal: PreTrainedModel) -> None:
+    """Gives the causal model a frozen `score` layer, which PEFT copies for each adapter with a head.
 
-    Attached after the quantized load, so that it stays float32; without a bias, as in transformers' own classifiers.
+    It is attached after the quantized load, so that it stays float32; without a bias, as in transformers' classifiers.
     """
     width = causal.get_input_embeddings().embedding_dim
     setattr(causal, SCORE, nn.Linear(width, 1, bias=False, dtype=torch.float32, device=causal.device))
     causal.score.requires_grad_(False)
 
 
-def score_of(causal: PreTrainedModel, adapter: str) -> nn.Linear | None:
-    """The score head of one adapter; None when it has none."""
+def find_score_head(causal: PreTrainedModel, adapter: str) -> nn.Linear | None:
+    """The score head of an adapter; None if it has none."""
     # PEFT wraps the plain layer for the first adapter that has a head.
     if isinstance(causal.score, nn.Linear) or adapter not in causal.score.modules_to_save:
         return None
     return causal.score.modules_to_save[adapter]
 
 
-def init_score(head: nn.Linear) -> None:
-    """N(0, 1/sqrt(H+1)): scores of variance about 1 at the start (Ziegler et al. 2019, arXiv 1909.08593)."""
+def init_score_head(head: nn.Linear) -> None:
+    """Draws the weights from N(0, 1/sqrt(H+1)): scores of variance about 1 (Ziegler et al. 2019, arXiv 1909.08593)."""
     nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))

@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def peak_rss_gib() -> float:
-    """Largest resident size of this process so far, in GiB."""
+    """The largest resident size of this process so far, in GiB."""
     status = Path("/proc/self/status")
     # rather than ru_maxrss, which on Linux begins with the parent's peak
     for line in status.read_text().splitlines() if status.is_file() else ():
@@ -25,16 +25,16 @@ def peak_rss_gib() -> float:
 
 
 def peak_gpu_gib() -> float:
-    """Most memory that PyTorch has had allocated on the current GPU so far, in GiB; 0 without a GPU."""
+    """The most memory that PyTorch has allocated on the current GPU so far, in GiB; 0 without a GPU."""
     return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
 
 
-def quantized_storages() -> int:
-    """How many distinct quantized weights are alive in this process. One base has one per quantized layer."""
+def count_quantized_storages() -> int:
+    """The number of distinct quantized weights in this process. One base has one per quantized layer."""
     weights = (tensor for tensor in gc.get_objects() if isinstance(tensor, Params4bit | Int8Params))
     return len({weight.untyped_storage().data_ptr() for weight in weights})
 
 
 def adapter_bytes(model: SharedModel, role: str) -> int:
-    """Bytes of a role's parameters: its adapter, and its head where it has one."""
+    """Bytes of a role's parameters: its adapter, and its head if it has one."""
     return sum(parameter.numel() * parameter.element_size() for _, parameter in model.named_parameters_of(role))

@@ -20,10 +20,10 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, bui
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
 
-from lora_rlhf.model.adapter_folder import layer_of
+from lora_rlhf.model.adapter_folder import layer_of_tensor
 from lora_rlhf.model.adapters import require_fit
 from lora_rlhf.model.architecture import is_wrapper, kept_whole, on_meta, text_backbone
-from lora_rlhf.model.rounding import piece_rows, read_out
+from lora_rlhf.model.rounding import round_pieces, rows_per_piece
 from lora_rlhf.model.tensor_files import Entry, Stored, read_index
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import quote
@@ -86,14 +86,14 @@ class Part:
         """The base's weights, in the layout of the layer."""
         rounded = mode == "rounded"
         pieces = (piece.to(device, self.model_dtype if rounded else None) for piece in self._stored_pieces())
-        return read_out(pieces, self.quantization) if rounded else pieces
+        return round_pieces(pieces, self.quantization) if rounded else pieces
 
     def _stored_pieces(self) -> Iterator[Tensor]:
         if self.transposed:
             yield self.stored.rows(0, self._num_rows).T.contiguous()
             return
         shape = self.stored.shape
-        step = piece_rows(shape[1], PIECE) if len(shape) == 2 else max(1, self._num_rows)
+        step = rows_per_piece(shape[1], PIECE) if len(shape) == 2 else max(1, self._num_rows)
         for first in range(0, self._num_rows, step):
             yield self.stored.rows(first, min(first + step, self._num_rows))
 
@@ -251,7 +251,7 @@ def _same_shape(causal: PreTrainedModel, name: str, tensor: Stored, shape: tuple
 def _require_untied(causal: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """UserError for an adapter on a layer that shares its weight with another: the sum would change both."""
     tied = causal.all_tied_weights_keys
-    for path in {layer for layer in map(layer_of, state) if layer is not None}:
+    for path in {layer for layer in map(layer_of_tensor, state) if layer is not None}:
         if f"{path}.weight" in {*tied, *tied.values()}:
             raise UserError(
                 f"the adapter writes to {path}, whose weight is tied to another layer's: the two cannot be merged. Use "

@@ -7,24 +7,24 @@ from lora_rlhf.model.base import BaseSpec, hash_source, load_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 
-RECORDED = ("name", "quantization", "compute_dtype", "trust_remote_code")
+SPEC_FIELDS = ("name", "quantization", "compute_dtype", "trust_remote_code")
 COMPUTED_IN = "computed_in"
 
 
 def describe_base(model: SharedModel) -> dict[str, Any]:
-    """What a manifest keeps of the base: enough to open it again and to tell it from any other.
+    """The record of the base in a manifest: enough to open it again and to distinguish it from any other.
 
-    `computed_in` is the dtype that "auto" chose, in which rounded weights are read out. It says which model was
-    trained; a run may go on in another dtype.
+    `computed_in` is the dtype that "auto" chose, in which rounded weights are read. It tells which model was trained; a
+    run may continue in another dtype.
     """
     base = model.base
-    spec = {name: getattr(base.spec, name) for name in RECORDED}
+    spec = {name: getattr(base.spec, name) for name in SPEC_FIELDS}
     identity = {"source_hash": base.source_hash, "chat_template": model.tokenizer.chat_template}
     return {**spec, **identity, COMPUTED_IN: str(model.causal.dtype).removeprefix("torch.")}
 
 
 def require_trust(record: dict[str, Any], trust_remote_code: bool) -> None:
-    """UserError when a manifest asks for the base's own code to run, and the user has not allowed that."""
+    """UserError if a manifest needs the base's own code to run and the user has not allowed it."""
     if record["trust_remote_code"] and not trust_remote_code:
         raise UserError(
             f"base model {record['name']!r}: the run was made with this model's own code, which would run here; give "
@@ -32,8 +32,8 @@ def require_trust(record: dict[str, Any], trust_remote_code: bool) -> None:
         )
 
 
-def require_present(record: dict[str, Any]) -> None:
-    """UserError when the base was a folder, and is neither there nor where it was as seen from the run."""
+def require_base_folder(record: dict[str, Any]) -> None:
+    """UserError if the base was a folder that no longer exists, neither there nor relative to the run."""
     if "from_run" in record and not Path(record["name"]).expanduser().exists():
         raise UserError(
             f"base model {record['name']!r}: the run was trained on this folder, which is no longer there; put it "
@@ -44,14 +44,14 @@ def require_present(record: dict[str, Any]) -> None:
 def open_base(
     record: dict[str, Any], device: str, gradient_checkpointing: bool = False, trust_remote_code: bool = False
 ) -> SharedModel:
-    """Load the base that a manifest describes.
+    """Loads the base that a manifest describes.
 
-    UserError when its files are not those that the run was made on, with both hashes. UserError, before anything is
-    loaded, when it comes with code that the user has not allowed to run.
+    UserError, with both hashes, if its files are not those of the run. UserError, before anything is loaded, if it has
+    its own code that the user has not allowed to run.
     """
     require_trust(record, trust_remote_code)
-    require_present(record)
-    model = SharedModel(load_base(BaseSpec(**{name: record[name] for name in RECORDED}), device))
+    require_base_folder(record)
+    model = SharedModel(load_base(BaseSpec(**{name: record[name] for name in SPEC_FIELDS}), device))
     if model.base.source_hash != record["source_hash"]:
         raise UserError(
             f"base model {record['name']!r}: its files have changed since the run began (sha256 "
@@ -64,8 +64,8 @@ def open_base(
     return model
 
 
-def locate_base(name: str | None, record: dict[str, Any], parent: str) -> None:
-    """Where `name` is given, opens the base there from now on. UserError unless its files are those of the record."""
+def move_base(name: str | None, record: dict[str, Any], parent: str) -> None:
+    """If `name` is given, the record's base is opened there from now on. UserError unless its files are the same."""
     if name is None or name == record["name"]:
         return
     if hash_source(name) != record["source_hash"]:

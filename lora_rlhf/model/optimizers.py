@@ -15,9 +15,9 @@ OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"
 def make_optimizer(
     name: OptimizerName, parameters: list[nn.Parameter], learning_rate: float, eps: float
 ) -> torch.optim.Optimizer:
-    """An optimizer without weight decay, since an adapter of zeros is not a better model. Its moments exist at once.
+    """An optimizer without weight decay: an adapter of zeros is not a better model. Its moments are allocated now.
 
-    UserError for a paged one without a GPU, from which there would be nothing to page out.
+    UserError for a paged optimizer without a GPU, whose memory it would page.
     """
     if name == "adamw":
         adamw = torch.optim.AdamW(parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
@@ -34,20 +34,20 @@ def make_optimizer(
     optimizer: Any = optimizer_class(parameters, lr=learning_rate, eps=eps, weight_decay=0.0)
     optimizer.check_overrides()
     optimizer.initialized = True
-    for index, parameter in enumerate(parameters):  # as its first step would
+    for index, parameter in enumerate(parameters):  # as in its first step
         optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
     bitsandbytes_optimizer: torch.optim.Optimizer = optimizer
     return bitsandbytes_optimizer
 
 
-def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+def copy_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     """The optimizer's state of a parameter, copied to the CPU."""
     state = optimizer.state[parameter]
     return {name: torch.as_tensor(value).detach().to("cpu", copy=True) for name, value in state.items()}
 
 
-def put_back(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: Mapping[str, Tensor]) -> None:
-    """Put back what `moments` gave, bit for bit. KeyError for a missing tensor, RuntimeError for another shape."""
+def load_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: Mapping[str, Tensor]) -> None:
+    """Restores what `copy_moments` returned, bit for bit. KeyError for a missing one, RuntimeError for a wrong one."""
     state = optimizer.state[parameter]
     for name, value in state.items():
         if isinstance(value, Tensor):

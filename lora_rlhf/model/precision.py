@@ -17,7 +17,7 @@ from lora_rlhf.model.shared import SharedModel
 
 @dataclass(frozen=True)
 class Rounding:
-    """Differences of log-probabilities, in nats, that rounding explains.
+    """Differences of log-probabilities, in nats, that rounding can cause.
 
     same_rows: the largest, between passes over the same rows in the same grouping. mean: the mean absolute one, between
     passes in other groupings. few_tokens: the largest over a few dozen probable tokens of random texts, in passes of
@@ -37,11 +37,11 @@ BFLOAT16 = Rounding(same_rows=1e-2, mean=0.05, few_tokens=0.5)
 ROUNDINGS = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 
 
-def rounding(model: SharedModel) -> Rounding:
-    """That of the base's dtype; bfloat16's for int8, which rounds inputs to 8 bits whatever the dtype."""
+def expected_rounding(model: SharedModel) -> Rounding:
+    """The rounding of the base's dtype; bfloat16's for int8, which rounds inputs to 8 bits in any dtype."""
     return BFLOAT16 if model.base.spec.quantization == "int8" else ROUNDINGS[model.causal.dtype]
 
 
 def largest_difference(first: Tensor, second: Tensor) -> float:
-    """The largest absolute difference, infinite where one of them is not a number."""
+    """The largest absolute difference; infinite if one of both is not a number."""
     return float((first - second).abs().nan_to_num(nan=torch.inf).max())

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_rlhf.model import adapters
-from lora_rlhf.model.adapted_linear import PLAIN, AdaptedLinears, LinearMode
+from lora_rlhf.model.adapted_linear import PLAIN_MODE, AdaptedLinears, LinearMode
 from lora_rlhf.model.adapters import LoraSettings, without_dropout
 from lora_rlhf.model.architecture import text_backbone
 from lora_rlhf.model.base import Base, digest
-from lora_rlhf.model.heads import attach_score, score_of
+from lora_rlhf.model.heads import attach_score_head, find_score_head
 from lora_rlhf.model.mixed import Mixture
 from lora_rlhf.model.targets import find_targets
 from lora_rlhf.system.errors import UserError
@@ -29,7 +29,7 @@ class _State(NamedTuple):
 
     role: str | None
     training: bool
-    mode: LinearMode = PLAIN
+    mode: LinearMode = PLAIN_MODE
 
 
 _IDLE = _State(None, False)
@@ -56,7 +56,7 @@ class SharedModel:
         self.loss_scale = 1.0  # by which `backward` multiplies losses, and by which gradients are too large after it
         self.capture_fault: str | None = None  # why its decoding step is not captured as a CUDA graph, once it is known
         self._targets = find_targets(self.causal)
-        attach_score(self.causal)
+        attach_score_head(self.causal)
         self.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self.backbone.register_forward_hook(self._after_forward)
 
@@ -92,7 +92,7 @@ class SharedModel:
     def head(self) -> nn.Linear:
         """The score head of the active role."""
         adapter = self._adapter_of(self._active_role())
-        head = None if adapter is None else score_of(self.causal, adapter)
+        head = None if adapter is None else find_score_head(self.causal, adapter)
         if head is None:
             raise ValueError(f"role {self._state.role!r} has no score head")
         return head
@@ -131,7 +131,7 @@ class SharedModel:
         """
         self._check_new(target)
         parameters = self._trainable_of(source)
-        if head == "copy" and score_of(self.causal, source) is None:
+        if head == "copy" and find_score_head(self.causal, source) is None:
             raise ValueError(f"role {source!r} has no score head to copy")
         self._inject(target, without_dropout(self._config_of(source)), head is not None)
         for name, parameter in self._parameters[target].items():
@@ -255,7 +255,7 @@ class SharedModel:
         old, self._state = self._state, state
         if old == state and self.causal.training == state.training:
             return
-        old.mode.leave()
+        old.mode.on_mode_end()
         self._linears.mode = state.mode
         if old.training and old.role is not None:
             self._set_trainable(old.role, False)

@@ -1,4 +1,4 @@
-"""safetensors files, read and written a few rows at a time: the usual mapping would count as memory in use."""
+"""safetensors files, read and written a few rows at a time: a mapped file would count as memory in use."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ DTYPES = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
     "BOOL": torch.bool,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MOST_HEADER_BYTES = 100 * 2**20  # the format's own limit
+NAME_BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
 ALIGNMENT = 8
-MOST_WAITING = 2  # pieces that may wait to be written while the next one is computed
+MAX_WAITING = 2  # pieces that may wait to be written while the next one is computed
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, and the byte of the file that it begins at."""
+    """A tensor in a file, and the byte of the file at which it begins."""
 
     path: Path
     name: str
@@ -39,10 +39,11 @@ class Stored:
 
     @property
     def num_bytes(self) -> int:
+        """The size of the tensor in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, first: int, end: int) -> Tensor:
-        """The tensor[first:end], copied into memory; all of a tensor without dimensions."""
+        """Reads the tensor[first:end] into memory; a tensor without dimensions completely."""
         if not self.shape:
             first, end = 0, 1
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -74,27 +75,28 @@ def read_index(paths: Iterable[Path]) -> dict[str, Stored]:
 
 
 def _read_header(path: Path) -> Iterator[Stored]:
-    size = path.stat().st_size
+    """Yields the tensors that a file's header lists. ValueError for a header that does not fit the file."""
+    file_bytes = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
-            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-        header = json.loads(file.read(length))
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if file_bytes < 8 or header_bytes > min(file_bytes - 8, MAX_HEADER_BYTES):
+            raise ValueError(f"a header of {header_bytes:,} bytes in a file of {file_bytes:,}")
+        header = json.loads(file.read(header_bytes))
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
             raise ValueError(f"{quote(name)} is {entry['dtype']}, which is not known here")
         begin, end = entry["data_offsets"]
-        stored = Stored(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
-        if not 0 <= begin <= end <= size - 8 - length or end - begin != stored.num_bytes:
+        stored = Stored(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + header_bytes + begin)
+        if not 0 <= begin <= end <= file_bytes - 8 - header_bytes or end - begin != stored.num_bytes:
             raise ValueError(f"{quote(name)} would take bytes {begin:,} to {end:,}")
         yield stored
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written."""
+    """A tensor that will be written."""
 
     name: str
     dtype: torch.dtype
@@ -102,53 +104,60 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
+        """The size of the tensor in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_tensors(path: Path, entries: Sequence[Entry], pieces: Iterable[Tensor]) -> str:
-    """Write a safetensors file, wait until it is on disk, and return its sha256.
+    """Writes a safetensors file, waits until it is on disk, and returns its sha256.
 
     `pieces` are the tensors' values from the first to the last, each tensor in one or more pieces. While one piece is
-    written, the next is computed. ValueError where they have not as many bytes as the entries say.
+    written, the next is computed. ValueError if their number of bytes is not that of the entries.
     """
-    header = _header(entries)
+    header = _make_header(entries)
     digest = hashlib.sha256()
-    expected = sum(entry.num_bytes for entry in entries)
+    expected_bytes = sum(entry.num_bytes for entry in entries)
     with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as writer:
-        waiting: list[Future[int]] = []
-        written = 0
+        futures: list[Future[int]] = []
+        num_written = 0
 
         def write(data: memoryview | bytes) -> int:
             digest.update(data)
             return file.write(data)
 
-        waiting.append(writer.submit(write, header))
+        futures.append(writer.submit(write, header))
         for piece in pieces:
-            data = _bytes(piece)
-            written += data.nbytes
-            waiting.append(writer.submit(write, data))
-            if len(waiting) > MOST_WAITING:
-                waiting.pop(0).result()
-        for future in waiting:
+            data = _tensor_bytes(piece)
+            num_written += data.nbytes
+            futures.append(writer.submit(write, data))
+            if len(futures) > MAX_WAITING:
+                futures.pop(0).result()
+        for future in futures:
             future.result()
-        if written != expected:
-            raise ValueError(f"{path.name}: {written} bytes of tensors, expected {expected}")
+        if num_written != expected_bytes:
+            raise ValueError(f"{path.name}: {num_written} bytes of tensors, expected {expected_bytes}")
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-def _header(entries: Sequence[Entry]) -> bytes:
+def _make_header(entries: Sequence[Entry]) -> bytes:
+    """The header of a file with these tensors, with its length, padded to ALIGNMENT."""
     header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in entries:
         end = start + entry.num_bytes
-        header[entry.name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
+        header[entry.name] = {
+            "dtype": NAME_BY_DTYPE[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [start, end],
+        }
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(piece: Tensor) -> memoryview:
+def _tensor_bytes(piece: Tensor) -> memoryview:
+    """The tensor's bytes in memory."""
     return piece.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -11,15 +11,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lora_rlhf.system.errors import UserError
 
 HARMLESS_NAMES = ("non", "not", "no", "neutral", "safe", "ok", "clean", "true", "truthful", "label_0", "negative")
-MOST_TOKENS = 512  # of a text, where neither tokenizer nor model says what it can read
+DEFAULT_MAX_TOKENS = 512  # of a text, if neither tokenizer nor model has a limit
 
 
 class TextClassifier:
-    """A sequence classifier with one output (the logit of a fault) or two or more labels.
+    """A sequence classifier with one output (the logit of a fault) or with two or more labels.
 
-    Of several labels, those whose names say that nothing is wrong (not_toxic, neutral, LABEL_0) count as fine, and the
+    Of several labels, those whose names mean that nothing is wrong (not_toxic, neutral, LABEL_0) count as fine, and the
     rest as faults. Labels that do not exclude each other (problem_type multi_label_classification, usual for toxicity)
-    are all faults, and the likeliest counts. Only safetensors are read, and no code of the folder runs.
+    are all faults, and the most probable one counts. Only safetensors are read, and no code of the folder runs.
     """
 
     def __init__(self, folder: str, device: str) -> None:
@@ -40,18 +40,18 @@ class TextClassifier:
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._model = model.to(self._device).eval()
         config = model.config
-        self._independent = config.num_labels == 1 or config.problem_type == "multi_label_classification"
+        self._has_independent_labels = config.num_labels == 1 or config.problem_type == "multi_label_classification"
         names = [str(config.id2label[label]).lower() for label in range(config.num_labels)]
-        self._faults = [label for label, name in enumerate(names) if not name.startswith(HARMLESS_NAMES)]
-        if not self._independent and len(self._faults) in (0, len(names)):
+        self._fault_labels = [label for label, name in enumerate(names) if not name.startswith(HARMLESS_NAMES)]
+        if not self._has_independent_labels and len(self._fault_labels) in (0, len(names)):
             raise UserError(
                 f"{folder}: cannot tell which of its labels {', '.join(names)} mean that a text is at fault"
             )
         if self._tokenizer.pad_token_id is not None:
             config.pad_token_id = self._tokenizer.pad_token_id
-        # some models keep two positions for themselves
-        positions = getattr(config, "max_position_embeddings", MOST_TOKENS + 2) - 2
-        self._longest = min(self._tokenizer.model_max_length, positions)
+        # some models use two positions for themselves
+        positions = getattr(config, "max_position_embeddings", DEFAULT_MAX_TOKENS + 2) - 2
+        self._max_tokens = min(self._tokenizer.model_max_length, positions)
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[str], batch_size: int) -> list[float]:
@@ -61,16 +61,18 @@ class TextClassifier:
         probabilities = [0.0] * len(texts)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            for row, probability in zip(rows, self._batch([texts[row] for row in rows]).tolist(), strict=True):
+            for row, probability in zip(
+                rows, self._batch_probabilities([texts[row] for row in rows]).tolist(), strict=True
+            ):
                 probabilities[row] = probability
         return probabilities
 
-    def _batch(self, texts: list[str]) -> Tensor:
+    def _batch_probabilities(self, texts: list[str]) -> Tensor:
         """The probability that each of B texts is at fault: (B,)."""
         batch = self._tokenizer(
-            texts, padding=len(texts) > 1, truncation=True, max_length=self._longest, return_tensors="pt"
+            texts, padding=len(texts) > 1, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._device)
         logits: Tensor = self._model(**batch).logits.float()
-        if self._independent:
+        if self._has_independent_labels:
             return logits.sigmoid().amax(dim=1)
-        return logits.softmax(dim=1)[:, self._faults].sum(dim=1)
+        return logits.softmax(dim=1)[:, self._fault_labels].sum(dim=1)

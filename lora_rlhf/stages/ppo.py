@@ -26,7 +26,7 @@ from lora_rlhf.data.batches import response_batch
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import decode_response, pad_id
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_logprobs, response_values, text_logprobs
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_logprobs, response_values, text_logprobs
 from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
@@ -222,7 +222,8 @@ class PPO:
         if config.has_value_role:
             with model.role("value"):
                 judged["value"] = self.batch.run(
-                    lambda size: in_micro_batches(lambda part: response_values(model, part), share, size), "scoring"
+                    lambda size: apply_in_micro_batches(lambda part: response_values(model, part), share, size),
+                    "scoring",
                 )
         for name in judged:
             judged[name] = workers.gather_rows(judged[name])
@@ -254,12 +255,12 @@ class PPO:
             return torch.stack(response_logprobs(model, part, temperature), dim=-1)
 
         def reference(part: Sequences) -> Tensor:
-            return response_logprobs(model, part, temperature, entropy=False)[0]
+            return response_logprobs(model, part, temperature, needs_entropy=False)[0]
 
         with model.role("reference"):
-            reference_logprobs = in_micro_batches(reference, sequences, size)
+            reference_logprobs = apply_in_micro_batches(reference, sequences, size)
         with model.role("policy"):
-            return reference_logprobs, in_micro_batches(policy, sequences, size), size
+            return reference_logprobs, apply_in_micro_batches(policy, sequences, size), size
 
     # 3 Reward
 

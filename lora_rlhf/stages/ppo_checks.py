@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from lora_rlhf.model.forward import response_logprobs
-from lora_rlhf.model.precision import largest_difference, rounding
+from lora_rlhf.model.precision import expected_rounding, largest_difference
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system import workers
 
@@ -27,9 +27,9 @@ def check_rollout(model: SharedModel, rollout: "Rollout", temperature: float, re
     """RuntimeError unless policy and reference give a micro-batch the log-probs of the rollout, before any update."""
     rows = workers.share_of_process(range(len(rollout.sequences)))
     rows = [rows[index] for index in rollout.sequences.index(rows).micro_batches(rollout.scored_together)[0]]
-    sequences, limit = rollout.sequences.index(rows), rounding(model).same_rows
+    sequences, limit = rollout.sequences.index(rows), expected_rounding(model).same_rows
     with model.role("policy", training=True):  # live dropout would show
-        logprobs = response_logprobs(model, sequences, temperature, entropy=False)[0]
+        logprobs = response_logprobs(model, sequences, temperature, needs_entropy=False)[0]
     gap = max(workers.gather([largest_difference(logprobs, rollout.old_logprobs[rows])]))
     if gap > limit:
         raise RuntimeError(
@@ -46,7 +46,7 @@ def check_first_update(model: SharedModel, gap: float) -> None:
 
     RuntimeError where that is so much that rounding cannot be the cause.
     """
-    usual = rounding(model).mean
+    usual = expected_rounding(model).mean
     if gap > BROKEN * usual:
         raise RuntimeError(
             f"the first update sees log-probabilities {gap:.2g} nats off the rollout's on average; rounding makes "

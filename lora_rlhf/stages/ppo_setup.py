@@ -13,7 +13,7 @@ from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import ensure_template
 from lora_rlhf.model.memory import adapter_bytes
-from lora_rlhf.model.open import describe_base, locate_base
+from lora_rlhf.model.open import describe_base, move_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
 from lora_rlhf.runs.resume import WHERE
@@ -125,7 +125,7 @@ def _save_adapters(model: SharedModel, folder: StageFolder) -> None:
 def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
     """The finished SFT stage, and the reward stage unless a function alone is the reward. They must share a base."""
     sft = find_stage(config.sft or f"{config.run}/sft", "sft")
-    locate_base(config.model, sft.manifest["base"], str(sft.folder))
+    move_base(config.model, sft.manifest["base"], str(sft.folder))
     if config.reward_model_weight == 0:
         return sft, None
     reward = find_stage(config.reward or f"{config.run}/reward", "reward")

@@ -16,7 +16,7 @@ from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool, make_example_spool, make_ranking_spool
 from lora_rlhf.data.template import ensure_template
 from lora_rlhf.model.forward import response_scores
-from lora_rlhf.model.open import describe_base, locate_base
+from lora_rlhf.model.open import describe_base, move_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_data, find_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
@@ -44,7 +44,7 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
     check(config)
     with StageFolder.open(config, "reward") as folder:
         sft = find_stage(config.sft or f"{config.run}/sft", "sft")
-        locate_base(config.model, sft.manifest["base"], str(sft.folder))
+        move_base(config.model, sft.manifest["base"], str(sft.folder))
         rankings: Source[Ranking] = source_of(config, config.rankings, "rankings")
         demonstrations = _open_demonstrations(config, sft)
         several: Source[Ranking] | None = None

@@ -9,8 +9,8 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import stop_ids
-from lora_rlhf.model.decode_weights import choose_merged, merged
-from lora_rlhf.model.engines import EngineChoice, pick_engine, require_static
+from lora_rlhf.model.decode_weights import choose_merged_weights, use_merged_weights
+from lora_rlhf.model.engines import EngineChoice, pick_engine, require_static_engine
 from lora_rlhf.model.generate import Engine, Response, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
@@ -74,14 +74,14 @@ class Sampler:
 
     def choose_weights(self, choice: Literal["auto", "merged", "adapter"]) -> None:
         """Chooses whether to decode with merged weights. Call it after the largest steps were rehearsed."""
-        self.merge = all(workers.gather([choose_merged(self._model, choice)]))
+        self.merge = all(workers.gather([choose_merged_weights(self._model, choice)]))
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen engine and weights, for a checkpoint."""
         return {"engine": self.engine, "merge": self.merge}
 
     def _generate(self, prompt_ids: list[list[int]], seeds: list[list[int]], stop: list[int], size: int) -> Responses:
-        with self._model.role(self._role), merged(self._model) if self.merge else nullcontext():
+        with self._model.role(self._role), use_merged_weights(self._model) if self.merge else nullcontext():
             return generate_seeded(
                 self._model,
                 prompt_ids,
@@ -98,4 +98,6 @@ def require_engine(config: PPOConfig | SampleConfig, parent: Parent) -> None:
     """UserError, before any weights are loaded, where the static engine is asked for and the base cannot run it."""
     if config.engine == "static":
         base = parent.manifest["base"]
-        require_static(base["name"], config.trust_remote_code, config.max_prompt_tokens + config.max_response_tokens)
+        require_static_engine(
+            base["name"], config.trust_remote_code, config.max_prompt_tokens + config.max_response_tokens
+        )

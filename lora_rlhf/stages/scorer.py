@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig
-from lora_rlhf.model.forward import Sequences, in_micro_batches, response_scores
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.system.errors import UserError
@@ -51,7 +51,7 @@ class ResponseScorer:
 def score_in_batches(model: SharedModel, sequences: Sequences, batch: AutoBatch) -> Tensor:
     """The active role's scores of any number of responses, as many at a time as memory allows: (B,) float32."""
     return batch.run(
-        lambda size: in_micro_batches(lambda rows: response_scores(model, rows), sequences, size), "scoring"
+        lambda size: apply_in_micro_batches(lambda rows: response_scores(model, rows), sequences, size), "scoring"
     )
 
 

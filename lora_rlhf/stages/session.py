@@ -14,7 +14,7 @@ from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.chosen_template import choose_template, is_same_template
 from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.model.dense import keep_dense
+from lora_rlhf.model.dense import keep_dense_copies
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, StageFolder
@@ -43,7 +43,7 @@ def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | N
             )
     if then["chat_template"] is not None:
         model.tokenizer.chat_template = then["chat_template"]
-    keep_dense(model.causal, config.dequantize)
+    keep_dense_copies(model.causal, config.dequantize)
     return model
 
 

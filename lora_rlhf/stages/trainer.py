@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.model.optimizers import make_optimizer, moments, put_back
+from lora_rlhf.model.optimizers import copy_moments, load_moments, make_optimizer
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
@@ -128,7 +128,7 @@ class RoleOptimizer:
         return scale | {
             f"{self.role}.{moment}.{name}": value
             for name, parameter in self._named
-            for moment, value in moments(self._adamw, parameter).items()
+            for moment, value in copy_moments(self._adamw, parameter).items()
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -139,7 +139,7 @@ class RoleOptimizer:
             keys = {moment: f"{self.role}.{moment}.{name}" for moment in self._adamw.state[parameter]}
             if missing := sorted(set(keys.values()) - state.keys()):
                 raise UserError(f"the checkpoint lacks {missing[0]}: give the --optimizer that the run began with")
-            put_back(self._adamw, parameter, {moment: state[key] for moment, key in keys.items()})
+            load_moments(self._adamw, parameter, {moment: state[key] for moment, key in keys.items()})
 
     def _compute_gradient(self, accumulate: Accumulate) -> tuple[dict[str, float], float]:
         """Metrics and the gradient's norm, summed over all processes; the gradient is clipped.

@@ -18,7 +18,7 @@ from lora_rlhf.configs.stages import PPOConfig, SFTConfig
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.export import export
-from lora_rlhf.model.memory import quantized_storages
+from lora_rlhf.model.memory import count_quantized_storages
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.resume import Lock
 from lora_rlhf.stages import sft
@@ -235,7 +235,7 @@ def test_an_export_stands_until_its_stage_is_another(tmp_path: Path, monkeypatch
     bases = []
 
     def counted_export(config: ExportConfig) -> dict[str, Any]:
-        bases.append(quantized_storages())
+        bases.append(count_quantized_storages())
         return export(config)
 
     monkeypatch.setattr("lora_rlhf.exporting.export.export", counted_export)

@@ -62,7 +62,7 @@ def test_under_an_answer_are_its_score_its_kl_and_its_tokens(worker: ModelWorker
             found = []
             for role in (stage, "sft"):
                 with model.role(role):
-                    found.append(response_logprobs(model, batch, entropy=False)[0].sum().item())
+                    found.append(response_logprobs(model, batch, needs_entropy=False)[0].sum().item())
         assert answer.score == pytest.approx(score, abs=1e-4)
         assert answer.kl == pytest.approx(found[0] - found[1], abs=1e-3)
         assert sum(token.gap for token in answer.tokens) == pytest.approx(answer.kl, abs=1e-3)

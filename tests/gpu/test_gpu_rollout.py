@@ -8,7 +8,7 @@ import torch
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.decode_step import GraphCapture, Replay
-from lora_rlhf.model.engines import pick_engine, tokens_per_second
+from lora_rlhf.model.engines import measure_tokens_per_second, pick_engine
 from lora_rlhf.model.generate import Response, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 
@@ -138,5 +138,7 @@ def test_memory_is_given_back_and_the_replayed_step_is_faster() -> None:
         assert torch.cuda.memory_allocated() <= before + 2**20
         settings: dict[str, Any] = {"context": 128, "max_new_tokens": NEW, "temperature": 1.0, "batch_size": 16}
         assert pick_engine("static", model, prompts, **settings) == "static"
-        plain, static = (tokens_per_second(model, engine, prompts, NEW, 1.0, 16) for engine in ("plain", "static"))
+        plain, static = (
+            measure_tokens_per_second(model, engine, prompts, NEW, 1.0, 16) for engine in ("plain", "static")
+        )
     assert static > 1.5 * plain

@@ -149,7 +149,7 @@ def test_greedy_answers_are_those_of_each_prompt_alone(babbler: str) -> None:
     stops = stop_ids(chat.tokenizer)
     prompts = [render_verbatim(chat.tokenizer, Prompt.of(text)) for text in ("Why?", "How deep is it?", "Tell me " * 5)]
     written: dict[int, list[int]] = {}
-    chat.write(prompts, 12, stops, 2, lambda number, ids: written.update({number: ids}))
+    chat.generate_greedy(prompts, 12, stops, 2, lambda number, ids: written.update({number: ids}))
     for number, prompt in enumerate(prompts):
         expected: list[int] = []
         while len(expected) < 12 and (not expected or expected[-1] not in stops):

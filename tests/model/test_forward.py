@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_rlhf.model.forward import (
     Sequences,
-    in_micro_batches,
+    apply_in_micro_batches,
     position_ids,
     response_logprobs,
     response_scores,
@@ -250,7 +250,7 @@ def test_micro_batches_hold_every_row_once_longest_first_and_come_back_in_order(
     prompts = torch.ones((5, 2), dtype=torch.long)
     batch = Sequences(prompts, prompts.bool(), torch.ones((5, 9), dtype=torch.long), response_mask)
     assert batch.micro_batches(2) == [[1, 3], [4, 0], [2]]
-    sums = in_micro_batches(lambda part: part.response_mask.sum(dim=1), batch, 2)
+    sums = apply_in_micro_batches(lambda part: part.response_mask.sum(dim=1), batch, 2)
     assert sums.tolist() == lengths
 
 

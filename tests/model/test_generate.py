@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.drawing import draw as _draw
+from lora_rlhf.model.drawing import draw_tokens as _draw
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import Response, generate
 from lora_rlhf.model.shared import SharedModel
@@ -65,7 +65,7 @@ def test_the_distribution_drawn_from_is_the_one_scored(
         steps.append(((logits / temperature).log_softmax(-1), drawn))
         return drawn
 
-    monkeypatch.setattr("lora_rlhf.model.decode_plain.draw", spy)
+    monkeypatch.setattr("lora_rlhf.model.decode_plain.draw_tokens", spy)
     with model.role("policy"), torch.no_grad():
         groups = sample(model, prompts, temperature=temperature, stop_ids=[], batch_size=4)
         batch = sequences(prompts, [group[0].ids for group in groups])
@@ -139,11 +139,11 @@ def test_dropping_finished_rows_changes_nothing(shared_model: Make, monkeypatch:
         widths.append(len(logits))
         return _draw(logits, temperature, uniforms)
 
-    monkeypatch.setattr("lora_rlhf.model.decode_plain.draw", spy)
+    monkeypatch.setattr("lora_rlhf.model.decode_plain.draw_tokens", spy)
     with model.role("policy"):
         dropping = sample(model, prompts, **settings)
         assert widths[0] == 32 and widths[-1] < 16
-        monkeypatch.setattr("lora_rlhf.model.decode_plain.COMPACT_AT", -1.0)
+        monkeypatch.setattr("lora_rlhf.model.decode_plain.COMPACT_SHARE", -1.0)
         widths.clear()
         keeping = sample(model, prompts, **settings)
         assert set(widths) == {32}

@@ -12,7 +12,13 @@ from transformers import CONFIG_MAPPING
 
 from lora_rlhf.model import engines
 from lora_rlhf.model.decode_step import Step
-from lora_rlhf.model.engines import EngineChoice, pick_engine, require_static, static_fault, tokens_per_second
+from lora_rlhf.model.engines import (
+    EngineChoice,
+    find_static_fault,
+    measure_tokens_per_second,
+    pick_engine,
+    require_static_engine,
+)
 from lora_rlhf.model.generate import Engine
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
@@ -36,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, **speeds: float) -> list[str]:
         timed.append(engine)
         return speeds[engine]
 
-    monkeypatch.setattr(engines, "tokens_per_second", speed)
+    monkeypatch.setattr(engines, "measure_tokens_per_second", speed)
     return timed
 
 
@@ -58,16 +64,16 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "settings", "fault"), CASES, ids=[f"{case[0]} {case[1]}" for case in CASES])
 def test_the_config_says_who_cannot(name: str, settings: dict[str, object], fault: str | None) -> None:
-    message = static_fault(CONFIG_MAPPING[name](**settings), 512)
+    message = find_static_fault(CONFIG_MAPPING[name](**settings), 512)
     assert (message is None) if fault is None else (message is not None and fault in message)
 
 
 def test_static_is_refused_before_any_weights_are_there(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     config = json.loads((tiny_model("mistral") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
-    require_static(str(tmp_path), False, 16)
+    require_static_engine(str(tmp_path), False, 16)
     with pytest.raises(UserError, match=r"engine is 'static', but .* see 16 tokens back, fewer than the 17 of prompt"):
-        require_static(str(tmp_path), False, 17)
+        require_static_engine(str(tmp_path), False, 17)
 
 
 @pytest.mark.parametrize(("plain", "static", "expected"), [(90.0, 100.0, "static"), (100.0, 90.0, "plain")])
@@ -138,4 +144,4 @@ def test_speed_is_that_of_the_steps_in_the_middle(
     model.backbone.register_forward_pre_hook(forward, with_kwargs=True)
     monkeypatch.setattr(engines.time, "monotonic", lambda: now[0])
     with model.role("policy"):
-        assert tokens_per_second(model, engine, PROMPTS, 8, 1.0, 6) == pytest.approx(3.0)
+        assert measure_tokens_per_second(model, engine, PROMPTS, 8, 1.0, 6) == pytest.approx(3.0)

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from lora_rlhf.model import decode_static, decode_step
 from lora_rlhf.model.decode_step import Replay, Slots, Step
-from lora_rlhf.model.drawing import Drawing, RowRoles, draw
+from lora_rlhf.model.drawing import Drawing, RowRoles, draw_tokens
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import Engine, Response, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.kv_cache import SlotCache
@@ -159,12 +159,12 @@ def test_the_distribution_drawn_from_is_the_one_scored(
     logprobs: list[float] = []
 
     def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
-        drawn = draw(logits, temperature, uniforms)
+        drawn = draw_tokens(logits, temperature, uniforms)
         logprobs.extend((logits / temperature).log_softmax(-1).gather(1, drawn[:, None])[:, 0].tolist())
         return drawn
 
-    monkeypatch.setattr(decode_static, "draw", spy)
-    monkeypatch.setattr(decode_step, "draw", spy)
+    monkeypatch.setattr(decode_static, "draw_tokens", spy)
+    monkeypatch.setattr(decode_step, "draw_tokens", spy)
     with model.role("policy"), torch.no_grad():
         groups = sample(model, prompts, temperature=temperature, stop_ids=[])
         scored = response_logprobs(model, sequences(prompts, [group[0].ids for group in groups]), temperature)[0]

@@ -9,7 +9,7 @@ from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, Granite
 
 from lora_rlhf.model import heads
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.heads import check_logits, init_score, lm_logits
+from lora_rlhf.model.heads import check_logits, init_score_head, lm_logits
 from lora_rlhf.system.errors import UserError
 
 SMALL = {
@@ -43,7 +43,7 @@ def test_logits_of_16_bits_are_in_float32(
     tiny_model: Callable[[str], Path], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The products of the 16-bit numbers themselves, and as gradient the head's transpose."""
-    monkeypatch.setattr(heads, "SLICE", 64 * 100)  # three full slices of the vocabulary, and a rest
+    monkeypatch.setattr(heads, "SLICE_NUMBERS", 64 * 100)  # three full slices of the vocabulary, and a rest
     causal = load_base(BaseSpec(str(tiny_model("llama")), "none", dtype), "cpu").model
     weight = causal.get_output_embeddings().weight
     hidden = torch.randn((2, 3, 64), generator=torch.Generator().manual_seed(0)).to(weight.dtype).requires_grad_()
@@ -86,6 +86,6 @@ def test_a_head_that_is_not_understood_is_refused() -> None:
 def test_scores_start_with_the_spread_of_ziegler() -> None:
     torch.manual_seed(0)
     head = torch.nn.Linear(9_999, 1, bias=False)
-    init_score(head)
+    init_score_head(head)
     assert abs(head.weight.std().item() * 100 - 1) < 0.03  # 1 / sqrt(H + 1) = 0.01; sd of the estimate 0.7 %
     assert abs(head.weight.mean().item()) < 4e-4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_rlhf.model.forward import response_logprobs
-from lora_rlhf.model.memory import adapter_bytes, peak_gpu_gib, peak_rss_gib, quantized_storages
+from lora_rlhf.model.memory import adapter_bytes, count_quantized_storages, peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
 from tests.support.batches import random_batch
 
@@ -19,18 +19,18 @@ Make = Callable[..., SharedModel]
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_every_role_shares_one_base(shared_model: Make, quantization: str) -> None:
     gc.collect()
-    before = quantized_storages()
+    before = count_quantized_storages()
     model = shared_model(quantization=quantization)
     model.copy_role("sft", "policy2")
     for role in model.roles:
         with model.role(role), torch.no_grad():
             response_logprobs(model, random_batch())
-    assert quantized_storages() - before == 2 * 7  # layers x linear layers in each
+    assert count_quantized_storages() - before == 2 * 7  # layers x linear layers in each
     second = shared_model(quantization=quantization)
-    assert quantized_storages() - before == 2 * 2 * 7
+    assert count_quantized_storages() - before == 2 * 2 * 7
     del model, second
     gc.collect()
-    assert quantized_storages() == before
+    assert count_quantized_storages() == before
 
 
 def test_adapter_bytes(shared_model: Make) -> None:

@@ -17,9 +17,9 @@ from transformers.pytorch_utils import Conv1D
 from lora_rlhf.model import merging
 from lora_rlhf.model.adapters import LoraSettings, read_adapter
 from lora_rlhf.model.base import BaseSpec, load_base, load_config
-from lora_rlhf.model.files import find_files, weight_files
+from lora_rlhf.model.files import find_files, find_weight_files
 from lora_rlhf.model.merging import Part, plan_merge
-from lora_rlhf.model.rounding import piece_rows, read_out
+from lora_rlhf.model.rounding import round_pieces, rows_per_piece
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.model.targets import Targets
 from lora_rlhf.system.errors import UserError
@@ -36,7 +36,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(base: Path, adapter: Path, quantization: str = "nf4", dtype: torch.dtype = torch.float32) -> list[Part]:
-    files = weight_files(find_files(str(base)), "it")
+    files = find_weight_files(find_files(str(base)), "it")
     return plan_merge(load_config(str(base)), files, quantization, dtype, read_adapter(adapter))
 
 
@@ -117,9 +117,9 @@ def test_a_weight_rounds_the_same_in_any_pieces(monkeypatch: pytest.MonkeyPatch)
         weight[0] = 0
         whole = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
         for most in (1, 500, 10**6):
-            rows = piece_rows(shape[1], most)
+            rows = rows_per_piece(shape[1], most)
             assert rows * shape[1] % 64 == 0
-            assert torch.equal(torch.cat(list(read_out(weight.split(rows), "nf4"))), whole), (shape, most)
+            assert torch.equal(torch.cat(list(round_pieces(weight.split(rows), "nf4"))), whole), (shape, most)
 
 
 def test_tied_and_untied_heads_and_shards_are_alike(tiny_model: Tiny, tmp_path: Path) -> None:

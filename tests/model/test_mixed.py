@@ -118,7 +118,7 @@ def test_layers_that_see_part_of_a_batch_are_refused(shared_model: Make, monkeyp
     with pytest.raises(RuntimeError, match=r"a layer saw \(2, 3, 64\), which are not the batch's 22 tokens"):
         logits(model, ROLES, (1, 2), ids)
     hook.remove()
-    monkeypatch.setattr(mixed, "EXPERTS", "mlp")
+    monkeypatch.setattr(mixed, "EXPERTS_PART", "mlp")
     with pytest.raises(UserError, match=r"layers\.0\.mlp\..* is an expert"):
         model.mixture(ROLES)
 

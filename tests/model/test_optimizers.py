@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_rlhf.model.optimizers import make_optimizer, moments, put_back
+from lora_rlhf.model.optimizers import copy_moments, load_moments, make_optimizer
 from lora_rlhf.system.errors import UserError
 
 RATE, EPS = 1e-2, 1e-5
@@ -48,14 +48,14 @@ def test_moments_that_are_put_back_lead_to_the_same_bits(name: Any) -> None:
     optimizer = make_optimizer(name, trained, RATE, EPS)
     for seed in range(3):
         step(optimizer, trained, seed)
-    saved = [moments(optimizer, parameter) for parameter in trained]
+    saved = [copy_moments(optimizer, parameter) for parameter in trained]
     middle = [parameter.detach().clone() for parameter in trained]
     step(optimizer, trained, 3)
 
     again = [nn.Parameter(tensor) for tensor in middle]
     fresh = make_optimizer(name, again, RATE, EPS)
     for parameter, state in zip(again, saved, strict=True):
-        put_back(fresh, parameter, state)
+        load_moments(fresh, parameter, state)
     step(fresh, again, 3)
     for parameter, repeated in zip(trained, again, strict=True):
         assert torch.equal(parameter, repeated)
@@ -64,8 +64,8 @@ def test_moments_that_are_put_back_lead_to_the_same_bits(name: Any) -> None:
 def test_8_bits_are_8_bits_from_the_start() -> None:
     small, large = parameters()
     optimizer = make_optimizer("adamw_8bit", [small, large], RATE, EPS)
-    assert moments(optimizer, large)["state1"].dtype == torch.uint8
-    assert moments(optimizer, small)["state1"].dtype == torch.float32  # nothing to save there
+    assert copy_moments(optimizer, large)["state1"].dtype == torch.uint8
+    assert copy_moments(optimizer, small)["state1"].dtype == torch.float32  # nothing to save there
 
 
 @pytest.mark.parametrize("name", ["paged_adamw", "paged_adamw_8bit"])

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from lora_rlhf.data.batches import IGNORED_LABEL, packed_sft_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.packing import packing_leak, require_no_leak
+from lora_rlhf.model.packing import measure_packing_leak, require_no_leak
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from tests.support.batches import random_lists
@@ -78,7 +78,7 @@ def _summed(logits: Tensor, labels: Tensor) -> Tensor:
 
 def test_no_supported_architecture_leaks(shared_model: Make, architecture: str) -> None:
     model = shared_model(architecture)
-    assert packing_leak(model) < 1e-4
+    assert measure_packing_leak(model) < 1e-4
     require_no_leak(model)
     assert model.active_role is None
 
@@ -86,7 +86,7 @@ def test_no_supported_architecture_leaks(shared_model: Make, architecture: str) 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_model_that_leaks_is_found(leaking: Path, dtype: str) -> None:
     model = SharedModel(load_base(BaseSpec(str(leaking), "none", dtype), "cpu"))
-    assert packing_leak(model) > 2
+    assert measure_packing_leak(model) > 2
     with pytest.raises(UserError, match=r"leaking.*Lfm2ForCausalLM does not keep.*changes a log-probability by \d"):
         require_no_leak(model)
 
@@ -94,7 +94,7 @@ def test_a_model_that_leaks_is_found(leaking: Path, dtype: str) -> None:
 @pytest.mark.parametrize(("quantization", "dtype"), [("nf4", "bfloat16"), ("nf4", "float16"), ("int8", "bfloat16")])
 def test_rounding_is_no_leak(tiny_model: Callable[[str], Path], quantization: str, dtype: str) -> None:
     model = SharedModel(load_base(BaseSpec(str(tiny_model("llama")), quantization, dtype), "cpu"))
-    assert packing_leak(model) > 1e-3  # more than float32 may have
+    assert measure_packing_leak(model) > 1e-3  # more than float32 may have
     require_no_leak(model)
 
 
@@ -115,7 +115,7 @@ def test_the_leak_is_the_largest_difference_of_a_tokens_log_probability(shared_m
     raised[ids[12]] += 0.25
     expected = raised.log_softmax(-1)[ids[12]] - before.log_softmax(-1)[ids[12]]
     model.causal.get_output_embeddings().register_forward_hook(raise_last)
-    assert packing_leak(model) == pytest.approx(float(expected), abs=1e-4)
+    assert measure_packing_leak(model) == pytest.approx(float(expected), abs=1e-4)
     with pytest.raises(UserError, match="does not keep packed documents apart"):
         require_no_leak(model)
 
@@ -123,4 +123,4 @@ def test_the_leak_is_the_largest_difference_of_a_tokens_log_probability(shared_m
 def test_nan_is_a_leak(shared_model: Make) -> None:
     model = shared_model("llama", "none")
     model.causal.get_output_embeddings().register_forward_hook(lambda _m, _i, logits: logits * torch.nan)
-    assert packing_leak(model) == float("inf")
+    assert measure_packing_leak(model) == float("inf")

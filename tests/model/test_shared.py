@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import Sequences, response_logprobs, response_scores, response_values
-from lora_rlhf.model.heads import attach_score
+from lora_rlhf.model.heads import attach_score_head
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from tests.support.batches import random_batch, random_lists
@@ -42,7 +42,7 @@ def gradients(model: SharedModel, role: str, batch: Sequences) -> dict[str, Tens
 def standalone_gradients(folder: Path, base: Path, role: str) -> dict[str, Tensor]:
     """The same loss on a base of its own with plain PEFT and plain transformers, one unpadded sequence at a time."""
     causal = load_base(BaseSpec(str(base)), "cpu").model
-    attach_score(causal)
+    attach_score_head(causal)
     peft = PeftModel.from_pretrained(causal, str(folder), is_trainable=True)
     for prompt, response in zip(*random_lists(), strict=True):
         ids = torch.tensor([prompt + response])

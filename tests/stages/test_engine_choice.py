@@ -101,7 +101,7 @@ def test_static_is_refused_before_the_weights_are_loaded(run: Run, monkeypatch: 
         raise AssertionError("loaded")
 
     contexts: list[int] = []
-    monkeypatch.setattr(engines, "static_fault", lambda _config, context: contexts.append(context) or "it is odd")
+    monkeypatch.setattr(engines, "find_static_fault", lambda _config, context: contexts.append(context) or "it is odd")
     monkeypatch.setattr({"ppo": ppo_setup, "sample": sample}[stage], "open_parent_base", load)
     with pytest.raises(UserError, match=r"engine is 'static', but base model .* cannot: it is odd; use --engine"):
         run(stage, engine="static")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.model.memory import adapter_bytes, quantized_storages
+from lora_rlhf.model.memory import adapter_bytes, count_quantized_storages
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo, reward, sft
 from lora_rlhf.system.errors import Stopped, UserError
@@ -337,7 +337,7 @@ def test_three_stages_share_one_base_and_leave_it_as_it_was(
     config: Config, tiny_model: Models, data: Path, tmp_path: Path
 ) -> None:
     gc.collect()
-    before = quantized_storages()
+    before = count_quantized_storages()
     model = open_model(tiny_model("llama"))
     digest, alone = model.base_digest(), storage_bytes(model)
     run = str(tmp_path / "run")
@@ -348,7 +348,7 @@ def test_three_stages_share_one_base_and_leave_it_as_it_was(
     ppo.train(config(sft=None, reward=None), model)
     gc.collect()
     assert model.base_digest() == digest
-    assert quantized_storages() - before == 2 * 7  # layers x linear layers in each
+    assert count_quantized_storages() - before == 2 * 7  # layers x linear layers in each
     assert set(model.roles) == {"base", "sft", "reward", "policy", "value", "reference"}
     adapters = sum(adapter_bytes(model, role) for role in ("sft", "reward", "policy", "value"))
     assert storage_bytes(model) == alone + adapters  # so the reference adds nothing

@@ -13,7 +13,7 @@ from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.model.adapted_linear import adapted_layers
-from lora_rlhf.model.precision import rounding
+from lora_rlhf.model.precision import expected_rounding
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo as ppo_page
 from lora_rlhf.stages import ppo_checks
@@ -61,7 +61,7 @@ def test_rounding_does_not_stop_a_run(model: SharedModel, capsys: pytest.Capture
 
 def test_noise_of_another_grouping_does_not_stop_a_run(model: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU in bfloat16: sd 0.05, single tokens by 1.5 nats. Less in float16 and float32."""
-    usual = rounding(model).mean
+    usual = expected_rounding(model).mean
     add_noise(monkeypatch, usual)
     ppo, prompts = begin(model)
     metrics = ppo.iterate(prompts)

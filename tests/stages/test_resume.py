@@ -323,7 +323,9 @@ def test_a_run_goes_on_decoding_as_it_began_whatever_memory_is_free_by_then(
 ) -> None:
     free = {True: 2**40, False: 0}
     used: list[str] = []
-    monkeypatch.setattr(sampler, "merged", lambda model: used.append("merged") or decode_weights.merged(model))
+    monkeypatch.setattr(
+        sampler, "use_merged_weights", lambda model: used.append("merged") or decode_weights.use_merged_weights(model)
+    )
     monkeypatch.setattr(decode_weights, "free_bytes", lambda _device: free[merges])
     expected, settings = undisturbed("ppo"), config("ppo")
     assert bool(used) is merges

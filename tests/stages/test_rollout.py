@@ -13,7 +13,7 @@ from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import stop_ids
 from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.forward import in_micro_batches
+from lora_rlhf.model.forward import apply_in_micro_batches
 from lora_rlhf.model.generate import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.ppo import PPO, Rollout
@@ -134,7 +134,7 @@ def test_micro_batches_change_nothing(model: SharedModel) -> None:
 def test_rows_come_back_in_their_order(model: SharedModel) -> None:
     sequences = judge(model, some_that_end(model)).sequences
     for size in (1, 3, 8):
-        first = in_micro_batches(lambda part: part.response_ids[:, 0], sequences, size)
+        first = apply_in_micro_batches(lambda part: part.response_ids[:, 0], sequences, size)
         assert first.tolist() == sequences.response_ids[:, 0].tolist()
 
 
