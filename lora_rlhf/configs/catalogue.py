@@ -95,7 +95,16 @@ SFT = Stage(
     model_name="the SFT model",
     summary="stage 1: supervised fine-tuning on demonstrations",
     hub_tag="sft",
-    settings=("lora_rank", "lora_alpha", "use_rslora", "epochs", "batch_size", "learning_rate", "packing"),
+    settings=(
+        "lora_rank",
+        "lora_alpha",
+        "use_rslora",
+        "lora_targets",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "packing",
+    ),
     counts={"demonstrations": "demonstrations", "validation": "more held out to choose an epoch"},
     plots=(
         Plot("sft/loss", "SFT loss", "nats a token of the response, in training"),

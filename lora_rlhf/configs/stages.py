@@ -27,7 +27,10 @@ class SFTConfig(TemplateConfig, TrainingConfig):
     lora_dropout: float = 0.0
     """Dropout before the adapters, in SFT only."""
     use_rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead."""
+    """Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Layers with an adapter: all-linear (every linear layer of the text model but LM head and routers), attention,
+    mlp, or ends of layers' names such as q_proj."""
     epochs: int = 2
     """Passes over the demonstrations."""
     batch_size: int = 32
@@ -51,6 +54,7 @@ class SFTConfig(TemplateConfig, TrainingConfig):
             *at_least(self, 1, "lora_rank", "epochs", "batch_size"),
             *positive(self, "lora_alpha", "learning_rate"),
             *share(self, "lora_dropout", "validation_fraction"),
+            *([] if self.lora_targets else ["give at least one of --lora_targets, or leave the flag out"]),
             *self.template_faults(),
         ]
 

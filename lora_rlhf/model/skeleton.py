@@ -26,7 +26,7 @@ from lora_rlhf.model.adapted_linear import AdaptedLinears
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.architecture import kept_whole, on_meta, text_backbone, training_fault
 from lora_rlhf.model.heads import lm_logits
-from lora_rlhf.model.targets import find_targets
+from lora_rlhf.model.targets import ALL_LINEAR, find_targets
 from lora_rlhf.system.errors import UserError
 
 ROLE = "role"  # the one adapter of a skeleton: further ones cost their parameters, and nothing in a pass
@@ -45,7 +45,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a model consists of, counted on the model itself. `kept` (never quantized) and `buffers` are bytes."""
+    """What a model consists of, counted on the model itself.
+
+    `kept` (never quantized) and `buffers` are bytes. without_adapter: the share of the text model's matrices.
+    """
 
     family: str
     parameters: int
@@ -56,6 +59,7 @@ class Counts:
     vocab_size: int
     layers: int
     context: int | None
+    without_adapter: float
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,9 @@ def config_of(family: str, numbers: Mapping[str, object]) -> PreTrainedConfig:
     return CONFIG_MAPPING[family](**numbers)
 
 
-def count(config: PreTrainedConfig, quantization: str, dtype: torch.dtype) -> Counts:
+def count(
+    config: PreTrainedConfig, quantization: str, dtype: torch.dtype, targets: tuple[str, ...] = (ALL_LINEAR,)
+) -> Counts:
     """Build the whole model on PyTorch's meta device and count it.
 
     UserError for one that cannot be built, or cannot be trained here.
@@ -122,14 +128,15 @@ def count(config: PreTrainedConfig, quantization: str, dtype: torch.dtype) -> Co
     if fault := training_fault(causal):
         raise UserError(f"{type(causal).__name__} {fault}")
     unquantized = kept_whole(causal) if quantization == "nf4" else None
-    head = causal.get_output_embeddings()
+    all_targets = find_targets(causal)
+    adapted = all_targets.find(targets)
     linears, quantized_weights = [], set()
     for path, module in causal.named_modules():
         if not isinstance(module, nn.Linear | Conv1D):
             continue
         rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
         quantized = unquantized is not None and should_convert_module(path, unquantized)
-        linears.append(Linear(rows, columns, quantized, module is not head))
+        linears.append(Linear(rows, columns, quantized, path in adapted))
         if quantized:
             quantized_weights.add(id(module.weight))
     text = config.get_text_config()
@@ -144,6 +151,7 @@ def count(config: PreTrainedConfig, quantization: str, dtype: torch.dtype) -> Co
         text.vocab_size,
         text.num_hidden_layers,
         getattr(text, "max_position_embeddings", None),
+        all_targets.share_without(targets),
     )
 
 

@@ -1,6 +1,6 @@
 """Which layers of a base carry an adapter: the linear layers of its text model, by name or by group."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from peft import LoraConfig
@@ -13,6 +13,7 @@ from lora_rlhf.model.architecture import text_backbone
 from lora_rlhf.system.errors import UserError
 
 ALL_LINEAR = "all-linear"
+TOLD_SHARE = 0.05  # a model in which more of the weights get no adapter is said to have such weights
 # Groups of layers, by what a part of their path contains. State spaces and short convolutions belong to no group.
 GROUPS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward", "ffn", "fc1", "fc2", "shared_expert")}
 ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})  # they choose experts, and get no adapter
@@ -24,18 +25,26 @@ SPARSE = frozenset({"compressor", "indexer"})  # choose or sum up what is far ba
 class Targets:
     """The layers of a base that can carry an adapter, and the names by which PEFT finds them.
 
-    layers: their paths. modules: the paths of all modules, in which a name must find these layers alone.
+    layers: their paths. modules: the paths of all modules, in which a name must find these layers alone. sizes: how
+    many numbers each matrix of the text model holds, by the path of its layer; embeddings and LM head are left out.
     """
 
     layers: tuple[str, ...]
     modules: tuple[str, ...]
+    sizes: Mapping[str, int]
+
+    def find(self, chosen: Collection[str]) -> set[str]:
+        """The paths of the chosen layers: "all-linear", groups, or ends of paths. UserError for one that is nothing."""
+        return {layer for target in chosen for layer in self._find(target)}
+
+    def share_without(self, chosen: Collection[str]) -> float:
+        """The share of the matrices' numbers that are in no chosen layer."""
+        adapted = sum(self.sizes.get(layer, 0) for layer in self.find(chosen))
+        return 1 - adapted / max(1, sum(self.sizes.values()))
 
     def names(self, chosen: Collection[str]) -> list[str]:
-        """Names for PEFT's `target_modules`, the shortest that find the chosen layers and no others.
-
-        chosen: "all-linear", groups, or ends of layers' paths. UserError for one that finds nothing.
-        """
-        layers = {layer for target in chosen for layer in self._find(target)}
+        """Names for PEFT's `target_modules`, the shortest that find the chosen layers and no others."""
+        layers = self.find(chosen)
         names: set[str] = set()
         for layer in sorted(layers):
             if not any(_ends_with(layer, name) for name in names):
@@ -67,6 +76,16 @@ class Targets:
         return layer
 
 
+def note_without_adapter(share: float, chosen: Collection[str]) -> str | None:
+    """What users must know of a model of which all layers were chosen, and this share of the matrices is in none."""
+    if share < TOLD_SHARE or ALL_LINEAR not in chosen:
+        return None
+    return (
+        f"{100 * share:.0f} % of the text model's weights get no adapter: those of experts, which also stay in 16 "
+        "bits, of routers and of state spaces"
+    )
+
+
 def find_targets(causal: PreTrainedModel) -> Targets:
     """The layers that can carry an adapter. Call it before PEFT has wrapped any."""
     modules = dict(causal.named_modules())
@@ -74,7 +93,19 @@ def find_targets(causal: PreTrainedModel) -> Targets:
     root = next(path for path, module in modules.items() if module is backbone)
     layers = [f"{root}.{path}" if root else path for path in _adaptable(backbone, causal)]
     kept = {name for name in {path.rpartition(".")[2] for path in layers} if _is_kept(name, causal)}
-    return Targets(tuple(path for path in layers if path.rpartition(".")[2] in kept), tuple(modules))
+    layers = [path for path in layers if path.rpartition(".")[2] in kept]
+    prefix = f"{root}." if root else ""
+    sizes: dict[str, int] = {}
+    for name, parameter in backbone.named_parameters():
+        path = prefix + name.rpartition(".")[0]
+        module = modules[path]
+        if isinstance(module, nn.Embedding) or module is causal.get_output_embeddings():
+            continue
+        if isinstance(module, nn.Linear) and name.endswith(".weight"):
+            sizes[path] = module.in_features * module.out_features  # one in 4 bits has fewer, larger numbers
+        elif parameter.dim() > 1:
+            sizes[path] = sizes.get(path, 0) + parameter.numel()
+    return Targets(tuple(layers), tuple(modules), sizes)
 
 
 def _adaptable(backbone: nn.Module, causal: PreTrainedModel) -> Iterator[str]:

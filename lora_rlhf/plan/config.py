@@ -26,6 +26,8 @@ class PlanConfig:
     """auto: bfloat16, and float32 on a CPU."""
     lora_rank: int = 16
     """Rank of every adapter."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Layers with an adapter, as for sft."""
     max_prompt_tokens: int = 256
     """Longest prompt."""
     max_response_tokens: int = 256

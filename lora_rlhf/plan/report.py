@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from lora_rlhf.configs.catalogue import PPO
 from lora_rlhf.configs.values import check
+from lora_rlhf.model.targets import note_without_adapter
 from lora_rlhf.plan.cards import CARDS, Card, find_card
 from lora_rlhf.plan.choose import RunPlan, StagePlan, choose_plan
 from lora_rlhf.plan.config import PlanConfig
@@ -18,7 +19,7 @@ from lora_rlhf.plan.subject import MeasuredModel, measure_model
 from lora_rlhf.system.errors import UserError
 
 LIMITS = ("max_prompt_tokens", "max_response_tokens")
-BASE_FLAGS = ("quantization", "compute_dtype", "lora_rank")  # flags of the stage that fixes the base
+BASE_FLAGS = ("quantization", "compute_dtype", "lora_rank", "lora_targets")  # flags of the stage that fixes the base
 SAMPLING_FLAGS = ("batch_size", "minibatch_size", "num_epochs")
 
 
@@ -55,7 +56,11 @@ def _stage_flags(stage_plan: StagePlan, run_plan: RunPlan, config: PlanConfig) -
     if is_sampling and not setting.value_role:
         flags.append(f"--advantage {run_plan.advantage} --samples_per_prompt {setting.samples_per_prompt}")
     names = (*LIMITS, *(BASE_FLAGS if fixes_base else ()), *(SAMPLING_FLAGS if is_sampling else ()))
-    return flags + [f"--{name} {getattr(config, name)}" for name in names if _is_not_default(config, name)]
+    return flags + [f"--{name} {_flag_text(getattr(config, name))}" for name in names if _is_not_default(config, name)]
+
+
+def _flag_text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def plan_text(run_plan: RunPlan, config: PlanConfig) -> str:
@@ -74,6 +79,8 @@ def plan_text(run_plan: RunPlan, config: PlanConfig) -> str:
     for part in dict.fromkeys(name for peak in peaks for name in peak.parts):
         lines.append(f"  {part:<22}" + "".join(f"{peak.parts.get(part, 0) / GIB:>9.2f}" for peak in peaks))
     lines.append(f"  {'in all':<22}" + "".join(f"{peak.total / GIB:>9.2f}" for peak in peaks))
+    if note := note_without_adapter(model.counts.without_adapter, config.lora_targets):
+        lines.append(note)
     lines += [f"{name} is at its highest in: {peak.name}" for name, peak in zip(plans, peaks, strict=True)]
     lines += ["", *map(_seconds_line, plans.values())]
     lines += [
@@ -101,6 +108,7 @@ def plan_json(run_plan: RunPlan, config: PlanConfig) -> dict[str, Any]:
         "model": run_plan.model.name,
         "family": run_plan.model.counts.family,
         "parameters": run_plan.model.counts.parameters,
+        "share_without_adapter": run_plan.model.counts.without_adapter,
         "card": asdict(run_plan.card),
         "prompt_tokens": config.max_prompt_tokens,
         "response_tokens": config.max_response_tokens,

@@ -43,14 +43,14 @@ def measure_model(config: PlanConfig) -> MeasuredModel:
         if shape_name is None
         else config_of(*SHAPES[shape_name])
     )
-    counts = count(model_config, config.quantization, dtype)
+    counts = count(model_config, config.quantization, dtype, config.lora_targets)
     tokens = config.max_prompt_tokens + config.max_response_tokens
     if counts.context is not None and tokens > counts.context:
         raise UserError(
             f"max_prompt_tokens {config.max_prompt_tokens} and max_response_tokens {config.max_response_tokens} make "
             f"{tokens} tokens, but the context of {name!r} is {counts.context}: lower one of them"
         )
-    lora = LoraSettings(rank=config.lora_rank)
+    lora = LoraSettings(rank=config.lora_rank, targets=config.lora_targets)
     try:
         passes = measure_passes(
             counts,

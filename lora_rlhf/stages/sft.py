@@ -37,6 +37,7 @@ from lora_rlhf.stages.session import (
     epochs_of_batches,
     fixed_prompt_indices,
     load_parent_role,
+    log,
     require_context,
     seed_everything,
 )
@@ -59,13 +60,15 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
         model = model or _load_base(config)
         keep_dense_copies(model.causal, config.dequantize)
         require_context(model, config)
+        settings = _lora_settings(config)
+        if note := model.note_without_adapter(settings):
+            log.warning("%s", note)
         choose_run_template(config, folder, model.tokenizer)
         if config.packing:
             require_no_leak(model)
         split = _encode_demonstrations(config, model, source)
 
         rng = seed_everything(config.seed)
-        settings = LoraSettings(config.lora_rank, config.lora_alpha, config.lora_dropout, use_rslora=config.use_rslora)
         model.add_role("sft", settings)
         selector = _make_selector(config, model, split.validation)
         folder.begin(describe_base(model), {}, {"demonstrations": config.demonstrations})
@@ -86,6 +89,12 @@ def _load_base(config: SFTConfig) -> SharedModel:
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model
+
+
+def _lora_settings(config: SFTConfig) -> LoraSettings:
+    return LoraSettings(
+        config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets, use_rslora=config.use_rslora
+    )
 
 
 def _encode_demonstrations(

@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused(tiny_model: Tiny, tmp_path: Path) -> None:
 
 def test_an_adapter_on_a_tied_head_is_refused(tiny_model: Tiny, tmp_path: Path) -> None:
     model = SharedModel(load_base(BaseSpec(str(tiny_model("llama"))), "cpu"))
-    model._targets = Targets(("lm_head",), ("lm_head",))
+    model._targets = Targets(("lm_head",), ("lm_head",), {})
     model.add_role("sft", LoraSettings(rank=4, alpha=8))
     model.save_role("sft", tmp_path / "adapter")
     with pytest.raises(UserError, match="lm_head, whose weight is tied"):

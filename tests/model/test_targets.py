@@ -8,7 +8,8 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from lora_rlhf.model.architecture import on_meta, text_backbone, training_fault
-from lora_rlhf.model.targets import find_targets
+from lora_rlhf.model.skeleton import count
+from lora_rlhf.model.targets import find_targets, note_without_adapter
 from lora_rlhf.system.errors import UserError
 from tests.zoo.checkpoints import CHECKPOINTS
 
@@ -79,6 +80,25 @@ def test_groups_and_names() -> None:
     assert targets.names(["layers.1.self_attn.v_proj"]) == ["1.self_attn.v_proj"]
     hybrid = find_targets(model_of("qwen3_5"))
     assert all("language_model" in name for name in hybrid.names(["mlp"]) if name not in DENSE)
+
+
+def test_weights_without_an_adapter_are_told() -> None:
+    for name, least, most in (("llama", 0, 0), ("gemma3", 0, 0), ("qwen3_moe", 0.5, 0.9), ("gpt_oss", 0.3, 0.9)):
+        targets = find_targets(model_of(name))
+        share = targets.share_without(ALL)
+        assert least <= share <= most, (name, share)
+        note = note_without_adapter(share, ALL)
+        assert note is None if most == 0 else f"{100 * share:.0f} % of the text" in str(note)
+    assert note_without_adapter(0.9, ("attention",)) is None
+    llama = find_targets(model_of("llama"))
+    assert llama.share_without(["attention"]) + llama.share_without(["mlp"]) == pytest.approx(1)
+
+
+def test_the_plan_counts_the_chosen_layers() -> None:
+    config = CHECKPOINTS["gemma3"].make_config()
+    for chosen in (ALL, ("attention",), ("q_proj",)):
+        adapted = sum(linear.adapted for linear in count(config, "nf4", torch.float32, chosen).linears)
+        assert adapted == len(find_targets(model_of("gemma3")).find(chosen)) > 0
 
 
 @pytest.mark.parametrize("target", ["lm_head", "vision_tower", "proj", "experts"])

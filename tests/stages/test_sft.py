@@ -374,6 +374,14 @@ def test_no_row_fits(config: Config) -> None:
     assert_refused(config(max_response_tokens=1), "none of its 30 rows is left", "max_response_tokens=1")
 
 
+def test_the_chosen_layers_alone_have_adapters(config: Config) -> None:
+    chosen = config(lora_targets=("attention", "up_proj"))
+    names = dict(sft.train(chosen).named_parameters_of("sft"))
+    assert {name.split(".")[-3] for name in names} == {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj"}
+    with pytest.raises(UserError, match=r"'nothing' is no linear layer .*q_proj"):
+        sft.train(config(lora_targets=("nothing",), overwrite=True))
+
+
 def test_an_empty_file(config: Config, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "empty.jsonl", [])
     assert_refused(config(demonstrations=path), "empty.jsonl", "empty")
