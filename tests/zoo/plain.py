@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
+from lora_rlhf.model.engines import pick_engine
 from lora_rlhf.model.forward import Sequences, response_logprobs
-from lora_rlhf.model.generate import generate_seeded
+from lora_rlhf.model.generate import Engine, generate_seeded
 from lora_rlhf.model.shared import BASE, SharedModel
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40, 41, 42], [100, 101, 102, 103, 104], [200, 7]]
@@ -73,26 +75,44 @@ def forward_agrees(folder: Path) -> dict[str, float]:
     return {"logprob_gap": gap}
 
 
-def greedy_agrees(folder: Path) -> dict[str, float]:
-    """How many of the rows get, in one batch with a cache, the tokens that plain transformers gives them alone."""
+def greedy_agrees(folder: Path, engine: Engine = "plain") -> dict[str, float]:
+    """How many of the rows get, in one batch with a cache, the tokens that plain transformers gives them alone.
+
+    UserError where the model's configuration or a try rules the engine out.
+    """
     shared, plain = open_shared(folder), load_plain(folder)
+    sizes: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "temperature": 0.0, "batch_size": 8}
     with shared.role(BASE):
-        responses = generate_seeded(
-            shared,
-            PROMPTS,
-            [[0, 1] for _ in PROMPTS],
-            max_new_tokens=NEW_TOKENS,
-            temperature=0.0,
-            stop_ids=[],
-            batch_size=8,
-        )
+        pick_engine(engine, shared, PROMPTS, context=max(map(len, PROMPTS)) + NEW_TOKENS, **sizes)
+        responses = generate_seeded(shared, PROMPTS, [[0, 1] for _ in PROMPTS], stop_ids=[], engine=engine, **sizes)
     right = sum(
         all(response.ids == _greedy(plain, prompt) for response in group)
         for prompt, group in zip(PROMPTS, responses, strict=True)
     )
     if right < len(PROMPTS):
         raise AssertionError(f"{right} of {len(PROMPTS)} greedy responses are those of plain transformers")
-    return {"greedy_rows": right}
+    return {f"greedy_rows_{engine}": right}
+
+
+def roles_mix(folder: Path) -> dict[str, float]:
+    """The largest difference of the logits of two roles in one batch from those of each role by itself."""
+    shared = open_shared(folder, "nf4")
+    shared.add_role("policy", LoraSettings(rank=2))
+    for name, parameter in shared.named_parameters_of("policy"):
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter.data, std=0.1)
+    ids = torch.tensor([PROMPTS[0], PROMPTS[0]])
+    with shared.mixture([BASE, "policy"]) as mixture:
+        mixture.assign(torch.tensor([0, 1]))
+        mixed = shared.backbone(input_ids=ids, use_cache=False).last_hidden_state
+    gap = 0.0
+    for row, role in enumerate((BASE, "policy")):
+        with shared.role(role), torch.no_grad():
+            alone = shared.backbone(input_ids=ids[:1], use_cache=False).last_hidden_state[0]
+        gap = max(gap, float((mixed[row] - alone).abs().max()))
+    if not gap < 1e-3:
+        raise AssertionError(f"hidden states of two roles in one batch are off by {gap:.2g}")
+    return {"mixture_gap": gap}
 
 
 def _greedy(model: PreTrainedModel, prompt: list[int]) -> list[int]:

@@ -18,7 +18,7 @@ from lora_rlhf.stages.sample import sample
 from lora_rlhf.system.errors import Stopped, UserError
 from tests.support.stages import DEMONSTRATIONS, RANKINGS, write_rows
 from tests.zoo.checkpoints import save_checkpoint
-from tests.zoo.plain import adapter_in_peft, export_in_transformers, forward_agrees, greedy_agrees
+from tests.zoo.plain import adapter_in_peft, export_in_transformers, forward_agrees, greedy_agrees, roles_mix
 
 LIMITS: dict[str, Any] = {"max_prompt_tokens": 32, "max_response_tokens": 16}
 LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8}
@@ -64,6 +64,8 @@ def walk(name: str, folder: Path, without: Collection[str] = ()) -> Outcome:
         "plan": lambda: print_plan(PlanConfig(model=model, gpu_gib=8, device="cpu", lora_rank=4, json=True, **LIMITS)),
         "forward": lambda: outcome.figures.update(forward_agrees(folder / "base")),
         "greedy": lambda: outcome.figures.update(greedy_agrees(folder / "base")),
+        "static": lambda: outcome.figures.update(greedy_agrees(folder / "base", "static")),
+        "mixture": lambda: outcome.figures.update(roles_mix(folder / "base")),
         "sft": lambda: sft.train(
             SFTConfig(model=model, demonstrations=demonstrations, epochs=1, batch_size=8, **LORA, **training)
         ),
