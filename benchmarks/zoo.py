@@ -96,7 +96,7 @@ def page(result: dict[str, Any]) -> str:
         "- **exports**: *merged*: one plain model, which plain transformers loads with the trained model's logits.",
         "  *reward*: the reward model as a plain sequence classifier. *GGUF*: for llama.cpp. The adapter alone can be",
         "  exported of all.",
-        "- **without an adapter**: matrices of the text model that stay as they are; their share of the tiny checkpoint.",
+        "- **without an adapter**: matrices of the text model that stay as they are; their share here.",
         "",
         "Thinking, tools and system messages depend on the chat template: [templates.md](templates.md).",
         "",
