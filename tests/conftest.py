@@ -12,6 +12,16 @@ from lora_rlhf.model.shared import SharedModel
 from tests.support.models import EVERY_ARCHITECTURE, randomize, save_tiny_model
 from tests.support.planted_runs import planted, planted_report  # noqa: F401  (fixtures for every test)
 
+HAS_GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=HAS_GPU)
+def hidden_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests/gpu use a GPU: all other results were computed on a CPU, and some hold to the bit."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that a test starts
+
 
 @pytest.fixture(params=EVERY_ARCHITECTURE)
 def architecture(request: pytest.FixtureRequest) -> str:

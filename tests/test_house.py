@@ -53,7 +53,7 @@ ONLY_IN = {
     "peft": {"model"},
     "scipy": {"stats"},
     "gguf": {"exporting"},
-    "bitsandbytes": {"model", "doctor"},
+    "bitsandbytes": {"system", "model"},  # system/kernel_trial.py alone
     "lm_eval": {"evaluation"},  # only where it is asked for
     "trl": set(),  # what SFT is measured against, in a test
     "datasets": {"data"},

@@ -13,6 +13,7 @@ from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import decode_response, pad_id, render_response, stop_ids
 from lora_rlhf.model.forward import Sequences, mixed_logprobs, response_scores
 from lora_rlhf.model.generate import stream_mixed
+from lora_rlhf.model.memory import free_memory
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.loaded_runs import LoadedRuns, RunRoles
@@ -117,7 +118,7 @@ class RequestHandler:
 
     def free_memory(self) -> None:
         """Frees what the allocator keeps, after memory ran out."""
-        self.runs.free_memory()
+        free_memory()
 
     @property
     def _model(self) -> SharedModel:

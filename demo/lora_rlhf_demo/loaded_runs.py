@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lora_rlhf.configs.catalogue import REWARD
 from lora_rlhf.data.chosen_template import is_same_template
 from lora_rlhf.evaluation.systems import RunStages, find_stages
 from lora_rlhf.model.dense import Dequantize, keep_dense_copies
+from lora_rlhf.model.memory import free_memory
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
@@ -56,12 +55,7 @@ class LoadedRuns:
     def close(self) -> None:
         """Frees the base and all runs, so that another base fits into memory."""
         self._model, self._runs = None, {}
-        self.free_memory()
-
-    def free_memory(self) -> None:
-        """Frees the memory that the allocator keeps for later use."""
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def find_loaded(self, run: str) -> RunRoles | None:
         """The roles of a run if it is loaded and unchanged on disk. UserError for a run that cannot be used."""

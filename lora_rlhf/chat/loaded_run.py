@@ -1,7 +1,6 @@
 """A finished run, or an exported model, in memory: its roles on one base, to generate and to score with."""
 
 import dataclasses
-import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from lora_rlhf.model.dense import Dequantize, keep_dense_copies
 from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores
 from lora_rlhf.model.generate import draw_seeds, generate_mixed, stream_mixed
+from lora_rlhf.model.memory import free_memory
 from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import find_stage, has_stage
@@ -56,7 +56,7 @@ class LoadedRun:
     def close(self) -> None:
         """Frees the base and all adapters."""
         self._model = None
-        gc.collect()  # a model holds itself
+        free_memory()
 
     @property
     def model(self) -> SharedModel:

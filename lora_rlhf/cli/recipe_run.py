@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import gc
 import itertools
 import time
 from collections.abc import Iterator, Mapping
@@ -80,7 +79,9 @@ def _run_steps(configs: Mapping[str, Section], finished: list[str], report_path:
     if "export" in finished:
         _print_in_main_process(skipped["export"])
     if isinstance(export, ExportConfig):
-        gc.collect()  # frees the base, which refers to itself: an export loads its own
+        from lora_rlhf.model.memory import free_memory
+
+        free_memory()  # an export loads a base of its own
         with _announced_step(headers["export"]):
             workers.from_main(functools.partial(_export_anew, export))
     return report

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, storage
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.doctor.findings import Finding, finding_lines, findings_json, has_no_problem, summary_line
+from lora_rlhf.system import kernel_trial
 from lora_rlhf.system.memory import memory
 from lora_rlhf.system.network import endpoint, offline
 
@@ -89,7 +90,7 @@ def _device_findings(usable_cores: float) -> Iterator[Finding]:
     for device in ("cpu", *(f"cuda:{index}" for index in range(len(usable_gpus)))):
         is_needed = device != "cpu" or not usable_gpus
         try:
-            yield kernels.kernel_finding(device, kernels.try_4bit(device), is_needed=is_needed)
+            yield kernels.kernel_finding(device, kernel_trial.try_4bit(device), is_needed=is_needed)
         except Exception as error:  # an import, a missing library, the driver: anything may be broken here
             yield kernels.kernel_finding(device, None, _first_line(error), is_needed)
 

@@ -6,14 +6,12 @@ by the effect of the adapter. All models compute in the dtype of the trained mod
 """
 
 import functools
-import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,6 +24,7 @@ from lora_rlhf.exporting.source import DTYPES, Source
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.comparing import fill, greedy_responses, response_logits, score_of_response
 from lora_rlhf.model.dense import keep_dense_copies
+from lora_rlhf.model.memory import free_memory
 from lora_rlhf.model.merging import Mode
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.model.tensor_files import Entry, read_index, write_tensors
@@ -81,7 +80,7 @@ def measure_trained(config: ExportConfig, source: Source, prompts: ParityPrompts
         recorded_rows.append(_record_row(prompt, greedy[number], logits))
     effect = total.figures() | _greedy_figures(greedy, base_greedy, num_counted)
     del model
-    _free_memory()
+    free_memory()
     return TrainedAnswers(prompt_ids, greedy, num_counted, scratch, recorded_rows, effect)
 
 
@@ -96,7 +95,7 @@ def measure_export(
     fill(model, source.parts(), other_mode, DTYPES[config.dtype])
     measurements.append(_measure_plain_model(model, trained, f"on the {other_mode} base"))
     del model
-    _free_memory()
+    free_memory()
     if _has_reward_model(source):
         differences = _reward_differences(source, trained, [responses for _, responses in measurements])
         export, alternative = (
@@ -220,9 +219,3 @@ def _record_row(prompt: list[int], greedy: list[int], logits: Tensor) -> dict[st
 def response_length(response: list[int], stop_ids: set[int]) -> int:
     """The number of tokens of a response up to its first stop token, which is included."""
     return next((i for i, token in enumerate(response, start=1) if token in stop_ids), len(response))
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,6 +1,5 @@
 """`lora-rlhf export --role reward`: the reward model as a plain sequence classifier, its scores compared."""
 
-import gc
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from lora_rlhf.model.base import load_base
 from lora_rlhf.model.classifier import Classifier, PlainClassifier, classifier_of, score_without_adapter
 from lora_rlhf.model.comparing import greedy_responses, score_of_response
 from lora_rlhf.model.heads import SCORE
+from lora_rlhf.model.memory import free_memory
 from lora_rlhf.model.merging import Mode
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.disk import write_json
@@ -96,7 +96,7 @@ def _score_conversations(config: ExportConfig, source: Source, head: Tensor, off
     ids = [[*prompt, *answer] for prompt, answer in pairs]
     scores_without_adapter = [score_without_adapter(model, head, row) - offset for row in ids]
     del model
-    gc.collect()
+    free_memory()
     return ScoredConversations(ids, scores, scores_without_adapter)
 
 

@@ -4,8 +4,10 @@ import contextlib
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +29,15 @@ from lora_rlhf.model.files import Files, find_config_file, find_files, find_weig
 from lora_rlhf.model.heads import check_logits
 from lora_rlhf.model.quantized import stored_fault, stored_settings
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.kernel_trial import try_4bit
+
+log = logging.getLogger("lora_rlhf")
 
 QUANTIZATIONS = ("nf4", "int8", "none")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Where one of these exists, the machine has a GPU and its driver: NVIDIA's, the same on WSL2, AMD's.
+GPU_DEVICE_FILES = ("/dev/nvidia0", "/usr/lib/wsl/lib/nvidia-smi", "/dev/kfd")
+HIDING_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 WAYS_OUT = (
     "Check the spelling and the network; a gated model needs `hf auth login`; a local model needs the path of its "
     "folder; one with its own code needs trust_remote_code."
@@ -77,6 +85,10 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     target = resolve_device(device)
     if target.type == "cuda":
         torch.cuda.set_device(target)  # streams, memory figures and random numbers are those of the current device
+        if spec.quantization == "nf4":
+            _require_working_kernels(str(target))
+    elif device == "auto" and (fault := unused_gpu()):
+        log.warning("%s; `lora-rlhf doctor` says why. Going on on the CPU", fault)
     files = find_files(spec.name)
     with silence_retries():
         config = _load_config(files, spec)
@@ -84,6 +96,8 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
         tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
         model = _load_model(files, spec, config, target)
     _check_usable(model, tokenizer, spec)
+    card = f"{target} ({torch.cuda.get_device_name(target)})" if target.type == "cuda" else "the CPU"
+    log.info("the base is on %s and computes in %s", card, str(model.dtype).removeprefix("torch."))
     return Base(model, tokenizer, spec, source_hash, target)
 
 
@@ -161,6 +175,27 @@ def resolve_device(device: str) -> torch.device:
     if target.type == "cuda" and target.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return target
+
+
+@functools.cache
+def _require_working_kernels(device: str) -> None:
+    """UserError where 4-bit layers of this GPU fail or give wrong results, as some wheels do for some cards."""
+    way_out = "`lora-rlhf doctor` says more, and --quantization none does without them"
+    try:
+        trial = try_4bit(device)
+    except Exception as error:
+        raise UserError(f"4-bit layers do not work on {device} ({first_line(error)}); {way_out}") from error
+    if not trial.is_correct:
+        error_text = f"an error of {trial.largest_error:.2g} of the largest value in {trial.dtype}"
+        raise UserError(f"4-bit layers give wrong results on {device} ({error_text}); {way_out}")
+
+
+def unused_gpu() -> str:
+    """What says that the machine has a GPU that PyTorch does not see, and that nobody hid; empty if nothing does."""
+    if any(os.environ.get(name) in ("", "-1") for name in HIDING_VARIABLES):
+        return ""
+    device_file = next((path for path in GPU_DEVICE_FILES if Path(path).exists()), "")
+    return f"there is a GPU ({device_file}) that PyTorch does not see" if device_file else ""
 
 
 def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:

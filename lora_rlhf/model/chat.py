@@ -1,6 +1,5 @@
 """A judge's own chat model, beside the shared base, for greedy answers. In memory as it is stored, or in 16 bit."""
 
-import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from lora_rlhf.model.base import first_line, load_tokenizer, quiet_loading, resolve_device
 from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files, silence_retries
+from lora_rlhf.model.memory import free_memory
 from lora_rlhf.system.errors import UserError
 
 
@@ -100,9 +100,7 @@ class ChatModel:
     def free(self) -> None:
         """Frees the model's memory. No other method may be called afterwards."""
         del self._model
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def _half_precision(device: torch.device) -> torch.dtype:

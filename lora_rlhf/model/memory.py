@@ -29,6 +29,13 @@ def peak_gpu_gib() -> float:
     return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
 
 
+def free_memory() -> None:
+    """Frees what nothing refers to any more. A model is in reference cycles, so that only a collection frees it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def count_quantized_storages() -> int:
     """The number of distinct quantized weights in this process. One base has one per quantized layer."""
     weights = (tensor for tensor in gc.get_objects() if isinstance(tensor, Params4bit | Int8Params))

@@ -1,6 +1,5 @@
 """A batch size that adapts: when memory runs out, it is halved and the work is done again, which changes no result."""
 
-import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.model.memory import free_memory
 from lora_rlhf.system.errors import Stopped
 
 log = logging.getLogger("lora_rlhf")
@@ -57,9 +57,7 @@ class AutoBatch:
 
     def _halve(self, activity: str, reason: str) -> None:
         """Halves the size after out of memory, with a warning. Stopped when the size is 1 already."""
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         if self.size == 1:
             raise Stopped(f"out of memory in {activity} with {self.flag} 1: {self.advice}\n{reason}")
         self.size //= 2

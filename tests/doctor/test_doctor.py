@@ -19,9 +19,10 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from lora_rlhf.cli.main import main
-from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, report, storage
+from lora_rlhf.doctor import gpus, libraries, machine, network, report, storage
 from lora_rlhf.doctor.findings import GIB, Finding, finding_lines, findings_json, summary_line
 from lora_rlhf.doctor.gpus import Driver, Gpu
+from lora_rlhf.system import kernel_trial
 from lora_rlhf.system import network as hub
 from lora_rlhf.system.memory import memory
 
@@ -195,7 +196,7 @@ def test_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_four_bits_on_this_cpu() -> None:
-    trial = kernels.try_4bit("cpu")
+    trial = kernel_trial.try_4bit("cpu")
     assert trial.dtype == "float32"
     assert max(trial.forward, trial.backward, trial.single) < 1e-5
     assert 0.15 < trial.rounding < 0.16, "half of 0.304, the largest gap between the values of NF4"
@@ -215,7 +216,7 @@ def test_a_kernel_that_is_wrong_is_noticed(
 ) -> None:
     forward = Linear4bit.forward
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: spoil(x, forward(self, x)))
-    trial = kernels.try_4bit("cpu")
+    trial = kernel_trial.try_4bit("cpu")
     errors = {"forward": trial.forward, "single": trial.single, "backward": trial.backward}
     assert {name for name, error in errors.items() if error > 0.05} == {measure}
 
@@ -231,7 +232,7 @@ def test_weights_that_change_in_use_are_noticed(monkeypatch: pytest.MonkeyPatch)
         return result
 
     monkeypatch.setattr(Linear4bit, "forward", repack)
-    assert not kernels.try_4bit("cpu").kept
+    assert not kernel_trial.try_4bit("cpu").kept
 
 
 @pytest.fixture
@@ -418,7 +419,7 @@ def test_a_machine_where_nothing_works_has_findings_and_raises_nothing(
 
 def test_a_gpu_that_hangs_and_kernels_that_fail(checks: Callable[..., dict[str, Finding]]) -> None:
     broken = raising(RuntimeError("\nCUDA error: out of memory\nCompile with ..."))
-    findings = checks((gpus, "list_usable_gpus", broken), (kernels, "try_4bit", broken))
+    findings = checks((gpus, "list_usable_gpus", broken), (kernel_trial, "try_4bit", broken))
     assert (findings["gpu"].status, findings["gpu"].found) == ("problem", "does not answer: CUDA error: out of memory")
     assert findings["4-bit cpu"].status == "problem" and findings["4-bit cpu"].found.startswith("does not work:")
 
@@ -426,7 +427,7 @@ def test_a_gpu_that_hangs_and_kernels_that_fail(checks: Callable[..., dict[str, 
 def test_with_a_gpu_the_cpu_is_not_needed(checks: Callable[..., dict[str, Finding]]) -> None:
     card = Gpu("RTX 3060", 12 * GIB, 11 * GIB, (8, 6), True)
     broken = raising(RuntimeError("broken"))
-    findings = checks((gpus, "list_usable_gpus", lambda: [card]), (kernels, "try_4bit", broken))
+    findings = checks((gpus, "list_usable_gpus", lambda: [card]), (kernel_trial, "try_4bit", broken))
     statuses = {name: findings[name].status for name in ("gpu 0", "4-bit cpu", "4-bit cuda:0")}
     assert statuses == {"gpu 0": "ok", "4-bit cpu": "note", "4-bit cuda:0": "problem"}
 

@@ -9,10 +9,10 @@ import pytest
 from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, storage
 from lora_rlhf.doctor.findings import GIB, Finding
 from lora_rlhf.doctor.gpus import Build, Driver, Gpu
-from lora_rlhf.doctor.kernels import Trial
 from lora_rlhf.doctor.libraries import Library
 from lora_rlhf.doctor.machine import Cores
 from lora_rlhf.doctor.storage import Destination, DiskSpace
+from lora_rlhf.system.kernel_trial import Trial
 from lora_rlhf.system.memory import Memory
 
 # a finding, its status, a part of what it found, and of its advice and command ("" for neither)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
+from lora_rlhf.model import base
 from lora_rlhf.model.base import Base, BaseSpec, digest, load_base
 from lora_rlhf.system.errors import UserError
 from tests.zoo.checkpoints import save_checkpoint
@@ -233,3 +234,23 @@ def test_noise_and_clamps_of_training_are_turned_off(tmp_path: Path) -> None:
             trained = model.train()(input_ids=ids, use_cache=False).logits
         assert torch.equal(trained, expected)
         assert digest(model) == before
+
+
+def test_a_gpu_that_pytorch_does_not_see_is_named(
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(base, "GPU_DEVICE_FILES", (str(tmp_path / "nvidia0"),))
+    spec = BaseSpec(str(tiny_model("llama")), "none")
+    assert base.unused_gpu() == ""
+    (tmp_path / "nvidia0").touch()
+    load_base(spec, "auto")
+    assert "that PyTorch does not see; `lora-rlhf doctor` says why" in caplog.text
+    caplog.clear()
+    load_base(spec, "cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    load_base(spec, "auto")
+    assert "GPU" not in caplog.text

@@ -1,6 +1,7 @@
 """Captured steps on pretended GPUs: on the device that the model is on, and what happens where a capture fails."""
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from lora_rlhf.model import decode_step
+from lora_rlhf.model import base, decode_step
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base, resolve_device
 from lora_rlhf.model.generate import Engine, generate
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.kernel_trial import Trial
 from tests.support.models import randomize
 from tests.support.pretended_cuda import Played, pretended
 from tests.support.stages import Models
@@ -71,6 +73,27 @@ def test_an_empty_graph_ends_with_an_error(played: Played, tiny_model: Models, m
     assert played.replays < 100
 
 
+def test_a_gpu_whose_4_bit_layers_are_wrong_is_refused_before_anything_loads(
+    played: Played, tiny_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trial(device: str) -> Trial:
+        return Trial("bfloat16", 0.15, 0.3, 1e-3, 1e-3, 1.0, kept=True, own_library=True, repacks=False)
+
+    for name, wrong, message in (
+        ("cuda:0", trial, "give wrong results on cuda:0 (an error of 0.3 of the largest value in bfloat16)"),
+        ("cuda:1", None, "do not work on cuda:1 (no kernel image is available)"),
+    ):
+
+        def failing(device: str) -> Trial:
+            raise RuntimeError("no kernel image is available\nmore lines")
+
+        base._require_working_kernels.cache_clear()
+        monkeypatch.setattr(base, "try_4bit", wrong or failing)
+        with pytest.raises(UserError, match=re.escape(message)):
+            load(tiny_model("llama"), name)
+    base._require_working_kernels.cache_clear()
+
+
 def test_a_gpu_that_is_not_there(played: Played) -> None:
     with pytest.raises(UserError, match="device is 'cuda:9', but PyTorch sees only cuda:0, cuda:1 here"):
         resolve_device("cuda:9")
@@ -87,7 +110,7 @@ def test_a_failed_capture_leaves_nothing_behind(
         assert responses(model) == expected
     assert played.captures_begun == played.pools_released == 1, "it is not tried again"
     assert torch.cuda.current_stream() is stream
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "LlamaForCausalLM: its decoding step cannot be captured as a CUDA graph, so it runs step by step (CUDA error: "
         "out of tricks)"
     ]
