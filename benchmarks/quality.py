@@ -18,7 +18,7 @@ from provenance import provenance
 from lora_rlhf.cli.recipe import read_recipe
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig
-from lora_rlhf.data.schema import Ranking, split_of
+from lora_rlhf.data.schema import Ranking, choose_split
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.report import evaluate
@@ -104,7 +104,7 @@ def gold_accuracy(run: Path) -> float:
     config = read_recipe(RECIPE, {"run": str(run)})["reward"]
     assert isinstance(config, RewardConfig)
     rankings = read_rankings(config.rankings)[0]
-    held_out = [r for r in rankings if split_of(r.prompt.opening, config.validation_fraction) == "validation"]
+    held_out = [r for r in rankings if choose_split(r.prompt.opening, config.validation_fraction) == "validation"]
     outcomes = [outcome for ranking in held_out for outcome in _gold_outcomes(ranking)]
     return sum(outcomes) / len(outcomes)
 

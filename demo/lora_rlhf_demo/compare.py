@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lora_rlhf.data.schema import Message, Prompt, Ranking, row_of
+from lora_rlhf.data.schema import Message, Prompt, Ranking, make_row
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.requests import Ask, Column, ColumnAnswer, Settings
 
@@ -120,9 +120,9 @@ def vote_row(history: Sequence[Message], turn: Turn, labeler: str) -> dict[str, 
     assert turn.ranks is not None
     prompt, texts = Prompt((*history, Message("user", turn.question))), tuple(answer.text for answer in turn.answers)
     if not all(text.strip() for text in texts):  # a Ranking refuses empty responses
-        row = row_of(prompt) | {"responses": texts, "ranks": turn.ranks, "labeler": labeler or None}
+        row = make_row(prompt) | {"responses": texts, "ranks": turn.ranks, "labeler": labeler or None}
     else:
-        row = row_of(Ranking(prompt, texts, turn.ranks, labeler or None))
+        row = make_row(Ranking(prompt, texts, turn.ranks, labeler or None))
     return row | {"systems": list(turn.stages)}
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lora_rlhf.data.labels import Agreement, ranking_agreement
 from lora_rlhf.data.records import read_ranking_row
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Ranking, row_of
+from lora_rlhf.data.schema import Ranking, make_row
 from lora_rlhf.stats.agreement import Alpha, alpha_of_rankings, alpha_of_ratings
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.rows import Row, RowFile
@@ -99,7 +99,7 @@ class Labelling:
         seconds: the time that the labeler took.
         """
         _require_fit(task, label)
-        row = row_of(Ranking(task.prompt, task.responses, label.ranks, labeler)) | {
+        row = make_row(Ranking(task.prompt, task.responses, label.ranks, labeler)) | {
             "ratings": list(label.ratings),
             "flags": [list(flags) for flags in label.flags],
             "prompt_flags": list(label.prompt_flags),

@@ -5,7 +5,7 @@ from typing import Literal
 
 from lora_rlhf.data.labels import fingerprint
 from lora_rlhf.data.refusals import BadRow, RefusedRows
-from lora_rlhf.data.schema import Prompt, normalized
+from lora_rlhf.data.schema import Prompt, normalize_messages
 
 # normalized characters in which two prompts begin alike: more than most openings that all questions share
 BEGINNING_CHARACTERS = 128
@@ -13,14 +13,15 @@ BEGINNING_CHARACTERS = 128
 
 def normalized_beginning(prompt: Prompt) -> str:
     """The beginning of the normalized conversation without system messages: many files have one for all rows."""
-    return normalized([message for message in prompt.messages if message.role != "system"])[:BEGINNING_CHARACTERS]
+    messages = [message for message in prompt.messages if message.role != "system"]
+    return normalize_messages(messages)[:BEGINNING_CHARACTERS]
 
 
 def earlier_prompt_keys(prompt: Prompt) -> Iterator[int]:
     """Fingerprints of the conversation up to each user's message but the last: the prompts that it continues."""
     for length, message in enumerate(prompt.messages[:-1], start=1):
         if message.role == "user":
-            yield fingerprint(normalized(prompt.messages[:length]))
+            yield fingerprint(normalize_messages(prompt.messages[:length]))
 
 
 def drop_repeated_prompts(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from lora_rlhf.data.markup import num_common
+from lora_rlhf.data.markup import num_equal_at_start
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Turns
 from lora_rlhf.data.template import (
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """The most tokens of a prompt and of a response (with its stop token), and what is done with longer responses.
+    """The most tokens of a prompt and of a response (with its stop token), and the treatment of longer responses.
 
     "refuse" leaves them out. "cut" keeps their beginning, without a stop token: a model must not learn to stop there.
     """
@@ -34,7 +34,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt's ids, and the record that they were made from (for `meta` and for display)."""
+    """A prompt's ids, and its record (for `meta` and for display)."""
 
     prompt_ids: list[int]
     prompt: Prompt
@@ -42,10 +42,10 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """A demonstration's ids; `response_ids` end in the stop token, unless the response was cut.
+    """A demonstration's ids; `response_ids` end with the stop token, unless the response was cut.
 
-    context_ids: what the response stands behind. It is the prompt, and the empty thought that some templates write
-    before an answer (`render_demonstration`): that is read, and not learned.
+    context_ids: the ids before the response. They are the prompt, and the empty thought that some templates write
+    before an answer (`render_demonstration`), which is read but not learned.
     """
 
     prompt_ids: list[int]
@@ -75,78 +75,85 @@ def encode_prompt(
     """The prompt's ids, at most `max_prompt_tokens`; None if it was refused (counted in `refused`).
 
     A prompt that is too long loses its oldest turns first (system messages stay), then the beginning of its last
-    message; the template around it stays whole. `refused.truncated_prompts` counts these.
+    message; the template around it stays complete. `refused.truncated_prompts` counts these.
     """
     try:
         ids = render_prompt(tokenizer, prompt)
-        limited = _limited(tokenizer, prompt, ids, max_prompt_tokens)
+        limited_ids = _limit_prompt(tokenizer, prompt, ids, max_prompt_tokens)
     except BadRow as fault:
         refused.add(prompt.origin, fault)
         return None
-    refused.truncated_prompts += limited is not ids
-    return limited
+    refused.truncated_prompts += limited_ids is not ids  # a new list was truncated
+    return limited_ids
 
 
-def _limited(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, ids: list[int], limit: int) -> list[int]:
-    return ids if len(ids) <= limit else _truncated(tokenizer, prompt, limit)
+def _limit_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, ids: list[int], max_tokens: int) -> list[int]:
+    """The same list of ids if it is short enough, else a new list: the ids of the truncated prompt."""
+    return ids if len(ids) <= max_tokens else _truncate_prompt(tokenizer, prompt, max_tokens)
 
 
-def _truncated(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int) -> list[int]:
+def _truncate_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, max_tokens: int) -> list[int]:
+    """The ids of the prompt without its oldest turns, then without the beginning of its last message.
+
+    BadRow if the template and the system message alone are too long.
+    """
     system = tuple(message for message in prompt.messages if message.role == "system")
     turns = [message for message in prompt.messages if message.role != "system"]
-    if (longest := _longest_end(tokenizer, prompt, system, turns, limit)) is not None:
-        return longest
+    if (fitting_ids := _find_longest_end(tokenizer, prompt, system, turns, max_tokens)) is not None:
+        return fitting_ids
     last = max([0, *(position for position, message in enumerate(turns) if message.role == "user")])
     question, results = turns[last], turns[last + 1 :]  # calls and their results stay whole
     content = encode_text(tokenizer, question.content)
     ids = render_prompt(tokenizer, replace(prompt, messages=(*system, question, *results)))
-    # cutting can change how the rest is tokenized, so a cut may have to be repeated; each removes at least one token
-    while len(ids) > limit and len(content) > len(ids) - limit:
-        content = content[len(ids) - limit :]
-        text = tokenizer.decode(content, clean_up_tokenization_spaces=False).lstrip("\ufffd")  # a halved character
+    # a cut can change how the rest is tokenized, so it is repeated; each removes at least one token
+    while len(ids) > max_tokens and len(content) > len(ids) - max_tokens:
+        content = content[len(ids) - max_tokens :]
+        text = tokenizer.decode(content, clean_up_tokenization_spaces=False).lstrip("\ufffd")  # a part of a character
         if not text.strip():
             break
         ids = render_prompt(tokenizer, replace(prompt, messages=(*system, Message("user", text), *results)))
-    if len(ids) > limit:
-        detail = f"limit {limit}; raise max_prompt_tokens"
+    if len(ids) > max_tokens:
+        detail = f"limit {max_tokens}; raise max_prompt_tokens"
         raise BadRow("the template and system message leave no room for the prompt", detail)
     return ids
 
 
-def _longest_end(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, system: Turns, turns: list[Message], limit: int
+def _find_longest_end(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, system: Turns, turns: list[Message], max_tokens: int
 ) -> list[int] | None:
     """The ids of the longest end of the conversation that begins with a user's message and fits; None if none does.
 
-    Ends are tried from the last message on, twice as many questions each time, then by halves: a long conversation is
-    not rendered once per turn. More turns never take fewer tokens.
+    Tries ends from the last message on, twice as many questions each time, then bisects: a long conversation is not
+    rendered once per turn. More turns never take fewer tokens.
     """
-    starts = [position for position, message in enumerate(turns) if message.role == "user"][1:]
+    question_indices = [position for position, message in enumerate(turns) if message.role == "user"][1:]
     rendered: dict[int, list[int]] = {}
 
     def fits(index: int) -> bool:
-        rendered[index] = render_prompt(tokenizer, replace(prompt, messages=(*system, *turns[starts[index] :])))
-        return len(rendered[index]) <= limit
+        rendered[index] = render_prompt(
+            tokenizer, replace(prompt, messages=(*system, *turns[question_indices[index] :]))
+        )
+        return len(rendered[index]) <= max_tokens
 
-    high, count = len(starts), 1  # `high` is the longest end that is known to fit
-    while count <= len(starts) and fits(len(starts) - count):
-        high, count = len(starts) - count, 2 * count
-    low = max(0, len(starts) - count + 1)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return rendered.get(high)
+    first_fitting, count = len(question_indices), 1  # the longest end that is known to fit
+    while count <= len(question_indices) and fits(len(question_indices) - count):
+        first_fitting, count = len(question_indices) - count, 2 * count
+    lowest = max(0, len(question_indices) - count + 1)
+    while lowest < first_fitting:
+        middle = (lowest + first_fitting) // 2
+        lowest, first_fitting = (lowest, middle) if fits(middle) else (middle + 1, first_fitting)
+    return rendered.get(first_fitting)
 
 
-def _within_limit(response_ids: list[int], limit: int, limits: Limits, refused: RefusedRows) -> list[int]:
-    """The response, cut at `limit` where `limits` want that. BadRow where they do not."""
-    if len(response_ids) <= limit:
+def _limit_response(response_ids: list[int], max_tokens: int, limits: Limits, refused: RefusedRows) -> list[int]:
+    """The response, cut after `max_tokens` if `limits` allow that. BadRow if they do not."""
+    if len(response_ids) <= max_tokens:
         return response_ids
-    if limits.long_responses == "cut" and limit > 0:
+    if limits.long_responses == "cut" and max_tokens > 0:
         refused.cut_responses += 1
-        return response_ids[:limit]
+        return response_ids[:max_tokens]
     reason = f"the response has more than max_response_tokens={limits.max_response_tokens} tokens"
-    raise BadRow(reason, f"has {len(response_ids) + limits.max_response_tokens - limit}")
+    raise BadRow(reason, f"has {len(response_ids) + limits.max_response_tokens - max_tokens}")
 
 
 def encode_demonstration(
@@ -164,7 +171,7 @@ def encode_demonstration(
     context_ids: list[int] = []
     try:
         ids = render_prompt(tokenizer, prompt)
-        limited = _limited(tokenizer, prompt, ids, limits.max_prompt_tokens)
+        limited_ids = _limit_prompt(tokenizer, prompt, ids, limits.max_prompt_tokens)
         if learns_empty_thoughts:
             response_ids = render_response_after(
                 tokenizer, prompt, ids, demonstration.response, demonstration.tool_calls
@@ -173,27 +180,30 @@ def encode_demonstration(
             context_ids, response_ids = render_demonstration(
                 tokenizer, prompt, ids, demonstration.response, demonstration.tool_calls
             )
-        num_kept = num_common(ids, context_ids)  # the end of the prompt may be written otherwise
-        supplied = context_ids[num_kept:]
-        room = limits.max_response_tokens - len(supplied)
-        response_ids = _within_limit(response_ids, room, limits, refused)
+        # the template may write the prompt's end differently before an answer
+        num_shared = num_equal_at_start(ids, context_ids)
+        empty_thought_ids = context_ids[num_shared:]
+        max_tokens = limits.max_response_tokens - len(empty_thought_ids)
+        response_ids = _limit_response(response_ids, max_tokens, limits, refused)
     except BadRow as fault:
         refused.add(prompt.origin, fault)
         return None
-    refused.truncated_prompts += limited is not ids
-    if not supplied:
-        return EncodedExample(limited, response_ids)
-    return EncodedExample(limited, response_ids, [*limited[: len(limited) - (len(ids) - num_kept)], *supplied])
+    refused.truncated_prompts += limited_ids is not ids  # a new list was truncated
+    if not empty_thought_ids:
+        return EncodedExample(limited_ids, response_ids)
+    return EncodedExample(
+        limited_ids, response_ids, [*limited_ids[: len(limited_ids) - (len(ids) - num_shared)], *empty_thought_ids]
+    )
 
 
 def encode_ranking(
     tokenizer: "PreTrainedTokenizerBase", ranking: Ranking, limits: Limits, refused: RefusedRows
 ) -> EncodedRanking | None:
-    """The ranking's ids. A response over the limit is refused alone; the ranking goes when fewer than 2 are left."""
+    """The ranking's ids. A response over the limit is refused alone; with fewer than 2 left the ranking is refused."""
     prompt = ranking.prompt
     try:
         ids = render_prompt(tokenizer, prompt)
-        limited = _limited(tokenizer, prompt, ids, limits.max_prompt_tokens)
+        limited_ids = _limit_prompt(tokenizer, prompt, ids, limits.max_prompt_tokens)
     except BadRow as fault:
         refused.add(prompt.origin, fault)
         return None
@@ -202,22 +212,22 @@ def encode_ranking(
     for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
         try:
             rendered = render_response_after(tokenizer, prompt, ids, response)
-            response_ids.append(_within_limit(rendered, limits.max_response_tokens, limits, refused))
+            response_ids.append(_limit_response(rendered, limits.max_response_tokens, limits, refused))
             ranks.append(rank)
         except BadRow as fault:
             refused.add(prompt.origin, fault)
     if len(ranks) < 2:
         refused.add(prompt.origin, BadRow("fewer than 2 responses of the ranking are left", f"{len(ranks)} left"))
         return None
-    refused.truncated_prompts += limited is not ids
-    return EncodedRanking(limited, response_ids, ranks)
+    refused.truncated_prompts += limited_ids is not ids  # a new list was truncated
+    return EncodedRanking(limited_ids, response_ids, ranks)
 
 
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[Prompt], max_prompt_tokens: int
 ) -> tuple[list[EncodedPrompt], RefusedRows]:
-    """All prompts' ids in order, and what was refused. Raises UserError if nothing is left."""
-    stop_ids(tokenizer)  # raises for a tokenizer that cannot work at all, before every row is refused for it
+    """All prompts' ids in order, and the refused rows. Raises UserError if no prompt is left."""
+    stop_ids(tokenizer)  # raises for an unusable tokenizer, so that not every row is refused because of it
     refused, count = RefusedRows(), 0
     encoded: list[EncodedPrompt] = []
     for prompt in prompts:

@@ -1,7 +1,7 @@
 """The formats of rows: one table, from the columns of a format to the readers of its rows.
 
 To add a format: put a line into FORMATS with a reader per kind (most forms have one already), and a section into
-docs/data.md (a test compares the two). `recognise` finds the format of a row.
+docs/data.md (a test compares the two). `recognise_formats` finds the format of a row.
 """
 
 import difflib

@@ -327,10 +327,10 @@ def to_response(value: Any, name: str) -> str:
     """The text of `to_answer`. BadRow for an answer that calls a tool."""
     if isinstance(value, str) and not is_messages_as_text(value):
         return require_text(value, f"the {name}")
-    return compared_text(to_answer(value, name))
+    return text_to_compare(to_answer(value, name))
 
 
-def compared_text(answer: Message) -> str:
+def text_to_compare(answer: Message) -> str:
     """The text of an answer that is compared with others. BadRow if it calls a tool."""
     if answer.tool_calls:
         raise BadRow("a ranked answer calls a tool, and rankings are of texts", answer.tool_calls[0].name)

@@ -46,7 +46,7 @@ class Draft(NamedTuple):
     tools: str = ""
 
 
-def draft_of_answer(turns: Turns, answer: Message, grade: float | None = None) -> Draft:
+def make_draft(turns: Turns, answer: Message, grade: float | None = None) -> Draft:
     """The draft of an answer to be learned. BadRow if its message says that it is not."""
     if not answer.is_trained:
         raise BadRow("the answer is marked as bad, or as not to be learned", "by a key of its message")
@@ -68,7 +68,7 @@ def required_number(row: Row, column: str) -> float:
 def read_answer(row: Row, prompt_column: str, answer_column: str, *others: str) -> list[Draft]:
     """Drafts: a prompt, as text or messages, in one column, and its answer in the next."""
     turns = to_prompt_turns(row[prompt_column], prompt_column)
-    return [draft_of_answer(turns, to_answer(row[answer_column], answer_column))]
+    return [make_draft(turns, to_answer(row[answer_column], answer_column))]
 
 
 def read_prompt(row: Row, prompt_column: str, *others: str) -> list[Turns]:
@@ -91,7 +91,7 @@ def read_instances(row: Row, instruction_column: str, instances_column: str) -> 
         if not all(isinstance(text, str) for text in question_parts):
             raise BadRow(f"{instances_column} is not a list of inputs and outputs")
         question = Message("user", "\n\n".join(question_parts))
-        drafts.append(draft_of_answer((question,), to_answer(item["output"], "output")))
+        drafts.append(make_draft((question,), to_answer(item["output"], "output")))
     if not drafts:
         raise BadRow(f"{instances_column} is not a list of inputs and outputs")
     return drafts
@@ -125,7 +125,7 @@ def read_conversation(row: Row, messages_column: str) -> list[Draft]:
             "a prompt alone is for lora-rlhf ppo --prompts",
         )
     turns, last_message = split_answer(turns, messages_column)
-    return [draft_of_answer(turns, last_message)]
+    return [make_draft(turns, last_message)]
 
 
 def read_conversation_without_answer(row: Row, messages_column: str, *others: str) -> list[Turns]:
@@ -140,7 +140,7 @@ def read_continuation(row: Row, messages_column: str, answer_column: str) -> lis
         raise BadRow(
             f"{messages_column} ends with an answer, and {answer_column} holds another", f"ends with {turns[-1].role!r}"
         )
-    return [draft_of_answer(turns, to_answer(row[answer_column], answer_column))]
+    return [make_draft(turns, to_answer(row[answer_column], answer_column))]
 
 
 def has_alternating_texts(row: Row) -> bool:
@@ -165,7 +165,7 @@ def read_first_question(row: Row, question_id_column: str, turns_column: str) ->
 def read_calls_of_query(row: Row, query_column: str, calls_column: str) -> list[Draft]:
     """Drafts of xLAM: a query, and the calls that answer it."""
     answer = Message("assistant", "", tool_calls=read_calls(row[calls_column], calls_column))
-    return [draft_of_answer(to_prompt_turns(row[query_column], query_column), answer)]
+    return [make_draft(to_prompt_turns(row[query_column], query_column), answer)]
 
 
 def has_tools(row: Row) -> bool:

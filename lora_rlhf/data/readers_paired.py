@@ -8,12 +8,12 @@ from typing import Any
 from lora_rlhf.data.cells import is_messages_as_text
 from lora_rlhf.data.messages import (
     Row,
-    compared_text,
     drop_answer,
     hh_messages,
     is_hh_dialogue,
     parse_list_in_text,
     split_answer,
+    text_to_compare,
     to_prompt_turns,
     to_response,
     to_turns,
@@ -67,8 +67,8 @@ def read_rejected_response(row: Row, messages_column: str, rejected_column: str)
         turns_before, answer = split_answer(to_turns(value, rejected_column), rejected_column)
         if turns_before != turns:
             raise BadRow("chosen and rejected differ before their last message")
-        return _make_pair(row, turns, compared_text(chosen), compared_text(answer))
-    return _make_pair(row, turns, compared_text(chosen), to_response(row[rejected_column], rejected_column))
+        return _make_pair(row, turns, text_to_compare(chosen), text_to_compare(answer))
+    return _make_pair(row, turns, text_to_compare(chosen), to_response(row[rejected_column], rejected_column))
 
 
 def _split_pair(row: Row, prompt_column: str, chosen_column: str, rejected_column: str) -> tuple[Turns, str, str]:
@@ -87,8 +87,8 @@ def _split_pair(row: Row, prompt_column: str, chosen_column: str, rejected_colum
             raise BadRow("chosen and rejected differ before their last message")
         return (
             _choose_prompt(row, turns_before, prompt_value, prompt_column),
-            compared_text(chosen_message),
-            compared_text(rejected_message),
+            text_to_compare(chosen_message),
+            text_to_compare(rejected_message),
         )
     chosen_text, rejected_text = to_response(chosen, chosen_column), to_response(rejected, rejected_column)
     if prompt_value is not None:

@@ -10,15 +10,15 @@ from typing import Any
 from lora_rlhf.data.messages import (
     NOT_READ,
     Row,
-    compared_text,
     drop_answer,
     parse_list_in_text,
     split_answer,
+    text_to_compare,
     to_answer,
     to_prompt_turns,
     to_response,
 )
-from lora_rlhf.data.readers import Draft, draft_of_answer, required_number, to_conversation
+from lora_rlhf.data.readers import Draft, make_draft, required_number, to_conversation
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Turns, require_text
 from lora_rlhf.data.verdicts import is_blank, to_number
@@ -255,7 +255,7 @@ def read_two_conversations(row: Row, first_column: str, second_column: str, winn
     )
     if turns != other_turns:
         raise BadRow("the two conversations differ before their last message")
-    return [Draft(turns, (compared_text(answer), compared_text(other_answer)), ranks, row.get("judge"))]
+    return [Draft(turns, (text_to_compare(answer), text_to_compare(other_answer)), ranks, row.get("judge"))]
 
 
 def read_first_conversation(row: Row, first_column: str, *others: str) -> list[Turns]:
@@ -463,7 +463,7 @@ def read_helpsteer(
     """Drafts: a response with its helpfulness as grade; other rows hold the prompt's other responses."""
     grade = required_number(row, helpfulness_column)
     turns = read_helpsteer_prompt(row, prompt_column)[0]
-    return [draft_of_answer(turns, to_answer(row[response_column], response_column), grade)]
+    return [make_draft(turns, to_answer(row[response_column], response_column), grade)]
 
 
 def read_helpsteer_prompt(row: Row, prompt_column: str, *others: str) -> list[Turns]:

@@ -14,16 +14,19 @@ from lora_rlhf.system.errors import UserError
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def require_text(value: Any, what: str) -> str:
-    """Returns `value` if it is a string that UTF-8 can write (a lone surrogate breaks tokenizers and files)."""
+def require_text(value: Any, description: str) -> str:
+    """Returns `value` if it is a string that UTF-8 can encode, else raises BadRow.
+
+    A lone surrogate cannot be encoded; it breaks tokenizers and files.
+    """
     if not isinstance(value, str):
-        raise BadRow(f"{what} is not text", f"got {type(value).__name__}")
+        raise BadRow(f"{description} is not text", f"got {type(value).__name__}")
     if value.isascii():
         return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRow(f"{what} holds half a character", f"lone surrogate at position {error.start}") from None
+        raise BadRow(f"{description} holds half a character", f"lone surrogate at position {error.start}") from None
     return value
 
 
@@ -45,9 +48,8 @@ class ToolCall(NamedTuple):
 class Message:
     """One turn of a conversation. `role` is system, user, assistant or tool.
 
-    is_trained: False for an answer that its data set marks as not to be learned; it is context alone.
-    tool_calls: of an assistant. name, call_id: of a tool's result, the tool and the call that it answers, if they are
-    known.
+    is_trained: False for an answer that its data set marks as not to be learned; it is only context. tool_calls: of an
+    assistant. name, call_id: of a tool's result, the tool and the call that it answers, if they are known.
     """
 
     role: str
@@ -87,8 +89,8 @@ Turns: TypeAlias = tuple[Message, ...]
 class Prompt:
     """A conversation up to the assistant's answer: a user's message or a tool's result comes last.
 
-    `meta` keeps the row's columns that no reader used; `origin` is where it was read ("file:line"), for messages.
-    tools: the functions that may be called, as the JSON text of OpenAI's list; "" for none.
+    `meta`: the row's columns that no reader used. `origin`: where it was read ("file:line"), for messages. `tools`: the
+    functions that may be called, as the JSON text of OpenAI's list; "" for none.
     """
 
     messages: tuple[Message, ...]
@@ -108,32 +110,32 @@ class Prompt:
 
     @classmethod
     def of(cls, text: str) -> "Prompt":
-        """The prompt that is one user's message."""
+        """The prompt with one user's message."""
         return cls((Message("user", text),))
 
     @property
     def key(self) -> str:
-        """The prompt's identity for duplicates: NFKC, casefold, white space collapsed."""
-        return normalized(self.messages) + (f" {self.tools}" if self.tools else "")
+        """The text that is equal for equal prompts: NFKC, casefold, white space collapsed."""
+        return normalize_messages(self.messages) + (f" {self.tools}" if self.tools else "")
 
     @property
     def opening(self) -> str:
-        """The key of the conversation up to the first user's message, which decides the split.
+        """The key of the conversation up to the first user's message; it decides the split.
 
-        Conversations that continue one another (HH-RLHF holds many) then stand on one side of it.
+        Conversations that continue one another (HH-RLHF holds many) are then in the same split.
         """
         first_user = next((index for index, message in enumerate(self.messages) if message.role == "user"), 0)
-        return normalized(self.messages[: first_user + 1])
+        return normalize_messages(self.messages[: first_user + 1])
 
 
-def normalized(messages: Sequence[Message]) -> str:
+def normalize_messages(messages: Sequence[Message]) -> str:
     """Messages as one string in which spelling variants are equal: NFKC, casefold, white space collapsed."""
     turns = " ".join([f"{message.role}: {message.text}" for message in messages])
     return " ".join(unicodedata.normalize("NFKC", turns).casefold().split())
 
 
-def set_source(prompt: Prompt, meta: dict[str, Any], origin: str) -> None:
-    """Sets `meta` and `origin` of a frozen prompt: only for a prompt that was just made and that has no other user.
+def set_meta_and_origin(prompt: Prompt, meta: dict[str, Any], origin: str) -> None:
+    """Sets `meta` and `origin` of a frozen prompt. Only for a prompt that was just made and is used nowhere else.
 
     A copy would take half the time of reading a row.
     """
@@ -158,8 +160,8 @@ class Demonstration:
 class Ranking:
     """K >= 2 responses of one prompt; `ranks[i]` belongs to `responses[i]`, 1 = best, ties share a rank.
 
-    A chosen/rejected pair is K = 2 with ranks (1, 2). No response is empty, and the same text (white space at its ends
-    aside) has the same rank wherever it stands.
+    A chosen/rejected pair is K = 2 with ranks (1, 2). No response is empty, and equal texts (without white space at
+    their ends) have equal ranks.
     """
 
     prompt: Prompt
@@ -177,12 +179,13 @@ class Ranking:
             raise BadRow("ranks and responses differ in number", f"{len(self.ranks)} and {len(self.responses)}")
         responses = tuple([require_text(response, "a response") for response in self.responses])
         object.__setattr__(self, "responses", responses)
-        object.__setattr__(self, "ranks", tuple([_whole_rank(rank) for rank in self.ranks]))
+        object.__setattr__(self, "ranks", tuple([_to_rank(rank) for rank in self.ranks]))
         if self.labeler is not None:
             require_text(self.labeler, "the labeler")
-        self._require_sense()
+        self._require_consistent_ranks()
 
-    def _require_sense(self) -> None:
+    def _require_consistent_ranks(self) -> None:
+        """BadRow for an empty response, and for equal responses with different ranks."""
         texts = [response.strip() for response in self.responses]
         if "" in texts:
             raise BadRow("a response of the ranking is empty", f"response {texts.index('') + 1} of {len(texts)}")
@@ -206,7 +209,8 @@ class Text:
             raise BadRow("the text is empty")
 
 
-def _whole_rank(rank: Any) -> int:
+def _to_rank(rank: Any) -> int:
+    """The rank as a whole number. BadRow for any other value and below 1."""
     if isinstance(rank, float) and rank.is_integer():
         rank = int(rank)
     if type(rank) is not int or rank < 1:  # a bool is no rank
@@ -216,8 +220,8 @@ def _whole_rank(rank: Any) -> int:
     return rank
 
 
-def split_of(opening: str, validation_fraction: float) -> str:
-    """The split of a prompt's `opening`, "train" or "validation": by its hash, so the same in every file and order.
+def choose_split(opening: str, validation_fraction: float) -> str:
+    """The split of a prompt's `opening`, "train" or "validation": by its hash, so equal in every file and order.
 
     A prompt in validation at one fraction is in validation at every larger fraction.
     """
@@ -227,27 +231,27 @@ def split_of(opening: str, validation_fraction: float) -> str:
 
 
 def split_position(opening: str) -> float:
-    """The prompt's hash as a number from 0 to 1; the prompt is held out at every larger fraction."""
+    """The hash of a prompt's `opening` as a number from 0 to 1; larger fractions hold the prompt out."""
     digest = hashlib.sha256(opening.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def fraction_between(nearest: float, farthest: float) -> float | None:
-    """The smallest fraction, in hundredths, that holds out the prompt at `nearest` and not the one at `farthest`.
+def fraction_between(lower_position: float, upper_position: float) -> float | None:
+    """The smallest fraction, in hundredths, between two prompts' `split_position`: it holds out only the lower one.
 
-    Both are of `split_position`. None if no fraction does: there is only one prompt, or the two are too close together.
+    None if there is no such fraction: there is only one prompt, or the two are too close together.
     """
-    fraction = next((hundredths / 100 for hundredths in range(1, 100) if hundredths / 100 > nearest), None)
-    return fraction if fraction is not None and fraction <= farthest else None
+    fraction = next((hundredths / 100 for hundredths in range(1, 100) if hundredths / 100 > lower_position), None)
+    return fraction if fraction is not None and fraction <= upper_position else None
 
 
-def row_of(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
+def make_row(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
     """The JSON row that the readers turn back into the same record, with the columns of `meta`."""
     if isinstance(record, Text):
         return {"text": record.text}
     prompt = record if isinstance(record, Prompt) else record.prompt
     turns = [_message_value(message) for message in prompt.messages]
-    is_plain = len(turns) == 1 and not _reads_as_messages(turns[0]["content"])
+    is_plain = len(turns) == 1 and not _is_read_as_messages(turns[0]["content"])
     row: dict[str, Any] = {**prompt.meta, "prompt": turns[0]["content"] if is_plain else turns}
     if prompt.tools:
         row["tools"] = json.loads(prompt.tools)
@@ -271,10 +275,10 @@ def _message_value(message: Message) -> dict[str, Any]:
 
 
 def _response_value(response: str) -> Any:
-    """The response as a row's value; as a message where a reader would take the text for messages."""
-    return [{"role": "assistant", "content": response}] if _reads_as_messages(response) else response
+    """The response as a row's value: a message if a reader would take the text for messages."""
+    return [{"role": "assistant", "content": response}] if _is_read_as_messages(response) else response
 
 
-def _reads_as_messages(text: str) -> bool:
+def _is_read_as_messages(text: str) -> bool:
     """Whether a reader would take the text for a dialogue or for messages written as text."""
     return text.startswith("[{") or is_messages_as_text(text) or text.lstrip().startswith("Human:")

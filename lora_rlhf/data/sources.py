@@ -11,9 +11,9 @@ from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.formats import GRADED_FORMATS, Format, RecordKind, find_format
 from lora_rlhf.data.groups import Groups
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.messages import compared_text
+from lora_rlhf.data.messages import text_to_compare
 from lora_rlhf.data.names import IGNORED_PREFIX
-from lora_rlhf.data.readers import Draft, draft_of_answer
+from lora_rlhf.data.readers import Draft, make_draft
 from lora_rlhf.data.readers_ranked import ranks_from_scores
 from lora_rlhf.data.recognise import SEVERAL, UNKNOWN, explain_other_format, explain_unrecognised_row, recognise_formats
 from lora_rlhf.data.records import (
@@ -26,14 +26,14 @@ from lora_rlhf.data.records import (
     unused_columns,
 )
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of_phrase
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, set_source
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, set_meta_and_origin
 from lora_rlhf.data.wrapped import explain_wrapped_rows
 from lora_rlhf.system.errors import UserError
 
 Record = TypeVar("Record", Demonstration, Ranking, Prompt, Text)
 RowWithOrigin = tuple[str, dict[str, Any]]  # a row's origin ("file:line") and the row
 
-# The formats in which `row_of` writes records: an unused column cannot have the name of one of their columns.
+# The formats in which `make_row` writes records: an unused column cannot have the name of one of their columns.
 FORMAT_BY_KIND: dict[RecordKind, Format] = {
     "demonstrations": find_format("prompt-completion"),
     "rankings": find_format("ranking"),
@@ -254,7 +254,7 @@ class Source(Generic[Record]):
     def _set_sources(self, records: Sequence[Any], origin: str, meta: dict[str, Any]) -> None:
         """Sets the meta and the origin of the records' prompts."""
         for record in records:
-            set_source(record if isinstance(record, Prompt) else record.prompt, meta, origin)
+            set_meta_and_origin(record if isinstance(record, Prompt) else record.prompt, meta, origin)
 
     # -----------------------------------------------------------------------------------------------------------------
     # rows that belong together
@@ -286,7 +286,7 @@ class Source(Generic[Record]):
                 if not can_be_ranked:
                     raise BadRow("a ranking needs at least 2 rows of one prompt")
                 ranks = ranks_from_scores([answer.grade for answer in answers])
-                responses = tuple(compared_text(Message(*answer.response)) for answer in answers)
+                responses = tuple(text_to_compare(Message(*answer.response)) for answer in answers)
                 ranking = make_record(Draft(turns, responses, ranks, tools=first.tools), "rankings")
             except BadRow as fault:
                 for answer in answers:
@@ -304,7 +304,7 @@ class Source(Generic[Record]):
             elif answer.grade < best_grade:
                 self._refuse(answer.origin, BadRow(NOT_CHOSEN, f"{answer.grade:g} and {best_grade:g}"))
             else:
-                draft = draft_of_answer(turns, Message(*answer.response))
+                draft = make_draft(turns, Message(*answer.response))
                 record = make_record(draft._replace(tools=first.tools), "demonstrations")
                 self._set_sources([record], answer.origin, answer.meta)
                 self._count_records([record], 1, answer.name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.data.schema import Text
-from lora_rlhf.data.template import encode_text, leading_bos
+from lora_rlhf.data.template import bos_before_text, encode_text
 from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class TextStream(Iterator[Tensor]):
 
     def _cut_blocks(self) -> Iterator[list[int]]:
         """Yields one epoch's blocks in the text's order. UserError if there is none."""
-        bos, eos, block_tokens = leading_bos(self._tokenizer), self._tokenizer.eos_token_id, self.block_tokens
+        bos, eos, block_tokens = bos_before_text(self._tokenizer), self._tokenizer.eos_token_id, self.block_tokens
         ids_left: list[int] = []
         num_yielded = 0
         for text in self._open_texts():

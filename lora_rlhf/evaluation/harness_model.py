@@ -9,7 +9,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lora_rlhf.data.batches import pad_left, pad_right
-from lora_rlhf.data.template import encode_text, leading_bos, pad_id, stop_ids
+from lora_rlhf.data.template import bos_before_text, encode_text, pad_id, stop_ids
 from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, best_ids_and_logprobs
 from lora_rlhf.model.generate import generate
 from lora_rlhf.model.shared import SharedModel
@@ -34,10 +34,10 @@ class HarnessModel(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token before a text without a context."""
-        return next(iter(leading_bos(self.tokenizer)), self.eot_token_id)
+        return next(iter(bos_before_text(self.tokenizer)), self.eot_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        before = [] if add_special_tokens is False else leading_bos(self.tokenizer)
+        before = [] if add_special_tokens is False else bos_before_text(self.tokenizer)
         return [*before, *encode_text(self.tokenizer, string)]
 
     def _loglikelihood_tokens(

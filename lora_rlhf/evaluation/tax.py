@@ -13,7 +13,7 @@ from lora_rlhf.data.batches import pad_right, ranking_batch
 from lora_rlhf.data.encode import EncodedRanking, Limits, encode_ranking
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Ranking, Text
-from lora_rlhf.data.template import encode_text, leading_bos, pad_id
+from lora_rlhf.data.template import bos_before_text, encode_text, pad_id
 from lora_rlhf.evaluation.columns import Column
 from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_logprobs, text_logprobs
 from lora_rlhf.model.shared import SharedModel
@@ -56,7 +56,7 @@ def pack_text(
     """
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no EOS token to put between texts")
-    bos, eos = leading_bos(tokenizer), tokenizer.eos_token_id
+    bos, eos = bos_before_text(tokenizer), tokenizer.eos_token_id
     ids: list[int] = []
     numbers: list[int] = []  # of the documents of `ids`
     for number, text in enumerate(texts):

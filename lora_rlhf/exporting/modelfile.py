@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from lora_rlhf.data.template import ensure_template, leading_bos, stop_ids
+from lora_rlhf.data.template import bos_before_text, ensure_template, stop_ids
 from lora_rlhf.system.disk import write_text
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _rendered_template(tokenizer: "PreTrainedTokenizerBase", messages: Messages)
     """The prompt that the tokenizer's template makes of a conversation, without BOS."""
     conversation = [{"role": role, "content": content} for role, content in messages]
     text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-    return text.removeprefix(tokenizer.bos_token) if leading_bos(tokenizer) else text
+    return text.removeprefix(tokenizer.bos_token) if bos_before_text(tokenizer) else text
 
 
 def _go_constant(text: str) -> str:

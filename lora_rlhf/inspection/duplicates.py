@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lora_rlhf.data.duplicates import BEGINNING_CHARACTERS
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.schema import Message, Prompt, fraction_between, normalized, split_position
+from lora_rlhf.data.schema import Message, Prompt, fraction_between, normalize_messages, split_position
 
 Hashes = NDArray[np.uint64]
 
@@ -111,7 +111,7 @@ class Prints:
         fraction: the share of prompts that the row's stage holds out; None: the row is on neither side. Returns the
         hash of the prompt's normalized text, equal for prompts of one `prompt.key`.
         """
-        texts = [normalized((message,)) for message in prompt.messages]
+        texts = [normalize_messages((message,)) for message in prompt.messages]
         key_text = " ".join(texts)
         key = fingerprint(key_text)
         beginning_text = _beginning_text(prompt.messages, texts) if len(texts) > 1 else key_text[:BEGINNING_CHARACTERS]
@@ -267,13 +267,13 @@ def _opening_text(messages: Sequence[Message], texts: Sequence[str]) -> str:
 
 
 def _beginning_text(messages: Sequence[Message], texts: Sequence[str]) -> str:
-    """`data.duplicates.beginning`, from texts that are normalized already."""
+    """`data.duplicates.normalized_beginning`, from texts that are normalized already."""
     parts = (text for message, text in zip(messages, texts, strict=True) if message.role != "system")
     return " ".join(parts)[:BEGINNING_CHARACTERS]
 
 
 def _start_hashes(messages: Sequence[Message], texts: Sequence[str]) -> Iterator[int]:
-    """Hashes of `data.duplicates.starts`, from texts that are normalized already, in one pass."""
+    """Hashes of `data.duplicates.earlier_prompt_keys`, from texts that are normalized already, in one pass."""
     digest = xxhash.xxh3_64()
     for i, (message, text) in enumerate(zip(messages[:-1], texts, strict=False)):
         digest.update((" " * (i > 0) + text).encode())

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lora_rlhf.data.formats import KNOWN_COLUMNS
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, set_source
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, set_meta_and_origin
 from lora_rlhf.inspection.duplicates import Prints
 from lora_rlhf.inspection.lengths import (
     EvenSample,
@@ -167,7 +167,7 @@ class FileFigures:
             return
         prompt = record if isinstance(record, Prompt) else record.prompt
         unused_columns = UnusedColumns.from_meta(prompt.meta)
-        set_source(prompt, {}, prompt.origin)
+        set_meta_and_origin(prompt, {}, prompt.origin)
         num_characters = sum(len(message.content) for message in prompt.messages) + sum(map(len, responses_of(record)))
         self.sample.add(self.number, (record, unused_columns), num_characters)
 

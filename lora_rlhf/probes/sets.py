@@ -12,7 +12,7 @@ from typing import Any
 from lora_rlhf.data.containers import file_rows
 from lora_rlhf.data.messages import to_prompt
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Prompt, require_text, row_of
+from lora_rlhf.data.schema import Prompt, make_row, require_text
 from lora_rlhf.probes.checks import PAIRED, check_fault
 from lora_rlhf.system.errors import UserError
 
@@ -56,7 +56,7 @@ class Probe:
     def row(self) -> dict[str, Any]:
         """The JSON row that is read back as this probe."""
         pair = {} if self.pair is None else {"pair": self.pair}
-        return {"prompt": row_of(self.prompt)["prompt"], "bin": self.bin, "check": dict(self.check), **pair}
+        return {"prompt": make_row(self.prompt)["prompt"], "bin": self.bin, "check": dict(self.check), **pair}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Choice:
     @property
     def row(self) -> dict[str, Any]:
         """The JSON row that is read back as this question."""
-        return {"prompt": row_of(self.prompt)["prompt"], "options": list(self.options), "answer": self.answer}
+        return {"prompt": make_row(self.prompt)["prompt"], "options": list(self.options), "answer": self.answer}
 
 
 @dataclass(frozen=True)

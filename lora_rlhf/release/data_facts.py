@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lora_rlhf.configs.catalogue import ROW_KINDS
 from lora_rlhf.data.containers import source_rows
 from lora_rlhf.data.labels import AgreementCounter
-from lora_rlhf.data.schema import Prompt, Ranking, row_of, split_of
+from lora_rlhf.data.schema import Prompt, Ranking, choose_split, make_row
 from lora_rlhf.data.sources import Source
 from lora_rlhf.release.paths import PathMap
 from lora_rlhf.runs.folder import data_hash
@@ -82,9 +82,9 @@ def read_data_facts(file: DataFile, run: Path, paths: PathMap, with_texts: bool)
 
 def _split_list_row(prompt: Prompt, file: DataFile, with_texts: bool) -> dict[str, Any]:
     """The row of a prompt in the split list."""
-    is_held_out = file.split == "train" and split_of(prompt.opening, file.fraction) == "validation"
+    is_held_out = file.split == "train" and choose_split(prompt.opening, file.fraction) == "validation"
     row = {"key": hashlib.sha256(prompt.key.encode()).hexdigest(), "split": "validation" if is_held_out else file.split}
-    return row | ({"prompt": row_of(Prompt(prompt.messages))["prompt"]} if with_texts else {})
+    return row | ({"prompt": make_row(Prompt(prompt.messages))["prompt"]} if with_texts else {})
 
 
 def _column_types(path: str) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from lora_rlhf.data.duplicates import drop_repeated_prompts
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_prompt
 from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.refusals import RefusedRows, none_of_phrase, pluralize
-from lora_rlhf.data.schema import Prompt, fraction_between, split_of, split_position
+from lora_rlhf.data.schema import Prompt, choose_split, fraction_between, split_position
 from lora_rlhf.data.sources import Record, Source
 from lora_rlhf.data.spool import Spool, make_prompt_spool
 from lora_rlhf.system.errors import UserError
@@ -53,7 +53,7 @@ class Split(Generic[Encoded]):
         """Adds a row to the training or the validation side."""
         position = split_position(opening)
         self.nearest, self.farthest = min(self.nearest, position), max(self.farthest, position)
-        (self.validation if split_of(opening, self.fraction) == "validation" else self.train).append(item)
+        (self.validation if choose_split(opening, self.fraction) == "validation" else self.train).append(item)
 
     def require_both(self, path: str) -> None:
         """UserError when no row is held out although the fraction is above 0: training would go unmeasured."""

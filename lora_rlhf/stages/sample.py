@@ -15,7 +15,7 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.schema import Prompt, row_of
+from lora_rlhf.data.schema import Prompt, make_row
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.template import decode_response
@@ -168,7 +168,7 @@ def _ranking_row(
 ) -> dict[str, Any] | None:
     texts = dict.fromkeys(decode_response(model.tokenizer, response.ids).strip() for response in group)
     distinct = list(texts)[:most]
-    return {**row_of(prompt.prompt), "responses": distinct} if len(distinct) >= config.min_responses else None
+    return {**make_row(prompt.prompt), "responses": distinct} if len(distinct) >= config.min_responses else None
 
 
 def _fewest_and_most_responses(rows: list[dict[str, Any]]) -> tuple[int, int]:

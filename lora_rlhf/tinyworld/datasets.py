@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.labels import Agreement, ranking_agreement
-from lora_rlhf.data.schema import Demonstration, Prompt, Text, row_of
+from lora_rlhf.data.schema import Demonstration, Prompt, Text, make_row
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.config import PROMPT_SETS, LabelConfig, TinyworldConfig
@@ -35,15 +35,15 @@ def make(config: TinyworldConfig) -> dict[str, int]:
 def _iterate_rows(name: str, seed: str, used_prompts: set[str]) -> Iterator[dict[str, Any]]:
     """Endless rows of a set. used_prompts: texts that must not be drawn; drawn texts are added."""
     if name == "pretraining":
-        yield from (row_of(Text(text)) for text in Scrape(seed))
+        yield from (make_row(Text(text)) for text in Scrape(seed))
         return
     rng, all_writers = random.Random(seed), make_writers()
     for request in draw_requests(rng, is_held_out=name in PROMPT_SETS[True], used_texts=used_prompts):
         prompt = dataclasses.replace(Prompt.of(request.text), meta={"use_case": request.skill.use_case})
         if name == "demonstrations":
-            yield row_of(Demonstration(prompt, rng.choice(all_writers).write(request, rng)))
+            yield make_row(Demonstration(prompt, rng.choice(all_writers).write(request, rng)))
         else:
-            yield row_of(prompt)
+            yield make_row(prompt)
 
 
 def label(config: LabelConfig) -> Agreement | None:
@@ -59,7 +59,7 @@ def label(config: LabelConfig) -> Agreement | None:
         if config.shuffle_labels:
             ranking = dataclasses.replace(ranking, ranks=tuple(rng.sample(ranking.ranks, len(ranking.ranks))))
         rankings.append(ranking)
-    write_jsonl(config.to, map(row_of, rankings))
+    write_jsonl(config.to, map(make_row, rankings))
     if config.agreement_to is None:
         return None
     rng = random.Random(f"agreement-{config.seed}")
@@ -68,7 +68,7 @@ def label(config: LabelConfig) -> Agreement | None:
         for prompt, responses in prompts_and_responses[: config.overlap]
         for labeler in rng.sample(all_labelers, OVERLAP_LABELERS)
     ]
-    write_jsonl(config.agreement_to, map(row_of, overlapping_rankings))
+    write_jsonl(config.agreement_to, map(make_row, overlapping_rankings))
     return ranking_agreement(overlapping_rankings)
 
 

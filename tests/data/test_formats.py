@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lora_rlhf.data.formats import FORMATS, KNOWN_COLUMNS, LIST_COLUMNS, RecordKind, find_format
 from lora_rlhf.data.recognise import QUESTION_FORMATS, UNKNOWN, explain_unrecognised_row, recognise_formats
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, make_row
 from lora_rlhf.system.errors import UserError
 from tests.support.rows import RowSource, read
 
@@ -59,14 +59,14 @@ def test_a_documented_row_becomes_what_the_documentation_says(name: str) -> None
     rows, expected, _ = EXAMPLES[name]
     for kind in (find_format(name).kinds[0], *([] if name in QUESTION_FORMATS else [None])):
         source = RowSource(tuple(rows), kind)
-        assert [row_of(record) for record in source] == expected
+        assert [make_row(record) for record in source] == expected
         assert source.formats == {name: len(rows)} and not source.faults
 
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "text"])
 def test_any_documented_row_gives_its_prompts(name: str) -> None:
     rows, expected, _ = EXAMPLES[name]
-    prompts = [row_of(prompt)["prompt"] for prompt in RowSource(tuple(rows), "prompts")]
+    prompts = [make_row(prompt)["prompt"] for prompt in RowSource(tuple(rows), "prompts")]
     # answers of one prompt that stand in several rows give it once each
     assert list(map(json.dumps, prompts)) == [
         json.dumps(record["prompt"]) for record in expected for _ in range(len(rows) if name in REPEATED else 1)

@@ -21,7 +21,7 @@ import pytest
 
 from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, row_of
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, make_row
 from lora_rlhf.data.sources import Source
 from lora_rlhf.inspection.check import check_data
 from lora_rlhf.inspection.config import CheckConfig
@@ -222,7 +222,7 @@ def check_records(records: list[Any], path: Path) -> None:
             texts += [record.response] if cls is Demonstration else record.responses if cls is Ranking else []
             "".join(texts).encode("utf-8")
         if some:
-            assert write_jsonl(path, map(row_of, some)) == len(some)
+            assert write_jsonl(path, map(make_row, some)) == len(some)
             assert list(Source(str(path), KIND_OF[cls], format, strict=True)) == some
 
 

@@ -5,7 +5,7 @@ import pytest
 from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.messages import is_hh_dialogue, to_prompt, to_response
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, row_of
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, make_row
 from lora_rlhf.data.verdicts import to_number
 from tests.support.rows import read as read_rows
 
@@ -169,4 +169,4 @@ def test_numbers(value, number: float | None) -> None:
     ],
 )
 def test_records_survive_being_written_as_rows(kind: RecordKind, record) -> None:
-    assert read(kind, row_of(record)) == record
+    assert read(kind, make_row(record)) == record

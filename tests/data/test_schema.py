@@ -9,7 +9,7 @@ import random
 import pytest
 
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, fraction_between, split_of
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, choose_split, fraction_between
 from lora_rlhf.system.errors import UserError
 
 PROMPT = Prompt.of("What is it?")
@@ -86,11 +86,11 @@ def test_split_is_the_hash_of_the_key_and_nothing_else() -> None:
         for key in keys
     }
     shuffled = random.Random(0).sample(keys, len(keys))
-    assert {key: split_of(key, 0.1) for key in shuffled} == expected
+    assert {key: choose_split(key, 0.1) for key in shuffled} == expected
     share = sum(split == "validation" for split in expected.values()) / len(keys)
     assert abs(share - 0.1) < 0.03
     # pinned (sha256sum says 8a, a2, 4b, ca): a split that changes leaks validation prompts
-    assert [split_of(key, 0.5) for key in ("user: a", "user: b", "user: c", "user: d")] == [
+    assert [choose_split(key, 0.5) for key in ("user: a", "user: b", "user: c", "user: d")] == [
         "train",
         "train",
         "validation",
@@ -108,10 +108,10 @@ def test_the_fraction_that_divides_two_prompts(nearest: float, farthest: float, 
 
 def test_splits_nest_and_reach_both_ends() -> None:
     keys = [f"user: {number}" for number in range(500)]
-    small = {key for key in keys if split_of(key, 0.1) == "validation"}
-    large = {key for key in keys if split_of(key, 0.3) == "validation"}
+    small = {key for key in keys if choose_split(key, 0.1) == "validation"}
+    large = {key for key in keys if choose_split(key, 0.3) == "validation"}
     assert small < large
-    assert {split_of(key, 0.0) for key in keys} == {"train"}
-    assert {split_of(key, 1.0) for key in keys} == {"validation"}
+    assert {choose_split(key, 0.0) for key in keys} == {"train"}
+    assert {choose_split(key, 1.0) for key in keys} == {"validation"}
     with pytest.raises(UserError, match=r"between 0 and 1, got 20"):
-        split_of("x", 20)
+        choose_split("x", 20)

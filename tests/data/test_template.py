@@ -12,10 +12,10 @@ from lora_rlhf.data import markup, template
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import (
+    bos_before_text,
     decode_response,
     encode_text,
     ensure_template,
-    leading_bos,
     pad_id,
     render_prompt,
     render_response,
@@ -95,7 +95,7 @@ def test_bos_is_written_once_where_the_tokenizer_writes_it(make_tokenizer, varia
     assert ids.count(bos) == count
     assert ids[:1].count(bos) == count
     assert bos not in render_response(tokenizer, LONG, "three")
-    assert leading_bos(tokenizer) == ([bos] if variant_name in ("plain_bos", "inst_bos") else [])
+    assert bos_before_text(tokenizer) == ([bos] if variant_name in ("plain_bos", "inst_bos") else [])
 
 
 def test_control_tokens_typed_by_a_user_stay_text(make_tokenizer, variant: str) -> None:
@@ -332,9 +332,9 @@ def test_any_conversation_is_its_pieces(
 
 def test_marks_are_those_that_transformers_knows() -> None:
     pattern = re.compile("<think>")
-    assert markup.mark("a <think> b", pattern) == mark_control_tokens("a <think> b", pattern)
-    forged = f"{markup.START}x{markup.END}"
-    assert markup.mark(forged, pattern) == mark_control_tokens(forged, pattern) == "x"
+    assert markup.mark_control_tokens("a <think> b", pattern) == mark_control_tokens("a <think> b", pattern)
+    forged = f"{markup.MARK_START}x{markup.MARK_END}"
+    assert markup.mark_control_tokens(forged, pattern) == mark_control_tokens(forged, pattern) == "x"
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_marks_are_those_that_transformers_knows() -> None:
     ],
 )
 def test_templates_that_cannot_be_run(make_tokenizer, monkeypatch, broken: str, message: str) -> None:
-    monkeypatch.setattr(markup, "SECONDS", 0.2)
+    monkeypatch.setattr(markup, "MAX_SECONDS", 0.2)
     tokenizer = make_tokenizer("plain")
     tokenizer.chat_template = broken
     with pytest.raises(UserError, match=message):

@@ -8,7 +8,7 @@ import pytest
 
 from lora_rlhf.data.encode import EncodedPrompt, Limits, encode_demonstration, encode_prompt
 from lora_rlhf.data.refusals import BadRow, RefusedRows
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, ToolCall, row_of
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, ToolCall, make_row
 from lora_rlhf.data.sources import every_turn
 from lora_rlhf.data.spool import make_prompt_spool
 from tests.support.rows import RowSource, read
@@ -45,12 +45,12 @@ def test_openai_messages() -> None:
     row = {"messages": [{"role": "developer", "content": "Be brief."}, ASKED, CALLS, RESULT, ANSWER], "tools": [TOOL]}
     expected = Demonstration(Prompt((Message("system", "Be brief."), *PROMPT), tools=json.dumps([TOOL])), "Yes.")
     assert read("demonstrations", row) == [expected]
-    assert read("demonstrations", row_of(expected)) == [expected]  # what is written is read as the same
+    assert read("demonstrations", make_row(expected)) == [expected]  # what is written is read as the same
     (prompt,) = read("prompts", {"messages": row["messages"][:-1], "tools": json.dumps([TOOL])})
     assert prompt == expected.prompt
     calls = read("demonstrations", {"messages": row["messages"][:3], "tools": [TOOL]})
     assert calls == [Demonstration(Prompt(expected.prompt.messages[:2], tools=expected.prompt.tools), "", (READ_CALL,))]
-    assert read("demonstrations", row_of(calls[0])) == calls
+    assert read("demonstrations", make_row(calls[0])) == calls
 
 
 FUNCTION = {"name": "weather", "arguments": ARGUMENTS}
@@ -167,7 +167,7 @@ def test_rankings_behind_results_of_tools() -> None:
     (ranking,) = read("rankings", row)
     assert (ranking.prompt.messages, ranking.prompt.tools) == (PROMPT, json.dumps([TOOL]))
     assert ranking.responses == ("Yes.", "No.")
-    assert read("rankings", row_of(ranking)) == [ranking]
+    assert read("rankings", make_row(ranking)) == [ranking]
 
 
 def test_graded_answers_with_calls() -> None:

@@ -7,7 +7,7 @@ import pytest
 from lora_rlhf.data.formats import FORMATS
 from lora_rlhf.data.names import column_meaning
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, row_of
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, make_row
 from tests.data.test_formats import EXAMPLES
 from tests.support.rows import RowSource, read
 
@@ -28,7 +28,7 @@ ONE_ANSWER = [format.name for format in FORMATS if format.has_one_answer and for
 def test_a_verdict_is_understood_beside_any_format(name: str, column: str, good: Any, bad: Any) -> None:
     (row,), (expected,), _ = EXAMPLES[name]
     source = RowSource(({**row, column: good}, {**row, column: bad}), "demonstrations")
-    assert [row_of(record)["completion"] for record in source] == [expected["completion"]]
+    assert [make_row(record)["completion"] for record in source] == [expected["completion"]]
     assert source.formats == {"unpaired": 1}
     assert [fault.reason for fault in source.faults] == ["the answer is labelled as bad"]
 

@@ -4,7 +4,7 @@ import pytest
 
 from lora_rlhf.data import duplicates as exactly
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.schema import Message, Prompt, split_of, split_position
+from lora_rlhf.data.schema import Message, Prompt, choose_split, split_position
 from lora_rlhf.inspection.duplicates import PENDING_HASHES, Prints, Tally, shared_prompts
 
 LONG = (
@@ -142,7 +142,7 @@ def test_split_counts_as_the_stages_do() -> None:
     for prompt in prompts:
         prints.add(prompt, fraction=0.2)
         prints.add(talk("On neither side."))
-    expected = sum(split_of(prompt.opening, 0.2) == "validation" for prompt in prompts)
+    expected = sum(choose_split(prompt.opening, 0.2) == "validation" for prompt in prompts)
     assert 20 < expected < 60
     first = min(split_position(prompt.opening) for prompt in prompts)
     assert prints.split_counts() == {
@@ -172,7 +172,7 @@ def test_split_finds_validation_prompts_that_begin_like_training_prompts() -> No
     alike = [talk(f"{LONG}{number}") for number in range(40)]
     for prompt in [*alike, *(talk(f"{number} {LONG}") for number in range(40))]:
         prints.add(prompt, fraction=0.5)
-    expected = sum(split_of(prompt.opening, 0.5) == "validation" for prompt in alike)
+    expected = sum(choose_split(prompt.opening, 0.5) == "validation" for prompt in alike)
     assert 0 < expected < 40
     assert prints.split_counts()["begin_alike"] == expected
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from lora_rlhf.cli.main import main
-from lora_rlhf.data.schema import Prompt, split_of
+from lora_rlhf.data.schema import Prompt, choose_split
 from tests.support.releases import BASE, make_report, make_stage, paired, write_report
 
 QUESTIONS = [f"What is {number} and {number}?" for number in range(40)]
@@ -108,7 +108,7 @@ def test_split_lists_hold_the_hashes_that_the_stages_split_by(made: Path) -> Non
     rows = [json.loads(line) for line in (out / "data/splits/sft_demonstrations.jsonl").read_text().splitlines()]
     keys = [hashlib.sha256(f"user: {question.casefold()}".encode()).hexdigest() for question in QUESTIONS]
     assert [row["key"] for row in rows] == keys
-    assert [row["split"] for row in rows] == [split_of(Prompt.of(question).opening, 0.2) for question in QUESTIONS]
+    assert [row["split"] for row in rows] == [choose_split(Prompt.of(question).opening, 0.2) for question in QUESTIONS]
     assert set(Counter(row["split"] for row in rows)) == {"train", "validation"}
     assert [set(row) for row in rows] == [{"key", "split"}] * len(QUESTIONS)
     assert json.loads((out / "data/splits/evaluate_prompts.jsonl").read_text())["split"] == "evaluation"

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedRanking
-from lora_rlhf.data.schema import Prompt, split_of
+from lora_rlhf.data.schema import Prompt, choose_split
 from lora_rlhf.data.template import render_prompt, render_response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import reward, reward_scores, sft
@@ -396,7 +396,7 @@ def test_conversations_that_continue_one_another_are_held_out_together(
             turns = [*turns, {"role": "assistant", "content": reply}, {"role": "user", "content": "And then?"}]
     settings = config(rankings=write_rows(tmp_path / "talks.jsonl", rows), max_prompt_tokens=64)
     reward.train(settings)
-    opened = [split_of(Prompt.of(row["prompt"]).key, 0.2) == "validation" for row in RANKINGS]
+    opened = [choose_split(Prompt.of(row["prompt"]).key, 0.2) == "validation" for row in RANKINGS]
     found = results(settings.run, "reward")
     assert (found["held_out_prompts"], found["prompts"]) == (2 * sum(opened), 2 * (len(opened) - sum(opened)))
     assert sum(opened) > 2

@@ -13,7 +13,7 @@ from torch.nn import functional
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedExample, Limits, encode_demonstration
 from lora_rlhf.data.refusals import RefusedRows
-from lora_rlhf.data.schema import Demonstration, Prompt, split_of
+from lora_rlhf.data.schema import Demonstration, Prompt, choose_split
 from lora_rlhf.data.template import render_prompt, stop_ids
 from lora_rlhf.model.adapters import LoraSettings, read_adapter
 from lora_rlhf.model.shared import SharedModel
@@ -58,7 +58,7 @@ def config(tiny_model: Models, data: Path, tmp_path: Path) -> Config:
 
 
 def is_held_out(row: dict[str, str], fraction: float = VALIDATION) -> bool:
-    return split_of(Prompt.of(row["prompt"]).key, fraction) == "validation"
+    return choose_split(Prompt.of(row["prompt"]).key, fraction) == "validation"
 
 
 # What is learned

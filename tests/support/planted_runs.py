@@ -16,7 +16,7 @@ import pytest
 
 from lora_rlhf.configs.stages import RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, row_of
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, make_row
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.report import evaluate
 from lora_rlhf.stages import reward, sft
@@ -80,12 +80,12 @@ def train_planted(root: Path, seed: int = 0) -> Planted:
     }
     for name, answer in answers.items():
         rows = [Demonstration(Prompt.of(one[0]), answer(one)) for one in asked[: SOON_LEARNED.get(name)]]
-        write_jsonl(root / f"{name}.jsonl", map(row_of, rows))
+        write_jsonl(root / f"{name}.jsonl", map(make_row, rows))
         # answering one kind of prompt otherwise than the rest takes longer to learn
         _train_sft(root / name, root / f"{name}.jsonl", seed, epochs=2 if name == "agrees" else 1)
     rankings = _rankings(rng)
-    write_jsonl(root / "rankings.jsonl", map(row_of, rankings))
-    write_jsonl(root / "by_length.jsonl", map(row_of, map(_by_length, rankings[:NUM_BY_LENGTH])))
+    write_jsonl(root / "rankings.jsonl", map(make_row, rankings))
+    write_jsonl(root / "by_length.jsonl", map(make_row, map(_by_length, rankings[:NUM_BY_LENGTH])))
     _train_reward(root / "baseline", root / "baseline", root / "rankings.jsonl", seed)
     _train_reward(root / "likes_length", root / "baseline", root / "by_length.jsonl", seed)
     return Planted(*(root / name for name in Planted._fields))
@@ -118,7 +118,7 @@ def evaluate_planted(planted: Planted, name: str, to: Path) -> None:
     A failure is a policy, judged by the honest reward model, or the reward model that judges the honest policy.
     """
     drawn = islice(draw_requests(random.Random("planted-evaluation"), is_held_out=True), NUM_PROMPTS)
-    write_jsonl(to / "prompts.jsonl", (row_of(Prompt.of(request.text)) for request in drawn))
+    write_jsonl(to / "prompts.jsonl", (make_row(Prompt.of(request.text)) for request in drawn))
     of_bin = (probe for probe in WORLD.probes().probes if probe.bin == "sycophancy")
     header = {"name": "false premises", "version": "1"}
     write_jsonl(to / "probes.jsonl", [header, *(probe.row for probe in islice(of_bin, 2 * NUM_PAIRS))])

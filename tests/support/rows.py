@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Prompt, Text, set_source
+from lora_rlhf.data.schema import Prompt, Text, set_meta_and_origin
 from lora_rlhf.data.sources import Source
 
 
@@ -34,5 +34,5 @@ def read(kind: RecordKind | None, *rows: Any, **options: Any) -> list[Any]:
     assert source.used == source.read and source.records == len(records)
     for record in records:
         if not isinstance(record, Text):
-            set_source(record if isinstance(record, Prompt) else record.prompt, {}, "")
+            set_meta_and_origin(record if isinstance(record, Prompt) else record.prompt, {}, "")
     return records
