@@ -29,6 +29,8 @@ class ExportConfig:
     weights, which the adapter has never seen."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What the merged weights are rounded to, once."""
+    text_only: bool = False
+    """Of a base with towers for images or sound: export its text model alone, as a plain text model."""
     max_shard_size: str = "5GB"
     """Largest weight file, in KB, MB or GB (or KiB, MiB, GiB)."""
     device: str = field(default="auto", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
@@ -59,8 +61,10 @@ class ExportConfig:
         if self.verify and self.to is not None:
             return ["--verify checks the export in FOLDER: leave --to out"]
         is_refused = self.form == "gguf" and BY_ROLE[self.role].scores
+        is_no_text_model = self.text_only and (self.form != "merged" or BY_ROLE[self.role].scores)
         return [
             *(["form gguf is for models that write text; leave --form out for a reward model"] if is_refused else []),
+            *(["text_only is for merged models that write text"] if is_no_text_model else []),
             *([] if self.to or self.verify else ["give --to, the folder to make"]),
             *device_faults(self),
             *_size_faults(self.max_shard_size),

@@ -29,7 +29,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     assert config.to is not None  # else the configuration was at fault
     target = Path(config.to)
     require_absent(target)
-    source = open_source(config.folder, config.role, config.device, config.trust_remote_code)
+    source = open_source(config.folder, config.role, config.device, config.trust_remote_code, config.text_only)
     prepared_export = _prepare_form(config, source)
     require_space(target, prepared_export.num_bytes + SMALL_FILES)
     remove_temporary(target.absolute().parent, f"{target.name}.*")

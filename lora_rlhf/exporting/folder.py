@@ -15,6 +15,7 @@ from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
 from lora_rlhf.exporting.source import Source
 from lora_rlhf.model.dense import free_bytes
 from lora_rlhf.model.merging import Planned
+from lora_rlhf.model.text_part import text_settings
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import read_object
@@ -47,6 +48,8 @@ def save_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
 def write_config(folder: Path, source: Source, dtype: str, settings: dict[str, Any]) -> None:
     """Writes the base's config.json without quantization; `settings` are added, or replace the base's."""
     config = read_object(source.base_folder / "config.json", "fetch the base model again")
+    if source.text_only:
+        config = text_settings(str(source.base_folder))
     kept_settings = {name: value for name, value in config.items() if name not in DROPPED_SETTINGS}
     # transformers 4 and vLLM read "torch_dtype", transformers 5 reads both
     write_json(folder / "config.json", kept_settings | {"torch_dtype": dtype, "dtype": dtype} | settings)

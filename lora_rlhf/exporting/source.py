@@ -15,6 +15,7 @@ from lora_rlhf.model.base import COMPUTE_DTYPES, BaseSpec, load_config, load_tok
 from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files
 from lora_rlhf.model.merging import Mode, Part, Planned, plan_merge
 from lora_rlhf.model.open import COMPUTED_IN, SPEC_FIELDS, require_base_folder, require_trust
+from lora_rlhf.model.text_part import text_parts
 from lora_rlhf.runs.folder import Parent, adapter_hash, find_stage
 from lora_rlhf.system.errors import UserError
 
@@ -55,6 +56,7 @@ class Source:
     adapter_hash: str
     compute_dtype: torch.dtype
     device: torch.device
+    text_only: bool = False
 
     @property
     def base(self) -> dict[str, Any]:
@@ -80,8 +82,8 @@ class Source:
         return str(self.compute_dtype).removeprefix("torch.")
 
     def parts(self) -> list[Part]:
-        """Every tensor of the base, and the adapter's change to it. Reads only the headers of the files."""
-        return plan_merge(
+        """Every tensor of the base, or of its text model, and the adapter's change to it. Reads headers only."""
+        parts = plan_merge(
             self.config,
             self.weights,
             self.base["quantization"],
@@ -89,13 +91,16 @@ class Source:
             self.adapter,
             self.base["trust_remote_code"],
         )
+        return text_parts(self.config, parts) if self.text_only else parts
 
     def planned_tensors(self, mode: Mode, dtype: torch.dtype) -> list[Planned]:
-        """Every tensor of the merged model, under its name in the base's files."""
+        """Every tensor of the merged model, under its name in the export's files."""
         return [part.planned(mode, dtype, self.device) for part in self.parts()]
 
 
-def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bool = False) -> Source:
+def open_source(
+    run: str, role: str, device: str = "auto", trust_remote_code: bool = False, text_only: bool = False
+) -> Source:
     """Opens a role of a run.
 
     Raises UserError before any long work, except that the base's files are read once: if there is no such finished
@@ -134,6 +139,7 @@ def open_source(run: str, role: str, device: str = "auto", trust_remote_code: bo
         adapter_hash(stage.folder),
         resolve_dtype(_recorded_dtype_name(record), resolved_device),
         resolved_device,
+        text_only,
     )
 
 

@@ -58,6 +58,7 @@ class Part:
     float, or not of the text model, and copied as it is.
     transposed: the file has (in, out), and the quantized layer (out, in), as in GPT-2.
     joined: transformers makes the parameter of several tensors, such as those of single experts. No adapter changes it.
+    saved_as: the name in the export; that in the base's file unless given.
     """
 
     stored: Stored
@@ -67,6 +68,7 @@ class Part:
     transposed: bool
     update: Update | None
     joined: bool = False
+    saved_as: str | None = None
 
     def pieces(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
         """The merged values in `dtype`, in the layout of the file, a few rows at a time; rounded once, at the end."""
@@ -103,7 +105,8 @@ class Part:
 
     def planned(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> Planned:
         """The tensor to be written."""
-        entry = Entry(self.stored.name, dtype if self.model_dtype is not None else self.stored.dtype, self.stored.shape)
+        dtype_in_file = dtype if self.model_dtype is not None else self.stored.dtype
+        entry = Entry(self.saved_as or self.stored.name, dtype_in_file, self.stored.shape)
         return Planned(entry, functools.partial(self.pieces, mode, dtype, device))
 
 
