@@ -39,7 +39,7 @@ from lora_rlhf.exporting.shards import write_shards
 from lora_rlhf.model.adapters import LoraSettings, write_adapter
 from lora_rlhf.model.dense import free_bytes
 from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files
-from lora_rlhf.model.merging import PIECE, Planned
+from lora_rlhf.model.merging import PIECE_NUMBERS, PlannedTensor
 from lora_rlhf.model.rounding import rows_per_piece
 from lora_rlhf.model.targets import find_targets
 from lora_rlhf.model.tensor_files import Entry
@@ -176,7 +176,7 @@ def make_base(folder: Path, layers: int) -> int:
     tokenizer.save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     planned = [
-        Planned(Entry(name, tensor.dtype, tuple(tensor.shape)), partial(drawn, tensor, generator))
+        PlannedTensor(Entry(name, tensor.dtype, tuple(tensor.shape)), partial(drawn, tensor, generator))
         for name, tensor in state.items()
     ]
     write_shards(folder, planned, SHARD)
@@ -185,7 +185,7 @@ def make_base(folder: Path, layers: int) -> int:
 
 def drawn(tensor: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Random values for a tensor, a few rows at a time."""
-    rows = rows_per_piece(tensor.shape[1], PIECE) if tensor.dim() == 2 else tensor.shape[0]
+    rows = rows_per_piece(tensor.shape[1], PIECE_NUMBERS) if tensor.dim() == 2 else tensor.shape[0]
     for first in range(0, tensor.shape[0], rows):
         size = (min(rows, tensor.shape[0] - first), *tensor.shape[1:])
         values = torch.randn(size, generator=generator) * SCALE if tensor.dim() == 2 else torch.ones(size)

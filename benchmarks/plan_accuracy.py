@@ -39,7 +39,7 @@ from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.model.skeleton import build, config_of, count
+from lora_rlhf.model.skeleton import build_skeleton, count_model, make_config
 from lora_rlhf.plan.cards import find_card
 from lora_rlhf.plan.choose import choose_plan
 from lora_rlhf.plan.config import PlanConfig
@@ -83,7 +83,7 @@ class Row:
     cap_gib: float | None = None
 
     def config(self) -> PreTrainedConfig:
-        return config_of(self.family, self.sizes)
+        return make_config(self.family, self.sizes)
 
     def setting(self) -> Setting:
         return Setting(
@@ -224,9 +224,11 @@ def compare(row: Row, device: str) -> dict[str, Any]:
 def predict(row: Row, device: str) -> dict[str, dict[str, Any]]:
     """Per stage: the peak of what PyTorch's allocator holds, where it is, and that of each memory point."""
     config, dtype = row.config(), getattr(torch, row.dtype)
-    counts = count(config, "nf4", dtype)
+    counts = count_model(config, "nf4", dtype)
     lora = LoraSettings(rank=row.rank)
-    passes = measure_passes(counts, lambda layers: build(config, "nf4", dtype, lora, layers), row.prompt, row.response)
+    passes = measure_passes(
+        counts, lambda layers: build_skeleton(config, "nf4", dtype, lora, layers), row.prompt, row.response
+    )
     found = {}
     for stage in STAGES:
         points = memory_points(BY_NAME[stage], counts, passes, row.setting(), CPU if device == "cpu" else CUDA)

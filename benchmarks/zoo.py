@@ -25,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lora_rlhf.exporting.gguf_shape import FAMILIES
-from lora_rlhf.model.architecture import on_meta
+from lora_rlhf.model.architecture import build_on_meta
 from lora_rlhf.model.targets import ALL_LINEAR, find_targets
 from lora_rlhf.system.disk import write_json
 from tests.zoo.checkpoints import CHECKPOINTS, Checkpoint
@@ -151,7 +151,7 @@ def row(checkpoint: Checkpoint, steps: dict[str, str]) -> list[str]:
 
 def without_adapter(checkpoint: Checkpoint) -> str:
     """The names of the matrices without an adapter, and their share of all."""
-    targets = find_targets(on_meta(checkpoint.make_config(), torch.float32))
+    targets = find_targets(build_on_meta(checkpoint.make_config(), torch.float32))
     chosen = targets.find([ALL_LINEAR])
     names = sorted({path.rpartition(".")[2] for path in targets.sizes if path not in chosen})
     return f"{', '.join(names)} ({targets.share_without([ALL_LINEAR]):.0%})" if names else ""

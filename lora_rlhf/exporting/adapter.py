@@ -9,7 +9,7 @@ from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.folder import copy_licence_and_code, licence_facts, save_tokenizer
 from lora_rlhf.exporting.manifest import source_facts
 from lora_rlhf.exporting.source import PreparedExport, Source
-from lora_rlhf.model.adapters import complete, is_head, write_adapter_files
+from lora_rlhf.model.adapters import is_head_parameter, set_adapter_fields, write_adapter_files
 
 NOT_MEASURED_REASON = "these are the trained adapter's own numbers, bit for bit, and nothing was merged"
 
@@ -22,7 +22,7 @@ def prepare_adapter(config: ExportConfig, source: Source) -> PreparedExport:
     def write(folder: Path) -> dict[str, Any]:
         """Writes the adapter, its tokenizer and its licence; returns the facts of the export."""
         settings = deepcopy(lora)
-        complete(settings, any(is_head(name) for name in state), source.base_name)
+        set_adapter_fields(settings, any(is_head_parameter(name) for name in state), source.base_name)
         settings.target_modules = sorted(lora.target_modules)  # PEFT would write a set, whose order changes
         write_adapter_files(folder, settings, state)
         save_tokenizer(folder, source.tokenizer)

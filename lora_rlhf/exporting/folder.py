@@ -14,7 +14,7 @@ from lora_rlhf.data.chosen_template import without_date
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
 from lora_rlhf.exporting.source import Source
 from lora_rlhf.model.dense import free_bytes
-from lora_rlhf.model.merging import Planned
+from lora_rlhf.model.merging import PlannedTensor
 from lora_rlhf.model.text_part import text_settings
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import UserError
@@ -118,7 +118,7 @@ def require_space(target: Path, needed_bytes: int) -> None:
         )
 
 
-def require_memory(planned: Sequence[Planned], source: Source) -> None:
+def require_memory(planned: Sequence[PlannedTensor], source: Source) -> None:
     """Raises UserError if the merged model, in the dtype of the comparison, does not fit into the device's memory."""
     num_values = sum(math.prod(tensor.entry.shape) for tensor in planned)
     needed_bytes, available_bytes = num_values * source.compute_dtype.itemsize, free_bytes(source.device)

@@ -12,7 +12,7 @@ from lora_rlhf.exporting.gguf import GgufPlan, GgufType, plan_gguf, require_gguf
 from lora_rlhf.exporting.gguf_shape import require_family
 from lora_rlhf.exporting.manifest import PARITY
 from lora_rlhf.exporting.source import Source
-from lora_rlhf.model.merging import Planned
+from lora_rlhf.model.merging import PlannedTensor
 
 BYTES_PER_NUMBER: dict[GgufType, float] = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}  # of a number in a matrix
 FILES_IN_GGUF = (
@@ -33,7 +33,7 @@ def plan_source_gguf(config: ExportConfig, source: Source) -> GgufPlan:
         return plan_gguf(Path(folder), f"{source.base_name} {source.role}")
 
 
-def estimated_gguf_bytes(config: ExportConfig, planned_tensors: Sequence[Planned]) -> int:
+def estimated_gguf_bytes(config: ExportConfig, planned_tensors: Sequence[PlannedTensor]) -> int:
     """The approximate size of the file on disk."""
     return int(
         sum(tensor.entry.num_bytes / tensor.entry.dtype.itemsize for tensor in planned_tensors)

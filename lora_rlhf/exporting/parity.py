@@ -22,7 +22,7 @@ from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.prompts import ParityPrompts
 from lora_rlhf.exporting.source import DTYPES, Source
 from lora_rlhf.model.base import BaseSpec, load_base
-from lora_rlhf.model.comparing import fill, greedy_responses, response_logits, score_of_response
+from lora_rlhf.model.comparing import greedy_responses, load_merged_weights, response_logits, score_of_response
 from lora_rlhf.model.dense import keep_dense_copies
 from lora_rlhf.model.memory import free_memory
 from lora_rlhf.model.merging import Mode
@@ -92,7 +92,7 @@ def measure_export(
     model = SharedModel(load_base(spec, str(source.device)))
     measurements = [_measure_plain_model(model, trained, "this export")]
     other_mode: Mode = "original" if config.base == "rounded" else "rounded"
-    fill(model, source.parts(), other_mode, DTYPES[config.dtype])
+    load_merged_weights(model, source.parts(), other_mode, DTYPES[config.dtype])
     measurements.append(_measure_plain_model(model, trained, f"on the {other_mode} base"))
     del model
     free_memory()

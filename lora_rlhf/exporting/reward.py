@@ -19,7 +19,7 @@ from lora_rlhf.exporting.sequence_classification import classifier_settings, cla
 from lora_rlhf.exporting.shards import total_bytes, write_shards
 from lora_rlhf.exporting.source import DTYPES, PreparedExport, Source
 from lora_rlhf.model.base import load_base
-from lora_rlhf.model.classifier import Classifier, PlainClassifier, classifier_of, score_without_adapter
+from lora_rlhf.model.classifier import Classifier, PlainClassifier, describe_classifier, score_without_adapter
 from lora_rlhf.model.comparing import greedy_responses, score_of_response
 from lora_rlhf.model.heads import SCORE
 from lora_rlhf.model.memory import free_memory
@@ -41,7 +41,7 @@ class ScoredConversations(NamedTuple):
 
 def prepare_classifier(config: ExportConfig, source: Source) -> PreparedExport:
     """Prepares the reward model as a plain classifier. Raises UserError for an architecture without such a class."""
-    classifier = classifier_of(source.config)
+    classifier = describe_classifier(source.config)
     offset = float(source.stage.manifest["results"]["offset"])
     head = source.adapter[1][f"base_model.model.{SCORE}.weight"]
     planned_tensors, remaining_offset = classifier_tensors(
@@ -121,7 +121,7 @@ def _parity_facts(
     export = _score_figures(
         [plain_classifier.score(ids) - remaining_offset for ids in conversations.ids], conversations.scores
     )
-    plain_classifier.fill(source.parts(), other_mode, DTYPES[config.dtype], classifier.norm_bias)
+    plain_classifier.load_merged_weights(source.parts(), other_mode, DTYPES[config.dtype], classifier.norm_bias)
     alternative = _score_figures(
         [plain_classifier.score(ids) - remaining_offset for ids in conversations.ids], conversations.scores
     )

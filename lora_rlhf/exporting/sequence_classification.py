@@ -16,7 +16,7 @@ from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import ensure_template, render_prompt, render_response, stop_ids
 from lora_rlhf.model.classifier import Classifier
 from lora_rlhf.model.heads import SCORE
-from lora_rlhf.model.merging import Mode, Part, Planned
+from lora_rlhf.model.merging import Mode, Part, PlannedTensor
 from lora_rlhf.model.tensor_files import Entry
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def classifier_tensors(
     mode: Mode,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[list[Planned], float]:
+) -> tuple[list[PlannedTensor], float]:
     """The tensors of the classifier, and the offset that they do not contain. head (1, H).
 
     Where the last norm has a bias b, head(h + d) with d = -offset * head / |head|^2 is head(h) - offset: b + d is
@@ -49,23 +49,23 @@ def classifier_tensors(
     remains.
     """
     rounded_head = head.to(dtype).float()
-    score = Planned(Entry(f"{SCORE}.weight", dtype, (1, head.shape[1])), lambda: iter([rounded_head.to(dtype)]))
+    score = PlannedTensor(Entry(f"{SCORE}.weight", dtype, (1, head.shape[1])), lambda: iter([rounded_head.to(dtype)]))
     tensors, remaining_offset = [], offset
     for part in parts:
         if part.name not in classifier.parameters:
             continue
-        planned = part.planned(mode, dtype, device)
+        planned = part.plan_tensor(mode, dtype, device)
         if part.name == classifier.norm_bias:
             bias_change = -offset * rounded_head[0] / rounded_head[0].square().sum()
             planned, remaining_offset = (
-                Planned(planned.entry, functools.partial(_add_to_pieces, planned, bias_change)),
+                PlannedTensor(planned.entry, functools.partial(_add_to_pieces, planned, bias_change)),
                 0.0,
             )
         tensors.append(planned)
     return [*tensors, score], remaining_offset
 
 
-def _add_to_pieces(planned: Planned, change: Tensor) -> Iterator[Tensor]:
+def _add_to_pieces(planned: PlannedTensor, change: Tensor) -> Iterator[Tensor]:
     values = torch.cat([piece.cpu() for piece in planned.pieces()])
     yield (values.float() + change).to(values.dtype)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_rlhf.model.merging import Planned
+from lora_rlhf.model.merging import PlannedTensor
 from lora_rlhf.model.tensor_files import write_tensors
 from lora_rlhf.system.disk import write_json
 
@@ -14,14 +14,14 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
 
-def total_bytes(planned_tensors: Sequence[Planned]) -> int:
+def total_bytes(planned_tensors: Sequence[PlannedTensor]) -> int:
     """The bytes of all tensors on disk, without headers."""
     return sum(tensor.entry.num_bytes for tensor in planned_tensors)
 
 
-def divide_into_files(planned_tensors: Sequence[Planned], max_bytes: int) -> list[list[Planned]]:
+def divide_into_files(planned_tensors: Sequence[PlannedTensor], max_bytes: int) -> list[list[PlannedTensor]]:
     """The tensors in order, in files of at most `max_bytes`; a tensor larger than that has its own file."""
-    files: list[list[Planned]] = []
+    files: list[list[PlannedTensor]] = []
     free_bytes = 0
     for tensor in planned_tensors:
         if not files or tensor.entry.num_bytes > free_bytes:
@@ -32,7 +32,7 @@ def divide_into_files(planned_tensors: Sequence[Planned], max_bytes: int) -> lis
     return files
 
 
-def write_shards(folder: Path, planned_tensors: Sequence[Planned], max_bytes: int) -> dict[str, str]:
+def write_shards(folder: Path, planned_tensors: Sequence[PlannedTensor], max_bytes: int) -> dict[str, str]:
     """Writes model.safetensors, or several files and their index; returns {file: sha256}."""
     files = divide_into_files(planned_tensors, max_bytes)
     names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
@@ -52,7 +52,7 @@ def write_shards(folder: Path, planned_tensors: Sequence[Planned], max_bytes: in
     return hashes
 
 
-def _pieces_with_progress(tensors: Sequence[Planned], bar: tqdm) -> Iterator[Tensor]:
+def _pieces_with_progress(tensors: Sequence[PlannedTensor], bar: tqdm) -> Iterator[Tensor]:
     for tensor in tensors:
         for piece in tensor.pieces():
             yield piece

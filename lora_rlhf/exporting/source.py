@@ -13,7 +13,7 @@ from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import COMPUTE_DTYPES, BaseSpec, load_config, load_tokenizer, resolve_device, resolve_dtype
 from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files
-from lora_rlhf.model.merging import Mode, Part, Planned, plan_merge
+from lora_rlhf.model.merging import Mode, Part, PlannedTensor, plan_merge
 from lora_rlhf.model.open import COMPUTED_IN, SPEC_FIELDS, require_base_folder, require_trust
 from lora_rlhf.model.text_part import text_parts
 from lora_rlhf.runs.folder import Parent, adapter_hash, find_stage
@@ -93,9 +93,9 @@ class Source:
         )
         return text_parts(self.config, parts) if self.text_only else parts
 
-    def planned_tensors(self, mode: Mode, dtype: torch.dtype) -> list[Planned]:
+    def planned_tensors(self, mode: Mode, dtype: torch.dtype) -> list[PlannedTensor]:
         """Every tensor of the merged model, under its name in the export's files."""
-        return [part.planned(mode, dtype, self.device) for part in self.parts()]
+        return [part.plan_tensor(mode, dtype, self.device) for part in self.parts()]
 
 
 def open_source(

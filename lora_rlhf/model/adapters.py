@@ -69,19 +69,19 @@ class LoraSettings:
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=targets.names(self.targets),
+            target_modules=targets.peft_names(self.targets),
             use_rslora=self.use_rslora,
             init_lora_weights=SAFE_INITS[self.init],
         )
 
 
-def is_head(name: str) -> bool:
-    """Whether a parameter of this name belongs to the score head."""
+def is_head_parameter(name: str) -> bool:
+    """Whether a parameter with this name belongs to the score head."""
     return name.endswith(f".{SCORE}.weight")
 
 
-def parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
-    """Maps each checkpoint key (the adapter's name removed) to the live parameter."""
+def role_parameters(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
+    """{checkpoint key (the adapter's name removed): the live parameter}."""
     parameters = {}
     for name, parameter in peft.named_parameters():
         for part in (".lora_A", ".lora_B", ".modules_to_save"):
@@ -92,8 +92,8 @@ def parameters_of(peft: PeftModel, role: str) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def put_state(parameters: dict[str, nn.Parameter], state: dict[str, Tensor]) -> None:
-    """Put tensors into the parameters of these names, bit for bit. ValueError, with nothing changed, on a misfit."""
+def load_state(parameters: dict[str, nn.Parameter], state: dict[str, Tensor]) -> None:
+    """Copies tensors into the parameters of these names, bit for bit. ValueError, with nothing changed, on a misfit."""
     missing, unknown = parameters.keys() - state.keys(), state.keys() - parameters.keys()
     if missing or unknown:
         raise ValueError(
@@ -106,9 +106,11 @@ def put_state(parameters: dict[str, nn.Parameter], state: dict[str, Tensor]) -> 
         parameter.data.copy_(state[name])
 
 
-def add(causal: PreTrainedModel, peft: PeftModel | None, role: str, config: LoraConfig, head: bool) -> PeftModel:
-    """The base with one adapter more, and a new score head if `head`. PEFT leaves its own flags and modes behind."""
-    complete(config, head, causal.name_or_path)
+def add_adapter(
+    causal: PreTrainedModel, peft: PeftModel | None, role: str, config: LoraConfig, has_head: bool
+) -> PeftModel:
+    """Adds an adapter to the base, and a new score head if `has_head`; PEFT changes flags and modes of the base."""
+    set_adapter_fields(config, has_head, causal.name_or_path)
     with warnings.catch_warnings():
         # PEFT asks transformers for a property that is being renamed.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -121,23 +123,23 @@ def add(causal: PreTrainedModel, peft: PeftModel | None, role: str, config: Lora
     return peft
 
 
-def complete(config: LoraConfig, head: bool, base_name: str) -> None:
-    """Write into the configuration what kind of adapter it is, and on which base."""
+def set_adapter_fields(config: LoraConfig, has_head: bool, base_name: str) -> None:
+    """Sets in the configuration the kind of adapter and its base."""
     # Plain PEFT picks the class by the task type when somebody loads the folder elsewhere.
-    config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
-    config.modules_to_save = [SCORE] if head else None
+    config.task_type = "SEQ_CLS" if has_head else "CAUSAL_LM"
+    config.modules_to_save = [SCORE] if has_head else None
     config.inference_mode = False
     config.base_model_name_or_path = base_name
 
 
-def without_dropout(config: LoraConfig) -> LoraConfig:
-    """The configuration of a copy. Dropout is for SFT alone, and would move PPO's first ratio off 1."""
+def disable_dropout(config: LoraConfig) -> LoraConfig:
+    """The configuration of a copy, without dropout: dropout is only for SFT, and would move PPO's first ratio off 1."""
     config.lora_dropout = 0.0
     return config
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """A PEFT folder's configuration and tensors. UserError for one that is not plain LoRA in safetensors.
+    """A PEFT folder's configuration and tensors. UserError for an adapter that is not plain LoRA in safetensors.
 
     The author of the folder is not trusted: nothing in it is run or looked up, and no more memory is allocated than the
     file has bytes. Links are followed, since the hub's cache consists of them; their targets are checked like any file.
@@ -154,17 +156,17 @@ def require_fit(causal: PreTrainedModel, config: LoraConfig, state: dict[str, Te
 
     Call it before PEFT makes an adapter: then it allocates no more than was read.
     """
-    sizes = dict(_layers(causal))
-    targeted = {path for path in sizes if find_target(path, config.target_modules) is not None}
+    size_by_path = dict(_adaptable_modules(causal))
+    targeted_layers = {path for path in size_by_path if find_target(path, config.target_modules) is not None}
     layers = {layer for layer in map(layer_of_tensor, state) if layer is not None}
-    if targeted != layers:
-        missing, unknown = sorted(targeted - layers), sorted(layers - targeted)
+    if targeted_layers != layers:
+        missing, unknown = sorted(targeted_layers - layers), sorted(layers - targeted_layers)
         raise ValueError(
             f"tensors of {len(missing)} layers are missing {quote(missing[:2])}, of {len(unknown)} layers unknown "
             f"{quote(unknown[:2])}"
         )
     for layer in sorted(layers):
-        size = sizes[layer]
+        size = size_by_path[layer]
         if size is None:
             raise ValueError(f"{layer} is not a linear layer")
         for part, expected in (("A", (config.r, size[0])), ("B", (size[1], config.r))):
@@ -173,8 +175,8 @@ def require_fit(causal: PreTrainedModel, config: LoraConfig, state: dict[str, Te
                 raise ValueError(f"lora_{part} of {layer} is {shape}, expected {expected}")
 
 
-def _layers(causal: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """The path of every module that an adapter could name, with (in, out) of a linear one. Adapters are left out."""
+def _adaptable_modules(causal: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """The path of every module that an adapter could name, with (in, out) of a linear one; without adapters' parts."""
     wrapped = ""  # the path of the last wrapped layer, whose parts are left out
     for path, module in causal.named_modules():
         if not path or path == SCORE or path.startswith(f"{SCORE}.") or (wrapped and path.startswith(wrapped)):
@@ -189,20 +191,20 @@ def _layers(causal: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int] | No
 
 
 def write_adapter(folder: Path, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write a PEFT folder whole or not at all. It replaces an older folder of that name. OSError where it fails."""
+    """Writes a PEFT folder completely or not at all, and replaces an older folder of that name. OSError if it fails."""
     with new_folder(folder) as temporary:
         write_adapter_files(temporary, config, state)
 
 
 def write_adapter_files(folder: Path, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write the two files of an adapter into a folder. OSError where it fails."""
+    """Writes the two files of an adapter into a folder. OSError if it fails."""
     save_tensors(folder / WEIGHTS, state)
     config.inference_mode = True  # PEFT's mark of a finished adapter: it loads frozen
     config.save_pretrained(str(folder))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file. OSError when the disk is full, as for other writes."""
+    """Writes a safetensors file. OSError if the disk is full, as for other writes."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:

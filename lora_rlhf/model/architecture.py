@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from transformers.quantizers.base import HfQuantizer
 
 # Why some architectures cannot be trained here, by transformers' name of them.
-REFUSED = {
+REFUSAL_REASONS = {
     "longcat_flash": "its routers read a weight that quantization packs",
     "minimax": "it decodes from a cache of its own kind",
     "modernbert-decoder": "its LM head is more than one layer",
@@ -22,28 +22,29 @@ REFUSED = {
 
 
 def is_wrapper(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is that of a text model and towers which transformers loads together."""
+    """Whether a configuration has a text model and towers that transformers loads together."""
     return config.get_text_config() is not config and type(config) in AutoModelForImageTextToText._model_mapping
 
 
-def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+def find_auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
     """The class of transformers that loads a whole checkpoint of this configuration."""
     return AutoModelForImageTextToText if is_wrapper(config) else AutoModelForCausalLM
 
 
-def on_meta(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model without storage for its tensors. ValueError and others of transformers where it cannot be built."""
+def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without storage for its tensors. ValueError and other errors of transformers if it cannot be built."""
     with torch.device("meta"):
-        model: PreTrainedModel = auto_class(config).from_config(
+        model: PreTrainedModel = find_auto_class(config).from_config(
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
     return model
 
 
-def kept_whole(causal: PreTrainedModel) -> list[str]:
+def unquantized_layers(causal: PreTrainedModel) -> list[str]:
     """The layers that transformers does not quantize.
 
-    It keeps the layer of the last parameter, and looks for that before it ties the LM head, which this model has tied.
+    It leaves out the layer of the last parameter, and looks for it before it ties the LM head; in this model it is
+    tied.
     """
     names = HfQuantizer.get_modules_to_not_convert(causal, None, causal._keep_in_fp32_modules)
     last = list(causal.named_parameters())[-1][0].removesuffix(".weight")
@@ -59,9 +60,9 @@ def text_backbone(causal: PreTrainedModel) -> nn.Module:
     return decoder if isinstance(decoder, PreTrainedModel) else causal.base_model
 
 
-def training_fault(causal: PreTrainedModel) -> str | None:
-    """Why a model of this architecture cannot be trained here, to follow its name; None where it can. No weights."""
-    if reason := REFUSED.get(causal.config.model_type):
+def find_training_fault(causal: PreTrainedModel) -> str | None:
+    """Why a model of this architecture cannot be trained here, to be put after its name; None if it can."""
+    if reason := REFUSAL_REASONS.get(causal.config.model_type):
         return f"cannot be trained here: {reason}"
     if "position_ids" not in inspect.signature(text_backbone(causal).forward).parameters:
         return (

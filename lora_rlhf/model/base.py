@@ -24,10 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from lora_rlhf.model.architecture import auto_class, training_fault
+from lora_rlhf.model.architecture import find_auto_class, find_training_fault
 from lora_rlhf.model.files import Files, find_config_file, find_files, find_weight_files, hash_files, silence_retries
 from lora_rlhf.model.heads import check_logits
-from lora_rlhf.model.quantized import stored_fault, stored_settings
+from lora_rlhf.model.quantized import find_stored_fault, find_stored_settings
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.kernel_trial import try_4bit
 
@@ -38,7 +38,7 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Where one of these exists, the machine has a GPU and its driver: NVIDIA's, the same on WSL2, AMD's.
 GPU_DEVICE_FILES = ("/dev/nvidia0", "/usr/lib/wsl/lib/nvidia-smi", "/dev/kfd")
 HIDING_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-WAYS_OUT = (
+ADVICE = (
     "Check the spelling and the network; a gated model needs `hf auth login`; a local model needs the path of its "
     "folder; one with its own code needs trust_remote_code."
 )
@@ -67,7 +67,7 @@ class BaseSpec:
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen base in memory. `source_hash` is that of its files, before any quantization."""
+    """The frozen base in memory. `source_hash`: of its files, before any quantization."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -77,16 +77,17 @@ class Base:
 
 
 def load_base(spec: BaseSpec, device: str = "auto") -> Base:
-    """Load, freeze and check the base. `device`: "auto", "cpu", "cuda" or "cuda:N".
+    """Loads, freezes and checks the base. `device`: "auto", "cpu", "cuda" or "cuda:N".
 
-    Errors: UserError for a name that leads nowhere, a folder without config, tokenizer or safetensors weights, weights
-    that do not fill the model, a tokenizer without an end-of-sequence token, and a model that cannot be used here.
+    UserError for a name without a model, a folder without config, tokenizer or safetensors weights, weights that do not
+    fill the model, a tokenizer without an end-of-sequence token, and a model that cannot be used here.
     """
-    target = resolve_device(device)
-    if target.type == "cuda":
-        torch.cuda.set_device(target)  # streams, memory figures and random numbers are those of the current device
+    resolved_device = resolve_device(device)
+    if resolved_device.type == "cuda":
+        # streams, memory figures and random numbers are those of the current device
+        torch.cuda.set_device(resolved_device)
         if spec.quantization == "nf4":
-            _require_working_kernels(str(target))
+            _require_working_kernels(str(resolved_device))
     elif device == "auto" and (fault := unused_gpu()):
         log.warning("%s; `lora-rlhf doctor` says why. Going on on the CPU", fault)
     files = find_files(spec.name)
@@ -94,11 +95,15 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
         config = _load_config(files, spec)
         source_hash = _hash_source(files, spec.name)
         tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
-        model = _load_model(files, spec, config, target)
-    _check_usable(model, tokenizer, spec)
-    card = f"{target} ({torch.cuda.get_device_name(target)})" if target.type == "cuda" else "the CPU"
+        model = _load_model(files, spec, config, resolved_device)
+    _require_usable(model, tokenizer, spec)
+    card = (
+        f"{resolved_device} ({torch.cuda.get_device_name(resolved_device)})"
+        if resolved_device.type == "cuda"
+        else "the CPU"
+    )
     log.info("the base is on %s and computes in %s", card, str(model.dtype).removeprefix("torch."))
-    return Base(model, tokenizer, spec, source_hash, target)
+    return Base(model, tokenizer, spec, source_hash, resolved_device)
 
 
 def hash_source(name: str) -> str:
@@ -109,6 +114,7 @@ def hash_source(name: str) -> str:
 
 
 def _hash_source(files: Files, name: str) -> str:
+    """`hash_source` of files that were found."""
     return hash_files([find_config_file(files), *find_weight_files(files, name)])
 
 
@@ -127,14 +133,13 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def _load_tokenizer(files: Files, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer. UserError if it does not load or has no end-of-sequence token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             files.name, trust_remote_code=trust_remote_code, local_files_only=files.only_local
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"base model {name!r}: its tokenizer does not load. {WAYS_OUT} ({first_line(error)})"
-        ) from error
+        raise UserError(f"base model {name!r}: its tokenizer does not load. {ADVICE} ({first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"base model {name!r}: its tokenizer has no end-of-sequence token, so no response could ever end; "
@@ -145,18 +150,18 @@ def _load_tokenizer(files: Files, name: str, trust_remote_code: bool) -> PreTrai
     return tokenizer
 
 
-def digest(model: PreTrainedModel) -> str:
+def hash_live_tensors(model: PreTrainedModel) -> str:
     """sha256 over every live tensor of the base, quantization state included; adapters and heads are left out.
 
     The same before and after adapters are added, so equal digests mean that the base was not written.
     """
-    total = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items(), key=lambda item: item[0]):
         if ".lora_" in name or name.startswith("score.") or not isinstance(tensor, torch.Tensor):
             continue
-        total.update(f"{name.replace('.base_layer.', '.')} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+        sha256.update(f"{name.replace('.base_layer.', '.')} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -166,15 +171,15 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    target = torch.device(device)
-    if target.type == "cuda" and not torch.cuda.is_available():
+    resolved_device = torch.device(device)
+    if resolved_device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device is {device!r}, but PyTorch sees no CUDA GPU here; use --device cpu")
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        there = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
-        raise UserError(f"device is {device!r}, but PyTorch sees only {there} here")
-    if target.type == "cuda" and target.index is None:
+    if resolved_device.type == "cuda" and (resolved_device.index or 0) >= torch.cuda.device_count():
+        names = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise UserError(f"device is {device!r}, but PyTorch sees only {names} here")
+    if resolved_device.type == "cuda" and resolved_device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
-    return target
+    return resolved_device
 
 
 @functools.cache
@@ -199,6 +204,7 @@ def unused_gpu() -> str:
 
 
 def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
+    """The configuration. UserError if it does not load, or if the base is stored in a quantization that is not read."""
     try:
         config = AutoConfig.from_pretrained(
             files.name, trust_remote_code=spec.trust_remote_code, local_files_only=files.only_local
@@ -206,19 +212,21 @@ def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise UserError(
             f"base model {spec.name!r}: neither an existing folder nor a model that could be fetched from the hub. "
-            f"{WAYS_OUT} ({first_line(error)})"
+            f"{ADVICE} ({first_line(error)})"
         ) from error
-    if (settings := stored_settings(config)) and (fault := stored_fault(spec.name, settings, spec.quantization)):
+    if (settings := find_stored_settings(config)) and (
+        fault := find_stored_fault(spec.name, settings, spec.quantization)
+    ):
         raise UserError(f"base model {spec.name!r} {fault}")
-    _make_constant(config)
+    _disable_training_noise(config)
     return config
 
 
-def _make_constant(config: PreTrainedConfig) -> None:
-    """Turn off what a model does to its numbers in training alone, in the text model of a wrapper too.
+def _disable_training_noise(config: PreTrainedConfig) -> None:
+    """Turns off what a model does to its numbers only in training, in the text model of a wrapper too.
 
-    The base is frozen: dropout and noise inside it could not regularise anything, and would move the policy's ratio off
-    1. Gemma 3n also clamps two of its weights, which in 4 bits would destroy them.
+    The base is frozen: dropout and noise in it could not regularise anything, and would move the policy's ratio off 1.
+    Gemma 3n also clamps two of its weights, which in 4 bits would destroy them.
     """
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         for key, value in part.to_dict().items():
@@ -229,9 +237,10 @@ def _make_constant(config: PreTrainedConfig) -> None:
 
 
 def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The frozen model in eval mode. UserError if it does not load or its files lack tensors."""
     dtype = resolve_dtype(spec.compute_dtype, device)
     quantization: dict[str, Any] = {}
-    if settings := stored_settings(config):
+    if settings := find_stored_settings(config):
         config.quantization_config = settings | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
     elif spec.quantization == "nf4":
         quantization = {
@@ -245,8 +254,8 @@ def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: 
         # It says once per layer and pass that inputs are cast to float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
-        with quiet_loading():
-            model, report = auto_class(config).from_pretrained(
+        with hide_progress_bars():
+            model, report = find_auto_class(config).from_pretrained(
                 files.name,
                 **files.for_models,
                 config=config,
@@ -271,14 +280,14 @@ def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: 
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
         if isinstance(module, Linear8bitLt) and device.type == "cpu":
-            module.forward = functools.partial(_forward_as_in_training, module)
+            module.forward = functools.partial(_forward_8_bit, module)
     return model.requires_grad_(False).eval()
 
 
-def _forward_as_in_training(layer: Linear8bitLt, inputs: Tensor) -> Tensor:
-    """W x, with W read out of its 8 bits.
+def _forward_8_bit(layer: Linear8bitLt, inputs: Tensor) -> Tensor:
+    """W x, with W dequantized from 8 bits, also in eval mode.
 
-    On a CPU bitsandbytes computes so in train mode, and faster; in eval mode it rounds x to 8 bits as well, so that a
+    On a CPU bitsandbytes computes so in train mode, and faster; in eval mode it also rounds x to 8 bits, so that a
     policy's log-probabilities in the update would be up to 0.3 nats off those of the rollout.
     """
     training, layer.training = layer.training, True
@@ -289,19 +298,20 @@ def _forward_as_in_training(layer: Linear8bitLt, inputs: Tensor) -> Tensor:
     return product
 
 
-def _check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: BaseSpec) -> None:
-    if fault := training_fault(model):
+def _require_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: BaseSpec) -> None:
+    """UserError for an architecture, a tokenizer or logits that cannot be used here."""
+    if fault := find_training_fault(model):
         raise UserError(f"base model {spec.name!r}: {type(model).__name__} {fault}")
     rows = model.get_input_embeddings().num_embeddings
-    if not _surplus_is_unused(tokenizer, rows):
+    if not _has_unused_surplus(tokenizer, rows):
         raise UserError(f"base model {spec.name!r}: {len(tokenizer)} tokens in the tokenizer, {rows} in the model")
     check_logits(model)
 
 
-def _surplus_is_unused(tokenizer: PreTrainedTokenizerBase, rows: int) -> bool:
+def _has_unused_surplus(tokenizer: PreTrainedTokenizerBase, rows: int) -> bool:
     """Whether all tokens without a row in the model are control tokens that neither texts nor the template hold.
 
-    Gemma 3 1B and 270M have such a token, for images.
+    Gemma 3 1B and 270M have one such token, for images.
     """
     needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     added, template = tokenizer.added_tokens_decoder, str(tokenizer.chat_template)
@@ -313,7 +323,7 @@ def _surplus_is_unused(tokenizer: PreTrainedTokenizerBase, rows: int) -> bool:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that a base computes in on that device, by one of COMPUTE_DTYPES."""
+    """The dtype in which a base computes on that device, by one of COMPUTE_DTYPES."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type != "cuda":
@@ -322,13 +332,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, to be quoted in one of ours."""
+    """The first line of a library's message, to be quoted in a message of this package."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without the library's own progress bars."""
+def hide_progress_bars() -> Iterator[None]:
+    """Inside, transformers displays no progress bars."""
     enabled = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from lora_rlhf.model.base import first_line, load_tokenizer, quiet_loading, resolve_device
+from lora_rlhf.model.base import first_line, hide_progress_bars, load_tokenizer, resolve_device
 from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files, silence_retries
 from lora_rlhf.model.memory import free_memory
 from lora_rlhf.system.errors import UserError
@@ -36,7 +36,7 @@ class ChatModel:
         self.tokenizer = load_tokenizer(name, trust_remote_code)
         files = find_files(name)
         try:
-            with silence_retries(), quiet_loading():
+            with silence_retries(), hide_progress_bars():
                 config = AutoConfig.from_pretrained(
                     files.name, local_files_only=files.only_local, trust_remote_code=trust_remote_code
                 )

@@ -25,8 +25,11 @@ class Classifier(NamedTuple):
     norm_bias: str | None
 
 
-def classifier_of(config: PreTrainedConfig) -> Classifier:
-    """The classifier with one output for this config. UserError where transformers has none that reads our head."""
+def describe_classifier(config: PreTrainedConfig) -> Classifier:
+    """Name, tensor names and norm bias of transformers' sequence classifier with one output; no weights.
+
+    UserError if transformers has none for this config whose head is a linear layer without bias.
+    """
     single = deepcopy(config)
     single.num_labels = 1
     try:
@@ -34,12 +37,14 @@ def classifier_of(config: PreTrainedConfig) -> Classifier:
             model = AutoModelForSequenceClassification.from_config(single)
             causal = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise _refusal(config, "transformers has no sequence classifier for it") from error
+        raise _export_error(config, "transformers has no sequence classifier for it") from error
     head = getattr(model, SCORE, None)
     if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
-        raise _refusal(config, f"its classifier {type(model).__name__} has no linear layer {SCORE!r} without a bias")
+        raise _export_error(
+            config, f"its classifier {type(model).__name__} has no linear layer {SCORE!r} without a bias"
+        )
     if model.base_model_prefix != causal.base_model_prefix:
-        raise _refusal(config, f"its classifier {type(model).__name__} keeps the backbone elsewhere")
+        raise _export_error(config, f"its classifier {type(model).__name__} keeps the backbone elsewhere")
     return Classifier(type(model).__name__, frozenset(model.state_dict()), _norm_bias(model))
 
 
@@ -65,11 +70,13 @@ class PlainClassifier:
         return float(self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0, 0])
 
     @torch.no_grad()
-    def fill(self, parts: list[Part], mode: Mode, dtype: torch.dtype, except_for: str | None) -> None:
-        """Replace its weights by other merged ones, rounded to `dtype`. The parameter `except_for` stays as it is."""
+    def load_merged_weights(
+        self, parts: list[Part], mode: Mode, dtype: torch.dtype, skipped_parameter: str | None
+    ) -> None:
+        """Replaces its weights by other merged ones, rounded to `dtype`, except those of `skipped_parameter`."""
         state = self.model.state_dict()
         for part in parts:
-            if part.name in state and part.name != except_for and not part.joined:
+            if part.name in state and part.name != skipped_parameter and not part.joined:
                 values = torch.cat([torch.atleast_1d(piece) for piece in part.pieces(mode, dtype, self.model.device)])
                 state[part.name].copy_(values.view_as(state[part.name]))
 
@@ -82,7 +89,8 @@ def score_without_adapter(model: SharedModel, head: Tensor, ids: list[int]) -> f
     return float(output.last_hidden_state[0, -1].float() @ head[0].to(model.device))
 
 
-def _refusal(config: PreTrainedConfig, reason: str) -> UserError:
+def _export_error(config: PreTrainedConfig, reason: str) -> UserError:
+    """The UserError for a reward model that cannot become a plain model."""
     return UserError(
         f"a {config.model_type!r} reward model cannot be exported as a plain model: {reason}; use --form adapter, "
         "which loads on the base with PEFT"

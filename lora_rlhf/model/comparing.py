@@ -14,7 +14,7 @@ NEVER = -1  # no token has this id, so responses do not stop
 
 @torch.no_grad()
 def response_logits(model: SharedModel, prompt_ids: list[int], response_ids: list[int]) -> Tensor:
-    """The active role's logits at each position that a response token is drawn from: (R, V), float32, on the CPU."""
+    """The active role's logits from which each response token is drawn: (R, V), float32, on the CPU."""
     ids = torch.tensor([[*prompt_ids, *response_ids]], device=model.device)
     mask = torch.ones_like(ids)
     output = model.backbone(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask.bool()), use_cache=False)
@@ -23,7 +23,7 @@ def response_logits(model: SharedModel, prompt_ids: list[int], response_ids: lis
 
 
 def greedy_responses(model: SharedModel, prompt_ids: list[list[int]], tokens: int) -> list[list[int]]:
-    """The active role's most probable continuation of each prompt, `tokens` long even where it would stop before."""
+    """The active role's most probable continuation of each prompt, `tokens` long, also after a stop token."""
     groups = generate(
         model,
         prompt_ids,
@@ -45,14 +45,14 @@ def score_of_response(model: SharedModel, prompt_ids: list[int], response_ids: l
 
 
 @torch.no_grad()
-def fill(model: SharedModel, parts: list[Part], mode: Mode, dtype: torch.dtype) -> None:
-    """Put merged weights, rounded to `dtype`, into a plain model in memory: another export without another folder."""
+def load_merged_weights(model: SharedModel, parts: list[Part], mode: Mode, dtype: torch.dtype) -> None:
+    """Copies merged weights, rounded to `dtype`, into a plain model in memory: another export without a folder."""
     state = model.causal.state_dict()
     for part in parts:
         if part.joined:  # no adapter changes it, in either mode
             continue
-        target, first = state[part.name], 0
+        target, start = state[part.name], 0
         for piece in part.pieces(mode, dtype, model.device):
-            end = first + (piece.shape[0] if piece.dim() else 1)
-            target[first:end].copy_(piece) if piece.dim() else target.copy_(piece)
-            first = end
+            end = start + (piece.shape[0] if piece.dim() else 1)
+            target[start:end].copy_(piece) if piece.dim() else target.copy_(piece)
+            start = end

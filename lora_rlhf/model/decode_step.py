@@ -38,16 +38,18 @@ class Slots:
         self.drawn = torch.zeros((slots, limit + 1), dtype=torch.long, device=device)
         self.cache = SlotCache(num_layers, width, self.position)
 
-    def begin(self, slots: Tensor, role: Tensor, token: Tensor, length: Tensor, uniforms: Tensor, more: Tensor) -> None:
-        """Start responses in slots (n,). All are (n,) but uniforms (n, limit); `more`: whether the response goes on."""
+    def start(
+        self, slots: Tensor, role: Tensor, token: Tensor, length: Tensor, uniforms: Tensor, is_running: Tensor
+    ) -> None:
+        """Starts responses in slots (n,). All are (n,), uniforms (n, limit). `is_running`: the response continues."""
         self.role[slots] = role
-        self.token[slots], self.position[slots], self.running[slots] = token, length, more
+        self.token[slots], self.position[slots], self.running[slots] = token, length, is_running
         self.count[slots] = 1
         self.uniforms[slots, :-1] = uniforms
         self.drawn[slots, 0] = token
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
-        """Copy slots (n,) with the first columns of their cache to other slots (n,). The sources run no more."""
+        """Copies slots (n,) with the first columns of their cache to other slots (n,), and stops the sources."""
         for state in (self.role, self.token, self.position, self.count, self.running, self.uniforms, self.drawn):
             state[targets] = state[sources]
         self.running[sources] = False
@@ -65,7 +67,7 @@ class GraphCapture:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Replay) -> Replay:
-        """What repeats the work of `run` on the GPU. RuntimeError for work that cannot be captured: its first cause."""
+        """Returns a function that repeats the work of `run` on the GPU. RuntimeError with the first cause."""
         graph, stream_before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         cause: RuntimeError | None = None
         try:
@@ -80,13 +82,13 @@ class GraphCapture:
                     raise
         except RuntimeError as error:
             torch.cuda.set_stream(stream_before)  # PyTorch 2.13 stays on the capture's stream
-            self._give_pool_back()
+            self._release_pool()
             raise cause or error from None
         replay: Replay = graph.replay
         return replay
 
-    def _give_pool_back(self) -> None:
-        """PyTorch 2.13 goes on to reserve memory for a capture that failed (pytorch/pytorch#190348)."""
+    def _release_pool(self) -> None:
+        """After a failed capture, frees the memory that PyTorch 2.13 would still reserve (pytorch/pytorch#190348)."""
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
             torch._C._cuda_releasePool(self._device.index, self._pool)
@@ -95,17 +97,17 @@ class GraphCapture:
 
 @functools.cache
 def _capture_stream(index: int) -> torch.cuda.Stream:
-    """One stream for all captures on a device: each stream has a workspace of cuBLAS for good."""
+    """The stream of all captures on a device: each stream keeps a workspace of cuBLAS forever."""
     return torch.cuda.Stream(index)
 
 
 @contextlib.contextmanager
-def waits_refused(device: torch.device) -> Iterator[None]:
-    """Inside, on a GPU: RuntimeError, with file and line, for what waits for the GPU or copies from or to the CPU."""
+def refuse_waits(device: torch.device) -> Iterator[None]:
+    """Inside, on a GPU: RuntimeError, with file and line, if an operation waits for the GPU or copies from or to it."""
     if device.type != "cuda":
         yield
         return
-    before = torch.cuda.get_sync_debug_mode()
+    mode_before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Synchronization debug mode")  # that it is a prototype
         torch.cuda.set_sync_debug_mode("error")
@@ -117,11 +119,11 @@ def waits_refused(device: torch.device) -> Iterator[None]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise RuntimeError(f"{first_line(error)}, in {frame.filename}, line {frame.lineno}") from error
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.set_sync_debug_mode(mode_before)
 
 
-def capture_of(model: SharedModel) -> Capture | None:
-    """How steps of a model are captured; None where they run eagerly: on a CPU, or once a capture has failed."""
+def make_capture(model: SharedModel) -> Capture | None:
+    """The capture of a model's steps; None if they run eagerly: on a CPU, or after a capture has failed."""
     if model.device.type != "cuda":
         return None
     if model.base.spec.quantization == "int8" and model.capture_fault is None:
@@ -130,17 +132,18 @@ def capture_of(model: SharedModel) -> Capture | None:
 
 
 def _give_up_capture(model: SharedModel, fault: str) -> None:
+    """Records and logs that the model's steps are not captured."""
     model.capture_fault = fault
     name = type(model.causal).__name__
     log.warning("%s: its decoding step cannot be captured as a CUDA graph, so it runs step by step (%s)", name, fault)
 
 
 class Step:
-    """Reads each slot's token, draws the next one and writes it down.
+    """Reads each slot's token, draws the next one and stores it.
 
-    With `capture`, each size that comes twice is captured: the first time runs eagerly, which also warms the kernels
-    up and shows whether the step waits for the GPU, which no graph can. The captured steps live as long as this object,
-    so that no change of role, adapter or slots can make one stale; weights that change in place would not. Where a
+    With `capture`, a size that occurs twice is captured: the first time runs eagerly, which also warms up the kernels
+    and shows whether the step waits for the GPU, which no graph can. The captured steps live as long as this object,
+    so no change of role, adapter or slots can make one invalid; weights that change in place would not. If a
     capture fails, this and all later steps of the model run eagerly.
     """
 
@@ -157,11 +160,11 @@ class Step:
         self._replays: dict[tuple[int, int], Replay | None] = {}
         self._columns = torch.arange(slots.cache.view.width, device=model.device)
         self._stops = torch.tensor(drawing.stop_ids, dtype=torch.long, device=model.device)
-        self._additive = model.config._attn_implementation == "eager"  # which adds its mask to the scores
+        self._has_additive_mask = model.config._attn_implementation == "eager"  # which adds its mask to the scores
 
     @property
-    def captures(self) -> bool:
-        """Whether steps are captured; no longer, once a capture has failed."""
+    def is_capturing(self) -> bool:
+        """Whether steps are captured; False after a capture has failed."""
         return self._capture is not None
 
     def __call__(self, rows: int, columns: int) -> None:
@@ -169,20 +172,20 @@ class Step:
         size = (rows, columns)
         if self._capture is not None and size not in self._replays:
             self._replays[size] = None
-            with self._giving_up_capture(), waits_refused(self.model.device):
-                return self._run(rows, columns)
+            with self._give_up_on_error(), refuse_waits(self.model.device):
+                return self._run_eagerly(rows, columns)
         elif self._capture is not None and self._replays[size] is None:
-            with self._giving_up_capture():
-                self._replays[size] = self._capture(lambda: self._run(rows, columns))
+            with self._give_up_on_error():
+                self._replays[size] = self._capture(lambda: self._run_eagerly(rows, columns))
         replay = self._replays.get(size)
         if replay is None:
-            self._run(rows, columns)
+            self._run_eagerly(rows, columns)
         else:
             replay()
 
     @contextlib.contextmanager
-    def _giving_up_capture(self) -> Iterator[None]:
-        """Ends at an error of the block, after which steps run eagerly.
+    def _give_up_on_error(self) -> Iterator[None]:
+        """An error in the block ends the capturing; steps run eagerly from then on.
 
         A step that waits does so in the pass of the model, which may be repeated: it writes the same cells again.
         """
@@ -194,7 +197,8 @@ class Step:
             self._capture = None
             _give_up_capture(self.model, first_line(error))
 
-    def _run(self, rows: int, columns: int) -> None:
+    def _run_eagerly(self, rows: int, columns: int) -> None:
+        """Draws the next token of the first `rows` slots without a graph."""
         slots, drawing = self.slots, self.drawing
         position, count, running = (state[:rows] for state in (slots.position, slots.count, slots.running))
         uniforms = slots.uniforms[:rows].gather(1, count[:, None])[:, 0]
@@ -203,31 +207,31 @@ class Step:
         slots.drawn[:rows].scatter_(1, count[:, None], token[:, None])
         position += running
         count += running
-        running &= ~self.stops(token) & (count < drawing.max_new_tokens)
+        running &= ~self.is_stop(token) & (count < drawing.max_new_tokens)
 
     def logits(self, rows: int, columns: int) -> Tensor:
-        """Read the tokens of the first `rows` slots into the cache. Float32 logits (rows, V) of the next tokens."""
+        """Reads the tokens of the first `rows` slots into the cache. Float32 logits (rows, V) of the next tokens."""
         slots = self.slots
         position = slots.position[:rows]
-        slots.cache.look_at(rows, columns)
+        slots.cache.set_view(rows, columns)
         self.row_roles.assign(slots.role[:rows])  # a graph repeats this too, and reads the roles in place
         hidden = self.model.backbone(
             input_ids=slots.token[:rows, None],
-            attention_mask=self._mask(position, columns),
+            attention_mask=self._attention_mask(position, columns),
             position_ids=position[:, None],
             past_key_values=slots.cache,
             use_cache=True,
         ).last_hidden_state
         return lm_logits(self.model.causal, hidden[:, -1]).float()
 
-    def stops(self, token: Tensor) -> Tensor:
+    def is_stop(self, token: Tensor) -> Tensor:
         """Whether each token (n,) ends a response."""
         return (token[:, None] == self._stops).any(dim=1)
 
-    def _mask(self, position: Tensor, columns: int) -> Tensor:
+    def _attention_mask(self, position: Tensor, columns: int) -> Tensor:
         """(rows, 1, 1, columns): each row sees its columns up to the token that it reads."""
         visible = (self._columns[:columns] <= position[:, None])[:, None, None]
-        if not self._additive:
+        if not self._has_additive_mask:
             return visible
         dtype = self.model.causal.dtype
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)

@@ -148,11 +148,11 @@ def _measure_gaps(model: SharedModel) -> tuple[float, float]:
     model.backbone(input_ids=ids, position_ids=positions, past_key_values=prompt_cache, use_cache=True)
     rows = torch.arange(count, device=device)
     slots = Slots(count, len(prompt_cache.layers), width, 1, device)
-    slots.cache.place(prompt_cache, rows, rows)
+    slots.cache.copy_prompts(prompt_cache, rows, rows)
     last_ids = ids.gather(1, lengths[:, None] - 1)[:, 0]
     uniforms = torch.zeros((count, 1), dtype=torch.float64, device=device)
     is_running = torch.ones_like(last_ids, dtype=torch.bool)
-    slots.begin(rows, torch.zeros_like(last_ids), last_ids, lengths - 1, uniforms, is_running)
+    slots.start(rows, torch.zeros_like(last_ids), last_ids, lengths - 1, uniforms, is_running)
     step = Step(model, slots, Drawing(1, 1.0, []), RowRoles([0] * count))
     static_logprobs = step.logits(count, width).log_softmax(-1)
     texts = [row[:length] for row, length in zip(ids, PROBE_LENGTHS, strict=True)]

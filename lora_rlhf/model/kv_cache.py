@@ -10,9 +10,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 @dataclass
 class View:
-    """The part of a cache that a forward pass works on: its first `rows` slots and first `columns` columns.
+    """The part of a cache in a forward pass: its first `rows` slots and first `columns` columns.
 
-    `position` (slots,) says which column each row's token is written to. The layers see changes at once.
+    `position` (slots,): the column to which each row's token is written. The layers see changes at once.
     """
 
     slots: int
@@ -23,10 +23,10 @@ class View:
 
 
 class SlotCache(Cache):
-    """Room for `slots` sequences of up to `width` tokens. The token at position p is in column p of its row.
+    """Memory for `slots` sequences of up to `width` tokens. The token at position p is in column p of its row.
 
     A forward pass reads one token of each row in view, writes it to its column and attends to the columns in view.
-    The columns beyond a row's position hold values of earlier sequences and must be masked; they are finite.
+    The columns after a row's position hold values of earlier sequences and must be masked; they are finite.
     """
 
     def __init__(self, num_layers: int, width: int, position: Tensor) -> None:
@@ -34,20 +34,20 @@ class SlotCache(Cache):
         self.view = View(slots, width, position, slots, width)
         super().__init__(layers=[_SlotLayer(self.view) for _ in range(num_layers)])
 
-    def look_at(self, rows: int, columns: int) -> None:
-        """Say which part the next forward passes work on."""
+    def set_view(self, rows: int, columns: int) -> None:
+        """Sets the part of the cache for the next forward passes."""
         self.view.rows, self.view.columns = rows, columns
 
-    def place(self, read: DynamicCache, rows: Tensor, slots: Tensor) -> None:
-        """Copy rows (n,) of the cache of right-padded prompts to the beginning of slots (n,)."""
-        for layer, source in zip(self.layers, read.layers, strict=True):
+    def copy_prompts(self, prompt_cache: DynamicCache, rows: Tensor, slots: Tensor) -> None:
+        """Copies rows (n,) of the cache of right-padded prompts to the beginning of slots (n,)."""
+        for layer, source in zip(self.layers, prompt_cache.layers, strict=True):
             layer.lazy_initialization(source.keys, source.values)
             length = source.keys.shape[2]
             layer.keys[slots, :, :length] = source.keys[rows]
             layer.values[slots, :, :length] = source.values[rows]
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
-        """Copy the first columns of slots (n,) to other slots (n,)."""
+        """Copies the first columns of slots (n,) to other slots (n,)."""
         for layer in self.layers:
             layer.keys[targets, :, :columns] = layer.keys[sources, :, :columns]
             layer.values[targets, :, :columns] = layer.values[sources, :, :columns]
@@ -62,10 +62,10 @@ class _SlotLayer(CacheLayerMixin):
     def __init__(self, view: View) -> None:
         super().__init__()
         self._view = view  # not the cache: it holds this layer, and a cycle would keep the memory after its end
-        self._number = torch.arange(view.slots, device=view.position.device)
+        self._slot_indices = torch.arange(view.slots, device=view.position.device)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make room, in the shape and precision of the states. Zeros, since masked values must still be finite."""
+        """Allocates zeros in the shape and precision of the states: masked values must be finite too."""
         if self.is_initialized:
             return
         slots, width = self._view.slots, self._view.width
@@ -74,11 +74,11 @@ class _SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: object, **_kw: object) -> tuple[Tensor, Tensor]:
-        """Write (rows, heads, 1, size), and return what the rows may attend to, (rows, heads, columns, size)."""
+        """Writes states (rows, heads, 1, size); returns what the rows may attend to, (rows, heads, columns, size)."""
         rows, columns = self._view.rows, self._view.columns
-        number, position = self._number[:rows], self._view.position[:rows]
-        self.keys[number, :, position] = key_states[:, :, 0]
-        self.values[number, :, position] = value_states[:, :, 0]
+        slot_indices, position = self._slot_indices[:rows], self._view.position[:rows]
+        self.keys[slot_indices, :, position] = key_states[:, :, 0]
+        self.values[slot_indices, :, position] = value_states[:, :, 0]
         return self.keys[:rows, :, :columns], self.values[:rows, :, :columns]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

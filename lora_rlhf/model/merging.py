@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.model.adapter_folder import layer_of_tensor
 from lora_rlhf.model.adapters import require_fit
-from lora_rlhf.model.architecture import is_wrapper, kept_whole, on_meta, text_backbone
+from lora_rlhf.model.architecture import build_on_meta, is_wrapper, text_backbone, unquantized_layers
 from lora_rlhf.model.rounding import round_pieces, rows_per_piece
 from lora_rlhf.model.tensor_files import Entry, Stored, read_index
 from lora_rlhf.system.errors import UserError
@@ -31,19 +31,19 @@ from lora_rlhf.system.untrusted import quote
 log = logging.getLogger("lora_rlhf")
 
 Mode = Literal["rounded", "original"]
-PIECE = 2**20  # numbers that are merged at a time
+PIECE_NUMBERS = 2**20  # numbers that are merged at a time
 
 
 class Update(NamedTuple):
-    """What an adapter adds to a layer's weight (out, in): scale * up @ down; down (rank, in), up (out, rank)."""
+    """The change of a layer's weight (out, in) by an adapter: scale * up @ down; down (rank, in), up (out, rank)."""
 
     down: Tensor
     up: Tensor
     scale: float
 
 
-class Planned(NamedTuple):
-    """A tensor to be written, and its values piece by piece, from the first row to the last."""
+class PlannedTensor(NamedTuple):
+    """A tensor that will be written, and its values piece by piece, from the first row to the last."""
 
     entry: Entry
     pieces: Callable[[], Iterator[Tensor]]
@@ -75,39 +75,40 @@ class Part:
         if self.model_dtype is None:
             yield self.stored.rows(0, self._num_rows)
             return
-        first = 0
-        for piece in self._weights(mode, device):
-            end = first + (piece.shape[0] if piece.dim() else 1)
+        start = 0
+        for piece in self._base_weights(mode, device):
+            end = start + (piece.shape[0] if piece.dim() else 1)
             if self.update is not None:
-                down, up = self.update.down.to(device), self.update.up[first:end].to(device)
+                down, up = self.update.down.to(device), self.update.up[start:end].to(device)
                 piece = piece.float().addmm_(up, down, alpha=self.update.scale)
-            first = end
+            start = end
             yield (piece.T if self.transposed else piece).to(dtype)
 
-    def _weights(self, mode: Mode, device: torch.device) -> Iterator[Tensor]:
+    def _base_weights(self, mode: Mode, device: torch.device) -> Iterator[Tensor]:
         """The base's weights, in the layout of the layer."""
-        rounded = mode == "rounded"
-        pieces = (piece.to(device, self.model_dtype if rounded else None) for piece in self._stored_pieces())
-        return round_pieces(pieces, self.quantization) if rounded else pieces
+        is_rounded = mode == "rounded"
+        pieces = (piece.to(device, self.model_dtype if is_rounded else None) for piece in self._stored_pieces())
+        return round_pieces(pieces, self.quantization) if is_rounded else pieces
 
     def _stored_pieces(self) -> Iterator[Tensor]:
+        """The values in the file, a few rows at a time, in the layout of the layer."""
         if self.transposed:
             yield self.stored.rows(0, self._num_rows).T.contiguous()
             return
         shape = self.stored.shape
-        step = rows_per_piece(shape[1], PIECE) if len(shape) == 2 else max(1, self._num_rows)
-        for first in range(0, self._num_rows, step):
-            yield self.stored.rows(first, min(first + step, self._num_rows))
+        step = rows_per_piece(shape[1], PIECE_NUMBERS) if len(shape) == 2 else max(1, self._num_rows)
+        for start in range(0, self._num_rows, step):
+            yield self.stored.rows(start, min(start + step, self._num_rows))
 
     @property
     def _num_rows(self) -> int:
         return self.stored.shape[0] if self.stored.shape else 1
 
-    def planned(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> Planned:
-        """The tensor to be written."""
+    def plan_tensor(self, mode: Mode, dtype: torch.dtype, device: torch.device) -> PlannedTensor:
+        """The tensor that will be written."""
         dtype_in_file = dtype if self.model_dtype is not None else self.stored.dtype
         entry = Entry(self.saved_as or self.stored.name, dtype_in_file, self.stored.shape)
-        return Planned(entry, functools.partial(self.pieces, mode, dtype, device))
+        return PlannedTensor(entry, functools.partial(self.pieces, mode, dtype, device))
 
 
 def plan_merge(
@@ -125,7 +126,7 @@ def plan_merge(
     linear layers that transformers would join or split while loading, and for an adapter that does not fit or writes to
     a tied weight.
     """
-    causal = on_meta(config, compute_dtype, trust_remote_code)
+    causal = build_on_meta(config, compute_dtype, trust_remote_code)
     lora, state = adapter
     try:
         require_fit(causal, lora, dict(state))
@@ -134,11 +135,11 @@ def plan_merge(
     _require_untied(causal, state)
     _quantize_on_meta(causal, quantization)
     index = read_index(files)
-    names, joined = _names_in_model(causal, list(index))
+    names, joined = _map_names(causal, list(index))
     shapes = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
-    _require_whole(causal, {name: index[key] for key, name in names.items()}, shapes, joined)
-    dtype_of = _model_dtypes(causal, compute_dtype)
-    is_trained = _is_of_text_model(causal)
+    _require_all_tensors(causal, {name: index[key] for key, name in names.items()}, shapes, joined)
+    dtype_of = _make_dtype_lookup(causal, compute_dtype)
+    is_trained = _make_text_model_filter(causal)
     parts = []
     for key, name in names.items():
         tensor = index[key]
@@ -160,21 +161,21 @@ def plan_merge(
                 dtype_of(name) if tensor.dtype.is_floating_point else None,
                 quantization if is_weight and hasattr(module, "source_cls") else "none",
                 is_weight and original_class is Conv1D,
-                _update(path, lora, state) if is_weight else None,
+                _find_update(path, lora, state) if is_weight else None,
             )
         )
     return parts
 
 
 def _quantize_on_meta(causal: PreTrainedModel, quantization: str) -> None:
-    """Put quantized layers where transformers puts them before it loads their weights, by its own two functions."""
+    """Replaces layers by quantized ones as transformers does before it loads their weights, with its own functions."""
     if quantization == "none":
         return
     settings = BitsAndBytesConfig(load_in_4bit=quantization == "nf4", load_in_8bit=quantization != "nf4")
-    replace_with_bnb_linear(causal, kept_whole(causal), settings)
+    replace_with_bnb_linear(causal, unquantized_layers(causal), settings)
 
 
-def _names_in_model(causal: PreTrainedModel, keys: Sequence[str]) -> tuple[dict[str, str], set[str]]:
+def _map_names(causal: PreTrainedModel, keys: Sequence[str]) -> tuple[dict[str, str], set[str]]:
     """Maps each name in the files to the parameter that it becomes, by transformers' own rules.
 
     Also the parameters that it joins of several tensors; UserError for a linear layer among them.
@@ -202,8 +203,8 @@ def _names_in_model(causal: PreTrainedModel, keys: Sequence[str]) -> tuple[dict[
     return names, joined
 
 
-def _is_of_text_model(causal: PreTrainedModel) -> Callable[[str], bool]:
-    """Tells the parameters of the text model and its LM head from those of the towers beside them."""
+def _make_text_model_filter(causal: PreTrainedModel) -> Callable[[str], bool]:
+    """A function that tells whether a parameter is of the text model or LM head, not of a tower beside them."""
     if not is_wrapper(causal.config):
         return lambda _name: True
     modules = {id(module): path for path, module in causal.named_modules()}
@@ -211,8 +212,8 @@ def _is_of_text_model(causal: PreTrainedModel) -> Callable[[str], bool]:
     return lambda name: name.startswith(roots)
 
 
-def _model_dtypes(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """The dtype of each parameter of the model in memory, by name: some families keep a few in float32."""
+def _make_dtype_lookup(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """A function from a parameter's name to its dtype in memory: some families keep a few in float32."""
     plan = causal._get_dtype_plan(dtype)
     if not plan:
         return lambda _name: dtype
@@ -225,7 +226,7 @@ def _model_dtypes(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[[str]
     return dtype_of
 
 
-def _require_whole(
+def _require_all_tensors(
     causal: PreTrainedModel,
     stored: Mapping[str, Stored],
     shapes: Mapping[str, tuple[int, ...]],
@@ -241,14 +242,15 @@ def _require_whole(
     if missing := sorted({name for name, _ in causal.named_parameters()} - stored.keys() - available):
         raise UserError(f"the base's files lack {len(missing)} tensors that the model needs, the first {missing[0]}")
     for name, tensor in stored.items():
-        if name in shapes and name not in joined and not _same_shape(causal, name, tensor, shapes[name]):
+        if name in shapes and name not in joined and not _has_model_shape(causal, name, tensor, shapes[name]):
             raise UserError(f"{tensor.path}: {tensor.name} is {tensor.shape}, but the model has {shapes[name]}")
 
 
-def _same_shape(causal: PreTrainedModel, name: str, tensor: Stored, shape: tuple[int, ...]) -> bool:
+def _has_model_shape(causal: PreTrainedModel, name: str, tensor: Stored, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has the shape of its parameter, transposed for a quantized Conv1D."""
     module = causal.get_submodule(name.rpartition(".")[0])
-    transposed = getattr(module, "source_cls", None) is Conv1D and name.endswith(".weight")
-    return tensor.shape == (shape[::-1] if transposed else shape)
+    is_transposed = getattr(module, "source_cls", None) is Conv1D and name.endswith(".weight")
+    return tensor.shape == (shape[::-1] if is_transposed else shape)
 
 
 def _require_untied(causal: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
@@ -262,8 +264,8 @@ def _require_untied(causal: PreTrainedModel, state: Mapping[str, Tensor]) -> Non
             )
 
 
-def _update(path: str, lora: LoraConfig, state: Mapping[str, Tensor]) -> Update | None:
-    """What the adapter adds to the weight of the layer at `path`; None where it does not adapt that layer."""
+def _find_update(path: str, lora: LoraConfig, state: Mapping[str, Tensor]) -> Update | None:
+    """The change of the weight of the layer at `path`; None if the adapter does not change that layer."""
     name = f"base_model.model.{path}.lora_{{}}.weight"
     if name.format("A") not in state:
         return None

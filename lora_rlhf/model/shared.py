@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lora_rlhf.model import adapters
 from lora_rlhf.model.adapted_linear import PLAIN_MODE, AdaptedLinears, LinearMode
-from lora_rlhf.model.adapters import LoraSettings, without_dropout
+from lora_rlhf.model.adapters import LoraSettings, disable_dropout
 from lora_rlhf.model.architecture import text_backbone
-from lora_rlhf.model.base import Base, digest
+from lora_rlhf.model.base import Base, hash_live_tensors
 from lora_rlhf.model.heads import attach_score_head, find_score_head
 from lora_rlhf.model.mixed import Mixture
 from lora_rlhf.model.targets import find_targets, note_without_adapter
@@ -25,7 +25,7 @@ BASE = "base"
 
 
 class _State(NamedTuple):
-    """What a block sets and its end restores. role: None outside any block and in a mixture."""
+    """The state of a block, which its end restores. role: None outside any block and in a mixture."""
 
     role: str | None
     training: bool
@@ -91,31 +91,31 @@ class SharedModel:
     @property
     def head(self) -> nn.Linear:
         """The score head of the active role."""
-        adapter = self._adapter_of(self._active_role())
+        adapter = self._find_adapter(self._active_role())
         head = None if adapter is None else find_score_head(self.causal, adapter)
         if head is None:
             raise ValueError(f"role {self._state.role!r} has no score head")
         return head
 
     def score(self, hidden: Tensor) -> Tensor:
-        """What the active role's head gives for hidden states (N, H), less the role's offset: (N,), float32."""
+        """The active role's score of hidden states (N, H), minus the role's offset: (N,), float32."""
         return self.head(hidden.float()).squeeze(-1) - self.score_offset(self._active_role())
 
     def score_offset(self, role: str) -> float:
-        """What is taken off a role's head: the mean score of the demonstrations, once they were scored; else 0."""
+        """The offset of a role's scores: the mean score of the demonstrations after they were scored; else 0."""
         return self._score_offsets.get(role, 0.0)
 
     def set_score_offset(self, role: str, offset: float) -> None:
-        """From now on the role's scores and values are those of its head less `offset`, which the head cannot hold.
+        """From now on the role's scores and values are those of its head minus `offset`.
 
-        A head has no bias, as PEFT and transformers store none; the reward stage's manifest holds the offset.
+        A head has no bias, as PEFT and transformers store none; the reward stage's manifest stores the offset.
         """
-        self._trainable_of(role)
+        self._require_parameters(role)
         self._score_offsets[role] = offset
 
     def base_digest(self) -> str:
         """Hash of every live tensor of the base: nothing that is done here changes it."""
-        return digest(self.causal)
+        return hash_live_tensors(self.causal)
 
     # Adding, copying, loading and saving roles
 
@@ -124,93 +124,93 @@ class SharedModel:
         return note_without_adapter(self._targets.share_without(settings.targets), settings.targets)
 
     def add_role(self, role: str, settings: LoraSettings, head: bool = False) -> None:
-        """Add an adapter that changes nothing yet (B = 0), with a new score head if `head`. Draws from torch's RNG."""
-        self._check_new(role)
-        self._inject(role, settings.to_peft(self._targets), head)
+        """Adds an adapter that changes nothing yet (B = 0), with a new score head if `head`. Draws from torch's RNG."""
+        self._require_new_role(role)
+        self._add_adapter(role, settings.to_peft(self._targets), head)
 
     def copy_role(self, source: str, target: str, head: Literal["copy", "new"] | None = None) -> None:
-        """Add `target` as a bit-exact copy of `source`, without dropout; its head is copied, new, or left out.
+        """Adds `target` as a bit-exact copy of `source`, without dropout; its head is copied, new, or left out.
 
-        The score offset goes with the head.
+        The score offset is copied with the head.
         """
-        self._check_new(target)
-        parameters = self._trainable_of(source)
+        self._require_new_role(target)
+        parameters = self._require_parameters(source)
         if head == "copy" and find_score_head(self.causal, source) is None:
             raise ValueError(f"role {source!r} has no score head to copy")
-        self._inject(target, without_dropout(self._config_of(source)), head is not None)
+        self._add_adapter(target, disable_dropout(self._copy_config(source)), head is not None)
         for name, parameter in self._parameters[target].items():
-            if head == "copy" or not adapters.is_head(name):
+            if head == "copy" or not adapters.is_head_parameter(name):
                 parameter.data.copy_(parameters[name].data)
         if head == "copy":
             self.set_score_offset(target, self.score_offset(source))
 
     def load_role(self, role: str, folder: str | Path) -> None:
-        """Add an adapter, and its head if it has one, from a standard PEFT folder.
+        """Adds an adapter, and its head if it has one, from a standard PEFT folder.
 
-        UserError when the folder is not a LoRA adapter in safetensors, or does not fit the base tensor by tensor.
+        UserError if the folder is not a LoRA adapter in safetensors, or does not fit the base tensor by tensor.
         """
-        self._check_new(role)
+        self._require_new_role(role)
         config, state = adapters.read_adapter(Path(folder))
         try:
             adapters.require_fit(self.causal, config, state)
-            self._inject(role, config, any(adapters.is_head(name) for name in state))
+            self._add_adapter(role, config, any(adapters.is_head_parameter(name) for name in state))
             self.load_adapter_state(role, state)
         except ValueError as error:  # PEFT's, for layers that the base lacks, or ours
             self.remove_role(role)
             raise UserError(f"adapter {folder} does not fit the base {self.base.spec.name!r}: {error}") from error
 
     def remove_role(self, role: str) -> None:
-        """Remove an adapter and its head, if the role exists. RuntimeError inside a block."""
+        """Removes an adapter and its head, if the role exists. RuntimeError inside a block."""
         if self._state != _IDLE:
             raise RuntimeError(f"roles cannot be removed inside the block of {self._state}")
         if self.peft is not None and role in self.peft.peft_config:
             self.peft.delete_adapter(role)
-            self._freeze()
+            self._set_idle()
         self._parameters.pop(role, None)
         self._score_offsets.pop(role, None)
 
     def save_role(self, role: str, folder: str | Path) -> None:
-        """Write a standard PEFT folder (safetensors), whole or not at all. It replaces an older one."""
-        adapters.write_adapter(Path(folder), self._config_of(role), self.adapter_state(role))
+        """Writes a standard PEFT folder (safetensors), completely or not at all. It replaces an older one."""
+        adapters.write_adapter(Path(folder), self._copy_config(role), self.adapter_state(role))
 
     def alias(self, role: str, of: str) -> None:
-        """Make `role` a second name of another role, without a copy. It cannot be trained under this name."""
+        """Makes `role` a second name of the role `of`, without a copy. It cannot be trained under this name."""
         if role == BASE or role in self._parameters:
             raise ValueError(f"role {role!r} exists already")
         if of != BASE:
-            self._trainable_of(of)
+            self._require_parameters(of)
         self._aliases[role] = of
 
     def named_parameters_of(self, role: str) -> list[tuple[str, nn.Parameter]]:
         """The role's parameters, all float32, under the names that PEFT gives them in a file."""
-        return list(self._trainable_of(role).items())
+        return list(self._require_parameters(role).items())
 
     def adapter_state(self, role: str) -> dict[str, Tensor]:
         """A copy of the role's parameters on the CPU, under the names that PEFT gives them in a file."""
         return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in self.named_parameters_of(role)}
 
     def load_adapter_state(self, role: str, state: dict[str, Tensor]) -> None:
-        """Put a state back, bit for bit. ValueError for a missing or unknown tensor and for another shape."""
-        adapters.put_state(self._trainable_of(role), state)
+        """Restores a state bit for bit. ValueError for a missing or unknown tensor and for another shape."""
+        adapters.load_state(self._require_parameters(role), state)
 
     # Switching
 
     @contextmanager
     def role(self, role: str, training: bool = False) -> Iterator["SharedModel"]:
-        """Run as `role` inside the block. Its end restores the state before it, also after an error.
+        """Runs as `role` inside the block. Its end restores the state before it, also after an error.
 
-        training=True: train mode, and gradients for this role's parameters alone. Else eval mode, and no gradients.
+        training=True: train mode, and gradients only for this role's parameters. Else eval mode, and no gradients.
         """
-        self._adapter_of(role)
+        self._find_adapter(role)
         if training:
-            self._trainable_of(role)
-        with self._in_state(_State(role, training)):
+            self._require_parameters(role)
+        with self._use_state(_State(role, training)):
             yield self
 
     @contextmanager
     def in_mode(self, mode: LinearMode) -> Iterator[None]:
         """Inside, the adapted layers of the active role compute in this mode. An inner block has its own mode."""
-        with self._in_state(self._state._replace(mode=mode)):
+        with self._use_state(self._state._replace(mode=mode)):
             yield
 
     def mixture(self, roles: Sequence[str]) -> Mixture:
@@ -219,8 +219,8 @@ class SharedModel:
         Such a block is like one of `role`, without gradients. A mixture has a copy of the roles as they are now, and
         may be entered again and again. ValueError for a role that does not exist.
         """
-        names = [self._adapter_of(role) for role in roles]
-        return Mixture(roles, names, self.peft, lambda mixture: self._in_state(_State(None, False, mixture)))
+        names = [self._find_adapter(role) for role in roles]
+        return Mixture(roles, names, self.peft, lambda mixture: self._use_state(_State(None, False, mixture)))
 
     @property
     def active_role(self) -> str | None:
@@ -228,7 +228,7 @@ class SharedModel:
         return self._state.role
 
     def enable_gradient_checkpointing(self) -> None:
-        """From now on training forwards keep only each layer's input; the backward pass computes the layer again."""
+        """From now on training forwards keep only each layer's input; the backward pass computes layers again."""
         self.causal.activation_checkpointing_enable({"use_reentrant": False})
         # Only reentrant checkpointing needs embeddings with gradients, and frozen roles would build graphs on them.
         self.causal.disable_input_require_grads()
@@ -241,37 +241,41 @@ class SharedModel:
             output.backward(output.new_tensor(self.loss_scale) if gradient is None else gradient * self.loss_scale)
 
     def check_gradients(self, role: str) -> None:
-        """RuntimeError, naming a parameter, where the role got no gradient. Call it between backward and step."""
-        without = [name for name, parameter in self._trainable_of(role).items() if parameter.grad is None]
-        if without:
-            raise RuntimeError(f"{len(without)} parameters of role {role!r} got no gradient, first {without[0]}")
+        """RuntimeError, with a parameter's name, if the role got no gradient. Call it between backward and step."""
+        names_without = [name for name, parameter in self._require_parameters(role).items() if parameter.grad is None]
+        if names_without:
+            raise RuntimeError(
+                f"{len(names_without)} parameters of role {role!r} got no gradient, first {names_without[0]}"
+            )
 
     @contextmanager
-    def _in_state(self, state: _State) -> Iterator[None]:
-        before = self._state
+    def _use_state(self, state: _State) -> Iterator[None]:
+        """Enters the state for the block, then restores the state before it."""
+        state_before = self._state
         try:
             self._switch(state)
             yield
         finally:
-            self._switch(before)
+            self._switch(state_before)
 
     def _switch(self, state: _State) -> None:
-        old, self._state = self._state, state
-        if old == state and self.causal.training == state.training:
+        """Changes mode, trainable parameters and PEFT's adapter from the old state to the new one."""
+        old_state, self._state = self._state, state
+        if old_state == state and self.causal.training == state.training:
             return
-        old.mode.on_mode_end()
+        old_state.mode.on_mode_end()
         self._linears.mode = state.mode
-        if old.training and old.role is not None:
-            self._set_trainable(old.role, False)
+        if old_state.training and old_state.role is not None:
+            self._set_trainable(old_state.role, False)
         if state != _IDLE:
-            self._enable(self._adapter_of(state.role or BASE))
+            self._enable(self._find_adapter(state.role or BASE))
         if state.training and state.role is not None:
             self._set_trainable(state.role, True)
         if self.causal.training != state.training:
             (self.peft or self.causal).train(state.training)
 
     def _enable(self, adapter: str | None) -> None:
-        """Let PEFT apply this adapter, or none. It walks all layers, so it returns at once where nothing changes."""
+        """Makes PEFT apply this adapter, or none. PEFT walks all layers, so nothing is done if nothing changes."""
         if self.peft is None or adapter == self._enabled:
             return
         if adapter is None:
@@ -283,15 +287,18 @@ class SharedModel:
         self._enabled = adapter
 
     def _set_trainable(self, role: str, trainable: bool) -> None:
+        """Turns gradients of a role's parameters on or off."""
         for parameter in self._parameters[role].values():
             parameter.requires_grad_(trainable)
 
-    def _before_forward(self, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _before_forward(self, _module: nn.Module, inputs: tuple[Any, ...], keyword_inputs: dict[str, Any]) -> None:
+        """Hook of the backbone: RuntimeError outside any block."""
         if self._state == _IDLE:
             raise RuntimeError("a forward pass outside any role: use `with model.role(...)`")
-        self._state.mode.before_pass(inputs, named)
+        self._state.mode.before_pass(inputs, keyword_inputs)
 
     def _after_forward(self, _module: nn.Module, _inputs: object, output: object) -> None:
+        """Hook of the backbone: its backward pass must run in the state of this forward pass."""
         self._state.mode.after_pass()
         hidden: Tensor = output[0]  # type: ignore[index]
         if not hidden.requires_grad:
@@ -310,42 +317,49 @@ class SharedModel:
     # Bookkeeping
 
     def _active_role(self) -> str:
+        """The role of the innermost block. RuntimeError if there is none."""
         if self._state.role is None:
             raise RuntimeError("no role is active: use `with model.role(...)`")
         return self._state.role
 
-    def _adapter_of(self, role: str) -> str | None:
-        """The adapter that a role stands for; None is the bare base."""
+    def _find_adapter(self, role: str) -> str | None:
+        """The adapter of a role or alias; None for the bare base. ValueError for an unknown role."""
         role = self._aliases.get(role, role)
         if role != BASE and role not in self._parameters:
             raise ValueError(f"no role {role!r}; there are: {', '.join(self.roles)}")
         return None if role == BASE else role
 
-    def _trainable_of(self, role: str) -> dict[str, nn.Parameter]:
+    def _require_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """The role's parameters. ValueError for a role that has none of its own."""
         if role not in self._parameters:
-            why = "is frozen" if role in self.roles else "does not exist"
-            raise ValueError(f"role {role!r} {why}; roles with parameters of their own: {', '.join(self._parameters)}")
+            reason = "is frozen" if role in self.roles else "does not exist"
+            raise ValueError(
+                f"role {role!r} {reason}; roles with parameters of their own: {', '.join(self._parameters)}"
+            )
         return self._parameters[role]
 
-    def _check_new(self, role: str) -> None:
+    def _require_new_role(self, role: str) -> None:
+        """RuntimeError inside a block; ValueError for a name that is reserved, used or not a name."""
         if self._state != _IDLE:
             raise RuntimeError(f"roles cannot be added inside the block of {self._state}")
         if role in (BASE, "reference") or role in self.roles or not role or "." in role:
             raise ValueError(f"role {role!r} is reserved, taken or not a name; there are: {', '.join(self.roles)}")
 
-    def _config_of(self, role: str) -> LoraConfig:
-        self._trainable_of(role)
+    def _copy_config(self, role: str) -> LoraConfig:
+        """A copy of the configuration of a role's adapter."""
+        self._require_parameters(role)
         assert self.peft is not None
         return deepcopy(self.peft.peft_config[role])
 
-    def _inject(self, role: str, config: LoraConfig, head: bool) -> None:
-        self.peft = adapters.add(self.causal, self.peft, role, config, head)
+    def _add_adapter(self, role: str, config: LoraConfig, head: bool) -> None:
+        """Adds PEFT's adapter for the role and returns to the idle state."""
+        self.peft = adapters.add_adapter(self.causal, self.peft, role, config, head)
         self._linears.install(self.peft)
-        self._parameters[role] = adapters.parameters_of(self.peft, role)
-        self._freeze()
+        self._parameters[role] = adapters.role_parameters(self.peft, role)
+        self._set_idle()
 
-    def _freeze(self) -> None:
-        """Back to idle after PEFT has added or removed an adapter, which changes flags and modes."""
+    def _set_idle(self) -> None:
+        """Restores the idle state after PEFT has added or removed an adapter, which changes flags and modes."""
         assert self.peft is not None
         self.peft.eval().requires_grad_(False)
         self.peft.base_model.disable_adapter_layers()

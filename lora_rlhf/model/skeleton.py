@@ -24,7 +24,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lora_rlhf.model.adapted_linear import AdaptedLinears
 from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.architecture import kept_whole, on_meta, text_backbone, training_fault
+from lora_rlhf.model.architecture import build_on_meta, find_training_fault, text_backbone, unquantized_layers
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.targets import ALL_LINEAR, find_targets
 from lora_rlhf.system.errors import UserError
@@ -64,7 +64,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model and one adapter on fake tensors. All that runs on it must run inside `mode`."""
+    """A model and one adapter on fake tensors. Run everything on it inside `mode`."""
 
     mode: FakeTensorMode
     causal: PreTrainedModel
@@ -92,7 +92,7 @@ class Skeleton:
         return DynamicCache(config=self.causal.config.get_text_config())
 
     def train(self, checkpointing: bool) -> None:
-        """Turn on gradients for the adapter and the head. checkpointing: the backward pass computes layers again."""
+        """Turns on gradients for the adapter and the head. checkpointing: the backward pass computes layers again."""
         if checkpointing:
             self.causal.activation_checkpointing_enable({"use_reentrant": False})
             self.causal.disable_input_require_grads()
@@ -102,7 +102,7 @@ class Skeleton:
         self._require_gradients(True)
 
     def eval(self) -> None:
-        """Turn off gradients."""
+        """Turns off gradients."""
         self.causal.eval()
         self._require_gradients(False)
 
@@ -112,22 +112,22 @@ class Skeleton:
             parameter.grad = torch.zeros_like(parameter) if required else None
 
 
-def config_of(family: str, numbers: Mapping[str, object]) -> PreTrainedConfig:
+def make_config(family: str, numbers: Mapping[str, object]) -> PreTrainedConfig:
     """A configuration of one of transformers' model types, from plain numbers."""
     return CONFIG_MAPPING[family](**numbers)
 
 
-def count(
+def count_model(
     config: PreTrainedConfig, quantization: str, dtype: torch.dtype, targets: tuple[str, ...] = (ALL_LINEAR,)
 ) -> Counts:
-    """Build the whole model on PyTorch's meta device and count it.
+    """Builds the whole model on PyTorch's meta device and counts it.
 
-    UserError for one that cannot be built, or cannot be trained here.
+    UserError for a model that cannot be built, or cannot be trained here.
     """
-    causal = _on_meta(config, dtype)
-    if fault := training_fault(causal):
+    causal = _build_or_refuse(config, dtype)
+    if fault := find_training_fault(causal):
         raise UserError(f"{type(causal).__name__} {fault}")
-    unquantized = kept_whole(causal) if quantization == "nf4" else None
+    unquantized = unquantized_layers(causal) if quantization == "nf4" else None
     all_targets = find_targets(causal)
     adapted = all_targets.find(targets)
     linears, quantized_weights = [], set()
@@ -155,13 +155,15 @@ def count(
     )
 
 
-def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora: LoraSettings, layers: int) -> Skeleton:
-    """The first `layers` layers as the stages would hold them, with an adapter of these settings."""
-    causal = _on_meta(_shortened(config, layers), dtype)
+def build_skeleton(
+    config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora: LoraSettings, layers: int
+) -> Skeleton:
+    """The first `layers` layers as the stages have them in memory, with an adapter of these settings."""
+    causal = _build_or_refuse(_set_num_layers(config, layers), dtype)
     targets = find_targets(causal)
     with torch.device("meta"):
         if quantization == "nf4":
-            _replace(causal, dtype)
+            _replace_by_4_bit(causal, dtype)
         with warnings.catch_warnings():
             # PEFT asks transformers for a property that is being renamed.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -169,7 +171,7 @@ def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora:
         score = nn.Linear(causal.get_input_embeddings().embedding_dim, 1, bias=False, dtype=torch.float32)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
-        fake = _fake_maker(dtype)
+        fake = _make_fake_factory(dtype)
         for module in (*causal.modules(), score):
             _replace_tensors(module, fake)
     causal.requires_grad_(False)
@@ -178,8 +180,8 @@ def build(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora:
     return Skeleton(mode, causal, adapter, score)
 
 
-def _shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The same with that many layers, which may be more than it has: what it lists for each layer is repeated."""
+def _set_num_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """A copy with this number of layers, which may be more than it has: lists with a value per layer repeat."""
     short = copy.deepcopy(config)
     text = short.get_text_config()
     for name, values in list(vars(text).items()):
@@ -194,9 +196,10 @@ def _shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     return short
 
 
-def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _build_or_refuse(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """`build_on_meta`, with UserError for a config that makes no causal language model."""
     try:
-        return on_meta(config, dtype)
+        return build_on_meta(config, dtype)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -205,21 +208,24 @@ def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
 
 
-def _replace(causal: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Replace linear layers by 4-bit ones, as transformers does before it loads their weights."""
+def _replace_by_4_bit(causal: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Replaces linear layers by 4-bit ones, as transformers does before it loads their weights."""
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    replace_with_bnb_linear(causal, kept_whole(causal), settings)
+    replace_with_bnb_linear(causal, unquantized_layers(causal), settings)
     causal.is_loaded_in_4bit = True  # what PEFT chooses its layers by
     causal.config.get_text_config()._is_quantized = True  # what Jamba chooses its way by
 
 
-def _fake_maker(dtype: torch.dtype) -> Callable[[nn.Module, str, Tensor], Tensor]:
-    """A function that gives the fake of a tensor of the model. Tied tensors have one fake."""
+def _make_fake_factory(dtype: torch.dtype) -> Callable[[nn.Module, str, Tensor], Tensor]:
+    """Returns a function that makes a stand-in without weight values, same shape; a 4-bit layer's weight becomes NF4.
+
+    Tied tensors have one stand-in.
+    """
     fakes: dict[int, Tensor] = {}
 
     def fake(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
@@ -235,6 +241,7 @@ def _fake_maker(dtype: torch.dtype) -> Callable[[nn.Module, str, Tensor], Tensor
 
 
 def _replace_tensors(module: nn.Module, fake: Callable[[nn.Module, str, Tensor], Tensor]) -> None:
+    """Replaces a module's own parameters and buffers by stand-ins."""
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
             if tensor is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lora_rlhf.model.architecture import is_wrapper, on_meta, text_backbone
+from lora_rlhf.model.architecture import build_on_meta, is_wrapper, text_backbone
 from lora_rlhf.model.merging import Part
 from lora_rlhf.system.errors import UserError
 
@@ -15,7 +15,7 @@ from lora_rlhf.system.errors import UserError
 def text_settings(folder: str) -> dict[str, Any]:
     """The text model's configuration, from the folder of the whole model."""
     whole = AutoConfig.from_pretrained(folder, local_files_only=True)
-    is_tied = "lm_head.weight" in on_meta(whole, torch.float32).all_tied_weights_keys  # the whole model says so
+    is_tied = "lm_head.weight" in build_on_meta(whole, torch.float32).all_tied_weights_keys  # the whole model says so
     text = whole.get_text_config()
     settings: dict[str, Any] = text.to_dict()
     return settings | {"architectures": [type(_text_model(text)).__name__], "tie_word_embeddings": is_tied}
@@ -29,7 +29,7 @@ def text_parts(config: PreTrainedConfig, parts: Sequence[Part]) -> list[Part]:
     if not is_wrapper(config):
         raise UserError(f"text_only: a {config.model_type!r} model is a text model as it is; leave the flag out")
     text = _text_model(config.get_text_config())
-    renamed = dict(zip(_roots(on_meta(config, torch.float32)), _roots(text), strict=True))
+    renamed = dict(zip(_roots(build_on_meta(config, torch.float32)), _roots(text), strict=True))
     needed, chosen = set(text.state_dict()), []
     for part in parts:
         root = next((root for root in renamed if part.name.startswith(root)), None)

@@ -8,7 +8,7 @@ import torch
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import load_config
 from lora_rlhf.model.files import TINYWORLD
-from lora_rlhf.model.skeleton import Counts, build, config_of, count
+from lora_rlhf.model.skeleton import Counts, build_skeleton, count_model, make_config
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.dryrun import Passes, measure_passes
 from lora_rlhf.plan.memory import CPU, CUDA, Device
@@ -41,9 +41,9 @@ def measure_model(config: PlanConfig) -> MeasuredModel:
     model_config = (
         load_config(name, config.trust_remote_code, config.quantization)
         if shape_name is None
-        else config_of(*SHAPES[shape_name])
+        else make_config(*SHAPES[shape_name])
     )
-    counts = count(model_config, config.quantization, dtype, config.lora_targets)
+    counts = count_model(model_config, config.quantization, dtype, config.lora_targets)
     tokens = config.max_prompt_tokens + config.max_response_tokens
     if counts.context is not None and tokens > counts.context:
         raise UserError(
@@ -54,7 +54,7 @@ def measure_model(config: PlanConfig) -> MeasuredModel:
     try:
         passes = measure_passes(
             counts,
-            lambda layers: build(model_config, config.quantization, dtype, lora, layers),
+            lambda layers: build_skeleton(model_config, config.quantization, dtype, lora, layers),
             config.max_prompt_tokens,
             config.max_response_tokens,
         )

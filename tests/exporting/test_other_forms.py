@@ -240,7 +240,7 @@ def test_plain_peft_loads_a_reward_adapter_as_a_classifier(
 def test_a_family_without_a_classifier_is_refused() -> None:
     from transformers import AutoConfig
 
-    from lora_rlhf.model.classifier import classifier_of
+    from lora_rlhf.model.classifier import describe_classifier
 
     with pytest.raises(UserError, match=r"'cohere' reward model .* --form adapter"):
-        classifier_of(AutoConfig.for_model("cohere", hidden_size=64, num_attention_heads=4, num_hidden_layers=1))
+        describe_classifier(AutoConfig.for_model("cohere", hidden_size=64, num_attention_heads=4, num_hidden_layers=1))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.model import base
-from lora_rlhf.model.base import Base, BaseSpec, digest, load_base
+from lora_rlhf.model.base import Base, BaseSpec, hash_live_tensors, load_base
 from lora_rlhf.system.errors import UserError
 from tests.zoo.checkpoints import save_checkpoint
 
@@ -81,11 +81,11 @@ def test_compute_dtype(tiny_model: Tiny, dtype: str) -> None:
 
 def test_forwards_do_not_repack_the_base(tiny_model: Tiny) -> None:
     base = load(tiny_model("llama"))
-    before = digest(base.model)
+    before = hash_live_tensors(base.model)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         first = base.model(ids).logits
-    assert digest(base.model) == before
+    assert hash_live_tensors(base.model) == before
     assert torch.equal(base.model.train()(ids).logits, first)
 
 
@@ -106,7 +106,7 @@ def test_source_hash_is_of_config_and_weights_before_quantization(folder: Path) 
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     second = load(folder)
     assert second.source_hash != first.source_hash
-    assert digest(second.model) != digest(first.model)
+    assert hash_live_tensors(second.model) != hash_live_tensors(first.model)
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 2e-06'))
     assert load(folder).source_hash != second.source_hash
@@ -120,11 +120,11 @@ def shard(folder: Path) -> list[str]:
 
 
 def test_shards_load_and_a_missing_one_is_named(folder: Path) -> None:
-    whole = digest(load(folder).model)
+    whole = hash_live_tensors(load(folder).model)
     shards = shard(folder)
     assert len(shards) > 1
     sharded = load(folder)
-    assert digest(sharded.model) == whole
+    assert hash_live_tensors(sharded.model) == whole
     with (folder / shards[1]).open("r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)
@@ -228,12 +228,12 @@ def test_noise_and_clamps_of_training_are_turned_off(tmp_path: Path) -> None:
         path = tmp_path / name / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"router_jitter_noise": 0.3, "altup_coef_clip": 0.1}))
         model = load_base(BaseSpec(str(tmp_path / name)), "cpu").model
-        before, ids = digest(model), torch.arange(2, 40)[None]
+        before, ids = hash_live_tensors(model), torch.arange(2, 40)[None]
         with torch.no_grad():
             expected = model.eval()(input_ids=ids, use_cache=False).logits
             trained = model.train()(input_ids=ids, use_cache=False).logits
         assert torch.equal(trained, expected)
-        assert digest(model) == before
+        assert hash_live_tensors(model) == before
 
 
 def test_a_gpu_that_pytorch_does_not_see_is_named(

@@ -122,7 +122,9 @@ def test_a_model_that_computes_something_else_is_found_out(
     caplog.set_level(logging.INFO, "lora_rlhf")
     clock(monkeypatch, plain=1.0, static=2.0)
     monkeypatch.setattr(
-        Step, "_mask", lambda _step, position, columns: torch.ones(len(position), 1, 1, columns, dtype=torch.bool)
+        Step,
+        "_attention_mask",
+        lambda _step, position, columns: torch.ones(len(position), 1, 1, columns, dtype=torch.bool),
     )
     model = shared_model()
     assert pick(model) == "plain"

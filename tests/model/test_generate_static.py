@@ -93,7 +93,7 @@ class FakeCapture:
 def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCapture | None:
     """Steps that run eagerly (None), and steps that are captured and replayed."""
     fake = FakeCapture() if request.param == "replayed" else None
-    monkeypatch.setattr(decode_static, "capture_of", lambda _model: fake)
+    monkeypatch.setattr(decode_static, "make_capture", lambda _model: fake)
     return fake
 
 
@@ -199,8 +199,8 @@ def test_the_cache_is_written_in_place_and_read_as_far_as_needed(
     model, prompts = shared_model(), prompts_of((40, 9, 3, 2, 5))
     addresses: set[int] = set()
     sizes: list[tuple[int, int]] = []
-    monkeypatch.setattr(decode_static, "COLUMNS", 16)
-    monkeypatch.setattr(decode_static, "GRAPH_COLUMNS", 16)
+    monkeypatch.setattr(decode_static, "COLUMN_UNIT", 16)
+    monkeypatch.setattr(decode_static, "GRAPH_COLUMN_UNIT", 16)
 
     def spy(_module: object, _args: object, named: dict[str, Any]) -> None:
         cache = named["past_key_values"]
@@ -232,7 +232,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(
             errors.append(error)
             raise error
 
-        monkeypatch.setattr(decode_static, "capture_of", lambda _model: None if model.capture_fault else capture)
+        monkeypatch.setattr(decode_static, "make_capture", lambda _model: None if model.capture_fault else capture)
 
     fail_with(RuntimeError("operation not permitted when stream is capturing\nmore lines"))
     with model.role("policy"):
@@ -258,10 +258,10 @@ def test_a_slot_that_holds_nothing_stays_where_it_is(shared_model: Make) -> None
         read = DynamicCache(config=model.config)
         model.backbone(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=read, use_cache=True)
         both = torch.tensor([0, 1])
-        slots.cache.place(read, torch.tensor([0, 0]), both)
+        slots.cache.copy_prompts(read, torch.tensor([0, 0]), both)
         numbers = torch.rand(2, NEW, dtype=torch.float64)
         roles, more = torch.tensor([0, 0]), torch.tensor([True, False])
-        slots.begin(both, roles, torch.tensor([8, 8]), torch.tensor([3, 3]), numbers, more)
+        slots.start(both, roles, torch.tensor([8, 8]), torch.tensor([3, 3]), numbers, more)
         for _ in range(4):
             step(2, 16)
     assert (slots.position.tolist(), slots.count.tolist()) == ([7, 3], [5, 1])
@@ -303,6 +303,6 @@ def test_tokens_are_counted_as_they_are_drawn(shared_model: Make, capture: FakeC
             len(prompts),
             counts.append,
         )
-    looks = math.ceil((NEW - 1) / decode_static.LOOK_EVERY)
-    steps = NEW - 1 if capture is None else looks * decode_static.LOOK_EVERY
+    looks = math.ceil((NEW - 1) / decode_static.STEPS_PER_LOOK)
+    steps = NEW - 1 if capture is None else looks * decode_static.STEPS_PER_LOOK
     assert sum(counts) == len(prompts) * (1 + steps)

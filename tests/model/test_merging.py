@@ -32,7 +32,7 @@ Tiny = Callable[[str], Path]
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny tensors come in several pieces, as large ones do."""
-    monkeypatch.setattr(merging, "PIECE", 1024)
+    monkeypatch.setattr(merging, "PIECE_NUMBERS", 1024)
 
 
 def planned(base: Path, adapter: Path, quantization: str = "nf4", dtype: torch.dtype = torch.float32) -> list[Part]:
@@ -202,7 +202,7 @@ def test_towers_of_a_wrapper_are_copied_bit_for_bit(tmp_path: Path) -> None:
     towers = [part for part in parts if "language_model" not in part.stored.name and "lm_head" not in part.stored.name]
     assert len(towers) > 8
     for part in towers:
-        assert part.planned("rounded", torch.bfloat16, CPU).entry.dtype == torch.float32
+        assert part.plan_tensor("rounded", torch.bfloat16, CPU).entry.dtype == torch.float32
         assert torch.equal(merged(part, "rounded", torch.bfloat16), stored[part.stored.name])
     assert sum(part.update is not None for part in parts) == 14
 

@@ -22,7 +22,7 @@ INDICES = (3, 0, 5, 1, 4, 2, 2)
 def several(make: Make, *args: str) -> SharedModel:
     """Roles of unlike ranks and scales, one of them on some of the layers alone."""
     model = make(*args)
-    last = model._targets.names(("all-linear",))[-1]
+    last = model._targets.peft_names(("all-linear",))[-1]
     model.add_role("wide", LoraSettings(rank=8, alpha=4, use_rslora=True))
     model.add_role("narrow", LoraSettings(rank=3, alpha=9, targets=(last,)))
     for number, role in enumerate(("wide", "narrow")):

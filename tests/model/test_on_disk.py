@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lora_rlhf.data.template import encode_text
-from lora_rlhf.model.base import BaseSpec, digest, hash_source, load_base
+from lora_rlhf.model.base import BaseSpec, hash_live_tensors, hash_source, load_base
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.subject import measure_model
 from lora_rlhf.system.errors import UserError
@@ -55,7 +55,7 @@ def test_a_folder_in_nf4_loads_as_it_is(folder: Path) -> None:
     ids = torch.arange(4, 40)[None]
     with torch.no_grad():
         assert torch.equal(base.model(ids).logits, original.model(ids).logits)
-    assert digest(base.model) == digest(original.model)
+    assert hash_live_tensors(base.model) == hash_live_tensors(original.model)
     assert "bnb" in refusal(stored, "none")
 
 

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
-from lora_rlhf.model.architecture import on_meta, text_backbone, training_fault
-from lora_rlhf.model.skeleton import count
+from lora_rlhf.model.architecture import build_on_meta, find_training_fault, text_backbone
+from lora_rlhf.model.skeleton import count_model
 from lora_rlhf.model.targets import find_targets, note_without_adapter
 from lora_rlhf.system.errors import UserError
 from tests.zoo.checkpoints import CHECKPOINTS
@@ -19,7 +19,7 @@ DENSE = {"down_proj", "gate_proj", "up_proj"}
 
 
 def model_of(name: str) -> PreTrainedModel:
-    return on_meta(CHECKPOINTS[name].make_config(), torch.float32)
+    return build_on_meta(CHECKPOINTS[name].make_config(), torch.float32)
 
 
 def adapted_by_peft(causal: PreTrainedModel, names: Collection[str]) -> set[str]:
@@ -33,7 +33,7 @@ def adapted_by_peft(causal: PreTrainedModel, names: Collection[str]) -> set[str]
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "phi3"])
 def test_usual_models_are_named_by_the_last_part(name: str) -> None:
-    names = find_targets(model_of(name)).names(ALL)
+    names = find_targets(model_of(name)).peft_names(ALL)
     assert all("." not in part for part in names)
     assert "lm_head" not in names
 
@@ -41,10 +41,10 @@ def test_usual_models_are_named_by_the_last_part(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(CHECKPOINTS))
 def test_peft_adapts_the_chosen_layers_and_no_others(name: str) -> None:
     causal = model_of(name)
-    if training_fault(causal):
+    if find_training_fault(causal):
         return
     targets = find_targets(causal)
-    assert adapted_by_peft(causal, targets.names(ALL)) == set(targets.layers)
+    assert adapted_by_peft(causal, targets.peft_names(ALL)) == set(targets.layers)
 
 
 @pytest.mark.parametrize("name", [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.text is not None])
@@ -61,8 +61,8 @@ def test_routers_get_none_and_neither_do_layers_that_peft_takes_for_experts() ->
     for name in ("dbrx", "afmoe", "gemma4_moe", "jetmoe", "phimoe", "longcat_flash", "qwen2_moe", "llama4"):
         layers = find_targets(model_of(name)).layers
         assert not {"router", "gate", "shared_expert_gate"} & {part for layer in layers for part in layer.split(".")}
-    assert set(find_targets(model_of("qwen3_moe")).names(ALL)) == QKV
-    assert set(find_targets(model_of("granitemoehybrid")).names(ALL)) >= QKV | {"input_linear", "output_linear"}
+    assert set(find_targets(model_of("qwen3_moe")).peft_names(ALL)) == QKV
+    assert set(find_targets(model_of("granitemoehybrid")).peft_names(ALL)) >= QKV | {"input_linear", "output_linear"}
 
 
 def test_a_weight_that_a_state_space_kernel_reads_gets_none() -> None:
@@ -74,12 +74,12 @@ def test_a_weight_that_a_state_space_kernel_reads_gets_none() -> None:
 
 def test_groups_and_names() -> None:
     targets = find_targets(model_of("llama"))
-    assert set(targets.names(["attention"])) == QKV
-    assert set(targets.names(["mlp"])) == DENSE
-    assert set(targets.names(["mlp", "q_proj"])) == DENSE | {"q_proj"}
-    assert targets.names(["layers.1.self_attn.v_proj"]) == ["1.self_attn.v_proj"]
+    assert set(targets.peft_names(["attention"])) == QKV
+    assert set(targets.peft_names(["mlp"])) == DENSE
+    assert set(targets.peft_names(["mlp", "q_proj"])) == DENSE | {"q_proj"}
+    assert targets.peft_names(["layers.1.self_attn.v_proj"]) == ["1.self_attn.v_proj"]
     hybrid = find_targets(model_of("qwen3_5"))
-    assert all("language_model" in name for name in hybrid.names(["mlp"]) if name not in DENSE)
+    assert all("language_model" in name for name in hybrid.peft_names(["mlp"]) if name not in DENSE)
 
 
 def test_weights_without_an_adapter_are_told() -> None:
@@ -97,11 +97,11 @@ def test_weights_without_an_adapter_are_told() -> None:
 def test_the_plan_counts_the_chosen_layers() -> None:
     config = CHECKPOINTS["gemma3"].make_config()
     for chosen in (ALL, ("attention",), ("q_proj",)):
-        adapted = sum(linear.adapted for linear in count(config, "nf4", torch.float32, chosen).linears)
+        adapted = sum(linear.adapted for linear in count_model(config, "nf4", torch.float32, chosen).linears)
         assert adapted == len(find_targets(model_of("gemma3")).find(chosen)) > 0
 
 
 @pytest.mark.parametrize("target", ["lm_head", "vision_tower", "proj", "experts"])
 def test_a_target_that_finds_nothing_is_refused_with_what_there_is(target: str) -> None:
     with pytest.raises(UserError, match=rf"'{target}' is no linear layer .*mlp, or names of: down_proj, .*v_proj"):
-        find_targets(model_of("gemma3")).names([target])
+        find_targets(model_of("gemma3")).peft_names([target])

@@ -11,7 +11,7 @@ import torch
 
 from lora_rlhf.cli.main import COMMANDS, parse
 from lora_rlhf.configs.catalogue import BY_NAME, PPO, SFT
-from lora_rlhf.model.skeleton import config_of, count
+from lora_rlhf.model.skeleton import count_model, make_config
 from lora_rlhf.plan.cards import CARDS, Card, find_card
 from lora_rlhf.plan.choose import MARGIN, choose_plan
 from lora_rlhf.plan.config import PlanConfig
@@ -49,7 +49,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
-    assert count(config_of(*SHAPES[name]), "nf4", torch.bfloat16).parameters == PUBLISHED[name]
+    assert count_model(make_config(*SHAPES[name]), "nf4", torch.bfloat16).parameters == PUBLISHED[name]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lora_rlhf.model.forward import Sequences, response_logprobs, response_value
 from lora_rlhf.model.generate import generate_seeded
 from lora_rlhf.model.memory import adapter_bytes
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.model.skeleton import config_of
+from lora_rlhf.model.skeleton import make_config
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.memory import (
     Setting,
@@ -207,7 +207,7 @@ def test_drawing_from_a_large_vocabulary_takes_what_was_planned(
 ) -> None:
     """Where little but the distribution of the next token is in memory."""
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = config_of("llama", {**sizes, "vocab_size": 20_000, "tie_word_embeddings": True, "eos_token_id": 0})
+    config = make_config("llama", {**sizes, "vocab_size": 20_000, "tie_word_embeddings": True, "eos_token_id": 0})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model("llama")).save_pretrained(tmp_path)
     model = SharedModel(load_base(BaseSpec(str(tmp_path)), "cpu"))
