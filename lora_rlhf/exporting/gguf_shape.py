@@ -23,6 +23,7 @@ FAMILIES = {
     "qwen2": Family("qwen2", is_paired=False),
     "qwen3": Family("qwen3", is_paired=False),
 }
+USUAL_ROPE_BASE = 10000.0  # transformers' default for all of these families
 WAY_OUT = "export without --form gguf"
 
 
@@ -111,7 +112,7 @@ def _window_tokens(config: dict[str, Any]) -> int | None:
 def _rope_settings(config: dict[str, Any], family: Family, head_dim: int) -> Rope:
     """Reads both spellings: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before it)."""
     rope_config = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    base = float(rope_config.get("rope_theta") or config["rope_theta"])
+    base = float(rope_config.get("rope_theta") or config.get("rope_theta", USUAL_ROPE_BASE))  # Llama 2 does not say it
     rope_type = rope_config.get("rope_type") or rope_config.get("type") or "default"
     if float(rope_config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError(f"config.json: only a part of each head is rotated, which GGUF does not know here; {WAY_OUT}")

@@ -24,6 +24,7 @@ from lora_rlhf.model.adapter_folder import layer_of_tensor
 from lora_rlhf.model.adapters import require_fit
 from lora_rlhf.model.architecture import build_on_meta, is_wrapper, text_backbone, unquantized_layers
 from lora_rlhf.model.rounding import round_pieces, rows_per_piece
+from lora_rlhf.model.stored_nf4 import StoredNF4, with_matrices
 from lora_rlhf.model.tensor_files import Entry, Stored, read_index
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import quote
@@ -61,7 +62,7 @@ class Part:
     saved_as: the name in the export; that in the base's file unless given.
     """
 
-    stored: Stored
+    stored: Stored | StoredNF4
     name: str
     model_dtype: torch.dtype | None
     quantization: str
@@ -121,10 +122,10 @@ def plan_merge(
 ) -> list[Part]:
     """The part that each tensor of the base's safetensors `files` has in a merge, in the order of the files.
 
-    quantization: "nf4", "int8" or "none". compute_dtype: the dtype that the model was loaded in. adapter: as
-    `read_adapter` returns it. Only headers are read. UserError for files without a tensor that the model needs, for
-    linear layers that transformers would join or split while loading, and for an adapter that does not fit or writes to
-    a tied weight.
+    quantization: "nf4", "int8" or "none"; a base that is stored in nf4 is read out of that. compute_dtype: the dtype
+    that the model was loaded in. adapter: as `read_adapter` returns it. Only headers are read. UserError for files
+    without a tensor that the model needs, for linear layers that transformers would join or split while loading, and
+    for an adapter that does not fit or writes to a tied weight.
     """
     causal = build_on_meta(config, compute_dtype, trust_remote_code)
     lora, state = adapter
@@ -133,8 +134,10 @@ def plan_merge(
     except ValueError as error:
         raise UserError(f"the adapter does not fit this base: {error}") from error
     _require_untied(causal, state)
+    index = with_matrices(read_index(files))
+    if any(isinstance(tensor, StoredNF4) for tensor in index.values()):
+        quantization = "none"  # is done already, and what is read of the files is what was trained on
     _quantize_on_meta(causal, quantization)
-    index = read_index(files)
     names, joined = _map_names(causal, list(index))
     shapes = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
     _require_all_tensors(causal, {name: index[key] for key, name in names.items()}, shapes, joined)
@@ -228,7 +231,7 @@ def _make_dtype_lookup(causal: PreTrainedModel, dtype: torch.dtype) -> Callable[
 
 def _require_all_tensors(
     causal: PreTrainedModel,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, Stored | StoredNF4],
     shapes: Mapping[str, tuple[int, ...]],
     joined: Collection[str],
 ) -> None:
@@ -246,7 +249,9 @@ def _require_all_tensors(
             raise UserError(f"{tensor.path}: {tensor.name} is {tensor.shape}, but the model has {shapes[name]}")
 
 
-def _has_model_shape(causal: PreTrainedModel, name: str, tensor: Stored, shape: tuple[int, ...]) -> bool:
+def _has_model_shape(
+    causal: PreTrainedModel, name: str, tensor: Stored | StoredNF4, shape: tuple[int, ...]
+) -> bool:
     """Whether a tensor has the shape of its parameter, transposed for a quantized Conv1D."""
     module = causal.get_submodule(name.rpartition(".")[0])
     is_transposed = getattr(module, "source_cls", None) is Conv1D and name.endswith(".weight")

@@ -195,6 +195,13 @@ def test_llama3_frequencies_are_transformers_own() -> None:
     assert gguf_shape(old) == gguf_shape(config.to_dict())
 
 
+def test_a_config_that_does_not_name_its_rope_base_has_the_usual_one() -> None:
+    """Llama 2's has none."""
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4).to_dict()
+    del config["rope_parameters"]
+    assert gguf_shape(config).rope.base == 10000.0
+
+
 def test_metadata(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model("mistral"), folder)

@@ -11,11 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.template import encode_text
+from lora_rlhf.exporting.config import ExportConfig
+from lora_rlhf.exporting.export import export
 from lora_rlhf.model.base import BaseSpec, hash_live_tensors, hash_source, load_base
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.subject import measure_model
+from lora_rlhf.stages import sft
 from lora_rlhf.system.errors import UserError
+from tests.support.stages import DEMONSTRATIONS, write_rows
 
 Tiny = Callable[[str], Path]
 
@@ -57,6 +62,19 @@ def test_a_folder_in_nf4_loads_as_it_is(folder: Path) -> None:
         assert torch.equal(base.model(ids).logits, original.model(ids).logits)
     assert hash_live_tensors(base.model) == hash_live_tensors(original.model)
     assert "bnb" in refusal(stored, "none")
+
+
+def test_a_folder_in_nf4_is_exported_as_what_was_trained(folder: Path, tmp_path: Path) -> None:
+    stored, run = quantized(folder), tmp_path / "run"
+    rows = write_rows(tmp_path / "demonstrations.jsonl", DEMONSTRATIONS[:12])
+    common: dict[str, Any] = {"max_prompt_tokens": 32, "max_response_tokens": 16, "learning_rate": 5e-3, "epochs": 1}
+    sft.train(SFTConfig(run=str(run), model=str(stored), demonstrations=rows, validation_fraction=0.25, **common))
+    asked: dict[str, Any] = {"folder": str(run), "role": "sft", "dtype": "float32", "parity_prompts": 2}
+    facts = export(ExportConfig(to=str(tmp_path / "merged"), **asked))
+    assert facts["parity"]["export"]["kl_per_token"] < 1e-9
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    with pytest.raises(UserError, match="its original weights are not there"):
+        export(ExportConfig(to=str(tmp_path / "original"), base="original", **asked))
 
 
 def test_other_settings_of_bitsandbytes_are_refused(folder: Path) -> None:
