@@ -14,7 +14,7 @@ from lora_rlhf.exporting.parity_table import parity_table
 from lora_rlhf.exporting.prompts import ParityPrompts, choose_prompts
 from lora_rlhf.exporting.shards import total_bytes, write_shards
 from lora_rlhf.exporting.source import DTYPES, PreparedExport, Source
-from lora_rlhf.model.quantized import stored_settings
+from lora_rlhf.model.quantized import find_stored_settings
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import Stopped, UserError
 
@@ -23,7 +23,7 @@ SCRATCH = "scratch"
 
 def prepare_merged(config: ExportConfig, source: Source) -> PreparedExport:
     """Prepares the merged model. Raises UserError if GGUF cannot hold it, or if a comparison needs too much memory."""
-    if config.base == "original" and stored_settings(source.config):
+    if config.base == "original" and find_stored_settings(source.config):
         raise UserError("base original: this base is stored in 4 bits, and its original weights are not there")
     planned_tensors = source.planned_tensors(config.base, DTYPES[config.dtype])
     gguf_plan = plan_source_gguf(config, source) if config.form == "gguf" else None

@@ -249,9 +249,7 @@ def _require_all_tensors(
             raise UserError(f"{tensor.path}: {tensor.name} is {tensor.shape}, but the model has {shapes[name]}")
 
 
-def _has_model_shape(
-    causal: PreTrainedModel, name: str, tensor: Stored | StoredNF4, shape: tuple[int, ...]
-) -> bool:
+def _has_model_shape(causal: PreTrainedModel, name: str, tensor: Stored | StoredNF4, shape: tuple[int, ...]) -> bool:
     """Whether a tensor has the shape of its parameter, transposed for a quantized Conv1D."""
     module = causal.get_submodule(name.rpartition(".")[0])
     is_transposed = getattr(module, "source_cls", None) is Conv1D and name.endswith(".weight")
