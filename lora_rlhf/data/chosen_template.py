@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from lora_rlhf.data.template import ensure_template, stop_ids
+from lora_rlhf.data.template import STOPS, ensure_template, stop_ids
 from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK, DATE_MARK = "{# lora-rlhf", "{# lora-rlhf: the date of the run #}"
+STOPS_MARK = "{# lora-rlhf: ends answers too: "  # STOPS finds it
 MOST_BYTES = 2**20
 NOT_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt")
 DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
@@ -36,12 +37,14 @@ def choose_template(
     template_args: Sequence[str] = (),
     folds_system: bool = False,
     date: datetime | None = None,
+    base_stops: Sequence[str] = (),
 ) -> None:
     """Gives the tokenizer (in place) the chat template that is used from here on.
 
     chat_template: a file, or the name of one of the tokenizer's templates; None: its own, or the one named "default",
     or `DEFAULT_TEMPLATE`. template_args: NAME=VALUE, defaults for the template's variables; VALUE is JSON or text.
     date: what a template that writes today's date writes from now on; None: leave that to the day.
+    base_stops: tokens that end an answer beside the template's own.
 
     UserError for no such template, one that cannot be run, and an argument that it does not read.
     """
@@ -51,7 +54,9 @@ def choose_template(
     lines = [] if date is None else _date_line(template, date)
     lines += [_argument_line(template, name, value) for name, value in parse_arguments(template_args).items()]
     tokenizer.chat_template = "".join(lines) + (FOLD if folds_system else "") + template
-    stop_ids(tokenizer)  # raises for a template that cannot be run
+    other_stops = set(base_stops) - set(tokenizer.convert_ids_to_tokens(stop_ids(tokenizer)))
+    if other_stops:  # stop_ids raised for a template that cannot be run
+        tokenizer.chat_template = f"{STOPS_MARK}{json.dumps(sorted(other_stops))} #}}\n{tokenizer.chat_template}"
 
 
 def parse_arguments(template_args: Sequence[str]) -> dict[str, Any]:
@@ -73,16 +78,16 @@ def without_date(template: str) -> str:
 
 
 def without_choices(template: str) -> str:
-    """The template without arguments, date and folding."""
+    """The template without arguments, date, stops and folding."""
     while template.startswith(MARK):
         template = template.partition("\n")[2]
     return template
 
 
 def is_same_template(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two records of a base have the same template, whatever date it writes."""
+    """Whether two records of a base have the same template, whatever date it writes and where answers end besides."""
     templates = (first.get("chat_template"), second.get("chat_template"))
-    return len({template and without_date(template) for template in templates}) == 1
+    return len({template and STOPS.sub("", without_date(template)) for template in templates}) == 1
 
 
 def _template_named(tokenizer: "PreTrainedTokenizerBase", name: str) -> str:

@@ -47,6 +47,7 @@ DEFAULT_TEMPLATE = (
 
 DIFFERENT_ANSWER = "the chat template writes this answer in another way than others"
 TEMPLATE_ADVICE = "--chat-template names another one"
+STOPS = re.compile(r"\{# lora-rlhf: ends answers too: (.*?) #\}\n")  # of the base, see `chosen_template`
 FOLD = "--system fold writes system messages into the first question"
 
 
@@ -105,9 +106,14 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The ids at which generation stops: those that end the template's assistant turn, the first of a text, and EOS."""
+    """The ids at which generation stops.
+
+    They are those that end the template's assistant turn (first that of a text), EOS, and those of the base.
+    """
     markup = _markup_of(tokenizer)
-    return list(dict.fromkeys([markup.end_id, markup.call_end_id, tokenizer.eos_token_id]))
+    listed = STOPS.search(ensure_template(tokenizer))
+    base_ids = tokenizer.convert_tokens_to_ids(json.loads(listed[1])) if listed else []
+    return list(dict.fromkeys([markup.end_id, markup.call_end_id, tokenizer.eos_token_id, *base_ids]))
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -13,6 +13,7 @@ import yaml
 from lora_rlhf.data.chosen_template import without_date
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
 from lora_rlhf.exporting.source import Source
+from lora_rlhf.model.base import generation_stops
 from lora_rlhf.model.dense import free_bytes
 from lora_rlhf.model.merging import PlannedTensor
 from lora_rlhf.model.text_part import text_settings
@@ -65,9 +66,10 @@ def copy_licence_and_code(folder: Path, source: Source) -> None:
 
 
 def generation_settings(source: Source) -> dict[str, Any]:
-    """The content of generation_config.json: generation stops at the tokens that ended a response in training."""
+    """The content of generation_config.json: generation stops where responses end, in training and in the base."""
     tokenizer = source.tokenizer
-    stops = stop_ids(tokenizer)
+    base_stops = tokenizer.convert_tokens_to_ids(generation_stops(source.base["name"], tokenizer))
+    stops = list(dict.fromkeys([*stop_ids(tokenizer), *base_stops]))
     settings: dict[str, Any] = {
         "eos_token_id": stops if len(stops) > 1 else stops[0],
         "pad_token_id": pad_id(tokenizer),

@@ -90,12 +90,12 @@ def _token_text(token: Any) -> str | None:
 
 
 def _turn_end_id(folder: Path, specials: dict[str, int]) -> int | None:
-    """The id that ends the assistant's turn: the first stop id of generation that is not EOS. None without one."""
+    """The id that ends the assistant's turn, which is the first stop id of generation; None if that is EOS."""
     if not (folder / "generation_config.json").is_file():
         return None
     stop_ids = read_object(folder / "generation_config.json", WAY_OUT).get("eos_token_id")
-    other_ids = [id for id in (stop_ids if isinstance(stop_ids, list) else [stop_ids]) if id != specials.get("eos")]
-    return other_ids[0] if other_ids else None
+    end_id = stop_ids[0] if isinstance(stop_ids, list) and stop_ids else stop_ids
+    return end_id if isinstance(end_id, int) and end_id != specials.get("eos") else None
 
 
 def write_gguf(

@@ -25,11 +25,20 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from lora_rlhf.model.architecture import find_auto_class, find_training_fault
-from lora_rlhf.model.files import Files, find_config_file, find_files, find_weight_files, hash_files, silence_retries
+from lora_rlhf.model.files import (
+    Files,
+    find_config_file,
+    find_file,
+    find_files,
+    find_weight_files,
+    hash_files,
+    silence_retries,
+)
 from lora_rlhf.model.heads import check_logits
 from lora_rlhf.model.quantized import find_stored_fault, find_stored_settings
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.kernel_trial import try_4bit
+from lora_rlhf.system.untrusted import read_object
 
 log = logging.getLogger("lora_rlhf")
 
@@ -130,6 +139,21 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     files = find_files(name)
     with silence_retries():
         return _load_tokenizer(files, name, trust_remote_code)
+
+
+def generation_stops(name: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The control tokens at which generation ends by the base's generation_config.json, in its order; mostly its EOS.
+
+    A file that transformers derived from config.json says nothing, and neither does one that cannot be read.
+    """
+    path = find_file(find_files(name), "generation_config.json")
+    try:
+        settings = {} if path is None else read_object(Path(path), "")
+    except UserError:
+        settings = {}
+    ids = [] if settings.get("_from_model_config") else settings.get("eos_token_id")
+    tokens = tokenizer.added_tokens_decoder
+    return [tokens[id].content for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int and id in tokens]
 
 
 def _load_tokenizer(files: Files, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:

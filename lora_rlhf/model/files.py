@@ -101,26 +101,27 @@ def find_config_file(files: Files) -> Path:
     return Path(cached_file(files.name, "config.json", local_files_only=files.only_local))
 
 
+def find_file(files: Files, filename: str) -> str | None:
+    """The path of a file that a model may lack; None without it."""
+    try:
+        return cached_file(
+            files.name,
+            filename,
+            local_files_only=files.only_local,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:
+        return None
+
+
 def find_weight_files(files: Files, name: str) -> list[Path]:
     """The safetensors files that transformers loads: one file, or the shards that the index lists."""
-
-    def find(filename: str) -> str | None:
-        try:
-            return cached_file(
-                files.name,
-                filename,
-                local_files_only=files.only_local,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_gated_repo=False,
-            )
-        except OSError:
-            return None
-
-    if single := find("model.safetensors"):
+    if single := find_file(files, "model.safetensors"):
         return [Path(single)]
-    if index := find("model.safetensors.index.json"):
+    if index := find_file(files, "model.safetensors.index.json"):
         shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-        paths = [(shard, find(shard)) for shard in shards]
+        paths = [(shard, find_file(files, shard)) for shard in shards]
         for shard, path in paths:
             if path is None:
                 raise UserError(f"base model {name!r}: shard {shard} is listed in {index} and is not there")

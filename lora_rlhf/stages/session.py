@@ -5,7 +5,6 @@ import math
 import random
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,15 +13,13 @@ from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.chosen_template import choose_template, is_same_template
 from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.model.base import generation_stops
 from lora_rlhf.model.dense import keep_dense_copies
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, StageFolder
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("lora_rlhf")
 
@@ -47,10 +44,14 @@ def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | N
     return model
 
 
-def choose_run_template(config: SFTConfig, folder: StageFolder, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Gives the tokenizer the run's chat template: that of the settings, with the date on which the run began."""
-    now = workers.from_main(datetime.now)
-    choose_template(tokenizer, config.chat_template, config.template_args, config.system == "fold", now)
+def choose_run_template(config: SFTConfig, folder: StageFolder, model: SharedModel) -> None:
+    """Gives the model's tokenizer the run's chat template.
+
+    It is that of the settings, with the date on which the run began, and with the base's own ends of generation.
+    """
+    tokenizer, now = model.tokenizer, workers.from_main(datetime.now)
+    stops = generation_stops(model.base.spec.name, tokenizer)
+    choose_template(tokenizer, config.chat_template, config.template_args, config.system == "fold", now, stops)
     recorded = folder.recorded_base() if folder.resumes else {}
     if recorded and is_same_template(recorded, {"chat_template": tokenizer.chat_template}):
         tokenizer.chat_template = recorded["chat_template"]

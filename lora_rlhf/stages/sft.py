@@ -63,7 +63,7 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
         settings = _lora_settings(config)
         if note := model.note_without_adapter(settings):
             log.warning("%s", note)
-        choose_run_template(config, folder, model.tokenizer)
+        choose_run_template(config, folder, model)
         if config.packing:
             require_no_leak(model)
         split = _encode_demonstrations(config, model, source)

@@ -14,7 +14,7 @@ from lora_rlhf.data.chosen_template import (
 )
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
-from lora_rlhf.data.template import render_prompt, render_response
+from lora_rlhf.data.template import render_prompt, render_response, stop_ids
 from lora_rlhf.system.errors import UserError
 from tests.data.conftest import CHATML, INST
 from tests.support.thinking import QWEN, give_thoughts
@@ -120,6 +120,16 @@ def test_system_messages_are_folded_into_the_first_question(make_tokenizer) -> N
     assert render_prompt(tokenizer, PROMPT) == render_prompt(tokenizer, folded) == render_prompt(plain, folded)
     assert render_response(tokenizer, PROMPT, "No.") == render_response(plain, folded, "No.")
     assert without_choices(tokenizer.chat_template) == INST
+
+
+def test_ends_of_the_base_are_kept_in_the_template(qwen) -> None:
+    prompt_ids, stops = render_prompt(qwen, PROMPT), stop_ids(qwen)
+    choose_template(qwen, base_stops=["<|im_end|>", "</tool_call>", "<s>"])
+    assert stop_ids(qwen) == [*stops, *qwen.convert_tokens_to_ids(["</tool_call>", "<s>"])]
+    assert render_prompt(qwen, PROMPT) == prompt_ids and without_choices(qwen.chat_template) == QWEN
+    assert is_same_template({"chat_template": qwen.chat_template}, {"chat_template": QWEN})
+    choose_template(qwen, base_stops=["<|im_end|>"])
+    assert qwen.chat_template == QWEN
 
 
 def test_the_date_of_the_run_is_kept(make_tokenizer) -> None:

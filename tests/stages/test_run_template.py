@@ -14,8 +14,9 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.chosen_template import without_date
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.data.template import render_prompt
-from lora_rlhf.exporting.folder import save_tokenizer
+from lora_rlhf.data.template import decode_response, render_prompt, stop_ids
+from lora_rlhf.exporting.config import ExportConfig
+from lora_rlhf.exporting.export import export
 from lora_rlhf.model.base import load_tokenizer
 from lora_rlhf.runs.folder import find_stage
 from lora_rlhf.stages import session, sft
@@ -39,6 +40,8 @@ def thinking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dated = "{{ strftime_now('%Y-%m-%d') }}\n" + tokenizer.chat_template
     tokenizer.chat_template = {"default": dated, "tool_use": tokenizer.chat_template}
     tokenizer.save_pretrained(folder)
+    ends = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>", "<think>"])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [*ends[:2], ends[0], 3 * 10**6, None]}))
     return folder
 
 
@@ -106,6 +109,7 @@ def test_every_later_stage_has_the_template_and_the_day_of_the_first(
     template = record["base"]["chat_template"]
     assert len(record["resumed"]) == 1
     assert "2026-07-01" in template and "2026-07-02" not in template
+    stops = [load_tokenizer(settings["model"]).convert_tokens_to_ids(token) for token in ("<|end|>", "<|user|>")]
 
     expected = "2026-07-01\n<|user|>user\nSay the boat?<|end|>\n<|user|>assistant\n" + EMPTY_THOUGHT
     monkeypatch.setattr(session, "datetime", NextDay)
@@ -113,7 +117,10 @@ def test_every_later_stage_has_the_template_and_the_day_of_the_first(
         SampleConfig(run=settings["run"], prompts="-", to="-"), find_stage(f"{settings['run']}/sft", "sft"), None
     )
     assert model.tokenizer.decode(render_prompt(model.tokenizer, Prompt.of("Say the boat?"))) == expected
+    assert set(stop_ids(model.tokenizer)) == set(stops) and stop_ids(model.tokenizer)[0] == stops[0]
     run = load_run(settings["run"])
+    words = run.model.tokenizer.encode("the boat", add_special_tokens=False)
+    assert decode_response(run.model.tokenizer, [*words, stops[1], *words]) == "the boat"
     assert run.model.tokenizer.decode(run.encode(Prompt.of("Say the boat?"), 8)[0]) == expected
     # one that is in memory with another template takes the run's
     model.tokenizer.chat_template = QWEN
@@ -128,10 +135,12 @@ def test_every_later_stage_has_the_template_and_the_day_of_the_first(
     row = json.loads((tmp_path / "responses.jsonl").read_text().splitlines()[0])
     assert not any("think" in response for response in row["responses"])
 
-    # an export writes the day on which it is used
-    save_tokenizer(tmp_path / "export", model.tokenizer)
+    # an export writes the day on which it is used, and ends where the base does
+    export(ExportConfig(folder=settings["run"], role="sft", to=str(tmp_path / "export"), parity="none"))
     exported = AutoTokenizer.from_pretrained(tmp_path / "export")
     assert exported.chat_template == without_date(template)
+    generation = json.loads((tmp_path / "export" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == stops
     asked = [{"role": "user", "content": "Say the boat?"}]
     text = exported.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     assert text == expected.replace("2026-07-01", datetime.now().strftime("%Y-%m-%d"))
