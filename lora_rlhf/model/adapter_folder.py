@@ -130,9 +130,12 @@ def find_target(layer: str, targets: Collection[str]) -> str | None:
 def _require_default(name: str, value: Any, defaults: dict[str, Any]) -> None:
     """ValueError for a field that may change a result.
 
-    Each version of PEFT writes all of its fields, mostly null. On mixtures of experts some are empty lists and tables.
+    Each version of PEFT writes all of its fields, mostly null. On mixtures of experts it writes an empty list of
+    parameters in place of null; other empty values switch something on.
     """
-    if value is None or value is False or value in ([], {}) or (name in defaults and value == defaults[name]):
+    if value is None or value is False or (name in defaults and value == defaults[name]):
+        return
+    if name == "target_parameters" and value == []:
         return
     if name in {field.name for field in fields(LoraConfig)}:
         raise ValueError(f"{name} is {quote(value)}; plain LoRA has {quote(defaults.get(name))}")

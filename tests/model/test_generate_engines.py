@@ -85,9 +85,10 @@ def test_auto_takes_the_faster_and_says_so(
     static: float,
     expected: str,
 ) -> None:
+    model = shared_model()
     caplog.set_level(logging.INFO, "lora_rlhf")
     timed = clock(monkeypatch, plain=plain, static=static)
-    assert pick(shared_model()) == expected
+    assert pick(model) == expected
     assert timed == ["plain", "static"]
     assert [record.getMessage() for record in caplog.records] == [
         f"engine: {expected}, of plain {plain:.0f} and static {static:.0f} tokens/s in a first try"
