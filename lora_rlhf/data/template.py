@@ -179,7 +179,10 @@ def render_response_after(
     if rendered.startswith(rendered_prompt):
         return _ended(tokenizer, rendered.removeprefix(rendered_prompt), bool(tool_calls))
     if tool_calls:
-        raise BadRow(DIFFERENT_ANSWER, f"its prompt ends in {rendered_prompt[-60:]!r}")
+        rendered_context = rendered_prompt.removesuffix(markup.prompt_tail) + markup.answer_head
+        if not markup.has_empty_thought or not rendered.startswith(rendered_context):
+            raise BadRow(DIFFERENT_ANSWER, f"its prompt ends in {rendered_prompt[-60:]!r}")
+        return _ended(tokenizer, markup.head_behind_prompt + rendered.removeprefix(rendered_context), True)
     answer = mark_control_tokens(answer, markup.control_in_answers)
     thought = mark_control_tokens(thought, markup.control_in_answers)
     head = f"{markup.thought_head}{thought}{markup.thought_tail}" if thought else markup.head_behind_prompt

@@ -19,6 +19,7 @@ from lora_rlhf.data.template import (
     render_demonstration,
     render_prompt,
     render_response,
+    render_response_after,
     render_verbatim,
     stop_ids,
 )
@@ -139,6 +140,7 @@ CALLS: dict[str, str] = {
     "muse_glimmer": ' to=weather<|message|><atem:function_calls>\n<atem:invoke name="weather">\n'
     '<atem:parameter name="city">Rome</atem:parameter>\n</atem:invoke>\n</atem:function_calls><|eot|>',
 }
+NOT_READ_BACK = ("gptoss", "muse_glimmer", *(name for name in CALLS if CALLS[name].endswith("<|tool_response>")))
 TAKES_TOOLS_ALONE, WRITES_CALLS_ALONE = "lfm2", "deepseekv3"
 NO_PLAIN_ANSWER = ("deepseek_r1_distill", "deepseekv3")  # their answers do not stand behind the prompt's open thought
 QUESTION, ANSWER, THOUGHT = "What does a horse eat?", "Hay and grass.", "It lives on a field."
@@ -345,6 +347,14 @@ def test_tools(tokenizer, name: str) -> None:
     ids = [*context_ids, *call_ids[: -1 if name == "glm4moe" else None]]  # writes no end
     assert ids == whole[: len(ids)] and not tokenizer.decode(whole[len(ids) :]).strip()
     assert call_ids[-1] in stop_ids(tokenizer) and not set(call_ids[:-1]) & set(stop_ids(tokenizer))
+    # with the empty thought, as --train-empty-thoughts learns it
+    learned = render_response_after(tokenizer, prompt, prompt_ids, "", (CALL,))
+    text = tokenizer.decode(learned)
+    assert text.endswith(CALLS[name]) and (text == CALLS[name]) == (not supplied or supplied in TABLE[name].prompt)
+    whole_text = spelled(tokenizer, prompt_ids + learned)
+    assert whole_text.count("<think>") == whole_text.count("</think>") <= 1
+    if name not in NOT_READ_BACK:  # a call that was sampled is text, which is read as the same tokens
+        assert render_response(tokenizer, prompt, decode_response(tokenizer, learned)) == learned
     # the result is read, the answer behind it learned
     turns = [*called({"city": "Rome"}), turn("tool", RESULT.content, name=RESULT.name, tool_call_id=RESULT.call_id)]
     prompt_ids = render_prompt(tokenizer, answered)
