@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, PPO, REWARD
+from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, PPO, REWARD, SFT
 from lora_rlhf.exporting.card_evaluation import evaluation_section
 from lora_rlhf.exporting.card_usage import usage_section
 from lora_rlhf.exporting.lineage import Lineage, Stage, named_numbers, nested_value, read_lineage
@@ -17,6 +17,7 @@ from lora_rlhf.render.wording import capitalize_first
 from lora_rlhf.system.disk import write_text
 
 LIBRARY_BY_KIND = {"merged": "transformers", "classifier": "transformers", "adapter": "peft", "gguf": "gguf"}
+LEAST_SHARE = 0.05  # of weights without an adapter, to be told
 KIND_DESCRIPTIONS = {
     "merged": "a plain transformers model, into which the adapter was merged",
     "classifier": "a plain transformers sequence classifier with one output, into which the adapter was merged",
@@ -98,7 +99,16 @@ def _stage_table(lineage: Lineage) -> str:
         )
         for stage in lineage.stages
     ]
-    return _markdown_table(("stage", "id", "settings", "seconds"), rows)
+    return _markdown_table(("stage", "id", "settings", "seconds"), rows) + _unadapted_sentence(lineage)
+
+
+def _unadapted_sentence(lineage: Lineage) -> str:
+    """What share of the weights has no adapter; empty where that is little, or was not recorded."""
+    stage = lineage.find_stage(SFT.name)
+    share = None if stage is None else named_numbers(stage.results, "share_without_adapter")
+    if share is None or share[0] < LEAST_SHARE:
+        return ""
+    return f"\n{share[0]:.0%} of the text model's weights, such as those of experts, have no adapter.\n"
 
 
 def _stage_settings(stage: Stage) -> str:

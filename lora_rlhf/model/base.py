@@ -292,6 +292,11 @@ def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: 
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"base model {spec.name!r} does not load ({first_line(error)})") from error
+    if model._hf_peft_config_loaded:
+        raise UserError(
+            f"base model {spec.name!r}: an adapter lies beside it, which transformers added to it; merge the two, or "
+            "give a model without one"
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(

@@ -18,7 +18,7 @@ from lora_rlhf.model.architecture import text_backbone
 from lora_rlhf.model.base import Base, hash_live_tensors
 from lora_rlhf.model.heads import attach_score_head, find_score_head
 from lora_rlhf.model.mixed import Mixture
-from lora_rlhf.model.targets import find_targets, note_without_adapter
+from lora_rlhf.model.targets import find_targets
 from lora_rlhf.system.errors import UserError
 
 BASE = "base"
@@ -119,9 +119,12 @@ class SharedModel:
 
     # Adding, copying, loading and saving roles
 
-    def note_without_adapter(self, settings: LoraSettings) -> str | None:
-        """What users must know of the weights that get no adapter, if that is much. UserError for an unknown target."""
-        return note_without_adapter(self._targets.share_without(settings.targets), settings.targets)
+    def share_without_adapter(self, settings: LoraSettings) -> float:
+        """The share of the text model's matrices, embeddings left out, that get no adapter.
+
+        UserError for a target that the base does not have.
+        """
+        return self._targets.share_without(settings.targets)
 
     def add_role(self, role: str, settings: LoraSettings, head: bool = False) -> None:
         """Adds an adapter that changes nothing yet (B = 0), with a new score head if `head`. Draws from torch's RNG."""

@@ -26,6 +26,7 @@ from lora_rlhf.model.forward import Sequences, counted_logprobs, response_scores
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.packing import require_no_leak
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.model.targets import note_without_adapter
 from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage, has_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
@@ -61,7 +62,8 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
         keep_dense_copies(model.causal, config.dequantize)
         require_context(model, config)
         settings = _lora_settings(config)
-        if note := model.note_without_adapter(settings):
+        without_adapter = model.share_without_adapter(settings)
+        if note := note_without_adapter(without_adapter, settings.targets):
             log.warning("%s", note)
         choose_run_template(config, folder, model)
         if config.packing:
@@ -78,7 +80,7 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
         if training.best is not None:
             model.load_adapter_state("sft", training.best)
         workers.from_main(lambda: model.save_role("sft", folder.path / ADAPTER))
-        folder.finish(training.results())
+        folder.finish(training.results() | {"share_without_adapter": round(without_adapter, 4)})
     return model
 
 

@@ -45,7 +45,7 @@ REPORT: dict[str, Any] = {
     **{"verdict": "Better, <b>mostly</b>.", "left_out": {}, "seconds": {}, "peak_rss_gib": 1.0, "peak_gpu_gib": 0.0},
 }
 RESULTS = {
-    "sft": {"demonstrations": 1406, "validation": 94},
+    "sft": {"demonstrations": 1406, "validation": 94, "share_without_adapter": 0.5612},
     "reward": {
         **{"prompts": 1067, "pairs": 17813, "offset": 0.0625, "scale_divided": 1.2, "held_out_pairs": 2204},
         **{"label_agreement": 0.696, "label_agreement_pairs": 24910, "ece": 0.0323, "length_correlation": 0.0255},
@@ -97,7 +97,16 @@ def test_the_card_tells_what_the_run_says(run: Path, tmp_path: Path) -> None:
     assert front["library_name"] == "transformers" and front["pipeline_tag"] == "text-generation"
     assert "ppo" in front["tags"] and "base_model" not in front
     for said in (
-        *("`sft0`", "`reward0`", "`ppo0`", "1,406 demonstrations", "17,813 pairs", f"`{'ab' * 32}`", "| ppo.jsonl |"),
+        *(
+            "`sft0`",
+            "`reward0`",
+            "`ppo0`",
+            "1,406 demonstrations",
+            "17,813 pairs",
+            "56% of the text model's weights",
+            f"`{'ab' * 32}`",
+            "| ppo.jsonl |",
+        ),
         *("69.6% of 24,910 pairs", "69.5% of 2,204 held-out pairs", "66.8% to 72.2%", "error: 0.032", "less 0.0625"),
         *("divided by 1.2 after", "| 0.50 to 0.55 | 0.520 | 0.510 | 624 |", "target 1.2 nats per response"),
         *(

@@ -15,7 +15,10 @@ from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.template import encode_text
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.export import export
+from lora_rlhf.model import files
+from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, hash_live_tensors, hash_source, load_base
+from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.subject import measure_model
 from lora_rlhf.stages import sft
@@ -115,6 +118,18 @@ def test_an_adapter_names_its_base(folder: Path) -> None:
 def test_a_left_over_adapter_is_never_added_in_silence(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     assert "Remove adapter_config.json, or merge the adapter first" in refusal(folder)
+
+
+def test_an_adapter_that_transformers_added_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub repository is not looked into before it is loaded."""
+    model = SharedModel(load_base(BaseSpec(str(folder), "none"), "cpu"))
+    model.add_role("sft", LoraSettings(rank=2))
+    model.save_role("sft", folder / "adapter")
+    for path in (folder / "adapter").iterdir():
+        path.rename(folder / path.name)
+    monkeypatch.setattr(files, "_find_folder_fault", lambda _folder: None)
+    with pytest.raises(UserError, match="an adapter lies beside it"):
+        load_base(BaseSpec(str(folder), "none"), "cpu")
 
 
 def test_pointers_of_git_lfs_are_named(folder: Path) -> None:
