@@ -173,6 +173,16 @@ def test_the_page_on_architecture_has_the_same_table() -> None:
     assert [room for room, _ in rows] == [room for room in MAY_IMPORT if room != "__init__"]
 
 
+def test_the_page_on_architecture_names_the_rooms_of_each_library() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    cells = dict(re.findall(r"^\| ([\w-]+) \| ([^|]+) \|$", page.partition("| library |")[2], re.MULTILINE))
+    cells = {name.lower().replace("-", "_"): cell for name, cell in cells.items()}
+    for library in ONLY_IN.keys() - {"torch", "trl", "lora_rlhf_demo"}:
+        assert set(re.findall(r"`(\w+)`", cells[library])) == ONLY_IN[library], library
+    without_torch = set(MAY_IMPORT) - ONLY_IN["torch"] - {"api", "__init__"}
+    assert set(re.findall(r"`(\w+)`", cells["torch"])) == without_torch
+
+
 def test_every_room_has_rules() -> None:
     assert {room_of(path) for path in MODULES} == set(MAY_IMPORT)
 
