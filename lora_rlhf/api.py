@@ -16,6 +16,7 @@ from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.runs.folder import METRICS, find_stage
 from lora_rlhf.system import workers
+from lora_rlhf.system.plain_files import read_file
 
 if TYPE_CHECKING:
     from lora_rlhf.evaluation.report_model import Report
@@ -36,7 +37,7 @@ class TrainedStage:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, one a step."""
-        return [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
+        return [json.loads(line) for line in read_file(self.folder / METRICS).splitlines()]
 
 
 def train_sft(config: SFTConfig, model: "SharedModel | None" = None) -> TrainedStage:

@@ -371,14 +371,13 @@ def test_a_full_disk_for_temporary_files_is_said(place: Place, monkeypatch: pyte
 
 
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    """Reading the first page of one's own memory is an input/output error on every Linux."""
     interrupted(place)
     record = place.run / "reward" / "checkpoints" / "step-00000002" / "checkpoint.json"
     record.unlink()
     record.symlink_to("/proc/self/mem")
     with caplog.at_level("INFO", "lora_rlhf"):
         place.goes_on("reward")
-    assert "step-00000002 is damaged ([Errno 5] Input/output error)" in caplog.text
+    assert re.search(r"step-00000002 is damaged \(.*is a symbolic link", caplog.text)
     assert "step-00000001" in caplog.text.partition("going on from")[2]
 
 

@@ -187,6 +187,57 @@ def test_every_room_has_rules() -> None:
     assert {room_of(path) for path in MODULES} == set(MAY_IMPORT)
 
 
+# Where files are opened by other means than system/plain_files.py: never files of a run. They are data, bases and
+# templates that the user names, files of this package and of the system, and what a folder holds that was just made.
+OPENERS = {
+    *("system/plain_files.py", "system/disk.py", "system/memory.py", "cli/main.py", "exporting/folder.py"),
+    *("data/parts.py", "data/containers.py", "data/chosen_template.py", "data/io.py", "doctor/libraries.py"),
+    *("doctor/storage.py", "model/files.py", "model/memory.py", "model/tensor_files.py", "model/adapter_folder.py"),
+    *("model/adapters.py", "exporting/gguf.py", "exporting/verify.py", "exporting/plain_check.py"),
+    *("exporting/plain_score_check.py", "evaluation/harness.py"),
+    "stages/checkpoint.py",  # load_file, after require_no_link
+    *(f"lora_rlhf_demo/{name}.py" for name in ("app", "label_tab", "ranker")),  # of the package
+}
+
+
+def openings(source: str) -> list[str]:
+    """What opens, empties or copies a file in a module. A new file (mode "xb") may be opened anywhere."""
+    names = {"read_text", "read_bytes", "truncate", "copyfile", "copytree", "safe_open", "load_file", "FileIO"}
+    names |= {"save_file", "touch", "fdopen", "write_bytes"}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else None
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+        is_open = name == "open" and (owner in (None, "os", "io", "gzip") or re.search("path|file$", str(owner)))
+        is_new = any(isinstance(argument, ast.Constant) and argument.value == "xb" for argument in node.args)
+        is_opened = owner is not None and re.search("file$|archive", owner)  # a method of an opened file
+        if not is_new and (is_open or (name in names and not is_opened)):
+            found.append(ast.unparse(node)[:60])
+        if name == "write_text" and owner is not None:
+            found.append(ast.unparse(node)[:60])
+    return found
+
+
+def test_files_of_a_run_are_opened_in_one_place() -> None:
+    faults = {name_of(path): openings(path.read_text()) for path in MODULES}
+    assert {name: found for name, found in faults.items() if found and name not in OPENERS} == {}
+    assert {name for name in OPENERS if not faults[name]} == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("open(path)", "open(path, 'wb')", "Path(name).read_text()", "path.open('ab')", "os.open(path, 0)"),
+        *("os.truncate(path, 0)", "path.write_text('')", "shutil.copyfile(a, b)", "load_file(path)", "path.touch()"),
+    ],
+)
+def test_other_ways_to_open_a_file_are_found(source: str) -> None:
+    assert len(openings(source)) == 1
+    assert openings("open(path, 'xb')") == openings("open_file(path)") == openings("file.truncate(3)") == []
+
+
 def test_adapters_are_switched_in_one_place() -> None:
     switches = {"set_adapter", "disable_adapter", "enable_adapters", "disable_adapters"}
     places = {

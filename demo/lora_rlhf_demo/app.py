@@ -18,6 +18,7 @@ import gradio as gr
 
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import read_file
 from lora_rlhf_demo.compare_tab import CompareTab
 from lora_rlhf_demo.label_tab import LabelTab
 from lora_rlhf_demo.playground_tab import PlaygroundTab
@@ -141,7 +142,7 @@ def _user_and_password(config: DemoConfig) -> tuple[str, str] | None:
     """The user and the password that a page asks for; None without --password_file."""
     if config.password_file is None:
         return None
-    lines = Path(config.password_file).read_text(encoding="utf-8").splitlines()
+    lines = read_file(Path(config.password_file), follow_links=True).decode().splitlines()
     if not lines or len(lines[0].strip()) < SHORTEST_PASSWORD:
         raise UserError(
             f"{config.password_file}: its first line must be a password of at least {SHORTEST_PASSWORD} characters"

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import require_no_link
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.label import Label, Labelling, label_from_page
@@ -205,7 +206,10 @@ class LabelActions:
         """The file with responses to rank: the one of --responses, or the run's own; None if there is none."""
         if self.config.responses is not None:
             return Path(self.config.responses)
-        return next((folder / name for name in CANDIDATES if (folder / name).is_file()), None)
+        path = next((folder / name for name in CANDIDATES if (folder / name).is_file()), None)
+        if path is not None:
+            require_no_link(path.parent, path)  # a run of a stranger's shows no file from outside it
+        return path
 
 
 def _placed_from_page(value: Mapping[str, Any], num_answers: int) -> tuple[bool, ...]:

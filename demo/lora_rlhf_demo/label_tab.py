@@ -11,6 +11,7 @@ from lora_rlhf.configs.catalogue import BASE, WRITERS
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.runs.manifest import FINISHED
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import read_file
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.label_session import LabelActions, LabelSession
 from lora_rlhf_demo.ranker import make_ranker
@@ -77,7 +78,7 @@ class LabelTab:
         if self.app.config.guidelines is None:
             gr.Markdown(GUIDELINES.read_text(encoding="utf-8"))
         else:
-            text = Path(self.app.config.guidelines).read_text(encoding="utf-8", errors="replace")
+            text = read_file(Path(self.app.config.guidelines), follow_links=True).decode(errors="replace")
             gr.HTML(text_html(text[:MOST_GUIDELINES]), apply_default_css=False)
 
     def _connect_controls(self) -> None:

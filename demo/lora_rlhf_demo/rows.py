@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.system.disk import json_line, new_file
+from lora_rlhf.system.plain_files import open_file, read_file
 
 Row = dict[str, Any]
 
@@ -26,21 +27,21 @@ class RowFile:
         """Adds one row. If it cannot be written, the file stays as it was, and this raises OSError."""
         line = json_line(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._hold_lock(), open(self.path, "ab", buffering=0) as file:
+        with self._hold_lock(), open_file(self.path, "a+b") as file:
             num_complete_bytes = self._num_complete_bytes()
-            os.truncate(self.path, num_complete_bytes)
+            file.truncate(num_complete_bytes)
             try:
                 while line:
                     line = line[file.write(line) :]
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(self.path, num_complete_bytes)
+                file.truncate(num_complete_bytes)
                 raise
 
     def rows(self) -> list[Row]:
         """All complete rows; none if there is no such file."""
         try:
-            content = self.path.read_bytes()
+            content = read_file(self.path)
         except FileNotFoundError:
             return []
         rows = []
@@ -56,7 +57,7 @@ class RowFile:
         if not self.path.exists():
             return None
         with self._hold_lock():
-            lines = self.path.read_bytes()[: self._num_complete_bytes()].splitlines(keepends=True)
+            lines = read_file(self.path)[: self._num_complete_bytes()].splitlines(keepends=True)
             for index in reversed(range(len(lines))):
                 with contextlib.suppress(ValueError):
                     row = json.loads(lines[index])
@@ -70,10 +71,10 @@ class RowFile:
         """Number of bytes up to the end of the last complete row."""
         if not self.path.exists():
             return 0
-        return self.path.read_bytes().rfind(b"\n") + 1
+        return read_file(self.path).rfind(b"\n") + 1
 
     @contextlib.contextmanager
     def _hold_lock(self) -> Iterator[None]:
-        with open(self.path.with_name(f".{self.path.name}.lock"), "w") as file:
+        with open_file(self.path.with_name(f".{self.path.name}.lock"), "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

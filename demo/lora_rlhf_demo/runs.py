@@ -36,7 +36,7 @@ class RunState:
 def list_runs(root: Path) -> list[RunState]:
     """The state of every folder under the root that holds a stage, the last changed one first."""
     paths = root.iterdir() if root.is_dir() else ()
-    folders = [path for path in paths if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in paths if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")]
     states = [(read_run_state(path), _last_change_time(path)) for path in folders]
     return [state for state, _ in sorted(states, key=lambda pair: -pair[1]) if state.stages]
 

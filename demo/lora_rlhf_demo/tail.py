@@ -6,6 +6,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import open_file, require_no_link
+
 MOST_AT_ONCE = 64 * 2**20  # bytes read in one go; the rest comes with the next
 SEAM = 256  # bytes before the end of the part that was read, by which a rewritten file is recognised
 
@@ -26,10 +29,11 @@ class Tail:
         self._lock = threading.Lock()
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows so far; none while there is no such file. OSError if it cannot be read."""
+        """All rows so far; none while there is no such file. OSError or UserError if it cannot be read."""
         with self._lock:
             try:
-                with open(self.path, "rb") as file:
+                require_no_link(self.path.parent)
+                with open_file(self.path) as file:
                     self._read_new_rows(file)
             except FileNotFoundError:
                 self._restart()
@@ -74,6 +78,6 @@ class Tails:
         """The tail of a file, with its new rows."""
         with self._lock:
             tail = self._tails.setdefault(path, Tail(path))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             tail.read()
         return tail

@@ -48,7 +48,7 @@ def parse_flags(command: str, kind: type[Config], arguments: Sequence[str]) -> C
     known = hints | {"config": str} | {old: hints[new] for old, new in former.items()}
     given = _values_by_field(command, known, [a for a in arguments if not (prints and a in PRINT_FLAGS)])
     path = given.pop("config", None) if takes_file else None
-    file_values = {} if path is None else with_new_names(former, read_yaml(path), path)
+    file_values = {} if path is None else with_new_names(former, read_yaml(path, follow_links=True), path)
     from_file, file_faults = convert_values(kind, file_values)
     from_flags, flag_faults = convert_values(kind, with_new_names(former, given, command))
     if faults := [f"{path}: {fault}" for fault in file_faults] + [f"{command}: {fault}" for fault in flag_faults]:

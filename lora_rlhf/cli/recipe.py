@@ -47,7 +47,9 @@ def read_recipe(
     source_name = "recipe" if isinstance(source, Mapping) else str(source)
     common = dict.fromkeys(name for kind in KINDS.values() for name in fields_with_mark(kind, COMMON))
     former = {old: new for kind in KINDS.values() for old, new in former_names(kind).items() if new in common}
-    values = with_new_names(former, source if isinstance(source, Mapping) else read_yaml(source), source_name)
+    values = with_new_names(
+        former, source if isinstance(source, Mapping) else read_yaml(source, follow_links=True), source_name
+    )
     values |= overrides or {}
     run = values.get("run")
     if not isinstance(run, str) or not run:

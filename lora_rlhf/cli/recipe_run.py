@@ -26,6 +26,7 @@ from lora_rlhf.runs.resume import Lock
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import remove_folder, remove_temporary, write_json, write_text
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import make_folder
 from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.config import LabelConfig, TinyworldConfig
 from lora_rlhf.tinyworld.datasets import label, make
@@ -128,7 +129,7 @@ def _lock_and_find_finished(run: Path, configs: Mapping[str, Section], lock: Loc
     steps = (name for name in configs if name != "evaluate")  # it always runs, and no other step depends on it
     finished = list(itertools.takewhile(lambda name: _is_finished(name, configs[name]), steps))
     _require_same_settings(run, configs, finished)
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     lock.acquire()
     for folder in {run, *(path.parent for config in configs.values() for path in outputs(config))}:
         remove_temporary(folder, "*")

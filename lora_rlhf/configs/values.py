@@ -18,9 +18,11 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import read_file
 
 Config = TypeVar("Config")
 
+MOST_YAML_BYTES = 2**20
 MOST_SEED = 2**63  # seeds are below it, as PyTorch's generators take them
 
 
@@ -148,10 +150,13 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. UserError names the file, and the line of a syntax error."""
+def read_yaml(path: str | Path, follow_links: bool = False) -> dict[str, Any]:
+    """A YAML file that holds a mapping. UserError names the file, and the line of a syntax error.
+
+    follow_links: of a file that the user named; in a run folder none is followed.
+    """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        values = yaml.load(read_file(Path(path), MOST_YAML_BYTES, follow_links), Loader=_UniqueKeys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two are for dates, bytes and depth

@@ -48,7 +48,7 @@ def save_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
 
 def write_config(folder: Path, source: Source, dtype: str, settings: dict[str, Any]) -> None:
     """Writes the base's config.json without quantization; `settings` are added, or replace the base's."""
-    config = read_object(source.base_folder / "config.json", "fetch the base model again")
+    config = read_object(source.base_folder / "config.json", "fetch the base model again", follow_links=True)
     if source.text_only:
         config = text_settings(str(source.base_folder))
     kept_settings = {name: value for name, value in config.items() if name not in DROPPED_SETTINGS}

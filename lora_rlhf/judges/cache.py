@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 from lora_rlhf.judges.question import Verdict
 from lora_rlhf.system.disk import json_line
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import open_file
 
 log = logging.getLogger("lora_rlhf")
 
@@ -74,7 +75,7 @@ class Cache:
 @contextlib.contextmanager
 def _open_locked(path: Path) -> Iterator[IO[bytes]]:
     """Opens the file, or creates it, and holds its lock during the block."""
-    with open(path, "a+b", buffering=0) as file:
+    with open_file(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # some network folders have no locks

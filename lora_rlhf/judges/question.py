@@ -12,6 +12,7 @@ from typing import Literal
 
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import read_file
 
 Verdict = Literal["A", "B", "tie"]
 
@@ -82,7 +83,7 @@ def read_questions(instructions: str | None) -> QuestionTemplate:
     if instructions is None:
         return QuestionTemplate()
     try:
-        criteria = Path(instructions).expanduser().read_text(encoding="utf-8").strip()
+        criteria = read_file(Path(instructions).expanduser(), follow_links=True).decode().strip()
     except OSError as error:
         raise UserError(f"--judge_instructions {instructions}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -73,7 +73,7 @@ def read_config(folder: Path) -> LoraConfig:
 
     UserError, with the field, for a field that is not at PEFT's default although plain LoRA does not use it.
     """
-    settings = read_object(folder / CONFIG, ADVICE, MAX_CONFIG_BYTES)
+    settings = read_object(folder / CONFIG, ADVICE, MAX_CONFIG_BYTES, follow_links=True)
     allowed_fields = SETTING_FIELDS | CHECKED_FIELDS
     try:
         require(settings, {name: kind for name, kind in allowed_fields.items() if name in settings or name in REQUIRED})

@@ -138,7 +138,7 @@ def hash_files(paths: list[Path]) -> str:
     """sha256 over the hashes of the files, in order."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(bytes.fromhex(sha256_of(path)))
+        digest.update(bytes.fromhex(sha256_of(path, follow_links=True)))
     return digest.hexdigest()
 
 

@@ -117,7 +117,7 @@ def write_tensors(path: Path, entries: Sequence[Entry], pieces: Iterable[Tensor]
     header = _make_header(entries)
     digest = hashlib.sha256()
     expected_bytes = sum(entry.num_bytes for entry in entries)
-    with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as writer:
+    with path.open("xb") as file, ThreadPoolExecutor(max_workers=1) as writer:
         futures: list[Future[int]] = []
         num_written = 0
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 from lora_rlhf.runs.manifest import OBJECT, TEXT
 from lora_rlhf.system.disk import new_file, new_folder, sha256_of
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import open_file
 from lora_rlhf.system.untrusted import object_of, quote, require
 
 MANIFEST = "MANIFEST.json"
@@ -51,7 +52,7 @@ def write_package(target: Path, files: Mapping[str, Content], package_facts: Map
             for name, content in contents.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "wb") as file:
+                with open(path, "xb") as file:
                     _copy_content(content, file)
                 path.chmod(_file_mode(name))
     return hashlib.sha256(manifest).hexdigest()
@@ -109,9 +110,7 @@ def _open_package(path: Path) -> Iterator[tuple[list[str], Any]]:
 
 
 def _open_plain_file(path: Path) -> IO[bytes]:
-    if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path}: a package holds plain files alone; {WAY_OUT}")
-    return open(path, "rb")
+    return open_file(path)
 
 
 def _read_hashes(path: Path, file: IO[bytes]) -> tuple[dict[str, str], str]:
@@ -141,7 +140,7 @@ def _copy_content(content: Content, file: IO[bytes]) -> None:
     if isinstance(content, bytes):
         file.write(content)
         return
-    with open(content, "rb") as source:
+    with open_file(content) as source:
         while chunk := source.read(CHUNK_BYTES):
             file.write(chunk)
 

@@ -23,6 +23,7 @@ from lora_rlhf.release.repeat import RECIPE, Step, commands_page, find_steps, re
 from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES
 from lora_rlhf.runs.manifest import MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import read_file, require_no_link
 from lora_rlhf.system.untrusted import object_of, read_object
 
 REPORT, PAGE, ANSWERS = "report.json", "report.md", "evaluation_samples.jsonl"
@@ -85,7 +86,7 @@ class PackageFiles:
 
     def _add_text(self, name: str, path: Path) -> None:
         """Adds a text file of the run, with paths as the package writes them."""
-        original = path.read_bytes()
+        original = read_file(path)
         self.files[name] = self.paths.text_without_paths(original.decode(errors="replace")).encode()
         self._keep_hash(name, original)
 
@@ -103,7 +104,7 @@ class PackageFiles:
                 raise UserError(f"{path}: there is no such report")
             self.left_out["evaluation"] = f"{self.paths.name} was not evaluated"
             return None
-        original = path.read_bytes()
+        original = read_file(path)
         try:
             self._report = read_report(path)
         except UserError as error:
@@ -114,7 +115,7 @@ class PackageFiles:
         if (page := path.with_name(PAGE)).is_file():
             self._add_text(f"evaluation/{PAGE}", page)
         if (answers := path.with_name(ANSWERS)).is_file():
-            self.files[f"evaluation/{ANSWERS}"] = answers.read_bytes()
+            self.files[f"evaluation/{ANSWERS}"] = read_file(answers)
         else:
             self.left_out["exact prompts of the evaluation"] = f"{ANSWERS} is not beside the report"
         return report
@@ -124,11 +125,12 @@ class PackageFiles:
         for stage, manifest in self._stages.items():
             folder = self._run / stage
             self.add_json(f"stages/{stage}/{MANIFEST}", manifest)
-            self._keep_hash(f"stages/{stage}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+            self._keep_hash(f"stages/{stage}/{MANIFEST}", read_file(folder / MANIFEST))
             for name in (METRICS, SAMPLES):
                 if (folder / name).is_file():
-                    self.files[f"stages/{stage}/{name}"] = (folder / name).read_bytes()
+                    self.files[f"stages/{stage}/{name}"] = read_file(folder / name)
             folders = [folder / name for name in (ADAPTER, *BY_NAME[stage].other_adapters)]
+            require_no_link(*folders)
             adapters = [path for adapter in folders for path in sorted(adapter.glob("*"))]
             for path in adapters if self._config.with_adapters else []:
                 self._add_adapter(f"adapters/{stage}/{path.parent.name}/{path.name}", path, manifest["base"]["name"])
@@ -142,7 +144,7 @@ class PackageFiles:
             return
         settings = read_object(path, "restore that file") | {"base_model_name_or_path": base}
         self.add_json(name, settings)
-        self._keep_hash(name, path.read_bytes())
+        self._keep_hash(name, read_file(path))
 
     def _add_settings(self, steps: list[Step]) -> None:
         """Adds the configuration of each step, the sampling settings, and the schedule of the KL coefficient."""
@@ -157,7 +159,7 @@ class PackageFiles:
         metrics = self._run / PPO.name / METRICS
         if metrics.is_file():
             try:
-                self.files["config/kl_schedule.csv"] = _kl_csv(metrics.read_bytes())
+                self.files["config/kl_schedule.csv"] = _kl_csv(read_file(metrics))
             except ValueError as error:  # the stage was killed in its last line and not resumed
                 self.left_out["KL schedule"] = f"{PPO.name}/{METRICS} cannot be read ({error})"
 
@@ -211,7 +213,7 @@ class PackageFiles:
         guidelines = None
         if self._config.guidelines is not None:
             try:
-                guidelines_text = Path(self._config.guidelines).read_bytes()
+                guidelines_text = read_file(Path(self._config.guidelines), follow_links=True)
             except OSError as error:
                 raise UserError(f"{self._config.guidelines}: cannot be read ({error.strerror})") from error
             self.files["labelling/guidelines.md"] = guidelines_text
@@ -226,13 +228,14 @@ class PackageFiles:
 
     def _add_gate_records(self) -> None:
         """Adds the records of the run's gates."""
+        require_no_link(self._run / RECORD_FOLDER)
         for path in sorted((self._run / RECORD_FOLDER).glob("[!.]*.json")):
             try:
                 record = read_gate_record(path)
             except UserError as error:
                 self.left_out[f"gate record {path.name}"] = self.paths.text_without_paths(str(error))
                 continue
-            self.files[f"{RECORD_FOLDER}/{path.name}"] = path.read_bytes()
+            self.files[f"{RECORD_FOLDER}/{path.name}"] = read_file(path)
             self._gates.append(f"{path.name}: {summarize_record(record)}")
 
     def _add_pages(self, steps: list[Step]) -> None:

@@ -57,7 +57,11 @@ def gate(config: GateConfig) -> Decision:
         "signed_off_by": config.signed_off_by or login_name(),
         "version": __version__,
         "report": {"name": path.name, "sha256": sha256_of(path), "created": report.created},
-        "policy": {"name": policy_file.name, "sha256": sha256_of(policy_file), "text": policy.source},
+        "policy": {
+            "name": policy_file.name,
+            "sha256": sha256_of(policy_file, follow_links=True),
+            "text": policy.source,
+        },
         "candidate": candidate.record_entry(),
         "baseline": baseline.record_entry(),
         "rows": [dataclasses.asdict(row) for row in rows],

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import read_file
 from lora_rlhf.system.untrusted import is_number, quote
 
 PACKAGED_POLICY = Path(__file__).parent / "gate.yaml"
@@ -73,7 +74,7 @@ class Policy:
 
 def read_policy(path: Path) -> Policy:
     """The policy of a YAML file. Raises UserError with all its faults, one in a line."""
-    values = read_yaml(path)
+    values = read_yaml(path, follow_links=True)
     faults = [
         f"unknown key {quote(key)}{_suggestion(key, POLICY_KEYS)}; the keys are {', '.join(POLICY_KEYS)}"
         for key in values.keys() - set(POLICY_KEYS)
@@ -91,7 +92,9 @@ def read_policy(path: Path) -> Policy:
     most_seen, passes_if_unknown = _parse_seen_limits(values.get("seen_in_training"), faults)
     if faults:
         raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
-    return Policy(tuple(rule for rule in rules if rule), most_seen, passes_if_unknown, path.read_text(encoding="utf-8"))
+    return Policy(
+        tuple(rule for rule in rules if rule), most_seen, passes_if_unknown, read_file(path, follow_links=True).decode()
+    )
 
 
 def _parse_rule(values: Any, title: str, faults: list[str]) -> Rule | None:

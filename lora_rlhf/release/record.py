@@ -14,6 +14,7 @@ from lora_rlhf.release.rules import FAIL, PASS
 from lora_rlhf.runs.manifest import LIST, OBJECT, TEXT
 from lora_rlhf.system.disk import TEMPORARY, finite, new_file, sync
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import make_folder
 from lora_rlhf.system.untrusted import FieldType, quote, read_object, require
 
 RECORD_FOLDER = "gate"
@@ -34,7 +35,7 @@ RECORD_TYPES = {
 def write_record(run: Path, record: Mapping[str, Any], time: datetime) -> Path:
     """Writes RUN/gate/TIME-DECISION.json and returns its path. Never replaces a file."""
     folder = run / RECORD_FOLDER
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     sealed_record = finite({"format": FORMAT, **record})
     sealed_record[SEAL] = _record_seal(sealed_record)
     draft = folder / f".{secrets.token_hex(4)}{TEMPORARY}"

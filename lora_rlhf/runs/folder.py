@@ -23,6 +23,7 @@ from lora_rlhf.runs.resume import Lock, require_same_origin, require_same_settin
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sha256_of, sync, write_json, write_text
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import make_folder, open_file, read_file, require_no_link
 
 log = logging.getLogger("lora_rlhf")
 
@@ -46,7 +47,7 @@ def data_hash(name: str) -> str | None:
     paths = source.paths if isinstance(source, DataFiles) else sorted(p for p in source.path.rglob("*") if p.is_file())
     hashes = []
     for path in paths:
-        hashes.append(sha256_of(path))
+        hashes.append(sha256_of(path, follow_links=True))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
@@ -83,6 +84,7 @@ def adapter_hash(folder: Path) -> str:
     UserError when there is no adapter.
     """
     total = hashlib.sha256()
+    require_no_link(folder, folder / ADAPTER)
     try:
         for path in sorted((folder / ADAPTER).iterdir()):
             total.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
@@ -132,6 +134,8 @@ def find_stage(folder: str | Path, stage: str) -> Parent:
     if manifest["status"] != FINISHED:
         raise UserError(f"{folder}: its {stage} stage did not finish (status {manifest['status']!r}); {make}")
     _find_base(manifest["base"], folder.parent)
+    for adapter in (folder / ADAPTER, folder / VALUE_ADAPTER):
+        require_no_link(adapter, *adapter.glob("*"))
     return Parent(folder, manifest)
 
 
@@ -217,7 +221,7 @@ class StageFolder:
         if self.path.exists() and any(self.path.iterdir()) and not (self.path / MANIFEST).is_file():
             raise UserError(f"{self.path}: holds files that are not a stage's; choose another --run, or move them away")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self._lock.acquire()
             remove_temporary(self.path.parent, f"{self.stage}.*")
             with new_folder(self.path) as folder:  # with its manifest from the start, which says that it is a stage
@@ -275,12 +279,13 @@ class StageFolder:
             return
         for name in (METRICS, SAMPLES):
             if (path := self.path / name).exists():
-                os.truncate(path, min(position["sizes"].get(name, 0), path.stat().st_size))
+                with open_file(path, "r+b") as file:
+                    file.truncate(min(position["sizes"].get(name, 0), file.seek(0, os.SEEK_END)))
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl so far."""
         path = self.path / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in read_file(path).splitlines()] if path.exists() else []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one row to metrics.jsonl."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import STAGES
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import require_no_link
 from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, quote, read_object, require
 
 MANIFEST = "manifest.json"
@@ -49,6 +50,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     UserError with file, field and value: what `read_object` refuses, a newer format, a missing field, a wrong type.
     """
+    require_no_link(folder)
     path = folder / MANIFEST
     manifest = read_object(path, WAY_OUT)
     number = manifest.get("format", 1)

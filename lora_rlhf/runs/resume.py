@@ -6,8 +6,9 @@ import logging
 import os
 import platform
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -15,6 +16,7 @@ from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with_mark, former_names, with_new_names
 from lora_rlhf.configs.values import plain_defaults, read_yaml, to_yaml
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import open_file
 
 log = logging.getLogger("lora_rlhf")
 
@@ -28,16 +30,16 @@ class Lock:
     def __init__(self, path: Path, way_out: str = "wait for it, stop it, or choose another --run") -> None:
         self._path = path
         self._way_out = way_out
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
 
     def acquire(self) -> None:
         """UserError when another process holds the lock; the message names that process."""
-        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115  (held open as long as the lock is)
+        file = open_file(self._path, "a+b")  # held open as long as the lock is
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read(200).decode(errors="replace").strip() or "unknown"
             file.close()
             raise UserError(
                 f"{self._path.parent}: another process is at work there ({holder}); {self._way_out}"
@@ -45,8 +47,8 @@ class Lock:
         except OSError as error:  # some network file systems have no locks
             log.warning("%s: cannot be locked (%s): do not start a second process on it", self._path, error.strerror)
         with contextlib.suppress(OSError):  # on a full disk the lock works without the process's name in it
-            os.truncate(file.fileno(), 0)
-            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         self._file = file
 
     def release(self) -> None:

@@ -18,10 +18,12 @@ from lora_rlhf.runs.folder import CHECKPOINTS, StageFolder
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import finite, new_folder, remove_folder, write_text
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import open_file, read_file, require_no_link
 
 log = logging.getLogger("lora_rlhf")
 
 RECORD, TENSORS = "checkpoint.json", "state.safetensors"
+MOST_RECORD_BYTES = 2**28
 RNG = "rng."  # how the tensors of PyTorch's own generators begin
 
 
@@ -61,6 +63,7 @@ class Checkpoints:
             return
         target = self._path / f"step-{step:08d}"
         record = {"step": step, "score": score, "position": self._folder.sync_growing_files(), "state": dict(state)}
+        require_no_link(self._path)
         self._path.mkdir(exist_ok=True)  # not the stage's own folder: where that was deleted, the run ends
         with new_folder(target) as temporary:
             write_adapters(temporary)
@@ -83,8 +86,9 @@ class Checkpoints:
                 continue
             try:
                 record = _read_record(path)
+                require_no_link(self._path, path, path / TENSORS)
                 tensors = load_file(path / TENSORS)
-            except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, UserError) as error:
                 log.warning("%s is damaged (%s): taking the one before", path, error)
                 useless.append(path)
                 continue
@@ -112,7 +116,7 @@ class Checkpoints:
 
 def _read_record(path: Path) -> dict[str, Any]:
     """A checkpoint's record. ValueError where it, or a file that it lists, does not match its hash."""
-    outer = json.loads((path / RECORD).read_text())
+    outer = json.loads(read_file(path / RECORD, MOST_RECORD_BYTES))
     if _hash_of_text(outer["record"]) != outer["hash"]:
         raise ValueError(f"{RECORD} is not what was written")
     record: dict[str, Any] = json.loads(outer["record"])
@@ -126,8 +130,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _read_score(path: Path) -> float | None:
     """The score in a checkpoint's record; None if the record cannot be read."""
     try:
-        score: float | None = json.loads(json.loads((path / RECORD).read_text())["record"])["score"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        score: float | None = json.loads(json.loads(read_file(path / RECORD, MOST_RECORD_BYTES))["record"])["score"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         return None
     return score
 
@@ -139,7 +143,7 @@ def _files_in(folder: Path) -> list[Path]:
 def _hash_of_file(path: Path) -> str:
     """The xxh3 hash of a file, read in pieces."""
     total = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while piece := file.read(1 << 20):
             total.update(piece)
     return total.hexdigest()

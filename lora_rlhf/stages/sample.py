@@ -1,7 +1,6 @@
 """Between stages 1 and 2: K distinct responses of each prompt, ready to be ranked (InstructGPT, section 3.2)."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from lora_rlhf.stages.trainer import GO_ON
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row
 from lora_rlhf.system.errors import Stopped, UserError
+from lora_rlhf.system.plain_files import open_file, read_file
 
 ROUNDS = 4  # slots' worth sampled in one go by the static engine: with fewer, most slots wait for the last response
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself
@@ -108,13 +108,14 @@ class _Attempt:
 
         Else no rows, and the file is new.
         """
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        lines = read_file(self._path).splitlines(keepends=True) if self._path.exists() else []
         whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
         if not whole or whole[0] != json.loads(json.dumps(self._of)):
-            self._path.write_bytes(b"")
+            self._path.unlink(missing_ok=True)
             append_row(self._path, self._of)
             return [], None
-        os.truncate(self._path, sum(len(line) for line in lines if line.endswith(b"\n")))
+        with open_file(self._path, "r+b") as file:
+            file.truncate(sum(len(line) for line in lines if line.endswith(b"\n")))
         log.info("going on after %d prompts, which %s holds", len(whole) - 1, self._path)
         return [line["row"] for line in whole[1:]], whole[-1].get("engine")
 

@@ -9,13 +9,15 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
+
+from lora_rlhf.system.plain_files import open_file, require_no_link
 
 TEMPORARY = ".tmp"  # how the names end that a killed process may leave; they begin with a dot
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file to fill, which gets its name at the end of the block. An OSError names the file.
 
     An older file of that name stays until the new one is on disk, and also after an error.
@@ -23,7 +25,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     temporary = _temporary(path)
     try:
         with _name_errors(path):
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -48,7 +50,7 @@ def write_json(path: Path, value: Any) -> None:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Adds one line of JSON, in one write. After a kill the line is whole, absent, or cut off at the file's end."""
     line = json_line(finite(row))
-    with _name_errors(path), open(path, "ab", buffering=0) as file:
+    with _name_errors(path), open_file(path, "a+b") as file:
         while line:  # a disk that fills up writes a part, and reports the error at the next write only
             line = line[file.write(line) :]
 
@@ -68,6 +70,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     An older folder of that name is replaced.
     """
+    require_no_link(folder)
     temporary = _temporary(folder)
     try:
         with _name_errors(folder):
@@ -91,13 +94,16 @@ def remove_folder(folder: Path) -> None:
     """Removes a folder. After a kill it is whole, gone, or there under a temporary name."""
     temporary = _temporary(folder)
     folder.rename(temporary)
-    shutil.rmtree(temporary)
+    if temporary.is_symlink():
+        temporary.unlink()
+    else:
+        shutil.rmtree(temporary)
 
 
 def remove_temporary(folder: Path, names: str) -> None:
     """Removes the temporary files that killed processes left in a folder. `names`: a pattern of the final names."""
     for path in folder.glob(f".{names}{TEMPORARY}"):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -113,9 +119,9 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file's bytes, in hexadecimal digits."""
-    with open(path, "rb") as file:
+def sha256_of(path: Path, follow_links: bool = False) -> str:
+    """The hash of a file's bytes, in hexadecimal digits. UserError as of `open_file`."""
+    with open_file(path, follow_links=follow_links) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_rlhf.system.plain_files import require_no_link
+
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
@@ -43,6 +45,7 @@ class Trackers:
         the same when a stage is resumed, so that Weights & Biases and Trackio continue theirs, and else another.
         """
         self._folder = folder / FOLDER
+        require_no_link(folder, self._folder)
         self._config = dict(config)
         self._running: dict[str, GeneralTracker] = {}
         self._starts_tensorboard = "tensorboard" in names

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import read_file
 
 MOST_BYTES = 16 * 2**20
 MOST_LEVELS = 32  # of objects and lists; what this package and PEFT write has fewer than ten
@@ -22,21 +22,19 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 
 
-def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES, follow_links: bool = False) -> dict[str, Any]:
     """The object that a JSON file holds. Numbers are finite, integers have at most 20 digits, texts can be printed.
 
     UserError, which ends in `way_out`: a file that is not there, not a plain file or larger than `most_bytes` (it is
-    then not read), not JSON in UTF-8, not an object, nested too deep, or with a name twice in one object.
+    then not read), not JSON in UTF-8, not an object, nested too deep, or with a name twice in one object. Also a
+    symbolic link, unless links are followed.
     """
     try:
-        if not path.is_file():  # opening a pipe would wait for a writer
-            raise ValueError("not there" if not os.path.lexists(path) else "not a file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            raw = b"" if size > most_bytes else file.read(most_bytes + 1)  # some files grow, or hide their size
-        if max(size, len(raw)) > most_bytes:
-            raise ValueError(f"{max(size, len(raw)):,} bytes, more than the {most_bytes:,} that such a file can have")
-        return object_of(raw)
+        return object_of(read_file(path, most_bytes, follow_links))
+    except UserError as error:
+        raise UserError(f"{error}; {way_out}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path} cannot be used: not there; {way_out}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be used: {error.strerror or error}; {way_out}") from error
     except ValueError as error:

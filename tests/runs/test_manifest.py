@@ -161,7 +161,7 @@ def test_files_of_no_use_are_not_opened_or_read(tmp_path: Path) -> None:
     for make in (Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)):
         path.unlink(missing_ok=True)
         make(path)
-        with pytest.raises(UserError, match="not a file"):
+        with pytest.raises(UserError, match=r"not a file|is a symbolic link"):
             read_manifest(tmp_path)
         if path.is_dir():
             path.rmdir()
