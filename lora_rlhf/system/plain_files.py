@@ -42,8 +42,9 @@ def read_file(path: Path, most_bytes: int = MOST_BYTES, follow_links: bool = Fal
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > most_bytes else file.read(most_bytes + 1)  # some files grow, or hide their size
     if max(size, len(content)) > most_bytes:
+        size = max(size, len(content))
         raise UserError(
-            f"{path} cannot be used: {max(size, len(content)):,} bytes, more than the {most_bytes:,} that such a file can have"
+            f"{path} cannot be used: {size:,} bytes, more than the {most_bytes:,} that such a file can have"
         )
     return content
 
