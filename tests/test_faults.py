@@ -47,24 +47,12 @@ COMMANDS = {
     f"--epochs 1 {LIMITS}",
     "ppo": f"ppo --run {{run}} --sft {{root}}/parents/sft --prompts {{root}}/prompts.jsonl --iterations 3 "
     f"--batch_size 4 --minibatch_size 2 --num_epochs 1 --warmup_iterations 0 --max_kl null --engine static "
-    f"--reward_model_weight 0 --reward_function tests.test_faults:judge {LIMITS}",
+    f"--reward_model_weight 0 --reward_function tests.support.waiting_reward:judge {LIMITS}",
     "sample": "sample --run {root}/parents --prompts {root}/prompts.jsonl --to {run}/candidates.jsonl "
     "--min_responses 2 --max_responses 3 --generation_batch_size 8 --max_prompt_tokens 48 --max_response_tokens 6 "
     "--engine plain --device cpu",
 }
 VARYING = ("seconds", "time/", "memory/", "peak_")  # how the keys begin of what no two runs share
-gate: Path | None = None  # while there is a file of this name, `judge` waits in the second iteration
-judged: list[int] = []
-
-
-def judge(_prompts: list[str], responses: list[str]) -> list[float]:
-    """A verifiable reward; it holds its process in the middle of PPO's second iteration for as long as is asked."""
-    judged.append(1)
-    if gate is not None and len(judged) > 2:  # the first iteration has its fixed prompts judged too
-        gate.with_suffix(".reached").touch()
-        while gate.exists():
-            time.sleep(0.01)
-    return [sum(character.isascii() for character in text) / max(len(text), 1) for text in responses]
 
 
 @dataclass
@@ -122,7 +110,6 @@ def root(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def place(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Place]:
-    judged.clear()
     logger, level = logging.getLogger("lora_rlhf"), logging.getLogger("lora_rlhf").level
     yield Place(root, tmp_path / "run", capsys)
     logger.setLevel(level)
@@ -298,7 +285,6 @@ def test_a_disk_that_is_full_at_any_write_costs_nothing_that_was_saved(place: Pl
         assert any(part in site for site in found), part
     for site, number in found.items():
         shutil.rmtree(place.run)
-        judged.clear()
         with writes_through(Disk(folder, full_at=number)) as full:
             result = place.command(stage)
         assert full.sites[number] == site
@@ -442,11 +428,11 @@ def test_a_lock_that_cannot_be_written_is_said(place: Place) -> None:
 
 def run_command(words: list[str], said: Path, waits: Path | None, most_bytes: int | None) -> None:
     """What a process of its own does: one command, its words into a file."""
-    global gate
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    gate = waits
+    if waits is not None:
+        os.environ["WAITS"] = str(waits)
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     sys.exit(main(words))

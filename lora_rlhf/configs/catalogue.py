@@ -148,7 +148,7 @@ PPO = Stage(
     settings=(
         *("iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt", "temperature", "advantage"),
         *("gamma", "lam", "clip_range", "policy_learning_rate", "value_learning_rate", "missing_eos_score"),
-        *("whiten_rewards", "score_clip", "reward_function", "pretraining_text"),
+        *("whiten_rewards", "score_clip", "reward_function", "reward_functions", "pretraining_text"),
     ),
     counts={"prompts": "prompts"},
     limits="It was trained to please a reward model, which errs as shown above, and may exploit its errors.",

@@ -5,7 +5,9 @@ from typing import Literal
 
 from lora_rlhf.configs.common import TemplateConfig, TrainingConfig
 from lora_rlhf.configs.marks import COMMON, ENGINE, SAFE_TO_CHANGE_ON_RESUME, input_file
+from lora_rlhf.configs.reward_functions import FunctionChoice, read_choices
 from lora_rlhf.configs.values import at_least, multiple, positive, share
+from lora_rlhf.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +169,20 @@ class PPOConfig(TrainingConfig):
     score_clip: float | None = None
     """Clip scores to plus and minus this."""
     reward_model_weight: float = 1.0
-    """Weight of the reward model's score; 0 with a reward function alone."""
+    """Weight of the reward model's score; 0, also if the run has no reward stage, with reward functions alone."""
+    reward_functions: tuple[str, ...] = ()
+    """Reward functions with their weights: NAME, NAME=WEIGHT or 'NAME(argument=value)=WEIGHT' each. NAME is
+    module:function, one that is built in, or one of trl.rewards (docs/rewards.md)."""
     reward_function: str | None = None
-    """A verifiable reward as module:function, called with lists of prompts and of responses; returns scores."""
+    """One more reward function, as in reward_functions, with reward_function_weight."""
     reward_function_weight: float = 1.0
-    """Weight of the reward function's score."""
+    """Weight of reward_function."""
+    reward_timeout_s: float = 60.0
+    """Seconds that one call of a reward function may take; then its process is ended."""
+    reward_memory_gib: float | None = 4.0
+    """Memory of a reward function's process, GiB; null: no limit."""
+    reward_failure_score: float = 0.0
+    """Score of a response on which a reward function raises, hangs, dies or returns no number."""
     pretraining_text: str | None = field(default=None, metadata=input_file())
     """Text for the PPO-ptx term, mixed into every step; null: plain PPO."""
     ptx_coef: float = 27.8
@@ -190,6 +201,12 @@ class PPOConfig(TrainingConfig):
         """Whether a value role is trained: GAE needs one, the advantages over a prompt's responses do not."""
         return self.advantage == "gae"
 
+    @property
+    def functions(self) -> list[FunctionChoice]:
+        """The reward functions. UserError for one of another form."""
+        single = [] if self.reward_function is None else [f"{self.reward_function}={self.reward_function_weight!r}"]
+        return read_choices([*single, *self.reward_functions])
+
     def faults(self) -> list[str]:
         return [
             *super().faults(),
@@ -198,6 +215,7 @@ class PPOConfig(TrainingConfig):
             *at_least(self, 2, "ptx_block_tokens"),
             *positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
             *positive(self, "value_learning_rate", "kl_target", "kl_horizon", "score_clip", "max_kl", "max_ratio"),
+            *positive(self, "reward_timeout_s", "reward_memory_gib"),
             *multiple(self, "batch_size", "minibatch_size"),
             *multiple(self, "batch_size", "samples_per_prompt"),
             *share(self, "gamma", "lam", upper=1.0),
@@ -210,8 +228,10 @@ class PPOConfig(TrainingConfig):
             faults.append(f"advantage {self.advantage} compares responses: samples_per_prompt must be at least 2")
         if self.kl_target is not None and self.kl_horizon < self.batch_size:
             faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")
-        if self.reward_model_weight == 0 and self.reward_function is None:
+        try:
+            has_functions = bool(self.functions)
+        except UserError as error:
+            return [*faults, str(error)]
+        if self.reward_model_weight == 0 and not has_functions:
             faults.append("reward_model_weight is 0 and there is no reward_function: nothing would be learned")
-        if self.reward_function is not None and self.reward_function.count(":") != 1:
-            faults.append(f"reward_function {self.reward_function!r} is not of the form module:function")
         return faults

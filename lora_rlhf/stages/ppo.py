@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.ppo_checks import check_first_update, check_rollout
 from lora_rlhf.stages.ppo_loop import PPOLoop
-from lora_rlhf.stages.ppo_setup import finish, set_up, warn_of_useless_rollout
+from lora_rlhf.stages.ppo_setup import finish, set_up, warn_of_useless_rollout, without_missing_reward
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.scorer import ResponseScorer
 from lora_rlhf.stages.session import warmup
@@ -57,6 +57,7 @@ class PolicyTooFar(Exception):
 
 def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
     """Trains the `policy` adapter against the reward, held to the reference by a KL penalty."""
+    config = without_missing_reward(config)
     check(config)
     with StageFolder.open(config, "ppo") as folder:
         setup = set_up(config, folder, model)
@@ -72,6 +73,8 @@ class Rollout:
     finished (B,) is True where the response ended by itself. raw_scores (B,) are the scorer's; scores (B,) hold the
     fixed score where a response did not end. old_logprobs, ref_logprobs, entropy and values (B, R) are 0 where masked;
     values are None without a value role. Scores and values are in units of the demonstrations' standard deviation.
+    parts: {name: scores (B,)} of each source of the score, where there are reward functions. failures: {name of a
+    reward function: how many responses it failed on}.
     `scored_together` is the size of the micro-batches that gave the log-probabilities.
     """
 
@@ -84,6 +87,8 @@ class Rollout:
     entropy: Tensor
     values: Tensor | None
     scored_together: int
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    failures: dict[str, float] = field(default_factory=dict)
 
     @property
     def mask(self) -> Tensor:
@@ -107,6 +112,8 @@ class Rollout:
             "rollout/length": float(lengths.mean()),
             "rollout/eos_rate": float(self.finished.double().mean()),
             "rollout/entropy": float(self.entropy.sum() / self.mask.sum()),
+            **{f"reward/{name}": float(part.nanmean()) for name, part in self.parts.items() if not part.isnan().all()},
+            **{f"reward/{name}_failed": count for name, count in self.failures.items()},
         }
 
 
@@ -213,10 +220,11 @@ class PPO:
         sequences = Sequences(*response_batch(prompt_ids, response_ids, pad_id(tokenizer))).to(model.device)
         rows = workers.share_of_process(range(len(sequences)))
         share = sequences.index(rows)
-        questions = [repeated[row].prompt.messages[-1].content for row in rows]
-        answers = [decode_response(tokenizer, responses[row].ids).strip() for row in rows]
+        ids = [responses[row].ids for row in rows]
+        answers = [decode_response(tokenizer, answer_ids).strip() for answer_ids in ids]
 
-        judged = {"score": self.scorer.scores(model, share, questions, answers, self.batch)}
+        scores = self.scorer.scores(model, share, [repeated[row] for row in rows], ids, answers, self.batch)
+        judged = {"score": scores.total}
         logprobs = self.batch.run(lambda size: self._score_by_policy_and_reference(share, size), "scoring")
         judged["reference log-probability"], judged["log-probability"], scored_together = logprobs
         if config.has_value_role:
@@ -242,6 +250,8 @@ class PPO:
             entropy=entropy,
             values=judged.get("value"),
             scored_together=scored_together,
+            parts={name: workers.gather_rows(part) for name, part in scores.parts.items()},
+            failures=workers.sum_all(scores.failures),
         )
 
     def _score_by_policy_and_reference(self, sequences: Sequences, size: int) -> tuple[Tensor, Tensor, int]:

@@ -1,6 +1,8 @@
 """Before and after PPO's iterations: parents, roles, data, warnings; saving the adapters."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from lora_rlhf.stages.ppo import Rollout, Targets
 
 
+TRIED = 16  # of the first prompts, on which reward functions are tried before the model is loaded
+
+
 @dataclass(frozen=True)
 class Setup:
     """What the iterations work with: the model with its roles, the reward, prompts, and text for PPO-ptx."""
@@ -44,6 +49,16 @@ class Setup:
     scorer: ResponseScorer
     prompts: Spool[EncodedPrompt]
     text: TextStream | None
+
+
+def without_missing_reward(config: PPOConfig) -> PPOConfig:
+    """The config with a reward model of weight 0 where a run without a reward stage has reward functions."""
+    has_functions = bool(config.reward_function or config.reward_functions)
+    if not has_functions or config.reward is not None or Path(config.run, "reward").exists():
+        return config
+    if config.reward_model_weight:
+        log.info("%s has no reward stage: the reward functions alone are the reward", config.run)
+    return replace(config, reward_model_weight=0.0)
 
 
 def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) -> Setup:
@@ -55,8 +70,7 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
     if reward is not None and not folder.resumes:
         _require_better_than_chance(config, reward)
     prompts: Source[Prompt] = source_of(config, config.prompts, "prompts")
-    prompts.require_first()
-    scorer = ResponseScorer.from_config(config)
+    scorer = ResponseScorer.from_config(config, list(itertools.islice(prompts, TRIED)))
     require_engine(config, sft)
     model = open_parent_base(config, sft, model)
     require_context(model, config)

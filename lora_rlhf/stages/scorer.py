@@ -1,19 +1,35 @@
-"""What a whole response is worth to PPO: the reward role's score, a Python function's, or a weighted sum of both."""
+"""What a whole response is worth to PPO: a weighted sum of the reward role's score and of reward functions' scores."""
 
-import importlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig
+from lora_rlhf.data.encode import EncodedPrompt
+from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.rewards.process import RewardFunction, ScoredRow
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.system.errors import UserError
 
-RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+TRIAL = "A response, to try the function."
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of b responses. total (b,) float32.
+
+    parts: of several sources, {name: its scores (b,)}, before weights, NaN where a function does not apply.
+    failures: {name of a reward function: how many responses it failed on}.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    failures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -21,31 +37,63 @@ class ResponseScorer:
     """Scores responses. A score is no reward yet: that is what `algo/advantages.py` makes of it, token by token."""
 
     model_weight: float = 1.0
-    function: RewardFunction | None = None
-    function_weight: float = 1.0
+    functions: tuple[RewardFunction, ...] = ()
     clip: float | None = None
     missing_eos_score: float | None = None  # of a response that did not end, in units of the whole score
 
     @classmethod
-    def from_config(cls, config: PPOConfig) -> "ResponseScorer":
-        """As the config has it. UserError for a reward function that cannot be imported."""
-        function = None if config.reward_function is None else load_function(config.reward_function)
-        weight = config.reward_model_weight or config.reward_function_weight
+    def from_config(cls, config: PPOConfig, prompts: Sequence[Prompt]) -> "ResponseScorer":
+        """As the config has it. UserError for a reward function that cannot be used on some of the prompts."""
+        functions = tuple(
+            RewardFunction(choice, config.reward_timeout_s, config.reward_memory_gib, config.reward_failure_score)
+            for choice in config.functions
+        )
+        rows = [ScoredRow(to_messages(prompt.messages), TRIAL, [0], prompt.meta) for prompt in prompts]
+        for function in functions:
+            function.try_out(rows)
+        weight = config.reward_model_weight or sum(abs(function.weight) for function in functions)
         missing = None if config.missing_eos_score is None else config.missing_eos_score * weight
-        return cls(config.reward_model_weight, function, config.reward_function_weight, config.score_clip, missing)
+        return cls(config.reward_model_weight, functions, config.score_clip, missing)
 
     def scores(
-        self, model: SharedModel, sequences: Sequences, prompts: list[str], responses: list[str], batch: AutoBatch
-    ) -> Tensor:
-        """(B,) float32. UserError when a reward function returns something else than one number per response."""
+        self,
+        model: SharedModel,
+        sequences: Sequences,
+        prompts: Sequence[EncodedPrompt],
+        response_ids: Sequence[list[int]],
+        responses: Sequence[str],
+        batch: AutoBatch,
+    ) -> Scores:
+        """The scores of responses, each with its prompt, its ids and its text."""
         total = torch.zeros(len(sequences), device=model.device)
+        parts: dict[str, Tensor] = {}
+        failures: dict[str, float] = {}
         if self.model_weight:
             with model.role("reward"):
-                total = total + self.model_weight * score_in_batches(model, sequences, batch)
-        if self.function is not None:
-            returned = _to_scores(self.function(prompts, responses), len(responses))
-            total = total + self.function_weight * returned.to(model.device)
-        return total if self.clip is None else total.clamp(-self.clip, self.clip)
+                scores = score_in_batches(model, sequences, batch)
+            total = total + self.model_weight * scores
+            if self.functions:
+                parts["model"] = scores
+        rows = [
+            ScoredRow(to_messages(encoded.prompt.messages), text, ids, encoded.prompt.meta)
+            for encoded, ids, text in zip(prompts, response_ids, responses, strict=True)
+        ]
+        for function in self.functions:
+            values, failures[function.label] = function.score(rows)
+            filled = [math.nan if value is None else value for value in values]
+            scores = torch.tensor(filled, dtype=torch.float32, device=model.device)
+            total = total + function.weight * scores.nan_to_num(nan=0.0)
+            parts[function.label] = scores
+        return Scores(total if self.clip is None else total.clamp(-self.clip, self.clip), parts, failures)
+
+
+def to_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages in TRL's form."""
+    return [
+        {"role": message.role, "content": message.content}
+        | ({"tool_calls": [call.value for call in message.tool_calls]} if message.tool_calls else {})
+        for message in messages
+    ]
 
 
 def score_in_batches(model: SharedModel, sequences: Sequences, batch: AutoBatch) -> Tensor:
@@ -53,32 +101,3 @@ def score_in_batches(model: SharedModel, sequences: Sequences, batch: AutoBatch)
     return batch.run(
         lambda size: apply_in_micro_batches(lambda rows: response_scores(model, rows), sequences, size), "scoring"
     )
-
-
-def load_function(name: str) -> RewardFunction:
-    """The callable that module:function names. UserError where there is none."""
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"reward_function {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?"
-        ) from error
-    if not callable(function):
-        raise UserError(f"reward_function {name!r} is a {type(function).__name__}, not a function")
-    return function
-
-
-def _to_scores(returned: object, count: int) -> Tensor:
-    """What a reward function returned, as (count,) float32 on the CPU."""
-    try:
-        scores = torch.as_tensor(returned, dtype=torch.float32, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(returned).__name__
-        raise UserError(f"the reward function returned no list of numbers, but a {kind} ({error})") from error
-    if scores.shape != (count,) or not bool(scores.isfinite().all()):
-        raise UserError(
-            f"the reward function returned {tuple(scores.shape)} values (all finite: {bool(scores.isfinite().all())}), "
-            f"expected one finite number for each of {count} responses"
-        )
-    return scores

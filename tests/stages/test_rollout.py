@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_rlhf.configs.reward_functions import read_choices
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
@@ -16,10 +17,9 @@ from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.forward import apply_in_micro_batches
 from lora_rlhf.model.generate import Response
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.rewards.process import RewardFunction, ScoredRow
 from lora_rlhf.stages.ppo import PPO, Rollout
 from lora_rlhf.stages.scorer import ResponseScorer
-from lora_rlhf.system.errors import UserError
-from tests.support import rewards
 from tests.support.stages import DEMONSTRATIONS, Models, open_model
 
 Make = Callable[..., SharedModel]
@@ -150,15 +150,19 @@ def test_a_critic_free_rollout_has_no_values(tiny_model: Models) -> None:
 # What a response is worth
 
 
+def functions(*names: str) -> tuple[RewardFunction, ...]:
+    return tuple(RewardFunction(choice, 60.0, 4.0, failure_score=0.0) for choice in read_choices(names))
+
+
 def test_rewards_can_be_weighed_and_clipped(model: SharedModel) -> None:
     def scores(**changes: Any) -> Tensor:
         return judge(model, responses(model), **changes).raw_scores
 
     by_model = scores()
-    by_function = scores(model_weight=0.0, function=rewards.ascii_share)
+    by_function = scores(model_weight=0.0, functions=functions("tests.support.rewards:ascii_share"))
     assert by_function.unique().numel() > 2
     torch.testing.assert_close(
-        scores(model_weight=0.5, function=rewards.ascii_share, function_weight=-2.0),
+        scores(model_weight=0.5, functions=functions("tests.support.rewards:ascii_share=-2")),
         0.5 * by_model - 2.0 * by_function,
     )
     limit = float(by_model.abs().median())
@@ -168,33 +172,15 @@ def test_rewards_can_be_weighed_and_clipped(model: SharedModel) -> None:
     assert torch.equal(clipped[~inside], by_model[~inside].sign() * limit)
 
 
-def test_a_function_is_given_each_response_with_its_prompt(model: SharedModel) -> None:
-    seen: list[tuple[list[str], list[str]]] = []
-
-    def watch(asked: list[str], answered: list[str]) -> list[float]:
-        seen.append((asked, answered))
-        return [0.0] * len(answered)
-
+def test_a_function_is_given_each_response_with_its_prompt(model: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     eos = model.tokenizer.eos_token_id
     texts = [f"The {word}" for word in "a b c d e f g h".split()]
     given = [Response([*model.tokenizer(text)["input_ids"], eos], True) for text in texts]
-    judge(model, given, function=watch)
+    (function,) = functions("tests.support.rewards:nothing")
+    seen: list[ScoredRow] = []
+    monkeypatch.setattr(function, "score", lambda rows: (seen.extend(rows), ([0.0] * len(rows), 0))[1])
+    judge(model, given, functions=(function,))
     asked = [prompt.prompt.messages[-1].content for prompt in prompts(model)]
-    assert seen == [([text for text in asked for _ in range(2)], texts)]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("too_few", r"returned \(7,\) values .* each of 8 responses"),
-        ("one_number", r"returned \(\) values"),
-        ("a_column", r"returned \(8, 1\) values"),
-        ("not_a_number", "all finite: False"),
-        ("endless", "all finite: False"),
-        ("none", "no list of numbers, but a NoneType"),
-        ("words", "no list of numbers, but a list"),
-    ],
-)
-def test_what_is_no_list_of_numbers_is_one_clear_message(model: SharedModel, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        judge(model, responses(model), function=getattr(rewards, name))
+    assert [row.prompt for row in seen] == [[{"role": "user", "content": text}] for text in asked for _ in range(2)]
+    assert [row.completion for row in seen] == texts
+    assert [row.completion_ids for row in seen] == [response.ids for response in given]

@@ -1,7 +1,5 @@
 """Verifiable rewards for the tests, named as users name theirs: tests.support.rewards:FUNCTION."""
 
-from collections.abc import Callable
-
 NOT_A_FUNCTION = 3
 
 
@@ -50,11 +48,5 @@ def words(_prompts: list[str], responses: list[str]) -> list[str]:
     return responses
 
 
-# What to do when `watched` is called: a test may look at the model before anything was learnt.
-observers: list[Callable[[list[str], list[str]], None]] = []
-
-
-def watched(prompts: list[str], responses: list[str]) -> list[float]:
-    for observe in observers:
-        observe(prompts, responses)
-    return ascii_share(prompts, responses)
+async def later(_prompts: list[str], responses: list[str]) -> list[float]:
+    return [0.0] * len(responses)
