@@ -196,6 +196,7 @@ OPENERS = {
     *("doctor/storage.py", "model/files.py", "model/memory.py", "model/tensor_files.py", "model/adapter_folder.py"),
     *("model/adapters.py", "exporting/gguf.py", "exporting/verify.py", "exporting/plain_check.py"),
     *("exporting/plain_score_check.py", "evaluation/harness.py"),
+    *("rewards/worker.py", "rewards/sandbox.py"),  # pipes and /proc
     "stages/checkpoint.py",  # load_file, after require_no_link
     *(f"lora_rlhf_demo/{name}.py" for name in ("app", "label_tab", "ranker")),  # of the package
 }
