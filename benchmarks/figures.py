@@ -45,7 +45,7 @@ def updated(page: str, texts: dict[str, str]) -> str:
 def figures() -> dict[str, str]:
     """The text of every figure, from benchmarks/results/*.json."""
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    pages = (_quickstart, _against_trl, _speed, _app, _plan, _commands)
+    pages = (_quickstart, _against_trl, _speed, _app, _plan, _zoo, _commands)
     return {name: text for page in pages for name, text in page(results).items()}
 
 
@@ -195,6 +195,12 @@ def _plan(results: Any) -> dict[str, str]:
         "plan_settings": f"{len(rows)} settings",
         "plan_table": models_table_markdown(PlanConfig(table=True), results["plan_table"]),
     }
+
+
+def _zoo(results: Any) -> dict[str, str]:
+    outcomes = results["zoo"]["outcomes"]
+    num_working = sum(outcome["steps"]["sft"] == "works" for outcome in outcomes.values())
+    return {"zoo": f"{len(outcomes)} architectures {num_working} train, and the others are refused before training"}
 
 
 def _commands(results: Any) -> dict[str, str]:

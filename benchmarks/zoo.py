@@ -86,7 +86,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/zoo.py --docs`; do not edit. A tiny random checkpoint of each architecture went",
         "through `plan`, `sft`, `sample`, `reward`, `ppo` and `export`, on a CPU with the base in 4 bits. The public",
-        "model is one of that architecture, and was itself not run.",
+        "model is, as far as we know, one of that architecture. It was not run, nor was its name looked up.",
         "",
         f"Of {len(outcomes)} architectures, {len(working)} train and {len(refused)} are refused before training.",
         f"Log-probabilities of padded batches are at most {gap:.1g} nats from those of plain transformers on each row.",
@@ -114,7 +114,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         "`plan` and `sft` say so before anything is trained.",
         "",
-        "| family | small public model | reason |",
+        "| family | small public model | what is said |",
         "|---|---|---|",
         *(
             f"| {CHECKPOINTS[name].family} | {CHECKPOINTS[name].public} | {reason(outcomes[name]['steps']['sft'])} |"

@@ -101,7 +101,8 @@ def find_targets(causal: PreTrainedModel) -> Targets:
     for name, parameter in backbone.named_parameters():
         path = prefix + name.rpartition(".")[0]
         module = modules[path]
-        if isinstance(module, nn.Embedding) or module is causal.get_output_embeddings():
+        is_tower = not TOWERS.isdisjoint(name.split("."))
+        if isinstance(module, nn.Embedding) or module is causal.get_output_embeddings() or is_tower:
             continue
         if isinstance(module, nn.Linear) and name.endswith(".weight"):
             sizes[path] = module.in_features * module.out_features  # one in 4 bits has fewer, larger numbers
