@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from lora_rlhf_demo.config import DemoConfig
 
@@ -20,6 +21,7 @@ from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import read_file
 from lora_rlhf_demo.compare_tab import CompareTab
+from lora_rlhf_demo.guard import GuardedApp
 from lora_rlhf_demo.label_tab import LabelTab
 from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Open
@@ -51,6 +53,8 @@ def serve(config: DemoConfig) -> None:
     with launch_app(config) as blocks:
         if not names:
             print(NO_RUNS.format(root=config.root))
+        if not config.is_local and not config.share:
+            print("Plain http: whoever is on the way can read passwords and texts. Put a proxy with https before it.")
         print(f"\n{blocks.local_url}   (Ctrl-C ends it)", flush=True)
         if blocks.share_url:
             print(f"{blocks.share_url}   (public, user {USER!r})", flush=True)
@@ -63,6 +67,7 @@ def launch_app(config: DemoConfig) -> Iterator[gr.Blocks]:
     """Runs the app during the block; its end stops the app and frees its base."""
     app = App(config, ModelWorker(lambda: _make_handler(config)))
     blocks = build_page(app)
+    guarded = GuardedApp({config.host.lower(), *(name.lower() for name in config.host_names)}, config.is_local)
     blocks.queue(default_concurrency_limit=8, max_size=256, api_open=False)
     try:
         blocks.launch(
@@ -75,7 +80,8 @@ def launch_app(config: DemoConfig) -> Iterator[gr.Blocks]:
             quiet=True,
             show_error=False,
             allowed_paths=[],
-            max_file_size="20mb",
+            run_history=False,
+            _app=guarded,
             max_threads=MOST_WAITING + 16,  # one for each waiting request; the others can stop requests
             state_session_capacity=MOST_PAGES,
             enable_monitoring=False,
@@ -84,6 +90,8 @@ def launch_app(config: DemoConfig) -> Iterator[gr.Blocks]:
             theme=make_theme(),
             css_paths=sorted(HERE.glob("*.css")),
         )
+        if blocks.share_url:
+            guarded.names.add(str(urlsplit(blocks.share_url).hostname))
         if runs := app.runs():
             app.worker.submit(Open(runs[0].name))  # while the first page is drawn
         yield blocks
@@ -142,7 +150,10 @@ def _user_and_password(config: DemoConfig) -> tuple[str, str] | None:
     """The user and the password that a page asks for; None without --password_file."""
     if config.password_file is None:
         return None
-    lines = read_file(Path(config.password_file), follow_links=True).decode().splitlines()
+    path = Path(config.password_file)
+    lines = read_file(path, follow_links=True).decode().splitlines()
+    if path.stat().st_mode & 0o077:
+        raise UserError(f"{path}: others can read this password; give the command `chmod 600 {path}`")
     if not lines or len(lines[0].strip()) < SHORTEST_PASSWORD:
         raise UserError(
             f"{config.password_file}: its first line must be a password of at least {SHORTEST_PASSWORD} characters"

@@ -14,7 +14,7 @@ from lora_rlhf_demo import show
 from lora_rlhf_demo.compare import LETTERS, Comparison
 from lora_rlhf_demo.requests import Answered, Ask, Failed, Open, Opened, Partial, Settings, waiting_note
 from lora_rlhf_demo.runs import list_runs, run_summary
-from lora_rlhf_demo.state import HANDLER_OPTIONS, App
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
 from lora_rlhf_demo.votes import parse_ranks, ranks_with_best, stage_win_rates, tied_ranks
 
 TAB = "compare"
@@ -154,7 +154,7 @@ class CompareTab:
             self.live: show.notice_html(f"Loading {run} ..."),
             **updates,
         }
-        for event in self.app.submit(str(request.session_hash), TAB, Open(run)).events():
+        for event in self.app.submit(str(request.session_hash), TAB, Open(run), user_of(request)).events():
             if isinstance(event, Opened):
                 columns = list(event.columns[:MOST_COLUMNS])
                 longest = event.longest_answer
@@ -198,7 +198,7 @@ class CompareTab:
         page = show.turns_html(comparison, values[self.differences])
         live = show.live_turn_html(comparison, question, empty_texts)
         yield {**busy_updates, self.question: "", self.page: page, self.live: live}
-        for event in self.app.submit(str(request.session_hash), TAB, ask).events():
+        for event in self.app.submit(str(request.session_hash), TAB, ask, user_of(request)).events():
             if isinstance(event, Failed) or (isinstance(event, Answered) and event.has_no_token):
                 message = show.failure_html(event.reason) if isinstance(event, Failed) else show.notice_html("Stopped.")
                 box = {self.question: gr.update(value=question, interactive=True)}

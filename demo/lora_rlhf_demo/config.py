@@ -35,6 +35,8 @@ class DemoConfig:
     """Keep the 4-bit base dequantised as well: more memory, less time. auto: on a CPU with memory to spare."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own needs a password."""
+    host_names: tuple[str, ...] = ()
+    """Other names by which browsers reach the app, such as that of a proxy before it; all others are refused."""
     port: int = 7860
     """Port; the next free one where it is taken."""
     share: bool = False

@@ -18,7 +18,7 @@ from lora_rlhf_demo.ranker import make_ranker
 from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Partial, Settings, waiting_note
 from lora_rlhf_demo.runs import find_run_folder, read_run_state
 from lora_rlhf_demo.show import text_html
-from lora_rlhf_demo.state import HANDLER_OPTIONS, App
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
 from lora_rlhf_demo.tasks import PROMPT_FLAGS, make_task, parse_labeler_name
 
 GUIDELINES = Path(__file__).parent / "guidelines.md"
@@ -139,7 +139,9 @@ class LabelTab:
         except UserError as error:
             yield self._page_values(current_session.with_failure(error))
             return
-        for event in self.app.submit(str(request.session_hash), TAB, Ask(run, columns, settings)).events():
+        for event in self.app.submit(
+            str(request.session_hash), TAB, Ask(run, columns, settings), user_of(request)
+        ).events():
             if isinstance(event, Answered):
                 yield self._rank_answers(current_session, prompt, event)
             elif isinstance(event, Failed):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.requests import Request
@@ -15,6 +17,11 @@ from lora_rlhf_demo.worker import ModelWorker, Ticket
 # of every handler of a control: no limit but the queue of the worker, and no public API
 HANDLER_OPTIONS: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 VOTES, OTHER_VOTES = "votes.jsonl", "votes_without_ranking.jsonl"
+
+
+def user_of(request: gr.Request) -> str:
+    """Who asks, for a fair share of the queue: the browser's address, since anybody can open many pages."""
+    return str(request.client.host) if request.client else ""
 
 
 @dataclass
@@ -47,9 +54,9 @@ class App:
         folder = find_run_folder(self.root, run)
         return [row for name in (VOTES, OTHER_VOTES) for row in RowFile(folder / name).rows()]
 
-    def submit(self, session: str, tab: str, request: Request) -> Ticket:
-        """Submits a request of a page's tab, and stops the tab's previous request."""
-        ticket = self.worker.submit(request)
+    def submit(self, session: str, tab: str, request: Request, user: str = "") -> Ticket:
+        """Submits a request of a page's tab, and stops the tab's previous request. user: see `user_of`."""
+        ticket = self.worker.submit(request, user)
         with self._lock:
             previous_ticket = self._tickets.pop((session, tab), None)
             self._tickets[session, tab] = ticket

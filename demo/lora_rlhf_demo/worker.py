@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from lora_rlhf.system.errors import UserError
@@ -27,8 +27,8 @@ GONE = "The app is shutting down."
 class Ticket:
     """A request in the queue or in work. The page reads `events`; `stop` ends the answer early."""
 
-    def __init__(self, request: Request, worker: "ModelWorker") -> None:
-        self.request = request
+    def __init__(self, request: Request, worker: "ModelWorker", user: str) -> None:
+        self.request, self.user = request, user
         self._worker = worker
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -92,14 +92,20 @@ class ModelWorker:
         self._changed = threading.Condition()
         self._is_closing = False
         self._current: Ticket | None = None
+        self._num_handled = 0
+        self._last_turns: dict[str, int] = {}  # {user: number of the request that was handled last}
         self._thread = threading.Thread(target=self._handle_requests, name="handler", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> Ticket:
-        """Puts a request in the queue."""
-        ticket = Ticket(request, self)
+    def submit(self, request: Request, user: str = "") -> Ticket:
+        """Puts a request in the queue. Users take turns, and none may fill more than half of it.
+
+        user: who asks, which is the address of the browser.
+        """
+        ticket = Ticket(request, self, user)
         with self._changed:
-            if self._is_closing or len(self._queue) >= MOST_WAITING:
+            num_of_user = sum(queued_ticket.user == user for queued_ticket in self._queue)
+            if self._is_closing or len(self._queue) >= MOST_WAITING or num_of_user >= MOST_WAITING // 2:
                 ticket.add_event(Failed(GONE if self._is_closing else BUSY))
             else:
                 self._queue.append(ticket)
@@ -109,8 +115,14 @@ class ModelWorker:
     def position(self, ticket: Ticket) -> int | None:
         """How many requests come before this one, the current one included; None if it no longer waits."""
         with self._changed:
-            positions = (number for number, queued_ticket in enumerate(self._queue, start=1) if queued_ticket is ticket)
-            return next(positions, None)
+            queued, last_turns, number = list(self._queue), dict(self._last_turns), self._num_handled
+            if ticket not in queued:
+                return None
+            while (next_ticket := _next_in_turn(queued, last_turns)) is not ticket:
+                queued.remove(next_ticket)
+                number += 1
+                last_turns[next_ticket.user] = number
+            return number - self._num_handled + 1
 
     def close(self) -> None:
         """Stops the current request, fails the waiting ones, ends the thread and frees the model."""
@@ -154,7 +166,10 @@ class ModelWorker:
                 for ticket in self._queue:
                     ticket.add_event(Failed(GONE))
                 return None
-            self._current = self._queue.popleft()
+            self._current = _next_in_turn(self._queue, self._last_turns)
+            self._queue.remove(self._current)
+            self._num_handled += 1
+            self._last_turns[self._current.user] = self._num_handled
             return self._current
 
     def _handle_ticket(self, ticket: Ticket) -> None:
@@ -170,3 +185,8 @@ class ModelWorker:
                 events = handler.score(request)
         for event in events:
             ticket.add_event(event)
+
+
+def _next_in_turn(queued: Collection[Ticket], last_turns: Mapping[str, int]) -> Ticket:
+    """The oldest request of the user whose last turn is the longest ago."""
+    return min(queued, key=lambda ticket: last_turns.get(ticket.user, 0))

@@ -57,7 +57,9 @@ def browser() -> Iterator[Browser]:
     if found is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--host-resolver-rules=MAP rebound.test 127.0.0.1"]
+        )
         yield opened
         opened.close()
 
