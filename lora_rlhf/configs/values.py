@@ -23,6 +23,7 @@ from lora_rlhf.system.plain_files import read_file
 Config = TypeVar("Config")
 
 MOST_YAML_BYTES = 2**20
+MOST_VALUES = 100_000  # of a YAML file
 MOST_SEED = 2**63  # seeds are below it, as PyTorch's generators take them
 
 
@@ -139,6 +140,24 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 class _UniqueKeys(yaml.SafeLoader):
     """PyYAML takes the last of two equal keys in silence; here they are an error that names the line."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """As PyYAML does, but anchors that stand for very much are an error: their repr would fill memory."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            self._count_values(node, {})
+        return node
+
+    def _count_values(self, node: yaml.Node, counts: dict[int, int]) -> int:
+        """How many values a node stands for, those behind its anchors counted at each place."""
+        if id(node) not in counts:
+            counts[id(node)] = MOST_VALUES  # of a node that holds itself
+            items = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+            children = [] if isinstance(node, yaml.ScalarNode) else items
+            counts[id(node)] = 1 + sum(self._count_values(child, counts) for child in children)
+        if counts[id(node)] > MOST_VALUES:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: its anchors stand for over {MOST_VALUES:,} values")
+        return counts[id(node)]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As PyYAML does, but a key that is there twice is an error."""

@@ -36,6 +36,7 @@ from lora_rlhf.model.files import (
 )
 from lora_rlhf.model.heads import check_logits
 from lora_rlhf.model.quantized import find_stored_fault, find_stored_settings
+from lora_rlhf.model.stranger_config import find_code_fault, find_size_fault
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.kernel_trial import try_4bit
 from lora_rlhf.system.untrusted import read_object
@@ -229,6 +230,8 @@ def unused_gpu() -> str:
 
 def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
     """The configuration. UserError if it does not load, or if the base is stored in a quantization that is not read."""
+    if fault := _find_config_fault(files):
+        raise UserError(f"base model {spec.name!r}: {fault}")
     try:
         config = AutoConfig.from_pretrained(
             files.name, trust_remote_code=spec.trust_remote_code, local_files_only=files.only_local
@@ -244,6 +247,18 @@ def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
         raise UserError(f"base model {spec.name!r} {fault}")
     _disable_training_noise(config)
     return config
+
+
+def _find_config_fault(files: Files) -> str | None:
+    """Why a config.json would fetch code, or cannot be that of the weights beside it; None where there is none."""
+    try:
+        path = find_config_file(files)
+    except OSError:  # the library says it better
+        return None
+    settings = read_object(path, "give another model", follow_links=True)
+    if (fault := find_code_fault(settings)) is not None or not (path.parent / "model.safetensors").is_file():
+        return fault
+    return find_size_fault(settings, [path.parent / "model.safetensors"])
 
 
 def _disable_training_noise(config: PreTrainedConfig) -> None:

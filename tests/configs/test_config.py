@@ -215,3 +215,26 @@ def test_a_key_without_a_value_is_named(tmp_path: Path) -> None:
     path.write_text("run: r\nmodel: m\ndemonstrations: d\nepochs:\n")
     with pytest.raises(UserError, match="epochs has no value, expected a whole number"):
         from_dict(SFTConfig, read_yaml(path), "sft.yaml")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)),
+        "a: &a [*a]\n",
+        "a: &a\n  b: *a\n",
+    ],
+)
+def test_anchors_that_stand_for_very_much_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(UserError, match="anchors stand for over 100,000 values"):
+        read_yaml(tmp_path / "bomb.yaml")
+    (tmp_path / "bomb.yaml").write_text("common: &c {lr: 1}\nfirst: *c\nsecond: {<<: *c, seed: 2}\n")
+    assert read_yaml(tmp_path / "bomb.yaml")["second"] == {"lr": 1, "seed": 2}
+
+
+def test_a_file_of_settings_is_bounded(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_text("a: 1\n" + "#" * 2**20)
+    with pytest.raises(UserError, match="more than the 1,048,576"):
+        read_yaml(tmp_path / "large.yaml")
