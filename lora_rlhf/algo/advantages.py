@@ -2,10 +2,11 @@
 
 A *score* is the reward model's output for a whole response. A *reward* is what the policy gets for one token: minus the
 KL penalty, and for the last token also the score. An *advantage* compares rewards with a learned value (GAE), or a
-score with the scores of other responses to the prompt (RLOO, GRPO).
+score with the scores of other responses to the prompt (RLOO, GRPO, Dr. GRPO) or of earlier iterations (REINFORCE).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -80,6 +81,47 @@ def grpo(scores: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
     return (centred / (groups.std(dim=1, keepdim=True) + eps)).reshape(-1)
 
 
+def dr_grpo(scores: Tensor, group_size: int) -> Tensor:
+    """Each score minus its group's mean, not divided by the sd (Dr. GRPO, Liu et al., arXiv 2503.20783, section 3.2).
+
+    scores (B,), the `group_size` responses of a prompt next to each other -> (B,). Without the division, prompts whose
+    responses are nearly all right or nearly all wrong do not weigh more. RLOO's advantages are these times
+    group_size / (group_size - 1).
+    """
+    groups = _split_into_groups(scores, group_size)
+    return (groups - groups.mean(dim=1, keepdim=True)).reshape(-1)
+
+
+@dataclass
+class MovingBaseline:
+    """REINFORCE with a baseline: the moving mean of earlier scores (Williams, Machine Learning 8, 1992, section 3).
+
+    The baseline of the first batch is its own mean, since there are no earlier scores.
+    """
+
+    mean: float | None = None
+    decay: float = 0.9
+
+    def advantages(self, scores: Tensor) -> Tensor:
+        """Scores (B,) minus the baseline -> (B,)."""
+        return scores - (scores.mean() if self.mean is None else self.mean)
+
+    def update(self, scores: Tensor) -> None:
+        """Moves the baseline to decay * mean + (1 - decay) * the batch's mean."""
+        batch_mean = float(scores.mean())
+        self.mean = batch_mean if self.mean is None else self.decay * self.mean + (1 - self.decay) * batch_mean
+
+
+def has_spread(scores: Tensor, group_size: int) -> Tensor:
+    """Whether the scores of a response's group differ: scores (B,) -> (B,) bool.
+
+    A group without spread, all right or all wrong, has no advantage to learn from, but would count in the loss's
+    denominator (dynamic sampling of DAPO, Yu et al., arXiv 2503.14476, section 3.2 and eq. 11).
+    """
+    groups = _split_into_groups(scores, group_size)
+    return (groups.amax(dim=1) > groups.amin(dim=1)).repeat_interleave(group_size)
+
+
 def _split_into_groups(scores: Tensor, group_size: int) -> Tensor:
     """Scores (B,) as (B / group_size, group_size). Raises ValueError if that is not possible."""
     if group_size < 2:
@@ -90,4 +132,4 @@ def _split_into_groups(scores: Tensor, group_size: int) -> Tensor:
 
 
 # Estimators without a value role, by their name in a config: (scores (B,), group_size) -> advantages (B,).
-ESTIMATORS: dict[str, Callable[[Tensor, int], Tensor]] = {"rloo": rloo, "grpo": grpo}
+ESTIMATORS: dict[str, Callable[[Tensor, int], Tensor]] = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo}

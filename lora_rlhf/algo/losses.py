@@ -40,22 +40,58 @@ def policy_loss(
     mask: Tensor,
     clip_range: float,
     denominator: Tensor | float,
+    clip_range_high: float | None = None,
+    weights: Tensor | float = 1.0,
 ) -> PolicyLoss:
     """-min(ratio * A, clip(ratio, 1 - c, 1 + c) * A) per token (PPO, Schulman et al., arXiv 1707.06347, eq. 7).
 
     All tensors (B, R); only `logprobs` should carry a gradient. ratio = new / old probability of the sampled token. A
     token whose ratio has moved by more than `c` in the direction of its advantage gets no gradient; because of the min,
     a token that moved in the other direction always gets one.
+
+    clip_range_high: c of the upper bound, where it is another, so that unlikely tokens may become likely faster
+    (clip-higher of DAPO, Yu et al., arXiv 2503.14476, eq. 10). weights: of each token in the loss, as
+    `response_weights` gives them.
     """
     logprobs, old_logprobs, advantages = (zero_masked(x, mask) for x in (logprobs, old_logprobs, advantages))
     ratio = (logprobs - old_logprobs).exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + high)
     return PolicyLoss(
-        loss=masked_mean(torch.maximum(unclipped, clipped), mask, denominator),
+        loss=masked_mean(weights * torch.maximum(unclipped, clipped), mask, denominator),
         clip_fraction=masked_mean((clipped > unclipped).to(clipped.dtype), mask, denominator),
         approx_kl=masked_mean(k3(old_logprobs, logprobs.detach()), mask, denominator),  # the sampler is the old policy
     )
+
+
+def response_weights(mask: Tensor, level: str, num_tokens: int, num_responses: int, max_tokens: int) -> Tensor | float:
+    """What each token of a response weighs in a loss that is divided by `num_tokens` of a minibatch: (B, 1), or 1.
+
+    mask (B, R); num_tokens, num_responses: of the whole minibatch; max_tokens: the longest that a response may be.
+    "token": every token weighs the same (DAPO, arXiv 2503.14476, eq. 12). "sequence": every response weighs the same,
+    so that the loss is the mean over responses of their means over tokens (GRPO, arXiv 2402.03300, eq. 3). "constant":
+    every token weighs the same in all minibatches, whatever the lengths, 1 / (num_responses * max_tokens) (Dr. GRPO,
+    arXiv 2503.20783, section 3.2 and appendix A).
+    """
+    if level == "token":
+        return 1.0
+    if level == "constant":
+        return num_tokens / (num_responses * max_tokens)
+    if level != "sequence":
+        raise ValueError(f"level is {level!r}, expected token, sequence or constant")
+    return num_tokens / (num_responses * mask.sum(dim=1, keepdim=True).clamp(min=1))
+
+
+def kl_loss(
+    logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, denominator: Tensor | float, weights: Tensor | float = 1.0
+) -> Tensor:
+    """k3 of policy and reference per token, a scalar: the KL penalty as a loss (GRPO, arXiv 2402.03300, eq. 3 and 4).
+
+    All tensors (B, R); only `logprobs` should carry a gradient. weights: as in `policy_loss`.
+    """
+    logprobs, ref_logprobs = zero_masked(logprobs, mask), zero_masked(ref_logprobs, mask)
+    return masked_mean(weights * k3(logprobs, ref_logprobs), mask, denominator)
 
 
 def value_loss(

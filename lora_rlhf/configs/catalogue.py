@@ -148,6 +148,7 @@ PPO = Stage(
     settings=(
         *("iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt", "temperature", "advantage"),
         *("gamma", "lam", "clip_range", "policy_learning_rate", "value_learning_rate", "missing_eos_score"),
+        *("kl_in", "loss_level", "clip_range_high", "skip_equal_groups", "mask_overlong"),
         *("whiten_rewards", "score_clip", "reward_function", "reward_functions", "pretraining_text"),
     ),
     counts={"prompts": "prompts"},

@@ -124,15 +124,25 @@ class PPOConfig(TrainingConfig):
     num_epochs: int = 2
     """Passes over an iteration's responses."""
     samples_per_prompt: int = 1
-    """Responses of one prompt; at least 2 for rloo and grpo."""
+    """Responses of one prompt; at least 2 for rloo, grpo and dr_grpo."""
     temperature: float = 1.0
     """Temperature of rollouts and of every log-probability."""
     decode_weights: Literal["auto", "merged", "adapter"] = field(default="auto", metadata=COMMON)
     """How responses are sampled: from a merged copy of base and adapter, or unmerged. auto: the copy where it fits."""
     engine: Literal["auto", "plain", "static"] = field(default="auto", metadata=ENGINE)
     """How responses are generated: in batches (plain), in slots that are refilled (static), or the faster (auto)."""
-    advantage: Literal["gae", "rloo", "grpo"] = "gae"
-    """GAE with a value role, or a critic-free advantage over the responses of one prompt."""
+    advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce"] = "gae"
+    """GAE with a value role; a critic-free advantage over the responses of one prompt (rloo, grpo, dr_grpo); or the
+    score over its moving mean (reinforce). docs/methods.md compares them."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where kl_coef charges the KL: in each token's reward (InstructGPT), or as a term of the policy's loss (GRPO)."""
+    loss_level: Literal["token", "sequence", "constant"] = "token"
+    """What weighs the same in the policy's loss: each token, each response (GRPO), or each token whatever the lengths
+    of its minibatch (Dr. GRPO)."""
+    skip_equal_groups: bool = False
+    """Leave out the responses of a prompt that all have the same score: rloo, grpo and dr_grpo (DAPO)."""
+    mask_overlong: bool = False
+    """Do not learn from responses that did not end within max_response_tokens (DAPO); their scores still count."""
     gamma: float = 1.0
     """Discount per token."""
     lam: float = 0.95
@@ -141,6 +151,8 @@ class PPOConfig(TrainingConfig):
     """Scale token rewards to sd 1 around their own mean before GAE (Ziegler et al.)."""
     clip_range: float = 0.2
     """PPO's clip of the probability ratio."""
+    clip_range_high: float | None = None
+    """The clip's upper range, where it is another than the lower one: DAPO has 0.28 over 0.2."""
     value_clip_range: float = 0.2
     """Clip of the value's move in one iteration."""
     policy_learning_rate: float = 1e-4
@@ -202,6 +214,11 @@ class PPOConfig(TrainingConfig):
         return self.advantage == "gae"
 
     @property
+    def compares_groups(self) -> bool:
+        """Whether an advantage compares the responses of one prompt."""
+        return self.advantage not in ("gae", "reinforce")
+
+    @property
     def functions(self) -> list[FunctionChoice]:
         """The reward functions. UserError for one of another form."""
         single = [] if self.reward_function is None else [f"{self.reward_function}={self.reward_function_weight!r}"]
@@ -215,7 +232,7 @@ class PPOConfig(TrainingConfig):
             *at_least(self, 2, "ptx_block_tokens"),
             *positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
             *positive(self, "value_learning_rate", "kl_target", "kl_horizon", "score_clip", "max_kl", "max_ratio"),
-            *positive(self, "reward_timeout_s", "reward_memory_gib"),
+            *positive(self, "reward_timeout_s", "reward_memory_gib", "clip_range_high"),
             *multiple(self, "batch_size", "minibatch_size"),
             *multiple(self, "batch_size", "samples_per_prompt"),
             *share(self, "gamma", "lam", upper=1.0),
@@ -224,8 +241,12 @@ class PPOConfig(TrainingConfig):
 
     def _inconsistencies(self) -> list[str]:
         faults = []
-        if not self.has_value_role and self.samples_per_prompt < 2:
+        if self.compares_groups and self.samples_per_prompt < 2:
             faults.append(f"advantage {self.advantage} compares responses: samples_per_prompt must be at least 2")
+        if self.skip_equal_groups and not self.compares_groups:
+            faults.append(
+                f"skip_equal_groups is for rloo, grpo and dr_grpo; with {self.advantage} such groups teach too"
+            )
         if self.kl_target is not None and self.kl_horizon < self.batch_size:
             faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")
         try:

@@ -44,7 +44,7 @@ class PlanConfig:
     """Responses generated at a time; the fastest number that fits unless given."""
     gradient_checkpointing: bool | None = None
     """Compute activations again in the backward pass; only if it is needed unless given."""
-    advantage: Literal["gae", "rloo", "grpo"] | None = None
+    advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce"] | None = None
     """Unless given: gae, which needs a value role, if it fits, else rloo."""
     bandwidth: float | None = None
     """The card's memory bandwidth in GB/s; that of a common card of its size unless given."""

@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_rlhf.algo.advantages import ESTIMATORS, apply_missing_eos, gae, token_rewards
+from lora_rlhf.algo.advantages import (
+    ESTIMATORS,
+    MovingBaseline,
+    apply_missing_eos,
+    gae,
+    has_spread,
+    token_rewards,
+)
 from lora_rlhf.algo.kl import AdaptiveKL, FixedKL, k1, k3
-from lora_rlhf.algo.losses import policy_loss, ptx_loss, value_loss
+from lora_rlhf.algo.losses import kl_loss, policy_loss, ptx_loss, response_weights, value_loss
 from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale, zero_masked
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.configs.values import check
@@ -119,10 +126,15 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a rollout teaches: advantages (B, R) for the policy, returns (B, R) for the value (None without one)."""
+    """What a rollout teaches: advantages (B, R) for the policy, returns (B, R) for the value (None without one).
+
+    learned (B,) bool: the responses that are learned from; None: all. figures: what was left out, for the metrics.
+    """
 
     advantages: Tensor
     returns: Tensor | None
+    learned: Tensor | None = None
+    figures: Metrics = field(default_factory=dict)
 
     @property
     def has_advantages(self) -> bool:
@@ -151,6 +163,7 @@ class PPO:
         self.kl: FixedKL | AdaptiveKL = FixedKL(config.kl_coef)
         if config.kl_target is not None:
             self.kl = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.baseline = MovingBaseline()  # of REINFORCE
         self.done = 0  # iterations
         self.unlearned = 0  # of the last iterations, how many in a row were not learned from
         self.seconds: dict[str, float] = defaultdict(float)  # of each part, over all iterations
@@ -275,22 +288,44 @@ class PPO:
     # 3 Reward
 
     def reward(self, rollout: Rollout, kl_coef: float) -> Targets:
-        """Token rewards, then advantages: GAE against the value role, or each response against its siblings.
+        """Token rewards, then advantages: GAE against the value role, or each response against other responses.
 
         GAE's are normalised over the batch. Without a critic, the KL penalty of the whole response is taken off its
-        score first, and every token of it gets the same advantage (RLOO, arXiv 2402.14740; GRPO, arXiv 2402.03300).
+        score first, and every token of it gets the same advantage (RLOO, arXiv 2402.14740). With the KL as a loss, the
+        rewards have no penalty (GRPO, arXiv 2402.03300).
         """
-        config, mask = self.config, rollout.mask
+        config = self.config
+        learned, figures = self._learned_responses(rollout)
+        mask = rollout.mask if learned is None else rollout.mask & learned.unsqueeze(1)
+        kl_coef = kl_coef if config.kl_in == "reward" else 0.0
         if not config.has_value_role:
             returns = rollout.scores - kl_coef * rollout.kl.sum(dim=1)
-            advantages = ESTIMATORS[config.advantage](returns, config.samples_per_prompt)
-            return Targets(torch.where(mask, advantages.unsqueeze(1), 0.0), None)
+            if config.advantage == "reinforce":
+                advantages = self.baseline.advantages(returns)
+                self.baseline.update(returns)
+            else:
+                advantages = ESTIMATORS[config.advantage](returns, config.samples_per_prompt)
+            return Targets(torch.where(mask, advantages.unsqueeze(1), 0.0), None, learned, figures)
         assert rollout.values is not None
-        rewards = token_rewards(rollout.scores, rollout.kl, mask, kl_coef)
+        rewards = token_rewards(rollout.scores, rollout.kl, rollout.mask, kl_coef)
         if config.whiten_rewards:
-            rewards = masked_rescale(rewards, mask)
-        advantages, returns = gae(rewards, rollout.values, mask, config.gamma, config.lam)
-        return Targets(masked_normalize(advantages, mask), returns)
+            rewards = masked_rescale(rewards, rollout.mask)
+        advantages, returns = gae(rewards, rollout.values, rollout.mask, config.gamma, config.lam)
+        advantages = masked_normalize(advantages, mask) if bool(mask.any()) else torch.zeros_like(advantages)
+        return Targets(advantages, returns, learned, figures)
+
+    def _learned_responses(self, rollout: Rollout) -> tuple[Tensor | None, Metrics]:
+        """(B,) bool, or None for all: the responses that are learned from, and the numbers of those left out."""
+        config, figures = self.config, Metrics()
+        learned = None
+        if config.mask_overlong:
+            learned = rollout.finished
+            figures["ppo/masked_overlong"] = float((~rollout.finished).sum())
+        if config.skip_equal_groups:
+            spread = has_spread(rollout.scores, config.samples_per_prompt)
+            learned = spread if learned is None else learned & spread
+            figures["ppo/skipped_groups"] = float((~spread).sum()) / config.samples_per_prompt
+        return learned, figures
 
     # 4 Learn
 
@@ -303,7 +338,7 @@ class PPO:
         or, without that step, when a minibatch's mean probability ratio is above `max_ratio`: then it went too far.
         """
         limit, steps, too_far = self.config.stop_at_approx_kl, list[Metrics](), False
-        for rows in self._draw_minibatches(len(rollout.sequences)):
+        for rows in self._draw_minibatches(len(rollout.sequences), targets.learned):
             try:
                 metrics = self._policy_step(rollout, targets, rows, must_start_at_1=from_start and not steps)
             except PolicyTooFar:
@@ -317,17 +352,19 @@ class PPO:
         means = {key: sum(step[key] for step in steps) / len(steps) for key in (steps[0] if steps else {})}
         if steps:  # of the first step, where both should be 0
             means |= {name: steps[0][name] for name in ("ppo/ratio_deviation", "ppo/ratio_gap")}
-        means["ppo/updates"] = float(len(steps))
+        means |= {**targets.figures, "ppo/updates": float(len(steps))}
         if targets.returns is not None and rollout.values is not None:
             means["ppo/explained_variance"] = float(explained_variance(rollout.values, targets.returns, rollout.mask))
         return means, too_far
 
-    def _draw_minibatches(self, num_responses: int) -> list[list[int]]:
-        """The rows of every step: each epoch has each response once, in an order of its own."""
+    def _draw_minibatches(self, num_responses: int, learned: Tensor | None = None) -> list[list[int]]:
+        """The rows of every step: each epoch has each response that is learned from once, in an order of its own."""
         size, minibatches = self.config.minibatch_size, list[list[int]]()
+        is_learned = [True] * num_responses if learned is None else learned.tolist()
         for _ in range(self.config.num_epochs):
             order = torch.randperm(num_responses, generator=self.generator).tolist()
-            minibatches += [order[start : start + size] for start in range(0, num_responses, size)]
+            order = [row for row in order if is_learned[row]]
+            minibatches += [order[start : start + size] for start in range(0, len(order), size)]
         return minibatches
 
     def _policy_step(self, rollout: Rollout, targets: Targets, rows: list[int], must_start_at_1: bool) -> Metrics:
@@ -365,14 +402,22 @@ class PPO:
 
         Returns metrics that add up over micro-batches, and the largest distance of a log-prob from the rollout's.
         """
-        num_tokens = int(rollout.mask[rows].sum())
+        config, num_tokens = self.config, int(rollout.mask[rows].sum())
         totals: dict[str, Tensor] = defaultdict(float)  # type: ignore[arg-type]
         deviation = torch.zeros((), device=self.model.device)
         for part in self._split_into_micro_batches(rollout, rows, size):
             mask, old = rollout.mask[part], rollout.old_logprobs[part]
             new, entropy = response_logprobs(self.model, rollout.sequences.index(part), self.config.temperature)
-            loss = policy_loss(new, old, targets.advantages[part], mask, self.config.clip_range, num_tokens)
-            self.model.backward(loss.loss)
+            weights = response_weights(mask, config.loss_level, num_tokens, len(rows), config.max_response_tokens)
+            advantages = targets.advantages[part]
+            ranges = config.clip_range, num_tokens, config.clip_range_high
+            loss = policy_loss(new, old, advantages, mask, *ranges, weights)
+            if config.kl_in == "loss":
+                distance = kl_loss(new, rollout.ref_logprobs[part], mask, num_tokens, weights)
+                self.model.backward(loss.loss + self.kl.coef * distance)
+                totals["ppo/kl_loss"] += distance.detach().double()
+            else:
+                self.model.backward(loss.loss)
             log_ratio = new.detach() - old
             deviation = torch.maximum(deviation, log_ratio.abs().amax())
             totals["ppo/policy_loss"] += loss.loss.detach().double()

@@ -153,6 +153,7 @@ class PPOLoop:
             "done": ppo.done,
             "beyond": ppo.unlearned,
             "controller": ppo.kl.state_dict(),
+            "baseline": ppo.baseline.mean,
             "text": None if ppo.text is None else ppo.text.state_dict(),
             "seconds": dict(ppo.seconds),
             "decoding": ppo.sampler.state_dict(),
@@ -164,6 +165,7 @@ class PPOLoop:
         ppo, state = self.ppo, checkpoint.state
         ppo.done, ppo.unlearned = state["done"], state["beyond"]
         ppo.kl.load_state_dict(state["controller"])
+        ppo.baseline.mean = state.get("baseline")  # older checkpoints have none
         if ppo.text is not None:
             ppo.text.load_state_dict(state["text"])
         ppo.seconds.update(state["seconds"])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora_rlhf.algo.advantages import gae, grpo, rloo
+from lora_rlhf.algo.advantages import MovingBaseline, dr_grpo, gae, grpo, has_spread, rloo
 from tests.support import reference
 
 WIDTH = 7
@@ -108,6 +108,7 @@ SCORES = torch.tensor([score for group in GROUPS for score in group], dtype=torc
 def test_critic_free_advantages_equal_the_reference() -> None:
     pairs: list[tuple[Any, Any]] = [
         (rloo, reference.rloo),
+        (dr_grpo, reference.dr_grpo),
         (partial(grpo, eps=0.1), partial(reference.grpo, eps=0.1)),
     ]
     for function, definition in pairs:
@@ -118,10 +119,11 @@ def test_critic_free_advantages_equal_the_reference() -> None:
 def test_critic_free_advantages_by_hand() -> None:
     pair = torch.tensor([1.0, 4.0], dtype=torch.float64)
     assert rloo(pair, 2).tolist() == [-3.0, 3.0]
+    assert dr_grpo(pair, 2).tolist() == [-1.5, 1.5]
     assert grpo(pair, 2, eps=0.0).tolist() == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)], abs=1e-12)
 
 
-@pytest.mark.parametrize("function", [rloo, grpo])
+@pytest.mark.parametrize("function", [rloo, grpo, dr_grpo])
 def test_groups_are_islands(function) -> None:
     raised = SCORES.clone()
     raised[3:] += 100.0  # a whole group easier than the other: nothing changes
@@ -132,9 +134,27 @@ def test_groups_are_islands(function) -> None:
     assert torch.autograd.gradcheck(lambda scores: function(scores, 3), SCORES.clone().requires_grad_())
 
 
-@pytest.mark.parametrize("function", [rloo, grpo])
+@pytest.mark.parametrize("function", [rloo, grpo, dr_grpo])
 def test_groups_that_do_not_fit_are_an_error(function) -> None:
     with pytest.raises(ValueError, match=r"scores \(6\) must be a multiple of group_size \(4\)"):
         function(SCORES, 4)
     with pytest.raises(ValueError, match="at least 2"):
         function(SCORES, 1)
+
+
+def test_reinforce_takes_the_mean_of_earlier_scores_off() -> None:
+    batches = [[1.0, 3.0, -2.0], [0.5, 4.5, 4.0], [7.0, 1.0, 1.0], [0.0, 2.0, 4.0]]
+    baseline = MovingBaseline(decay=0.7)
+    for batch, expected in zip(batches, reference.reinforce(batches, 0.7), strict=True):
+        scores = torch.tensor(batch, dtype=torch.float64)
+        assert baseline.advantages(scores).tolist() == pytest.approx(expected, abs=1e-12)
+        baseline.update(scores)
+    assert MovingBaseline().decay == 0.9
+
+
+def test_groups_without_spread() -> None:
+    scores = torch.tensor([1.0, 1.0, 0.0, 1.0, -1.0, -1.0])
+    assert has_spread(scores, 2).tolist() == [False, False, True, True, False, False]
+    assert has_spread(scores, 3).tolist() == [True] * 6
+    with pytest.raises(ValueError, match="at least 2"):
+        has_spread(scores, 1)

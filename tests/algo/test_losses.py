@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora_rlhf.algo.losses import listwise_loss, lm_loss, policy_loss, ranking_loss, ranking_pairs, value_loss
+from lora_rlhf.algo.losses import (
+    kl_loss,
+    listwise_loss,
+    lm_loss,
+    policy_loss,
+    ranking_loss,
+    ranking_pairs,
+    response_weights,
+    value_loss,
+)
 from tests.support import reference
 
 LENGTHS = (5, 1, 0, 6, 3)
@@ -54,6 +63,43 @@ def test_policy_loss_equals_the_reference() -> None:
     expected = [math.fsum(column) / NUM_TOKENS for column in zip(*terms, strict=True)]
     assert [figure.item() for figure in result] == pytest.approx(expected, abs=1e-12)
     assert 0.2 < result.clip_fraction < 0.8 and result.approx_kl > 0.01  # the data reaches every branch
+
+
+@pytest.mark.parametrize("high", [None, 0.28, 0.05])
+@pytest.mark.parametrize("level", ["token", "sequence", "constant"])
+def test_levels_of_the_loss_and_clip_higher_equal_the_reference(level: str, high: float | None) -> None:
+    counted = [row for row, length in enumerate(LENGTHS) if length]  # a response has a token
+    rows = [[part[row] for row in counted] for part in POLICY_ROWS]
+    new, old, advantages = map(tensor, rows)
+    mask = torch.tensor(reference.prefix_mask(rows[0], WIDTH))
+    terms = [reference.policy_terms(n, o, a, CLIP, high) for n, o, a in zip(*rows, strict=True)]
+    expected = reference.mean_loss([[loss for loss, _, _ in row] for row in terms], level, 9)
+    distances = [[reference.k3(n, o) for n, o in zip(*pair, strict=True)] for pair in zip(*rows[:2], strict=True)]
+    losses, kls = [], []
+    for part in (slice(0, 1), slice(1, 4)):  # micro-batches add up to the minibatch
+        weights = response_weights(mask[part], level, NUM_TOKENS, len(counted), 9)
+        micro = (new[part], old[part], advantages[part], mask[part])
+        losses.append(policy_loss(*micro, CLIP, NUM_TOKENS, high, weights).loss.item())
+        kls.append(kl_loss(new[part], old[part], mask[part], NUM_TOKENS, weights).item())
+    assert sum(losses) == pytest.approx(expected, abs=1e-12)
+    assert sum(kls) == pytest.approx(reference.mean_loss(distances, level, 9), abs=1e-12)
+
+
+def test_an_unknown_level_is_an_error() -> None:
+    with pytest.raises(ValueError, match="level is 'word', expected token, sequence or constant"):
+        response_weights(MASK, "word", NUM_TOKENS, 5, 9)
+
+
+def test_the_gradient_of_the_kl_loss() -> None:
+    """d k3 / d logprob = 1 - ref / policy, on average over the tokens, and 0 where masked, whatever stands there."""
+    new, ref = tensor(POLICY_ROWS[0], math.nan).requires_grad_(), tensor(POLICY_ROWS[1], math.nan)
+    kl_loss(new, ref, MASK, NUM_TOKENS).backward()
+    expected = [
+        [(1 - math.exp(r - n)) / NUM_TOKENS for n, r in zip(*pair, strict=True)]
+        for pair in zip(*POLICY_ROWS[:2], strict=True)
+    ]
+    assert new.grad is not None
+    torch.testing.assert_close(new.grad, tensor(expected), rtol=0, atol=1e-12)
 
 
 def test_value_loss_equals_the_reference() -> None:

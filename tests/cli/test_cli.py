@@ -281,7 +281,7 @@ def test_help_shows_help_and_defaults(capsys: Capture) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert "--iterations ITERATIONS Rollout-and-update rounds. (type: int, default: 100)" in text
     assert "--seed SEED Seed of everything random in this stage. (type: int, default: 0)" in text, "inherited"
-    assert "--advantage {gae,rloo,grpo} GAE with a value role" in text
+    assert "--advantage {gae,rloo,grpo,dr_grpo,reinforce} GAE with a value role" in text
     assert "--run RUN Run folder; the stage writes to a folder of its own inside. (type: str, required)" in text
 
 

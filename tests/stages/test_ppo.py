@@ -203,13 +203,30 @@ def test_adaptive_kl_follows_the_measured_kl(config: Config) -> None:
     assert found["kl"] == pytest.approx(sum(kls) / len(kls))
 
 
-@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce"])
 def test_critic_free_variants_have_no_value_role(config: Config, advantage: str) -> None:
     settings = config(advantage=advantage, samples_per_prompt=2, missing_eos_score=None)
     model = ppo.train(settings)
     assert "value" not in model.roles
     assert not (Path(settings.run) / "ppo" / "value_adapter").exists()
     assert not any("value" in key for key in rows_of(settings.run, "ppo")[0])
+
+
+def test_the_choices_work_together(config: Config) -> None:
+    """DAPO's: clip-higher, token-level loss, equal groups skipped, overlong masked; and the KL as a loss."""
+    choices: dict[str, Any] = {
+        "clip_range_high": 0.28,
+        "kl_in": "loss",
+        "skip_equal_groups": True,
+        "mask_overlong": True,
+    }
+    settings = config(advantage="grpo", samples_per_prompt=4, loss_level="sequence", **choices, **SOME_END)
+    ppo.train(settings)
+    first, second = rows_of(settings.run, "ppo")
+    assert first["ppo/masked_overlong"] == pytest.approx(64 * (1 - first["rollout/eos_rate"]))
+    assert first["ppo/masked_overlong"] > 0
+    assert first["ppo/skipped_groups"] >= 0 and first["ppo/updates"] > 0
+    assert second["ppo/kl_loss"] > 0
 
 
 def test_siblings_that_are_all_worth_the_same_teach_nothing_and_say_so(
@@ -442,6 +459,9 @@ def assert_refused(settings: PPOConfig, *parts: str) -> None:
         ({"batch_size": 12}, ("batch_size is 12", "minibatch_size 8", "8 or 16")),
         ({"samples_per_prompt": 3}, ("batch_size is 8", "samples_per_prompt 3", "6 or 9")),
         ({"advantage": "rloo"}, ("rloo", "samples_per_prompt must be at least 2")),
+        ({"advantage": "dr_grpo"}, ("dr_grpo", "samples_per_prompt must be at least 2")),
+        ({"skip_equal_groups": True}, ("skip_equal_groups is for rloo, grpo and dr_grpo; with gae",)),
+        ({"clip_range_high": 0.0}, ("clip_range_high is 0.0, must be above 0",)),
         ({"reward_model_weight": 0.0}, ("no reward_function",)),
         ({"reward_function": "no where"}, ("'no where=1.0' is not of the form NAME, NAME=WEIGHT",)),
         ({"reward_function": "nowhere"}, ("no reward function is called 'nowhere'", "numeric_answer", "think_format")),

@@ -135,6 +135,18 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(
     assert len(manifest(settings.run, stage)["resumed"]) == 1
 
 
+@pytest.mark.slow
+def test_a_moving_baseline_goes_on(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reinforce: dict[str, Any] = {"advantage": "reinforce", "missing_eos_score": None}
+    whole, stopped = config("ppo", "whole", **reinforce), config("ppo", "stopped", **reinforce)
+    TRAIN["ppo"](whole)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        interrupt_at(patch, 2)
+        TRAIN["ppo"](stopped)
+    TRAIN["ppo"](stopped)
+    assert_same(contents(stopped.run, "ppo"), contents(whole.run, "ppo"))
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
 def test_a_run_that_died_goes_on_from_its_last_checkpoint_bit_for_bit(
     config: Make, undisturbed: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, stage: str

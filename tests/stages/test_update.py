@@ -110,7 +110,7 @@ def test_whitened_rewards_keep_their_mean_and_have_sd_1(model: SharedModel) -> N
         assert found == pytest.approx([sum(scaled[start:]) for start in range(len(row))], abs=1e-4)
 
 
-@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce"])
 def test_critic_free_targets(model: SharedModel, advantage: Any) -> None:
     config = dataclasses.replace(CONFIG, advantage=advantage, samples_per_prompt=4)
     batch = rollout_of(model)
@@ -118,8 +118,16 @@ def test_critic_free_targets(model: SharedModel, advantage: Any) -> None:
     drift = [sum(o - r for o, r in zip(*pair, strict=True)) for pair in kl_pairs(batch)]
     assert max(map(abs, drift)) > 0.1
     worth = [score - 0.3 * kl for score, kl in zip(batch.scores.tolist(), drift, strict=True)]
-    formula = reference.rloo if advantage == "rloo" else lambda group: reference.grpo(group, 1e-4)
-    expected = [*formula(worth[:4]), *formula(worth[4:])]
+    formulas: dict[str, Callable[[list[float]], list[float]]] = {
+        "rloo": reference.rloo,
+        "grpo": lambda group: reference.grpo(group, 1e-4),
+        "dr_grpo": reference.dr_grpo,
+    }
+    expected = (
+        reference.reinforce([worth], 0.9)[0]
+        if advantage == "reinforce"
+        else [*formulas[advantage](worth[:4]), *formulas[advantage](worth[4:])]
+    )
     for found, one in zip(rows(goal.advantages, batch.mask), expected, strict=True):
         assert found == pytest.approx([one] * len(found), abs=1e-4)
     assert goal.returns is None
@@ -127,6 +135,51 @@ def test_critic_free_targets(model: SharedModel, advantage: Any) -> None:
 
 def kl_pairs(batch: Rollout) -> list[tuple[list[float], list[float]]]:
     return list(zip(rows(batch.old_logprobs, batch.mask), rows(batch.ref_logprobs, batch.mask), strict=True))
+
+
+def test_with_the_kl_as_a_loss_the_rewards_have_no_penalty(model: SharedModel) -> None:
+    batch = rollout_of(model)
+    for config in (CONFIG, dataclasses.replace(CONFIG, advantage="dr_grpo", samples_per_prompt=4)):
+        targets = ppo_of(model, dataclasses.replace(config, kl_in="loss")).reward(batch, kl_coef=0.3)
+        free = ppo_of(model, config).reward(batch, kl_coef=0.0)
+        assert torch.equal(targets.advantages, free.advantages)
+        assert not torch.equal(targets.advantages, ppo_of(model, config).reward(batch, kl_coef=0.3).advantages)
+
+
+def test_what_is_not_learned_from_is_left_out_and_counted(model: SharedModel) -> None:
+    """Of two groups of four, the first has no spread; of the second, every other response did not end."""
+    batch = rollout_of(model)
+    batch = dataclasses.replace(batch, scores=torch.tensor([2.0] * 4 + [1.0, 2.0, 3.0, 4.0]))
+    changes: dict[str, Any] = {"skip_equal_groups": True, "mask_overlong": True, "minibatch_size": 4}
+    config = dataclasses.replace(CONFIG, advantage="dr_grpo", samples_per_prompt=4, num_epochs=2, **changes)
+    ppo = ppo_of(model, config)
+    targets = ppo.reward(batch, kl_coef=0.0)
+    left = [row for row in range(4, 8) if bool(batch.finished[row])]
+    assert 0 < len(left) < 4 and targets.learned.nonzero().flatten().tolist() == left
+    advantages = [-1.5, -0.5, 0.5, 1.5]  # the scores of all four count
+    for row in range(8):
+        expected = advantages[row - 4] if row in left else 0.0
+        assert targets.advantages[row][batch.mask[row]].unique().tolist() == pytest.approx([expected])
+    assert sorted(itertools.chain(*ppo._draw_minibatches(8, targets.learned))) == sorted(left * 2)
+    metrics, _ = ppo.learn(batch, targets)
+    overlong = float((~batch.finished).sum())
+    assert (metrics["ppo/skipped_groups"], metrics["ppo/masked_overlong"]) == (1.0, overlong)
+    assert metrics["ppo/updates"] == 2.0
+    nothing = dataclasses.replace(batch, scores=torch.zeros(8))
+    metrics, _ = ppo.learn(nothing, ppo.reward(nothing, kl_coef=0.0))
+    assert (metrics["ppo/skipped_groups"], metrics["ppo/updates"]) == (2.0, 0.0)
+    masked = ppo_of(model, dataclasses.replace(CONFIG, mask_overlong=True))
+    targets = masked.reward(dataclasses.replace(batch, finished=torch.zeros(8, dtype=torch.bool)), 0.1)
+    assert not targets.has_advantages and not targets.learned.any()
+
+
+def test_normalised_advantages_have_mean_0_over_what_is_learned_from(model: SharedModel) -> None:
+    batch = rollout_of(model)
+    targets = ppo_of(model, dataclasses.replace(CONFIG, mask_overlong=True)).reward(batch, kl_coef=0.1)
+    learned = [value for row in range(8) if batch.finished[row] for value in rows(targets.advantages, batch.mask)[row]]
+    assert statistics.fmean(learned) == pytest.approx(0.0, abs=1e-5)
+    assert statistics.pstdev(learned) == pytest.approx(1.0, abs=1e-4)
+    assert not targets.advantages[~batch.finished].any()
 
 
 # Gradients
@@ -195,6 +248,31 @@ def test_at_ratio_1_the_policys_gradient_is_minus_the_mean_advantage(model: Shar
             logprobs = -functional.cross_entropy(logits, ids, reduction="none")
             total = total - (goal.advantages[row, where] * logprobs).sum() / count
         total.backward()
+    assert_close(found["policy"], gradients(model, "policy"), 1e-4)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "constant"])
+def test_the_gradient_at_a_level_with_the_kl_as_a_loss(model: SharedModel, level: Any) -> None:
+    """Of each token's -advantage * ratio + coef * k3, in means as the level says, in micro-batches of two."""
+    batch = rollout_of(model)
+    goal = random_goal(batch)
+    metrics, found = learn(model, batch, loss_level=level, kl_in="loss", kl_coef=0.7, micro_batch_size=2)
+    assert metrics["ppo/kl_loss"] > 0.01
+    clear(model, "policy")
+    with model.role("policy", training=True):
+        losses, distances = [], []
+        for row, (logits, _, ids, where) in enumerate(plain_passes(model, batch)):
+            logprobs = -functional.cross_entropy(logits, ids, reduction="none")
+            log_ratio = batch.ref_logprobs[row, where] - logprobs
+            losses.append(-goal.advantages[row, where] * (logprobs - logprobs.detach()).exp())
+            distances.append(log_ratio.exp() - 1 - log_ratio)
+        reduce = {
+            "token": lambda parts: torch.cat(parts).mean(),
+            "sequence": lambda parts: torch.stack([part.mean() for part in parts]).mean(),
+            "constant": lambda parts: torch.cat(parts).sum() / (8 * CONFIG.max_response_tokens),
+        }[level]
+        (reduce(losses) + 0.7 * reduce(distances)).backward()
+    assert metrics["ppo/kl_loss"] == pytest.approx(float(reduce(distances).detach()), rel=1e-4)
     assert_close(found["policy"], gradients(model, "policy"), 1e-4)
 
 

@@ -83,19 +83,43 @@ def grpo(group: Row, eps: float) -> Row:
     return [(score - statistics.fmean(group)) / (statistics.stdev(group) + eps) for score in group]
 
 
+def dr_grpo(group: Row) -> Row:
+    return [score - math.fsum(group) / len(group) for score in group]
+
+
+def reinforce(batches: list[Row], decay: float) -> list[Row]:
+    """Of each batch, its scores minus the moving mean of the batches before it; of the first, minus its own mean."""
+    advantages, baseline = [], statistics.fmean(batches[0])
+    for index, batch in enumerate(batches):
+        advantages.append([score - baseline for score in batch])
+        mean = statistics.fmean(batch)
+        baseline = mean if index == 0 else decay * baseline + (1 - decay) * mean
+    return advantages
+
+
 # losses ---------------------------------------------------------------------------------------------------------------
 
 
+def mean_loss(terms: list[Row], level: str, max_tokens: int) -> float:
+    """The mean over all tokens; over the responses of their own means; or the sum over responses times max_tokens."""
+    if level == "token":
+        return statistics.fmean(itertools.chain(*terms))
+    if level == "sequence":
+        return statistics.fmean(statistics.fmean(row) for row in terms)
+    return math.fsum(itertools.chain(*terms)) / (len(terms) * max_tokens)
+
+
 def policy_terms(
-    logprobs: Row, old_logprobs: Row, advantages: Row, clip_range: float
+    logprobs: Row, old_logprobs: Row, advantages: Row, clip_range: float, high: float | None = None
 ) -> list[tuple[float, bool, float]]:
     """Per token: -min(ratio A, clip(ratio) A); whether the clip binds; the k3 estimate of KL(old || new)."""
     terms = []
     for new, old, advantage in zip(logprobs, old_logprobs, advantages, strict=True):
         ratio = math.exp(new) / math.exp(old)
-        too_high = advantage > 0 and ratio > 1 + clip_range
+        upper = 1 + (clip_range if high is None else high)
+        too_high = advantage > 0 and ratio > upper
         too_low = advantage < 0 and ratio < 1 - clip_range
-        used = 1 + clip_range if too_high else 1 - clip_range if too_low else ratio
+        used = upper if too_high else 1 - clip_range if too_low else ratio
         terms.append((-used * advantage, too_high or too_low, k3(old, new)))
     return terms
 
