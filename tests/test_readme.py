@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PATHS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 PAGES = {path.name: path.read_text() for path in PATHS}
 FOREIGN = ("python ", "hf ", "accelerate ", "vllm ", "ollama ", "scripts/test.sh ", "ruff ")
-LINES = [line for page in PAGES.values() for line in page.splitlines()]
+LINES = [line for page in PAGES.values() for line in page.replace("\\\n", " ").splitlines()]
 COMMAND_LINES = [line.split("#")[0].strip() for line in LINES if line.startswith("lora-rlhf ")]
 
 
