@@ -5,7 +5,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     with silence_retries():
         config = _load_config(files, spec)
         source_hash = _hash_source(files, spec.name)
+        _require_fit(files, spec.name, find_weight_files(files, spec.name))
         tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
         model = _load_model(files, spec, config, resolved_device)
     _require_usable(model, tokenizer, spec)
@@ -230,7 +231,10 @@ def unused_gpu() -> str:
 
 def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
     """The configuration. UserError if it does not load, or if the base is stored in a quantization that is not read."""
-    if fault := _find_config_fault(files):
+    settings: dict[str, Any] = {}
+    with contextlib.suppress(OSError):  # the library says it better
+        settings = read_object(find_config_file(files), "give another model", follow_links=True)
+    if fault := find_code_fault(settings):
         raise UserError(f"base model {spec.name!r}: {fault}")
     try:
         config = AutoConfig.from_pretrained(
@@ -241,24 +245,21 @@ def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
             f"base model {spec.name!r}: neither an existing folder nor a model that could be fetched from the hub. "
             f"{ADVICE} ({first_line(error)})"
         ) from error
-    if (settings := find_stored_settings(config)) and (
-        fault := find_stored_fault(spec.name, settings, spec.quantization)
+    if (stored_settings := find_stored_settings(config)) and (
+        fault := find_stored_fault(spec.name, stored_settings, spec.quantization)
     ):
         raise UserError(f"base model {spec.name!r} {fault}")
+    _require_fit(files, spec.name, sorted(Path(files.name).glob("*.safetensors")))  # of the hub, nothing is there yet
     _disable_training_noise(config)
     return config
 
 
-def _find_config_fault(files: Files) -> str | None:
-    """Why a config.json would fetch code, or cannot be that of the weights beside it; None where there is none."""
-    try:
-        path = find_config_file(files)
-    except OSError:  # the library says it better
-        return None
-    settings = read_object(path, "give another model", follow_links=True)
-    if (fault := find_code_fault(settings)) is not None or not (path.parent / "model.safetensors").is_file():
-        return fault
-    return find_size_fault(settings, [path.parent / "model.safetensors"])
+def _require_fit(files: Files, name: str, weights: Sequence[Path]) -> None:
+    """UserError if these weights cannot be those of the config, before a model of its sizes is built."""
+    if weights:
+        settings = read_object(find_config_file(files), "give another model", follow_links=True)
+        if fault := find_size_fault(settings, weights):
+            raise UserError(f"base model {name!r}: {fault}")
 
 
 def _disable_training_noise(config: PreTrainedConfig) -> None:
