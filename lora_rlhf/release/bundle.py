@@ -4,7 +4,7 @@ import hashlib
 import json
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -12,7 +12,7 @@ from typing import IO, Any
 from lora_rlhf.runs.manifest import OBJECT, TEXT
 from lora_rlhf.system.disk import new_file, new_folder, sha256_of
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.plain_files import open_file
+from lora_rlhf.system.plain_files import open_file, require_no_link
 from lora_rlhf.system.untrusted import object_of, quote, require
 
 MANIFEST = "MANIFEST.json"
@@ -20,6 +20,7 @@ FORMAT = 1
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the date of all files: the first one that a zip can hold
 CHUNK_BYTES = 2**20
 MOST_FILES = 100_000
+SETUID = stat.S_ISUID | stat.S_ISGID
 MOST_MANIFEST_BYTES = 32 * 2**20
 WAY_OUT = "name a package that `lora-rlhf package` wrote"
 
@@ -68,7 +69,12 @@ def check_package(path: Path) -> tuple[int, list[str], str]:
             raise UserError(f"{path}: holds no {MANIFEST}; {WAY_OUT}")
         hashes, manifest_hash = _read_hashes(path, open_file(MANIFEST))
         faults = [f"{name}: is not there" for name in hashes if name not in names]
-        faults += [f"{name}: is not of the package" for name in names if name not in hashes and name != MANIFEST]
+        folders = {f"{parent}/" for name in hashes for parent in PurePosixPath(name).parents}
+        faults += [
+            f"{name}: is not of the package"
+            for name in names
+            if name not in hashes and name not in {MANIFEST, *folders}
+        ]
         num_unchanged = 0
         for name in (name for name in hashes if name in names):
             if _is_unchanged(open_file, name, hashes[name]):
@@ -91,12 +97,16 @@ def _is_unchanged(open_file: Callable[[str], Any], name: str, sha256: str) -> bo
 def _open_package(path: Path) -> Iterator[tuple[list[str], Any]]:
     """Yields (names of all files, a function that opens a file by its name) of a zip or a folder."""
     if path.is_dir():
-        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
+        paths = sorted(path.rglob("*"))
+        require_no_link(*paths)
+        _require_plain_modes(path, [(str(file), file.stat().st_mode) for file in paths])
+        names = [file.relative_to(path).as_posix() + "/" * file.is_dir() for file in paths]
         yield names, lambda name: _open_plain_file(path / name)
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            names = [info.filename for info in archive.infolist()]
+            _require_plain_modes(path, [(info.orig_filename, info.external_attr >> 16) for info in archive.infolist()])
             if len(names) > MOST_FILES or len(set(names)) < len(names):
                 raise UserError(f"{path}: holds {len(names)} files, some of them twice or too many; {WAY_OUT}")
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):  # it could be a bomb
@@ -107,6 +117,15 @@ def _open_package(path: Path) -> Iterator[tuple[list[str], Any]]:
     # NotImplementedError: an unknown compression; RuntimeError: an encrypted file
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: not a zip that can be read ({error}); {WAY_OUT}") from error
+
+
+def _require_plain_modes(path: Path, modes: Iterable[tuple[str, int]]) -> None:
+    """UserError for links, devices, setuid entries, and names that other systems read as other paths."""
+    for name, mode in modes:
+        # a folder may have the bit: in some places every new one has it
+        is_plain = stat.S_ISDIR(mode) or (stat.S_IFMT(mode) in (0, stat.S_IFREG) and not mode & SETUID)
+        if not is_plain or "\\" in name or any(ord(character) < 32 for character in name):
+            raise UserError(f"{path}: {quote(name)} is no plain file or folder with a plain name; {WAY_OUT}")
 
 
 def _open_plain_file(path: Path) -> IO[bytes]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import zipfile
 from collections import Counter
@@ -430,3 +431,49 @@ def test_a_package_is_replaced_only_when_asked_for(made: Path) -> None:
     assert (Path("out") / "MANIFEST.json").read_bytes() == before
     packed(made, "--with_texts", "--overwrite")
     assert (Path("out") / "MANIFEST.json").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        ("tool", stat.S_IFREG | stat.S_ISUID | 0o755, "no plain file"),
+        ("tool", stat.S_IFREG | stat.S_ISGID | 0o755, "no plain file"),
+        ("tool", stat.S_IFLNK | 0o777, "no plain file"),
+        ("tool", stat.S_IFIFO | 0o644, "no plain file"),
+        ("..\\\\tool", stat.S_IFREG | 0o644, "no plain file"),
+        ("line\nbreak", stat.S_IFREG | 0o644, "no plain file"),
+        ("unlisted/", stat.S_IFDIR | 0o755, "unlisted/: is not of the package"),
+    ],
+)
+def test_entries_that_a_package_never_has_are_refused(
+    made: Path, name: str, mode: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed(made, to="out.zip")
+    with zipfile.ZipFile("out.zip", "a") as archive:
+        info = zipfile.ZipInfo(name)
+        info.create_system, info.external_attr = 3, mode << 16
+        archive.writestr(info, b"")
+    if "unlisted" in name:
+        with pytest.raises(SystemExit):
+            main(["package", "--verify", "out.zip"])
+    else:
+        assert main(["package", "--verify", "out.zip"]) == 2
+    output = capsys.readouterr()
+    assert message in output.out + output.err
+
+
+def test_a_package_in_a_folder_holds_plain_files_in_listed_folders(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = packed(made)
+    assert main(["package", "--verify", "out"]) == 0
+    (out / "unlisted").mkdir()
+    with pytest.raises(SystemExit):
+        main(["package", "--verify", "out"])
+    assert "unlisted/: is not of the package" in capsys.readouterr().out
+    (out / "unlisted").rmdir()
+    (out / "repeat.sh").chmod(0o4755)
+    assert main(["package", "--verify", "out"]) == 2
+    (out / "repeat.sh").chmod(0o755)
+    (out / "link").symlink_to("/etc")
+    assert main(["package", "--verify", "out"]) == 2
