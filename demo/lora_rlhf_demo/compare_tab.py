@@ -113,8 +113,8 @@ class CompareTab:
         ]
         self.stop.click(self._stop_request, None, None, queue=False, api_visibility="private")
         self.run.input(self._choose_run, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
-        for control in (self.new.click, self.stages.input, self.blind.input):
-            control(self._begin_conversation, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
+        for event in (self.new.click, self.stages.input, self.blind.input):
+            event(self._begin_conversation, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
         self.page.click(self._edit_question, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
         self.differences.input(self._redraw, inputs, outputs, **HANDLER_OPTIONS)
         self.export.click(self._conversation_json, inputs, self.text, **HANDLER_OPTIONS).then(

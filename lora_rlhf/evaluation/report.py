@@ -34,7 +34,7 @@ from lora_rlhf.evaluation.questions import answer_questions
 from lora_rlhf.evaluation.report_model import BaseRecord, Report, Sets, TrainingData, read_report
 from lora_rlhf.evaluation.scorers import HarmScorer, open_scorers
 from lora_rlhf.evaluation.sections import fill_report
-from lora_rlhf.evaluation.seen import find_seen_prompts, seen_warning
+from lora_rlhf.evaluation.seen import count_seen_prompts, seen_warning
 from lora_rlhf.evaluation.systems import SystemSet, find_systems, open_model
 from lora_rlhf.evaluation.verdict import verdict_sentence
 from lora_rlhf.judges.choose import choose_judge, open_judge
@@ -117,7 +117,7 @@ def _make_plan(config: EvaluateConfig, world: World | None) -> EvaluationPlan:
     sets = Sets(prompts=prompt_set, selection=selection_set, **frozen.sets)
     if earlier_report is not None:
         require_comparable(earlier_report, sets, judge, str(config.compare))
-    training_data = find_seen_prompts(system_set.stages, config.prompts, prompts, system_set.others)
+    training_data = count_seen_prompts(system_set.stages, config.prompts, prompts, system_set.others)
     if warning_text := seen_warning(training_data):
         log.warning("%s: %s", config.prompts, warning_text)
     return EvaluationPlan(

@@ -20,7 +20,7 @@ MOST_SECONDS = 30.0  # of reading, for all stages together
 NO_OTHERS: Mapping[str, RunStages] = MappingProxyType({})
 
 
-def find_seen_prompts(
+def count_seen_prompts(
     stages: RunStages, path: str, prompts: Sequence[Prompt], others: Mapping[str, RunStages] = NO_OTHERS
 ) -> TrainingData:
     """Counts the prompts that are in each stage's data.

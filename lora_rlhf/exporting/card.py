@@ -26,41 +26,44 @@ KIND_DESCRIPTIONS = {
 }
 
 
-def write_card(folder: Path, facts: Mapping[str, Any], run: Path) -> None:
-    """Writes README.md of an export. `facts` is its manifest, as far as it is known; `run` the folder of its run."""
-    write_text(folder / "README.md", card_text(facts, read_lineage(run, facts["role"])))
+def write_card(folder: Path, manifest: Mapping[str, Any], run: Path) -> None:
+    """Writes README.md of an export.
+
+    manifest: the export's manifest, in which the hashes of some files are still missing. run: the folder of its run.
+    """
+    write_text(folder / "README.md", card_text(manifest, read_lineage(run, manifest["role"])))
 
 
-def card_text(facts: Mapping[str, Any], lineage: Lineage) -> str:
+def card_text(manifest: Mapping[str, Any], lineage: Lineage) -> str:
     """The card as Markdown. It has no absolute path, and texts of the run are escaped."""
-    base, title = short_text(facts["source"]["base"]["name"]), BY_ROLE[facts["role"]].model_title
+    base, title = short_text(manifest["source"]["base"]["name"]), BY_ROLE[manifest["role"]].model_title
     sections = [
-        _metadata_header(facts),
+        _metadata_header(manifest),
         f"# {capitalize_first(title)} on {base}\n",
-        f"This is {KIND_DESCRIPTIONS[facts['kind']]}. It was trained with `lora-rlhf` on {base}, which stayed frozen "
-        f"in {facts['source']['base']['quantization']}: {title}, stage `{facts['source']['stage']}` "
-        f"(id `{facts['source']['id']}`) of run `{escaped_text(facts['source']['run'])}`.\n",
-        "## How close it is to what was trained\n\n" + _closeness_section(facts),
+        f"This is {KIND_DESCRIPTIONS[manifest['kind']]}. It was trained with `lora-rlhf` on {base}, which stayed "
+        f"frozen in {manifest['source']['base']['quantization']}: {title}, stage `{manifest['source']['stage']}` "
+        f"(id `{manifest['source']['id']}`) of run `{escaped_text(manifest['source']['run'])}`.\n",
+        "## How close it is to what was trained\n\n" + _closeness_section(manifest),
         "## How it was made\n\n" + _stage_table(lineage),
         _data_section(lineage),
         _reward_section(lineage),
         _ppo_section(lineage),
-        evaluation_section(facts, lineage),
-        "## Use and limits\n\n" + _limits_section(facts, lineage),
-        "## How to run it\n\n" + usage_section(facts, base),
-        "## Made with\n\n" + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()) + ".\n",
+        evaluation_section(manifest, lineage),
+        "## Use and limits\n\n" + _limits_section(manifest, lineage),
+        "## How to run it\n\n" + usage_section(manifest, base),
+        "## Made with\n\n" + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()) + ".\n",
     ]
     return "\n".join(section for section in sections if section)
 
 
-def _metadata_header(facts: Mapping[str, Any]) -> str:
+def _metadata_header(manifest: Mapping[str, Any]) -> str:
     """The metadata that the hub reads, as YAML. Strings are written as JSON, which is valid YAML too."""
-    base, licence = facts["source"]["base"]["name"], facts["licence"]["name"]
-    stage = BY_ROLE[facts["role"]]
+    base, licence = manifest["source"]["base"]["name"], manifest["licence"]["name"]
+    stage = BY_ROLE[manifest["role"]]
     metadata: dict[str, Any] = {
         "base_model": base if "/" in base and HUB_NAME.fullmatch(base) else None,
         "license": licence,
-        "library_name": LIBRARY_BY_KIND[facts["kind"]],
+        "library_name": LIBRARY_BY_KIND[manifest["kind"]],
         "pipeline_tag": "text-classification" if stage.scores else "text-generation",
         "tags": ["lora-rlhf", "lora", "rlhf", stage.hub_tag],
     }
@@ -68,21 +71,21 @@ def _metadata_header(facts: Mapping[str, Any]) -> str:
     return "\n".join(["---", *lines, "---", ""])
 
 
-def _closeness_section(facts: Mapping[str, Any]) -> str:
+def _closeness_section(manifest: Mapping[str, Any]) -> str:
     """How close the export is to the trained model, as measured or why it was not measured."""
-    parity = facts["parity"]
+    parity = manifest["parity"]
     if not parity["measured"]:
         return f"Not measured: {escaped_text(parity['why'])}.\n"
     table_text = parity_table({**parity, "prompts_from": _shorten_path(parity["prompts_from"])})
     paragraphs = [
-        capitalize_first(f"{escaped_text(facts['meaning'])}, in {facts['dtype']}."),
+        capitalize_first(f"{escaped_text(manifest['meaning'])}, in {manifest['dtype']}."),
         "Left this export, in the middle the same adapter merged the other way, on the right the base without the "
         "adapter: all that there was to lose.",
         f"```text\n{table_text}\n```",
     ]
-    if facts["kind"] == "gguf":
-        paragraphs.append(f"Measured before the weights were stored as {facts['gguf_type']}.")
-        paragraphs.append(f"llama.cpp computes the same as transformers for up to {facts['context']:,} tokens.")
+    if manifest["kind"] == "gguf":
+        paragraphs.append(f"Measured before the weights were stored as {manifest['gguf_type']}.")
+        paragraphs.append(f"llama.cpp computes the same as transformers for up to {manifest['context']:,} tokens.")
     if parity["forced"]:
         paragraphs.append("**It is further from the trained model than the limits allow, and was exported by force.**")
     return "\n\n".join(paragraphs) + "\n"
@@ -194,10 +197,10 @@ def _ppo_section(lineage: Lineage) -> str:
     return "### PPO\n\n" + bullet_list(lines)
 
 
-def _limits_section(facts: Mapping[str, Any], lineage: Lineage) -> str:
+def _limits_section(manifest: Mapping[str, Any], lineage: Lineage) -> str:
     """What the model is for, its limits of tokens, and the base's licence."""
     last_config = lineage.stages[-1].config if lineage.stages else {}
-    licence = facts["licence"]
+    licence = manifest["licence"]
     licence_text = f"is {escaped_text(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
     lines = [
         "For conversations like those that it was trained on; of others nothing is known here.",
@@ -205,7 +208,7 @@ def _limits_section(facts: Mapping[str, Any], lineage: Lineage) -> str:
         f"{short_text(last_config.get('max_response_tokens'))} tokens.",
         f"The base's licence {licence_text}" + (f" ({', '.join(licence['files'])})." if licence["files"] else "."),
     ]
-    if role_limits := BY_ROLE[facts["role"]].limits:
+    if role_limits := BY_ROLE[manifest["role"]].limits:
         lines.insert(1, role_limits)
     lines.append("It was not tested for safety beyond the figures above.")
     return bullet_list(lines)

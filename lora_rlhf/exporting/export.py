@@ -21,9 +21,9 @@ SMALL_FILES = 64 * 2**20  # bytes of tokenizer, card and the like
 def export(config: ExportConfig) -> dict[str, Any]:
     """Makes the folder `config.to`, and returns its manifest, which is written last.
 
-    Raises UserError before any long work, for faults of the run, the base or the folder, and for a model that the form
-    cannot hold. Raises Stopped (exit 1) for an export that is further from the trained model than the limits allow; no
-    folder is left then.
+    Raises UserError before any long work, for faults of the run, the base or the folder, and for a model that the
+    output format cannot represent. Raises Stopped (exit 1) for an export that is further from the trained model than
+    the limits allow; no folder is left then.
     """
     check(config)
     assert config.to is not None  # else the configuration was at fault
@@ -34,11 +34,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
     require_space(target, prepared_export.num_bytes + SMALL_FILES)
     remove_temporary(target.absolute().parent, f"{target.name}.*")
     with new_folder(target.absolute()) as folder:
-        facts = prepared_export.write(folder)
-        write_card(folder, facts, source.run)
-        facts["files"] = hash_folder(folder, facts.get("files", {}))
-        write_json(folder / MANIFEST, facts)
-    return facts
+        manifest = prepared_export.write(folder)
+        write_card(folder, manifest, source.run)
+        manifest["files"] = hash_folder(folder, manifest.get("files", {}))
+        write_json(folder / MANIFEST, manifest)
+    return manifest
 
 
 def _prepare_form(config: ExportConfig, source: Source) -> PreparedExport:

@@ -98,9 +98,9 @@ def _template_advice(file: Report) -> Iterator[str]:
         yield f"{share_text(refused_share, tokens['exact'])} of rows are refused with this model: {reason}."
 
 
-def _length_limit_advice(file: Report) -> Iterator[str]:
+def _length_limit_advice(file_report: Report) -> Iterator[str]:
     """Yields advice for each length limit that cuts or leaves out more than a negligible share of rows."""
-    tokens = file["tokens"]
+    tokens = file_report["tokens"]
     for name, limit in ({} if tokens is None else tokens["limits"]).items():
         if limit["over"] <= NEGLIGIBLE_SHARE:
             continue

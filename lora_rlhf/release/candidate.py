@@ -103,10 +103,10 @@ def find_system(system_name: SystemName, report: Report, path: Path) -> SystemOn
 def require_unseen(policy: Policy, data: TrainingData, path: Path) -> None:
     """Raises UserError if training data hold more of the report's prompts than allowed, or if that is unknown."""
     num_prompts, num_seen = data.prompts, data.seen
-    if num_prompts and num_seen and num_seen / num_prompts > policy.most_seen:
+    if num_prompts and num_seen and num_seen / num_prompts > policy.max_share_seen:
         raise UserError(
             f"{path}: {num_seen} of {num_prompts} prompts stand in training data, a share of "
-            f"{num_seen / num_prompts:.3g}; the policy allows {policy.most_seen:g} (seen_in_training: "
+            f"{num_seen / num_prompts:.3g}; the policy allows {policy.max_share_seen:g} (seen_in_training: "
             "at_most): evaluate on prompts that were not trained on"
         )
     unknown_stages = [row.stage for row in data.stages if row.compared != "all"]

@@ -81,7 +81,7 @@ def read_data_facts(file: DataFile, run: Path, paths: PathMap, with_texts: bool)
 
 
 def _split_list_row(prompt: Prompt, file: DataFile, with_texts: bool) -> dict[str, Any]:
-    """The row of a prompt in the split list."""
+    """A row of the list that tells each prompt's split: its key as sha256, its split, and its text if `with_texts`."""
     is_held_out = file.split == "train" and choose_split(prompt.opening, file.fraction) == "validation"
     row = {"key": hashlib.sha256(prompt.key.encode()).hexdigest(), "split": "validation" if is_held_out else file.split}
     return row | ({"prompt": make_row(Prompt(prompt.messages))["prompt"]} if with_texts else {})

@@ -14,7 +14,7 @@ from lora_rlhf.configs.values import check
 from lora_rlhf.evaluation.report_model import read_report
 from lora_rlhf.release.candidate import SystemName, SystemOnDisk, find_report, find_system, require_unseen
 from lora_rlhf.release.config import GateConfig
-from lora_rlhf.release.policy import PACKAGED_POLICY, read_policy
+from lora_rlhf.release.policy import PACKAGED_POLICY, read_gate_policy
 from lora_rlhf.release.record import write_record
 from lora_rlhf.release.rules import FAIL, PASS, Row, apply_rules, is_passed
 from lora_rlhf.render.tables import align_columns
@@ -40,7 +40,7 @@ def gate(config: GateConfig) -> Decision:
     """
     check(config)
     policy_file = PACKAGED_POLICY if config.policy is None else Path(config.policy)
-    policy = read_policy(policy_file)
+    policy = read_gate_policy(policy_file)
     candidate_name = SystemName.parse(config.candidate)
     path = find_report(candidate_name, config.report)
     report = read_report(path)

@@ -64,15 +64,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """All rules, the win rate's first. `most_seen`: the largest allowed share of prompts seen in training."""
+    """All rules, the win rate's first. `max_share_seen`: the largest allowed share of prompts seen in training."""
 
     rules: tuple[Rule, ...]
-    most_seen: float
+    max_share_seen: float
     passes_if_unknown: bool
     source: str  # the file's own text, for the record
 
 
-def read_policy(path: Path) -> Policy:
+def read_gate_policy(path: Path) -> Policy:
     """The policy of a YAML file. Raises UserError with all its faults, one in a line."""
     values = read_yaml(path, follow_links=True)
     faults = [
@@ -89,11 +89,14 @@ def read_policy(path: Path) -> Policy:
         faults.append("guards is missing: a list of rules, each with a figure that must not get worse")
     else:
         rules += [_parse_rule(guard, f"guard {number}", faults) for number, guard in enumerate(guards, start=1)]
-    most_seen, passes_if_unknown = _parse_seen_limits(values.get("seen_in_training"), faults)
+    max_share_seen, passes_if_unknown = _parse_seen_limits(values.get("seen_in_training"), faults)
     if faults:
         raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
     return Policy(
-        tuple(rule for rule in rules if rule), most_seen, passes_if_unknown, read_file(path, follow_links=True).decode()
+        tuple(rule for rule in rules if rule),
+        max_share_seen,
+        passes_if_unknown,
+        read_file(path, follow_links=True).decode(),
     )
 
 

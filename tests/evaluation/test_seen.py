@@ -11,7 +11,7 @@ from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluation import seen
-from lora_rlhf.evaluation.seen import find_seen_prompts, seen_warning
+from lora_rlhf.evaluation.seen import count_seen_prompts, seen_warning
 from lora_rlhf.evaluation.systems import RunStages
 from lora_rlhf.runs.folder import Parent
 
@@ -68,7 +68,7 @@ def test_prompts_are_the_same_by_key_in_every_stage(tmp_path: Path, evaluated: s
             "ppo": stage(tmp_path / "ppo", PPOConfig(prompts="p", **common), {"prompts": record(other)}),
         }
     )
-    found = find_seen_prompts(stages, evaluated, PROMPTS)
+    found = count_seen_prompts(stages, evaluated, PROMPTS)
     assert [(row.stage, row.seen, row.compared) for row in found.stages] == [
         ("sft", 1, "all"),
         ("reward", 2, "all"),
@@ -87,15 +87,15 @@ def test_the_data_of_other_runs_count_too(tmp_path: Path, evaluated: str) -> Non
         (tmp_path / name).mkdir()
     own, other, again = (sft_on(tmp_path / name, path) for name, path in zip(names, paths, strict=True))
     other.sft.manifest["id"] = again.sft.manifest["id"] = "one and the same"
-    found = find_seen_prompts(own, evaluated, PROMPTS, {"other": other, "again": again})
+    found = count_seen_prompts(own, evaluated, PROMPTS, {"other": other, "again": again})
     assert [(row.stage, row.seen) for row in found.stages] == [("sft", 1), ("other:sft", 1)]
     assert found.seen == 2 and "(sft 1, other:sft 1)" in seen_warning(found)
 
 
 def test_nothing_seen_is_nothing_said(tmp_path: Path, evaluated: str) -> None:
-    found = find_seen_prompts(sft_on(tmp_path, write(tmp_path / "d.jsonl", [{"prompt": "New?"}])), evaluated, PROMPTS)
+    found = count_seen_prompts(sft_on(tmp_path, write(tmp_path / "d.jsonl", [{"prompt": "New?"}])), evaluated, PROMPTS)
     assert found.seen == 0 and seen_warning(found) == ""
-    none = find_seen_prompts(RunStages({"sft": Parent(tmp_path, {})}), evaluated, PROMPTS)
+    none = count_seen_prompts(RunStages({"sft": Parent(tmp_path, {})}), evaluated, PROMPTS)
     assert (none.seen, none.stages, seen_warning(none)) == (0, [], "")
 
 
@@ -103,10 +103,10 @@ def test_data_that_are_gone_are_told_by_their_hash_or_called_unknown(tmp_path: P
     gone = str(tmp_path / "gone.jsonl")
     same = hashlib.sha256(Path(evaluated).read_bytes()).hexdigest()
     (tmp_path / "a").mkdir()
-    found = find_seen_prompts(sft_on(tmp_path / "a", gone, same), evaluated, PROMPTS)
+    found = count_seen_prompts(sft_on(tmp_path / "a", gone, same), evaluated, PROMPTS)
     assert (found.seen, found.stages[0].compared) == (6, "all")
     (tmp_path / "b").mkdir()
-    found = find_seen_prompts(sft_on(tmp_path / "b", gone), evaluated, PROMPTS)
+    found = count_seen_prompts(sft_on(tmp_path / "b", gone), evaluated, PROMPTS)
     assert (found.seen, found.stages[0].compared) == (0, "none")
     assert seen_warning(found) == f"prompts not compared with all training data of sft ({gone})"
 
@@ -114,15 +114,15 @@ def test_data_that_are_gone_are_told_by_their_hash_or_called_unknown(tmp_path: P
 def test_the_hub_is_not_asked(tmp_path: Path, evaluated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_rlhf.data.containers.hub_rows", lambda _: pytest.fail("the hub was asked"))
     stages = sft_on(tmp_path, "owner/name", None)
-    assert find_seen_prompts(stages, evaluated, PROMPTS).stages[0].compared == "none"
-    found = find_seen_prompts(stages, "owner/name", PROMPTS)
+    assert count_seen_prompts(stages, evaluated, PROMPTS).stages[0].compared == "none"
+    found = count_seen_prompts(stages, "owner/name", PROMPTS)
     assert (found.seen, found.stages[0].compared) == (6, "all")
 
 
 def test_the_stages_format_is_used(tmp_path: Path, evaluated: str) -> None:
     rows = [{"prompt": "Other?", "question": "Question 1?", "response": "b"}]
     stages = sft_on(tmp_path, write(tmp_path / "d.jsonl", rows), format="orca")
-    assert find_seen_prompts(stages, evaluated, PROMPTS).seen == 1
+    assert count_seen_prompts(stages, evaluated, PROMPTS).seen == 1
 
 
 def test_reading_ends_when_it_takes_too_long_or_all_is_known(
@@ -133,9 +133,9 @@ def test_reading_ends_when_it_takes_too_long_or_all_is_known(
     read = []
     key: Any = vars(Prompt)["key"].fget
     monkeypatch.setattr(Prompt, "key", property(lambda prompt: read.append(prompt) or key(prompt)))
-    assert find_seen_prompts(stages, evaluated, PROMPTS).seen == 6
+    assert count_seen_prompts(stages, evaluated, PROMPTS).seen == 6
     assert len(read) < 50, "all six stand at the beginning"
     monkeypatch.setattr(seen, "MOST_SECONDS", 0.0)
-    found = find_seen_prompts(stages, evaluated, [*PROMPTS, Prompt.of("Not there")])
+    found = count_seen_prompts(stages, evaluated, [*PROMPTS, Prompt.of("Not there")])
     assert (found.seen, found.stages[0].compared) == (1, "part")
     assert "1 of 7 prompts" in seen_warning(found) and "not compared with all" in seen_warning(found)

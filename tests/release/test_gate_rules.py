@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.release.policy import PACKAGED_POLICY, Policy, read_policy
+from lora_rlhf.release.policy import PACKAGED_POLICY, Policy, read_gate_policy
 from lora_rlhf.release.rules import Row, apply_rules, is_passed
 from lora_rlhf.system.errors import UserError
 from tests.support.releases import figure, make_report, make_run, paired, rate
@@ -20,7 +20,7 @@ def report(tmp_path: Path) -> dict[str, Any]:
 def policy_of(folder: Path, guard: str) -> Policy:
     path = folder / "gate.yaml"
     path.write_text(f"win_rate: {{at_least: 0.5}}\nguards:\n  - {{{guard}}}\n")
-    return read_policy(path)
+    return read_gate_policy(path)
 
 
 def row_of(report: dict[str, Any], folder: Path, guard: str, candidate: str = "policy", baseline: str = "sft") -> Row:
@@ -160,7 +160,7 @@ def test_a_place_with_a_rule_of_its_own_is_left_to_that_one(report: dict[str, An
     def rows(own: str) -> list[Row]:
         guard = f"{{figure: audit.flags.{own}, not_raised: true}}"
         path.write_text(f"win_rate: {{at_least: 0.5}}\nguards: [{every}, {guard}]\n")
-        return apply_rules(read_policy(path), report, "policy", "sft")[1:]
+        return apply_rules(read_gate_policy(path), report, "policy", "sft")[1:]
 
     assert [(row.figure, row.decision) for row in rows("collapse")] == [
         *(("audit.flags.sycophancy", "pass"), ("audit.flags.collapse", "pass"))
@@ -174,7 +174,7 @@ def test_a_place_with_a_rule_of_its_own_is_left_to_that_one(report: dict[str, An
 
 def test_the_packaged_policy_asks_for_an_audit(report: dict[str, Any]) -> None:
     del report["audit"]
-    rows = apply_rules(read_policy(PACKAGED_POLICY), report, "policy", "sft")
+    rows = apply_rules(read_gate_policy(PACKAGED_POLICY), report, "policy", "sft")
     failed = [row.figure for row in rows if row.decision == "fail"]
     assert failed == [f"audit.flags.{name}" for name in ("length_inflation", "repetition", "collapse")]
 
@@ -221,7 +221,7 @@ def test_a_win_that_could_be_chance_is_no_win(report: dict[str, Any], tmp_path: 
     report["win_rates"]["policy_vs_sft"] |= rate(0.55, 0.49, 0.61)
     path = tmp_path / "gate.yaml"
     path.write_text(f"win_rate: {{at_least: 0.5, end: {end}}}\nguards: [{{figure: length, at_most: 99}}]\n")
-    assert apply_rules(read_policy(path), report, "policy", "sft")[0].decision == decision
+    assert apply_rules(read_gate_policy(path), report, "policy", "sft")[0].decision == decision
 
 
 def test_nothing_passes_without_rows() -> None:
@@ -229,7 +229,7 @@ def test_nothing_passes_without_rows() -> None:
 
 
 def test_the_packaged_policy_passes_what_did_not_get_worse(report: dict[str, Any]) -> None:
-    assert is_passed(apply_rules(read_policy(PACKAGED_POLICY), report, "policy", "sft"))
+    assert is_passed(apply_rules(read_gate_policy(PACKAGED_POLICY), report, "policy", "sft"))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_the_packaged_policy_passes_what_did_not_get_worse(report: dict[str, Any
 )
 def test_the_packaged_policy_blocks_what_got_worse(report: dict[str, Any], spoil: Any) -> None:
     spoil(report)
-    rows = apply_rules(read_policy(PACKAGED_POLICY), report, "policy", "sft")
+    rows = apply_rules(read_gate_policy(PACKAGED_POLICY), report, "policy", "sft")
     assert sum(row.decision == "fail" for row in rows) == 1
 
 
@@ -276,7 +276,7 @@ def test_a_policy_without_its_parts_is_refused(tmp_path: Path, text: str, messag
     path = tmp_path / "gate.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        read_policy(path)
+        read_gate_policy(path)
     assert all(message in str(caught.value) for message in messages)
     assert all(line.startswith(str(path)) for line in str(caught.value).splitlines())
 
@@ -321,7 +321,7 @@ def test_all_faults_of_a_policy_are_named_at_once(tmp_path: Path) -> None:
         "  - {figure: lenght, at_most: 1}\n  - {figure: words, at_most: 1, end: top}\n"
     )
     with pytest.raises(UserError) as caught:
-        read_policy(path)
+        read_gate_policy(path)
     parts = [
         "at_least is 'half'",
         "at_most is 2",
