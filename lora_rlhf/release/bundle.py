@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +34,9 @@ def write_package(target: Path, files: Mapping[str, Content], package_facts: Map
     The bytes depend only on the content: not on the time, the machine or the order of files. A zip is not compressed,
     so that its bytes do not depend on the version of zlib.
     """
+    num_bytes = sum(_content_bytes(content) for content in files.values())
+    if num_bytes > (free_bytes := shutil.disk_usage(target.absolute().parent).free):
+        raise UserError(f"{target}: its files have {num_bytes:,} bytes, and {free_bytes:,} are free there")
     hashes = {
         name: {"sha256": _content_hash(files[name]), "bytes": _content_bytes(files[name])} for name in sorted(files)
     }
