@@ -22,8 +22,10 @@ from lora_rlhf.system.errors import UserError
 
 RUNS = 200
 MOST_SECONDS, MOST_MIB = 5.0, 500
-FILES = ("sft/manifest.json", "sft/config.yaml", "sft/metrics.jsonl", "sft/adapter/adapter_config.json", "recipe.yaml")
-FILES += ("sft/adapter/adapter_model.safetensors", "report.json", "report.md", "candidates.jsonl", "gate/a.json")
+FILES = (
+    *("sft/manifest.json", "sft/config.yaml", "sft/metrics.jsonl", "sft/adapter/adapter_config.json", "recipe.yaml"),
+    *("sft/adapter/adapter_model.safetensors", "report.json", "report.md", "candidates.jsonl", "gate/a.json"),
+)
 YAML_BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
 
 
@@ -55,7 +57,19 @@ def garbage(path: Path, draw: random.Random) -> None:
 def strange_values(path: Path, draw: random.Random) -> None:
     """A manifest with other values; for other files, unknown keys."""
     values: Any = json.loads(path.read_text()) if path.name == "manifest.json" else {"unknown": 1}
-    strange = (None, [], {}, -1, 1e308, "../../outside", "/etc", "\x1b]0;x\x07", "a" * 10**5, True, "\u202egnp")
+    strange: tuple[Any, ...] = (
+        None,
+        [],
+        {},
+        -1,
+        1e308,
+        "../../outside",
+        "/etc",
+        "\x1b]0;x\x07",
+        "a" * 10**5,
+        True,
+        "\u202egnp",
+    )
     for key in draw.sample([*values, "unknown"], k=min(2, len(values))):
         values[key] = draw.choice(strange)
     path.write_text(json.dumps(values))
