@@ -127,20 +127,19 @@ def test_every_answer_has_the_headers(served: Served) -> None:
 
 
 def test_a_body_is_bounded_and_a_bad_call_is_one_line(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
-    url = served.url + "gradio_api/queue/join"
+    url = served.url + "gradio_api/run/predict"
     length = str(guard.MOST_BODY_BYTES + 1)
     assert answer_of(served.url, "POST /gradio_api/queue/join", **{"Content-Length": length})[0] == 413
-    bad = b'{"data": [1], "fn_index": 2, "session_hash": "x"}'
+    bad = [b'{"data": [1], "fn_index": %d, "session_hash": "x"}' % number for number in range(40)]
     statuses = []
-    for body in (bad, b"{", b'{"fn_index": 10000000, "data": []}'):
+    for body in (*bad, b"{", b'{"fn_index": 10000000, "data": []}'):
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:
                 statuses.append(answer.status)
         except urllib.error.HTTPError as error:
             statuses.append(error.code)
-    assert 500 not in statuses[1:]
-    time.sleep(1)  # the queue handles the second call
+    assert statuses.count(500) > 0  # of what is wrong within a handler
     assert "Traceback" not in capfd.readouterr().err
 
 
