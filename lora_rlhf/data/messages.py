@@ -123,7 +123,7 @@ def _parse_message(item: Any, name: str) -> tuple[Message, ...]:
     read_keys = [role_key, content_key, *call_keys]
     if role in CALL_ROLES:
         return (_assistant_message(item, "", {str(role): content}, read_keys),)
-    if role == "system" and (content is None or (isinstance(content, str) and not content.strip())):
+    if role == "system" and (content is None or is_blank(join_parts(content))):
         return ()
     if role == "tool":
         return (_tool_message(item, content, read_keys),)
@@ -316,7 +316,8 @@ def to_answer(value: Any, name: str) -> Message:
     if not isinstance(value, list | tuple):
         require_text(value, f"the {name}")
     if value and not any(isinstance(item, dict) for item in value):
-        raise BadRow(f"{name} is a list, not one answer", f"{len(value)} items; write one row per answer")
+        detail = f"it is a list of {len(value)}; write one row per answer"
+        raise BadRow(f"{name} is not one assistant's message", detail)
     turns = to_turns(value, name)
     if len(turns) != 1 or turns[0].role != "assistant":
         raise BadRow(f"{name} is not one assistant's message")

@@ -224,8 +224,11 @@ class Source(Generic[Record]):
         self.depends_on_order = True
         if certain_formats := [format for format in formats if format in self._certain_formats]:
             return certain_formats[0]  # a row that fits several formats is read like the rows before it
+        names = ", ".join(format.name for format in formats)
+        if self.kind is not None and any(self.kind not in format.readers for format in formats):
+            # graded answers, which are ranked with others: no --format names the one of the answer
+            raise BadRow(SEVERAL, names + ("; try --columns ignore=NAME" if self.has_flags else ""))
         if self._certain_formats:
-            names = ", ".join(format.name for format in formats)
             raise BadRow(SEVERAL, names + ("; say which one with --format" if self.has_flags else ""))
         raise UserError(_ambiguity_message(self.name, self.kind, formats, origin, row, self.has_flags))
 

@@ -127,7 +127,11 @@ def test_a_prompt_of_several_turns_as_text() -> None:
             {"instruction": "a", "input": [1], "output": "c"},
             "the input is not text",
         ),
-        ("demonstrations", {"instruction": "a", "output": ["b", "c"]}, "output is a list, not one answer"),
+        (
+            "demonstrations",
+            {"instruction": "a", "output": ["b", "c"]},
+            "output is not one assistant's message .it is a list of 2",
+        ),
         ("prompts", {"messages": []}, "the prompt is empty"),
         ("prompts", {"messages": [USER, ANSWER, ANSWER]}, "does not end with a user's message"),
         ("texts", {"text": ""}, "the text is empty"),
