@@ -159,6 +159,8 @@ def add_thought(thought: Any, answer: Any, name: str) -> str:
 
     BadRow if the answer has another thought already.
     """
+    if isinstance(thought, list | tuple) and len(thought) == 1:  # s1K: a list of the thoughts of each attempt
+        thought = thought[0]
     thought, answer = require_text(thought, f"the {name}"), require_text(answer, "a message's content")
     if CLOSE not in answer:
         return join_thought(thought.strip("\n"), answer)

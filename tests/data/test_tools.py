@@ -198,6 +198,7 @@ THOUGHT = {"prompt": [ASKED], "completion": "<think>\nRome is south.\n</think>\n
         {"messages": [ASKED, {**ANSWER, "content": THOUGHT["completion"], "reasoning_content": "Rome is south."}]},
         {"conversations": [{"from": "human", "value": ASKED["content"]}, {**ANSWER, "reasoning": "Rome is south."}]},
         {"prompt": ASKED["content"], "completion": "Yes.", "reasoning": "Rome is south."},
+        {"question": ASKED["content"], "solution": "Yes.", "thinking_trajectories": ["Rome is south."]},
         {"question": ASKED["content"], "answer": "Yes.", "deepseek_reasoning": "Rome is south."},
     ],
 )
