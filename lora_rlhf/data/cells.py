@@ -45,9 +45,9 @@ def parse_list(text: str) -> Any:
 
 
 def _insert_commas(text: str) -> str | BadRow:
-    """The text with a comma between two values where numpy writes none: Python would join two strings into one.
+    """The text with a comma between neighbouring values, where numpy writes none; Python reads 'a' 'b' as 'ab'.
 
-    Returns a BadRow for a list that numpy cut short, and for one with commas between some of its values only.
+    Returns a BadRow for a list that numpy shortened, and for a list with commas between only some of its values.
     """
     tokens: list[str] = []
     commas: list[tuple[int, int]] = []  # of each open bracket: (its commas, its missing commas)
@@ -56,7 +56,7 @@ def _insert_commas(text: str) -> str | BadRow:
         token = match[1]
         if token == "...":
             return BadRow(SHORTENED, "numpy writes ... for what it leaves out; save the table again from the data")
-        if "dtype=" in token[:9] or token == "array":
+        if "dtype=" in token[:9] or token == "array":  # array([...], dtype=object): only the list is read
             continue
         is_start_of_value = token not in "]}),:"
         if is_start_of_value and is_end_of_value and commas:

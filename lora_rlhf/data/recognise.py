@@ -135,7 +135,10 @@ def explain_unrecognised_row(row: Any, kind: RecordKind | None) -> BadRow:
 def _explain_unknown_columns(row: Row, kind: RecordKind | None, filled: list[str], also_empty: str) -> BadRow:
     """The fault of a row whose columns no format has, with the nearest format and a suggestion for --columns."""
     if {"role", "content"} <= row.keys() or {"from", "value"} <= row.keys():
-        return BadRow("the row is a message, not a conversation", 'write {"messages": [...]} with all messages of one')
+        return BadRow(
+            "the row is a message, not a conversation",
+            'write {"messages": [...]} with all messages of the conversation',
+        )
     for name in filled:
         meaning = column_meaning(name)
         if meaning in ("tools", "media") and isinstance(row[name], str | list) and not is_blank(row[name]):

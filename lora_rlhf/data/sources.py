@@ -106,7 +106,7 @@ class Source(Generic[Record]):
         self.formats: Counter[str] = Counter()
         self.recognised: set[str] = set()
         self._certain_formats: set[Format] = set()  # formats of rows that fit only one
-        # rows, and answers, that belong together wherever in the file they are
+        # groups of rows (by tree) and of answers (by prompt), whose members may be anywhere in the file
         self._rows_by_tree: Groups | None = None
         self._answers_by_prompt: Groups | None = None
 

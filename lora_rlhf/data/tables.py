@@ -139,7 +139,10 @@ def _cell_value(name: str, cell: str) -> Any:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields ("path row N", row) for each row of a Parquet file, N from 1, read in small batches."""
+    """Yields ("path row N", row) for each row of a Parquet file, N from 1, read in small batches.
+
+    A damaged file ends with a fault in place of a row.
+    """
     import pyarrow
     from pyarrow import parquet
 

@@ -129,7 +129,7 @@ def _hides_all_gpus(visible_setting: str, count: int) -> bool:
 
 
 def _finding_of_gpu(check: str, gpu: Gpu, versions: str) -> Finding:
-    """One GPU: its memory, its capability, and what uses its memory."""
+    """The finding on one GPU: its memory and capability, with advice if other programs use much of its memory."""
     values = {
         "name": gpu.name,
         "total_gib": to_gib(gpu.total),

@@ -45,9 +45,9 @@ def ordering_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def reward_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
-    """{"accuracy", "ece": the report `after` minus the report `before`, which are on different pairs}.
+    """The change of accuracy and of ece, by name: the report `after` minus the report `before`, on other pairs.
 
-    A figure that has no interval in one of the two reports is left out.
+    A figure without an interval in one of the two reports is left out.
     """
     figures_after, figures_before = ordering_figures(after), ordering_figures(before)
     changes = {}

@@ -23,7 +23,6 @@ def prepare_adapter(config: ExportConfig, source: Source) -> PreparedExport:
         """Writes the adapter, its tokenizer and its licence; returns the facts of the export."""
         settings = deepcopy(lora)
         set_adapter_fields(settings, any(is_head_parameter(name) for name in state), source.base_name)
-        settings.target_modules = sorted(lora.target_modules)  # PEFT would write a set, whose order changes
         write_adapter_files(folder, settings, state)
         save_tokenizer(folder, source.tokenizer)
         copy_licence_and_code(folder, source)

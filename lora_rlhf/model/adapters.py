@@ -200,6 +200,8 @@ def write_adapter_files(folder: Path, config: LoraConfig, state: dict[str, Tenso
     """Writes the two files of an adapter into a folder. OSError if it fails."""
     save_tensors(folder / WEIGHTS, state)
     config.inference_mode = True  # PEFT's mark of a finished adapter: it loads frozen
+    if isinstance(config.target_modules, set):  # PEFT would write it in another order in each process
+        config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
 
 

@@ -158,7 +158,10 @@ def count_model(
 def build_skeleton(
     config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora: LoraSettings, layers: int
 ) -> Skeleton:
-    """The first `layers` layers as the stages have them in memory, with an adapter of these settings."""
+    """A model of the first `layers` layers on tensors without memory, for `plan`.
+
+    It has the dtypes, the 4-bit layers and the adapter that it has in a stage.
+    """
     causal = _build_or_refuse(_set_num_layers(config, layers), dtype)
     targets = find_targets(causal)
     with torch.device("meta"):

@@ -264,7 +264,10 @@ class StageFolder:
         return self._seconds_before + time.monotonic() - self._started
 
     def sync_growing_files(self) -> dict[str, Any]:
-        """Syncs the files that grow, and returns their sizes: a checkpoint keeps them, to `rewind` to."""
+        """Syncs the files that grow. Returns their sizes and the seconds so far.
+
+        A checkpoint stores both, and `rewind` cuts the files back to these sizes.
+        """
         sizes = {}
         for name in (METRICS, SAMPLES):
             if (path := self.path / name).exists():

@@ -45,10 +45,11 @@ RESULTS = {stage.name: {"offset": NUMBER} for stage in STAGES if stage.scores}  
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the stage in a folder. The fields that code reads have the right types; others are kept as is.
 
-    One without a format is of format 1, which had no such field at first. The values may still come from a stranger:
-    do not follow a path, and do not trust code, because the manifest says so.
+    A manifest without the field `format` has format 1. The values may come from a stranger: never open a path or run
+    code only because the manifest names it.
 
-    UserError with file, field and value: what `read_object` refuses, a newer format, a missing field, a wrong type.
+    Raises UserError, with file, field and value, for a file that `read_object` refuses, a newer format, a missing field
+    and a wrong type.
     """
     require_no_link(folder)
     path = folder / MANIFEST

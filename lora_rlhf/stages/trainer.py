@@ -132,7 +132,10 @@ class RoleOptimizer:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Puts the moments back, bit for bit. UserError for another optimizer's, RuntimeError for another shape."""
+        """Restores the moments and the loss scale, bit for bit.
+
+        Raises UserError if the checkpoint was written by another kind of optimizer, RuntimeError if a shape differs.
+        """
         if f"{self.role}.loss_scale" in state:
             self._loss_scale = float(state[f"{self.role}.loss_scale"])
         for name, parameter in self._named:

@@ -104,10 +104,10 @@ def num_unrepeated_words(text: str) -> int:
 def self_bleu(texts: Sequence[str], max_references: int = MAX_REFERENCES) -> list[float]:
     """How like the others each text is, 0 to 1: its BLEU-4 with at most `max_references` other texts as references.
 
-    Self-BLEU (Zhu et al., arXiv 1802.01886) of words in place: sentence BLEU with effective order, where the k-th order
-    that has no match counts as 1 / 2^k of one ("exp" in sacrebleu, Chen and Cherry 2014, method 3). The references are
-    the same random texts for all, drawn from a fixed seed, less the text itself; so the time grows with the number of
-    words alone. More references make it higher: compare only figures over as many texts.
+    Self-BLEU (Zhu et al., arXiv 1802.01886) over words: sentence BLEU with effective order, where the k-th order
+    that has no match counts as 1 / 2^k of one ("exp" in sacrebleu, Chen and Cherry 2014, method 3). All texts share one
+    random sample of references, from a fixed seed; a text is never its own reference. More references give higher
+    values: compare only values that were computed over the same number of texts.
     """
     if len(texts) < 2:
         return [0.0] * len(texts)

@@ -46,7 +46,7 @@ def make_probes() -> ProbeSet:
 
 @cache
 def make_choices() -> ChoiceSet:
-    """Makes held-out questions with one right answer and up to three wrong ones of the same form."""
+    """Makes the quiz that `evaluate` asks: held-out questions with one right answer and up to three wrong ones."""
     rng = random.Random("choices")
     questions = itertools.islice(
         _interleave([_shuffled_held_out_requests(name, rng) for name in QUIZ_TASKS]), NUM_CHOICES
