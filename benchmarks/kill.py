@@ -1,6 +1,6 @@
 """Kills stages and whole recipes with SIGKILL at random instants, and starts each again with the same command.
 
-    python benchmarks/kill.py --kills 120
+    python benchmarks/kill.py --kills 60
 
 After every kill, each file that has its final name must be whole: manifests and configurations parse, every checkpoint
 folder matches its hashes, adapters load, only a file that grows may end in a cut line. The same command must then go on
