@@ -7,7 +7,7 @@ import pytest
 from tests.zoo.checkpoints import CHECKPOINTS
 from tests.zoo.walk import walk
 
-# One of each kind that has needed its own code; the others are slow only because they are many.
+# One of each kind that has needed its own code; all of them take half an hour: scripts/test.sh --zoo.
 A_DOZEN = (
     *("opt", "lfm2", "falcon_h1", "granitemoehybrid", "qwen3_moe", "deepseek_v3", "gpt_oss", "mixtral"),
     *("gemma3", "qwen3_vl", "qwen3_5", "llama4"),
@@ -20,7 +20,7 @@ def test_a_dozen_train(name: str, tmp_path: Path) -> None:
     assert {step: result for step, result in outcome.steps.items() if result != "works"} == {}
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_every_checkpoint_works_or_is_refused_before_it_begins(name: str, tmp_path: Path) -> None:
     outcome = walk(name, tmp_path)
