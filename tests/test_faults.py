@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from lora_rlhf.cli.main import main
 from lora_rlhf.model import adapters
 from lora_rlhf.stages import reward, sampler
 from lora_rlhf.stages.trainer import Trainer
-from lora_rlhf.system import disk
+from lora_rlhf.system import disk, plain_files
 from tests.support.stages import DEMONSTRATIONS, RANKINGS, manifest, rows_of, write_rows
 
 pytestmark = pytest.mark.slow
@@ -222,6 +223,13 @@ def writes_through(faulty: Disk) -> Iterator[Disk]:
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
 
+    def opened_plainly(file: Any, mode: str = "r", **kwargs: Any) -> Any:
+        if not set(mode) & set("wax+") or not Path(os.fsdecode(file)).is_relative_to(faulty.root):
+            return io.FileIO(file, mode, **kwargs)
+        if not os.path.exists(file) and faulty.fails("create", file):
+            raise faulty.error(str(file))
+        return File(file, mode, **kwargs)
+
     def checked(function: Callable[..., Any], what: str, named: bool = True) -> Callable[..., Any]:
         def call(path: Any, *args: Any, **kwargs: Any) -> Any:
             where = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
@@ -241,6 +249,7 @@ def writes_through(faulty: Disk) -> Iterator[Disk]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (builtins, io):
             patch.setattr(module, "open", opened)
+        patch.setattr(plain_files, "io", SimpleNamespace(FileIO=opened_plainly))
         for name in ("replace", "rename", "mkdir"):
             patch.setattr(os, name, checked(getattr(os, name), name))
         patch.setattr(os, "fsync", checked(os.fsync, "fsync", named=False))

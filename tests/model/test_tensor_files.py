@@ -45,9 +45,9 @@ def test_rows_of_a_library_file(tmp_path: Path) -> None:
 
 def test_too_few_or_too_many_bytes_are_an_error(tmp_path: Path) -> None:
     entry = Entry("x", torch.float32, (2, 2))
-    for pieces in ([torch.zeros(1, 2)], [torch.zeros(3, 2)]):
+    for name, pieces in (("few", [torch.zeros(1, 2)]), ("many", [torch.zeros(3, 2)])):
         with pytest.raises(ValueError, match="expected 16"):
-            write_tensors(tmp_path / "a.safetensors", [entry], pieces)
+            write_tensors(tmp_path / f"{name}.safetensors", [entry], pieces)
 
 
 def test_a_piece_that_cannot_be_made_is_no_file_that_passes(tmp_path: Path) -> None:
