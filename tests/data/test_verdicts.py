@@ -169,7 +169,7 @@ def test_an_answer_that_is_not_to_be_learned_is_context_alone(key: str, value: A
         ("weight", 0.5, "a weight other than 0 and 1"),
         ("tools", [{"function": {"name": "weather"}}], "the row holds tools or calls in a place"),
         ("tool_calls", [{"function": {"arguments": "{}"}}], "a tool call has no name"),
-        ("reasoning_content", ["2 and 3 are 5."], "the reasoning_content is not text"),
+        ("reasoning_content", ["2 and 3", "are 5."], "the reasoning_content is not text"),
         ("images", ["a.jpg"], "the row points at an image"),
         ("name", "Ada", "a message has a key that is not read here"),
         ("context", "It rains.", "a message has a key that is not read here"),
