@@ -158,7 +158,16 @@ def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
 
 
 def _require_better_than_chance(config: PPOConfig, reward: Parent) -> None:
-    """UserError for a reward model whose held-out accuracy may be a coin's, unless the user accepts it."""
+    """UserError for a reward model whose held-out accuracy may be a coin's, unless the user accepts it.
+
+    Warns of one whose accuracy was not measured.
+    """
+    if reward.manifest["results"].get("accuracy") is None:
+        log.warning(
+            "%s: whether this reward model is better than chance is not known, because no rankings were held out: PPO "
+            "may learn noise. Read the samples",
+            reward.folder,
+        )
     if (fault := chance_fault(reward.manifest["results"])) and not config.accept_chance_reward:
         raise UserError(
             f"{reward.folder}: {fault}. PPO would learn noise: collect more rankings, or give "

@@ -407,6 +407,20 @@ def test_a_reward_model_by_chance_is_used_only_if_asked_for(config: Config, pare
         assert not Path(settings.run).exists()
 
 
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_a_reward_model_that_was_not_measured_is_named(
+    config: Config, parents: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_measured: bool
+) -> None:
+    copy = tmp_path / "reward"
+    shutil.copytree(parents / "reward", copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    measured = {"accuracy": {"rate": 0.7, "low": 0.55, "high": 0.8}, "held_out_pairs": 12}
+    manifest["results"] |= measured if is_measured else {"accuracy": None}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    ppo.train(config("run", reward=str(copy), iterations=1, accept_chance_reward=False))
+    assert ("better than chance is not known" in caplog.text) is not is_measured
+
+
 @pytest.mark.parametrize(("fixed", "warns"), [(5.0, True), (-50.0, False)])
 def test_never_ending_must_not_pay(
     config: Config, capsys: pytest.CaptureFixture[str], fixed: float, warns: bool
