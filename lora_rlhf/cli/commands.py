@@ -21,9 +21,10 @@ from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.tinyworld.config import LabelConfig, ScoreConfig, TinyworldConfig
+from lora_rlhf.tinyworld.config import LabelConfig, ProblemsConfig, ScoreConfig, TinyworldConfig
 from lora_rlhf.tinyworld.datasets import label, make
 from lora_rlhf.tinyworld.gold import score_request
+from lora_rlhf.tinyworld.problems import make_problems
 from lora_rlhf.tinyworld.requests import find_request
 
 
@@ -124,8 +125,9 @@ def _demo(config: DemoConfig) -> None:
     serve(config)
 
 
-def _make(config: TinyworldConfig) -> None:
-    for name, count in make(config).items():
+def _make(config: TinyworldConfig | ProblemsConfig) -> None:
+    counts = make(config) if isinstance(config, TinyworldConfig) else make_problems(config)
+    for name, count in counts.items():
         print(f"{config.path_by_set[name]}: {count} rows")
 
 
@@ -180,6 +182,7 @@ COMMANDS = {
     "run": Command("all stages of a recipe; goes on where it stopped", RecipeConfig, _run),
     "demo": Command("the browser app: compare stages, rank, watch a run", DemoConfig, _demo),
     "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
+    "tinyworld problems": Command("problems whose answers code can check", ProblemsConfig, _make),
     "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _label),
     "tinyworld score": Command("how good a response is by the hidden gold score", ScoreConfig, _score),
 }

@@ -15,9 +15,27 @@ PROMPT_SETS = {
     ),  # held out: their combinations of task and entities are in no other file
 }
 
+MOST_PROBLEMS = 100_000  # of a file: there are some millions of them
+
+
+class _FilesToWrite:
+    """Of a configuration with a folder, and with a field num_NAME for each file NAME.jsonl that is written there."""
+
+    to: str
+
+    @property
+    def num_rows_by_set(self) -> dict[str, int]:
+        """Name of each set -> how many rows it has."""
+        return {name.removeprefix("num_"): count for name, count in vars(self).items() if name.startswith("num_")}
+
+    @property
+    def path_by_set(self) -> dict[str, Path]:
+        """Name of each set -> the file that it is written to."""
+        return {name: Path(self.to) / f"{name}.jsonl" for name in self.num_rows_by_set}
+
 
 @dataclass(frozen=True, kw_only=True)
-class TinyworldConfig:
+class TinyworldConfig(_FilesToWrite):
     """Demonstrations, prompts and pretraining text of the tiny world; no prompt is in two files."""
 
     to: str
@@ -37,16 +55,6 @@ class TinyworldConfig:
     num_pretraining: int = 2000
     """Documents of the scrape that the base was pretrained on, for PPO-ptx."""
 
-    @property
-    def num_rows_by_set(self) -> dict[str, int]:
-        """Name of each set -> how many rows it has."""
-        return {name.removeprefix("num_"): count for name, count in vars(self).items() if name.startswith("num_")}
-
-    @property
-    def path_by_set(self) -> dict[str, Path]:
-        """Name of each set -> the file that it is written to."""
-        return {name: Path(self.to) / f"{name}.jsonl" for name in self.num_rows_by_set}
-
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
         faults = [] if self.to else ["to is empty; name a folder"]
@@ -61,6 +69,30 @@ class TinyworldConfig:
                 faults.append(
                     f"{options} is {total}, must be at most {max_prompts}: the tiny world has no more prompts"
                 )
+        return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemsConfig(_FilesToWrite):
+    """Problems of the tiny world whose answers code can check: sums, and limits on the form of the answer."""
+
+    to: str
+    """Folder to write to: demonstrations.jsonl, prompts.jsonl and held_out.jsonl."""
+    seed: int = field(default=0, metadata=COMMON)
+    """Other seeds draw other problems; the numbers that are held out stay the same."""
+    num_demonstrations: int = 1500
+    """Problems with answers, most of which are wrong or too long."""
+    num_prompts: int = 2000
+    """Problems with the columns that reward functions check: answer, and most or pattern."""
+    num_held_out: int = 300
+    """The same, of pairs of numbers that no other file has."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        faults = [] if self.to else ["to is empty; name a folder"]
+        for name, count in self.num_rows_by_set.items():
+            if not 1 <= count <= MOST_PROBLEMS:
+                faults.append(f"num_{name} is {count}, must be from 1 to {MOST_PROBLEMS}")
         return faults
 
 
