@@ -53,7 +53,7 @@ def test_the_rows_hold_the_right_answer_and_the_limit(folder: Path) -> None:
 
 
 def test_held_out_problems_are_of_other_numbers_and_nothing_is_twice(folder: Path) -> None:
-    texts = {name: [row.get("question", row.get("prompt")) for row in read(folder, name)] for name in SIZES}
+    texts = {name: [row.get("question") or row["prompt"] for row in read(folder, name)] for name in SIZES}
     pairs = {name: set(map(numbers, rows)) for name, rows in texts.items()}
     assert not pairs["held_out"] & (pairs["prompts"] | pairs["demonstrations"])
     everything = [text for rows in texts.values() for text in rows]
