@@ -5,7 +5,10 @@ There are three modes. `LinearMode` is the plain one: each layer computes with i
 of a model, and `SharedModel` sets it together with the role.
 
 PEFT's own forward makes four more copies of the layer's output, and in 16 bits keeps a float32 copy of each input for
-the backward pass. The arithmetic here is the same: the adapter in float32, its share added in the layer's dtype.
+the backward pass. Here an adapter's parameters and their gradients are float32. With a base in 16 bits, a GPU
+multiplies by 16-bit copies of A and B, which every pass of the backbone writes anew: both products sum in float32, the
+second one adds to the layer's result, and no activation is copied to float32. On a CPU, whose 16-bit products are slow,
+the adapter's products are in float32.
 """
 
 import functools
@@ -42,11 +45,13 @@ class LinearMode:
         if not (has_weight_matrix(layer.base_layer) and _is_plain_lora(layer, adapter)):
             return run_peft_forward(layer, inputs)
         down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        product: Tensor = LoraProduct.apply(inputs, down, up, layer.base_layer, layer.scaling[adapter])
+        rounded = layer.__dict__.get(ROUNDED, {}).get(adapter)
+        product: Tensor = LoraProduct.apply(inputs, down, up, layer.base_layer, layer.scaling[adapter], rounded)
         return product
 
 
 PLAIN_MODE = LinearMode()
+ROUNDED = "rounded_adapter"  # the attribute of a layer that holds {its active adapter: (A, B) in 16 bits}
 
 
 class AdaptedLinears:
@@ -54,11 +59,32 @@ class AdaptedLinears:
 
     def __init__(self) -> None:
         self.mode: LinearMode = PLAIN_MODE
+        self._layers: list[LoraLayer] = []
+        # the adapter that has 16-bit copies, its parameters, and the copies
+        self._rounded: tuple[str | None, list[Tensor], list[Tensor]] = (None, [], [])
 
     def install(self, peft: PeftModel) -> None:
-        """Replaces the forward pass of these layers. Call it again after adapters were added."""
-        for layer in adapted_layers(peft):
+        """Replaces the forward pass of these layers. Call it again after adapters were added or removed."""
+        self._layers = adapted_layers(peft)
+        self._rounded = (None, [], [])
+        for layer in self._layers:
             layer.forward = functools.partial(self._forward, layer)
+            layer.__dict__.pop(ROUNDED, None)
+
+    @torch.no_grad()
+    def round_adapter(self, adapter: str, dtype: torch.dtype) -> None:
+        """Writes copies of the adapter's A and B in this dtype, in few launches; other adapters' copies are dropped."""
+        if self._rounded[0] != adapter:
+            parameters, copies = list[Tensor](), list[Tensor]()
+            for layer in self._layers:
+                layer.__dict__[ROUNDED] = {}
+                if adapter in layer.lora_A:
+                    pair = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+                    halves = tuple(torch.empty_like(part, dtype=dtype) for part in pair)
+                    layer.__dict__[ROUNDED] = {adapter: halves}
+                    parameters, copies = [*parameters, *pair], [*copies, *halves]
+            self._rounded = (adapter, parameters, copies)
+        torch._foreach_copy_(self._rounded[2], self._rounded[1])
 
     def _forward(self, layer: LoraLayer, inputs: Tensor) -> Tensor:
         return self.mode.forward(layer, inputs)
@@ -98,26 +124,37 @@ def _is_plain_lora(layer: LoraLayer, adapter: str) -> bool:
 class LoraProduct(torch.autograd.Function):
     """inputs (..., in), down (rank, in), up (out, rank) -> (..., out), with gradients for these three.
 
-    Saved for the backward pass: the inputs, which are shared by layers with the same inputs, and A x (..., rank).
+    `rounded`: copies of down and up in 16 bits to multiply by; None: by down and up themselves. Saved for the backward
+    pass: the inputs, which are shared by layers with the same inputs, and A x (..., rank).
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, down: Tensor, up: Tensor, base: nn.Module, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        down: Tensor,
+        up: Tensor,
+        base: nn.Module,
+        scale: float,
+        rounded: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         result: Tensor = base(inputs)
-        rows = inputs.reshape(-1, inputs.shape[-1]).to(down.dtype)
-        low_rank = rows @ down.T
-        add_product(result, low_rank, up, scale)
-        ctx.save_for_backward(inputs, down, up, low_rank)
-        ctx.base, ctx.scale = base, scale
+        left, right = rounded or (down, up)
+        low_rank = inputs.reshape(-1, inputs.shape[-1]).to(left.dtype) @ left.T
+        add_product(result, low_rank, right, scale)
+        # the copies are written again before each forward pass, with the same numbers until the adapter changes
+        ctx.save_for_backward(inputs, low_rank, *(() if rounded else (down, up)))
+        ctx.base, ctx.scale, ctx.rounded = base, scale, rounded
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        inputs, down, up, low_rank = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        inputs, low_rank, *own = ctx.saved_tensors
+        down, up = ctx.rounded or own
         rows = gradient.reshape(-1, gradient.shape[-1])
-        rows_float = rows.to(up.dtype)
-        low_rank_gradient = (rows_float @ up).mul_(ctx.scale)  # (N, rank), of A x
+        rows_cast = rows.to(up.dtype)
+        low_rank_gradient = (rows_cast @ up).mul_(ctx.scale)  # (N, rank), of A x
         inputs_gradient = down_gradient = up_gradient = None
         if ctx.needs_input_grad[0]:
             weight = weight_matrix(ctx.base)
@@ -128,10 +165,19 @@ class LoraProduct(torch.autograd.Function):
                 flat_gradient.add_(low_rank_gradient @ down)
             inputs_gradient = flat_gradient.view(inputs.shape).to(inputs.dtype)
         if ctx.needs_input_grad[1]:
-            down_gradient = low_rank_gradient.T @ inputs.reshape(-1, inputs.shape[-1]).to(down.dtype)
+            down_gradient = wide_product(low_rank_gradient.T, inputs.reshape(-1, inputs.shape[-1]).to(down.dtype))
         if ctx.needs_input_grad[2]:
-            up_gradient = (rows_float.T @ low_rank).mul_(ctx.scale)
-        return inputs_gradient, down_gradient, up_gradient, None, None
+            up_gradient = wide_product(rows_cast.T, low_rank).mul_(ctx.scale)
+        return inputs_gradient, down_gradient, up_gradient, None, None, None
+
+
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """left (n, k) times right (k, m), in at least float32: (n, m). Only a GPU has such a product of 16-bit numbers."""
+    if left.dtype not in (torch.bfloat16, torch.float16):
+        return left @ right
+    if left.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 def add_product(result: Tensor, low_rank: Tensor, up: Tensor, scale: float) -> None:
@@ -140,4 +186,4 @@ def add_product(result: Tensor, low_rank: Tensor, up: Tensor, scale: float) -> N
     if flat_result.dtype == low_rank.dtype:
         flat_result.addmm_(low_rank, up.T, alpha=scale)
     else:
-        flat_result.add_(low_rank @ up.T, alpha=scale)  # rounded once, after the sum
+        flat_result.add_(low_rank @ up.T, alpha=scale)

@@ -38,6 +38,7 @@ class Mixture(LinearMode):
     Before every forward pass `assign` sets the role of each row. A role may be in the mixture twice.
 
     adapters: of each role, None for the bare base. block: runs the model in this mode, with PEFT's adapters off.
+    dtype: of the copy of the adapters, in which their products are.
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class Mixture(LinearMode):
         adapters: Sequence[str | None],
         peft: PeftModel | None,
         block: Callable[["Mixture"], AbstractContextManager[None]],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.roles = tuple(roles)
         self._adapters = tuple(adapters)
         self._distinct = tuple(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
-        self._stacks = {} if peft is None else _stack_layers(peft, self._distinct)
+        self._stacks = {} if peft is None else _stack_layers(peft, self._distinct, dtype)
         # Layers whose adapters have the same ranks share a table (roles, rank), from which `assign` takes (B, rank).
         self._tables = {
             stack.ranks: self._foreign_rank_mask(stack.ranks).to(stack.down.device) for stack in self._stacks.values()
@@ -115,12 +117,12 @@ class Mixture(LinearMode):
         return torch.tensor([[owner != adapter for owner in owners] for adapter in self._adapters])
 
 
-def _stack_layers(peft: PeftModel, adapters: Sequence[str]) -> dict[LoraLayer, Stack]:
+def _stack_layers(peft: PeftModel, adapters: Sequence[str], dtype: torch.dtype) -> dict[LoraLayer, Stack]:
     """The stacked adapters of each layer that one of them changes. UserError for layers that see no whole rows."""
     linear_layers = set(adapted_layers(peft))
     stacks: dict[LoraLayer, Stack] = {}
     for path, layer in peft.named_modules():
-        stack = _stack_layer(layer, adapters) if isinstance(layer, LoraLayer) else None
+        stack = _stack_layer(layer, adapters, dtype) if isinstance(layer, LoraLayer) else None
         if stack is None:
             continue
         if EXPERTS_PART in path.split(".") or layer not in linear_layers:  # PEFT wraps experts as parameters too
@@ -132,15 +134,15 @@ def _stack_layers(peft: PeftModel, adapters: Sequence[str]) -> dict[LoraLayer, S
     return stacks
 
 
-def _stack_layer(layer: LoraLayer, adapters: Sequence[str]) -> Stack | None:
+def _stack_layer(layer: LoraLayer, adapters: Sequence[str], dtype: torch.dtype) -> Stack | None:
     """A stacked copy of these adapters of a layer; None if none of them changes it."""
     present_adapters = [adapter for adapter in adapters if adapter in layer.lora_A]
     if not present_adapters:
         return None
     return Stack(
         tuple(layer.r[adapter] if adapter in present_adapters else 0 for adapter in adapters),
-        torch.cat([layer.lora_A[adapter].weight.detach() for adapter in present_adapters]),
+        torch.cat([layer.lora_A[adapter].weight.detach() for adapter in present_adapters]).to(dtype),
         torch.cat(
             [layer.lora_B[adapter].weight.detach() * layer.scaling[adapter] for adapter in present_adapters], dim=1
-        ),
+        ).to(dtype),
     )

@@ -50,6 +50,7 @@ class SharedModel:
         self._aliases: dict[str, str] = {}
         self._state = _IDLE
         self._linears = AdaptedLinears()
+        self._has_rounded_adapters = self.device.type == "cuda" and self.causal.dtype.itemsize == 2
         self._enabled: str | None = None  # the adapter that PEFT applies now, also after the end of its block
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._score_offsets: dict[str, float] = {}  # of the roles whose scores were calibrated
@@ -168,6 +169,7 @@ class SharedModel:
             raise RuntimeError(f"roles cannot be removed inside the block of {self._state}")
         if self.peft is not None and role in self.peft.peft_config:
             self.peft.delete_adapter(role)
+            self._linears.install(self.peft)
             self._set_idle()
         self._parameters.pop(role, None)
         self._score_offsets.pop(role, None)
@@ -223,7 +225,8 @@ class SharedModel:
         may be entered again and again. ValueError for a role that does not exist.
         """
         names = [self._find_adapter(role) for role in roles]
-        return Mixture(roles, names, self.peft, lambda mixture: self._use_state(_State(None, False, mixture)))
+        dtype = self.causal.dtype if self._has_rounded_adapters else torch.float32
+        return Mixture(roles, names, self.peft, lambda mixture: self._use_state(_State(None, False, mixture)), dtype)
 
     @property
     def active_role(self) -> str | None:
@@ -299,6 +302,8 @@ class SharedModel:
         if self._state == _IDLE:
             raise RuntimeError("a forward pass outside any role: use `with model.role(...)`")
         self._state.mode.before_pass(inputs, keyword_inputs)
+        if self._has_rounded_adapters and self._enabled is not None and self._state.mode is PLAIN_MODE:
+            self._linears.round_adapter(self._enabled, self.causal.dtype)
 
     def _after_forward(self, _module: nn.Module, _inputs: object, output: object) -> None:
         """Hook of the backbone: its backward pass must run in the state of this forward pass."""
