@@ -56,7 +56,7 @@ ONLY_IN = {
     "gguf": {"exporting"},
     "bitsandbytes": {"system", "model"},  # system/kernel_trial.py alone
     "lm_eval": {"evaluation"},  # only where it is asked for
-    "trl": set(),  # what SFT is measured against, in a test
+    "trl": {"stages"},  # stages/trl_loss.py alone; tests measure SFT against it
     "datasets": {"data"},
     "accelerate": {"system"},
     "matplotlib": {"render", "evaluation", "inspection"},

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_rlhf.configs.common import TrainingConfig
-from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 
 BASE = "base"  # the role without an adapter, as in model/shared.py
 
@@ -132,6 +132,31 @@ REWARD = Stage(
         Plot("reward/accuracy", "Reward accuracy", "share of pairs ordered as the labelers did, in training"),
     ),
 )
+DPO = Stage(
+    name="dpo",
+    role="dpo",
+    config=DPOConfig,
+    page="lora_rlhf.stages.dpo",
+    use="learned",
+    reads={"rankings": "rankings"},
+    parents=("sft",),
+    title="DPO",
+    model_title="DPO policy",
+    model_name="the DPO policy",
+    summary="a policy from the rankings alone (DPO, IPO, KTO, ...), without a reward model",
+    hub_tag="dpo",
+    settings=(
+        *("method", "loss_type", "beta", "pairs", "label_smoothing", "reference"),
+        *("epochs", "batch_size", "learning_rate"),
+    ),
+    counts={"prompts": "ranked prompts", "pairs": "pairs", "votes": "votes", "held_out_pairs": "pairs held out"},
+    limits="It was trained on labelers' choices between other models' answers, and nothing checked its own.",
+    plots=(
+        Plot("dpo/loss", "DPO loss", "of the pairs or votes, in training"),
+        Plot("dpo/margin", "DPO margin", "beta times how much more the chosen answer gained than the rejected one"),
+        Plot("samples/accuracy", "DPO accuracy", "share of held-out pairs in which the chosen answer gained more"),
+    ),
+)
 PPO = Stage(
     name="ppo",
     role="policy",
@@ -166,7 +191,7 @@ PPO = Stage(
     ),
     other_adapters=("value_adapter",),
 )
-STAGES = (SFT, REWARD, PPO)
+STAGES = (SFT, REWARD, DPO, PPO)
 WRITERS = tuple(stage for stage in STAGES if not stage.scores)  # whose roles answer prompts
 BY_NAME = {stage.name: stage for stage in STAGES}
 BY_ROLE = {stage.role: stage for stage in STAGES}

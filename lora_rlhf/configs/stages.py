@@ -97,6 +97,95 @@ class RewardConfig(TrainingConfig):
         ]
 
 
+# TRL's losses (1.16). Those of pairs all read the log-probabilities of a chosen and a rejected answer.
+PAIR_LOSSES = (
+    *("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft"),
+)
+VOTE_LOSSES = ("kto", "apo_zero_unpaired")
+LOSSES = {"dpo": PAIR_LOSSES, "kto": VOTE_LOSSES}
+SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")  # those that read label_smoothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(TrainingConfig):
+    """A policy from rankings or votes without a reward model (DPO, arXiv 2305.18290; KTO, arXiv 2402.01306)."""
+
+    rankings: str = field(metadata=input_file())
+    """File or hub dataset of rankings or of chosen and rejected pairs; for kto also of answers labelled good or bad."""
+    model: str | None = field(default=None, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    """Where the base model of the SFT stage is now, if it was moved."""
+    sft: str | None = None
+    """SFT stage folder that the policy starts from; RUN/sft unless given."""
+    reference: Literal["sft", "base"] = "sft"
+    """What the policy is held to: the frozen SFT model or the bare base."""
+    method: Literal["dpo", "kto"] = "dpo"
+    """dpo learns from pairs of answers to one prompt; kto from single answers that are called good or bad."""
+    loss_type: tuple[str, ...] = ()
+    """TRL's loss, or several that are added: sigmoid (DPO's own), ipo, hinge, ... (docs/methods.md); for kto: kto or
+    apo_zero_unpaired. The method's own unless given."""
+    loss_weights: tuple[float, ...] = ()
+    """The weight of each loss; 1 each unless given."""
+    pairs: Literal["all", "best-worst", "adjacent"] = "all"
+    """Which pairs of a ranking are learned; whatever their number, every prompt counts once."""
+    beta: float = 0.1
+    """How closely the policy is held to the reference (in ipo: tau); higher is closer."""
+    label_smoothing: float = 0.0
+    """Share of labels that may be wrong, for robust, exo_pair (which needs one, such as 1e-3) and aot."""
+    desirable_weight: float = 1.0
+    """For kto: weight of the loss of good answers."""
+    undesirable_weight: float = 1.0
+    """For kto: weight of the loss of bad answers."""
+    epochs: int = 1
+    """Passes over the rankings."""
+    batch_size: int = 16
+    """Prompts, each with all its pairs (for kto: answers), in one optimizer step."""
+    learning_rate: float = 1e-4
+    """Peak; cosine to a tenth of it."""
+    validation_fraction: float = 0.1
+    """Share of prompts held out, to measure which answers the policy has come to prefer."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that are added: those of loss_type, or the method's own."""
+        return self.loss_type or (LOSSES[self.method][0],)
+
+    def faults(self) -> list[str]:
+        return [
+            *super().faults(),
+            *at_least(self, 1, "epochs", "batch_size"),
+            *positive(self, "learning_rate", "beta", "desirable_weight", "undesirable_weight"),
+            *share(self, "validation_fraction"),
+            *share(self, "label_smoothing", upper=0.49),
+            *self._loss_faults(),
+        ]
+
+    def _loss_faults(self) -> list[str]:
+        known, faults = LOSSES[self.method], []
+        for name in self.losses:
+            if name not in known:
+                other = next((method for method, names in LOSSES.items() if name in names), None)
+                advice = f"it is one of --method {other}" if other else f"{self.method} has: {', '.join(known)}"
+                faults.append(f"loss_type {name!r} is not known here; {advice}")
+        if self.method == "kto" and len(self.losses) > 1:
+            faults.append("kto has one loss at a time")
+        if self.method == "kto" and self.pairs != "all":
+            faults.append("pairs is for dpo: of a ranking, kto takes the best answers as good and the worst as bad")
+        if self.method == "kto" and self.batch_size < 2:
+            faults.append("batch_size is 1: kto compares the answers of a batch with one another, so give at least 2")
+        if self.method == "dpo" and (self.desirable_weight, self.undesirable_weight) != (1.0, 1.0):
+            faults.append("desirable_weight and undesirable_weight are for kto")
+        if self.loss_weights and len(self.loss_weights) != len(self.losses):
+            faults.append(f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses")
+        if "exo_pair" in self.losses and self.label_smoothing == 0:
+            faults.append("exo_pair needs a label_smoothing above 0; its paper takes 1e-3")
+        if self.label_smoothing and not set(self.losses) & set(SMOOTHED_LOSSES):
+            faults.append(f"label_smoothing is for {', '.join(SMOOTHED_LOSSES)}; {', '.join(self.losses)} has none")
+        if self.losses == ("sft",) and self.reference == "base":
+            faults.append("loss_type sft alone has no reference: leave --reference out, or add another loss")
+        return faults
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(TrainingConfig):
     """Proximal policy optimization against the reward model (InstructGPT, section 3.5, eq. 2)."""

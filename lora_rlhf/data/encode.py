@@ -1,12 +1,12 @@
 """Records to token ids within length limits. Prompts are truncated from the left; responses are refused or cut."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from lora_rlhf.data.markup import num_equal_at_start
 from lora_rlhf.data.refusals import BadRow, RefusedRows
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Turns
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Turns, Vote
 from lora_rlhf.data.template import (
     encode_text,
     render_demonstration,
@@ -59,7 +59,7 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class EncodedRanking:
-    """K >= 2 responses' ids; `ranks[i]` belongs to `response_ids[i]`, 1 = best.
+    """K >= 2 responses' ids; `ranks[i]` belongs to `response_ids[i]`, 1 = best. A vote has one: rank 1 good, 2 bad.
 
     Each ends in the stop token, unless it was cut. Two that differ only after the cut are both kept.
     """
@@ -200,27 +200,48 @@ def encode_ranking(
     tokenizer: "PreTrainedTokenizerBase", ranking: Ranking, limits: Limits, refused: RefusedRows
 ) -> EncodedRanking | None:
     """The ranking's ids. A response over the limit is refused alone; with fewer than 2 left the ranking is refused."""
-    prompt = ranking.prompt
+    encoded = _encode_responses(tokenizer, ranking.prompt, ranking.responses, ranking.ranks, limits, refused)
+    if encoded is not None and len(encoded.ranks) < 2:
+        fault = BadRow("fewer than 2 responses of the ranking are left", f"{len(encoded.ranks)} left")
+        refused.add(ranking.prompt.origin, fault)
+        return None
+    return encoded
+
+
+def encode_vote(
+    tokenizer: "PreTrainedTokenizerBase", vote: Vote, limits: Limits, refused: RefusedRows
+) -> EncodedRanking | None:
+    """The vote's ids, with rank 1 for a good answer and 2 for a bad one; None if it was refused."""
+    rank = 1 if vote.is_good else 2
+    encoded = _encode_responses(tokenizer, vote.prompt, (vote.response,), (rank,), limits, refused)
+    return encoded if encoded is not None and encoded.ranks else None
+
+
+def _encode_responses(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    responses: Sequence[str],
+    ranks: Sequence[int],
+    limits: Limits,
+    refused: RefusedRows,
+) -> EncodedRanking | None:
+    """The prompt's ids and those of the responses within the limit; None if the prompt is refused."""
     try:
         ids = render_prompt(tokenizer, prompt)
         limited_ids = _limit_prompt(tokenizer, prompt, ids, limits.max_prompt_tokens)
     except BadRow as fault:
         refused.add(prompt.origin, fault)
         return None
-    response_ids: list[list[int]] = []
-    ranks: list[int] = []
-    for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
+    encoded = EncodedRanking(limited_ids, [], [])
+    for response, rank in zip(responses, ranks, strict=True):
         try:
             rendered = render_response_after(tokenizer, prompt, ids, response)
-            response_ids.append(_limit_response(rendered, limits.max_response_tokens, limits, refused))
-            ranks.append(rank)
+            encoded.response_ids.append(_limit_response(rendered, limits.max_response_tokens, limits, refused))
+            encoded.ranks.append(rank)
         except BadRow as fault:
             refused.add(prompt.origin, fault)
-    if len(ranks) < 2:
-        refused.add(prompt.origin, BadRow("fewer than 2 responses of the ranking are left", f"{len(ranks)} left"))
-        return None
     refused.truncated_prompts += limited_ids is not ids  # a new list was truncated
-    return EncodedRanking(limited_ids, response_ids, ranks)
+    return encoded
 
 
 def encode_prompts(

@@ -199,6 +199,15 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class Vote:
+    """One answer to a prompt that somebody called good or bad, with no other answer to compare it with."""
+
+    prompt: Prompt
+    response: str
+    is_good: bool
+
+
+@dataclass(frozen=True)
 class Text:
     """Plain text without a prompt: the pretraining mix (PPO-ptx)."""
 

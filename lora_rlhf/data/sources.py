@@ -26,7 +26,7 @@ from lora_rlhf.data.records import (
     unused_columns,
 )
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of_phrase
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, set_meta_and_origin
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, Vote, set_meta_and_origin
 from lora_rlhf.data.wrapped import explain_wrapped_rows
 from lora_rlhf.system.errors import UserError
 
@@ -70,6 +70,7 @@ class Source(Generic[Record]):
     docs/data.md; None: each row's columns decide. strict: the first row that cannot be used raises UserError. tolerant:
     a file that is damaged or has no usable row raises no UserError; the fault is counted as a refusal. columns: the
     value of --columns, see `Columns`. has_flags: the command has --format and --columns, so messages may name them.
+    keeps_votes: of rankings; an answer with a verdict becomes a `Vote`, and is not ranked with the prompt's others.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class Source(Generic[Record]):
         tolerant: bool = False,
         columns: str | None = None,
         has_flags: bool = False,
+        keeps_votes: bool = False,
     ) -> None:
-        self.name, self.kind = str(name), kind
+        self.name, self.kind, self.keeps_votes = str(name), kind, keeps_votes
         self.strict, self.tolerant, self.has_flags = strict, tolerant, has_flags
         self._format = None if format is None else self._find_format(format)
         self._columns = Columns(columns)
@@ -178,6 +180,8 @@ class Source(Generic[Record]):
             raise BadRow("a verdict or score stands beside several answers", ", ".join(grade.columns))
         if grade is None and drafts[0].grade is not None:
             grade = Grade(drafts[0].grade, False, ())
+        if grade is not None and grade.is_verdict and self.keeps_votes:
+            return [self._make_vote(origin, row, format, name, drafts[0], grade)]
         if grade is not None and not (grade.is_verdict and kind == self.kind == "demonstrations"):
             self._save_answer(origin, row, format, name, drafts[0], grade)
             return []
@@ -258,6 +262,18 @@ class Source(Generic[Record]):
         """Sets the meta and the origin of the records' prompts."""
         for record in records:
             set_meta_and_origin(record if isinstance(record, Prompt) else record.prompt, meta, origin)
+
+    def _make_vote(
+        self, origin: str, row: dict[str, Any], format: Format, name: str, draft: Draft, grade: Grade
+    ) -> Vote:
+        """The vote of a row with one answer and a verdict on it. BadRow if it is not valid."""
+        answer = make_record(draft._replace(ranks=None), "demonstrations")
+        assert isinstance(answer, Demonstration)
+        response = text_to_compare(Message("assistant", answer.response, tool_calls=answer.tool_calls))
+        vote = Vote(answer.prompt, response, bool(grade.value))
+        self._set_sources([vote], origin, self._unused_values(row, format, "rankings"))
+        self._count_records([vote], 1, name)
+        return vote
 
     # -----------------------------------------------------------------------------------------------------------------
     # rows that belong together

@@ -5,6 +5,7 @@ turn adds, up to and including the token that ends it. Text that looks like a co
 stays text. In an assistant's message the tokens of its own format (<think>, <tool_call>) are control tokens.
 """
 
+import copy
 import json
 import re
 from functools import lru_cache
@@ -103,6 +104,13 @@ def bos_before_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id in padded cells: the pad token, else EOS. Only a mask, never this id, tells what is padding."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def copy_with_pad(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """A copy that names `pad_id` as its pad token, for libraries that would change the tokenizer to have one."""
+    copied = copy.deepcopy(tokenizer)
+    copied.pad_token_id = pad_id(tokenizer)
+    return copied
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -23,9 +23,14 @@ def chance_fault(results: Mapping[str, Any]) -> str | None:
 
     results: of the reward stage, with the held-out accuracy and its 95 % interval.
     """
+    interval = chance_interval(results)
+    return interval and f"this reward model may be no better than chance: held-out accuracy {interval}"
+
+
+def chance_interval(results: Mapping[str, Any]) -> str | None:
+    """The held-out accuracy in words, where it may be a coin's; None for a better one, or an unmeasured one."""
     accuracy = results.get("accuracy")
     if accuracy is None or accuracy["low"] > CHANCE:
         return None
     interval = f"{accuracy['rate']:.3f} (95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f})"
-    pairs = pluralize(results["held_out_pairs"], "pair")
-    return f"this reward model may be no better than chance: held-out accuracy {interval} on {pairs}"
+    return f"{interval} on {pluralize(results['held_out_pairs'], 'pair')}"

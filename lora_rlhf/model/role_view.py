@@ -1,0 +1,76 @@
+"""A role of the shared model in the form that another library's trainer takes: a model with a backbone and a head."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from lora_rlhf.model.forward import position_ids
+from lora_rlhf.model.shared import SharedModel
+
+
+class RoleView(PreTrainedModel):
+    """A role of the shared model without parameters of its own: TRL runs `base_model`, then the LM head.
+
+    Whatever a trainer does to a model that it is given (casting adapters, adding and switching them, patching forward
+    and configuration) it does to this view. A pass reads each distinct row once, in micro-batches of `size` rows, and
+    with gradients keeps only their hidden states: so a loss over a whole batch does not depend on the size.
+    """
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, model: SharedModel, role: str) -> None:
+        config = deepcopy(model.causal.config)
+        config._attn_implementation_internal = "eager"  # nothing here attends; the base keeps its own setting
+        super().__init__(config)
+        self.generation_config = GenerationConfig()
+        self._shared, self._role = [model], role  # in a list: its modules are not this view's
+        self.size = 1
+
+    @property
+    def device(self) -> torch.device:
+        return self._shared[0].device
+
+    @property
+    def base_model(self) -> Callable[..., BaseModelOutputWithPast]:
+        """(ids, mask) (B, T), padded on the right -> the hidden states (B, T, H), in float32."""
+        return self._read
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self._shared[0].causal.get_output_embeddings()
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        """TRL puts its own in this place."""
+        raise NotImplementedError("a view is read through its base_model")
+
+    def _read(self, input_ids: Tensor, attention_mask: Tensor, **_settings: Any) -> BaseModelOutputWithPast:
+        """The hidden states. Of TRL's other arguments all say what holds here anyway: no cache, no router logits."""
+        model, width = self._shared[0], input_ids.shape[1]
+        rows, positions = torch.unique(torch.cat([input_ids, attention_mask], dim=1), dim=0, return_inverse=True)
+        ids, mask = rows[:, :width].to(model.device), rows[:, width:].bool().to(model.device)
+        order = mask.sum(dim=1).argsort(descending=True, stable=True)  # the longest first: what does not fit fails soon
+        parts = order.split(self.size)
+        hidden = []
+        with model.role(self._role, training=torch.is_grad_enabled()):
+            for part in parts:
+                longest = int(mask[part[0]].sum())
+                inputs = ids[part, :longest], mask[part, :longest]
+                if len(parts) > 1 and torch.is_grad_enabled():
+                    states = checkpoint(self._backbone, *inputs, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    states = self._backbone(*inputs)
+                hidden.append(nn.functional.pad(states, (0, 0, 0, width - longest)))
+        in_order = torch.cat(hidden)[order.argsort()]
+        return BaseModelOutputWithPast(last_hidden_state=in_order[positions.to(model.device)])
+
+    def _backbone(self, ids: Tensor, mask: Tensor) -> Tensor:
+        # float32: TRL multiplies with the LM head in the dtype of its input, and 16 bits are too coarse for logits
+        output = self._shared[0].backbone(
+            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
+        )
+        return output.last_hidden_state.float()
