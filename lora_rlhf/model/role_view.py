@@ -37,6 +37,11 @@ class RoleView(PreTrainedModel):
         return self._shared[0].device
 
     @property
+    def is_gradient_checkpointing(self) -> bool:
+        """TRL would turn it off around the reference's passes, which keep nothing anyway."""
+        return False
+
+    @property
     def base_model(self) -> Callable[..., BaseModelOutputWithPast]:
         """(ids, mask) (B, T), padded on the right -> the hidden states (B, T, H), in float32."""
         return self._read

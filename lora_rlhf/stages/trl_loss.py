@@ -1,5 +1,6 @@
 """The losses of TRL's DPOTrainer and KTOTrainer, on roles of the shared model and on tokens of our own encoder."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,16 @@ class TRLLoss:
             **{"use_cpu": model.device.type == "cpu", "router_aux_loss_coef": 0.0},
         }
         arguments: PairArguments | VoteArguments
-        if config.method == "dpo":
-            weights = list(config.loss_weights) or None
-            losses = {"loss_type": list(config.losses), "loss_weights": weights}
-            arguments = PairArguments(**common, **losses, label_smoothing=config.label_smoothing)
-        else:
-            share = {"desirable_weight": config.desirable_weight, "undesirable_weight": config.undesirable_weight}
-            arguments = VoteArguments(**common, **share, loss_type=config.losses[0])
+        with warnings.catch_warnings():
+            # transformers renames a setting that TRL still has under its old name
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing`", category=FutureWarning)
+            if config.method == "dpo":
+                weights = list(config.loss_weights) or None
+                losses = {"loss_type": list(config.losses), "loss_weights": weights}
+                arguments = PairArguments(**common, **losses, label_smoothing=config.label_smoothing)
+            else:
+                share = {"desirable_weight": config.desirable_weight, "undesirable_weight": config.undesirable_weight}
+                arguments = VoteArguments(**common, **share, loss_type=config.losses[0])
         arguments._n_gpu = min(1, arguments.n_gpu)  # one base, one card: TRL would wrap the view for all that it sees
         self._trainer = (_Pairs if config.method == "dpo" else _Votes)(
             model=self._policy,

@@ -156,3 +156,37 @@ def listwise_loss(scores: Row, ranks: list[int]) -> float:
         if losers:
             draws.append(-math.log(math.exp(score) / (math.exp(score) + sum(math.exp(other) for other in losers))))
     return statistics.fmean(draws)
+
+
+# DPO's family and KTO -------------------------------------------------------------------------------------------------
+# Of an answer: its log-probability under the policy less that under the reference, and its number of tokens.
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def dpo_loss(chosen: float, rejected: float, beta: float) -> float:
+    """-log sigmoid(beta (h_w - h_l)) (Rafailov et al., eq. 7)."""
+    return -math.log(sigmoid(beta * (chosen - rejected)))
+
+
+def hinge_loss(chosen: float, rejected: float, beta: float) -> float:
+    """max(0, 1 - beta (h_w - h_l)) (SLiC, in DPO's terms)."""
+    return max(0.0, 1 - beta * (chosen - rejected))
+
+
+def ipo_loss(chosen: float, rejected: float, beta: float) -> float:
+    """(h_w - h_l - 1 / (2 tau))^2 (Azar et al., eq. 17). TRL takes h as a mean over tokens, as the authors did."""
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+def kto_loss(good: Row, bad: Row, mismatched: Row, beta: float, weights: tuple[float, float] = (1.0, 1.0)) -> float:
+    """Mean of w (1 - sigmoid(beta (h - z))) of the good and w (1 - sigmoid(beta (z - h))) of the bad (KTO, eq. 7, 8).
+
+    z is the KL, estimated from answers that stand under another prompt, and never below 0.
+    """
+    z = max(0.0, sum(mismatched) / len(mismatched))
+    terms = [weights[0] * (1 - sigmoid(beta * (h - z))) for h in good]
+    terms += [weights[1] * (1 - sigmoid(beta * (z - h))) for h in bad]
+    return sum(terms) / len(terms)
