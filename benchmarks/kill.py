@@ -1,6 +1,7 @@
 """Kills stages and whole recipes with SIGKILL at random instants, and starts each again with the same command.
 
     python benchmarks/kill.py --kills 60
+    python benchmarks/kill.py --kills 20 --commands dpo --to benchmarks/results/kill_dpo.json
 
 After every kill, each file that has its final name must be whole: manifests and configurations parse, every checkpoint
 folder matches its hashes, adapters load, only a file that grows may end in a cut line. The same command must then go on
@@ -42,7 +43,7 @@ from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest
 from lora_rlhf.system.disk import TEMPORARY, write_json
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-SHARE = {"sft": 0.2, "reward": 0.2, "ppo": 0.3, "sample": 0.1, "recipe": 0.2}  # of all kills
+SHARE = {"sft": 0.15, "reward": 0.15, "dpo": 0.15, "ppo": 0.25, "sample": 0.1, "recipe": 0.2}  # of all kills
 KILLS_PER_RUN = 4
 AIMS = ("instant", "instant", "temporary", "operation")
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")  # as Python's audit names them
@@ -54,6 +55,7 @@ UNDISTURBED = ("undisturbed", "again")  # the runs of a command that are left in
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PRELOAD = [
     "lora_rlhf.cli.main",
+    "lora_rlhf.stages.dpo",
     "lora_rlhf.stages.ppo",
     "lora_rlhf.stages.sample",
     "lora_rlhf.evaluation.report",
@@ -64,6 +66,7 @@ COMMANDS = {
     "sft": f"sft --model {{model}} --demonstrations {{data}}/demonstrations.jsonl --batch_size 6 --epochs 8 "
     f"--lora_rank 4 --lora_dropout 0.1 --learning_rate 5e-3 --validation_fraction 0.1 {TRAINING}",
     "reward": f"reward --rankings {{data}}/rankings.jsonl --batch_size 3 --epochs 5 --learning_rate 2e-3 {TRAINING}",
+    "dpo": f"dpo --rankings {{data}}/rankings.jsonl --batch_size 3 --epochs 5 --learning_rate 2e-3 {TRAINING}",
     "ppo": f"ppo --prompts {{data}}/prompts.jsonl --iterations 8 --batch_size 8 --minibatch_size 4 --kl_target 0.5 "
     "--engine static --accept_chance_reward true "
     f"--kl_horizon 32 --warmup_iterations 3 --sample_every 2 --pretraining_text {{data}}/text.jsonl --max_kl null "
@@ -72,7 +75,9 @@ COMMANDS = {
     "--engine plain --generation_batch_size 8 --max_prompt_tokens 48 --max_response_tokens 12 --device cpu",
     "recipe": "run --config {data}/recipe.yaml",
 }
-PARENTS = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward"), "sample": ("sft",), "recipe": ()}
+PARENTS = {
+    **{"sft": (), "reward": ("sft",), "dpo": ("sft",), "ppo": ("sft", "reward"), "sample": ("sft",), "recipe": ()},
+}
 # The quickstart at the smallest size that goes through every section.
 SMALL: dict[str, dict[str, Any]] = {
     "tinyworld": {
@@ -105,20 +110,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", nargs="+", choices=list(SHARE), default=list(SHARE))
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/kill.json"))
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core is left for the one who watches
     load, started = os.getloadavg()[0], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        world = World.make(Path(folder))
+        needed = {parent for name in args.commands for parent in PARENTS[name]}
+        world = World.make(Path(folder), tuple(name for name in COMMANDS if name in {*needed, *args.commands}))
+        total = sum(SHARE[name] for name in args.commands)
         tallies = {
-            name: torment(world, name, round(share * args.kills), random.Random(f"{args.seed} {name}"))
-            for name, share in SHARE.items()
+            name: torment(world, name, round(SHARE[name] / total * args.kills), random.Random(f"{args.seed} {name}"))
+            for name in args.commands
         }
     faults = [fault for tally in tallies.values() for fault in tally.faults]
     counts = {key: sum(tally.counts()[key] for tally in tallies.values()) for key in Tally().counts()}
     result = {
-        **provenance(f"python benchmarks/kill.py --kills {args.kills} --seed {args.seed}"),
+        **provenance(" ".join(["python benchmarks/kill.py", *sys.argv[1:]])),
         "load_before": round(load, 2),
         "seconds": round(time.monotonic() - started),
         **counts,

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
         evaluate,
         export,
         sample,
+        train_dpo,
         train_ppo,
         train_reward,
         train_sft,
     )
     from lora_rlhf.chat.loaded_run import LoadedRun, load_run
     from lora_rlhf.configs.sample import SampleConfig
-    from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+    from lora_rlhf.configs.stages import DPOConfig, PPOConfig, RewardConfig, SFTConfig
     from lora_rlhf.evaluation.config import EvaluateConfig
     from lora_rlhf.exporting.config import ExportConfig
     from lora_rlhf.system.errors import UserError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPOConfig",
     "EvaluateConfig",
     "ExportConfig",
     "LoadedRun",
@@ -39,16 +41,20 @@ __all__ = [
     "export",
     "load_run",
     "sample",
+    "train_dpo",
     "train_ppo",
     "train_reward",
     "train_sft",
 ]
 
 _MODULES = {
-    "lora_rlhf.api": ("TrainedStage", "evaluate", "export", "sample", "train_ppo", "train_reward", "train_sft"),
+    "lora_rlhf.api": (
+        *("TrainedStage", "evaluate", "export", "sample"),
+        *("train_dpo", "train_ppo", "train_reward", "train_sft"),
+    ),
     "lora_rlhf.chat.loaded_run": ("LoadedRun", "load_run"),
     "lora_rlhf.configs.sample": ("SampleConfig",),
-    "lora_rlhf.configs.stages": ("PPOConfig", "RewardConfig", "SFTConfig"),
+    "lora_rlhf.configs.stages": ("DPOConfig", "PPOConfig", "RewardConfig", "SFTConfig"),
     "lora_rlhf.evaluation.config": ("EvaluateConfig",),
     "lora_rlhf.exporting.config": ("ExportConfig",),
     "lora_rlhf.system.errors": ("UserError",),

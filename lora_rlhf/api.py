@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_rlhf.configs.catalogue import PPO, REWARD, SFT, Stage
+from lora_rlhf.configs.catalogue import DPO, PPO, REWARD, SFT, Stage
 from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.sample import SampleConfig
-from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.runs.folder import METRICS, find_stage
@@ -52,6 +52,11 @@ def train_sft(config: SFTConfig, model: "SharedModel | None" = None) -> TrainedS
 def train_reward(config: RewardConfig, model: "SharedModel | None" = None) -> TrainedStage:
     """Trains a reward model on rankings, from the run's SFT stage. `model` and errors as of `train_sft`."""
     return _train_stage(REWARD, config, model)
+
+
+def train_dpo(config: DPOConfig, model: "SharedModel | None" = None) -> TrainedStage:
+    """Trains a policy on rankings or votes alone, from the run's SFT stage. `model` and errors as of `train_sft`."""
+    return _train_stage(DPO, config, model)
 
 
 def train_ppo(config: PPOConfig, model: "SharedModel | None" = None) -> TrainedStage:

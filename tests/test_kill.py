@@ -9,7 +9,7 @@ import pytest
 from kill import World, differences, torment, unreadable
 
 pytestmark = pytest.mark.kill
-KILLS = {"sft": 3, "reward": 3, "ppo": 4, "sample": 2}
+KILLS = {"sft": 3, "reward": 3, "dpo": 3, "ppo": 4, "sample": 2}
 
 
 @pytest.fixture(scope="module")

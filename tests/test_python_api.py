@@ -56,10 +56,10 @@ def test_no_module_hides_a_name() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'lora_rlhf' has no attribute 'train_dpo'"):
-        lora_rlhf.train_dpo  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'lora_rlhf' has no attribute 'train_orpo'"):
+        lora_rlhf.train_orpo  # noqa: B018
     with pytest.raises(ImportError):
-        exec("from lora_rlhf import train_dpo")
+        exec("from lora_rlhf import train_orpo")
 
 
 def test_mistakes_are_user_errors(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from lora_rlhf.configs.catalogue import DPO
+from lora_rlhf.data.records import UNPAIRED
 from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.render.wording import share_text
 
@@ -44,6 +46,7 @@ def advice_on_report(report: Report) -> list[dict[str, str]]:
                 _template_advice,
                 _length_limit_advice,
                 _ranking_advice,
+                _vote_advice,
                 _repeated_rows_advice,
                 _split_advice,
                 _empty_column_advice,
@@ -118,6 +121,15 @@ def _length_limit_advice(file_report: Report) -> Iterator[str]:
             )
 
 
+def _vote_advice(file: Report) -> Iterator[str]:
+    """Yields advice if answers are called good or bad one by one."""
+    if UNPAIRED.name in file["formats"]:
+        yield (
+            "answers are called good or bad one by one. A reward model compares two answers to one prompt; "
+            f"`lora-rlhf {DPO.name} --method kto` learns from each of them alone (docs/methods.md)."
+        )
+
+
 def _ranking_advice(file: Report) -> Iterator[str]:
     """Yields advice on ties, few pairs, a preference for long responses, and disagreement of labelers."""
     rankings = file["rankings"]
@@ -131,7 +143,8 @@ def _ranking_advice(file: Report) -> Iterator[str]:
     if rankings["pairs"] < FEW_PAIRS:
         yield (
             f"{pluralize(rankings['pairs'], 'pair')} to learn from. Below about {FEW_PAIRS:,}, reward models were "
-            "close to chance (arXiv 2210.10760): collect more."
+            f"close to chance (arXiv 2210.10760): collect more, and compare with `lora-rlhf {DPO.name}`, which learns "
+            "from pairs without a reward model (docs/methods.md)."
         )
     longer_wins = rankings["longer_wins"]
     if longer_wins is not None and longer_wins["rate"] > LONGER_WINS and longer_wins["low"] > 0.5:

@@ -12,7 +12,7 @@ from lora_rlhf.render.tables import align_columns
 from lora_rlhf.render.wording import share_text
 
 LINE_WIDTH = 100
-LABEL_WIDTH = 13  # characters of the column of labels
+LABEL_WIDTH = 17  # characters of the column of labels
 MOST_REASONS = 8  # of refused rows
 MOST_PLACES = 3  # of refused rows per reason
 MOST_DETAIL_CHARACTERS = 64  # characters of what is quoted from the data

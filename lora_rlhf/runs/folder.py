@@ -33,7 +33,7 @@ SAMPLES = "samples.jsonl"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 VALUE_ADAPTER = "value_adapter"
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 
 
 def data_hash(name: str) -> str | None:

@@ -7,7 +7,7 @@ import pytest
 from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.readers_ranked import ranks_from_scores
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Vote
 from tests.support.rows import RowSource, read
 
 HI = Prompt.of("Hi")
@@ -151,6 +151,13 @@ def test_unpaired_completions_of_a_prompt_are_ranked_true_before_false() -> None
     assert ranking(*rows) == Ranking(HI, ("a", "Hello", "c", "d"), (2, 1, 2, 1))
     source = RowSource(tuple(rows), "demonstrations")
     assert [record.response for record in source] == ["Hello", "d"] and source.refused.count == 2
+
+
+def test_votes_are_read_one_by_one_where_they_are_wanted() -> None:
+    source = RowSource((unpaired("a", False), {"prompt": "Ho", "responses": ["x", "y"], "ranks": [1, 2]}), "rankings")
+    source.keeps_votes = True
+    assert list(source) == [Vote(HI, "a", False), Ranking(Prompt.of("Ho"), ("x", "y"), (1, 2))]
+    assert source.used == 2 and source.formats["unpaired"] == 1
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,12 @@ def test_one_is_one(tmp_path: Path) -> None:
     pair = {"prompt": "Task", "responses": ["aa", "b"], "ranks": [1, 2]}
     names = [write(tmp_path / "three.jsonl", [ranking]), write(tmp_path / "pair.jsonl", [pair] * 2)]
     printed = " ".join(report_text(checked(*names, held_out=(names[1],))).split())
-    for said in ("2 pairs, 1 tie;", "; 1 labeler", "for reward 1 row:", "holds 1 of 1 held-out prompt of"):
+    for said in (
+        "2 pairs, 1 tie;",
+        "; 1 labeler",
+        f"for {READERS['rankings']} 1 row:",
+        "holds 1 of 1 held-out prompt of",
+    ):
         assert said in printed, printed
     assert "pair.jsonl holds 1 prompt of three.jsonl" in printed
     assert re.search(r"(?<![.\d])1 (pairs|ties|rows|prompts|labelers|held-out prompts)\b", printed) is None

@@ -1,0 +1,245 @@
+"""Methods side by side on the tiny world: from the same base, SFT model and ranked prompts, judged by the gold score.
+
+    python benchmarks/methods.py --seeds 0 1 2 --prompts 200 1200
+
+Each seed has one SFT model, whose answers the simulated labelers rank. Of every number of ranked prompts the first ones
+of the same file are taken. A method runs as its command, in a process of its own; the result is written after every one
+of them, and a second call goes on where the first one stopped. `as_long`: the same method with as many epochs as fit
+into the seconds that reward model and PPO took together.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from provenance import provenance
+
+from lora_rlhf.evaluation.report_model import Report, read_report
+from lora_rlhf.runs.manifest import read_manifest
+from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.typed_json import to_json
+from lora_rlhf.tinyworld.gold import gold_total
+
+KIB = 1024
+BEST_OF = 16
+LIMITS = "--max_prompt_tokens 128 --max_response_tokens 64 --generation_batch_size 416 --device cpu"
+PPO = (
+    "--iterations 40 --batch_size 96 --minibatch_size 96 --micro_batch_size 48 --num_epochs 1 "
+    "--policy_learning_rate 1.5e-3 --value_learning_rate 2e-3 --kl_coef 0.15 --kl_target 1.2 --kl_horizon 600 "
+    "--engine static --accept_chance_reward true"
+)
+DPO = "--micro_batch_size 64 --learning_rate 5e-4"
+# {method: (the command, its own flags)}; "as_long" repeats a method with more epochs
+METHODS = {
+    "dpo": ("dpo", DPO),
+    "ipo": ("dpo", f"{DPO} --loss_type ipo"),
+    "kto": ("dpo", f"{DPO} --method kto --batch_size 32"),
+    "ppo": ("ppo", PPO),
+    "ppo_ptx": ("ppo", f"{PPO} --pretraining_text {{data}}/pretraining.jsonl --ptx_coef 1 --ptx_block_tokens 64"),
+    "rloo": ("ppo", f"{PPO} --advantage rloo --samples_per_prompt 4"),
+    "grpo": ("ppo", f"{PPO} --advantage grpo --samples_per_prompt 4"),
+    "rejection": ("sft", ""),
+}
+AS_LONG = ("dpo", "ipo", "kto")
+LAST_IS_FIRST = "ppo"  # the run that the report is of: its policy is the candidate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[200, 1200], help="numbers of ranked prompts")
+    parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="folder of the run folders")
+    parser.add_argument("--to", type=Path, default=Path("benchmarks/results/methods.json"))
+    args = parser.parse_args()
+    command = f"python benchmarks/methods.py --seeds {' '.join(map(str, args.seeds))} --prompts "
+    bench = Bench(args.to, command + " ".join(map(str, args.prompts)))
+    for seed in args.seeds:
+        folder = args.runs / f"seed-{seed}"
+        bench.begin(seed, folder, max(args.prompts))
+        for count in args.prompts:
+            bench.train_all(seed, folder, count)
+            bench.judge(seed, folder, count)
+    print(json.dumps(bench.result, indent=2))
+
+
+class Bench:
+    """The result so far, and the steps that fill it."""
+
+    def __init__(self, to: Path, command: str) -> None:
+        self.to = to
+        before = json.loads(to.read_text()) if to.is_file() else {}
+        self.result: dict[str, Any] = {**provenance(command), "costs": {}, "judged": {}}
+        self.result |= {key: before[key] for key in ("costs", "judged") if key in before}
+
+    def step(self, name: str, words: str) -> dict[str, float]:
+        """Runs a command once: its seconds and the peak of its memory, and the load of the machine before it."""
+        costs: dict[str, dict[str, float]] = self.result["costs"]
+        if name not in costs:
+            load, started = os.getloadavg()[0], time.monotonic()
+            process = subprocess.Popen([sys.executable, "-m", "lora_rlhf.cli", *words.split()])
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                sys.exit(f"{name}: `lora-rlhf {words}` ended with status {os.waitstatus_to_exitcode(status)}")
+            costs[name] = {
+                "seconds": round(time.monotonic() - started, 1),
+                "peak_gib": round(usage.ru_maxrss * KIB / 2**30, 3),
+                "load_before": round(load, 2),
+            }
+            write_json(self.to, self.result)
+        return costs[name]
+
+    def begin(self, seed: int, folder: Path, most: int) -> None:
+        """The data, the SFT model, its answers and their rankings."""
+        data, run = folder / "data", folder / "start"
+        sizes = f"--num_ranking_prompts {most} --num_pretraining 1000"
+        self.step(f"{seed}/data", f"tinyworld make --to {data} --seed {seed} {sizes}")
+        self.step(
+            f"{seed}/sft",
+            f"sft --run {run} --model tinyworld --demonstrations {data}/demonstrations.jsonl --seed {seed} "
+            f"--batch_size 32 --micro_batch_size 32 --learning_rate 2e-3 {LIMITS}",
+        )
+        self.step(
+            f"{seed}/sample",
+            f"sample --run {run} --prompts {data}/ranking_prompts.jsonl --to {data}/candidates.jsonl --seed {seed} "
+            f"--engine static {LIMITS}",
+        )
+        rankings = f"--responses {data}/candidates.jsonl --to {data}/rankings.jsonl --seed {seed}"
+        self.step(f"{seed}/label", f"tinyworld label {rankings}")
+
+    def train_all(self, seed: int, folder: Path, count: int) -> None:
+        """All methods on the first `count` ranked prompts, each in a run of its own beside the others."""
+        data, key = folder / "data", f"{seed}/{count}"
+        rankings = data / f"rankings-{count}.jsonl"
+        with (data / "rankings.jsonl").open() as rows:
+            rankings.write_text("".join(islice(rows, count)))
+        common = f"--seed {seed} {LIMITS} --sft {folder}/start/sft"
+        reward = folder / f"reward-{count}"
+        self.step(
+            f"{key}/reward",
+            f"reward --run {reward} --rankings {rankings} {common} --batch_size 16 --micro_batch_size 64 "
+            "--learning_rate 2e-3",
+        )
+        self._best_of(seed, folder, count)
+        for name, (command, flags) in METHODS.items():
+            run = folder / f"{name}-{count}"
+            reads = {
+                "dpo": f"--rankings {rankings} {common}",
+                "ppo": f"--prompts {data}/ppo_prompts.jsonl --reward {reward}/reward {common}",
+                "sft": f"--model tinyworld --demonstrations {data}/best-{count}.jsonl --seed {seed} {LIMITS} "
+                "--batch_size 32 --micro_batch_size 32 --learning_rate 2e-3",
+            }[command]
+            self.step(f"{key}/{name}", f"{command} --run {run} {reads} {flags.format(data=data)}")
+        costs = self.result["costs"]
+        seconds = costs[f"{key}/reward"]["seconds"] + costs[f"{key}/ppo"]["seconds"]
+        for name in AS_LONG:
+            epochs = max(1, round(seconds / costs[f"{key}/{name}"]["seconds"]))
+            words = f"dpo --run {folder}/{name}_as_long-{count} --rankings {rankings} {common} {METHODS[name][1]}"
+            self.step(f"{key}/{name}_as_long", f"{words} --epochs {epochs}")
+
+    def _best_of(self, seed: int, folder: Path, count: int) -> None:
+        """The best of 16 answers by the reward model: to the held-out prompts, and to as many others to learn from."""
+        for name, prompts in (("held", "evaluation_prompts"), ("best", "ranking_prompts")):
+            source, to = folder / "data" / f"{prompts}.jsonl", folder / "data" / f"{name}-{count}.jsonl"
+            if name == "best":
+                few = folder / "data" / f"prompts-{count}.jsonl"
+                with source.open() as rows:
+                    few.write_text("".join(islice(rows, count)))
+                source = few
+            self.step(
+                f"{seed}/{count}/{name}",
+                f"sample --run {folder}/start --reward {folder}/reward-{count}/reward --prompts {source} --to {to} "
+                f"--best_of {BEST_OF} --by reward --engine static --seed {seed} {LIMITS}",
+            )
+
+    def judge(self, seed: int, folder: Path, count: int) -> None:
+        """One report over all of them, and what it says of each against the SFT model."""
+        key, data = f"{seed}/{count}", folder / "data"
+        names = [name for name in (*METHODS, *(f"{name}_as_long" for name in AS_LONG)) if name != LAST_IS_FIRST]
+        runs = [folder / f"{name}-{count}" for name in (LAST_IS_FIRST, *names)]
+        report = folder / f"report-{count}"
+        self.step(
+            f"{key}/evaluate",
+            f"evaluate {' '.join(map(str, runs))} --prompts {data}/evaluation_prompts.jsonl --selection_prompts "
+            f"{data}/selection_prompts.jsonl --candidate policy --baseline sft --sft {folder}/start/sft "
+            f"--reward {folder}/reward-{count}/reward --to {report} --probes none --choices none --seed {seed} "
+            f"--engine static {LIMITS} --micro_batch_size 64".replace("--engine static ", ""),
+        )
+        read = read_report(report)
+        rows = [json.loads(line) for line in (report / "evaluation_samples.jsonl").read_text().splitlines()]
+        judged = {"sft": figures_of(read, "sft"), **self._best_of_figures(data / f"held-{count}.jsonl", rows, count)}
+        for run in runs:
+            name = run.name.removesuffix(f"-{count}")
+            system = (
+                next(system for system in read.systems if system.startswith(f"{run.name}:"))
+                if name != LAST_IS_FIRST
+                else "policy"
+            )
+            judged[name] = figures_of(read, system)
+            held_out = read_manifest(folder / run.name / stage_of(name))["results"].get("accuracy")
+            judged[name]["held_out_accuracy"] = None if held_out is None else held_out["rate"]
+        self.result["judged"][key] = judged
+        write_json(self.to, self.result)
+
+    def _best_of_figures(self, chosen: Path, rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
+        """Best of 16 against the SFT model's answers at temperature 1, prompt by prompt."""
+        from lora_rlhf.data.sources import Source
+        from lora_rlhf.stats.win_rates import mean_outcome
+
+        best = {row.prompt.messages[-1].content: row.response for row in Source(str(chosen), "demonstrations")}
+        outcomes, lengths, golds = [], [], []
+        for row in rows:
+            prompt = row["prompt"][-1]["content"] if isinstance(row["prompt"], list) else row["prompt"]
+            if prompt in best:
+                gold = gold_total(prompt, best[prompt])
+                other = row["scores"]["sft"]
+                outcomes.append(0.5 if abs(gold - other) < 1e-9 else float(gold > other))
+                golds.append(gold)
+                lengths.append(len(best[prompt]))
+        return {
+            "best_of_16": {
+                "win_rate": mean_outcome(outcomes)._asdict(),
+                "gold": sum(golds) / len(golds),
+                "kl": math.log(BEST_OF) - (BEST_OF - 1) / BEST_OF,
+                "prompts": len(outcomes),
+            }
+        }
+
+
+def stage_of(name: str) -> str:
+    """The stage that a method's run holds."""
+    return METHODS[name.removesuffix("_as_long")][0]
+
+
+def figures_of(report: Report, system: str) -> dict[str, Any]:
+    """What a report says of one system: win rates against the SFT model, and figures at temperature 1."""
+    found = to_json(report.figures)
+
+    def value(figure: str) -> Any:
+        return found.get(figure, {}).get(system, {}).get("value")
+
+    tables = {"win_rate": report.win_rates, "win_rate_best_temperature": report.win_rates_best_temperature}
+    return {
+        **{name: against_sft(to_json(table), system) for name, table in tables.items()},
+        **{"gold": value("score"), "kl": value("kl_per_response"), "length": value("length")},
+        **{"perplexity": value("perplexity"), "best_temperature": report.best_temperature.get(system)},
+    }
+
+
+def against_sft(rates: dict[str, Any], system: str) -> dict[str, float] | None:
+    """The win rate of a system against the SFT model, whichever of both the report names first."""
+    if (rate := rates.get(f"{system}_vs_sft")) is not None:
+        return {key: rate[key] for key in ("rate", "low", "high", "n")}
+    if (rate := rates.get(f"sft_vs_{system}")) is not None:
+        return {"rate": 1 - rate["rate"], "low": 1 - rate["high"], "high": 1 - rate["low"], "n": rate["n"]}
+    return None
+
+
+if __name__ == "__main__":
+    main()
