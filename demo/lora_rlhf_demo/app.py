@@ -22,7 +22,9 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import read_file
 from lora_rlhf_demo.compare_tab import CompareTab
 from lora_rlhf_demo.guard import GuardedApp
+from lora_rlhf_demo.label_session import NO_CANDIDATES, LabelActions
 from lora_rlhf_demo.label_tab import LabelTab
+from lora_rlhf_demo.people_tab import PeopleTab
 from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Open
 from lora_rlhf_demo.runs import NO_RUNS, list_runs
@@ -33,6 +35,8 @@ from lora_rlhf_demo.worker import MOST_WAITING, ModelWorker
 if TYPE_CHECKING:
     from lora_rlhf_demo.handler import RequestHandler
 
+Tab = CompareTab | LabelTab | PeopleTab | WatchTab | PlaygroundTab
+
 USER = "lora"
 SHORTEST_PASSWORD = 8
 MOST_PORTS = 50
@@ -40,19 +44,21 @@ MOST_PAGES = 256  # whose conversations are kept
 HERE = Path(__file__).parent
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # nothing is fetched from elsewhere
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-HEADER = """<header class="top"><div><h1>lora-rlhf</h1>
-<p>What each stage of a run says, side by side, from one base in memory.</p></div>
+HEADER = """<header class="top"><div><h1>{title}</h1>{about}</div>
 <button type="button" class="quiet" data-theme title="switch between light and dark">light / dark</button></header>"""
 
 
 def serve(config: DemoConfig) -> None:
     """Serves the app until Ctrl-C. UserError for settings with which it cannot be served, and for an unknown --run."""
     names = [run.name for run in list_runs(Path(config.root))]
+    if config.label:
+        names = LabelActions(config).runs_to_label()
     if config.run is not None and config.run not in names:
-        raise UserError(f"run {config.run!r}: not in {config.root}; there: {', '.join(names) or 'none yet'}")
+        missing = " with responses to rank" if config.label else ""
+        raise UserError(f"run {config.run!r}: not in {config.root}; there{missing}: {', '.join(names) or 'none yet'}")
     with launch_app(config) as blocks:
         if not names:
-            print(NO_RUNS.format(root=config.root))
+            print(NO_CANDIDATES.format(run=f"{config.root}/RUN") if config.label else NO_RUNS.format(root=config.root))
         if not config.is_local and not config.share:
             print("Plain http: whoever is on the way can read passwords and texts. Put a proxy with https before it.")
         print(f"\n{blocks.local_url}   (Ctrl-C ends it)", flush=True)
@@ -92,7 +98,7 @@ def launch_app(config: DemoConfig) -> Iterator[gr.Blocks]:
         )
         if blocks.share_url:
             guarded.names.add(str(urlsplit(blocks.share_url).hostname))
-        if runs := app.runs():
+        if (runs := app.runs()) and not config.label:
             app.worker.submit(Open(runs[0].name))  # while the first page is drawn
         yield blocks
     finally:
@@ -114,29 +120,48 @@ def _make_handler(config: DemoConfig) -> "RequestHandler":
 def make_theme() -> gr.themes.Base:
     """The colours and fonts of the app; fonts are those of the system."""
     base = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO)
-    return base.set(body_background_fill="*neutral_50", block_background_fill="white", block_border_width="1px")
+    return base.set(
+        body_background_fill="*neutral_50",
+        block_background_fill="white",
+        block_border_width="1px",
+        body_text_color_subdued="*neutral_600",  # 4.5:1 and more on both backgrounds
+        button_primary_background_fill="*primary_600",
+    )
 
 
 def build_page(app: App) -> gr.Blocks:
-    """The page with all tabs."""
-    with gr.Blocks(title="lora-rlhf", analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(HEADER, js_on_load=None, apply_default_css=False)
+    """The page with all tabs; with --label the labelling page alone."""
+    is_alone = app.config.label
+    title = "Rank answers" if is_alone else "lora-rlhf"
+    about = "" if is_alone else "<p>What each stage of a run says, side by side, from one base in memory.</p>"
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(HEADER.format(title=title, about=about), js_on_load=None, apply_default_css=False)
         # outside the tabs, since a hidden tab would not read it; a name is no secret
         labeler = gr.BrowserState("", storage_key="lora-rlhf-labeler", secret="labeler")
-        with gr.Tabs():
-            with gr.Tab("Compare"):
-                compare = CompareTab(app)
-            with gr.Tab("Label"):
-                label = LabelTab(app, labeler)
-            with gr.Tab("Watch"):
-                watch = WatchTab(app)
-            with gr.Tab("Reward"):
-                reward = PlaygroundTab(app)
-        for tab in (compare, label, watch, reward):
+        if is_alone:
+            tabs: tuple[Tab, ...] = (LabelTab(app, labeler),)
+        else:
+            tabs = _make_tabs(app, labeler)
+        for tab in tabs:
             blocks.load(*tab.on_page_open, **HANDLER_OPTIONS)
         blocks.load(None, None, None, js=(HERE / "page.js").read_text(encoding="utf-8"))
         blocks.unload(_leave_handler(app))
     return blocks
+
+
+def _make_tabs(app: App, labeler: gr.BrowserState) -> tuple[Tab, ...]:
+    with gr.Tabs():
+        with gr.Tab("Compare"):
+            compare = CompareTab(app)
+        with gr.Tab("Label"):
+            label = LabelTab(app, labeler)
+        with gr.Tab("People") as people_tab:
+            people = PeopleTab(app, people_tab)
+        with gr.Tab("Watch"):
+            watch = WatchTab(app)
+        with gr.Tab("Reward"):
+            reward = PlaygroundTab(app)
+    return compare, label, people, watch, reward
 
 
 def _leave_handler(app: App) -> Callable[[gr.Request], None]:

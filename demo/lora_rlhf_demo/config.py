@@ -27,6 +27,14 @@ class DemoConfig:
     """Rankings with known answers that a new labeler does first."""
     qualification_agreement: float = 0.75
     """Share of their pairs that a labeler is asked to order as is known; who orders fewer so is told."""
+    label: bool = False
+    """Serve the labelling page alone: no stages, no other tab, and no model in memory. Labelers get this address."""
+    labelers: tuple[str, ...] = ()
+    """Names under which people may label; any name unless given."""
+    people_per_prompt: int | None = None
+    """People that rank each prompt; once so many have, it is given to nobody else. Everybody ranks all unless given."""
+    quota: int | None = None
+    """The most prompts that one labeler is given."""
     guidelines: str | None = None
     """Text file of labelling instructions, shown beside the task; those of the package unless given."""
     device: str = "auto"
@@ -68,6 +76,7 @@ class DemoConfig:
         """Everything wrong with these values."""
         faults = [
             *at_least(self, 1, "max_prompt_characters", "max_prompt_tokens", "max_response_tokens", "port"),
+            *at_least(self, 1, *(name for name in ("people_per_prompt", "quota") if getattr(self, name) is not None)),
             *device_faults(self),
             *share(self, "qualification_agreement", upper=1.0),
             *([f"port is {self.port}, must be at most 65535"] if self.port > 65535 else []),

@@ -2,29 +2,35 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from lora_rlhf.data.labels import Agreement, ranking_agreement
 from lora_rlhf.data.records import read_ranking_row
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Ranking, make_row
+from lora_rlhf.data.schema import Demonstration, Ranking, make_row
 from lora_rlhf.stats.agreement import Alpha, alpha_of_rankings, alpha_of_ratings
-from lora_rlhf.system.errors import UserError
+from lora_rlhf_demo.label_value import Label, label_from_row, require_fit
+from lora_rlhf_demo.people import PeopleFigures, people_figures
 from lora_rlhf_demo.rows import Row, RowFile
-from lora_rlhf_demo.tasks import FLAGS, PROMPT_FLAGS, RATINGS, Task
+from lora_rlhf_demo.tasks import Task
+
+HELD_SECONDS = 1800.0  # how long a prompt that somebody was given counts as one that they will rank
 
 
 @dataclass(frozen=True)
-class Label:
-    """A labeler's ranks, ratings and flags for a task, in the order of its responses; a rating may be None."""
+class Workload:
+    """How much is given to whom. people_per_prompt: a prompt that so many have ranked is given to nobody else.
 
-    ranks: tuple[int, ...]
-    ratings: tuple[int | None, ...]
-    flags: tuple[tuple[str, ...], ...]
-    prompt_flags: tuple[str, ...] = ()
+    quota: the most prompts that one labeler is given. names: who may label; empty: everybody.
+    """
+
+    people_per_prompt: int | None = None
+    quota: int | None = None
+    names: tuple[str, ...] = ()
 
 
 class Progress(NamedTuple):
@@ -60,16 +66,26 @@ class LabelerAgreement(NamedTuple):
 class Labelling:
     """The tasks of one file and their labels. Several people, and several servers, may label at the same time.
 
-    exam: tasks with known ranks, which a labeler does first. Rankings are saved in `rankings`; skipped tasks and the
-    answers to the exam are saved in two more files beside it, so the reward model never sees the exam.
+    exam: tasks with known ranks, which a labeler does first. Rankings are saved in `rankings`; skipped tasks, the
+    answers to the exam, ideal answers (as demonstrations) and the browsers of each name are saved in files beside it,
+    so the reward model never sees the exam.
     """
 
-    def __init__(self, tasks: Sequence[Task], rankings: RowFile, exam: Sequence[Task] = ()) -> None:
-        self.tasks, self.exam, self.rankings = tasks, exam, rankings
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        rankings: RowFile,
+        exam: Sequence[Task] = (),
+        workload: Workload = Workload(),
+    ) -> None:
+        self.tasks, self.exam, self.rankings, self.workload = tasks, exam, rankings, workload
         self._tasks_by_id = {task.id: task for task in (*tasks, *exam)}
+        self._given: dict[str, dict[str, float]] = {}  # {task: {labeler: when}}, since others may be at it now
         path = rankings.path
-        self.skips = RowFile(path.with_name(f"{path.stem}.skipped.jsonl"))
-        self.answers = RowFile(path.with_name(f"{path.stem}.qualification.jsonl"))
+        self.skips, self.answers, self.ideals, self.browsers = (
+            RowFile(path.with_name(f"{path.stem}.{name}.jsonl"))
+            for name in ("skipped", "qualification", "demonstrations", "labelers")
+        )
 
     def next_task(self, labeler: str) -> Task | None:
         """This labeler's next task: of the exam, then a new one, then a skipped one. None if all are done."""
@@ -77,37 +93,97 @@ class Labelling:
         for task in self.exam:
             if task.id not in answered and task.id not in skipped:
                 return task
-        ranked = self._num_rows_by_task(self.rankings, labeler)
-        remaining = (task for task in self.tasks if task.id not in ranked)
-        return min(remaining, key=lambda task: skipped[task.id], default=None)
+        open_tasks = self._open_tasks(labeler)
+        num_people = self._num_people_by_task(labeler)
+        # what others have begun comes first, so that there soon is something to agree on
+        following = min(open_tasks, key=lambda task: (skipped[task.id], -num_people[task.id]), default=None)
+        if following is not None:
+            self._given.setdefault(following.id, {})[labeler] = time.monotonic()
+        return following
+
+    def _open_tasks(self, labeler: str) -> list[Task]:
+        """The tasks that this labeler may still be given; never more than their quota."""
+        ranked, num_people = self._num_rows_by_task(self.rankings, labeler), self._num_people_by_task(labeler)
+        most = self.workload.people_per_prompt
+        open_tasks = [
+            task
+            for task in self.tasks
+            if task.id not in ranked
+            and (not task.labelers or labeler in task.labelers)
+            and (most is None or num_people[task.id] < most)
+        ]
+        num_ranked = sum(task.id in ranked for task in self.tasks)
+        is_full = self.workload.quota is not None and num_ranked >= self.workload.quota
+        return [] if is_full else open_tasks
+
+    def _num_people_by_task(self, labeler: str) -> Counter[str]:
+        """{task: how many others have ranked it, or were given it within the last half hour}; empty without overlap."""
+        if self.workload.people_per_prompt is None:
+            return Counter()
+        people = {(str(row.get("task")), str(row.get("labeler"))) for row in self.rankings.rows()}
+        now = time.monotonic()
+        people |= {
+            (task, name)
+            for task, times in self._given.items()
+            for name, given in times.items()
+            if now - given < HELD_SECONDS
+        }
+        return Counter(task for task, name in people if name != labeler)
 
     def progress(self, labeler: str) -> Progress:
         """How many tasks this labeler has done."""
         answered, skipped = self._num_rows_by_task(self.answers, labeler), self._num_rows_by_task(self.skips, labeler)
         ranked = self._num_rows_by_task(self.rankings, labeler)
+        num_done = sum(task.id in ranked for task in self.tasks)
+        total = num_done + len(self._open_tasks(labeler))
         return Progress(
-            sum(task.id in ranked for task in self.tasks),
-            len(self.tasks),
+            num_done,
+            total if self.workload.quota is None else min(total, max(self.workload.quota, num_done)),
             sum(task.id in skipped and task.id not in ranked for task in self.tasks),
             sum(task.id in answered or task.id in skipped for task in self.exam),
             len(self.exam),
         )
 
-    def save(self, labeler: str, task: Task, label: Label, seconds: float) -> None:
+    def is_of_another_browser(self, labeler: str, browser: str) -> bool:
+        """Whether rankings of this name came from other browsers alone: perhaps two people have one name."""
+        browsers = {row.get("browser") for row in self.browsers.rows() if row.get("labeler") == labeler}
+        return bool(browsers) and browser not in browsers
+
+    def add_browser(self, labeler: str, browser: str) -> None:
+        """Notes that this labeler uses this browser."""
+        row = {"labeler": labeler, "browser": browser}
+        self.browsers.add(row | {"saved": time.time()}, unless=lambda other: row.items() <= other.items())
+
+    def save(self, labeler: str, task: Task, label: Label, seconds: float) -> bool:
         """Saves the label; it is on disk when this returns. UserError if it does not fit the task, OSError of the disk.
 
-        seconds: the time that the labeler took.
+        Returns False, and saves nothing, if this labeler has ranked the task already: a page may be sent twice. An
+        ideal answer is the best response of its ranking, and a demonstration. seconds: the time that the labeler took.
         """
-        _require_fit(task, label)
-        row = make_row(Ranking(task.prompt, task.responses, label.ranks, labeler)) | {
+        require_fit(task, label)
+        is_exam = task.known_ranks is not None
+        ideal = "" if is_exam else label.ideal.strip()
+        responses, ranks, ended = task.responses, label.ranks, task.ended
+        if ideal:
+            responses, ranks = (*responses, ideal), (*(rank + 1 for rank in ranks), 1)
+            ended = (*ended, True) if ended else ()
+        row = make_row(Ranking(task.prompt, responses, ranks, labeler, ended)) | {
             "ratings": list(label.ratings),
             "flags": [list(flags) for flags in label.flags],
             "prompt_flags": list(label.prompt_flags),
             "shown": list(task.display_order(labeler)),
             "seconds": round(seconds, 1),
         }
-        file = self.rankings if task.known_ranks is None else self.answers
-        file.add(row | {"task": task.id, "saved": time.time()})
+        extras = {"reasons": list(label.reasons), "comment": label.comment.strip(), "unread": list(label.unread)}
+        row |= {name: value for name, value in extras.items() if value} | ({"has_ideal": True} if ideal else {})
+        about = {"task": task.id, "labeler": labeler}
+        file = self.answers if is_exam else self.rankings
+        is_new = file.add(row | about | {"saved": time.time()}, unless=lambda other: about.items() <= other.items())
+        if is_new and ideal:
+            demonstration = make_row(Demonstration(task.prompt, ideal))
+            self.ideals.add(demonstration | about, unless=lambda other: about.items() <= other.items())
+        self._given.get(task.id, {}).pop(labeler, None)
+        return is_new
 
     def skip(self, labeler: str, task: Task) -> None:
         """Moves a task to the end; one of the exam does not come again. A task that is in no file is ignored."""
@@ -130,7 +206,14 @@ class Labelling:
         if file is self.skips:
             return None if task is None else (task, None)
         saved_ranking = read_ranking_row(row)
-        return task or Task(saved_ranking.prompt, saved_ranking.responses), _label_from_row(row, saved_ranking)
+        label = label_from_row(row, saved_ranking)
+        if label.ideal:
+            about = {"task": row["task"], "labeler": labeler}
+            self.ideals.remove(lambda other: about.items() <= other.items())
+        num_shown = len(label.ranks)
+        return task or Task(
+            saved_ranking.prompt, saved_ranking.responses[:num_shown], None, saved_ranking.ended[:num_shown]
+        ), label
 
     def qualification(self, labeler: str) -> Qualification:
         """How a labeler's answers to the exam agree with the known ranks."""
@@ -158,60 +241,28 @@ class Labelling:
             alpha_of_ratings(rankings),
         )
 
+    def people(self) -> PeopleFigures:
+        """What each labeler did, and where they disagree."""
+        return people_figures(_readable_rankings(self.rankings.rows()))
+
+    def remove_labeler(self, labeler: str, reason: str) -> tuple[int, Path]:
+        """Moves all rankings of a labeler, and their demonstrations, into a file beside the rankings, with the reason.
+
+        Returns how many rankings, and that file. They are written there first, so that nothing is lost by a kill.
+        """
+
+        def is_own(row: Row) -> bool:
+            return row.get("labeler") == labeler
+
+        removed = RowFile(self.rankings.path.with_name(f"{self.rankings.path.stem}.removed.jsonl"))
+        for row in filter(is_own, [*self.rankings.rows(), *self.ideals.rows()]):
+            removed.add(row | {"removed": time.time(), "reason": reason})
+        self.ideals.remove(is_own)
+        return len(self.rankings.remove(is_own)), removed.path
+
     def _num_rows_by_task(self, file: RowFile, labeler: str) -> Counter[str]:
         """{task: number of rows that this labeler has of it}."""
         return Counter(str(row.get("task")) for row in file.rows() if row.get("labeler") == labeler)
-
-
-def label_from_page(value: Mapping[str, Any], task: Task, labeler: str, prompt_flags: Sequence[str] = ()) -> Label:
-    """The label that a page sends: from the order of display to the order of the task's responses.
-
-    UserError for anything that the page itself would not send, since a browser may send any value.
-    """
-    order = task.display_order(labeler)
-    if not isinstance(value, dict) or value.get("id") != task.id:
-        raise UserError("This page shows another task by now; label the one shown.")
-    columns = []
-    for name in ("ranks", "ratings", "flags"):
-        column = value.get(name)
-        if not isinstance(column, list) or len(column) != len(order):
-            raise UserError(f"The page sent {name} that do not fit the task; reload it.")
-        columns.append(column)
-    # responses[order[position]] is displayed at `position`
-    positions = [order.index(index) for index in range(len(order))]
-    ranks, ratings, flags = ([column[position] for position in positions] for column in columns)
-    if not all(isinstance(names, list) for names in flags):
-        raise UserError("The page sent flags that do not fit the task; reload it.")
-    label = Label(tuple(ranks), tuple(ratings), tuple(map(tuple, flags)), tuple(prompt_flags))
-    _require_fit(task, label)
-    return label
-
-
-def _require_fit(task: Task, label: Label) -> None:
-    """UserError for a label that does not fit this task."""
-    count = len(task.responses)
-    if any(type(rank) is not int for rank in label.ranks):
-        raise UserError("A rank is a whole number.")
-    if len(label.ranks) != count or set(label.ranks) != set(range(1, len(set(label.ranks)) + 1)):
-        raise UserError("Rank every response; the best has rank 1, and no rank is left out.")
-    if any(rating is not None and (type(rating) is not int or rating not in RATINGS) for rating in label.ratings):
-        raise UserError(f"A rating is a whole number from {RATINGS[0]} to {RATINGS[-1]}.")
-    are_known = [isinstance(flag, str) and flag in FLAGS for flags in label.flags for flag in flags]
-    are_known += [isinstance(flag, str) and flag in PROMPT_FLAGS for flag in label.prompt_flags]
-    if len(label.ratings) != count or len(label.flags) != count or not all(are_known):
-        raise UserError("Ratings or flags do not fit the task; reload the page.")
-
-
-def _label_from_row(row: Row, saved_ranking: Ranking) -> Label:
-    """The label that a saved row holds; fields that somebody has changed are left empty."""
-    count = len(saved_ranking.responses)
-    ratings, flags = row.get("ratings"), row.get("flags")
-    return Label(
-        saved_ranking.ranks,
-        tuple(ratings) if isinstance(ratings, list) and len(ratings) == count else (None,) * count,
-        tuple(map(tuple, flags)) if isinstance(flags, list) and len(flags) == count else ((),) * count,
-        tuple(row.get("prompt_flags") or ()),
-    )
 
 
 def _last_saved_time(rows: Iterable[Row]) -> float:

@@ -1,5 +1,6 @@
 """The state of a page of the Label tab and what a click does to it, without gradio."""
 
+import difflib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,8 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import require_no_link
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.config import DemoConfig
-from lora_rlhf_demo.label import Label, Labelling, label_from_page
+from lora_rlhf_demo.label import Labelling, Workload
+from lora_rlhf_demo.label_value import Label, label_from_page
 from lora_rlhf_demo.ranker import ranker_value
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.runs import find_run_folder
@@ -27,6 +29,12 @@ NO_CANDIDATES = (
 ALL_DONE = "You have ranked everything there is. Thank you."
 NOTHING_PLACED = "You have not ranked any answer. If all are equally good, save once more; otherwise rank or skip."
 NOT_LAST = "{count} you have not ranked would be saved as better than others. If that is right, save once more."
+UNREAD = "You have not opened {count} to the end. Open what is long, or save once more to rank it unread."
+NAME_IN_USE = (
+    "{name} has ranked here from another browser. If that was you, press Begin once more. If not, write your name with "
+    "something that tells you apart, such as an initial."
+)
+TWICE = "You had ranked this prompt already; that ranking stays. Undo takes it back."
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,14 @@ class LabelSession:
 
     label: the task's former label, if it was taken back. is_placed: whether the labeler ranked each answer, in the
     order of display; empty: all of a former label, otherwise none. has_asked_to_confirm: whether the page has asked to
-    confirm an order that the labeler did not give.
+    confirm an order that the labeler did not give, or did not read. saved_task: the last task whose label is on disk,
+    so that the browser forgets its draft. asked_name: a name in use elsewhere, which the page asked to confirm.
     """
 
     run: str
     labeler: str = ""
+    saved_task: str = ""
+    asked_name: str = ""
     task: Task | None = None
     label: Label | None = None
     is_placed: tuple[bool, ...] = ()
@@ -73,9 +84,11 @@ class LabelSession:
             return None
         order = task.display_order(self.labeler)
         texts = [task.responses[index] for index in order]
+        ended = [task.ended[index] for index in order] if task.ended else []
+        about = {"labeler": self.labeler, "saved": self.saved_task, "ended": ended}
         if label is None:
-            return ranker_value(task.id, texts)
-        return ranker_value(
+            return ranker_value(task.id, texts) | about
+        shown = ranker_value(
             task.id,
             texts,
             [label.ranks[index] for index in order],
@@ -83,10 +96,9 @@ class LabelSession:
             [label.ratings[index] for index in order],
             [label.flags[index] for index in order],
         )
-
-    @property
-    def prompt_flags(self) -> list[str]:
-        return [] if self.label is None else list(self.label.prompt_flags)
+        written = {name: getattr(label, name) for name in ("comment", "ideal")}
+        chosen = {"prompt_flags": list(label.prompt_flags), "reasons": list(label.reasons)}
+        return shown | about | written | chosen | {"read": [index not in label.unread for index in order]}
 
 
 class LabelActions:
@@ -107,43 +119,69 @@ class LabelActions:
             if run not in self._labellings or self._labellings[run][0] != versions:
                 rankings_path = folder / RANKINGS if self.config.rankings is None else Path(self.config.rankings)
                 tasks = [] if responses_path is None else read_tasks(responses_path)[0]
-                labelling = Labelling(
-                    tasks, RowFile(rankings_path), [] if exam_path is None else read_qualification(exam_path)
-                )
+                exam = [] if exam_path is None else read_qualification(exam_path)
+                workload = Workload(self.config.people_per_prompt, self.config.quota, self.config.labelers)
+                labelling = Labelling(tasks, RowFile(rankings_path), exam, workload)
                 self._labellings[run] = (versions, labelling)
             return self._labellings[run][1]
 
-    def begin(self, run: str, name: Any) -> LabelSession:
-        """Begins as a labeler of that name, at the first task that they have not done."""
+    def runs_to_label(self) -> list[str]:
+        """The folders under the root that hold something to rank, the run of --run first, else the newest."""
+        root = Path(self.config.root)
+        folders = [
+            path for path in (root.iterdir() if root.is_dir() else ()) if path.is_dir() and not path.is_symlink()
+        ]
+        if self.config.responses is None:
+            folders = [path for path in folders if any((path / name).is_file() for name in CANDIDATES)]
+        folders.sort(key=lambda path: (path.name != self.config.run, -path.stat().st_mtime))
+        return [path.name for path in folders]
+
+    def begin(
+        self, run: str, name: Any, browser: str = "", asked_name: str = "", is_return: bool = False
+    ) -> LabelSession:
+        """Begins as a labeler of that name, at the first task that they have not done.
+
+        browser: a secret of this browser. A name that came from another browser alone is asked about once, since two
+        people may have one name; is_return: who came back to a page under a stored name is not.
+        """
 
         def begin_or_resume() -> LabelSession:
-            session = LabelSession(run, parse_labeler_name(name))
+            labeler = parse_labeler_name(name)
+            _require_listed(labeler, self.config.labelers)
+            session = LabelSession(run, labeler)
             labelling = self.read_labelling(run)
             if not labelling.tasks and not labelling.exam:
                 return session.with_failure(NO_CANDIDATES.format(run=run))
+            if browser:
+                is_other = labelling.is_of_another_browser(labeler, browser)
+                if is_other and not is_return and asked_name != labeler:
+                    return replace(LabelSession(run, asked_name=labeler), note=NAME_IN_USE.format(name=labeler))
+                labelling.add_browser(labeler, browser)
             return self._go_to_next_task(session)
 
         return _try_action(LabelSession(run), begin_or_resume)
 
-    def save(self, session: LabelSession, value: Mapping[str, Any], prompt_flags: Sequence[str]) -> LabelSession:
+    def save(self, session: LabelSession, value: Mapping[str, Any]) -> LabelSession:
         """Saves the label that the page sends, and goes to the next task."""
 
         def save_label() -> LabelSession:
             task = _require_task(session)
-            label = label_from_page(value, task, session.labeler, prompt_flags)
+            label = label_from_page(value, task, session.labeler)
             is_placed = _placed_from_page(value, len(task.responses))
-            question = "" if session.has_asked_to_confirm else _order_question(value["ranks"], is_placed)
+            question = "" if session.has_asked_to_confirm else _order_question(value["ranks"], is_placed, label)
             if question:
                 asked = replace(session, label=label, is_placed=is_placed, has_asked_to_confirm=True)
                 return replace(asked, note=question, is_failure=False)
-            self.read_labelling(session.run).save(session.labeler, task, label, time.monotonic() - session.start_time)
+            labelling = self.read_labelling(session.run)
+            is_new = labelling.save(session.labeler, task, label, time.monotonic() - session.start_time)
             num_unplaced = is_placed.count(False)
             shared = (
                 f" {pluralize(num_unplaced, 'answer')} you did not rank share the last rank."
                 if num_unplaced > 1
                 else ""
             )
-            return self._go_to_next_task(session, "Saved." + ("" if session.has_asked_to_confirm else shared))
+            note = "Saved." + ("" if session.has_asked_to_confirm else shared)
+            return self._go_to_next_task(replace(session, saved_task=task.id), note if is_new else TWICE)
 
         return _try_action(session, save_label)
 
@@ -184,13 +222,6 @@ class LabelActions:
             return ""
         return label_show.progress_html(session.labeler, progress, qualification, self.config.qualification_agreement)
 
-    def agreement_html(self, run: str) -> str:
-        """How far the labelers of a run agree, as HTML."""
-        try:
-            return label_show.agreement_table(self.read_labelling(run).labeler_agreement())
-        except (UserError, OSError) as error:
-            return label_show.note_html(str(error), "failure")
-
     def _go_to_next_task(self, session: LabelSession, note: str = "") -> LabelSession:
         """The session with the labeler's next task, and after the exam with its result."""
         labelling = self.read_labelling(session.run)
@@ -220,12 +251,24 @@ def _placed_from_page(value: Mapping[str, Any], num_answers: int) -> tuple[bool,
     return tuple(one is True for one in placed)
 
 
-def _order_question(ranks: Sequence[int], is_placed: Sequence[bool]) -> str:
+def _order_question(ranks: Sequence[int], is_placed: Sequence[bool], label: Label) -> str:
     """What to ask before an order is saved; empty if the labeler gave it: who was not ranked shares the last rank."""
-    if not any(is_placed):
-        return NOTHING_PLACED
+    questions = [] if any(is_placed) or label.ideal.strip() else [NOTHING_PLACED]
     num_above = sum(rank < max(ranks) for rank, placed in zip(ranks, is_placed, strict=True) if not placed)
-    return NOT_LAST.format(count=pluralize(num_above, "answer")) if num_above else ""
+    if num_above and any(is_placed):
+        questions.append(NOT_LAST.format(count=pluralize(num_above, "answer")))
+    if label.unread:
+        questions.append(UNREAD.format(count=pluralize(len(label.unread), "answer")))
+    return " ".join(questions)
+
+
+def _require_listed(labeler: str, names: Sequence[str]) -> None:
+    """UserError for a labeler who is not among --labelers, if there are such names."""
+    if names and labeler not in names:
+        near = difflib.get_close_matches(labeler.casefold(), [name.casefold() for name in names], n=1)
+        meant = next((name for name in names if near and name.casefold() == near[0]), "")
+        hint = f"Did you mean {meant}?" if meant else "Ask whoever sent you here under which name you are listed."
+        raise UserError(f"{labeler} is not among the labelers of this page. {hint}")
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

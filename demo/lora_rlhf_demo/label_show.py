@@ -15,7 +15,8 @@ def prompt_html(prompt: Prompt) -> str:
         f'<div class="text" dir="auto">{safe_html(message.text)}</div></div>'
         for message in prompt.messages
     )
-    return f'<div class="prompt">{"".join(turns)}</div>'
+    whole = '<button type="button" class="whole" aria-expanded="false" hidden>Show all of the prompt</button>'
+    return f'<div class="prompt folded">{"".join(turns)}</div>{whole}'
 
 
 def note_html(text: str, kind: str = "status") -> str:

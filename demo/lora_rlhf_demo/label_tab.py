@@ -1,6 +1,7 @@
 """The Label tab: ranks, ratings and flags for the answers to a prompt, saved as rankings for the reward stage."""
 
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,33 @@ from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Partial, Sett
 from lora_rlhf_demo.runs import find_run_folder, read_run_state
 from lora_rlhf_demo.show import text_html
 from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
-from lora_rlhf_demo.tasks import PROMPT_FLAGS, make_task, parse_labeler_name
+from lora_rlhf_demo.tasks import make_task, parse_labeler_name
 
 GUIDELINES = Path(__file__).parent / "guidelines.md"
 MOST_GUIDELINES = 100_000  # characters
 MOST_LIVE = 6
 TAB = "label"
+# A long prompt is folded, so that it and an answer are seen together, and says so
+PROMPT_SCRIPT = """const fold = () => {
+  const prompt = element.querySelector(".prompt");
+  const whole = element.querySelector(".whole");
+  if (!prompt || !prompt.offsetParent || !prompt.classList.contains("folded")) return;
+  whole.hidden = prompt.scrollHeight <= prompt.clientHeight + 4;
+  if (whole.hidden) return;
+  const isTalk = element.querySelectorAll(".said").length > 1;
+  prompt.classList.toggle("talk-end", isTalk);
+  prompt.scrollTop = isTalk ? prompt.scrollHeight : 0;
+};
+element.addEventListener("click", (event) => {
+  const whole = event.target.closest(".whole");
+  if (!whole) return;
+  const isFolded = element.querySelector(".prompt").classList.toggle("folded");
+  whole.textContent = isFolded ? "Show all of the prompt" : "Fold the prompt";
+  whole.setAttribute("aria-expanded", String(!isFolded));
+  if (isFolded) fold();
+});
+new ResizeObserver(fold).observe(element);
+watch("value", () => requestAnimationFrame(fold));"""
 
 
 class LabelTab:
@@ -36,32 +58,34 @@ class LabelTab:
     def __init__(self, app: App, saved_name: gr.BrowserState) -> None:
         self.app = app
         self.saved_name = saved_name
+        self.is_alone = app.config.label
         self.actions = LabelActions(app.config)
         self.session = gr.State(None)
+        # tells two people with one name apart
+        self.browser = gr.BrowserState("", storage_key="lora-rlhf-browser", secret="labeler")
         with gr.Row(equal_height=False, elem_classes=["labelling"]):
             with gr.Column(scale=1, min_width=260, elem_classes=["side"]):
-                self.run = gr.Dropdown([], label="Run", elem_id="label-run")
+                self.run = gr.Dropdown([], label="Run", elem_id="label-run", visible=not self.is_alone)
                 self.name = gr.Textbox("", label="Your name", max_lines=1, elem_id="labeler")
                 self.begin = gr.Button("Begin", variant="primary", size="md", elem_id="begin")
                 self.progress = gr.HTML("", apply_default_css=False, elem_id="label-progress")
-                self._add_live_controls()
+                if not self.is_alone:
+                    self._add_live_controls()
                 with gr.Accordion("Guidelines", open=False, elem_id="guidelines"):
                     self._add_guidelines()
-                with gr.Accordion("Agreement between labelers", open=False, elem_id="agreement") as self.agreement:
-                    self.agreement_table = gr.HTML("", apply_default_css=False)
             with gr.Column(scale=3, min_width=300):
-                self.prompt = gr.HTML(_welcome_html(), apply_default_css=False, elem_id="label-prompt")
-                self.note = gr.HTML("", apply_default_css=False, elem_id="label-note")
-                with gr.Row(visible=False, elem_classes=["slim"]) as self.buttons:
-                    self.save = gr.Button("Save", variant="primary", size="md", min_width=90, scale=0, elem_id="save")
-                    self.skip = gr.Button("Skip", size="md", min_width=90, scale=0, elem_id="skip")
-                    self.undo = gr.Button("Undo", size="md", min_width=90, scale=0, elem_id="undo")
-                self.ranker = make_ranker("ranker")
-                with gr.Accordion("About the prompt", open=False, visible=False) as self.about:
-                    flags = [(title, key) for key, title in PROMPT_FLAGS.items()]
-                    self.prompt_flags = gr.CheckboxGroup(
-                        flags, show_label=False, container=False, elem_id="prompt-flags"
+                with gr.Column(elem_id="label-head"):
+                    self.prompt = gr.HTML(
+                        _welcome_html(), js_on_load=PROMPT_SCRIPT, apply_default_css=False, elem_id="label-prompt"
                     )
+                    with gr.Row(visible=False, elem_classes=["slim"]) as self.buttons:
+                        self.save = gr.Button(
+                            "Save", variant="primary", size="md", min_width=90, scale=0, elem_id="save"
+                        )
+                        self.skip = gr.Button("Skip", size="md", min_width=90, scale=0, elem_id="skip")
+                        self.undo = gr.Button("Undo", size="md", min_width=90, scale=0, elem_id="undo")
+                    self.note = gr.HTML("", apply_default_css=False, elem_id="label-note")
+                self.ranker = make_ranker("ranker")
         self._connect_controls()
 
     def _add_live_controls(self) -> None:
@@ -84,39 +108,46 @@ class LabelTab:
     def _connect_controls(self) -> None:
         """Connects each control with its handler."""
         outputs = [
-            self.session, self.prompt, self.note, self.ranker, self.prompt_flags,
-            self.buttons, self.about, self.progress, self.saved_name,
+            self.session, self.prompt, self.note, self.ranker, self.buttons, self.progress, self.saved_name,
+            self.browser,
         ]  # fmt: skip
-        gr.on([self.begin.click, self.name.submit], self._begin, [self.run, self.name], outputs, **HANDLER_OPTIONS)
-        self.run.input(self._begin, [self.run, self.name], outputs, **HANDLER_OPTIONS)
-        self.run.input(self._role_choices, self.run, self.stage, **HANDLER_OPTIONS)
-        label = [self.session, self.ranker, self.prompt_flags]
+        who = [self.session, self.run, self.name, self.browser]
+        gr.on([self.begin.click, self.name.submit], self._begin, who, outputs, **HANDLER_OPTIONS)
+        self.run.input(self._begin, who, outputs, **HANDLER_OPTIONS)
+        label = [self.session, self.ranker]
         gr.on([self.save.click, self.ranker.submit], self._save, label, outputs, **HANDLER_OPTIONS)
-        self.skip.click(self._skip, self.session, outputs, **HANDLER_OPTIONS)
-        self.undo.click(self._undo, self.session, outputs, **HANDLER_OPTIONS)
-        draw_inputs = [self.session, self.run, self.name, self.stage]
-        draw_inputs += [self.num_answers, self.temperature, self.live_prompt]
-        self.draw.click(self._draw_answers, draw_inputs, outputs, **HANDLER_OPTIONS)
-        self.agreement.expand(self._agreement_html, self.run, self.agreement_table, **HANDLER_OPTIONS)
-        self.on_page_open = (self._open_page, [self.saved_name], [*outputs, self.name, self.run, self.stage])
+        gr.on([self.skip.click, self.ranker.clear], self._skip, self.session, outputs, **HANDLER_OPTIONS)
+        gr.on([self.undo.click, self.ranker.undo], self._undo, self.session, outputs, **HANDLER_OPTIONS)
+        opened = [*outputs, self.name, self.run]
+        if not self.is_alone:
+            self.run.input(self._role_choices, self.run, self.stage, **HANDLER_OPTIONS)
+            draw_inputs = [self.session, self.run, self.name, self.stage]
+            draw_inputs += [self.num_answers, self.temperature, self.live_prompt]
+            self.draw.click(self._draw_answers, draw_inputs, outputs, **HANDLER_OPTIONS)
+            opened.append(self.stage)
+        self.on_page_open = (self._open_page, [self.saved_name, self.browser], opened)
 
     # What the controls do
 
-    def _open_page(self, name: Any) -> tuple[Any, ...]:
+    def _open_page(self, name: Any, browser: Any) -> tuple[Any, ...]:
         """A page was opened: lists the runs, and continues for a labeler who was here before."""
-        runs = [run.name for run in self.app.runs()]
+        runs = self._run_names()
+        stage = () if self.is_alone else (self._role_choices(runs[0]) if runs else gr.skip(),)
         if not runs:
-            return (gr.skip(),) * 12
-        updates: tuple[Any, ...] = (gr.skip(),) * 10  # the name too: a quick person has written it already
+            return (*(gr.skip(),) * 10, *stage)
+        updates: tuple[Any, ...] = (gr.skip(),) * 9  # the name too: a quick person has written it already
         if name:
-            updates = *self._page_values(self.actions.begin(runs[0], name)), name
-        return *updates, gr.update(choices=runs, value=runs[0]), self._role_choices(runs[0])
+            session = self.actions.begin(runs[0], name, str(browser or ""), is_return=True)
+            updates = *self._page_values(session, str(browser or "")), name
+        return *updates, gr.update(choices=runs, value=runs[0]), *stage
 
-    def _begin(self, run: str | None, name: str) -> tuple[Any, ...]:
-        return self._page_values(self.actions.begin(run or self._first_run_name(), name))
+    def _begin(self, session: LabelSession | None, run: str | None, name: str, browser: Any) -> tuple[Any, ...]:
+        browser = str(browser or "") or secrets.token_hex(8)
+        asked_name = "" if session is None else session.asked_name
+        return self._page_values(self.actions.begin(run or self._first_run_name(), name, browser, asked_name), browser)
 
-    def _save(self, session: LabelSession | None, value: Any, flags: list[str]) -> tuple[Any, ...]:
-        return self._page_values(self.actions.save(session or LabelSession(""), value or {}, flags))
+    def _save(self, session: LabelSession | None, value: Any) -> tuple[Any, ...]:
+        return self._page_values(self.actions.save(session or LabelSession(""), value or {}))
 
     def _skip(self, session: LabelSession | None) -> tuple[Any, ...]:
         return self._page_values(self.actions.skip(session or LabelSession("")))
@@ -153,40 +184,44 @@ class LabelTab:
     def _rank_answers(self, session: LabelSession, prompt: Prompt, event: Answered) -> tuple[Any, ...]:
         """Displays the answers as a task to rank."""
         try:
-            task = make_task(prompt, [answer.text for answer in event.answers])
+            ended = [answer.finished for answer in event.answers]
+            task = make_task(prompt, [answer.text for answer in event.answers], None, ended)
         except UserError as error:
             return self._page_values(
                 session.with_failure(f"Nothing to rank: {error}. Draw again, at a higher temperature.")
             )
         return self._page_values(self.actions.show(session, task))
 
-    def _agreement_html(self, run: str) -> str:
-        return self.actions.agreement_html(run)
-
     def _role_choices(self, run: str) -> Any:
         return gr.update(choices=self._answering_roles(run), value=self._answering_roles(run)[-1])
 
+    def _run_names(self) -> list[str]:
+        """The runs with a model; where labelers are alone, the first one that has something to rank."""
+        if not self.is_alone:
+            return [run.name for run in self.app.runs()]
+        return self.actions.runs_to_label()[:1]
+
     def _first_run_name(self) -> str:
         """The first run, for a page whose list of runs has not arrived yet."""
-        return next((run.name for run in self.app.runs()), "")
+        return next(iter(self._run_names()), "")
 
     def _answering_roles(self, run: str) -> list[str]:
         """The roles of a run that can answer, in the order of training."""
         states = read_run_state(find_run_folder(self.app.root, run)).stages
         return [BASE, *(stage.role for stage in WRITERS if states.get(stage.name) == FINISHED)]
 
-    def _page_values(self, session: LabelSession) -> tuple[Any, ...]:
-        """The values of a session for the outputs that `_wire` lists."""
+    def _page_values(self, session: LabelSession, browser: str = "") -> tuple[Any, ...]:
+        """The values of a session for the outputs that `_connect_controls` lists."""
         return (
             session,
             label_show.prompt_html(session.task.prompt) if session.task is not None else "",
             label_show.note_html(session.note, "failure" if session.is_failure else "status"),
-            session.value,
-            session.prompt_flags,
+            # a number, so that the browser sees an answer also where nothing else has changed
+            session.value and session.value | {"turn": time.monotonic()},
             gr.update(visible=bool(session.labeler)),
-            gr.update(visible=session.task is not None),
             self.actions.progress_html(session),
             session.labeler or gr.skip(),
+            browser or gr.skip(),
         )
 
 

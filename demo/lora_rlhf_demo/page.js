@@ -13,6 +13,19 @@
     const stop = document.querySelector("#stop");
     if (event.key === "Escape" && stop && stop.offsetParent && !stop.disabled) stop.click();
   });
+  // the address names the tab, so that a reload comes back to it
+  const openTab = () => {
+    const tabs = [...document.querySelectorAll("[role=tablist] [role=tab]")];
+    if (!tabs.length) return;
+    const wanted = tabs.find((tab) => `#${tab.textContent.trim().toLowerCase()}` === location.hash);
+    if (wanted && wanted.getAttribute("aria-selected") !== "true") wanted.click();
+  };
+  document.addEventListener("click", (event) => {
+    const tab = event.isTrusted && event.target.closest("[role=tablist] [role=tab]");
+    if (tab) history.replaceState(null, "", `#${tab.textContent.trim().toLowerCase()}`);
+  });
+  window.addEventListener("hashchange", openTab);
+  openTab();
   let following = true;
   const atEnd = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
   window.addEventListener("scroll", () => { following = atEnd(); }, {passive: true});

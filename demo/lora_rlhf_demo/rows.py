@@ -22,12 +22,18 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._read: tuple[Any, list[Row]] = (None, [])  # (what the file was, its rows)
 
-    def add(self, row: Row) -> None:
-        """Adds one row. If it cannot be written, the file stays as it was, and this raises OSError."""
+    def add(self, row: Row, unless: Callable[[Row], bool] | None = None) -> bool:
+        """Adds one row. If it cannot be written, the file stays as it was, and this raises OSError.
+
+        unless: the row is not added, and this returns False, if the file has a row like this.
+        """
         line = json_line(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._hold_lock(), open_file(self.path, "a+b") as file:
+            if unless is not None and any(map(unless, self.rows())):
+                return False
             num_complete_bytes = self._num_complete_bytes()
             file.truncate(num_complete_bytes)
             try:
@@ -37,35 +43,50 @@ class RowFile:
             except OSError:
                 file.truncate(num_complete_bytes)
                 raise
+        return True
 
     def rows(self) -> list[Row]:
-        """All complete rows; none if there is no such file."""
+        """All complete rows, which nobody may change; none if there is no such file."""
         try:
+            status = self.path.stat()
+            version = (status.st_size, status.st_mtime_ns, status.st_ino)
+            if self._read[0] == version:
+                return self._read[1]
             content = read_file(self.path)
         except FileNotFoundError:
             return []
-        rows = []
+        rows: list[Row] = []
         for line in content.split(b"\n")[:-1]:
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
                 if isinstance(row, dict):
                     rows.append(row)
+        if len(content) == status.st_size:  # else somebody has added a row since
+            self._read = version, rows
         return rows
 
     def remove_last(self, matches: Callable[[Row], bool]) -> Row | None:
         """Removes the last row that matches, and returns it; None if no row matches."""
+        removed = self.remove(matches, most=1)
+        return removed[0] if removed else None
+
+    def remove(self, matches: Callable[[Row], bool], most: int | None = None) -> list[Row]:
+        """Removes the rows that match, at most so many and the last ones first; returns them, the last one first."""
         if not self.path.exists():
-            return None
+            return []
+        removed: list[Row] = []
         with self._hold_lock():
             lines = read_file(self.path)[: self._num_complete_bytes()].splitlines(keepends=True)
             for index in reversed(range(len(lines))):
                 with contextlib.suppress(ValueError):
                     row = json.loads(lines[index])
-                    if isinstance(row, dict) and matches(row):
-                        with new_file(self.path) as file:
-                            file.write(b"".join(lines[:index] + lines[index + 1 :]))
-                        return row
-        return None
+                    if len(removed) != most and isinstance(row, dict) and matches(row):
+                        removed.append(row)
+                        del lines[index]
+            if removed:
+                with new_file(self.path) as file:
+                    file.write(b"".join(lines))
+        return removed
 
     def _num_complete_bytes(self) -> int:
         """Number of bytes up to the end of the last complete row."""

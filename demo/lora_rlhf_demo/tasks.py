@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_rlhf.data.messages import to_response
 from lora_rlhf.data.refusals import BadRow, RefusedRows
-from lora_rlhf.data.schema import Prompt, Ranking
+from lora_rlhf.data.schema import Prompt, Ranking, require_ended
 from lora_rlhf.data.sources import Source, read_rankings
 from lora_rlhf.system.errors import UserError
 
@@ -50,13 +50,31 @@ PROMPT_FLAGS = {
 }
 
 
+# Why the best answer is the best, in a word each.
+REASONS = {
+    "correct": "more correct",
+    "complete": "more complete",
+    "instructions": "follows the instruction better",
+    "clear": "clearer",
+    "concise": "says no more than needed",
+    "safe": "safer",
+    "tone": "better tone",
+}
+
+
 @dataclass(frozen=True)
 class Task:
-    """A prompt and 2 to 9 different responses. known_ranks: the right ranks, in a task that tests labelers."""
+    """A prompt and 2 to 9 different responses. known_ranks: the right ranks, in a task that tests labelers.
+
+    ended: whether each response ended by itself; empty where its file does not say. labelers: who may be given this
+    task; empty: everybody.
+    """
 
     prompt: Prompt
     responses: tuple[str, ...]
     known_ranks: tuple[int, ...] | None = None
+    ended: tuple[bool, ...] = ()
+    labelers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.responses) <= MOST_RESPONSES:
@@ -77,7 +95,13 @@ class Task:
         return tuple(random.Random(f"{labeler}\n{self.id}").sample(range(len(self.responses)), len(self.responses)))
 
 
-def make_task(prompt: Prompt, responses: Sequence[str], known_ranks: tuple[int, ...] | None = None) -> Task:
+def make_task(
+    prompt: Prompt,
+    responses: Sequence[str],
+    known_ranks: tuple[int, ...] | None = None,
+    ended: Sequence[bool] = (),
+    labelers: tuple[str, ...] = (),
+) -> Task:
     """Makes a task without empty and repeated responses. BadRow if fewer than 2 or more than 9 are left."""
     first_index: dict[str, int] = {}
     for index, response in enumerate(responses):
@@ -85,7 +109,8 @@ def make_task(prompt: Prompt, responses: Sequence[str], known_ranks: tuple[int, 
             first_index.setdefault(response.strip(), index)
     indices = tuple(first_index.values())
     task_ranks = None if known_ranks is None else tuple(known_ranks[index] for index in indices)
-    return Task(prompt, tuple(responses[index] for index in indices), task_ranks)
+    task_ended = tuple(ended[index] for index in indices) if ended else ()
+    return Task(prompt, tuple(responses[index] for index in indices), task_ranks, task_ended, labelers)
 
 
 def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
@@ -101,9 +126,11 @@ def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
             values = prompt.meta.get("responses")
             if not isinstance(values, list):
                 raise BadRow("no responses to rank", "`lora-rlhf sample` writes them")
-            meta = {name: value for name, value in prompt.meta.items() if name != "responses"}
+            meta = {name: value for name, value in prompt.meta.items() if name not in ("responses", "labelers")}
             responses = [to_response(value, "response") for value in values]
-            task = make_task(replace(prompt, meta=meta, origin=""), responses)
+            ended = require_ended(meta.pop("ended", None), len(responses))
+            labelers = _names_of_labelers(prompt.meta.get("labelers"))
+            task = make_task(replace(prompt, meta=meta, origin=""), responses, None, ended, labelers)
         except BadRow as fault:
             refused.add(prompt.origin, fault)
         else:
@@ -112,6 +139,18 @@ def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
     if not tasks:
         raise UserError(f"{path.name}: nothing to label. {refused.summary()}")
     return list(tasks.values()), refused
+
+
+def _names_of_labelers(value: Any) -> tuple[str, ...]:
+    """The column "labelers" of a row: who may be given it. BadRow for what is no list of names."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        raise BadRow("labelers is not a list of names", f"got {value!r:.60}")
+    try:
+        return tuple(parse_labeler_name(name) for name in value)
+    except UserError as error:
+        raise BadRow("labelers holds what is no name", str(error)) from error
 
 
 def read_qualification(path: Path) -> list[Task]:

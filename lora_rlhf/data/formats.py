@@ -210,7 +210,7 @@ FORMATS: tuple[Format, ...] = (
            has_valid_values=readers_ranked.is_label_studio_min),
     # rankings of many
     Format("ranking", "a prompt with K ranked responses", ("prompt", "responses", "ranks"),
-           {"rankings": readers_ranked.read_ranking, "prompts": readers.read_prompt}, ("labeler",)),
+           {"rankings": readers_ranked.read_ranking, "prompts": readers.read_prompt}, ("labeler", "ended")),
     Format("scored-responses", "a prompt with K scored responses", ("prompt", "responses", "scores"),
            {"rankings": readers_ranked.read_scored_responses, "prompts": readers.read_prompt}, ("labeler",)),
     Format("ultrafeedback", "UltraFeedback: scored completions", ("instruction", "completions"),

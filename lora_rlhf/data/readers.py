@@ -34,7 +34,7 @@ class Draft(NamedTuple):
     """The prompt's messages, its answers, and their ranks if there are several: a record is made of them.
 
     grade: how good the one answer is, if the answers of one prompt are in several rows. tool_calls: of the one answer.
-    tools: as in `Prompt`.
+    tools: as in `Prompt`. ended: as in `Ranking`.
     """
 
     turns: Turns
@@ -44,6 +44,7 @@ class Draft(NamedTuple):
     grade: float | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tools: str = ""
+    ended: Any = ()
 
 
 def make_draft(turns: Turns, answer: Message, grade: float | None = None) -> Draft:

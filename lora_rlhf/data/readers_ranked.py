@@ -62,7 +62,10 @@ def read_ranking(row: Row, prompt_column: str, responses_column: str, ranks_colu
         if any(isinstance(value, list | tuple) for value in ranks):
             raise BadRow("ranks is an order of lists: give each response its rank, 1 for the best", str(ranks)[:40])
         ranks = [_parse_rank(value) for value in ranks]
-    return [Draft(to_prompt_turns(row[prompt_column], prompt_column), responses, ranks, row.get("labeler"))]
+    ended = parse_list_in_text(row.get("ended"), "ended")
+    return [
+        Draft(to_prompt_turns(row[prompt_column], prompt_column), responses, ranks, row.get("labeler"), ended=ended)
+    ]
 
 
 def _parse_rank(value: Any) -> Any:

@@ -111,7 +111,7 @@ def make_record(draft: Draft, kind: RecordKind) -> Prompt | Demonstration | Rank
         return prompt
     if draft.ranks is None:
         return Demonstration(prompt, draft.answers[0], draft.tool_calls)
-    return Ranking(prompt, draft.answers, draft.ranks, draft.labeler)
+    return Ranking(prompt, draft.answers, draft.ranks, draft.labeler, draft.ended)
 
 
 def read_ranking_row(row: Row) -> Ranking:

@@ -161,13 +161,14 @@ class Ranking:
     """K >= 2 responses of one prompt; `ranks[i]` belongs to `responses[i]`, 1 = best, ties share a rank.
 
     A chosen/rejected pair is K = 2 with ranks (1, 2). No response is empty, and equal texts (without white space at
-    their ends) have equal ranks.
+    their ends) have equal ranks. ended: whether each response ended by itself; empty if nobody knows, and then all did.
     """
 
     prompt: Prompt
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
     labeler: str | None = None
+    ended: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         for name, values in (("responses", self.responses), ("ranks", self.ranks)):
@@ -182,6 +183,7 @@ class Ranking:
         object.__setattr__(self, "ranks", tuple([_to_rank(rank) for rank in self.ranks]))
         if self.labeler is not None:
             require_text(self.labeler, "the labeler")
+        object.__setattr__(self, "ended", require_ended(self.ended or None, len(self.responses)))
         self._require_consistent_ranks()
 
     def _require_consistent_ranks(self) -> None:
@@ -216,6 +218,15 @@ class Text:
     def __post_init__(self) -> None:
         if not require_text(self.text, "the text").strip():
             raise BadRow("the text is empty")
+
+
+def require_ended(value: Any, count: int) -> tuple[bool, ...]:
+    """The column "ended": a bool for each of `count` responses, or () without it. BadRow for anything else."""
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or len(value) != count or not all(type(one) is bool for one in value):
+        raise BadRow("ended is not true or false for each response", f"{count} responses, got {value!r:.60}")
+    return tuple(value)
 
 
 def _to_rank(rank: Any) -> int:
@@ -272,6 +283,8 @@ def make_row(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
         row |= {"responses": [_response_value(response) for response in record.responses], "ranks": list(record.ranks)}
         if record.labeler is not None:
             row["labeler"] = record.labeler
+        if record.ended:
+            row["ended"] = list(record.ended)
     return row
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_rlhf_demo.label import Label, Labelling, label_from_page
+from lora_rlhf_demo.label import Labelling, Workload
+from lora_rlhf_demo.label_value import Label, label_from_page
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.tasks import Task, make_task, parse_labeler_name, read_qualification, read_tasks
 
@@ -140,6 +141,78 @@ def test_a_task_that_is_in_no_file_is_saved_and_taken_back_too(rankings: RowFile
     back = labelling.undo_last("Ann")
     assert back is not None and back[0] == live
     assert back[1] == plain(live, (2, 1))
+
+
+# Who is given what
+
+
+def label_all(labelling: Labelling, labeler: str, most: int = 99) -> list[Task]:
+    """Ranks what this labeler is given, in order."""
+    done: list[Task] = []
+    while len(done) < most and (task := labelling.next_task(labeler)) is not None:
+        labelling.save(labeler, task, plain(task), 1.0)
+        done.append(task)
+    return done
+
+
+def test_a_prompt_is_given_to_so_many_people_and_what_is_begun_comes_first(rankings: RowFile) -> None:
+    tasks = some_tasks(4)
+    labelling = Labelling(tasks, rankings, (), Workload(people_per_prompt=2))
+    assert label_all(labelling, "Ann", 2) == tasks[:2]
+    assert labelling.next_task("Cleo") == tasks[0], "she has not ranked it yet"
+    assert label_all(labelling, "Ben") == [tasks[1], tasks[2], tasks[3]], "the first is Ann's and Cleo's"
+    assert label_all(labelling, "Cleo") == [tasks[0], tasks[2], tasks[3]]
+    assert labelling.next_task("Dan") is None and labelling.progress("Dan")[:2] == (0, 0)
+    assert Counter(row["task"] for row in rankings.rows()) == {task.id: 2 for task in tasks}
+
+
+def test_nobody_is_given_more_than_the_quota(rankings: RowFile) -> None:
+    labelling = Labelling(some_tasks(5), rankings, (), Workload(quota=2))
+    assert labelling.progress("Ann")[:2] == (0, 2)
+    assert len(label_all(labelling, "Ann")) == 2
+    assert labelling.progress("Ann")[:2] == (2, 2)
+
+
+def test_a_row_may_name_who_is_to_rank_it(tmp_path: Path, rankings: RowFile) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "One?", "responses": ["a", "b"], "labelers": ["Ann"], "ended": [True, False]},
+        {"prompt": "Two?", "responses": ["a", "b"]},
+        {"prompt": "Three?", "responses": ["a", "b"], "labelers": "Ann"},
+        {"prompt": "Four?", "responses": ["a", "b"], "labelers": ["<b>"]},
+        {"prompt": "Five?", "responses": ["a", "b"], "ended": [True]},
+    ]
+    tasks, refused = read_tasks(write(tmp_path / "candidates.jsonl", rows))
+    assert refused.count == 3 and tasks[0].ended == (True, False)
+    labelling = Labelling(tasks, rankings)
+    assert label_all(labelling, "Ben") == [tasks[1]]
+    assert label_all(labelling, "Ann") == tasks
+    assert read_rankings(str(rankings.path), strict=True)[0][1].ended == (True, False)
+
+
+def test_the_rankings_of_a_person_are_removed_with_a_trace(rankings: RowFile) -> None:
+    labelling = Labelling(some_tasks(2), rankings)
+    for labeler in ("Ann", "Ben"):
+        label_all(labelling, labeler)
+    count, path = labelling.remove_labeler("Ann", "too fast")
+    assert count == 2 and [row["labeler"] for row in rankings.rows()] == ["Ben", "Ben"]
+    assert [(row["labeler"], row["reason"]) for row in RowFile(path).rows()] == [("Ann", "too fast")] * 2
+    assert labelling.next_task("Ann") is not None
+
+
+def test_figures_of_people_by_hand(rankings: RowFile) -> None:
+    tasks = some_tasks(4)
+    labelling = Labelling(tasks, rankings)
+    for task in tasks:  # 6 words of prompt and 6 of answers: 1.2 s at 10 words a second
+        labelling.save("Ann", task, plain(task, (1, 2, 3)), 5.0)
+        labelling.save("Ben", task, plain(task, (1, 3, 2) if task is tasks[2] else (1, 2, 3)), 0.5)
+    figures = labelling.people()
+    ann, ben = figures.people
+    assert (ann.name, ann.rankings, ann.seconds, ann.num_fast, ann.is_too_fast) == ("Ann", 4, 5.0, 0, False)
+    assert (ben.num_fast, ben.is_too_fast) == (4, True)
+    assert ann.agreement == ben.agreement == (11 / 12, 12)
+    assert [prompt.agreement for prompt in figures.disagreements] == [(2 / 3, 3)]
+    assert figures.disagreements[0].rankings[0].prompt.messages[0].text == tasks[2].prompt.messages[0].text
+    assert figures.prompts_by_people == {2: 4}
 
 
 # What is saved

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from lora_rlhf_demo.label import Label, Labelling
+from lora_rlhf_demo.label import Labelling
+from lora_rlhf_demo.label_value import Label
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.tasks import Task, make_task
 
