@@ -45,6 +45,7 @@ class PeopleTab:
         return gr.update(choices=runs, value=runs[0] if runs else None)
 
     def _show(self, run: str | None) -> tuple[Any, ...]:
+        run = run or next((run.name for run in self.app.runs()), "")  # the list of runs may not have arrived yet
         if not run:
             return "", "", gr.update(choices=[], value=None)
         try:
