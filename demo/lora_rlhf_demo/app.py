@@ -50,6 +50,7 @@ HEADER = """<header class="top"><div><h1>{title}</h1>{about}</div>
 
 def serve(config: DemoConfig) -> None:
     """Serves the app until Ctrl-C. UserError for settings with which it cannot be served, and for an unknown --run."""
+    config = config.with_root_of_run()
     names = [run.name for run in list_runs(Path(config.root))]
     if config.label:
         names = LabelActions(config).runs_to_label()

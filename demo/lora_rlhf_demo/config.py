@@ -1,7 +1,7 @@
 """How the app is started: what it shows, and to whom."""
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ class DemoConfig:
     root: str = "runs"
     """Folder that holds the runs; the app reads and writes nothing outside it."""
     run: str | None = None
-    """Run that is shown first, by the name of its folder; the one that changed last unless given."""
+    """Run that is shown first, by its name in root or by its path; the one that changed last unless given."""
     responses: str | None = field(default=None, metadata=formerly("candidates"))
     """Responses to be ranked, as `lora-rlhf sample` wrote them; the run's own data/candidates.jsonl unless given."""
     rankings: str | None = None
@@ -71,6 +71,13 @@ class DemoConfig:
             return ipaddress.ip_address(self.host).is_loopback and not self.share
         except ValueError:
             return False
+
+    def with_root_of_run(self) -> "DemoConfig":
+        """The same, with a run that was given by its path named in its own root."""
+        if self.run is None or len(Path(self.run).parts) < 2:
+            return self
+        path = Path(self.run)
+        return replace(self, root=str(path.parent), run=path.name)
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""

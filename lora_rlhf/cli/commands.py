@@ -1,7 +1,9 @@
 """The commands: the configuration of each and the function that it calls. Heavy imports wait until that call."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_rlhf_demo.config import DemoConfig
@@ -9,9 +11,10 @@ from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf import api
 from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.cli.config import RecipeConfig
-from lora_rlhf.cli.recipe import next_steps_text, read_recipe
+from lora_rlhf.cli.recipe import next_steps_text, program, read_recipe
 from lora_rlhf.cli.recipe_run import run_recipe
-from lora_rlhf.configs.catalogue import SFT, STAGES
+from lora_rlhf.configs.catalogue import BY_ROLE, SFT, STAGES, WRITERS, Stage
+from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.evaluation.config import EvaluateConfig
@@ -53,12 +56,33 @@ def _inspect(config: InspectConfig) -> None:
     inspect(config)
 
 
+def _train(stage: Stage, config: TrainingConfig) -> None:
+    stage.train(config)
+    _print_next(stage.next_command.format(run=config.run))
+
+
+def _sample(config: SampleConfig) -> None:
+    api.sample(config)
+    _print_next(f"demo --run {config.run}", "people rank them in the browser, under Label")
+
+
+def _print_next(command: str, meaning: str = "") -> None:
+    """Names the command that usually follows, as the shell finds it."""
+    if workers.is_main():
+        print(f"next: {program()} {command}{meaning and f'   # {meaning}'}")
+
+
 def _evaluate(config: EvaluateConfig) -> None:
     from lora_rlhf.evaluation.markdown import terminal_tables
+    from lora_rlhf.runs.folder import has_stage
 
     report = api.evaluate(config)
     if workers.is_main():
-        print(terminal_tables(report))
+        print(f"{terminal_tables(report)}\n\nreport: {Path(config.folder) / 'report.html'}")
+        for stage in reversed(WRITERS):
+            if has_stage(config.run, stage.name):
+                _print_next(f"export {config.run} --role {stage.role} --to {config.run}/export")
+                break
 
 
 def _gate(config: GateConfig) -> None:
@@ -101,6 +125,9 @@ def _export(config: ExportConfig) -> None:
     from lora_rlhf.exporting.parity_table import parity_table
 
     print(parity_table(api.export(config)["parity"]))
+    print(f"export: {config.to}")
+    if config.form == "merged" and not BY_ROLE[config.role].scores:
+        _print_next(f"chat {config.to}")
 
 
 def _chat(config: ChatConfig) -> None:
@@ -156,7 +183,7 @@ class Command:
     call: Callable[[Any], Any]
 
 
-TRAINING = {stage.name: Command(stage.summary, stage.config, stage.train) for stage in STAGES}
+TRAINING = {stage.name: Command(stage.summary, stage.config, functools.partial(_train, stage)) for stage in STAGES}
 
 COMMANDS = {
     "doctor": Command("what this machine can run, and what to fix", DoctorConfig, _doctor),
@@ -168,7 +195,7 @@ COMMANDS = {
     ),
     "inspect": Command("the exact tokens that a trainer sees of a file, marked by role", InspectConfig, _inspect),
     SFT.name: TRAINING[SFT.name],
-    "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, api.sample),
+    "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
     **TRAINING,  # the first one keeps its place above
     "evaluate": Command("one report over the stages of runs, on held-out prompts", EvaluateConfig, _evaluate),
     "export": Command("a trained role as a plain model, an adapter or a GGUF file", ExportConfig, _export),

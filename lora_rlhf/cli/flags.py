@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import itertools
 import json
 import typing
@@ -131,14 +132,35 @@ def _help_text(command: str, kind: type[Any], hints: Mapping[str, Any], epilog: 
     usage = " ".join([f"lora-rlhf {command}", *words, "[flags]"])
     parser = argparse.ArgumentParser(usage=usage, description=kind.__doc__, epilog=epilog)
     texts = field_texts(kind)
-    for field in dataclasses.fields(kind):
-        hint, text = hints[field.name], texts[field.name].replace("%", "%%")
-        parser.add_argument(
-            f"--{field.name}",
-            metavar=_metavar(field.name, hint),
-            help=f"{text} ({_flag_type_and_default(hint, field.default)})",
-        )
+    for title, fields in _fields_by_subject(command, kind).items():
+        group = parser.add_argument_group(title)
+        for field in fields:
+            hint, text = hints[field.name], texts[field.name].replace("%", "%%")
+            group.add_argument(
+                f"--{field.name}",
+                metavar=_metavar(field.name, hint),
+                help=f"{text} ({_flag_type_and_default(hint, field.default)})",
+            )
     return parser.format_help().rstrip()
+
+
+def _fields_by_subject(command: str, kind: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:
+    """{heading: fields}: those most used, then the command's own, then those that it shares with others."""
+    declared_in = {name: base for base in kind.__mro__ for name in inspect.get_annotations(base)}
+    most_used = list[dataclasses.Field[Any]]()
+    own, shared = dict[str, list[dataclasses.Field[Any]]](), dict[str, list[dataclasses.Field[Any]]]()
+    title, previous = "", None
+    for field in dataclasses.fields(kind):
+        declaring = declared_in[field.name]
+        if declaring is not previous:
+            title, previous = f"flags of {command}" if declaring is kind else "other flags", declaring
+        title = field.metadata.get("subject", title)
+        if field.default is dataclasses.MISSING or field.metadata.get("most_used"):
+            most_used.append(field)
+        else:
+            (own if declaring is kind else shared).setdefault(title, []).append(field)
+    most_used.sort(key=lambda field: field.default is not dataclasses.MISSING)
+    return {"most used": most_used} | own | shared
 
 
 def _flag_type_and_default(hint: Any, default: Any) -> str:

@@ -48,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("lora_rlhf").setLevel(logging.INFO if workers.is_main() else logging.ERROR)
+    level = logging.DEBUG if "--verbose" in words else logging.INFO
+    logging.getLogger("lora_rlhf").setLevel(level if workers.is_main() else logging.ERROR)
     try:
-        _dispatch([word for word in words if word != "--debug"])
+        _dispatch([word for word in words if word not in ("--debug", "--verbose")])
         workers.disconnect()
         sys.stdout.flush()
     except BrokenPipeError:
@@ -133,4 +134,5 @@ def _overview_text(names: Iterable[str]) -> str:
   COMMAND --help               every flag, with its default
   COMMAND --config FILE.yaml   flags from a file; those on the command line override it
   COMMAND --print_config       such a file, to standard output
-  COMMAND --debug              the traceback of an error"""
+  COMMAND --debug              the traceback of an error
+  COMMAND --verbose            also how the machine is used: engines, copies of weights"""

@@ -130,20 +130,23 @@ def next_steps_text(configs: Mapping[str, Section], has_demo: bool) -> str:
     """Where the results of a recipe are, and the commands that use them."""
     run = Path(next(config.run for config in configs.values() if isinstance(config, StageConfig)))
     evaluation, export = configs.get("evaluate"), configs.get("export")
-    # the path that this program was called by, where the shell would not find it by its name
-    is_on_path = shutil.which("lora-rlhf") is not None or Path(sys.argv[0]).name != "lora-rlhf"
-    program = "lora-rlhf" if is_on_path else sys.argv[0]
     lines = []
     if isinstance(evaluation, EvaluateConfig):
         lines.append(f"report: {Path(evaluation.folder) / 'report.html'}")
     if isinstance(export, ExportConfig):
         lines.append(f"export: {export.to} (its README.md says what it is and how to run it)")
     if any(stage.name in configs or has_stage(run, stage.name) for stage in WRITERS):
-        lines.append(f"next:   {program} chat {run}")
+        lines.append(f"next:   {program()} chat {run}")
     if has_demo:
         root = "" if run.parent == Path("runs") else f" --root {run.parent}"
-        lines.append(f"        {program} demo{root}")
+        lines.append(f"        {program()} demo{root}")
     return "\n".join(["", *lines])
+
+
+def program() -> str:
+    """This program as the shell finds it: its name, or the path that it was called by where its name is not found."""
+    is_on_path = shutil.which("lora-rlhf") is not None or Path(sys.argv[0]).name != "lora-rlhf"
+    return "lora-rlhf" if is_on_path else sys.argv[0]
 
 
 def outputs(config: Section) -> list[Path]:

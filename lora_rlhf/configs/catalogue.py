@@ -41,7 +41,8 @@ class Stage:
     parents: the stages that it starts from.
 
     title: of the work. model_title: of the trained model, as a heading. model_name: of the same, in a sentence.
-    summary: for the command line. hub_tag: for a model card's metadata. settings: those that a card shows.
+    summary: for the command line. next_command: what usually follows; {run} is the run's folder.
+    hub_tag: for a model card's metadata. settings: those that a card shows.
     counts: {result: words}, the counts of data that a card shows. limits: a sentence on the model's use, for its card.
     plots: what can be watched. other_adapters: folders of adapters beside `adapter`.
     """
@@ -57,6 +58,7 @@ class Stage:
     model_title: str
     model_name: str
     summary: str
+    next_command: str
     hub_tag: str
     settings: tuple[str, ...]
     counts: Mapping[str, str] = field(default_factory=dict)
@@ -94,6 +96,7 @@ SFT = Stage(
     model_title="SFT model",
     model_name="the SFT model",
     summary="stage 1: supervised fine-tuning on demonstrations",
+    next_command="sample --run {run} --prompts PROMPTS.jsonl --to {run}/candidates.jsonl",
     hub_tag="sft",
     settings=(
         "lora_rank",
@@ -123,6 +126,7 @@ REWARD = Stage(
     model_title="reward model",
     model_name="the reward model",
     summary="stage 2: reward model on rankings or pairs",
+    next_command="ppo --run {run} --prompts PROMPTS.jsonl --kl_target 6",
     hub_tag="reward-model",
     settings=("epochs", "batch_size", "learning_rate", "loss"),
     counts={"prompts": "ranked prompts", "pairs": "pairs", "held_out_pairs": "pairs held out"},
@@ -169,6 +173,7 @@ PPO = Stage(
     model_title="PPO policy",
     model_name="the policy",
     summary="stage 3: PPO against the reward model",
+    next_command="evaluate {run} --prompts HELD_OUT.jsonl",
     hub_tag="ppo",
     settings=(
         *("iterations", "batch_size", "minibatch_size", "num_epochs", "samples_per_prompt", "temperature", "advantage"),

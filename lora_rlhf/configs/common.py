@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lora_rlhf.configs.marks import COMMON, SAFE_TO_CHANGE_ON_RESUME, not_in_recipe
+from lora_rlhf.configs.marks import COMMON, MOST_USED, SAFE_TO_CHANGE_ON_RESUME, not_in_recipe, subject
 from lora_rlhf.configs.values import at_least, device_faults, positive, seed_faults
 from lora_rlhf.system.tracking import faults as tracking_faults
 
@@ -15,7 +15,7 @@ TO_REPEAT = "to repeat the stage, delete {run}/{name}"
 class TemplateConfig:
     """Which chat template is used, and how. A run keeps what its SFT stage was given."""
 
-    chat_template: str | None = field(default=None, metadata=COMMON)
+    chat_template: str | None = field(default=None, metadata=COMMON | subject("chat template"))
     """Chat template: a file, or the name of one of the tokenizer's templates; the tokenizer's own unless given."""
     template_args: tuple[str, ...] = field(default=(), metadata=COMMON)
     """Arguments of the chat template, NAME=VALUE each: enable_thinking=false reasoning_effort=low."""
@@ -40,21 +40,21 @@ class TemplateConfig:
 class StageConfig:
     """What every stage needs to know."""
 
-    run: str = field(metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    run: str = field(metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME | subject("data, memory and limits"))
     """Run folder; the stage writes to a folder of its own inside."""
     seed: int = field(default=0, metadata=COMMON)
     """Seed of everything random in this stage."""
-    device: str = field(default="auto", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    device: str = field(default="auto", metadata=COMMON | MOST_USED | SAFE_TO_CHANGE_ON_RESUME)
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = field(default=False, metadata=SAFE_TO_CHANGE_ON_RESUME | not_in_recipe(TO_REPEAT))
     """Replace a stage that is already there."""
-    micro_batch_size: int = field(default=8, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    micro_batch_size: int = field(default=8, metadata=COMMON | MOST_USED | SAFE_TO_CHANGE_ON_RESUME)
     """Responses in one forward pass. Lower it when memory does not suffice; results do not depend on it."""
     generation_batch_size: int = field(default=32, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Responses generated at a time; decoding needs less memory per response than training."""
-    max_prompt_tokens: int = field(default=256, metadata=COMMON)
+    max_prompt_tokens: int = field(default=256, metadata=COMMON | MOST_USED)
     """Longer prompts lose their beginning, at a message boundary where possible."""
-    max_response_tokens: int = field(default=256, metadata=COMMON)
+    max_response_tokens: int = field(default=256, metadata=COMMON | MOST_USED)
     """Responses are generated up to this length; long_responses says what happens to longer ones in data."""
     long_responses: Literal["refuse", "cut"] = field(default="refuse", metadata=COMMON)
     """A response in data over max_response_tokens: refuse it, or cut it there (without an end); both are counted."""
@@ -86,7 +86,9 @@ class StageConfig:
 class TrainingConfig(StageConfig):
     """What the stages that train share: how a run resumes, and where its metrics go."""
 
-    resume: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    resume: bool = field(
+        default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME | subject("training and checkpoints")
+    )
     """Fail where there is no unfinished run to go on with. Without it, one of the same settings is continued too."""
     allow_changes: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Go on with an unfinished run though settings have changed since it began; the changes are recorded."""

@@ -20,6 +20,14 @@ COMMON: Mark = {"common": True}
 # The field changes how a stage runs, not what comes out of it: a run may go on with another value.
 SAFE_TO_CHANGE_ON_RESUME: Mark = {"safe_to_change_on_resume": True}
 
+# Among the flags that --help shows first, with those that must be given.
+MOST_USED: Mark = {"most_used": True}
+
+
+def subject(title: str) -> Mark:
+    """The field and those after it stand under this heading in --help, up to the next such mark of their class."""
+    return {"subject": title}
+
 
 def input_file(*words: str) -> Mark:
     """The field names a file or hub dataset to read, unless it is None or one of these words."""

@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_rlhf.configs.common import TemplateConfig, TrainingConfig
-from lora_rlhf.configs.marks import COMMON, ENGINE, SAFE_TO_CHANGE_ON_RESUME, input_file
+from lora_rlhf.configs.marks import COMMON, ENGINE, MOST_USED, SAFE_TO_CHANGE_ON_RESUME, input_file, subject
 from lora_rlhf.configs.reward_functions import FunctionChoice, read_choices
 from lora_rlhf.configs.values import at_least, multiple, positive, share
 from lora_rlhf.system.errors import UserError
+
+KL_HORIZON = 10_000.0  # responses (Ziegler et al., arXiv 1909.08593, section 2.2), in runs of 2 million
+KL_HORIZONS_OF_RUN = 6  # horizons in a shorter run: a coefficient may then grow to e^1.2 of its first value, or shrink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +21,11 @@ class SFTConfig(TemplateConfig, TrainingConfig):
     """Base model: a hub name, a local folder, or tinyworld (the one inside this package)."""
     demonstrations: str = field(metadata=input_file())
     """File or hub dataset of demonstrations."""
-    quantization: Literal["nf4", "int8", "none"] = field(default="nf4", metadata=COMMON)
+    quantization: Literal["nf4", "int8", "none"] = field(default="nf4", metadata=COMMON | MOST_USED)
     """How the frozen base is held in memory: 4-bit NormalFloat with double quantization, 8-bit, or as it is stored."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata=COMMON)
     """auto: float32 on a CPU, bfloat16 on a GPU that has it."""
-    lora_rank: int = 16
+    lora_rank: int = field(default=16, metadata=MOST_USED)
     """Rank of every adapter of the run."""
     lora_alpha: float = 32.0
     """LoRA's alpha: the adapter's output is scaled by alpha / rank."""
@@ -33,11 +36,11 @@ class SFTConfig(TemplateConfig, TrainingConfig):
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Layers with an adapter: all-linear (every linear layer of the text model but LM head and routers), attention,
     mlp, or ends of layers' names such as q_proj."""
-    epochs: int = 2
+    epochs: int = field(default=2, metadata=MOST_USED)
     """Passes over the demonstrations."""
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=MOST_USED)
     """Demonstrations in one optimizer step."""
-    learning_rate: float = 2e-4
+    learning_rate: float = field(default=2e-4, metadata=MOST_USED)
     """Peak; cosine to a tenth of it."""
     validation_fraction: float = 0.05
     """Share of prompts held out, by hash of the prompt; the best epoch is chosen on them."""
@@ -75,11 +78,11 @@ class RewardConfig(TrainingConfig):
     """Demonstrations whose mean score becomes 0; the SFT stage's unless given."""
     agreement: str | None = field(default=None, metadata=input_file())
     """Rankings of the same prompts by several labelers, to measure their agreement; the rankings unless given."""
-    epochs: int = 1
+    epochs: int = field(default=1, metadata=MOST_USED)
     """Passes over the rankings; more than one overfits (InstructGPT, appendix C.2)."""
-    batch_size: int = 16
+    batch_size: int = field(default=16, metadata=MOST_USED)
     """Prompts, each with all its responses, in one optimizer step."""
-    learning_rate: float = 2e-4
+    learning_rate: float = field(default=2e-4, metadata=MOST_USED)
     """Peak; cosine to a tenth of it."""
     loss: Literal["pairwise", "listwise"] = "pairwise"
     """All pairs of a ranking (eq. 1), or Plackett-Luce over the whole list."""
@@ -204,23 +207,25 @@ class PPOConfig(TrainingConfig):
     """What the KL penalty is measured to: the SFT model (InstructGPT) or the bare base."""
     deduplicate: Literal["exact", "prefix", "none"] = "exact"
     """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
-    iterations: int = 100
+    iterations: int = field(default=100, metadata=MOST_USED | subject("rollouts and updates"))
     """Rollout-and-update rounds."""
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=MOST_USED)
     """Responses sampled per iteration; a multiple of minibatch_size and of samples_per_prompt."""
     minibatch_size: int = 32
     """Responses in one optimizer step."""
     num_epochs: int = 2
     """Passes over an iteration's responses."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: int = field(default=1, metadata=MOST_USED)
     """Responses of one prompt; at least 2 for rloo, grpo and dr_grpo."""
-    temperature: float = 1.0
+    temperature: float = field(default=1.0, metadata=subject("sampling"))
     """Temperature of rollouts and of every log-probability."""
     decode_weights: Literal["auto", "merged", "adapter"] = field(default="auto", metadata=COMMON)
     """How responses are sampled: from a merged copy of base and adapter, or unmerged. auto: the copy where it fits."""
     engine: Literal["auto", "plain", "static"] = field(default="auto", metadata=ENGINE)
     """How responses are generated: in batches (plain), in slots that are refilled (static), or the faster (auto)."""
-    advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce"] = "gae"
+    advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce"] = field(
+        default="gae", metadata=MOST_USED | subject("advantages and losses")
+    )
     """GAE with a value role; a critic-free advantage over the responses of one prompt (rloo, grpo, dr_grpo); or the
     score over its moving mean (reinforce). docs/methods.md compares them."""
     kl_in: Literal["reward", "loss"] = "reward"
@@ -244,7 +249,7 @@ class PPOConfig(TrainingConfig):
     """The clip's upper range, where it is another than the lower one: DAPO has 0.28 over 0.2."""
     value_clip_range: float = 0.2
     """Clip of the value's move in one iteration."""
-    policy_learning_rate: float = 1e-4
+    policy_learning_rate: float = field(default=1e-4, metadata=MOST_USED | subject("learning rates and guards"))
     """AdamW's learning rate; constant after the warm-up."""
     value_learning_rate: float = 1e-4
     """AdamW's learning rate; constant after the warm-up."""
@@ -258,20 +263,21 @@ class PPOConfig(TrainingConfig):
     """A mean probability ratio above this ends an iteration's updates; three such iterations in a row end the run."""
     save_every: int = field(default=10, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Iterations from one checkpoint to the next."""
-    kl_coef: float = 0.05
+    kl_coef: float = field(default=0.05, metadata=MOST_USED | subject("KL"))
     """Price of one nat of KL, in units of the score; with adaptive control, its first value."""
-    kl_target: float | None = None
+    kl_target: float | None = field(default=None, metadata=MOST_USED)
     """Steer the KL of a response to this many nats (adaptive control); null: the coefficient is fixed."""
-    kl_horizon: float = 10_000.0
-    """Episodes over which adaptive control acts; shorten it for short runs (Ziegler et al., section 2.2)."""
-    missing_eos_score: float | None = -1.0
+    kl_horizon: float | None = None
+    """Responses over which adaptive control acts (Ziegler et al., section 2.2, eq. 3); null: a sixth of the run's, and
+    at most their 10,000, so that a short run is steered as well."""
+    missing_eos_score: float | None = field(default=-1.0, metadata=subject("reward"))
     """Score of a response that did not end within max_response_tokens, in units of the reward model's score (without
     one, of the reward function's), whose weight applies to it; null: the reward model's."""
     score_clip: float | None = None
     """Clip scores to plus and minus this."""
     reward_model_weight: float = 1.0
     """Weight of the reward model's score; 0, also if the run has no reward stage, with reward functions alone."""
-    reward_functions: tuple[str, ...] = ()
+    reward_functions: tuple[str, ...] = field(default=(), metadata=MOST_USED)
     """Reward functions with their weights: NAME, NAME=WEIGHT or 'NAME(argument=value)=WEIGHT' each. NAME is
     module:function, one that is built in, or one of trl.rewards (docs/rewards.md)."""
     reward_function: str | None = None
@@ -284,7 +290,7 @@ class PPOConfig(TrainingConfig):
     """Memory of a reward function's process, GiB; null: no limit."""
     reward_failure_score: float = 0.0
     """Score of a response on which a reward function raises, hangs, dies or returns no number."""
-    pretraining_text: str | None = field(default=None, metadata=input_file())
+    pretraining_text: str | None = field(default=None, metadata=input_file() | subject("pretraining term (PPO-ptx)"))
     """Text for the PPO-ptx term, mixed into every step; null: plain PPO."""
     ptx_coef: float = 27.8
     """Weight of the PPO-ptx term (InstructGPT: 27.8)."""
@@ -294,13 +300,20 @@ class PPOConfig(TrainingConfig):
     """Tokens in one text block."""
     ptx_shuffle_blocks: int = 4096
     """Blocks in memory, from which the next one is drawn."""
-    sample_every: int = 10
+    sample_every: int = field(default=10, metadata=subject("records"))
     """Record responses to the same few prompts every so many iterations."""
 
     @property
     def has_value_role(self) -> bool:
         """Whether a value role is trained: GAE needs one, the advantages over a prompt's responses do not."""
         return self.advantage == "gae"
+
+    @property
+    def horizon(self) -> float:
+        """The responses over which adaptive control acts."""
+        if self.kl_horizon is not None:
+            return self.kl_horizon
+        return max(float(self.batch_size), min(KL_HORIZON, self.iterations * self.batch_size / KL_HORIZONS_OF_RUN))
 
     @property
     def compares_groups(self) -> bool:
@@ -336,7 +349,7 @@ class PPOConfig(TrainingConfig):
             faults.append(
                 f"skip_equal_groups is for rloo, grpo and dr_grpo; with {self.advantage} such groups teach too"
             )
-        if self.kl_target is not None and self.kl_horizon < self.batch_size:
+        if self.kl_target is not None and self.kl_horizon is not None and self.kl_horizon < self.batch_size:
             faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")
         try:
             has_functions = bool(self.functions)

@@ -5,7 +5,7 @@ from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.evaluation.report_model import Group, Report, WinRate
 from lora_rlhf.evaluation.seen import seen_warning
 from lora_rlhf.evaluation.wording import change_word, figure_text, judge_text, rate_text, system_text, title_with_unit
-from lora_rlhf.render.tables import markdown_table
+from lora_rlhf.render.tables import markdown_table, terminal_table, wrapped
 from lora_rlhf.render.wording import name_text, number_text, p_value_text
 
 TERMINAL_FIGURES = ("score", "length", "eos_rate", "distinct_1", "distinct_2", "kl_per_response")  # in the terminal
@@ -23,10 +23,19 @@ FILE_GUIDE = """## Where to look
 def terminal_tables(report: Report) -> str:
     """The result for a terminal: figures of the systems, win rates, facts, questions and the verdict."""
     names = [name for name in TERMINAL_FIGURES if name in report.figures]
-    rows = [[system, *(_figure_cell(report, name, system) for name in names)] for system in report.systems]
-    figure_table = markdown_table(["system", *(CATALOGUE[name].title for name in names)], rows)
-    fact_lines = "\n".join(_fact_lines(report))
-    parts = [figure_table, _win_rate_table(report), fact_lines, _question_lines(report), report.verdict]
+    rows = [
+        [CATALOGUE[name].title, *(_figure_cell(report, name, system) for system in report.systems)] for name in names
+    ]
+    figure_table = terminal_table(["", *report.systems], rows)
+    best_rates = report.win_rates_best_temperature
+    header = ["win rate", "at temperature 1", *(["each at its best"] if best_rates else [])]
+    win_rates = [
+        [pair.replace("_vs_", " vs "), rate_text(rate), *([rate_text(best_rates[pair])] if best_rates else [])]
+        for pair, rate in report.win_rates.items()
+    ]
+    fact_lines = "\n".join(map(wrapped, _fact_lines(report)))
+    questions = "\n".join(map(wrapped, _question_lines(report).splitlines()))
+    parts = [figure_table, terminal_table(header, win_rates), fact_lines, questions, wrapped(report.verdict)]
     return "\n\n".join(part for part in parts if part)
 
 

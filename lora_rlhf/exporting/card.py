@@ -186,13 +186,18 @@ def _ppo_section(lineage: Lineage) -> str:
         f"kl_coef {short_text(config.get('kl_coef'))} throughout, without a target"
         if target is None
         else f"target {short_text(target)} nats per response, kl_coef from {short_text(config.get('kl_coef'))} steered "
-        f"over a horizon of {short_text(config.get('kl_horizon'))} responses"
+        f"over a horizon of {short_text(results.get('kl_horizon', config.get('kl_horizon')))} responses"
     )
     lines = [f"KL to `{short_text(results.get('reference'))}`: {steering_text}."]
     if (final_figures := named_numbers(results, "kl", "kl_coef")) is not None:
-        lines.append(f"At the end: {final_figures[0]:.3g} nats per response, kl_coef {final_figures[1]:.3g}.")
+        lines.append(
+            f"Mean of the last iterations: {final_figures[0]:.3g} nats per response. kl_coef at the end: "
+            f"{final_figures[1]:.3g}."
+        )
     if (scores := named_numbers(results, "first_score", "last_score")) is not None:
-        lines.append(f"Mean score of sampled responses: {scores[0]:.3g} at first, {scores[1]:.3g} at last.")
+        lines.append(
+            f"Mean score of sampled responses: {scores[0]:.3g} at first, {scores[1]:.3g} in the last iterations."
+        )
     lines.append(f"A response that does not end scores {short_text(config.get('missing_eos_score'))}.")
     return "### PPO\n\n" + bullet_list(lines)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-from lora_rlhf.configs.marks import input_file
+from lora_rlhf.configs.marks import input_file, subject
 from lora_rlhf.configs.values import at_least, positive
 
 REQUIRED_SETTINGS = {"human": ("judge_file",), "local": ("judge_model",), "endpoint": ("judge_model", "judge_url")}
@@ -14,7 +14,9 @@ REQUIRED_SETTINGS = {"human": ("judge_file",), "local": ("judge_model",), "endpo
 class JudgeConfig:
     """Who decides which of two responses is better."""
 
-    judge: Literal["auto", "gold", "reward", "human", "local", "endpoint"] = "auto"
+    judge: Literal["auto", "gold", "reward", "human", "local", "endpoint"] = field(
+        default="auto", metadata=subject("judge")
+    )
     """Who compares: the tiny world's gold score, the run's reward model, people's rankings, a local chat model, or one
     behind an OpenAI chat API; auto: gold where it applies, else reward."""
     judge_file: str | None = field(default=None, metadata=input_file())

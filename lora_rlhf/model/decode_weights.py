@@ -80,7 +80,7 @@ def choose_merged_weights(model: SharedModel, choice: DecodeChoice = "auto") -> 
         free_memory, share = free_bytes(model.device), FREE_SHARE
     has_memory = copy_bytes <= share * free_memory
     weights = "merged weights" if has_memory else "the adapter"
-    log.info(
+    log.debug(
         "decoding with %s: a copy takes %.2f GiB of %.1f free (decode_weights)",
         weights,
         copy_bytes / GIB,

@@ -81,7 +81,7 @@ def keep_dense_copies(causal: PreTrainedModel, choice: Dequantize = "auto") -> b
         choice == "auto" and causal.device.type == "cpu" and copy_bytes <= FREE_SHARE * free_memory
     )
     if must_keep and len(layers_with_copy) < len(layers):
-        log.info(
+        log.debug(
             "the base is also kept dequantised: %.2f of %.1f GiB free (dequantize)", copy_bytes / GIB, free_memory / GIB
         )
     for layer in layers:

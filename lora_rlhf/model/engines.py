@@ -81,7 +81,7 @@ def pick_engine(
         _raise_static_fault(fault, model.base.spec.name)
         return "static"
     if fault is not None:
-        log.info("engine: plain, since %s", fault)
+        log.debug("engine: plain, since %s", fault)
         return "plain"
     tokens = min(TIMED_TOKENS, max_new_tokens)
     plain, static = (
@@ -89,7 +89,7 @@ def pick_engine(
         for engine in ("plain", "static")
     )
     engine: Engine = "static" if static * STATIC_MARGIN >= plain else "plain"
-    log.info("engine: %s, of plain %.0f and static %.0f tokens/s in a first try", engine, plain, static)
+    log.debug("engine: %s, of plain %.0f and static %.0f tokens/s in a first try", engine, plain, static)
     return engine
 
 

@@ -43,7 +43,7 @@ class PromoteConfig:
     to: str
     """The pointer: a symbolic link, made if it is not there. Its history is kept beside it."""
     gate: str | None = None
-    """Record of a gate that this very policy passed: a file of RUN/gate."""
+    """Record of a gate that this very policy passed: a file of RUN/gate, or RUN for its newest one."""
     without_gate: str | None = None
     """Why it is promoted without such a record; the reason stays in the history."""
 

@@ -13,7 +13,7 @@ from lora_rlhf.release.config import PromoteConfig, RollbackConfig
 from lora_rlhf.release.exports import Export, read_export
 from lora_rlhf.release.gate import login_name, summarize_record
 from lora_rlhf.release.history import DONE, MOVING, PROMOTE, ROLLBACK, History, read_pointer
-from lora_rlhf.release.record import read_gate_record
+from lora_rlhf.release.record import newest_record, read_gate_record
 from lora_rlhf.release.rules import PASS
 from lora_rlhf.runs.resume import Lock
 from lora_rlhf.system.disk import TEMPORARY, sha256_of, sync
@@ -80,6 +80,8 @@ def _approval_entry(config: PromoteConfig, export: Export) -> dict[str, Any]:
     if config.gate is None:
         return {"without_gate": config.without_gate}
     path = Path(config.gate)
+    if path.is_dir():
+        path = newest_record(path)
     record = read_gate_record(path)
     if record["decision"] != PASS:
         raise UserError(f"{path}: this policy did not pass ({summarize_record(record)}); promote one that did")

@@ -52,6 +52,14 @@ def write_record(run: Path, record: Mapping[str, Any], time: datetime) -> Path:
     raise AssertionError("the names do not end")
 
 
+def newest_record(run: Path) -> Path:
+    """The record of the last gate that was held on a run. UserError where there is none."""
+    records = sorted((run / RECORD_FOLDER).glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    if not records:
+        raise UserError(f"{run / RECORD_FOLDER}: no record of a gate; `lora-rlhf gate --candidate {run}` writes one")
+    return records[-1]
+
+
 def read_gate_record(path: Path) -> dict[str, Any]:
     """Reads a record. Raises UserError for another file, a newer format, and a record that was changed."""
     record = read_object(path, WAY_OUT)

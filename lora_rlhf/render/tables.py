@@ -1,8 +1,11 @@
 """Tables as text: in Markdown, and in columns for a terminal."""
 
+import textwrap
 from collections.abc import Sequence
 
 Row = Sequence[str]
+TERMINAL_WIDTH = 80  # characters
+GAP = "  "  # between the columns of a terminal's table
 
 
 def markdown_table(header: Row, rows: Sequence[Row], aligned: bool = True) -> str:
@@ -24,6 +27,30 @@ def align_columns(rows: Sequence[Row], sides: str, widths: Sequence[int] = (), g
     """
     formats = [f"{side}{width}" for side, width in zip(sides, widths or _column_widths(rows), strict=True)]
     return [gap.join(map(format, row, formats)).rstrip() for row in rows]
+
+
+def terminal_table(header: Row, rows: Sequence[Row]) -> str:
+    """An aligned table of at most TERMINAL_WIDTH characters a line.
+
+    Columns that do not fit stand in a further table below, which repeats the first column.
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    blocks: list[list[int]] = []  # indices of the columns of each table
+    used = TERMINAL_WIDTH
+    for index in range(1, len(columns)):
+        if used + len(GAP) + widths[index] > TERMINAL_WIDTH:
+            blocks.append([0])
+            used = widths[0]
+        blocks[-1].append(index)
+        used += len(GAP) + widths[index]
+    tables = [list(zip(*(columns[index] for index in block), strict=True)) for block in blocks]
+    return "\n\n".join("\n".join(align_columns(table, "<" + ">" * (len(table[0]) - 1), gap=GAP)) for table in tables)
+
+
+def wrapped(line: str) -> str:
+    """A line of text in lines of at most TERMINAL_WIDTH characters, the later ones indented."""
+    return textwrap.fill(line, TERMINAL_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _column_widths(rows: Sequence[Row]) -> list[int]:

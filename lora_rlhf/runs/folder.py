@@ -304,12 +304,15 @@ class StageFolder:
         if workers.is_main():
             write_json(self.path / name, value)
 
-    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Marks the stage complete and returns its manifest. Call once everything else is on disk."""
+    def finish(self, results: Mapping[str, Any], outcome: str = "") -> dict[str, Any]:
+        """Marks the stage complete and returns its manifest. Call once everything else is on disk.
+
+        outcome: what matters of the results, for the last line in the terminal.
+        """
         self._manifest |= {"status": FINISHED, "seconds": round(self.seconds, 2), "results": dict(results)}
         workers.from_main(lambda: self.write(MANIFEST, self._manifest))
         self._lock.release()
-        log.info("%s: finished in %.0f s", self.path, self._manifest["seconds"])
+        log.info("%s: finished in %.0f s%s", self.path, self._manifest["seconds"], outcome and f": {outcome}")
         return self._manifest
 
     def _append_row(self, name: str, row: Mapping[str, Any]) -> None:

@@ -162,7 +162,7 @@ class PPO:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.kl: FixedKL | AdaptiveKL = FixedKL(config.kl_coef)
         if config.kl_target is not None:
-            self.kl = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+            self.kl = AdaptiveKL(config.kl_coef, config.kl_target, config.horizon)
         self.baseline = MovingBaseline()  # of REINFORCE
         self.done = 0  # iterations
         self.unlearned = 0  # of the last iterations, how many in a row were not learned from

@@ -138,6 +138,7 @@ class PPOLoop:
         return {
             "kl": sum(row["rollout/kl"] for row in tail) / len(tail),
             "kl_target": self.config.kl_target,
+            "kl_horizon": self.config.horizon,
             "kl_coef": self.ppo.kl.coef,
             "first_score": self.rows[0]["rollout/score"],
             "last_score": sum(row["rollout/score"] for row in tail) / len(tail),

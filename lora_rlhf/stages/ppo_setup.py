@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lora_rlhf.stages.ppo import Rollout, Targets
 
 
+FAR_FROM_TARGET = 1.5  # times the KL's target, or its inverse: what is warned of
 TRIED = 16  # of the first prompts, on which reward functions are tried before the model is loaded
 
 
@@ -104,7 +105,23 @@ def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[s
             "reference": config.reference,
             "adapter_bytes": {role: adapter_bytes(model, role) for role in roles},
             **results,
-        }
+        },
+        _outcome(config, results),
+    )
+    target = config.kl_target
+    if target is not None and not target / FAR_FROM_TARGET <= results["kl"] <= target * FAR_FROM_TARGET:
+        log.warning(
+            "KL ended at %.2f times its target: give more --iterations, a shorter --kl-horizon or another --kl-coef",
+            results["kl"] / target,
+        )
+
+
+def _outcome(config: PPOConfig, results: dict[str, Any]) -> str:
+    """How the training ended, in a few words."""
+    target = "" if config.kl_target is None else f" (target {config.kl_target:g})"
+    return (
+        f"score {results['first_score']:.2f} in the first iteration, {results['last_score']:.2f} at the end; "
+        f"KL {results['kl']:.2f} nats a response{target}"
     )
 
 

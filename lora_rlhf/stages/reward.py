@@ -10,7 +10,7 @@ from lora_rlhf.configs.stages import RewardConfig
 from lora_rlhf.configs.values import check, read_yaml
 from lora_rlhf.data.encode import EncodedExample, EncodedRanking, encode_demonstration, encode_ranking
 from lora_rlhf.data.labels import Agreement, AgreementCounter, drop_duplicate_responses, ranking_agreement
-from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.data.refusals import RefusedRows, pluralize
 from lora_rlhf.data.schema import Demonstration, Ranking
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool, make_example_spool, make_ranking_spool
@@ -20,7 +20,7 @@ from lora_rlhf.model.open import describe_base, move_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_data, find_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.reward_report import chance_fault, held_out_report
+from lora_rlhf.stages.reward_report import accuracy_text, chance_fault, held_out_report
 from lora_rlhf.stages.reward_scores import calibrate, ranking_sequences, require_same_after_reload, score_rankings
 from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
 from lora_rlhf.stages.samples import RANKINGS, TIMES, ranking_figures
@@ -33,6 +33,7 @@ from lora_rlhf.stages.session import (
     open_parent_base,
     require_context,
     seed_everything,
+    warn_of_few_steps,
 )
 from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer, Trainer
 from lora_rlhf.system import workers
@@ -74,17 +75,18 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         workers.from_main(lambda: model.save_role("reward", folder.path / ADAPTER))
         scores = score_rankings(model, validation, micro_batch)
         require_same_after_reload(model, folder, validation, micro_batch)
-        results = folder.finish(
-            {
-                "prompts": len(training),
-                "pairs": sum(_num_pairs(ranking) for ranking in training),
-                "offset": offset,
-                "scale_divided": sd,
-                "label_agreement": label_agreement.rate,
-                "label_agreement_pairs": label_agreement.num_pairs,
-                **held_out_report(validation, scores),
-            }
-        )["results"]
+        results = {
+            "prompts": len(training),
+            "pairs": sum(_num_pairs(ranking) for ranking in training),
+            "steps": len(order),
+            "offset": offset,
+            "scale_divided": sd,
+            "label_agreement": label_agreement.rate,
+            "label_agreement_pairs": label_agreement.num_pairs,
+            **held_out_report(validation, scores),
+        }
+        folder.finish(results, f"{pluralize(len(order), 'step')}, {accuracy_text(results)}")
+        warn_of_few_steps(len(order))
         if fault := chance_fault(results):
             log.warning("%s; it has too few or too noisy rankings to learn from, and ppo asks before it uses it", fault)
     return model

@@ -32,5 +32,17 @@ def chance_interval(results: Mapping[str, Any]) -> str | None:
     accuracy = results.get("accuracy")
     if accuracy is None or accuracy["low"] > CHANCE:
         return None
+    return f"this reward model may be no better than chance: {accuracy_text(results)}"
+
+
+def accuracy_text(results: Mapping[str, Any]) -> str:
+    """The held-out accuracy of a reward stage's results, with its 95 % interval, in words."""
+    accuracy = results.get("accuracy")
+    if accuracy is None:
+        return "accuracy not measured: no ranking was held out"
     interval = f"{accuracy['rate']:.3f} (95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f})"
+<<<<<<< HEAD
     return f"{interval} on {pluralize(results['held_out_pairs'], 'pair')}"
+=======
+    return f"held-out accuracy {interval} on {pluralize(results['held_out_pairs'], 'pair')}"
+>>>>>>> 4decef9 (Each stage ends with what matters and what comes next; --help in groups; kl_horizon follows the run)

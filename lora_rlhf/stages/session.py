@@ -12,6 +12,7 @@ from torch import Tensor
 from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.chosen_template import choose_template, is_same_template
+from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import generation_stops
 from lora_rlhf.model.dense import keep_dense_copies
@@ -23,6 +24,7 @@ from lora_rlhf.system.errors import UserError
 
 log = logging.getLogger("lora_rlhf")
 
+FEW_STEPS = 20
 FLOOR = 0.1  # every schedule ends, and PPO's warm-up begins, at a tenth of the peak (InstructGPT, appendix C)
 
 
@@ -112,6 +114,15 @@ def cosine(step: int, steps: int) -> float:
 def warmup(step: int, over: int) -> float:
     """Share of the peak learning rate in step `step`: linear from FLOOR (InstructGPT, appendix C.4)."""
     return 1.0 if over == 0 else min(1.0, FLOOR + (1 - FLOOR) * step / over)
+
+
+def warn_of_few_steps(steps: int) -> None:
+    """Warns of a training that was too short to learn much."""
+    if steps < FEW_STEPS:
+        log.warning(
+            "only %s: the adapter has hardly moved; more rows, more --epochs or a smaller --batch-size train longer",
+            pluralize(steps, "step"),
+        )
 
 
 def epochs_of_batches(count: int, size: int, epochs: int, rng: random.Random) -> list[list[int]]:

@@ -14,7 +14,7 @@ from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.batches import IGNORED_LABEL, packed_sft_batch, response_batch, sft_batch
 from lora_rlhf.data.encode import EncodedExample, encode_demonstration
-from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.data.refusals import RefusedRows, pluralize
 from lora_rlhf.data.schema import Demonstration
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.spool import Spool, make_example_spool
@@ -41,6 +41,7 @@ from lora_rlhf.stages.session import (
     log,
     require_context,
     seed_everything,
+    warn_of_few_steps,
 )
 from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer, Trainer
 from lora_rlhf.system import workers
@@ -80,7 +81,8 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
         if training.best is not None:
             model.load_adapter_state("sft", training.best)
         workers.from_main(lambda: model.save_role("sft", folder.path / ADAPTER))
-        folder.finish(training.results() | {"share_without_adapter": round(without_adapter, 4)})
+        folder.finish(training.results() | {"share_without_adapter": round(without_adapter, 4)}, training.outcome())
+        warn_of_few_steps(len(order))
     return model
 
 
@@ -220,11 +222,20 @@ class _Training:
         return {
             "demonstrations": len(self.examples),
             "validation": len(self.validation),
+            "steps": self.step,
             "loss": self.loss,
             "selected_epoch": self.best_epoch,
             "selected_by": self.criterion,
             "epochs": self.epochs,
         }
+
+    def outcome(self) -> str:
+        """How the training ended, in a few words."""
+        steps = pluralize(self.step, "step")
+        if self.best_epoch is None:
+            return f"{steps}, loss {self.loss:.3f} nats a token in the last one; no row was held out"
+        loss, of = self.epochs[self.best_epoch - 1]["loss"], len(self.epochs)
+        return f"{steps}, validation loss {loss:.3f} nats a token (epoch {self.best_epoch} of {of}, which is kept)"
 
     def _state_to_save(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         state = {"step": self.step, "loss": self.loss, "epochs": self.epochs, "best_epoch": self.best_epoch}

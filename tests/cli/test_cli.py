@@ -1,6 +1,7 @@
 """The command line as a person uses it: exit status, and one clear message in place of a traceback."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -283,6 +284,18 @@ def test_help_shows_help_and_defaults(capsys: Capture) -> None:
     assert "--seed SEED Seed of everything random in this stage. (type: int, default: 0)" in text, "inherited"
     assert "--advantage {gae,rloo,grpo,dr_grpo,reinforce} GAE with a value role" in text
     assert "--run RUN Run folder; the stage writes to a folder of its own inside. (type: str, required)" in text
+
+
+def test_help_begins_with_what_must_be_given_and_what_is_most_used(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["ppo", "--help"])
+    sections = re.split(r"\n(?=[a-z].*:\n)", capsys.readouterr().out.replace("KL:", "kl:"))
+    flags = {section.partition(":")[0].strip(): re.findall(r"\n  --(\w+)", section) for section in sections}
+    assert flags["most used"][:2] == ["run", "prompts"] and "kl_target" in flags["most used"]
+    assert flags["kl"] == ["kl_horizon"] and "ptx_coef" in flags["pretraining term (PPO-ptx)"]
+    assert "resume" in flags["training and checkpoints"] and "seed" in flags["data, memory and limits"]
+    order = list(flags)
+    assert order.index("most used") < order.index("kl") < order.index("training and checkpoints")
 
 
 def test_every_flag_of_every_command_has_its_text(capsys: Capture) -> None:

@@ -104,7 +104,7 @@ def test_auto_takes_a_quarter_of_free_memory_at_most(
     model = shared_model()
     size = sum(weight_matrix(layer).numel() * 4 for layer in layers_of(model))
     monkeypatch.setattr(dense, "free_bytes", lambda _device: int(free * size))
-    with caplog.at_level(logging.INFO, "lora_rlhf"):
+    with caplog.at_level(logging.DEBUG, "lora_rlhf"):
         assert keep_dense_copies(model.causal) is kept
     assert sum("kept dequantised" in record.getMessage() for record in caplog.records) == kept
     monkeypatch.setattr(dense, "free_bytes", lambda _device: int((free - kept) * size))  # the copy takes its share

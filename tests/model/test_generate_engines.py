@@ -86,7 +86,7 @@ def test_auto_takes_the_faster_and_says_so(
     expected: str,
 ) -> None:
     model = shared_model()
-    caplog.set_level(logging.INFO, "lora_rlhf")
+    caplog.set_level(logging.DEBUG, "lora_rlhf")
     timed = clock(monkeypatch, plain=plain, static=static)
     assert pick(model) == expected
     assert timed == ["plain", "static"]
@@ -105,7 +105,7 @@ def test_what_is_asked_for_is_not_measured(shared_model: Make, monkeypatch: pyte
 def test_a_window_too_short_is_plain_without_measuring(
     shared_model: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "lora_rlhf")
+    caplog.set_level(logging.DEBUG, "lora_rlhf")
     clock(monkeypatch, plain=1.0, static=2.0)
     model = shared_model("mistral")
     assert pick(model, context=16) == "static"
@@ -120,7 +120,7 @@ def test_a_model_that_computes_something_else_is_found_out(
     shared_model: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its config looks well, but it does not heed the mask."""
-    caplog.set_level(logging.INFO, "lora_rlhf")
+    caplog.set_level(logging.DEBUG, "lora_rlhf")
     clock(monkeypatch, plain=1.0, static=2.0)
     monkeypatch.setattr(
         Step,

@@ -102,7 +102,8 @@ def test_a_gate_that_this_policy_passed_lets_it_through(run: Path, capsys: pytes
     make_export(Path("good"), adapter=adapter_hash(run / "ppo"))
     make_export(Path("other"), "other-id", adapter_hash(run / "ppo"))
     make_export(Path("stale"))
-    assert main(["promote", "good", "--to", "current", "--gate", str(record)]) == 0
+    assert "good/gate: no record" in told(capsys, "promote", "good", "--to", "current", "--gate", "good")
+    assert main(["promote", "good", "--to", "current", "--gate", "first"]) == 0
     assert history()[0]["gate"]["record"] == record.name and "signed off by Ada" in history()[0]["gate"]["summary"]
     assert "is about the stage ppo-id" in told(capsys, "promote", "other", "--to", "current", "--gate", str(record))
     assert "another adapter" in told(capsys, "promote", "stale", "--to", "current", "--gate", str(record))
@@ -119,6 +120,10 @@ def test_a_gate_that_failed_lets_nothing_through(run: Path, capsys: pytest.Captu
     record = next((run / "gate").iterdir())
     make_export(Path("export"), adapter=adapter_hash(run / "ppo"))
     assert "did not pass (fail on" in told(capsys, "promote", "export", "--to", "current", "--gate", str(record))
+    time.sleep(0.01)
+    write_report(run, make_report(run))
+    assert main(["gate", "--candidate", "first"]) == 0
+    assert main(["promote", "export", "--to", "current", "--gate", "first"]) == 0, "the newest record counts"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -201,6 +202,29 @@ def test_adaptive_kl_follows_the_measured_kl(config: Config) -> None:
     found = results(settings.run, "ppo")
     assert found["kl_coef"] == pytest.approx(expected[-1])
     assert found["kl"] == pytest.approx(sum(kls) / len(kls))
+
+
+@pytest.mark.parametrize(
+    ("changes", "horizon"),
+    [
+        ({"iterations": 60, "batch_size": 64}, 640.0),
+        ({"iterations": 2, "batch_size": 64}, 64.0),  # at least a batch
+        ({"iterations": 10_000, "batch_size": 64}, 10_000.0),
+        ({"iterations": 60, "batch_size": 64, "kl_horizon": 128.0}, 128.0),
+    ],
+)
+def test_the_horizon_follows_the_length_of_the_run(config: Config, changes: dict[str, Any], horizon: float) -> None:
+    assert config(**changes).horizon == horizon
+
+
+def test_the_end_says_how_score_and_kl_stand_to_their_target(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lora_rlhf"):
+        ppo.train(config(kl_target=50.0))
+    found = re.search(
+        r"ppo: finished in \d+ s: score (\S+) in the first.*; KL (\S+) nats a response \(target 50\)", caplog.text
+    )
+    assert found is not None
+    assert f"KL ended at {float(found[2]) / 50:.2f} times its target" in caplog.text
 
 
 @pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce"])

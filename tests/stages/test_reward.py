@@ -196,11 +196,14 @@ def mean_and_sd(values: list[float]) -> tuple[float, float]:
 
 
 def test_demonstrations_score_mean_0_and_sd_1_also_after_a_reload(
-    config: Callable[..., RewardConfig], tiny_model: Models
+    config: Callable[..., RewardConfig], tiny_model: Models, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = config(epochs=2)
-    model = reward.train(settings)
+    with caplog.at_level("INFO", "lora_rlhf"):
+        model = reward.train(settings)
     found = results(settings.run, "reward")
+    accuracy = found["accuracy"]
+    assert f"{found['steps']} steps, held-out accuracy {accuracy['rate']:.3f} (95 % interval" in caplog.text
     mean, sd = mean_and_sd([score - found["offset"] for score in scores_of(model, "reward", PAIRS)])
     assert mean == pytest.approx(0.0, abs=1e-4)
     assert sd == pytest.approx(1.0, abs=1e-4)

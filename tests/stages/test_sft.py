@@ -282,6 +282,23 @@ def _prompts(model: SharedModel) -> list[list[int]]:
     return [render_prompt(model.tokenizer, Prompt.of(row["prompt"])) for row in DEMONSTRATIONS]
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
+def test_the_end_says_what_was_measured_and_that_few_steps_teach_little(
+    config: Config, caplog: pytest.LogCaptureFixture, fraction: float
+) -> None:
+    settings = config(validation_fraction=fraction)
+    with caplog.at_level("INFO", "lora_rlhf"):
+        sft.train(settings)
+    found = results(settings.run, "sft")
+    measured = (
+        f"validation loss {found['epochs'][-1]['loss']:.3f} nats a token (epoch {found['selected_epoch']} of"
+        if fraction
+        else f"loss {found['loss']:.3f} nats a token in the last one; no row was held out"
+    )
+    assert f"s: {found['steps']} step" in caplog.text and measured in caplog.text
+    assert found["steps"] < 20 and f"only {found['steps']} step" in caplog.text
+
+
 def test_without_validation_the_last_epoch_is_kept(config: Config) -> None:
     settings = config(validation_fraction=0.0)
     sft.train(settings)
