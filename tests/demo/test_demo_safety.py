@@ -116,7 +116,7 @@ def test_impossible_settings_are_named(tmp_path: Path) -> None:
 def test_a_run_that_is_not_there_is_refused_with_those_that_are(served: Served, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["demo", "--root", str(served.root), "--run", "nosuch"]) == 2
     assert f"run 'nosuch': not in {served.root}; there: first" in capsys.readouterr().err
-    assert main(["demo", "--run", f"{served.root}/nosuch"]) == 2
+    assert cli.main(["demo", "--run", f"{served.root}/nosuch"]) == 2
     assert f"run 'nosuch': not in {served.root}; there: first" in capsys.readouterr().err
 
 
