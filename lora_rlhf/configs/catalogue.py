@@ -148,6 +148,7 @@ DPO = Stage(
     model_title="DPO policy",
     model_name="the DPO policy",
     summary="a policy from the rankings alone (DPO, IPO, KTO, ...), without a reward model",
+    next_command="evaluate {run} --prompts HELD_OUT.jsonl",
     hub_tag="dpo",
     settings=(
         *("method", "loss_type", "beta", "pairs", "label_smoothing", "reference"),

@@ -122,16 +122,16 @@ class DPOConfig(TrainingConfig):
     """SFT stage folder that the policy starts from; RUN/sft unless given."""
     reference: Literal["sft", "base"] = "sft"
     """What the policy is held to: the frozen SFT model or the bare base."""
-    method: Literal["dpo", "kto"] = "dpo"
+    method: Literal["dpo", "kto"] = field(default="dpo", metadata=MOST_USED)
     """dpo learns from pairs of answers to one prompt; kto from single answers that are called good or bad."""
-    loss_type: tuple[str, ...] = ()
+    loss_type: tuple[str, ...] = field(default=(), metadata=MOST_USED)
     """TRL's loss, or several that are added: sigmoid (DPO's own), ipo, hinge, ... (docs/methods.md); for kto: kto or
     apo_zero_unpaired. The method's own unless given."""
     loss_weights: tuple[float, ...] = ()
     """The weight of each loss; 1 each unless given."""
     pairs: Literal["all", "best-worst", "adjacent"] = "all"
     """Which pairs of a ranking are learned; whatever their number, every prompt counts once."""
-    beta: float = 0.1
+    beta: float = field(default=0.1, metadata=MOST_USED)
     """How closely the policy is held to the reference (in ipo: tau); higher is closer."""
     label_smoothing: float = 0.0
     """Share of labels that may be wrong, for robust, exo_pair (which needs one, such as 1e-3) and aot."""
@@ -139,11 +139,11 @@ class DPOConfig(TrainingConfig):
     """For kto: weight of the loss of good answers."""
     undesirable_weight: float = 1.0
     """For kto: weight of the loss of bad answers."""
-    epochs: int = 1
+    epochs: int = field(default=1, metadata=MOST_USED)
     """Passes over the rankings."""
-    batch_size: int = 16
+    batch_size: int = field(default=16, metadata=MOST_USED)
     """Prompts, each with all its pairs (for kto: answers), in one optimizer step."""
-    learning_rate: float = 1e-4
+    learning_rate: float = field(default=1e-4, metadata=MOST_USED)
     """Peak; cosine to a tenth of it."""
     validation_fraction: float = 0.1
     """Share of prompts held out, to measure which answers the policy has come to prefer."""

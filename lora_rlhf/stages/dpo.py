@@ -18,7 +18,7 @@ from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedRanking, encode_ranking, encode_vote
 from lora_rlhf.data.labels import drop_duplicate_responses
 from lora_rlhf.data.preferences import Rows, pair_rows, split_into_votes, vote_rows
-from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.data.refusals import RefusedRows, pluralize
 from lora_rlhf.data.schema import Ranking, Vote
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool, make_ranking_spool
@@ -28,7 +28,7 @@ from lora_rlhf.model.open import describe_base, move_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.reward_report import chance_interval, held_out_report
+from lora_rlhf.stages.reward_report import accuracy_text, held_out_report, is_chance
 from lora_rlhf.stages.reward_scores import ranking_sequences
 from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
 from lora_rlhf.stages.samples import RANKINGS, TIMES
@@ -41,6 +41,7 @@ from lora_rlhf.stages.session import (
     open_parent_base,
     require_context,
     seed_everything,
+    warn_of_few_steps,
 )
 from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer, Trainer
 from lora_rlhf.stages.trl_loss import REFERENCE, ROLE, TRLLoss
@@ -83,12 +84,14 @@ def train(config: DPOConfig, model: SharedModel | None = None) -> SharedModel:
         micro_batch = AutoBatch("micro_batch_size", config.micro_batch_size, advice)
         _train_on_rows(config, model, training, validation, folder, order, micro_batch)
         workers.from_main(lambda: model.save_role(ROLE, folder.path / ADAPTER))
-        results = folder.finish(_count(config, training) | _held_out(config, model, validation, micro_batch))["results"]
-        if interval := chance_interval(results):
+        results = _count(config, training) | {"steps": len(order)} | _held_out(config, model, validation, micro_batch)
+        folder.finish(results, f"{pluralize(len(order), 'step')}, {accuracy_text(results)}")
+        warn_of_few_steps(len(order))
+        if is_chance(results):
             log.warning(
-                "this policy may have learned nothing: held-out accuracy %s. Give it more rankings or epochs, a higher "
+                "this policy may have learned nothing: %s. Give it more rankings or epochs, a higher "
                 "--learning_rate (%g) or a lower --beta (%g), or train a reward model to see whether the labels agree",
-                *(interval, config.learning_rate, config.beta),
+                *(accuracy_text(results), config.learning_rate, config.beta),
             )
     return model
 

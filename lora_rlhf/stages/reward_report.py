@@ -23,26 +23,19 @@ def chance_fault(results: Mapping[str, Any]) -> str | None:
 
     results: of the reward stage, with the held-out accuracy and its 95 % interval.
     """
-    interval = chance_interval(results)
-    return interval and f"this reward model may be no better than chance: held-out accuracy {interval}"
+    return f"this reward model may be no better than chance: {accuracy_text(results)}" if is_chance(results) else None
 
 
-def chance_interval(results: Mapping[str, Any]) -> str | None:
-    """The held-out accuracy in words, where it may be a coin's; None for a better one, or an unmeasured one."""
+def is_chance(results: Mapping[str, Any]) -> bool:
+    """Whether the held-out accuracy may be a coin's; False where it was not measured."""
     accuracy = results.get("accuracy")
-    if accuracy is None or accuracy["low"] > CHANCE:
-        return None
-    return f"this reward model may be no better than chance: {accuracy_text(results)}"
+    return accuracy is not None and accuracy["low"] <= CHANCE
 
 
 def accuracy_text(results: Mapping[str, Any]) -> str:
-    """The held-out accuracy of a reward stage's results, with its 95 % interval, in words."""
+    """The held-out accuracy of a stage's results, with its 95 % interval, in words."""
     accuracy = results.get("accuracy")
     if accuracy is None:
         return "accuracy not measured: no ranking was held out"
     interval = f"{accuracy['rate']:.3f} (95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f})"
-<<<<<<< HEAD
-    return f"{interval} on {pluralize(results['held_out_pairs'], 'pair')}"
-=======
     return f"held-out accuracy {interval} on {pluralize(results['held_out_pairs'], 'pair')}"
->>>>>>> 4decef9 (Each stage ends with what matters and what comes next; --help in groups; kl_horizon follows the run)
