@@ -148,7 +148,7 @@ def _demo(config: DemoConfig) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
-        raise UserError('the app needs Gradio; `pip install "lora-rlhf[demo]"` installs it') from error
+        raise UserError('the app needs Gradio; `pip install "gradio>=6.31,<7"` installs it') from error
     serve(config)
 
 

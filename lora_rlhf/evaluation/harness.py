@@ -9,7 +9,7 @@ from lora_rlhf.evaluation.columns import Column
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
 
-INSTALL = "pip install 'lora-rlhf[lm-eval]'"
+INSTALL = "pip install 'lm-eval>=0.4.13'"
 
 
 def require_harness(tasks: Sequence[str]) -> None:

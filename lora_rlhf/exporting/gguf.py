@@ -44,7 +44,7 @@ class GgufPlan:
 def require_gguf() -> None:
     """Raises UserError if the package that writes the format is not installed."""
     if "gguf" not in globals():
-        raise UserError("--form gguf needs the package gguf: pip install 'lora-rlhf[gguf]'")
+        raise UserError("--form gguf needs the package gguf: pip install gguf")
 
 
 def plan_gguf(folder: Path, name: str) -> GgufPlan:

@@ -1,9 +1,8 @@
 """The prompts that an export is measured on: the user's, else those that the run recorded, else neutral ones."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_rlhf.configs.catalogue import WRITERS
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
@@ -12,6 +11,7 @@ from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.lineage import nested_value
 from lora_rlhf.exporting.source import Source
+from lora_rlhf.runs.folder import data_hash, find_data
 from lora_rlhf.runs.manifest import read_manifest
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import read_object
@@ -66,31 +66,34 @@ def _read_prompts(config: ExportConfig, source: Source) -> tuple[list[Prompt], s
     """The prompts of --prompts, else of the first recorded file that is there, else neutral ones; and their origin."""
     if config.prompts is not None:
         return read_prompts(config.prompts)[0], config.prompts
-    for path, description in _recorded_files(source):
-        if _is_near_run(path, source.run):
+    for record, description in _recorded_files(source):
+        path = _unchanged_file(record, source.run)
+        if path is not None:
             return read_prompts(path)[0], f"{description} ({path})"
     prompts = [Prompt((Message("user", text),)) for text in NEUTRAL_PROMPTS]
     return prompts, "neutral prompts of this package"
 
 
-def _recorded_files(source: Source) -> Iterator[tuple[str, str]]:
-    """Yields (path, description) of files of prompts that the run recorded, the most suitable first."""
+def _recorded_files(source: Source) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yields (record, description) of files of prompts that the run recorded, the most suitable first."""
     report = source.run / REPORT_FILE
     if report.is_file():
-        path = nested_value(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "config", "prompts")
-        if isinstance(path, str):
-            yield path, "the prompts that the run was evaluated on"
+        record = nested_value(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "sets", "prompts")
+        if isinstance(record, Mapping):
+            yield record, "the prompts that the run was evaluated on"
     for stage in reversed(WRITERS):
         if (source.run / stage.name / "manifest.json").is_file():
-            path = nested_value(read_manifest(source.run / stage.name), "data", stage.trains_on, "path")
-            if isinstance(path, str):
-                yield path, f"prompts that {stage.name} was trained on, not held out"
+            record = nested_value(read_manifest(source.run / stage.name), "data", stage.trains_on)
+            if isinstance(record, Mapping):
+                yield record, f"prompts that {stage.name} was trained on, not held out"
 
 
-def _is_near_run(path: str, run: Path) -> bool:
-    """Whether a recorded file exists, and is within the folder that holds the run.
+def _unchanged_file(record: Mapping[str, Any], run: Path) -> str | None:
+    """The path of a recorded file that is there with the content that was recorded; None if it is not.
 
-    The run may be a stranger's, and a file that it names would become part of the export.
+    The run may be a stranger's, and a file that it names would become part of the export: its writer must have seen it.
     """
-    real_path = Path(os.path.realpath(path))
-    return real_path.is_file() and real_path.is_relative_to(Path(os.path.realpath(run)).parent)
+    if not all(isinstance(record.get(name, ""), str) for name in ("path", "from_run")) or not record.get("path"):
+        return None
+    path = find_data(record, run)
+    return path if record.get("sha256") and Path(path).is_file() and data_hash(path) == record["sha256"] else None

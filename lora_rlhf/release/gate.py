@@ -17,7 +17,7 @@ from lora_rlhf.release.config import GateConfig
 from lora_rlhf.release.policy import PACKAGED_POLICY, read_gate_policy
 from lora_rlhf.release.record import write_record
 from lora_rlhf.release.rules import FAIL, PASS, Row, apply_rules, is_passed
-from lora_rlhf.render.tables import align_columns
+from lora_rlhf.render.tables import wrapped
 from lora_rlhf.system.disk import sha256_of
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.typed_json import to_json
@@ -87,12 +87,12 @@ def _decision_text(rows: Sequence[Row], candidate: SystemOnDisk, baseline: Syste
 
 
 def reason_table(rows: Sequence[Row]) -> str:
-    """The table of all rules: figure, needed, found with its interval, pass or FAIL."""
-    header = ("figure", "needed", "found", "")
-    cells = [(row.figure, row.needed, row.found, "pass" if row.decision == PASS else "FAIL") for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    line = ["-" * width for width in widths]
-    return "\n".join(align_columns([header, line, *cells], "<<<<", gap="  "))
+    """Of each rule: pass or FAIL and its figure, then what was needed and what was found, with its interval."""
+    lines = []
+    for row in rows:
+        lines.append(wrapped(f"{'pass' if row.decision == PASS else 'FAIL'}  {row.figure}"))
+        lines += [wrapped(f"      needed {row.needed}"), wrapped(f"      found  {row.found}")]
+    return "\n".join(lines)
 
 
 def login_name() -> str | None:

@@ -49,8 +49,9 @@ def terminal_table(header: Row, rows: Sequence[Row]) -> str:
 
 
 def wrapped(line: str) -> str:
-    """A line of text in lines of at most TERMINAL_WIDTH characters, the later ones indented."""
-    return textwrap.fill(line, TERMINAL_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    """A line of text in lines of at most TERMINAL_WIDTH characters, the later ones indented by two more."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, TERMINAL_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _column_widths(rows: Sequence[Row]) -> list[int]:

@@ -53,8 +53,7 @@ def test_a_candidate_that_passes_exits_with_0(run: Path, names: list[str], capsy
     out = capsys.readouterr().out
     baseline = "base" if "base" in names else "sft"
     assert f"policy may replace {baseline}: the win rate and every guard pass." in out
-    assert out.splitlines()[0].split() == ["figure", "needed", "found"]
-    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["win_rate", "length"]
+    assert [line for line in out.splitlines() if not line.startswith(" ")][:2] == ["pass  win_rate", "pass  length"]
     assert records(run)[0].name.endswith("-pass.json")
 
 
@@ -67,10 +66,11 @@ def test_a_candidate_that_fails_exits_with_1_and_says_why(run: Path, capsys: pyt
         main(["gate", "--candidate", "first"])
     assert end.value.code == 1
     out = capsys.readouterr().out
-    lines = [line for line in out.splitlines() if line.endswith("FAIL")]
-    assert [line.split()[0] for line in lines] == ["win_rate", "audit.flags.length_inflation"]
+    failed = [line.split()[1] for line in out.splitlines() if line.startswith("FAIL")]
+    assert failed == ["win_rate", "audit.flags.length_inflation"]
+    assert "FAIL  win_rate\n      needed low end at least 0.5\n      found  0.45 (0.4 to 0.5)\n" in out
     assert (
-        "low end at least 0.5" in lines[0] and "0.45 (0.4 to 0.5)" in lines[0] and "raised: twice as long" in lines[1]
+        "      found  raised: twice as long\n" in out and max(map(len, out.split("policy may")[0].splitlines())) <= 80
     )
     assert "policy may not replace sft: 2 of " in out and "win_rate, audit.flags.length_inflation." in out
     assert records(run)[0].name.endswith("-fail.json")
