@@ -78,7 +78,7 @@ def _closeness_section(manifest: Mapping[str, Any]) -> str:
         return f"Not measured: {escaped_text(parity['why'])}.\n"
     table_text = parity_table({**parity, "prompts_from": _shorten_path(parity["prompts_from"])})
     paragraphs = [
-        capitalize_first(f"{escaped_text(manifest['meaning'])}, in {manifest['dtype']}."),
+        capitalize_first(f"{escaped_text(manifest['meaning'])}, and stored in {manifest['dtype']}."),
         "Left this export, in the middle the same adapter merged the other way, on the right the base without the "
         "adapter: all that there was to lose.",
         f"```text\n{table_text}\n```",
