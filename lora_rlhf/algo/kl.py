@@ -23,6 +23,14 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
+def best_of_n_kl(n: int) -> float:
+    """log n - (n - 1) / n, in nats: the most that the best of n samples can be from the model that they come from.
+
+    Stiennon et al., arXiv 2009.01325, appendix G.3; where scores tie it is less (Beirami et al., arXiv 2401.01879).
+    """
+    return math.log(n) - (n - 1) / n
+
+
 @dataclass
 class FixedKL:
     """A constant KL coefficient (InstructGPT: 0.02)."""

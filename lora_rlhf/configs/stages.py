@@ -6,8 +6,8 @@ from typing import Literal
 from lora_rlhf.configs.common import TemplateConfig, TrainingConfig
 from lora_rlhf.configs.marks import COMMON, ENGINE, MOST_USED, SAFE_TO_CHANGE_ON_RESUME, input_file, subject
 from lora_rlhf.configs.reward_functions import FunctionChoice, read_choices
+from lora_rlhf.configs.scoring import ScoringConfig
 from lora_rlhf.configs.values import at_least, multiple, positive, share
-from lora_rlhf.system.errors import UserError
 
 KL_HORIZON = 10_000.0  # responses (Ziegler et al., arXiv 1909.08593, section 2.2), in runs of 2 million
 KL_HORIZONS_OF_RUN = 6  # horizons in a shorter run: a coefficient may then grow to e^1.2 of its first value, or shrink
@@ -190,7 +190,7 @@ class DPOConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(TrainingConfig):
+class PPOConfig(ScoringConfig, TrainingConfig):
     """Proximal policy optimization against the reward model (InstructGPT, section 3.5, eq. 2)."""
 
     prompts: str = field(metadata=input_file())
@@ -277,17 +277,16 @@ class PPOConfig(TrainingConfig):
     """Clip scores to plus and minus this."""
     reward_model_weight: float = 1.0
     """Weight of the reward model's score; 0, also if the run has no reward stage, with reward functions alone."""
+<<<<<<< HEAD
     reward_functions: tuple[str, ...] = field(default=(), metadata=MOST_USED)
     """Reward functions with their weights: NAME, NAME=WEIGHT or 'NAME(argument=value)=WEIGHT' each. NAME is
     module:function, one that is built in, or one of trl.rewards (docs/rewards.md)."""
+=======
+>>>>>>> e057676 (sample --best-of N writes the best of N responses as demonstrations, by the reward model or by reward functions)
     reward_function: str | None = None
     """One more reward function, as in reward_functions, with reward_function_weight."""
     reward_function_weight: float = 1.0
     """Weight of reward_function."""
-    reward_timeout_s: float = 60.0
-    """Seconds that one call of a reward function may take; then its process is ended."""
-    reward_memory_gib: float | None = 4.0
-    """Memory of a reward function's process, GiB; null: no limit."""
     reward_failure_score: float = 0.0
     """Score of a response on which a reward function raises, hangs, dies or returns no number."""
     pretraining_text: str | None = field(default=None, metadata=input_file() | subject("pretraining term (PPO-ptx)"))
@@ -334,10 +333,11 @@ class PPOConfig(TrainingConfig):
             *at_least(self, 2, "ptx_block_tokens"),
             *positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
             *positive(self, "value_learning_rate", "kl_target", "kl_horizon", "score_clip", "max_kl", "max_ratio"),
-            *positive(self, "reward_timeout_s", "reward_memory_gib", "clip_range_high"),
+            *positive(self, "clip_range_high"),
             *multiple(self, "batch_size", "minibatch_size"),
             *multiple(self, "batch_size", "samples_per_prompt"),
             *share(self, "gamma", "lam", upper=1.0),
+            *self.scoring_faults(),
             *self._inconsistencies(),
         ]
 
@@ -351,10 +351,6 @@ class PPOConfig(TrainingConfig):
             )
         if self.kl_target is not None and self.kl_horizon is not None and self.kl_horizon < self.batch_size:
             faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")
-        try:
-            has_functions = bool(self.functions)
-        except UserError as error:
-            return [*faults, str(error)]
-        if self.reward_model_weight == 0 and not has_functions:
+        if self.reward_model_weight == 0 and not (self.reward_function or self.reward_functions):
             faults.append("reward_model_weight is 0 and there is no reward_function: nothing would be learned")
         return faults

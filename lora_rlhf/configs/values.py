@@ -209,7 +209,12 @@ def _convert(hint: Any, value: Any) -> Any:
 
 def at_least(config: Any, bound: int, *names: str) -> list[str]:
     """Faults of values below a bound."""
-    return [f"{n} is {getattr(config, n)}, must be at least {bound}" for n in names if getattr(config, n) < bound]
+    values = {name: getattr(config, name) for name in names}
+    return [
+        f"{name} is {value}, must be at least {bound}"
+        for name, value in values.items()
+        if value is not None and value < bound
+    ]
 
 
 def positive(config: Any, *names: str) -> list[str]:

@@ -18,12 +18,12 @@ from lora_rlhf.model.memory import adapter_bytes
 from lora_rlhf.model.open import describe_base, move_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
-from lora_rlhf.runs.resume import WHERE
 from lora_rlhf.stages.reward_report import chance_fault
 from lora_rlhf.stages.rows import encode_prompts, report_refusals, source_of
 from lora_rlhf.stages.sampler import require_engine
-from lora_rlhf.stages.scorer import ResponseScorer
+from lora_rlhf.stages.scorer import TRIED, ResponseScorer
 from lora_rlhf.stages.session import (
+    find_reward,
     load_parent_role,
     log,
     open_parent_base,
@@ -38,10 +38,13 @@ if TYPE_CHECKING:
     from lora_rlhf.stages.ppo import Rollout, Targets
 
 
+<<<<<<< HEAD
 FAR_FROM_TARGET = 1.5  # times the KL's target, or its inverse: what is warned of
 TRIED = 16  # of the first prompts, on which reward functions are tried before the model is loaded
 
 
+=======
+>>>>>>> e057676 (sample --best-of N writes the best of N responses as demonstrations, by the reward model or by reward functions)
 @dataclass(frozen=True)
 class Setup:
     """What the iterations work with: the model with its roles, the reward, prompts, and text for PPO-ptx."""
@@ -159,13 +162,7 @@ def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
     move_base(config.model, sft.manifest["base"], str(sft.folder))
     if config.reward_model_weight == 0:
         return sft, None
-    reward = find_stage(config.reward or f"{config.run}/reward", "reward")
-    for key, value in sft.manifest["base"].items():
-        if key not in WHERE and reward.manifest["base"].get(key) != value:
-            raise UserError(
-                f"{reward.folder} and {sft.folder} stand on different bases: {key} is "
-                f"{reward.manifest['base'].get(key)!r} and {value!r}; train both on one base"
-            )
+    reward = find_reward(config.reward or f"{config.run}/reward", sft)
     if (parent := reward.manifest["parents"].get("sft")) and parent["id"] != sft.manifest["id"]:
         log.warning(
             "%s was trained from another SFT model than %s: train it again, unless that is meant",

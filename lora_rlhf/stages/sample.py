@@ -1,14 +1,17 @@
-"""Between stages 1 and 2: K distinct responses of each prompt, ready to be ranked (InstructGPT, section 3.2)."""
+"""Between stages 1 and 2: K distinct responses of each prompt, ready to be ranked (InstructGPT, section 3.2).
+
+Or the best of n as demonstrations, which `best_of.py` chooses.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from lora_rlhf.configs.catalogue import BASE, BY_ROLE, SFT
+from lora_rlhf.configs.catalogue import BASE, BY_ROLE, REWARD, SFT
 from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with_mark
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
@@ -21,10 +24,18 @@ from lora_rlhf.data.template import decode_response
 from lora_rlhf.model.generate import Engine, Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, data_hash, find_stage
+from lora_rlhf.stages.best_of import BestOf
 from lora_rlhf.stages.interrupt import graceful
 from lora_rlhf.stages.rows import encode_prompts, source_of
 from lora_rlhf.stages.sampler import Sampler, require_engine
-from lora_rlhf.stages.session import load_parent_role, log, open_parent_base, require_context, seed_everything
+from lora_rlhf.stages.session import (
+    find_reward,
+    load_parent_role,
+    log,
+    open_parent_base,
+    require_context,
+    seed_everything,
+)
 from lora_rlhf.stages.trainer import GO_ON
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row
@@ -38,41 +49,66 @@ SPARE = 4  # responses drawn beyond the most that are kept, since a small model 
 def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedModel:
     """Writes K distinct responses per prompt, K drawn evenly from min_responses to max_responses.
 
-    What was sampled stands in a file beside `to` until all is: an attempt that ended goes on there.
+    With `best_of`, writes the best of that many responses to each prompt as demonstrations. What was sampled stands
+    in a file beside `to` until all is: an attempt that ended goes on there.
     """
     check(config)
     _require_unused_output(config)
     sft = find_stage(f"{config.run}/{SFT.name}", SFT.name)
     name = SFT.name if config.role == BASE else BY_ROLE[config.role].name
     stage = find_stage(f"{config.run}/{name}", name)
+    reward = None
+    if config.best_of is not None and config.by == "reward":
+        reward = find_reward(config.reward or f"{config.run}/{REWARD.name}", sft)
     prompts: Source[Prompt] = source_of(config, config.prompts, "prompts")
     prompts.require_first()
     require_engine(config, sft)
+    best_of = None if config.best_of is None else BestOf(config, prompts)
     model = open_parent_base(config, sft, model)
     require_context(model, config)
-    if config.role != BASE:
-        load_parent_role(model, config.role, stage)
+    for role, parent in ((config.role, stage), (REWARD.role, reward)):
+        if parent is not None and role != BASE:
+            load_parent_role(model, role, parent)
     workers.from_main(lambda: _make_folder(config.to))
     encoded = encode_prompts(config, prompts, model.tokenizer)
 
     rng = seed_everything(config.seed)
-    draws = config.max_responses + SPARE
+    draws = config.best_of or config.max_responses + SPARE
     seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(encoded), draws)
     most = [rng.randint(config.min_responses, config.max_responses) for _ in seeds]
-    attempt = _Attempt(config, stage)
+    attempt = _Attempt(config, stage, reward)
     rows_of_prompts, attempt.engine = workers.from_main(attempt.begin)
+
+    def to_rows(indices: Sequence[int], groups: Sequence[list[Response]]) -> Sequence[dict[str, Any] | None]:
+        asked = [encoded[index] for index in indices]
+        if best_of is not None:
+            return best_of.candidates(model, asked, groups)
+        return [
+            _ranking_row(config, model, prompt, group, most[index])
+            for prompt, group, index in zip(asked, groups, indices, strict=True)
+        ]
+
     if len(rows_of_prompts) < len(encoded):
-        _sample_rest(config, model, encoded, seeds, most, attempt, rows_of_prompts)
-    rows = [row for row in rows_of_prompts if row is not None]
+        _sample_rest(config, model, encoded, seeds, to_rows, attempt, rows_of_prompts)
+    found = [row for row in rows_of_prompts if row is not None]
+    finish = _finish_rankings if best_of is None else best_of.finish
+    workers.from_main(lambda: attempt.finish(finish(config, encoded, found)))
+    return model
+
+
+def _finish_rankings(
+    config: SampleConfig, encoded: Sequence[EncodedPrompt], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows as they are, counted. UserError where there is none."""
     if not rows:
         raise UserError(
             f"no prompt gave {config.min_responses} distinct responses; lower --min-responses or raise --temperature"
         )
     if fewer := len(encoded) - len(rows):
         log.warning("%d of %d prompts gave fewer than %d distinct responses", fewer, len(encoded), config.min_responses)
-    workers.from_main(lambda: attempt.finish(rows))
-    log.info("%s: %d prompts with %d to %d responses each", config.to, len(rows), *_fewest_and_most_responses(rows))
-    return model
+    counts = [len(row["responses"]) for row in rows]
+    log.info("%s: %d prompts with %d to %d responses each", config.to, len(rows), min(counts), max(counts))
+    return rows
 
 
 def _require_unused_output(config: SampleConfig) -> None:
@@ -95,12 +131,13 @@ def _make_folder(to: str) -> None:
 class _Attempt:
     """The file of the prompts sampled so far: a header line with the settings, then a line for each prompt in order."""
 
-    def __init__(self, config: SampleConfig, stage: Parent) -> None:
+    def __init__(self, config: SampleConfig, stage: Parent, reward: Parent | None) -> None:
         self._to = Path(config.to)
         self._path = self._to.with_name(f".{self._to.name}.partial")
         safe = fields_with_mark(SampleConfig, SAFE_TO_CHANGE_ON_RESUME)
         settings = {key: value for key, value in vars(config).items() if key not in safe}
-        self._of = {**settings, "stage": stage.manifest["id"], "prompts_hash": data_hash(config.prompts)}
+        ids = {"stage": stage.manifest["id"]} | ({"reward_stage": reward.manifest["id"]} if reward else {})
+        self._of = {**settings, **ids, "prompts_hash": data_hash(config.prompts)}
         self.engine: Engine | None = None
 
     def begin(self) -> tuple[list[dict[str, Any] | None], Engine | None]:
@@ -133,11 +170,11 @@ def _sample_rest(
     model: SharedModel,
     encoded: Spool[EncodedPrompt],
     seeds: list[list[int]],
-    most: list[int],
+    to_rows: Callable[[Sequence[int], Sequence[list[Response]]], Sequence[dict[str, Any] | None]],
     attempt: _Attempt,
     rows: list[dict[str, Any] | None],
 ) -> None:
-    """Samples for the prompts that have no row yet; appends a row, or None for too few distinct responses."""
+    """Samples for the prompts that have no row yet; appends the row of each, which `to_rows` makes of its responses."""
     sampler = Sampler(config, model, config.role, config.temperature)
     sampler.choose_engine(config.engine if config.engine != "auto" else attempt.engine or "auto", encoded)
     attempt.engine = sampler.engine
@@ -148,12 +185,7 @@ def _sample_rest(
             indices = workers.share_of_process(range(first, min(first + step, len(encoded))))
             prompts = [encoded[index] for index in indices]
             groups = sampler.sample([prompt.prompt_ids for prompt in prompts], [seeds[index] for index in indices])
-            new_rows = workers.gather(
-                [
-                    _ranking_row(config, model, prompt, group, most[index])
-                    for prompt, group, index in zip(prompts, groups, indices, strict=True)
-                ]
-            )
+            new_rows = workers.gather(to_rows(indices, groups))
             if workers.is_main():
                 attempt.add(new_rows)
             rows += new_rows
@@ -170,8 +202,3 @@ def _ranking_row(
     texts = dict.fromkeys(decode_response(model.tokenizer, response.ids).strip() for response in group)
     distinct = list(texts)[:most]
     return {**make_row(prompt.prompt), "responses": distinct} if len(distinct) >= config.min_responses else None
-
-
-def _fewest_and_most_responses(rows: list[dict[str, Any]]) -> tuple[int, int]:
-    counts = [len(row["responses"]) for row in rows]
-    return min(counts), max(counts)

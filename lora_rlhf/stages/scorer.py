@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_rlhf.configs.scoring import ScoringConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Message, Prompt
@@ -17,6 +18,7 @@ from lora_rlhf.rewards.process import RewardFunction, ScoredRow
 from lora_rlhf.stages.auto_batch import AutoBatch
 
 TRIAL = "A response, to try the function."
+TRIED = 16  # of the first prompts, on which reward functions are tried before the model is loaded
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,7 @@ class ResponseScorer:
     @classmethod
     def from_config(cls, config: PPOConfig, prompts: Sequence[Prompt]) -> "ResponseScorer":
         """As the config has it. UserError for a reward function that cannot be used on some of the prompts."""
-        functions = tuple(
-            RewardFunction(choice, config.reward_timeout_s, config.reward_memory_gib, config.reward_failure_score)
-            for choice in config.functions
-        )
-        rows = [ScoredRow(to_messages(prompt.messages), TRIAL, [0], prompt.meta) for prompt in prompts]
-        for function in functions:
-            function.try_out(rows)
+        functions = open_functions(config, config.reward_failure_score, prompts)
         weight = config.reward_model_weight or sum(abs(function.weight) for function in functions)
         missing = None if config.missing_eos_score is None else config.missing_eos_score * weight
         return cls(config.reward_model_weight, functions, config.score_clip, missing)
@@ -85,6 +81,20 @@ class ResponseScorer:
             total = total + function.weight * scores.nan_to_num(nan=0.0)
             parts[function.label] = scores
         return Scores(total if self.clip is None else total.clamp(-self.clip, self.clip), parts, failures)
+
+
+def open_functions(
+    config: ScoringConfig, failure_score: float, prompts: Sequence[Prompt]
+) -> tuple[RewardFunction, ...]:
+    """The config's reward functions, tried on some prompts. UserError for one that cannot be used on them."""
+    functions = tuple(
+        RewardFunction(choice, config.reward_timeout_s, config.reward_memory_gib, failure_score)
+        for choice in config.functions
+    )
+    rows = [ScoredRow(to_messages(prompt.messages), TRIAL, [0], prompt.meta) for prompt in prompts]
+    for function in functions:
+        function.try_out(rows)
+    return functions
 
 
 def to_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from lora_rlhf.model.base import generation_stops
 from lora_rlhf.model.dense import keep_dense_copies
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.runs.folder import Parent, StageFolder
+from lora_rlhf.runs.folder import Parent, StageFolder, find_stage
+from lora_rlhf.runs.resume import WHERE
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 
@@ -57,6 +58,18 @@ def choose_run_template(config: SFTConfig, folder: StageFolder, model: SharedMod
     recorded = folder.recorded_base() if folder.resumes else {}
     if recorded and is_same_template(recorded, {"chat_template": tokenizer.chat_template}):
         tokenizer.chat_template = recorded["chat_template"]
+
+
+def find_reward(folder: str, sft: Parent) -> Parent:
+    """The finished reward stage in a folder. UserError where it does not stand on the SFT stage's base."""
+    reward = find_stage(folder, "reward")
+    for key, value in sft.manifest["base"].items():
+        if key not in WHERE and reward.manifest["base"].get(key) != value:
+            raise UserError(
+                f"{reward.folder} and {sft.folder} stand on different bases: {key} is "
+                f"{reward.manifest['base'].get(key)!r} and {value!r}; train both on one base"
+            )
+    return reward
 
 
 def load_parent_role(model: SharedModel, role: str, parent: Parent) -> None:
