@@ -28,8 +28,8 @@ class SampleConfig(ScoringConfig, StageConfig):
     """Most responses; each prompt's K is drawn evenly between the two (InstructGPT: 4 to 9)."""
     best_of: int | None = None
     """Write demonstrations for sft instead: sample so many responses of each prompt, and keep the best one."""
-    by: Literal["reward", "function"] = "reward"
-    """What best_of compares: scores of the run's reward model, or the weighted sum of reward_functions."""
+    by: Literal["reward", "function", "judge"] = "reward"
+    """What best_of compares: scores of the run's reward model, of reward_functions, or of reward_judge."""
     keep: int = 1
     """With best_of: keep up to so many distinct responses of each prompt, best first (rejection sampling)."""
     min_score: float | None = None
@@ -55,10 +55,14 @@ class SampleConfig(ScoringConfig, StageConfig):
         faults = [*at_least(self, 1, "best_of", "keep"), *self.scoring_faults()]
         if self.best_of is None:
             chosen = {"keep": self.keep != 1, "min_score": self.min_score is not None, "by": self.by != "reward"}
-            chosen["reward_functions"] = bool(self.reward_functions)
+            chosen |= {"reward_functions": bool(self.reward_functions), "reward_judge": bool(self.reward_judge)}
             return faults + [f"{name} is for best_of, which is not given" for name, given in chosen.items() if given]
         if self.keep > self.best_of:
             faults.append(f"keep {self.keep} is above best_of {self.best_of}")
         if (self.by == "function") != bool(self.reward_functions):
             faults.append("by function needs reward_functions, and reward_functions need by function")
+        if (self.by == "judge") != bool(self.reward_judge):
+            faults.append("by judge needs reward_judge, and reward_judge needs by judge")
+        if self.reward_judge_against == "group" and self.best_of < 2:
+            faults.append("reward_judge_against group compares responses: best_of must be at least 2")
         return faults

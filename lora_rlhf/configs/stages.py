@@ -277,18 +277,12 @@ class PPOConfig(ScoringConfig, TrainingConfig):
     """Clip scores to plus and minus this."""
     reward_model_weight: float = 1.0
     """Weight of the reward model's score; 0, also if the run has no reward stage, with reward functions alone."""
-<<<<<<< HEAD
-    reward_functions: tuple[str, ...] = field(default=(), metadata=MOST_USED)
-    """Reward functions with their weights: NAME, NAME=WEIGHT or 'NAME(argument=value)=WEIGHT' each. NAME is
-    module:function, one that is built in, or one of trl.rewards (docs/rewards.md)."""
-=======
->>>>>>> e057676 (sample --best-of N writes the best of N responses as demonstrations, by the reward model or by reward functions)
     reward_function: str | None = None
     """One more reward function, as in reward_functions, with reward_function_weight."""
     reward_function_weight: float = 1.0
     """Weight of reward_function."""
     reward_failure_score: float = 0.0
-    """Score of a response on which a reward function raises, hangs, dies or returns no number."""
+    """Score of a response on which a judge fails, or a reward function raises, hangs, dies or returns no number."""
     pretraining_text: str | None = field(default=None, metadata=input_file() | subject("pretraining term (PPO-ptx)"))
     """Text for the PPO-ptx term, mixed into every step; null: plain PPO."""
     ptx_coef: float = 27.8
@@ -318,6 +312,11 @@ class PPOConfig(ScoringConfig, TrainingConfig):
     def compares_groups(self) -> bool:
         """Whether an advantage compares the responses of one prompt."""
         return self.advantage not in ("gae", "reinforce")
+
+    @property
+    def has_other_rewards(self) -> bool:
+        """Whether responses are scored by anything but the reward model."""
+        return bool(self.reward_function or self.reward_functions or self.reward_judge)
 
     @property
     def functions(self) -> list[FunctionChoice]:
@@ -351,6 +350,8 @@ class PPOConfig(ScoringConfig, TrainingConfig):
             )
         if self.kl_target is not None and self.kl_horizon is not None and self.kl_horizon < self.batch_size:
             faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")
-        if self.reward_model_weight == 0 and not (self.reward_function or self.reward_functions):
+        if self.reward_model_weight == 0 and not self.has_other_rewards:
             faults.append("reward_model_weight is 0 and there is no reward_function: nothing would be learned")
+        if self.reward_judge_against == "group" and self.samples_per_prompt < 2:
+            faults.append("reward_judge_against group compares responses: samples_per_prompt must be at least 2")
         return faults

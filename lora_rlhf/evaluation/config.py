@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from lora_rlhf.configs.catalogue import REWARD, SFT
 from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.configs.judge import JudgeConfig
 from lora_rlhf.configs.marks import input_file
-from lora_rlhf.judges.config import JudgeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

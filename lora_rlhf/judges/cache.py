@@ -9,9 +9,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
-from lora_rlhf.judges.question import Verdict
 from lora_rlhf.system.disk import json_line
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import open_file
@@ -19,7 +18,7 @@ from lora_rlhf.system.plain_files import open_file
 log = logging.getLogger("lora_rlhf")
 
 HEADER = json_line({"judgements": 1})
-ROW = re.compile(rb'\{"key": "([0-9a-f]{64})", "verdict": "(A|B|tie)", "judge": "[^\n]*"\}\n')
+ROW = re.compile(rb'\{"key": "([0-9a-f]{64})", "verdict": "(A|B|tie|[1-7])", "judge": "[^\n]*"\}\n')
 CACHE_FILE = "judgements.jsonl"
 
 
@@ -39,14 +38,14 @@ class Cache:
     def __init__(self, path: Path) -> None:
         """Reads or creates the file. Raises UserError for a file of another kind, and if it cannot be written."""
         self.path = path
-        self._verdict_by_key: dict[str, Verdict] = {}
+        self._verdict_by_key: dict[str, str] = {}
         self._read_file(path)
 
-    def get(self, key: str) -> Verdict | None:
+    def get(self, key: str) -> str | None:
         """The verdict of a question; None if it is not in the file."""
         return self._verdict_by_key.get(key)
 
-    def put(self, key: str, verdict: Verdict, judge: str) -> None:
+    def put(self, key: str, verdict: str, judge: str) -> None:
         """Writes a verdict to the file. `judge` is a name for people who read the file."""
         if key in self._verdict_by_key:
             return
@@ -69,7 +68,7 @@ class Cache:
             raise UserError(f"--judge_cache {path}: cannot be written ({error.strerror}); name another file") from error
         for line in lines[1:]:
             if row := ROW.fullmatch(line):  # of two rows with one key, the first counts
-                self._verdict_by_key.setdefault(row[1].decode(), cast(Verdict, row[2].decode()))
+                self._verdict_by_key.setdefault(row[1].decode(), row[2].decode())
 
 
 @contextlib.contextmanager

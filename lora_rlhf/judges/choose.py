@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_rlhf.configs.judge import JudgeConfig, JudgeModelConfig
 from lora_rlhf.data.schema import Prompt
+from lora_rlhf.judges.asking import Asker, JudgeModel
 from lora_rlhf.judges.cache import CACHE_FILE, Cache
-from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.human import HumanJudge
 from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.pairwise import PairwiseJudge
@@ -52,16 +53,24 @@ def open_judge(config: JudgeConfig, run: str, device: str, trust_remote_code: bo
         assert config.judge_file is not None
         return HumanJudge(config.judge_file)
     questions = read_questions(config.judge_instructions)
+    judge = PairwiseJudge(open_asker(config, config.judge, "judge", run, device, trust_remote_code), questions)
+    if config.judge == "endpoint":
+        judge.check_easy_question()
+    return judge
+
+
+def open_asker(config: JudgeModelConfig, kind: str, flag: str, run: str, device: str, trust_remote_code: bool) -> Asker:
+    """The model of a judge, "local" or "endpoint", with its cache; see `open_judge`. flag: the one that chose it."""
     default_path = Path(run).parent / CACHE_FILE
     cache = Cache(default_path if config.judge_cache is None else Path(config.judge_cache).expanduser())
-    if config.judge == "local":
+    model: JudgeModel
+    if kind == "local":
         from lora_rlhf.judges.local import LocalModel
 
         model = LocalModel(config, device, trust_remote_code)
         model.identity()  # raises UserError if the files cannot be read
-        return PairwiseJudge("local", model, questions, cache)
-    from lora_rlhf.judges.endpoint import Endpoint
+    else:
+        from lora_rlhf.judges.endpoint import Endpoint
 
-    judge = PairwiseJudge("endpoint", Endpoint(config), questions, cache)
-    judge.check_easy_question()
-    return judge
+        model = Endpoint(config, flag)
+    return Asker(kind, model, cache, flag, config.judge_budget)

@@ -18,9 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from lora_rlhf.judges.config import JudgeConfig
-from lora_rlhf.judges.pairwise import Reply
-from lora_rlhf.judges.question import read_verdict
+from lora_rlhf.configs.judge import JudgeModelConfig
+from lora_rlhf.judges.asking import Read, Reply
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import is_number, object_of, quote
 
@@ -43,7 +42,8 @@ TokenCounts = tuple[int, int] | tuple[()]  # of the prompt and of the reply; emp
 class _Fault(Exception):
     """A call without a verdict. `can_retry`: it may succeed later. `is_unanswered`: the server gave no answer.
 
-    `wait`: seconds until the server accepts another call. `tokens`: those that the server charges for this call.
+    `is_late`: it gave none in time. `wait`: seconds until the server accepts another call. `tokens`: those that the
+    server charges for this call.
     """
 
     def __init__(
@@ -52,21 +52,22 @@ class _Fault(Exception):
         detail: str = "",
         can_retry: bool = True,
         is_unanswered: bool = False,
+        is_late: bool = False,
         wait: float = 0,
         tokens: TokenCounts = (),
     ) -> None:
         super().__init__(kind)
         self.kind, self.detail, self.can_retry, self.is_unanswered = kind, detail, can_retry, is_unanswered
-        self.wait, self.tokens = wait, tokens
+        self.is_late, self.wait, self.tokens = is_late, wait, tokens
 
 
 class Endpoint:
-    """Asks a model behind an API."""
+    """Asks a model behind an API. `flag`: the one that chose it, for messages."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeModelConfig, flag: str = "judge") -> None:
         """Raises UserError for an API key with characters that a header cannot contain."""
         assert config.judge_url is not None and config.judge_model is not None
-        self._config = config
+        self._config, self._flag = config, flag
         self._url = config.judge_url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._key = os.environ.get(config.judge_key_variable, "").strip()
         if not all("!" <= character <= "~" for character in self._key):
@@ -87,17 +88,17 @@ class Endpoint:
             return None
         return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
-    def ask(self, questions: Sequence[str], on_reply: Callable[[int, Reply], None]) -> None:
-        """See `pairwise.JudgeModel`. Raises UserError if no call can succeed, or if the server no longer answers."""
+    def ask(self, questions: Sequence[str], read: Read, on_reply: Callable[[int, Reply], None]) -> None:
+        """See `asking.JudgeModel`. Raises UserError if no call can succeed, or if the server no longer answers."""
         try:
-            _run_calls(self._ask_all(questions, on_reply))
+            _run_calls(self._ask_all(questions, read, on_reply))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
     def close(self) -> None:
         """Does nothing: `ask` closes its connections."""
 
-    async def _ask_all(self, questions: Sequence[str], on_reply: Callable[[int, Reply], None]) -> None:
+    async def _ask_all(self, questions: Sequence[str], read: Read, on_reply: Callable[[int, Reply], None]) -> None:
         """Asks all questions, `judge_concurrency` at a time."""
         queue = iter(enumerate(questions))
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -110,13 +111,13 @@ class Endpoint:
 
             async def ask_next_questions(queue: Iterator[tuple[int, str]]) -> None:
                 for number, question in queue:
-                    on_reply(number, await self._ask_one(client, question))
+                    on_reply(number, await self._ask_one(client, question, read))
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._config.judge_concurrency, len(questions))):
                     group.create_task(ask_next_questions(queue))
 
-    async def _ask_one(self, client: httpx2.AsyncClient, question: str) -> Reply:
+    async def _ask_one(self, client: httpx2.AsyncClient, question: str, read: Read) -> Reply:
         """The reply to a question, after the allowed number of tries. Raises UserError if no call can succeed."""
         tokens_per_try: list[TokenCounts] = []
         for attempt in range(self._config.judge_retries + 1):
@@ -124,7 +125,7 @@ class Endpoint:
                 content, tokens = await self._request_reply(client, question)
                 tokens_per_try.append(tokens)
                 self._num_unanswered = 0
-                if verdict := read_verdict(content):
+                if verdict := read(content):
                     return Reply(verdict, "", "", attempt + 1, *_sum_tokens(tokens_per_try))
                 raise _Fault("no verdict in its last line", quote(self._remove_key(content[-200:])))
             except _Fault as fault:
@@ -136,14 +137,15 @@ class Endpoint:
                 pause = FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1.0)
                 await asyncio.sleep(min(MAX_PAUSE, max(pause, last.wait)))
         self._count_unanswered(last)
-        return Reply(None, last.kind, last.detail, attempt + 1, *_sum_tokens(tokens_per_try))
+        is_down = last.is_unanswered and not last.is_late
+        return Reply(None, last.kind, last.detail, attempt + 1, *_sum_tokens(tokens_per_try), is_down)
 
     def _count_unanswered(self, fault: _Fault) -> None:
         """Raises UserError if the server has not answered too many questions in a row."""
         self._num_unanswered = self._num_unanswered + 1 if fault.is_unanswered else 0
         if self._answered and self._num_unanswered >= SILENT_ROUNDS * self._config.judge_concurrency:
             raise UserError(
-                f"--judge endpoint: {self._url} has answered none of the last {self._num_unanswered} questions "
+                f"--{self._flag} endpoint: {self._url} has answered none of the last {self._num_unanswered} questions "
                 f"({fault.kind}{': ' + fault.detail if fault.detail else ''}); verdicts so "
                 "far are kept: give the same command later"
             )
@@ -191,13 +193,15 @@ class Endpoint:
                         raise _Fault(f"an answer of more than {MAX_BYTES:,} bytes")
                 return response.status_code, response.headers, raw
         except (TimeoutError, httpx2.TimeoutException):
-            raise _Fault(f"no answer within {self._config.judge_timeout:g} s", is_unanswered=True) from None
+            raise _Fault(
+                f"no answer within {self._config.judge_timeout:g} s", is_unanswered=True, is_late=True
+            ) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             detail = quote(self._remove_key(str(error)) or type(error).__name__)
             if isinstance(error, httpx2.ConnectError) and not self._answered:
                 raise UserError(
-                    f"--judge endpoint: {self._url} cannot be reached ({detail}); correct --judge_url, or start the "
-                    "server"
+                    f"--{self._flag} endpoint: {self._url} cannot be reached ({detail}); correct --judge_url, or start "
+                    "the server"
                 ) from None
             raise _Fault("the connection failed", detail, is_unanswered=True) from None
 
@@ -220,7 +224,7 @@ class Endpoint:
         reason = FATAL.get(status, "it lives at another address")
         key = f"a key was sent, from {name}" if self._key else f"no key was sent: {name} is not set"
         return (
-            f"--judge endpoint: {self._url} answers HTTP {status}: {reason} "
+            f"--{self._flag} endpoint: {self._url} answers HTTP {status}: {reason} "
             f"({key}; model {self._config.judge_model!r}). It says: {detail}"
         )
 

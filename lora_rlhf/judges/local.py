@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from lora_rlhf.configs.judge import JudgeModelConfig
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import decode_response, render_verbatim, stop_ids
-from lora_rlhf.judges.config import JudgeConfig
-from lora_rlhf.judges.pairwise import Reply
-from lora_rlhf.judges.question import read_verdict
+from lora_rlhf.judges.asking import Read, Reply
 from lora_rlhf.model.chat import ChatModel, hash_model
 from lora_rlhf.system.untrusted import quote
 
@@ -17,7 +16,7 @@ from lora_rlhf.system.untrusted import quote
 class LocalModel:
     """Asks a model on this machine with greedy decoding. It is loaded for the first question that is not cached."""
 
-    def __init__(self, config: JudgeConfig, device: str, trust_remote_code: bool) -> None:
+    def __init__(self, config: JudgeModelConfig, device: str, trust_remote_code: bool) -> None:
         """device, trust_remote_code: as in `StageConfig`."""
         assert config.judge_model is not None
         self._config = config
@@ -33,8 +32,8 @@ class LocalModel:
         """Always None: local calls have no price."""
         return None
 
-    def ask(self, questions: Sequence[str], on_reply: Callable[[int, Reply], None]) -> None:
-        """See `pairwise.JudgeModel`. A question that exceeds the model's context is a failure."""
+    def ask(self, questions: Sequence[str], read: Read, on_reply: Callable[[int, Reply], None]) -> None:
+        """See `asking.JudgeModel`. A question that exceeds the model's context is a failure."""
         if self._model is None:
             self._model = ChatModel(self._name, self._device, self._trust_remote_code)
         model, max_new_tokens = self._model, self._config.judge_max_tokens
@@ -58,7 +57,7 @@ class LocalModel:
             """Reads the verdict in the generated ids for `prompts[index]`."""
             text = decode_response(tokenizer, ids)
             is_finished = len(ids) < max_new_tokens or ids[-1] in stop_token_ids
-            verdict = read_verdict(text) if is_finished else None
+            verdict = read(text) if is_finished else None
             fault = "no verdict in its last line" if is_finished else "cut off by --judge_max_tokens"
             tokens = len(prompts[index]), len(ids)
             if verdict is None:

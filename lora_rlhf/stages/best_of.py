@@ -24,6 +24,7 @@ from lora_rlhf.model.forward import Sequences
 from lora_rlhf.model.generate import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.judged import JudgedReward
 from lora_rlhf.stages.scorer import TRIED, ResponseScorer, open_functions
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import UserError
@@ -34,14 +35,17 @@ Candidates = dict[str, Any]  # responses: texts; scores: a number each, None whe
 
 
 class BestOf:
-    """Scores a prompt's candidates, and keeps the best ones."""
+    """Scores a prompt's candidates, and keeps the best ones. `close` frees a judge's memory."""
 
     def __init__(self, config: SampleConfig, prompts: Source[Prompt]) -> None:
         """UserError, before anything is loaded, for a reward function that cannot be used on the prompts."""
         self._config = config
         # a response on which a function fails gets no number, so that it is never the best
-        functions = open_functions(config, -math.inf, list(itertools.islice(prompts, TRIED)))
-        self._scorer = ResponseScorer(model_weight=float(config.by == "reward"), functions=functions)
+        first = list(itertools.islice(prompts, TRIED))
+        functions = open_functions(config, -math.inf, first)
+        judge = JudgedReward.from_config(config, config, -math.inf, first)
+        assert config.best_of is not None
+        self._scorer = ResponseScorer(float(config.by == "reward"), functions, judge, config.best_of)
         self._batch = AutoBatch.for_training(config)
 
     @torch.no_grad()
@@ -51,7 +55,9 @@ class BestOf:
         """The scored responses of each prompt. One that is empty or did not end has no score."""
         repeated = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
         responses = [response for group in groups for response in group]
-        if not responses:
+        if not responses:  # of several processes one may have nothing to do; all ask the judge together
+            if self._scorer.judge is not None:
+                self._scorer.judge.score([], [], 1)
             return []
         ids = [response.ids for response in responses]
         texts = [decode_response(model.tokenizer, response_ids).strip() for response_ids in ids]
@@ -70,6 +76,9 @@ class BestOf:
             rows = slice(start, start := start + len(group))
             found.append({"responses": texts[rows], "scores": scores[rows]})
         return found
+
+    def close(self) -> None:
+        self._scorer.close()
 
     def finish(
         self, config: SampleConfig, prompts: Sequence[EncodedPrompt], candidates: Sequence[Candidates]

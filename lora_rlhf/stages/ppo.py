@@ -70,6 +70,7 @@ def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
         setup = set_up(config, folder, model)
         ppo = PPO(config, setup.model, setup.scorer, setup.text)
         finish(config, setup, folder, PPOLoop(ppo, folder, setup.prompts).run())
+        setup.scorer.close()
     return setup.model
 
 

@@ -13,6 +13,7 @@ from lora_rlhf.data.template import decode_response
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.checkpoint import Checkpoint
+from lora_rlhf.stages.judged import NoJudgement
 from lora_rlhf.stages.samples import FIXED, sample_rows, text_figures
 from lora_rlhf.stages.session import batches, fixed_prompt_indices, same_state, seed_everything
 from lora_rlhf.stages.trainer import NotFinite, Trainer
@@ -44,10 +45,14 @@ class PPOLoop:
             self._prepare()
             with tqdm(total=total, initial=ppo.done, desc="ppo", unit="iteration") as bar:
                 for prompts in self._prompt_batches():
+                    generator = ppo.generator.get_state()
                     try:
                         metrics = ppo.iterate(prompts)
                     except NotFinite as error:
                         raise self._write_failure(error, prompts) from error
+                    except NoJudgement as error:  # nothing was learned yet: this iteration is begun again
+                        ppo.generator.set_state(generator)
+                        raise self.trainer.save_and_stop(ppo.done, total, str(error)) from error
                     self._write_metrics(metrics, fixed)
                     ppo.done, ppo.latest = ppo.done + 1, {}
                     bar.update()
@@ -109,7 +114,7 @@ class PPOLoop:
         rows = sample_rows([prompt.prompt.messages[-1].content for prompt in prompts], texts[every], responses[every])
         try:
             rollout = ppo.judge(prompts, responses)
-        except NotFinite:  # the next iteration says what is wrong
+        except (NotFinite, NoJudgement):  # the next iteration says what is wrong
             return text_figures(texts), rows
         kl = (rollout.old_logprobs - rollout.ref_logprobs).sum(dim=1)
         for row, score, distance in zip(rows, rollout.raw_scores[every].tolist(), kl[every].tolist(), strict=True):
@@ -145,6 +150,7 @@ class PPOLoop:
             "seconds": {name: round(value, 2) for name, value in self.ppo.seconds.items()},
             "peak_rss_gib": round(peak_rss_gib(), 3),
             "peak_gpu_gib": round(peak_gpu_gib(), 3),
+            **({} if self.ppo.scorer.judge is None else {"judge": self.ppo.scorer.judge.describe()}),
         }
 
     def _state_to_save(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -158,6 +164,7 @@ class PPOLoop:
             "text": None if ppo.text is None else ppo.text.state_dict(),
             "seconds": dict(ppo.seconds),
             "decoding": ppo.sampler.state_dict(),
+            "judge": None if ppo.scorer.judge is None else ppo.scorer.judge.state_dict(),
         }
         return state, {"generator": ppo.generator.get_state()}
 
@@ -169,6 +176,8 @@ class PPOLoop:
         ppo.baseline.mean = state.get("baseline")  # older checkpoints have none
         if ppo.text is not None:
             ppo.text.load_state_dict(state["text"])
+        if ppo.scorer.judge is not None and state.get("judge"):
+            ppo.scorer.judge.load_state_dict(state["judge"])
         ppo.seconds.update(state["seconds"])
         ppo.generator.set_state(checkpoint.tensors["generator"])
         self.rows = [row for row in workers.from_main(self.folder.rows) if "rollout/kl" in row]

@@ -38,13 +38,9 @@ if TYPE_CHECKING:
     from lora_rlhf.stages.ppo import Rollout, Targets
 
 
-<<<<<<< HEAD
 FAR_FROM_TARGET = 1.5  # times the KL's target, or its inverse: what is warned of
-TRIED = 16  # of the first prompts, on which reward functions are tried before the model is loaded
 
 
-=======
->>>>>>> e057676 (sample --best-of N writes the best of N responses as demonstrations, by the reward model or by reward functions)
 @dataclass(frozen=True)
 class Setup:
     """What the iterations work with: the model with its roles, the reward, prompts, and text for PPO-ptx."""
@@ -57,11 +53,10 @@ class Setup:
 
 def without_missing_reward(config: PPOConfig) -> PPOConfig:
     """The config with a reward model of weight 0 where a run without a reward stage has reward functions."""
-    has_functions = bool(config.reward_function or config.reward_functions)
-    if not has_functions or config.reward is not None or Path(config.run, "reward").exists():
+    if not config.has_other_rewards or config.reward is not None or Path(config.run, "reward").exists():
         return config
     if config.reward_model_weight:
-        log.info("%s has no reward stage: the reward functions alone are the reward", config.run)
+        log.info("%s has no reward stage: the reward functions or the judge alone are the reward", config.run)
     return replace(config, reward_model_weight=0.0)
 
 

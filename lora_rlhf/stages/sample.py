@@ -26,6 +26,7 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, data_hash, find_stage
 from lora_rlhf.stages.best_of import BestOf
 from lora_rlhf.stages.interrupt import graceful
+from lora_rlhf.stages.judged import NoJudgement
 from lora_rlhf.stages.rows import encode_prompts, source_of
 from lora_rlhf.stages.sampler import Sampler, require_engine
 from lora_rlhf.stages.session import (
@@ -93,6 +94,8 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     found = [row for row in rows_of_prompts if row is not None]
     finish = _finish_rankings if best_of is None else best_of.finish
     workers.from_main(lambda: attempt.finish(finish(config, encoded, found)))
+    if best_of is not None:
+        best_of.close()
     return model
 
 
@@ -185,15 +188,20 @@ def _sample_rest(
             indices = workers.share_of_process(range(first, min(first + step, len(encoded))))
             prompts = [encoded[index] for index in indices]
             groups = sampler.sample([prompt.prompt_ids for prompt in prompts], [seeds[index] for index in indices])
-            new_rows = workers.gather(to_rows(indices, groups))
+            try:
+                new_rows = workers.gather(to_rows(indices, groups))
+            except NoJudgement as error:
+                raise Stopped(f"{error}. {_progress(rows, encoded)}") from error
             if workers.is_main():
                 attempt.add(new_rows)
             rows += new_rows
             bar.update(len(new_rows))
             if request.is_made and len(rows) < len(encoded):
-                raise Stopped(
-                    f"stopped after {len(rows)} of {len(encoded)} prompts; they are kept. {GO_ON}", request.exit_status
-                )
+                raise Stopped(_progress(rows, encoded), request.exit_status)
+
+
+def _progress(rows: Sequence[object], encoded: Sequence[object]) -> str:
+    return f"Stopped after {len(rows)} of {len(encoded)} prompts; they are kept. {GO_ON}"
 
 
 def _ranking_row(

@@ -1,4 +1,4 @@
-"""What a whole response is worth to PPO: a weighted sum of the reward role's score and of reward functions' scores."""
+"""What a whole response is worth: a weighted sum of the scores of the reward role, reward functions and a judge."""
 
 import math
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.rewards.process import RewardFunction, ScoredRow
 from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.judged import JudgedReward
 
 TRIAL = "A response, to try the function."
 TRIED = 16  # of the first prompts, on which reward functions are tried before the model is loaded
@@ -25,8 +26,8 @@ TRIED = 16  # of the first prompts, on which reward functions are tried before t
 class Scores:
     """Scores of b responses. total (b,) float32.
 
-    parts: of several sources, {name: its scores (b,)}, before weights, NaN where a function does not apply.
-    failures: {name of a reward function: how many responses it failed on}.
+    parts: of several sources, {name: its scores (b,)}, before weights, NaN where a source does not apply.
+    failures: {name of a reward function, or judge: how many responses it failed on}.
     """
 
     total: Tensor
@@ -40,6 +41,8 @@ class ResponseScorer:
 
     model_weight: float = 1.0
     functions: tuple[RewardFunction, ...] = ()
+    judge: JudgedReward | None = None
+    group_size: int = 1  # responses to a prompt, one after the other
     clip: float | None = None
     missing_eos_score: float | None = None  # of a response that did not end, in units of the whole score
 
@@ -47,9 +50,12 @@ class ResponseScorer:
     def from_config(cls, config: PPOConfig, prompts: Sequence[Prompt]) -> "ResponseScorer":
         """As the config has it. UserError for a reward function that cannot be used on some of the prompts."""
         functions = open_functions(config, config.reward_failure_score, prompts)
-        weight = config.reward_model_weight or sum(abs(function.weight) for function in functions)
+        judge = JudgedReward.from_config(config, config, config.reward_failure_score, prompts)
+        weights = [function.weight for function in functions] + ([judge.weight] if judge else [])
+        weight = config.reward_model_weight or sum(map(abs, weights))
         missing = None if config.missing_eos_score is None else config.missing_eos_score * weight
-        return cls(config.reward_model_weight, functions, config.score_clip, missing)
+        group_size = config.samples_per_prompt
+        return cls(config.reward_model_weight, functions, judge, group_size, config.score_clip, missing)
 
     def scores(
         self,
@@ -60,7 +66,7 @@ class ResponseScorer:
         responses: Sequence[str],
         batch: AutoBatch,
     ) -> Scores:
-        """The scores of responses, each with its prompt, its ids and its text."""
+        """The scores of responses, each with its prompt, its ids and its text. NoJudgement where the judge is gone."""
         total = torch.zeros(len(sequences), device=model.device)
         parts: dict[str, Tensor] = {}
         failures: dict[str, float] = {}
@@ -68,19 +74,28 @@ class ResponseScorer:
             with model.role("reward"):
                 scores = score_in_batches(model, sequences, batch)
             total = total + self.model_weight * scores
-            if self.functions:
+            if self.functions or self.judge:
                 parts["model"] = scores
         rows = [
             ScoredRow(to_messages(encoded.prompt.messages), text, ids, encoded.prompt.meta)
             for encoded, ids, text in zip(prompts, response_ids, responses, strict=True)
         ]
-        for function in self.functions:
-            values, failures[function.label] = function.score(rows)
+        found = [(function.label, function.weight, function.score(rows)) for function in self.functions]
+        if self.judge is not None:
+            asked = [encoded.prompt for encoded in prompts]
+            judged = self.judge.score(asked, responses, self.group_size)
+            found.append((self.judge.label, self.judge.weight, judged))
+        for label, weight, (values, failures[label]) in found:
             filled = [math.nan if value is None else value for value in values]
             scores = torch.tensor(filled, dtype=torch.float32, device=model.device)
-            total = total + function.weight * scores.nan_to_num(nan=0.0)
-            parts[function.label] = scores
+            total = total + weight * torch.where(scores.isnan(), 0.0, scores)
+            parts[label] = scores
         return Scores(total if self.clip is None else total.clamp(-self.clip, self.clip), parts, failures)
+
+    def close(self) -> None:
+        """Frees the judge's memory."""
+        if self.judge is not None:
+            self.judge.close()
 
 
 def open_functions(

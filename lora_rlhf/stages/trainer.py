@@ -235,15 +235,24 @@ class Trainer:
         """
         must_stop = self._request.is_made and done < total
         if must_stop or (done % self._config.save_every == 0 and done < total):
-            state, tensors = self._snapshot()
-            for optimizer in self._optimizers.values():
-                tensors = {**tensors, **optimizer.state()}
-            self._checkpoints.save(done, state, tensors, self._write_adapters, score)
-            self._last_saved = done
+            self._save(done, score)
         if must_stop:
             raise Stopped(
                 f"stopped after {self._unit} {done} of {total}; everything is saved. {GO_ON}", self._request.exit_status
             )
+
+    def save_and_stop(self, done: int, total: int, reason: str) -> Stopped:
+        """The error to raise between two steps, after saving, for a reason that is none of the training's."""
+        if done > self._last_saved:
+            self._save(done, None)
+        return Stopped(f"{reason}. Stopped after {self._unit} {done} of {total}; everything is saved. {GO_ON}")
+
+    def _save(self, done: int, score: float | None) -> None:
+        state, tensors = self._snapshot()
+        for optimizer in self._optimizers.values():
+            tensors = {**tensors, **optimizer.state()}
+        self._checkpoints.save(done, state, tensors, self._write_adapters, score)
+        self._last_saved = done
 
     def write_failure(self, step: int, error: NotFinite, rows: list[dict[str, Any]], advice: str) -> Stopped:
         """The error to raise when step `step` gave a number that is not finite; its rows are kept for inspection."""

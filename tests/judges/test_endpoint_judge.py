@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 
+from lora_rlhf.configs.judge import JudgeConfig
 from lora_rlhf.judges import endpoint
+from lora_rlhf.judges.asking import Asker
 from lora_rlhf.judges.cache import Cache
 from lora_rlhf.judges.choose import open_judge
-from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.endpoint import Endpoint
 from lora_rlhf.judges.judge import Judge, Verdicts
 from lora_rlhf.judges.pairwise import PairwiseJudge
@@ -55,7 +56,8 @@ def open_at(tmp_path: Path) -> Open:
         config = JudgeConfig(**(values | changes))
         assert config.judge_faults() == []
         cache = Cache(tmp_path / "judgements.jsonl")
-        return PairwiseJudge("endpoint", Endpoint(config), read_questions(config.judge_instructions), cache)
+        asker = Asker("endpoint", Endpoint(config), cache, budget=config.judge_budget)
+        return PairwiseJudge(asker, read_questions(config.judge_instructions))
 
     return make
 
@@ -416,9 +418,10 @@ def test_no_proxy_leads_to_this_machine(open_at: Open, monkeypatch: pytest.Monke
 KILLED = """
 import sys
 from tests.support.judges import QUESTIONS, answers, asked
+from lora_rlhf.judges.asking import Asker
 from lora_rlhf.judges.cache import Cache
 from lora_rlhf.judges.choose import open_judge
-from lora_rlhf.judges.config import JudgeConfig
+from lora_rlhf.configs.judge import JudgeConfig
 long = [f"answer {i} that wins" for i in range(12)]
 config = JudgeConfig(judge="endpoint", judge_model="m", judge_url=sys.argv[1], judge_concurrency=2)
 judge = open_judge(config, sys.argv[2], "cpu", False)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lora_rlhf.configs.judge import JudgeConfig
 from lora_rlhf.judges.choose import open_judge
-from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.human import HumanJudge
 from lora_rlhf.system.errors import UserError
 from tests.support.judges import QUESTIONS, answers, asked

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.judges.config import JudgeConfig
+from lora_rlhf.configs.judge import JudgeConfig
 
 ENDPOINT: dict[str, Any] = {"judge": "endpoint", "judge_model": "m", "judge_url": "https://x.org/v1"}
 
@@ -51,7 +51,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
 
 def test_choosing_loads_no_library_that_is_slow_to_load() -> None:
     code = (
-        "import sys, lora_rlhf.judges.config, lora_rlhf.configs.stages, lora_rlhf.cli.commands;"
+        "import sys, lora_rlhf.configs.judge, lora_rlhf.configs.stages, lora_rlhf.cli.commands;"
         "print([m for m in ('torch', 'transformers', 'httpx2', 'datasets') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lora_rlhf.configs.judge import JudgeConfig
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import render_verbatim, stop_ids
 from lora_rlhf.judges import local
 from lora_rlhf.judges.choose import open_judge
-from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.question import QuestionTemplate
 from lora_rlhf.model.chat import ChatModel, hash_model

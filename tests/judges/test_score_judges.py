@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_rlhf.configs.judge import JudgeConfig
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.judges.choose import choose_judge
-from lora_rlhf.judges.config import JudgeConfig
 from lora_rlhf.judges.scores import ScoreJudge, compare_scores, gold_judge, reward_judge
 from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.shared import SharedModel

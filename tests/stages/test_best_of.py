@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from lora_rlhf.stages.sample import sample
 from lora_rlhf.system.errors import UserError
 from tests.support.stages import DEMONSTRATIONS, LIMITS, Models, open_model, write_rows
 
-FLAGS = "--max_prompt_tokens 48 --max_response_tokens 6 --device cpu --engine plain"
+FLAGS = "--max_prompt_tokens 48 --max_response_tokens 24 --device cpu --engine plain"  # with 24 some end
 ROWS = [{**row, "limit": 5, "pattern": "[aeiou]"} for row in DEMONSTRATIONS[:6]]
 
 
-def chosen(tmp_path: Path, candidates: list[tuple[list[str], list[Any]]], **changes: Any) -> tuple[list[str], Any]:
+def chosen(tmp_path: Path, candidates: Sequence[tuple[list[str], Any]], **changes: Any) -> tuple[list[str], Any]:
     """(the responses that are kept, the report) of given candidates."""
     prompts = [Prompt.of(f"Question {number}?") for number in range(len(candidates))]
     path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt.messages[0].content} for prompt in prompts])
@@ -65,7 +66,7 @@ def test_several_best_and_a_least_score_are_rejection_sampling(tmp_path: Path) -
 
 
 def test_a_prompt_without_any_score_is_left_out_and_none_at_all_is_refused(tmp_path: Path) -> None:
-    nothing: tuple[list[str], list[Any]] = (["a", "b", "c", "d"], [None] * 4)
+    nothing = (["a", "b", "c", "d"], [None] * 4)
     kept, report = chosen(tmp_path, [nothing, (["e", "f", "g", "h"], [0.0, 1.0, None, None])])
     assert (kept, report["prompts_left_out"]) == (["f"], 1)
     with pytest.raises(UserError, match="none of 2 prompts gave a finished response with a score"):
@@ -84,16 +85,18 @@ def test_the_kl_of_best_of_n() -> None:
 
 def test_by_function_writes_a_file_that_sft_reads_as_it_is(parents: Path, tmp_path: Path) -> None:
     prompts, to = write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "best.jsonl"
-    flags = f"--best-of 6 --by function --reward-functions length_window(most='@limit') regex=3 {FLAGS}"
+    flags = f"--best-of 16 --by function --reward-functions length_window(most='@limit') regex=3 {FLAGS}"
     assert main(f"sample --run {parents} --prompts {prompts} --to {to} {flags}".split()) == 0
     demonstrations = list(Source(str(to), "demonstrations", strict=True))
     report = json.loads((tmp_path / "best.report.json").read_text())
     assert len(demonstrations) + report["prompts_left_out"] == 6 and len(demonstrations) > 2
+    assert report["responses_without_score"] > 0, "some did not end"
     assert {row.prompt.meta["limit"] for row in demonstrations} == {5}
     scores = [
         (len(row.response.split()) <= 5) + 3 * any(map(row.response.__contains__, "aeiou")) for row in demonstrations
     ]
-    assert report["mean_score"]["after"] == pytest.approx(sum(scores) / len(scores)) > report["mean_score"]["before"]
+    assert report["mean_score"]["after"] == pytest.approx(sum(scores) / len(scores))
+    assert report["mean_score"]["after"] > report["mean_score"]["before"]
 
 
 def test_the_best_of_one_is_plain_sampling(parents: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,9 +114,9 @@ def test_by_reward_takes_what_the_reward_model_scores_highest_and_an_attempt_goe
     model = open_model(tiny_model("llama"))
 
     def config(name: str) -> SampleConfig:
-        values: dict[str, Any] = {**LIMITS, "max_response_tokens": 6, "generation_batch_size": 24, "engine": "plain"}
+        values: dict[str, Any] = {**LIMITS, "generation_batch_size": 64, "engine": "plain"}
         prompts = str(data / "prompts.jsonl")
-        return SampleConfig(run=str(parents), prompts=prompts, to=str(tmp_path / name), best_of=4, **values)
+        return SampleConfig(run=str(parents), prompts=prompts, to=str(tmp_path / name), best_of=8, **values)
 
     sample(config("whole.jsonl"), model)
     report = json.loads((tmp_path / "whole.report.json").read_text())
@@ -138,7 +141,7 @@ def test_by_reward_takes_what_the_reward_model_scores_highest_and_an_attempt_goe
     sample(config("stopped.jsonl"), model)
     for name in ("jsonl", "report.json"):
         assert (tmp_path / f"stopped.{name}").read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
-    assert len(steps) < 3 + len(DEMONSTRATIONS) * 4 / 24
+    assert len(steps) == 3 + 2, "four steps in all, of which two were kept"
 
 
 @pytest.mark.parametrize(
