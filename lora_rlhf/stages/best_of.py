@@ -43,7 +43,7 @@ class BestOf:
         # a response on which a function fails gets no number, so that it is never the best
         first = list(itertools.islice(prompts, TRIED))
         functions = open_functions(config, -math.inf, first)
-        judge = JudgedReward.from_config(config, config, -math.inf, first)
+        judge = JudgedReward.from_config(config, -math.inf, first)
         assert config.best_of is not None
         self._scorer = ResponseScorer(float(config.by == "reward"), functions, judge, config.best_of)
         self._batch = AutoBatch.for_training(config)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lora_rlhf.configs.common import StageConfig
-from lora_rlhf.configs.scoring import ScoringConfig
+from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.judges.choose import open_asker
@@ -41,7 +41,7 @@ class JudgedReward:
 
     @classmethod
     def from_config(
-        cls, config: ScoringConfig, stage: StageConfig, failure_score: float, prompts: Sequence[Prompt]
+        cls, config: PPOConfig | SampleConfig, failure_score: float, prompts: Sequence[Prompt]
     ) -> "JudgedReward | None":
         """As the config has it, after one easy question; None without a judge.
 
@@ -58,7 +58,7 @@ class JudgedReward:
             )
         if against == "group" and workers.process_count() > 1:
             raise UserError("reward_judge_against group needs all responses in one process: start one, or give @COLUMN")
-        asker = open_asker(config, kind, "reward_judge", stage.run, stage.device, stage.trust_remote_code)
+        asker = open_asker(config, kind, "reward_judge", config.run, config.device, config.trust_remote_code)
         judge: RatingJudge | PairwiseJudge
         if against is None:
             judge = RatingJudge(asker, read_rating_questions(config.judge_instructions))

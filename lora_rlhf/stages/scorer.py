@@ -50,7 +50,7 @@ class ResponseScorer:
     def from_config(cls, config: PPOConfig, prompts: Sequence[Prompt]) -> "ResponseScorer":
         """As the config has it. UserError for a reward function that cannot be used on some of the prompts."""
         functions = open_functions(config, config.reward_failure_score, prompts)
-        judge = JudgedReward.from_config(config, config, config.reward_failure_score, prompts)
+        judge = JudgedReward.from_config(config, config.reward_failure_score, prompts)
         weights = [function.weight for function in functions] + ([judge.weight] if judge else [])
         weight = config.reward_model_weight or sum(map(abs, weights))
         missing = None if config.missing_eos_score is None else config.missing_eos_score * weight
