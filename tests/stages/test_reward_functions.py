@@ -58,9 +58,12 @@ def run_once(guesser: Path, run: Path, prompts: str, *flags: str) -> dict[str, A
 
 
 @pytest.mark.slow
-def test_functions_that_misbehave_do_not_end_a_run(guesser: Path, tmp_path: Path) -> None:
+def test_functions_that_misbehave_do_not_end_a_run(
+    guesser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each on the responses that begin with Four or Eight, and none on Twelve, whose score is 1."""
-    names = ("fail", "allocate", "leave", "partly_nan", "hang")
+    monkeypatch.setenv("OUTSIDE", str(tmp_path / "outside"))
+    names = ("fail", "allocate", "leave", "partly_nan", "hang", "write_outside")
     functions = [f"tests.support.bad_rewards:{name}" for name in names]
     limits = ("--reward_timeout_s", "2", "--reward_failure_score", "-5", "--reward_memory_gib", "1")
     row = run_once(guesser, tmp_path, f"{guesser}/gsm8k.jsonl", *limits, "--reward_functions", *functions)
@@ -70,6 +73,8 @@ def test_functions_that_misbehave_do_not_end_a_run(guesser: Path, tmp_path: Path
     assert row["reward/fail"] == pytest.approx(1 - 6 * bad / 12)
     assert row["reward/partly_nan"] == -5.0  # it says nothing of the others
     assert row["reward/hang_failed"] >= bad
+    assert row["reward/write_outside"] in (0.0, -5.0), "code that writes outside fails, or is refused on this system"
+    assert not (tmp_path / "outside").exists()
 
 
 def test_scores_are_added_up_with_their_weights(guesser: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+from lora_rlhf.rewards.builtin import code_tests
+
 Messages = list[dict[str, str]]
 
 
@@ -40,6 +42,13 @@ def leave(completions: list[Messages], **_columns: Any) -> list[float]:
         print("leaving")
         os._exit(0)
     return [1.0] * len(completions)
+
+
+def write_outside(completions: list[Messages], **_columns: Any) -> list[float]:
+    """1 for a bad response whose code, which a model might have written, could write the file $OUTSIDE."""
+    path = os.environ["OUTSIDE"]
+    codes = [f"open({path!r}, 'w').write('x')" if is_bad([completion]) else "pass" for completion in completions]
+    return [code_tests(code, [f"assert len(open({path!r}).read())"]) for code in codes]
 
 
 def kill_itself(completions: list[Messages], **_columns: Any) -> list[float]:
