@@ -9,13 +9,15 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lora_rlhf.configs.judge import JudgeConfig
+from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import render_verbatim, stop_ids
 from lora_rlhf.judges import local
 from lora_rlhf.judges.choose import open_judge
 from lora_rlhf.judges.judge import Judge
-from lora_rlhf.judges.question import QuestionTemplate
+from lora_rlhf.judges.question import QuestionTemplate, RatingTemplate
 from lora_rlhf.model.chat import ChatModel, hash_model
+from lora_rlhf.stages.judged import JudgedReward
 from lora_rlhf.system.errors import UserError
 from tests.support.judges import QUESTIONS, answer, answers, asked
 
@@ -42,9 +44,11 @@ def save(folder: Path, tiny: Path, learned: str | None) -> str:
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         texts = ("one", "another is here", "two and two", "x", "this", "that or a third")
         for step in range(80):
-            question = QuestionTemplate().make_question(
-                Prompt.of(QUESTIONS[step % 5]), texts[step % 6], texts[step % 4 + 1]
-            )
+            asked, answer = Prompt.of(QUESTIONS[step % 5]), texts[step % 6]
+            if learned.startswith("Score"):
+                question = RatingTemplate().make_question(asked, answer)
+            else:
+                question = QuestionTemplate().make_question(asked, answer, texts[step % 4 + 1])
             ids = render_verbatim(tokenizer, Prompt.of(question.text))
             labels = [-100] * len(ids) + end
             loss = model(torch.tensor([ids + end]), labels=torch.tensor([labels])).loss
@@ -95,6 +99,17 @@ def test_a_model_that_always_says_a_finds_ties_and_is_loaded_once(
     assert reopened.compare(prompts, answers(*FIRST), answers(*SECOND)).outcomes == [0.5, 0.5, 0.5]
     assert reopened.describe()["cached"] == 4 and len(loaded) == 1, "the cache answers all"
     reopened.close()
+
+
+@pytest.mark.slow
+def test_a_model_in_a_folder_is_a_reward(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    model = save(tmp_path / "judge", tiny_model("llama"), "Score: 5")
+    values: dict[str, Any] = {"judge_model": model, "judge_max_tokens": 24, "judge_batch_size": 2, "device": "cpu"}
+    config = PPOConfig(run=str(tmp_path / "run"), prompts="p", reward_judge="local", **values)
+    reward = JudgedReward.from_config(config, 0.0, [])
+    assert reward is not None
+    assert reward.score([Prompt.of(QUESTIONS[0])] * 3, FIRST, 1) == ([pytest.approx(4 / 6)] * 3, 0)
+    reward.close()
 
 
 def test_a_model_that_babbles_is_no_judge(tmp_path: Path, babbler: str) -> None:
