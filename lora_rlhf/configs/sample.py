@@ -5,7 +5,7 @@ from typing import Literal
 
 from lora_rlhf.configs.catalogue import SFT, WriterRole
 from lora_rlhf.configs.common import StageConfig
-from lora_rlhf.configs.marks import ENGINE, input_file
+from lora_rlhf.configs.marks import ENGINE, input_file, subject
 from lora_rlhf.configs.scoring import ScoringConfig
 from lora_rlhf.configs.values import at_least, positive
 
@@ -26,7 +26,11 @@ class SampleConfig(ScoringConfig, StageConfig):
     """Fewest distinct responses; prompts that yield fewer are left out and counted."""
     max_responses: int = 9
     """Most responses; each prompt's K is drawn evenly between the two (InstructGPT: 4 to 9)."""
-    best_of: int | None = None
+    temperature: float = 1.0
+    """Sampling temperature."""
+    engine: Literal["auto", "plain", "static"] = field(default="auto", metadata=ENGINE)
+    """How responses are generated: in batches (plain), in slots that are refilled (static), or the faster (auto)."""
+    best_of: int | None = field(default=None, metadata=subject("best of n"))
     """Write demonstrations for sft instead: sample so many responses of each prompt, and keep the best one."""
     by: Literal["reward", "function", "judge"] = "reward"
     """What best_of compares: scores of the run's reward model, of reward_functions, or of reward_judge."""
@@ -36,10 +40,6 @@ class SampleConfig(ScoringConfig, StageConfig):
     """With best_of: keep only responses with at least this score, and leave out prompts without one."""
     reward: str | None = None
     """Reward stage folder, for `by reward`; RUN/reward unless given."""
-    temperature: float = 1.0
-    """Sampling temperature."""
-    engine: Literal["auto", "plain", "static"] = field(default="auto", metadata=ENGINE)
-    """How responses are generated: in batches (plain), in slots that are refilled (static), or the faster (auto)."""
 
     def faults(self) -> list[str]:
         wrong = self.max_responses < self.min_responses
