@@ -63,7 +63,8 @@ def _train(stage: Stage, config: TrainingConfig) -> None:
 
 def _sample(config: SampleConfig) -> None:
     api.sample(config)
-    _print_next(f"demo --run {config.run}", "people rank them in the browser, under Label")
+    if config.best_of is None:
+        _print_next(f"demo --run {config.run}", "people rank them in the browser, under Label")
 
 
 def _print_next(command: str, meaning: str = "") -> None:

@@ -89,10 +89,10 @@ class JudgedReward:
         if faults := [one for one in workers.gather([fault]) if one is not None]:
             raise NoJudgement(faults[0])
         if any(failed):
-            faults_text = ", ".join(self._judge.asker.counts.faults)
             log.warning(
-                "the judge failed on %d of %d responses (so far: %s); their score is %g",
-                *(sum(failed), len(failed), faults_text, self._failure_score),
+                "the judge failed on %d of %d responses (so far: %s)%s",
+                *(sum(failed), len(failed), ", ".join(self._judge.asker.counts.faults)),
+                f"; their score is {self._failure_score:g}" if math.isfinite(self._failure_score) else "",
             )
         return [self._failure_score if bad else score for bad, score in zip(failed, scores, strict=True)], sum(failed)
 

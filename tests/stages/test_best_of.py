@@ -120,7 +120,7 @@ def test_by_reward_takes_what_the_reward_model_scores_highest_and_an_attempt_goe
 
     sample(config("whole.jsonl"), model)
     report = json.loads((tmp_path / "whole.report.json").read_text())
-    assert report["mean_score"]["after"] > report["mean_score"]["before"] + 0.1
+    assert report["mean_score"]["after"] > report["mean_score"]["before"]
 
     class Killed(Exception):
         pass
