@@ -66,6 +66,7 @@ def adapter(tmp_path: Path, run: str) -> bytes:
     return (tmp_path / run / "ppo" / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_the_server_and_a_second_run_asks_nothing_again(
     command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_the_scores_are_those_of_the_server_and_a_second_run_asks_nothing_again(
     assert manifest(tmp_path / "run", "ppo")["parents"].keys() == {"sft"}
 
 
+@pytest.mark.slow
 def test_a_server_that_limits_rates_talks_nonsense_and_dies_loses_no_score_and_none_is_invented(
     command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_judge_without_a_key_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_budget_stops_a_run_and_a_larger_one_goes_on(
     command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
