@@ -142,6 +142,8 @@ def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
     }
     safe = "run device overwrite micro_batch_size generation_batch_size gradient_checkpointing dequantize strict"
     safe = f"{safe} trust_remote_code model {of_training} engine"
+    judge = "key_variable price_in price_out budget concurrency retries timeout batch_size cache"
+    safe = f"{safe} {' '.join(f'judge_{name}' for name in judge.split())}"
     assert set(fields_with_mark(PPOConfig, SAFE_TO_CHANGE_ON_RESUME)) == set(safe.split())
     assert {stage.name: list(stage.reads) for stage in STAGES} == {
         stage.name: list(mark_by_field(stage.config, "input_file")) for stage in STAGES
