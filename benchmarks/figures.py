@@ -45,7 +45,7 @@ def updated(page: str, texts: dict[str, str]) -> str:
 def figures() -> dict[str, str]:
     """The text of every figure, from benchmarks/results/*.json."""
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    pages = (_quickstart, _against_trl, _speed, _app, _plan, _zoo, _commands)
+    pages = (_quickstart, _against_trl, _speed, _app, _plan, _zoo, _commands, _methods)
     return {name: text for page in pages for name, text in page(results).items()}
 
 
@@ -223,6 +223,93 @@ def _commands(results: Any) -> dict[str, str]:
         "kills": f"{results['kill']['kills']}",
         "memory_slope": f"{results['memory_over_time']['slope_mib_per_100']['resident']['slope']:+.1f} MiB",
     }
+
+
+METHODS = {
+    "best_of_16": "best of 16, no training",
+    "rejection": "rejection sampling",
+    "dpo": "DPO, 1 epoch",
+    "dpo_as_long": "DPO, as long as reward model and PPO",
+    "ipo": "IPO",
+    "kto": "KTO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "ppo": "PPO",
+    "ppo_ptx": "PPO-ptx",
+}
+
+
+def _methods(results: Any) -> dict[str, str]:
+    """Every method at every number of ranked prompts: rates are pooled over seeds, other figures are their means."""
+    costs, judged = results["methods"]["costs"], results["methods"]["judged"]
+    counts = sorted({int(key.split("/")[1]) for key in judged})
+    seeds = sorted({key.split("/")[0] for key in judged}, key=int)
+
+    def cells(name: str, count: int) -> str:
+        rows = [judged[key][name] for key in (f"{seed}/{count}" for seed in seeds) if name in judged.get(key, {})]
+        spent = [costs[key] for key in (f"{seed}/{count}/{name}" for seed in seeds) if key in costs]
+        best = [row["win_rate_best_temperature"] for row in rows if row.get("win_rate_best_temperature")]
+        figures = [
+            f"{mean:.2f}" if (mean := _mean([row.get(figure) for row in rows])) is not None else ""
+            for figure in ("gold", "kl", "length", "perplexity")
+        ]
+        return " | ".join(
+            [
+                METHODS[name],
+                str(count),
+                _rates([row["win_rate"] for row in rows]),
+                _rates(best) if best else "",
+                *figures,
+                f"{fmean(cost['seconds'] for cost in spent):.0f}",
+                f"{max(cost['peak_gib'] for cost in spent):.2f}",
+            ]
+        )
+
+    sft = [judged[f"{seed}/{count}"]["sft"] for seed in seeds for count in counts if f"{seed}/{count}" in judged]
+    means = [f"{_mean([row[key] for row in sft]) or 0:.2f}" for key in ("gold", "kl", "length", "perplexity")]
+    spent = [costs[f"{seed}/sft"] for seed in seeds]
+    seconds, peak = fmean(cost["seconds"] for cost in spent), max(cost["peak_gib"] for cost in spent)
+    start = " | ".join(["SFT", "", "", "", *means, f"{seconds:.0f}", f"{peak:.2f}"])
+    most = counts[-1]
+    per_thousand = {
+        "`sft`, per 1,000 demonstrations": ("sft", 1500),
+        "`reward`, per 1,000 ranked prompts": (f"{most}/reward", most),
+        "`dpo`, per 1,000 ranked prompts": (f"{most}/dpo", most),
+        "`dpo --method kto`, per 1,000 ranked prompts": (f"{most}/kto", most),
+        "`ppo`, per 1,000 responses": (f"{most}/ppo", 3840),
+        "`ppo --advantage rloo`, per 1,000 responses": (f"{most}/rloo", 3840),
+        "`ppo --pretraining-text`, per 1,000 responses": (f"{most}/ppo_ptx", 3840),
+        "`sample --best-of 16`, per 1,000 prompts": (f"{most}/best_of_16", 320),
+    }
+    return {
+        "methods_seeds": str(len(seeds)),
+        "methods": _table(
+            "method | ranked prompts | wins against SFT, temperature 1 | each at its best temperature | gold score "
+            "| KL, nats a response | tokens | perplexity | seconds | GiB",
+            start,
+            *(cells(name, count) for count in counts for name in METHODS if f"{seeds[0]}/{count}" in judged),
+        ),
+        "methods_costs": _table(
+            "command | seconds | GiB",
+            *(
+                f"{title} | {fmean(costs[f'{seed}/{key}']['seconds'] for seed in seeds) / rows * 1000:.0f} | "
+                f"{max(costs[f'{seed}/{key}']['peak_gib'] for seed in seeds):.2f}"
+                for title, (key, rows) in per_thousand.items()
+            ),
+        ),
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _rates(rates: list[Any]) -> str:
+    """The mean of rates over as many prompts each, with the interval of their mean."""
+    mean = fmean(rate["rate"] for rate in rates)
+    half = sum(((rate["high"] - rate["low"]) / 2) ** 2 for rate in rates) ** 0.5 / len(rates)
+    return _rate({"rate": mean, "low": mean - half, "high": mean + half})
 
 
 def _rate(rate: Any) -> str:

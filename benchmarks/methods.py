@@ -4,8 +4,10 @@
 
 Each seed has one SFT model, whose answers the simulated labelers rank. Of every number of ranked prompts the first ones
 of the same file are taken. A method runs as its command, in a process of its own; the result is written after every one
-of them, and a second call goes on where the first one stopped. `as_long`: the same method with as many epochs as fit
-into the seconds that reward model and PPO took together.
+of them, and a second call goes on where the first one stopped.
+
+Rejection sampling: SFT again, on the demonstrations and on the best of 16 answers to as many prompts as make PPO's
+number of responses. `as_long`: DPO with as many epochs as fit into the seconds of reward model and PPO together.
 """
 
 import argparse
@@ -21,8 +23,11 @@ from typing import Any
 
 from provenance import provenance
 
+from lora_rlhf.data.schema import Demonstration
+from lora_rlhf.data.sources import Source
 from lora_rlhf.evaluation.report_model import Report, read_report
 from lora_rlhf.runs.manifest import read_manifest
+from lora_rlhf.stats.win_rates import mean_outcome
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.gold import gold_total
@@ -36,19 +41,20 @@ PPO = (
     "--engine static --accept_chance_reward true"
 )
 DPO = "--micro_batch_size 64 --learning_rate 5e-4"
-# {method: (the command, its own flags)}; "as_long" repeats a method with more epochs
+# {method: (the command, its own flags)}; the report is of the first one's run, and its policy is the candidate
 METHODS = {
-    "dpo": ("dpo", DPO),
-    "ipo": ("dpo", f"{DPO} --loss_type ipo"),
-    "kto": ("dpo", f"{DPO} --method kto --batch_size 32"),
     "ppo": ("ppo", PPO),
     "ppo_ptx": ("ppo", f"{PPO} --pretraining_text {{data}}/pretraining.jsonl --ptx_coef 1 --ptx_block_tokens 64"),
     "rloo": ("ppo", f"{PPO} --advantage rloo --samples_per_prompt 4"),
     "grpo": ("ppo", f"{PPO} --advantage grpo --samples_per_prompt 4"),
+    "dpo": ("dpo", DPO),
+    "ipo": ("dpo", f"{DPO} --loss_type ipo"),
+    "kto": ("dpo", f"{DPO} --method kto --batch_size 32"),
     "rejection": ("sft", ""),
 }
-AS_LONG = ("dpo", "ipo", "kto")
-LAST_IS_FIRST = "ppo"  # the run that the report is of: its policy is the candidate
+AS_LONG = ("dpo",)
+REJECTION_PROMPTS = 40 * 96 // BEST_OF  # PPO samples 40 iterations of 96 responses
+SELECTION_PROMPTS = 100
 
 
 def main() -> None:
@@ -98,7 +104,7 @@ class Bench:
     def begin(self, seed: int, folder: Path, most: int) -> None:
         """The data, the SFT model, its answers and their rankings."""
         data, run = folder / "data", folder / "start"
-        sizes = f"--num_ranking_prompts {most} --num_pretraining 1000"
+        sizes = f"--num_ranking_prompts {most} --num_pretraining 1000 --num_selection_prompts {SELECTION_PROMPTS}"
         self.step(f"{seed}/data", f"tinyworld make --to {data} --seed {seed} {sizes}")
         self.step(
             f"{seed}/sft",
@@ -116,9 +122,7 @@ class Bench:
     def train_all(self, seed: int, folder: Path, count: int) -> None:
         """All methods on the first `count` ranked prompts, each in a run of its own beside the others."""
         data, key = folder / "data", f"{seed}/{count}"
-        rankings = data / f"rankings-{count}.jsonl"
-        with (data / "rankings.jsonl").open() as rows:
-            rankings.write_text("".join(islice(rows, count)))
+        rankings = first_rows(data / "rankings.jsonl", count)
         common = f"--seed {seed} {LIMITS} --sft {folder}/start/sft"
         reward = folder / f"reward-{count}"
         self.step(
@@ -126,13 +130,14 @@ class Bench:
             f"reward --run {reward} --rankings {rankings} {common} --batch_size 16 --micro_batch_size 64 "
             "--learning_rate 2e-3",
         )
-        self._best_of(seed, folder, count)
         for name, (command, flags) in METHODS.items():
+            if name == "rejection":
+                self._best_of(seed, folder, count)
             run = folder / f"{name}-{count}"
             reads = {
                 "dpo": f"--rankings {rankings} {common}",
                 "ppo": f"--prompts {data}/ppo_prompts.jsonl --reward {reward}/reward {common}",
-                "sft": f"--model tinyworld --demonstrations {data}/best-{count}.jsonl --seed {seed} {LIMITS} "
+                "sft": f"--model tinyworld --demonstrations {data}/with-best-{count}.jsonl --seed {seed} {LIMITS} "
                 "--batch_size 32 --micro_batch_size 32 --learning_rate 2e-3",
             }[command]
             self.step(f"{key}/{name}", f"{command} --run {run} {reads} {flags.format(data=data)}")
@@ -144,72 +149,69 @@ class Bench:
             self.step(f"{key}/{name}_as_long", f"{words} --epochs {epochs}")
 
     def _best_of(self, seed: int, folder: Path, count: int) -> None:
-        """The best of 16 answers by the reward model: to the held-out prompts, and to as many others to learn from."""
-        for name, prompts in (("held", "evaluation_prompts"), ("best", "ranking_prompts")):
-            source, to = folder / "data" / f"{prompts}.jsonl", folder / "data" / f"{name}-{count}.jsonl"
-            if name == "best":
-                few = folder / "data" / f"prompts-{count}.jsonl"
-                with source.open() as rows:
-                    few.write_text("".join(islice(rows, count)))
-                source = few
+        """The best of 16 answers by the reward model: to the held-out prompts, and to others to learn from."""
+        data = folder / "data"
+        practice = first_rows(data / "ppo_prompts.jsonl", REJECTION_PROMPTS)
+        for name, prompts in (("best_of_16", data / "evaluation_prompts.jsonl"), ("best", practice)):
             self.step(
                 f"{seed}/{count}/{name}",
-                f"sample --run {folder}/start --reward {folder}/reward-{count}/reward --prompts {source} --to {to} "
-                f"--best_of {BEST_OF} --by reward --engine static --seed {seed} {LIMITS}",
+                f"sample --run {folder}/start --reward {folder}/reward-{count}/reward --prompts {prompts} "
+                f"--to {data}/{name}-{count}.jsonl --best_of {BEST_OF} --engine static --seed {seed} {LIMITS}",
             )
+        rows = [(data / name).read_text() for name in ("demonstrations.jsonl", f"best-{count}.jsonl")]
+        (data / f"with-best-{count}.jsonl").write_text("".join(rows))
 
     def judge(self, seed: int, folder: Path, count: int) -> None:
         """One report over all of them, and what it says of each against the SFT model."""
-        key, data = f"{seed}/{count}", folder / "data"
-        names = [name for name in (*METHODS, *(f"{name}_as_long" for name in AS_LONG)) if name != LAST_IS_FIRST]
-        runs = [folder / f"{name}-{count}" for name in (LAST_IS_FIRST, *names)]
-        report = folder / f"report-{count}"
+        data, report = folder / "data", folder / f"report-{count}"
+        names = [*METHODS, *(f"{name}_as_long" for name in AS_LONG)]
+        runs = " ".join(f"{folder}/{name}-{count}" for name in names)
         self.step(
-            f"{key}/evaluate",
-            f"evaluate {' '.join(map(str, runs))} --prompts {data}/evaluation_prompts.jsonl --selection_prompts "
+            f"{seed}/{count}/evaluate",
+            f"evaluate {runs} --prompts {data}/evaluation_prompts.jsonl --selection_prompts "
             f"{data}/selection_prompts.jsonl --candidate policy --baseline sft --sft {folder}/start/sft "
             f"--reward {folder}/reward-{count}/reward --to {report} --probes none --choices none --seed {seed} "
-            f"--engine static {LIMITS} --micro_batch_size 64".replace("--engine static ", ""),
+            f"--micro_batch_size 64 {LIMITS}",
         )
         read = read_report(report)
         rows = [json.loads(line) for line in (report / "evaluation_samples.jsonl").read_text().splitlines()]
-        judged = {"sft": figures_of(read, "sft"), **self._best_of_figures(data / f"held-{count}.jsonl", rows, count)}
-        for run in runs:
-            name = run.name.removesuffix(f"-{count}")
-            system = (
-                next(system for system in read.systems if system.startswith(f"{run.name}:"))
-                if name != LAST_IS_FIRST
-                else "policy"
-            )
-            judged[name] = figures_of(read, system)
-            held_out = read_manifest(folder / run.name / stage_of(name))["results"].get("accuracy")
-            judged[name]["held_out_accuracy"] = None if held_out is None else held_out["rate"]
-        self.result["judged"][key] = judged
+        judged = {
+            "sft": figures_of(read, "sft"),
+            "best_of_16": best_of_figures(data / f"best_of_16-{count}.jsonl", rows),
+        }
+        for name in names:
+            own = [system for system in read.systems if system.startswith(f"{name}-{count}:")]
+            accuracy = read_manifest(folder / f"{name}-{count}" / stage_of(name))["results"].get("accuracy")
+            judged[name] = figures_of(read, own[0] if own else "policy")
+            judged[name]["held_out_accuracy"] = accuracy and accuracy["rate"]
+        self.result["judged"][f"{seed}/{count}"] = judged
         write_json(self.to, self.result)
 
-    def _best_of_figures(self, chosen: Path, rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
-        """Best of 16 against the SFT model's answers at temperature 1, prompt by prompt."""
-        from lora_rlhf.data.sources import Source
-        from lora_rlhf.stats.win_rates import mean_outcome
 
-        best = {row.prompt.messages[-1].content: row.response for row in Source(str(chosen), "demonstrations")}
-        outcomes, lengths, golds = [], [], []
-        for row in rows:
-            prompt = row["prompt"][-1]["content"] if isinstance(row["prompt"], list) else row["prompt"]
-            if prompt in best:
-                gold = gold_total(prompt, best[prompt])
-                other = row["scores"]["sft"]
-                outcomes.append(0.5 if abs(gold - other) < 1e-9 else float(gold > other))
-                golds.append(gold)
-                lengths.append(len(best[prompt]))
-        return {
-            "best_of_16": {
-                "win_rate": mean_outcome(outcomes)._asdict(),
-                "gold": sum(golds) / len(golds),
-                "kl": math.log(BEST_OF) - (BEST_OF - 1) / BEST_OF,
-                "prompts": len(outcomes),
-            }
-        }
+def first_rows(path: Path, count: int) -> Path:
+    """A file beside this one with its first rows."""
+    to = path.with_name(f"{path.stem}-{count}.jsonl")
+    with path.open() as rows:
+        to.write_text("".join(islice(rows, count)))
+    return to
+
+
+def best_of_figures(chosen: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Best of 16 against the SFT model's answers at temperature 1, prompt by prompt."""
+    source: Source[Demonstration] = Source(str(chosen), "demonstrations")
+    best = {row.prompt.messages[-1].content: row.response for row in source}
+    outcomes, golds = [], []
+    for row in rows:
+        prompt = row["prompt"][-1]["content"] if isinstance(row["prompt"], list) else row["prompt"]
+        if prompt in best:
+            golds.append(gold_total(prompt, best[prompt]))
+            lead = golds[-1] - row["scores"]["sft"]
+            outcomes.append(0.5 if abs(lead) < 1e-9 else float(lead > 0))
+    return {
+        "win_rate": mean_outcome(outcomes)._asdict(),
+        "gold": sum(golds) / len(golds),
+        "kl": math.log(BEST_OF) - (BEST_OF - 1) / BEST_OF,
+    }
 
 
 def stage_of(name: str) -> str:

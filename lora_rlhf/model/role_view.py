@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput, ModelOutput
 
 from lora_rlhf.model.forward import position_ids
+from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
 
 
@@ -18,8 +19,9 @@ class RoleView(PreTrainedModel):
     """A role of the shared model without parameters of its own: TRL runs `base_model`, then the LM head.
 
     Whatever a trainer does to a model that it is given (casting adapters, adding and switching them, patching forward
-    and configuration) it does to this view. A pass reads each distinct row once, in micro-batches of `size` rows, and
-    with gradients keeps only their hidden states: so a loss over a whole batch does not depend on the size.
+    and configuration) it does to this view. A pass reads each distinct row once, however many pairs it stands in. The
+    backbone runs in micro-batches of `size` rows, of which only the hidden states are kept for the backward pass: so a
+    loss over a whole batch does not depend on the size.
     """
 
     config_class = PreTrainedConfig
@@ -49,15 +51,26 @@ class RoleView(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self._shared[0].causal.get_output_embeddings()
 
-    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
-        """TRL puts its own in this place."""
-        raise NotImplementedError("a view is read through its base_model")
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> ModelOutput:
+        """What `forward` gives for these rows (B, T); inputs: `labels` (B, T), and settings."""
+        tensors = {"input_ids": input_ids, "attention_mask": attention_mask}
+        tensors |= {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        rows, positions = torch.unique(torch.cat([*tensors.values()], dim=1), dim=0, return_inverse=True)
+        distinct = dict(zip(tensors, rows.split(input_ids.shape[1], dim=1), strict=True))
+        output = super().__call__(**(inputs | distinct))
+        return type(output)(
+            **{name: value[positions.to(value.device)] if value.ndim else value for name, value in output.items()}
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_settings: Any) -> CausalLMOutput:
+        """The logits (B, T, V). TRL 1.16 puts a head of its own in this place, which makes them in parts."""
+        hidden = self._read(input_ids, attention_mask).last_hidden_state
+        return CausalLMOutput(logits=lm_logits(self._shared[0].causal, hidden))
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor, **_settings: Any) -> BaseModelOutputWithPast:
         """The hidden states. Of TRL's other arguments all say what holds here anyway: no cache, no router logits."""
         model, width = self._shared[0], input_ids.shape[1]
-        rows, positions = torch.unique(torch.cat([input_ids, attention_mask], dim=1), dim=0, return_inverse=True)
-        ids, mask = rows[:, :width].to(model.device), rows[:, width:].bool().to(model.device)
+        ids, mask = input_ids.to(model.device), attention_mask.to(model.device).bool()
         order = mask.sum(dim=1).argsort(descending=True, stable=True)  # the longest first: what does not fit fails soon
         parts = order.split(self.size)
         hidden = []
@@ -70,8 +83,7 @@ class RoleView(PreTrainedModel):
                 else:
                     states = self._backbone(*inputs)
                 hidden.append(nn.functional.pad(states, (0, 0, 0, width - longest)))
-        in_order = torch.cat(hidden)[order.argsort()]
-        return BaseModelOutputWithPast(last_hidden_state=in_order[positions.to(model.device)])
+        return BaseModelOutputWithPast(last_hidden_state=torch.cat(hidden)[order.argsort()])
 
     def _backbone(self, ids: Tensor, mask: Tensor) -> Tensor:
         # float32: TRL multiplies with the LM head in the dtype of its input, and 16 bits are too coarse for logits
