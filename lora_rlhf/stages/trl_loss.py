@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from trl import DPOConfig as PairArguments
 from trl import DPOTrainer, KTOTrainer
@@ -12,8 +13,11 @@ from trl import KTOConfig as VoteArguments
 from lora_rlhf.configs.stages import DPOConfig
 from lora_rlhf.data.preferences import Rows, to_dataset
 from lora_rlhf.data.template import copy_with_pad
+from lora_rlhf.model.forward import text_logprobs
+from lora_rlhf.model.precision import expected_rounding, largest_difference
 from lora_rlhf.model.role_view import RoleView
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import UserError
 
 ROLE, REFERENCE = "dpo", "reference"
 
@@ -70,6 +74,24 @@ class TRLLoss:
             processing_class=copy_with_pad(model.tokenizer),
         )
         self._trainer.callback_handler.callbacks.clear()  # they print
+        self._require_own_logits(model, example)
+
+    @torch.no_grad()
+    def _require_own_logits(self, model: SharedModel, rows: Rows) -> None:
+        """UserError unless TRL's LM head gives the log-probabilities that the model itself gives."""
+        inputs = self._trainer.data_collator(rows)
+        ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device)
+        self._reference.size = len(ids)
+        output = self._reference(ids, mask, labels=ids.masked_fill(mask == 0, -100), fused_lm_head=True)
+        if "log_probs" not in output:
+            return  # an older TRL, which takes the model's logits
+        with model.role(REFERENCE):
+            difference = largest_difference(output["log_probs"], text_logprobs(model, ids, mask.bool()))
+        if difference > (allowed := expected_rounding(model).few_tokens):
+            raise UserError(
+                f"TRL reads the LM head of {model.base.spec.name!r} otherwise than the model does: log-probabilities "
+                f"differ by {difference:.3g}, at most {allowed:g} is rounding; dpo cannot train this model, ppo can"
+            )
 
     def __call__(self, rows: Rows, size: int) -> tuple[Tensor, dict[str, float]]:
         """The mean loss of rows, read in micro-batches of `size` sequences, and TRL's figures of the same rows."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_rlhf.configs.stages import PAIR_LOSSES, DPOConfig
 from lora_rlhf.data.encode import EncodedRanking
 from lora_rlhf.data.preferences import choose_pairs, split_into_votes
+from lora_rlhf.model import role_view
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import dpo
@@ -167,6 +168,23 @@ def test_trls_head_reads_what_the_model_itself_says(shared_model: Make, tmp_path
     with torch.no_grad(), model.role("dpo"):
         values = [float(ratios(ranking.prompt_ids, ranking.response_ids[index])) for index in (chosen, rejected)]
     assert found == pytest.approx(0.7 * (values[0] - values[1]), abs=1e-4)
+
+
+def test_a_model_whose_head_trl_reads_otherwise_is_refused(shared_model: Make, tmp_path: Path) -> None:
+    model = with_roles(shared_model, "gemma2")
+    config = model.causal.config
+    assert config.final_logit_softcapping == 3.0
+    step(model, CONFIG, BATCH[1:2], tmp_path, 2)
+    view = role_view.deepcopy
+    with pytest.MonkeyPatch.context() as patch:  # a cap under a name that TRL does not know
+        patch.setattr(role_view, "deepcopy", lambda config: without_cap(view(config)))
+        with pytest.raises(UserError, match="TRL reads the LM head"):
+            step(model, CONFIG, BATCH[1:2], tmp_path, 2)
+
+
+def without_cap(config: Any) -> Any:
+    config.final_logit_softcapping = None
+    return config
 
 
 @pytest.mark.parametrize(
