@@ -260,7 +260,7 @@ def _methods(results: Any) -> dict[str, str]:
                 _rates([row["win_rate"] for row in rows]),
                 _rates(best) if best else "",
                 *figures,
-                f"{fmean(cost['seconds'] for cost in spent):.0f}",
+                f"{fmean(cost['cpu_seconds'] for cost in spent):.0f}",
                 f"{max(cost['peak_gib'] for cost in spent):.2f}",
             ]
         )
@@ -268,7 +268,7 @@ def _methods(results: Any) -> dict[str, str]:
     sft = [judged[f"{seed}/{count}"]["sft"] for seed in seeds for count in counts if f"{seed}/{count}" in judged]
     means = [f"{_mean([row[key] for row in sft]) or 0:.2f}" for key in ("gold", "kl", "length", "perplexity")]
     spent = [costs[f"{seed}/sft"] for seed in seeds]
-    seconds, peak = fmean(cost["seconds"] for cost in spent), max(cost["peak_gib"] for cost in spent)
+    seconds, peak = fmean(cost["cpu_seconds"] for cost in spent), max(cost["peak_gib"] for cost in spent)
     start = " | ".join(["SFT", "", "", "", *means, f"{seconds:.0f}", f"{peak:.2f}"])
     most = counts[-1]
     per_thousand = {
@@ -285,16 +285,22 @@ def _methods(results: Any) -> dict[str, str]:
         "methods_seeds": str(len(seeds)),
         "methods": _table(
             "method | ranked prompts | wins against SFT, temperature 1 | each at its best temperature | gold score "
-            "| KL, nats a response | tokens | perplexity | seconds | GiB",
+            "| KL, nats a response | tokens | perplexity | CPU seconds | GiB",
             start,
-            *(cells(name, count) for count in counts for name in METHODS if f"{seeds[0]}/{count}" in judged),
+            *(
+                cells(name, count)
+                for count in counts
+                for name in METHODS
+                if name in judged.get(f"{seeds[0]}/{count}", {})
+            ),
         ),
         "methods_costs": _table(
-            "command | seconds | GiB",
+            "command | CPU seconds | GiB",
             *(
-                f"{title} | {fmean(costs[f'{seed}/{key}']['seconds'] for seed in seeds) / rows * 1000:.0f} | "
+                f"{title} | {fmean(costs[f'{seed}/{key}']['cpu_seconds'] for seed in seeds) / rows * 1000:.0f} | "
                 f"{max(costs[f'{seed}/{key}']['peak_gib'] for seed in seeds):.2f}"
                 for title, (key, rows) in per_thousand.items()
+                if f"{seeds[0]}/{key}" in costs
             ),
         ),
     }

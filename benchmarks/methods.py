@@ -4,10 +4,10 @@
 
 Each seed has one SFT model, whose answers the simulated labelers rank. Of every number of ranked prompts the first ones
 of the same file are taken. A method runs as its command, in a process of its own; the result is written after every one
-of them, and a second call goes on where the first one stopped.
+of them, and a second call goes on where the first one stopped. `--methods` names those that shall be there then.
 
 Rejection sampling: SFT again, on the demonstrations and on the best of 16 answers to as many prompts as make PPO's
-number of responses. `as_long`: DPO with as many epochs as fit into the seconds of reward model and PPO together.
+number of responses. `as_long`: DPO with as many epochs as fit into the CPU seconds of reward model and PPO together.
 """
 
 import argparse
@@ -51,8 +51,9 @@ METHODS = {
     "ipo": ("dpo", f"{DPO} --loss_type ipo"),
     "kto": ("dpo", f"{DPO} --method kto --batch_size 32"),
     "rejection": ("sft", ""),
+    "dpo_as_long": ("dpo", DPO),
 }
-AS_LONG = ("dpo",)
+BEST = f"best_of_{BEST_OF}"  # no training
 REJECTION_PROMPTS = 40 * 96 // BEST_OF  # PPO samples 40 iterations of 96 responses
 SELECTION_PROMPTS = 100
 
@@ -61,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--prompts", type=int, nargs="+", default=[200, 1200], help="numbers of ranked prompts")
+    parser.add_argument("--methods", nargs="+", choices=[BEST, *METHODS], default=[BEST, *METHODS])
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="folder of the run folders")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/methods.json"))
     args = parser.parse_args()
@@ -70,8 +72,8 @@ def main() -> None:
         folder = args.runs / f"seed-{seed}"
         bench.begin(seed, folder, max(args.prompts))
         for count in args.prompts:
-            bench.train_all(seed, folder, count)
-            bench.judge(seed, folder, count)
+            bench.train_all(seed, folder, count, args.methods)
+            bench.judge(seed, folder, count, args.methods)
     print(json.dumps(bench.result, indent=2))
 
 
@@ -85,7 +87,7 @@ class Bench:
         self.result |= {key: before[key] for key in ("costs", "judged") if key in before}
 
     def step(self, name: str, words: str) -> dict[str, float]:
-        """Runs a command once: its seconds and the peak of its memory, and the load of the machine before it."""
+        """Runs a command once: its seconds, those of the CPU, its peak memory, and the load of the machine before it."""
         costs: dict[str, dict[str, float]] = self.result["costs"]
         if name not in costs:
             load, started = os.getloadavg()[0], time.monotonic()
@@ -95,6 +97,7 @@ class Bench:
                 sys.exit(f"{name}: `lora-rlhf {words}` ended with status {os.waitstatus_to_exitcode(status)}")
             costs[name] = {
                 "seconds": round(time.monotonic() - started, 1),
+                "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
                 "peak_gib": round(usage.ru_maxrss * KIB / 2**30, 3),
                 "load_before": round(load, 2),
             }
@@ -119,9 +122,9 @@ class Bench:
         rankings = f"--responses {data}/candidates.jsonl --to {data}/rankings.jsonl --seed {seed}"
         self.step(f"{seed}/label", f"tinyworld label {rankings}")
 
-    def train_all(self, seed: int, folder: Path, count: int) -> None:
-        """All methods on the first `count` ranked prompts, each in a run of its own beside the others."""
-        data, key = folder / "data", f"{seed}/{count}"
+    def train_all(self, seed: int, folder: Path, count: int, names: list[str]) -> None:
+        """The methods on the first `count` ranked prompts, each in a run of its own beside the others."""
+        data, key, costs = folder / "data", f"{seed}/{count}", self.result["costs"]
         rankings = first_rows(data / "rankings.jsonl", count)
         common = f"--seed {seed} {LIMITS} --sft {folder}/start/sft"
         reward = folder / f"reward-{count}"
@@ -130,60 +133,58 @@ class Bench:
             f"reward --run {reward} --rankings {rankings} {common} --batch_size 16 --micro_batch_size 64 "
             "--learning_rate 2e-3",
         )
-        for name, (command, flags) in METHODS.items():
+        for name in names:
+            if name == BEST:
+                self._best_of(BEST, seed, folder, count, data / "evaluation_prompts.jsonl")
+                continue
             if name == "rejection":
-                self._best_of(seed, folder, count)
-            run = folder / f"{name}-{count}"
+                practice = first_rows(data / "ppo_prompts.jsonl", REJECTION_PROMPTS)
+                parts = [data / "demonstrations.jsonl", self._best_of("best", seed, folder, count, practice)]
+                (data / f"with-best-{count}.jsonl").write_text("".join(part.read_text() for part in parts))
+            command, flags = METHODS[name]
             reads = {
                 "dpo": f"--rankings {rankings} {common}",
                 "ppo": f"--prompts {data}/ppo_prompts.jsonl --reward {reward}/reward {common}",
                 "sft": f"--model tinyworld --demonstrations {data}/with-best-{count}.jsonl --seed {seed} {LIMITS} "
                 "--batch_size 32 --micro_batch_size 32 --learning_rate 2e-3",
             }[command]
-            self.step(f"{key}/{name}", f"{command} --run {run} {reads} {flags.format(data=data)}")
-        costs = self.result["costs"]
-        seconds = costs[f"{key}/reward"]["seconds"] + costs[f"{key}/ppo"]["seconds"]
-        for name in AS_LONG:
-            epochs = max(1, round(seconds / costs[f"{key}/{name}"]["seconds"]))
-            words = f"dpo --run {folder}/{name}_as_long-{count} --rankings {rankings} {common} {METHODS[name][1]}"
-            self.step(f"{key}/{name}_as_long", f"{words} --epochs {epochs}")
+            if name.endswith("_as_long"):
+                seconds = costs[f"{key}/reward"]["cpu_seconds"] + costs[f"{key}/ppo"]["cpu_seconds"]
+                flags += f" --epochs {max(1, round(seconds / costs[f'{key}/dpo']['cpu_seconds']))}"
+            self.step(f"{key}/{name}", f"{command} --run {folder}/{name}-{count} {reads} {flags.format(data=data)}")
 
-    def _best_of(self, seed: int, folder: Path, count: int) -> None:
-        """The best of 16 answers by the reward model: to the held-out prompts, and to others to learn from."""
-        data = folder / "data"
-        practice = first_rows(data / "ppo_prompts.jsonl", REJECTION_PROMPTS)
-        for name, prompts in (("best_of_16", data / "evaluation_prompts.jsonl"), ("best", practice)):
-            self.step(
-                f"{seed}/{count}/{name}",
-                f"sample --run {folder}/start --reward {folder}/reward-{count}/reward --prompts {prompts} "
-                f"--to {data}/{name}-{count}.jsonl --best_of {BEST_OF} --engine static --seed {seed} {LIMITS}",
-            )
-        rows = [(data / name).read_text() for name in ("demonstrations.jsonl", f"best-{count}.jsonl")]
-        (data / f"with-best-{count}.jsonl").write_text("".join(rows))
+    def _best_of(self, name: str, seed: int, folder: Path, count: int, prompts: Path) -> Path:
+        """The file of the SFT model's best answers, of 16 to each prompt, by the reward model."""
+        to = folder / "data" / f"{name}-{count}.jsonl"
+        self.step(
+            f"{seed}/{count}/{name}",
+            f"sample --run {folder}/start --reward {folder}/reward-{count}/reward --prompts {prompts} "
+            f"--to {to} --best_of {BEST_OF} --engine static --seed {seed} {LIMITS}",
+        )
+        return to
 
-    def judge(self, seed: int, folder: Path, count: int) -> None:
+    def judge(self, seed: int, folder: Path, count: int, methods: list[str]) -> None:
         """One report over all of them, and what it says of each against the SFT model."""
-        data, report = folder / "data", folder / f"report-{count}"
-        names = [*METHODS, *(f"{name}_as_long" for name in AS_LONG)]
+        data, names = folder / "data", [name for name in METHODS if name in methods]
+        report = folder / f"report-{count}-{len(names)}"
         runs = " ".join(f"{folder}/{name}-{count}" for name in names)
         self.step(
-            f"{seed}/{count}/evaluate",
+            f"{seed}/{count}/evaluate {' '.join(names)}",
             f"evaluate {runs} --prompts {data}/evaluation_prompts.jsonl --selection_prompts "
-            f"{data}/selection_prompts.jsonl --candidate policy --baseline sft --sft {folder}/start/sft "
+            f"{data}/selection_prompts.jsonl --baseline sft --sft {folder}/start/sft "
             f"--reward {folder}/reward-{count}/reward --to {report} --probes none --choices none --seed {seed} "
             f"--micro_batch_size 64 {LIMITS}",
         )
         read = read_report(report)
-        rows = [json.loads(line) for line in (report / "evaluation_samples.jsonl").read_text().splitlines()]
-        judged = {
-            "sft": figures_of(read, "sft"),
-            "best_of_16": best_of_figures(data / f"best_of_16-{count}.jsonl", rows),
-        }
+        judged = {"sft": figures_of(read, "sft")}
         for name in names:
             own = [system for system in read.systems if system.startswith(f"{name}-{count}:")]
-            accuracy = read_manifest(folder / f"{name}-{count}" / stage_of(name))["results"].get("accuracy")
-            judged[name] = figures_of(read, own[0] if own else "policy")
+            accuracy = read_manifest(folder / f"{name}-{count}" / METHODS[name][0])["results"].get("accuracy")
+            judged[name] = figures_of(read, own[0] if own else read.candidate)
             judged[name]["held_out_accuracy"] = accuracy and accuracy["rate"]
+        if BEST in methods:
+            rows = [json.loads(line) for line in (report / "evaluation_samples.jsonl").read_text().splitlines()]
+            judged[BEST] = best_of_figures(data / f"{BEST}-{count}.jsonl", rows)
         self.result["judged"][f"{seed}/{count}"] = judged
         write_json(self.to, self.result)
 
@@ -212,11 +213,6 @@ def best_of_figures(chosen: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "gold": sum(golds) / len(golds),
         "kl": math.log(BEST_OF) - (BEST_OF - 1) / BEST_OF,
     }
-
-
-def stage_of(name: str) -> str:
-    """The stage that a method's run holds."""
-    return METHODS[name.removesuffix("_as_long")][0]
 
 
 def figures_of(report: Report, system: str) -> dict[str, Any]:
