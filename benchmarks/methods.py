@@ -87,7 +87,7 @@ class Bench:
         self.result |= {key: before[key] for key in ("costs", "judged") if key in before}
 
     def step(self, name: str, words: str) -> dict[str, float]:
-        """Runs a command once: its seconds, those of the CPU, its peak memory, and the load of the machine before it."""
+        """Runs a command once: its seconds, those of the CPU, its peak memory, and the load before it."""
         costs: dict[str, dict[str, float]] = self.result["costs"]
         if name not in costs:
             load, started = os.getloadavg()[0], time.monotonic()
