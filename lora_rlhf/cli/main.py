@@ -14,6 +14,7 @@ from lora_rlhf.cli.flags import parse_flags
 from lora_rlhf.configs.catalogue import BY_NAME, REWARD
 from lora_rlhf.configs.values import check
 from lora_rlhf.system import workers
+from lora_rlhf.system.cores import idle_cores
 from lora_rlhf.system.errors import Stopped, UserError
 
 OUT_OF_MEMORY = (
@@ -30,6 +31,7 @@ ENVIRONMENT = {
     # Batches of many lengths would fragment the GPU's memory until the longest one no longer fits.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
+HELP = ("-h", "--help", "--version", "--print_config", "--print-config")
 QUIET = {"TQDM_DISABLE": "1"}  # for all but the first of several processes
 
 # The commands of other projects, which people may type here.
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in (ENVIRONMENT if workers.is_main() else ENVIRONMENT | QUIET).items():
         os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if "torch" not in sys.modules and not any(word in HELP for word in words):
+        _limit_threads()
     debug = "--debug" in words
     logging.basicConfig(format="%(message)s")
     level = logging.DEBUG if "--verbose" in words else logging.INFO
@@ -88,6 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {OUT_OF_MEMORY}\n{error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _limit_threads() -> None:
+    """Has PyTorch use no more threads than there are idle cores, unless OMP_NUM_THREADS says how many."""
+    idle = idle_cores()
+    if idle is not None and idle < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(idle))
 
 
 def _dispatch(arguments: list[str]) -> None:

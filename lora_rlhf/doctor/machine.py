@@ -68,8 +68,10 @@ def memory_finding(memory: Memory | None) -> Finding:
     return Finding("memory", "ok", text, values=values)
 
 
-def threads_finding(threads: int, setting: str | None, usable_cores: float, has_gpu: bool) -> Finding:
-    """Whether PyTorch's threads fit the cores. `setting` is OMP_NUM_THREADS."""
+def threads_finding(
+    threads: int, setting: str | None, usable_cores: float, has_gpu: bool, idle: int | None = None
+) -> Finding:
+    """Whether PyTorch's threads fit the cores. `setting` is OMP_NUM_THREADS; `idle`: cores that nobody computes on."""
     max_threads = max(1, int(usable_cores))
     variable = "OMP_NUM_THREADS is not set" if setting is None else f"OMP_NUM_THREADS={setting}"
     text = f"PyTorch computes with {threads} thread{'s' * (threads > 1)} on the CPU; {variable}"
@@ -77,6 +79,10 @@ def threads_finding(threads: int, setting: str | None, usable_cores: float, has_
     if threads > max_threads:
         advice = f"more threads than cores to use wait for one another: export OMP_NUM_THREADS={max_threads}"
         return Finding("threads", "note", text, advice, values)
+    if idle is not None and idle < max_threads:
+        advice = f"no more than {idle} threads are started; wait for the others, since this slows all of you down"
+        busy_text = f"{text}; other processes compute on {max_threads - idle} of {max_threads} cores"
+        return Finding("threads", "note", busy_text, advice, values)
     if setting is not None and threads < max_threads and not has_gpu:
         advice = f"that leaves {max_threads - threads} of {max_threads} cores idle: unset OMP_NUM_THREADS"
         return Finding("threads", "note", text, advice, values)

@@ -12,6 +12,7 @@ from lora_rlhf.doctor import gpus, kernels, libraries, machine, network, storage
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.doctor.findings import Finding, finding_lines, findings_json, has_no_problem, summary_line
 from lora_rlhf.system import kernel_trial
+from lora_rlhf.system.cores import idle_cores
 from lora_rlhf.system.memory import memory
 from lora_rlhf.system.network import endpoint, offline
 
@@ -85,7 +86,7 @@ def _device_findings(usable_cores: float) -> Iterator[Finding]:
         advice = "nvidia-smi shows what is at work there; a restart of the machine helps a driver that hangs"
         usable_gpus, findings = [], [Finding("gpu", "problem", f"does not answer: {_first_line(error)}", advice)]
     setting = os.environ.get("OMP_NUM_THREADS")
-    yield machine.threads_finding(torch.get_num_threads(), setting, usable_cores, bool(usable_gpus))
+    yield machine.threads_finding(torch.get_num_threads(), setting, usable_cores, bool(usable_gpus), idle_cores())
     yield from findings
     for device in ("cpu", *(f"cuda:{index}" for index in range(len(usable_gpus)))):
         is_needed = device != "cpu" or not usable_gpus

@@ -4,7 +4,6 @@ import dataclasses
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -350,11 +349,9 @@ def test_help_and_faults_import_nothing_heavy() -> None:
         "main(['--help']); main(['sft', '--epochs', '0', *sys.argv[1:]]);"
         "print([name for name in ('torch', 'transformers', 'datasets', 'matplotlib') if name in sys.modules])"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code, *SFT], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "epochs is 0" in done.stderr
-    assert time.monotonic() - started < 1.5
 
 
 def test_without_file_locks_one_line_names_wsl() -> None:

@@ -38,6 +38,8 @@ MACHINE: list[Situation] = [
     (machine.threads_finding(1, "1", 8, False), "note", "1 thread on", "7 of 8 cores idle: unset OMP_NUM_THREADS\n"),
     (machine.threads_finding(1, "1", 8, True), "ok", "1 thread on", ""),
     (machine.threads_finding(4, None, 8, False), "ok", "4 threads", ""),
+    (machine.threads_finding(3, "3", 8, False, 3), "note", "compute on 5 of 8 cores", "no more than 3 threads"),
+    (machine.threads_finding(8, None, 8, False, 8), "ok", "8 threads", ""),
 ]
 
 RUNS = Destination("disk: runs", "runs", "go elsewhere", 10, 3)
