@@ -34,7 +34,7 @@ def test_flags_in_the_text_exist() -> None:
     ours = [span for span in spans if not span.startswith(FOREIGN)]
     flags = {flag.replace("-", "_") for span in ours for flag in re.findall(r"--([a-z_-]+)", span)}
     assert len(flags) > 20
-    assert flags - known <= {"help", "config", "print_config"}
+    assert flags - known <= {"help", "config", "print_config", "verbose", "debug"}
 
 
 @pytest.mark.parametrize("name", PAGES)
