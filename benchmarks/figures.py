@@ -45,8 +45,18 @@ def updated(page: str, texts: dict[str, str]) -> str:
 def figures() -> dict[str, str]:
     """The text of every figure, from benchmarks/results/*.json."""
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    pages = (_quickstart, _against_trl, _speed, _app, _plan, _zoo, _commands, _methods)
+    pages = (_quickstart, _against_trl, _speed, _app, _plan, _zoo, _commands, _methods, _verifiable)
     return {name: text for page in pages for name, text in page(results).items()}
+
+
+def _verifiable(results: Any) -> dict[str, str]:
+    result = results["verifiable"]
+    lines = ["| | solved at temperature 1 | solved greedily | minutes of CPU time |", "|---|---|---|---|"]
+    for name, title in (("sft", "SFT"), ("gae", "PPO (`gae`)"), ("grpo", "GRPO")):
+        solved = [result["held_out"][name][how]["solved"] for how in ("sampled", "greedy")]
+        shares = " | ".join(f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in solved)
+        lines.append(f"| {title} | {shares} | {result['cost'][name]['cpu_seconds'] / 60:.1f} |")
+    return {"verifiable": "\n".join(lines)}
 
 
 def _quickstart(results: Any) -> dict[str, str]:
