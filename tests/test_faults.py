@@ -283,7 +283,9 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("stage", WRITES)
+@pytest.mark.parametrize(
+    "stage", ["sft", *(pytest.param(stage, marks=pytest.mark.long) for stage in ("reward", "ppo"))]
+)
 def test_a_disk_that_is_full_at_any_write_costs_nothing_that_was_saved(place: Place, stage: str) -> None:
     folder = place.run.parent
     with writes_through(Disk(folder)) as counting:

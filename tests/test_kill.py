@@ -20,7 +20,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         return World.make(tmp_path_factory.mktemp("kill") / "world", tuple(KILLS), runs=["undisturbed"])
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("ppo", "sample") else pytest.mark.long) for name in KILLS]
+)
 def test_a_killed_command_goes_on_bit_for_bit(world: World, name: str) -> None:
     tally = torment(world, name, KILLS[name], random.Random(0))
     assert tally.faults == []

@@ -142,7 +142,7 @@ PLACES = [
 @pytest.mark.parametrize(
     ("stage", "module", "name", "rows", "what"), PLACES, ids=[f"{place[4]}: {place[2]}" for place in PLACES]
 )
-@pytest.mark.parametrize("after", [0, 2], ids=["at once", "later"])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.long), 2], ids=["at once", "later"])
 def test_a_run_that_ran_out_of_memory_has_the_same_result(
     train: Callable[[str, str], SharedModel],
     monkeypatch: pytest.MonkeyPatch,
