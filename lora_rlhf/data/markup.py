@@ -1,15 +1,16 @@
 """What a chat template writes around an assistant's answer and its thought, found by rendering known answers."""
 
-import contextlib
 import json
 import re
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from jinja2 import TemplateSyntaxError
+
+from lora_rlhf.data.template_bounds import OutOfBounds, bound_templates
 from lora_rlhf.data.thoughts import CLOSE, OPEN
 from lora_rlhf.system.errors import UserError
 
@@ -21,7 +22,6 @@ TOOL, ARGUMENTS = "Probe7Tool", {"probe7name": "Probe7Value"}
 PROPERTIES = {"probe7name": {"type": "string", "description": "A name."}}
 PARAMETERS = {"type": "object", "properties": PROPERTIES, "required": ["probe7name"]}
 SCHEMA = {"type": "function", "function": {"name": TOOL, "description": "A tool.", "parameters": PARAMETERS}}
-MAX_SECONDS = 20  # a template that takes longer for one question has no end
 # the end of a thought that the prompt opens, if the template writes no thoughts (DeepSeek-R1)
 DEFAULT_THOUGHT_END = f"\n{CLOSE}\n\n"
 # Added tokens with these names belong to answers, even if the template itself does not write them.
@@ -83,35 +83,32 @@ class Markup:
         return self.writes_thoughts or self.opens_thought or self.closes_thought
 
 
+class HarmfulTemplate(UserError):
+    """A chat template that does more than chat templates need to do: it is rendered no second time."""
+
+
 def render_chat(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], **options: Any) -> str:
-    """The text that the template writes. UserError if it fails on these plain messages or does not end."""
+    """The text that the template writes. UserError, in one line, if it fails on these messages.
+
+    HarmfulTemplate if it takes too much time or memory (see `template_bounds`).
+    """
+    bound_templates()
     try:
-        with _limit_time():
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template is a program and may raise anything
-        name = tokenizer.name_or_path
-        raise UserError(
-            f"the chat template of tokenizer {name!r} is broken: {error or type(error).__name__}"
-        ) from error
+        kind = HarmfulTemplate if isinstance(error, OutOfBounds) else UserError
+        fault = " ".join(str(error).split()) or type(error).__name__
+        line = _line_of_template(error)
+        place = f"the chat template of tokenizer {tokenizer.name_or_path!r}" + (f", line {line}," if line else "")
+        raise kind(f"{place} is broken: {fault}") from error
 
 
-@contextlib.contextmanager
-def _limit_time() -> Iterator[None]:
-    """Raises TimeoutError in the block after MAX_SECONDS. Signals reach only the main thread: no limit in others."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it writes no end within {MAX_SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def _line_of_template(error: BaseException) -> int | None:
+    """The line of a template in which it failed; Jinja gives its frames the template's lines."""
+    if isinstance(error, TemplateSyntaxError):
+        return error.lineno
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
+    return lines[-1] if lines else None
 
 
 def to_content(form: Form, text: str) -> str | list[dict[str, str]]:
@@ -224,6 +221,8 @@ def _find_form(tokenizer: "PreTrainedTokenizerBase") -> Form:
         try:
             if ANSWER in render_chat(tokenizer, turns):
                 return form
+        except HarmfulTemplate:
+            raise
         except UserError as error:
             fault = fault or error
     name = tokenizer.name_or_path
@@ -234,6 +233,8 @@ def _render_or_empty(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[s
     """The text that the template writes; "" if it refuses the messages."""
     try:
         return render_chat(tokenizer, messages, **options)
+    except HarmfulTemplate:
+        raise
     except UserError:
         return ""
 

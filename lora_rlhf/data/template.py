@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_rlhf.data.markup import (
     QUESTION,
+    HarmfulTemplate,
     Markup,
     control_token_patterns,
     find_markup,
@@ -297,12 +298,12 @@ def _render_conversation(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, a
     turns = [_make_turn(markup, message) for message in messages]
     tools = _marked(json.loads(prompt.tools), markup.control) if prompt.tools else None
     try:
-        text = str(
-            tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=answer is None, tokenize=False)
-        )
-    except Exception as error:  # a template is a program and may raise anything
+        text = render_chat(tokenizer, turns, tools=tools, add_generation_prompt=answer is None)
+    except HarmfulTemplate:
+        raise
+    except UserError as error:
         roles = [message.role for message in messages]
-        detail = f"{error}; roles {', '.join(roles)}" + (f"; {FOLD}" if "system" in roles else "")
+        detail = f"{error.__cause__ or error}; roles {', '.join(roles)}" + (f"; {FOLD}" if "system" in roles else "")
         raise BadRow("the tokenizer's chat template refuses the conversation", detail) from error
     for message, turn in zip(messages, turns, strict=True):
         if (message.role != "assistant" or message.tool_calls) and not _is_written(turn["content"], text):

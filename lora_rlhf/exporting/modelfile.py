@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
+from lora_rlhf.data.markup import render_chat
 from lora_rlhf.data.template import bos_before_text, ensure_template, stop_ids
 from lora_rlhf.system.disk import write_text
+from lora_rlhf.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,7 +84,7 @@ def find_between_texts(tokenizer: "PreTrainedTokenizerBase") -> BetweenTexts:
     takes_system = True
     try:
         texts |= _read_between_texts(tokenizer, ("system", user, answer, user))
-    except TemplateError:
+    except UserError:
         takes_system = False
     between = BetweenTexts(texts, takes_system)
     for sample in SAMPLE_CONVERSATIONS:
@@ -118,7 +118,7 @@ def _read_between_texts(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, 
 def _rendered_template(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
     """The prompt that the tokenizer's template makes of a conversation, without BOS."""
     conversation = [{"role": role, "content": content} for role, content in messages]
-    text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+    text = render_chat(tokenizer, conversation, add_generation_prompt=True)
     return text.removeprefix(tokenizer.bos_token) if bos_before_text(tokenizer) else text
 
 
@@ -139,7 +139,7 @@ def write_modelfile(
     """
     try:
         between_texts = find_between_texts(tokenizer)
-    except (Untranslatable, TemplateError) as error:
+    except (Untranslatable, UserError) as error:
         reason = f"no Modelfile: Ollama's template language cannot follow this chat template ({error})"
         log.warning(reason)
         return reason

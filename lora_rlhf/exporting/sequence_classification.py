@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lora_rlhf.data.markup import render_chat
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import ensure_template, render_prompt, render_response, stop_ids
 from lora_rlhf.model.classifier import Classifier
@@ -131,7 +132,7 @@ def scoring_template(tokenizer: "PreTrainedTokenizerBase", end_id: int) -> str:
     template = ensure_template(tokenizer)
     answer = "Probe7Answer"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    text_after_answer = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)[2]
+    text_after_answer = render_chat(tokenizer, messages).rpartition(answer)[2]
     end_token = tokenizer.convert_ids_to_tokens(end_id)
     if text_after_answer.endswith(end_token):
         return template

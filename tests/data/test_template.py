@@ -346,11 +346,9 @@ def test_marks_are_those_that_transformers_knows() -> None:
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is broken: maximum recursion"),
         ("{% for m in messages %}{{ 1 / 0 }}{% endfor %}", "is broken: division by zero"),
         ("{% if %}", "is broken"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "writes no end within"),
     ],
 )
-def test_templates_that_cannot_be_run(make_tokenizer, monkeypatch, broken: str, message: str) -> None:
-    monkeypatch.setattr(markup, "MAX_SECONDS", 0.2)
+def test_templates_that_cannot_be_run(make_tokenizer, broken: str, message: str) -> None:
     tokenizer = make_tokenizer("plain")
     tokenizer.chat_template = broken
     with pytest.raises(UserError, match=message):
