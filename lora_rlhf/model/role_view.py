@@ -29,6 +29,9 @@ class RoleView(PreTrainedModel):
     def __init__(self, model: SharedModel, role: str) -> None:
         config = deepcopy(model.causal.config)
         config._attn_implementation_internal = "eager"  # nothing here attends; the base keeps its own setting
+        # the base's routers are frozen: a loss that balances them could teach nothing
+        config.get_text_config().output_router_logits = False
+        config.get_text_config().router_aux_loss_coef = 0.0
         super().__init__(config)
         self.generation_config = GenerationConfig()
         self._shared, self._role = [model], role  # in a list: its modules are not this view's

@@ -51,8 +51,7 @@ class TRLLoss:
         common = {
             **{"output_dir": str(folder), "beta": config.beta, "max_length": None, "seed": config.seed},
             **{"report_to": "none", "disable_tqdm": True, "bf16": False, "gradient_checkpointing": False},
-            # the base's routers are frozen: balancing them could teach nothing
-            **{"use_cpu": model.device.type == "cpu", "router_aux_loss_coef": 0.0},
+            "use_cpu": model.device.type == "cpu",
         }
         arguments: PairArguments | VoteArguments
         with warnings.catch_warnings():
