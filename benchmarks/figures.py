@@ -231,6 +231,7 @@ def _commands(results: Any) -> dict[str, str]:
             ),
         ),
         "kills": f"{results['kill']['kills']}",
+        "kills_dpo": f"{results['kill_dpo']['kills']}",
         "memory_slope": f"{results['memory_over_time']['slope_mib_per_100']['resident']['slope']:+.1f} MiB",
     }
 
@@ -251,6 +252,8 @@ METHODS = {
 
 def _methods(results: Any) -> dict[str, str]:
     """Every method at every number of ranked prompts: rates are pooled over seeds, other figures are their means."""
+    if "methods" not in results:
+        return {}  # not measured yet
     costs, judged = results["methods"]["costs"], results["methods"]["judged"]
     counts = sorted({int(key.split("/")[1]) for key in judged})
     seeds = sorted({key.split("/")[0] for key in judged}, key=int)

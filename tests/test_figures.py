@@ -42,5 +42,6 @@ def test_the_results_are_what_the_sentences_around_the_figures_say() -> None:
     for row in committed("plan_accuracy_cpu")["rows"]:
         for stage in row["stages"].values():
             assert abs(stage["predicted"]["peak"] / stage["peak"] - 1 - stage["error"]) < 1e-3
-    kill = committed("kill")
-    assert kill["all_identical"] and kill["unreadable"] == 0
+    for name in ("kill", "kill_dpo"):
+        kill = committed(name)
+        assert kill["all_identical"] and kill["unreadable"] == 0
