@@ -49,13 +49,14 @@ from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.subject import measure_model
 from lora_rlhf.stages import ppo, reward, sft
 from lora_rlhf.stages.ppo import PPO
+from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import Stopped, UserError
 
 WORDS = "fox owl barn mill river brown black bread".split()
 STAGES = ("sft", "reward", "ppo")
 PARTS = (
-    (PPO, "rehearse", "rehearsal"),
+    (PPOLoop, "_rehearse", "rehearsal"),
     (PPO, "act", "rollout"),
     (PPO, "judge", "scoring"),
     (PPO, "_policy_step", "update of policy"),

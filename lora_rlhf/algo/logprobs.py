@@ -94,7 +94,7 @@ def _compute_in_chunks(
             continue
         probs = log_probs.exp()
         if entropy:
-            entropies[rows] = _entropy(log_probs, probs)
+            entropies[rows] = _entropy_in_place(log_probs, probs)
         if gradient:
             del log_probs
             logit_gradients = probs.neg_().scatter_add_(1, ids[rows].unsqueeze(1), torch.ones_like(probs[:, :1]))
@@ -113,6 +113,6 @@ def _gather_ids(log_probs: Tensor, ids: Tensor) -> Tensor:
     return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
-def _entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
-    # The clamp makes p log p = 0 at p = 0, where 0 * -inf would be nan.
-    return -torch.linalg.vecdot(probs, log_probs.clamp(min=torch.finfo(log_probs.dtype).min))
+def _entropy_in_place(log_probs: Tensor, probs: Tensor) -> Tensor:
+    # The clamp makes p log p = 0 at p = 0, where 0 * -inf would be nan; nobody needs these log_probs after it.
+    return -torch.linalg.vecdot(probs, log_probs.clamp_(min=torch.finfo(log_probs.dtype).min))

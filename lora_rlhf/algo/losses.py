@@ -83,6 +83,16 @@ def response_weights(mask: Tensor, level: str, num_tokens: int, num_responses: i
     return num_tokens / (num_responses * mask.sum(dim=1, keepdim=True).clamp(min=1))
 
 
+def mismatch_weights(logprobs: Tensor, sampled_logprobs: Tensor, cap: float) -> Tensor:
+    """min(p / q, cap) of each sampled token: p by the passes of training, q by the sampler, whose kernels differ.
+
+    All (B, R), of the same policy; nothing carries a gradient. As weights of `policy_loss`, they make it the loss of
+    tokens that p would have sampled, up to the cap (truncated importance sampling: Yao et al. 2025, "Your Efficient RL
+    Framework Secretly Brings You Off-Policy RL Training", fengyao.notion.site/off-policy-rl).
+    """
+    return (logprobs - sampled_logprobs).exp().clamp(max=cap)
+
+
 def kl_loss(
     logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, denominator: Tensor | float, weights: Tensor | float = 1.0
 ) -> Tensor:

@@ -18,6 +18,7 @@ from lora_rlhf.data.template import decode_response, pad_id, render_response, st
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.dense import Dequantize, keep_dense_copies
 from lora_rlhf.model.drawing import Response
+from lora_rlhf.model.engines import usual_engine
 from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores
 from lora_rlhf.model.generate import draw_seeds, generate_mixed, stream_mixed
 from lora_rlhf.model.memory import free_memory
@@ -98,6 +99,7 @@ class LoadedRun:
         prompt_ids = [self.encode(_to_prompt(prompt), max_tokens)[0] for prompt in prompts]
         seeds = draw_seeds(torch.Generator().manual_seed(seed), len(prompt_ids), 1)
         answers: list[Response] = []
+        engine = usual_engine(self.model, max(map(len, prompt_ids), default=0) + max_tokens)
         with tqdm(total=len(prompt_ids), desc="generate", unit="prompt", disable=len(prompt_ids) <= batch_size) as bar:
             for start in range(0, len(prompt_ids), batch_size):
                 batch = slice(start, start + batch_size)
@@ -110,6 +112,7 @@ class LoadedRun:
                     temperature=temperature,
                     stop_ids=stop_ids(self.model.tokenizer),
                     batch_size=batch_size,
+                    engine=engine,
                 )
                 for (response,) in response_groups:
                     text = decode_response(self.model.tokenizer, response.ids).strip()

@@ -70,6 +70,14 @@ class StageConfig:
     """Compute activations again in the backward pass: less memory, about a third more time."""
     dequantize: Literal["auto", "always", "never"] = field(default="auto", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Keep the 4-bit base dequantised as well: more memory, less time. auto: on a CPU with memory to spare."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = field(
+        default="auto", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME
+    )
+    """Attention of the base. auto: PyTorch's (sdpa) where the family has it. flash_attention needs its library, a GPU
+    and 16 bits, and generates with the plain engine."""
+    fused_kernels: Literal["none", "liger"] = field(default="none", metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    """liger: Liger-Kernel's fused norms, rotations and gates on a GPU (pip install liger-kernel): less memory and time;
+    compared with PyTorch's own before they are used."""
 
     def faults(self) -> list[str]:
         """Everything wrong with these values, each with the flag, the value and what would be right."""

@@ -259,6 +259,12 @@ class PPOConfig(ScoringConfig, TrainingConfig):
     """End an iteration's updates early when the policy has moved this many nats per token since its rollout."""
     max_kl: float | None = 100.0
     """An iteration with a KL above this many nats per response is not learned from; three in a row end the run."""
+    old_logprobs: Literal["auto", "sampled", "scored"] = "auto"
+    """Log-probabilities of the policy that sampled: those that the sampler recorded, or those of one more pass over the
+    responses. auto: sampled, but scored with a base in 16 or 8 bits, where sampling and training round differently."""
+    mismatch_cap: float | None = 2.0
+    """With a base in 16 or 8 bits and scored log-probabilities, each token weighs as much more as training finds it
+    likelier than the sampler did, but at most this (truncated importance sampling); null: all weigh the same."""
     max_ratio: float | None = 10.0
     """A mean probability ratio above this ends an iteration's updates; three such iterations in a row end the run."""
     save_every: int = field(default=10, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
@@ -332,7 +338,7 @@ class PPOConfig(ScoringConfig, TrainingConfig):
             *at_least(self, 2, "ptx_block_tokens"),
             *positive(self, "temperature", "clip_range", "value_clip_range", "policy_learning_rate"),
             *positive(self, "value_learning_rate", "kl_target", "kl_horizon", "score_clip", "max_kl", "max_ratio"),
-            *positive(self, "clip_range_high"),
+            *positive(self, "clip_range_high", "mismatch_cap"),
             *multiple(self, "batch_size", "minibatch_size"),
             *multiple(self, "batch_size", "samples_per_prompt"),
             *share(self, "gamma", "lam", upper=1.0),

@@ -4,6 +4,17 @@ from lora_rlhf.doctor.findings import Finding, Status
 from lora_rlhf.system.kernel_trial import SIZE, TOKENS, Trial
 
 
+def fused_finding(version: str | None, python: str) -> Finding:
+    """Whether fused kernels could be used on a GPU. version: of liger-kernel, None where it is not installed."""
+    if version is None:
+        command = f"{python} -m pip install liger-kernel"
+        return Finding(
+            "fused kernels", "note", "liger-kernel is not installed; it saves memory and time", "", {}, command
+        )
+    text = f"liger-kernel {version} is installed: --fused_kernels liger uses its norms, rotations and gates"
+    return Finding("fused kernels", "ok", text, values={"liger-kernel": version})
+
+
 def kernel_finding(device: str, trial: Trial | None, fault: str = "", is_needed: bool = True) -> Finding:
     """Whether 4-bit layers work on a device.
 

@@ -40,7 +40,7 @@ def find_libraries(pins: Mapping[str, str], package: str = PACKAGE) -> list[Libr
         requirement, is_direct = requirements_left.pop(0)
         name = canonicalize_name(requirement.name)
         if name not in library_by_name:
-            installed = _installed_version(name)
+            installed = installed_version(name)
             library_by_name[name] = Library(name, installed, str(requirement.specifier), pins.get(name), is_direct)
             if installed is not None:
                 requirements_left += [
@@ -136,7 +136,8 @@ def _read_requirements(name: str, extras: set[str]) -> list[Requirement]:
     ]
 
 
-def _installed_version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """A package's version; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

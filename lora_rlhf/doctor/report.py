@@ -94,6 +94,8 @@ def _device_findings(usable_cores: float) -> Iterator[Finding]:
             yield kernels.kernel_finding(device, kernel_trial.try_4bit(device), is_needed=is_needed)
         except Exception as error:  # an import, a missing library, the driver: anything may be broken here
             yield kernels.kernel_finding(device, None, _first_line(error), is_needed)
+    if usable_gpus:
+        yield kernels.fused_finding(libraries.installed_version("liger-kernel"), libraries.python_command())
 
 
 def _hub_cache_path() -> str:

@@ -10,6 +10,7 @@ from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import decode_response, pad_id, stop_ids
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.model.drawing import Response
+from lora_rlhf.model.engines import usual_engine
 from lora_rlhf.model.forward import Sequences
 from lora_rlhf.model.generate import draw_seeds, generate_mixed
 from lora_rlhf.model.shared import SharedModel
@@ -40,6 +41,7 @@ def generate_responses(
             temperature=temperature,
             stop_ids=stop_ids(model.tokenizer),
             batch_size=config.generation_batch_size,
+            engine=usual_engine(model, config.max_prompt_tokens + config.max_response_tokens),
         )
         responses = [
             replace(response, text=decode_response(model.tokenizer, response.ids).strip()) for (response,) in groups

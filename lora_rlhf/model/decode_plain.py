@@ -50,8 +50,8 @@ def generate_plain(
 class Batch:
     """Responses that are drawn together: each prompt is read once, then each step draws a token per running response.
 
-    tokens (N, limit) and length (N,): the tokens of each of the N responses so far. The length of a running response is
-    the limit.
+    tokens, logprobs (N, limit) and length (N,): the tokens of each of the N responses so far. The length of a running
+    response is the limit.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Batch:
         self.model, self.drawing, self.row_roles, self.num_samples = model, drawing, row_roles, len(seeds[0])
         num_responses, limit, device = len(prompts) * self.num_samples, drawing.max_new_tokens, model.device
         self.tokens = torch.zeros((num_responses, limit), dtype=torch.long, device=device)
+        self.logprobs = torch.zeros((num_responses, limit), device=device)
         self.length = torch.full((num_responses,), limit, device=device)
         self.finished = torch.zeros(num_responses, dtype=torch.bool, device=device)
         self.steps = 0  # number of steps so far
@@ -89,8 +90,10 @@ class Batch:
     def step(self) -> int:
         """Draws a token for every row in the cache; returns the number of these rows."""
         logits = self._next_logits() if self.steps else self._prefill_prompts()
-        new_tokens = draw_tokens(logits, self.drawing.temperature, self._uniforms[self.steps, self._response])
+        uniforms = self._uniforms[self.steps, self._response]
+        new_tokens, new_logprobs = draw_tokens(logits, self.drawing.temperature, uniforms)
         self.tokens[self._response, self.steps] = new_tokens
+        self.logprobs[self._response, self.steps] = new_logprobs
         self.steps += 1
         stopped = self._running & torch.isin(new_tokens, self._stops)
         self.length[self._response[stopped]] = self.steps
@@ -101,8 +104,11 @@ class Batch:
 
     def responses(self) -> list[Response]:
         """The responses in the order of the prompts, all samples of a prompt in a row."""
-        rows = zip(self.tokens.tolist(), self.length.tolist(), self.finished.tolist(), strict=True)
-        return [Response(tokens[:length], finished) for tokens, length, finished in rows]
+        columns = (self.tokens, self.length, self.finished, self.logprobs)
+        return [
+            Response(tokens[:length], finished, logprobs=logprobs[:length])
+            for tokens, length, finished, logprobs in zip(*(column.tolist() for column in columns), strict=True)
+        ]
 
     def _prefill_prompts(self) -> Tensor:
         """Reads the prompts into the cache. Logits (N, V) of every response's first token."""

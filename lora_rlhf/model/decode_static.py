@@ -142,9 +142,9 @@ class _Run:
             device
         )
         roles = torch.tensor([self.row_roles.indices[prompt] for prompt, _ in responses], device=device)
-        token = draw_tokens(prefilled.logits[rows], self.drawing.temperature, numbers[:, 0])
+        token, logprob = draw_tokens(prefilled.logits[rows], self.drawing.temperature, numbers[:, 0])
         is_running = ~self.step.is_stop(token) if limit > 1 else torch.zeros_like(token, dtype=torch.bool)
-        self.slots.start(slots, roles, token, torch.tensor(lengths, device=device), numbers, is_running)
+        self.slots.start(slots, roles, token, torch.tensor(lengths, device=device), numbers, is_running, logprob)
         self.slots.cache.copy_prompts(prefilled.cache, rows, slots)
         for slot, response, length in zip(free, responses, lengths, strict=True):
             self.occupants[slot], self.last_columns[slot] = response, length
@@ -192,10 +192,11 @@ class _Run:
         if not ended:
             return
         slots = torch.tensor(list(ended), device=self.model.device)
-        tokens, counts = self.slots.drawn[slots].tolist(), self.slots.count[slots].tolist()
-        for (slot, (prompt, sample)), row, count in zip(ended.items(), tokens, counts, strict=True):
-            ids = row[:count]
-            self.results[prompt][sample] = Response(ids, ids[-1] in self.drawing.stop_ids)
+        states = (self.slots.drawn, self.slots.logprobs, self.slots.count)
+        columns = (state[slots].tolist() for state in states)
+        for (slot, (prompt, sample)), tokens, logprobs, count in zip(ended.items(), *columns, strict=True):
+            ids, finished = tokens[:count], tokens[count - 1] in self.drawing.stop_ids
+            self.results[prompt][sample] = Response(ids, finished, logprobs=logprobs[:count])
             self.occupants[slot] = None
 
 

@@ -24,8 +24,8 @@ class Slots:
 
     role (S,): the index of the response's role, see `RowRoles`. token, position (S,): the token to read next, and its
     position. count (S,): tokens drawn. running (S,): False once a stop token or the limit was reached, and in empty
-    slots; these compute on, but their position and count stay. uniforms, drawn (S, limit + 1): each response's random
-    numbers and tokens, with one column more for slots that do not run.
+    slots; these compute on, but their position and count stay. uniforms, drawn, logprobs (S, limit + 1): each
+    response's random numbers, tokens and their log-probabilities, with one column more for slots that do not run.
     """
 
     def __init__(self, slots: int, num_layers: int, width: int, limit: int, device: torch.device) -> None:
@@ -36,21 +36,30 @@ class Slots:
         self.running = torch.zeros(slots, dtype=torch.bool, device=device)
         self.uniforms = torch.zeros((slots, limit + 1), dtype=torch.float64, device=device)
         self.drawn = torch.zeros((slots, limit + 1), dtype=torch.long, device=device)
+        self.logprobs = torch.zeros((slots, limit + 1), device=device)
         self.cache = SlotCache(num_layers, width, self.position)
 
     def start(
-        self, slots: Tensor, role: Tensor, token: Tensor, length: Tensor, uniforms: Tensor, is_running: Tensor
+        self,
+        slots: Tensor,
+        role: Tensor,
+        token: Tensor,
+        length: Tensor,
+        uniforms: Tensor,
+        is_running: Tensor,
+        logprob: Tensor,
     ) -> None:
         """Starts responses in slots (n,). All are (n,), uniforms (n, limit). `is_running`: the response continues."""
         self.role[slots] = role
         self.token[slots], self.position[slots], self.running[slots] = token, length, is_running
         self.count[slots] = 1
         self.uniforms[slots, :-1] = uniforms
-        self.drawn[slots, 0] = token
+        self.drawn[slots, 0], self.logprobs[slots, 0] = token, logprob
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
         """Copies slots (n,) with the first columns of their cache to other slots (n,), and stops the sources."""
-        for state in (self.role, self.token, self.position, self.count, self.running, self.uniforms, self.drawn):
+        rows = self.role, self.token, self.position, self.count, self.running, self.uniforms, self.drawn, self.logprobs
+        for state in rows:
             state[targets] = state[sources]
         self.running[sources] = False
         self.cache.move(sources, targets, columns)
@@ -202,9 +211,10 @@ class Step:
         slots, drawing = self.slots, self.drawing
         position, count, running = (state[:rows] for state in (slots.position, slots.count, slots.running))
         uniforms = slots.uniforms[:rows].gather(1, count[:, None])[:, 0]
-        token = draw_tokens(self.logits(rows, columns), drawing.temperature, uniforms)
+        token, logprob = draw_tokens(self.logits(rows, columns), drawing.temperature, uniforms)
         slots.token[:rows] = token
         slots.drawn[:rows].scatter_(1, count[:, None], token[:, None])
+        slots.logprobs[:rows].scatter_(1, count[:, None], logprob[:, None])
         position += running
         count += running
         running &= ~self.is_stop(token) & (count < drawing.max_new_tokens)

@@ -7,7 +7,7 @@ again.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -54,6 +54,13 @@ def use_merged_weights(model: SharedModel) -> Iterator[None]:
     if model.active_role is None:
         raise RuntimeError("merged weights are those of one role: enter its block first")
     with model.in_mode(MergedWeights(model.peft)):
+        yield
+
+
+@contextmanager
+def run_role(model: SharedModel, role: str, has_merged_weights: bool) -> Iterator[None]:
+    """A block of this role without gradients, with its weights merged or with its adapter apart."""
+    with model.role(role), use_merged_weights(model) if has_merged_weights else nullcontext(), torch.no_grad():
         yield
 
 

@@ -1,6 +1,6 @@
 """Common to both generation engines: a response, the role that gives it, and the drawing of its tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,12 +12,14 @@ from lora_rlhf.model.mixed import Mixture
 class Response:
     """One sampled response. `ids` ends with the stop token if `finished`; else the token limit cut it.
 
-    `text` is the decoded ids without the stop token; empty if they were not decoded.
+    `text` is the decoded ids without the stop token; empty if they were not decoded. `logprobs`: of each id, in nats,
+    as the engine computed them. Rounding depends on the engine, so that they do not count in a comparison.
     """
 
     ids: list[int]
     finished: bool
     text: str = ""
+    logprobs: list[float] = field(default_factory=list, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,18 @@ def draw_uniforms(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def draw_tokens(logits: Tensor, temperature: float, numbers: Tensor) -> Tensor:
-    """One token a row: inverts the cumulative distribution at a uniform number. logits (n, V), numbers (n,) -> (n,).
+def draw_tokens(logits: Tensor, temperature: float, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row and its log-probability: logits (n, V), numbers (n,) in [0, 1) -> (n,), (n,) float32.
 
-    It needs one random number a row instead of one for each token of the vocabulary. The sum is in float64: over
-    100,000 tokens float32 would lose the rare ones. Temperature 0 takes the most probable token.
+    Inverts the cumulative distribution at the row's number, which needs one random number a row instead of one for each
+    token of the vocabulary. The sum is in float64: over 100,000 tokens float32 would lose the rare ones. Temperature 0
+    takes the most probable token, with a log-probability of 0.
     """
     if temperature == 0:
-        return logits.argmax(dim=-1)
-    cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+        return logits.argmax(dim=-1), logits.new_zeros(len(logits), dtype=torch.float32)
+    probs = (logits / temperature).softmax(dim=-1)
+    cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
     # right=True steps over tokens of probability 0, whose cumulative value is that of the token before.
     target = numbers.unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    token = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[1] - 1)
+    return token.squeeze(1), probs.gather(1, token).squeeze(1).log()

@@ -18,6 +18,7 @@ from lora_rlhf.model.architecture import text_backbone
 from lora_rlhf.model.base import Base, hash_live_tensors
 from lora_rlhf.model.heads import attach_score_head, find_score_head
 from lora_rlhf.model.mixed import Mixture
+from lora_rlhf.model.norms import replace_norms
 from lora_rlhf.model.targets import find_targets
 from lora_rlhf.system.errors import UserError
 
@@ -56,8 +57,10 @@ class SharedModel:
         self._score_offsets: dict[str, float] = {}  # of the roles whose scores were calibrated
         self.loss_scale = 1.0  # by which `backward` multiplies losses, and by which gradients are too large after it
         self.capture_fault: str | None = None  # why its decoding step is not captured as a CUDA graph, once it is known
+        self.has_fused_kernels = False  # whether another library's modules were put into the base
         self._targets = find_targets(self.causal)
         attach_score_head(self.causal)
+        replace_norms(self.causal)
         self.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self.backbone.register_forward_hook(self._after_forward)
 

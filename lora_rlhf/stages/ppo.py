@@ -1,16 +1,16 @@
 """Stage 3, PPO (InstructGPT, section 3.5, eq. 2). An iteration acts, judges, rewards, learns and steers, in this order.
 
 `PPO` reads from top to bottom, and each of its equations is a function of `algo/`. Beside this page stand `sampler.py`
-(responses), `scorer.py` (what a response is worth), `trainer.py` (optimizer steps, checkpoints), `ppo_setup.py`
-(parents, roles, data), `ppo_checks.py` (whether the first update starts from the rollout's policy) and `ppo_loop.py`
-(resume, records, samples over time).
+(responses), `scorer.py` (what a response is worth), `trainer.py` (optimizer steps, checkpoints), `ppo_rollout.py`
+(what the steps hand on), `ppo_setup.py` (parents, roles, data), `ppo_checks.py` (whether the first update starts from
+the rollout's policy) and `ppo_loop.py` (rehearsal, resume, records, samples over time).
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,22 +24,24 @@ from lora_rlhf.algo.advantages import (
     has_spread,
     token_rewards,
 )
-from lora_rlhf.algo.kl import AdaptiveKL, FixedKL, k1, k3
-from lora_rlhf.algo.losses import kl_loss, policy_loss, ptx_loss, response_weights, value_loss
-from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale, zero_masked
+from lora_rlhf.algo.kl import AdaptiveKL, FixedKL
+from lora_rlhf.algo.losses import kl_loss, mismatch_weights, policy_loss, ptx_loss, response_weights, value_loss
+from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.batches import response_batch
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import decode_response, pad_id
+from lora_rlhf.model.decode_weights import run_role
 from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_logprobs, response_values, text_logprobs
 from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.ppo_checks import check_first_update, check_rollout
+from lora_rlhf.stages.ppo_checks import check_rollout, check_start, is_exact, is_sft, must_score
 from lora_rlhf.stages.ppo_loop import PPOLoop
+from lora_rlhf.stages.ppo_rollout import Metrics, Rollout, Targets
 from lora_rlhf.stages.ppo_setup import finish, set_up, warn_of_useless_rollout, without_missing_reward
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.scorer import ResponseScorer
@@ -54,8 +56,6 @@ CAUSES = (
     "leaving the language. Go on from an earlier checkpoint with other settings (--allow_changes), or set max_kl or "
     "max_ratio to null"
 )
-
-Metrics = dict[str, float]
 
 
 class PolicyTooFar(Exception):
@@ -72,75 +72,6 @@ def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
         finish(config, setup, folder, PPOLoop(ppo, folder, setup.prompts).run())
         setup.scorer.close()
     return setup.model
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """An iteration's experience: B responses and all that the update needs of them, on the model's device.
-
-    finished (B,) is True where the response ended by itself. raw_scores (B,) are the scorer's; scores (B,) hold the
-    fixed score where a response did not end. old_logprobs, ref_logprobs, entropy and values (B, R) are 0 where masked;
-    values are None without a value role. Scores and values are in units of the demonstrations' standard deviation.
-    parts: {name: scores (B,)} of each source of the score, where there are reward functions. failures: {name of a
-    reward function: how many responses it failed on}.
-    `scored_together` is the size of the micro-batches that gave the log-probabilities.
-    """
-
-    sequences: Sequences
-    finished: Tensor
-    raw_scores: Tensor
-    scores: Tensor
-    old_logprobs: Tensor
-    ref_logprobs: Tensor
-    entropy: Tensor
-    values: Tensor | None
-    scored_together: int
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    failures: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def mask(self) -> Tensor:
-        """(B, R) bool: True on sampled tokens, EOS included."""
-        return self.sequences.response_mask
-
-    @property
-    def kl(self) -> Tensor:
-        """(B, R), nats: what each token moved from the reference (k1), 0 where masked."""
-        return zero_masked(k1(self.old_logprobs, self.ref_logprobs), self.mask)
-
-    def metrics(self) -> Metrics:
-        """Means over the batch, as they are recorded; KL in nats per response."""
-        lengths = self.mask.sum(dim=1).double()
-        kl_k3 = zero_masked(k3(self.old_logprobs, self.ref_logprobs), self.mask)
-        return {
-            "rollout/score": float(self.scores.mean()),
-            "rollout/score_sd": float(self.scores.std()) if len(self.scores) > 1 else 0.0,
-            "rollout/kl": float(self.kl.sum(dim=1).mean()),
-            "rollout/kl_k3": float(kl_k3.sum(dim=1).mean()),
-            "rollout/length": float(lengths.mean()),
-            "rollout/eos_rate": float(self.finished.double().mean()),
-            "rollout/entropy": float(self.entropy.sum() / self.mask.sum()),
-            **{f"reward/{name}": float(part.nanmean()) for name, part in self.parts.items() if not part.isnan().all()},
-            **{f"reward/{name}_failed": count for name, count in self.failures.items()},
-        }
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What a rollout teaches: advantages (B, R) for the policy, returns (B, R) for the value (None without one).
-
-    learned (B,) bool: the responses that are learned from; None: all. figures: what was left out, for the metrics.
-    """
-
-    advantages: Tensor
-    returns: Tensor | None
-    learned: Tensor | None = None
-    figures: Metrics = field(default_factory=dict)
-
-    @property
-    def has_advantages(self) -> bool:
-        """False where all responses are worth the same, so that none is better than another."""
-        return bool(self.advantages.any())
 
 
 class PPO:
@@ -160,6 +91,9 @@ class PPO:
             peaks["value"] = config.value_learning_rate
         self.optimizers = {role: RoleOptimizer(config, model, role, peak, self.batch) for role, peak in peaks.items()}
         self.sampler = Sampler(config, model, "policy", config.temperature)
+        self.must_score = must_score(config, model)
+        self.is_exact = is_exact(model)
+        self.must_weigh = config.mismatch_cap is not None and not self.is_exact
         self.generator = torch.Generator().manual_seed(config.seed)
         self.kl: FixedKL | AdaptiveKL = FixedKL(config.kl_coef)
         if config.kl_target is not None:
@@ -179,7 +113,7 @@ class PPO:
         with self._timed("rollout_s"):
             self.responses = self.act(prompts, self.generator)
         with self._timed("score_s"):
-            self.rollout = self.judge(prompts, self.responses)
+            self.rollout = self.judge(prompts, self.responses, needs_values=False)
         if self.done == 0:
             check_rollout(self.model, self.rollout, config.temperature, reference_is_policy=config.reference == "sft")
         metrics = self.rollout.metrics()
@@ -194,13 +128,18 @@ class PPO:
         return metrics
 
     def _reward_and_learn(self, rollout: Rollout) -> Metrics:
-        """Computes the targets, sets the learning rates, and takes the optimizer steps."""
+        """Computes values and targets, sets the learning rates, and takes the optimizer steps."""
         with self._timed("update_s"):
-            targets = self.reward(rollout, self.kl.coef)
-            warn_of_useless_rollout(self.config, rollout, targets, self.done + 1)
             for optimizer in self.optimizers.values():
                 optimizer.set_learning_rate(warmup(self.done, self.config.warmup_iterations))
-            metrics, too_far = self.learn(rollout, targets, from_start=self.done == 0)
+            minibatches = self.draw_minibatches(len(rollout.sequences), self._learned_responses(rollout)[0])
+            value_metrics = None
+            if self.config.has_value_role:
+                rollout, value_metrics = self._evaluate(rollout, minibatches)
+            targets = self.reward(rollout, self.kl.coef)
+            warn_of_useless_rollout(self.config, rollout, targets, self.done + 1)
+            must_start_at_1 = self.done == 0 or rollout.is_of_sampler
+            metrics, too_far = self.learn(rollout, targets, minibatches, value_metrics, must_start_at_1)
         if too_far:
             limit = self.config.max_ratio
             self._count_unlearned(f"the probability ratio of a minibatch has a mean above max_ratio {limit}")
@@ -223,10 +162,12 @@ class PPO:
     # 2 Judge
 
     @torch.no_grad()
-    def judge(self, prompts: list[EncodedPrompt], responses: list[Response]) -> Rollout:
-        """Scores each response once; takes log-probabilities and values at every token.
+    def judge(self, prompts: list[EncodedPrompt], responses: list[Response], needs_values: bool = True) -> Rollout:
+        """Scores each response once; takes log-probabilities at every token, and values if they are needed.
 
-        Each process judges its share; all get the whole. NotFinite for a score, log-prob or value that is not a number.
+        The policy's log-probabilities are scored in the first iteration, where they are checked, and until it has
+        moved; later ones may be the sampler's. Each process judges its share; all get the whole. NotFinite for a number
+        that is not finite.
         """
         config, model, tokenizer = self.config, self.model, self.model.tokenizer
         repeated = self.repeat(prompts)
@@ -237,23 +178,30 @@ class PPO:
         ids = [responses[row].ids for row in rows]
         answers = [decode_response(tokenizer, answer_ids).strip() for answer_ids in ids]
 
-        scores = self.scorer.scores(model, share, [repeated[row] for row in rows], ids, answers, self.batch)
+        is_scored = self.must_score or self.done == 0 or is_sft(model)
+        merged = self.sampler.merge and self.is_exact and not is_scored  # as the sampler's log-probabilities are
+        scores = self.scorer.scores(model, share, [repeated[row] for row in rows], ids, answers, self.batch, merged)
         judged = {"score": scores.total}
-        logprobs = self.batch.run(lambda size: self._score_by_policy_and_reference(share, size), "scoring")
-        judged["reference log-probability"], judged["log-probability"], scored_together = logprobs
-        if config.has_value_role:
-            with model.role("value"):
-                judged["value"] = self.batch.run(
-                    lambda size: apply_in_micro_batches(lambda part: response_values(model, part), share, size),
-                    "scoring",
-                )
+        logprobs, scored_together = self.batch.run(
+            lambda size: (self._score(share, size, is_scored, merged), size), "scoring"
+        )
+        judged |= logprobs
+        if config.has_value_role and needs_values:
+            judged["value"] = self._values(share)
         for name in judged:
             judged[name] = workers.gather_rows(judged[name])
             if not bool(judged[name].isfinite().all()):
                 raise NotFinite(name)
         finished = torch.tensor([response.finished for response in responses], device=model.device)
-        # contiguous: PyTorch sums a strided view in another order
-        old_logprobs, entropy = judged["log-probability"].movedim(-1, 0).contiguous()
+        sampled = torch.zeros(sequences.response_mask.shape)
+        for row, response in zip(sampled, responses, strict=True):
+            row[: len(response.logprobs)] = torch.tensor(response.logprobs)
+        sampled = sampled.to(model.device)
+        if is_scored:
+            # contiguous: PyTorch sums a strided view in another order
+            old_logprobs, entropy = judged["log-probability"].movedim(-1, 0).contiguous()
+        else:
+            old_logprobs, entropy = sampled, -sampled
         return Rollout(
             sequences=sequences,
             finished=finished,
@@ -263,17 +211,18 @@ class PPO:
             ref_logprobs=judged["reference log-probability"],
             entropy=entropy,
             values=judged.get("value"),
-            scored_together=scored_together,
+            scored_together=scored_together if is_scored else None,
             parts={name: workers.gather_rows(part) for name, part in scores.parts.items()},
             failures=workers.sum_all(scores.failures),
+            sampled_logprobs=sampled if is_scored and all(response.logprobs for response in responses) else None,
         )
 
-    def _score_by_policy_and_reference(self, sequences: Sequences, size: int) -> tuple[Tensor, Tensor, int]:
-        """The reference's log-probs (B, R), the policy's with the entropy (B, R, 2), and the size.
+    def _score(self, sequences: Sequences, size: int, by_policy: bool, merged: bool) -> dict[str, Tensor]:
+        """The reference's log-probs (B, R), and with `by_policy` the policy's with the entropy (B, R, 2), by name.
 
         Both in the same micro-batches: another grouping rounds otherwise in 16 bits, which would look like KL.
         """
-        model, temperature = self.model, self.config.temperature
+        model, temperature, scored = self.model, self.config.temperature, dict[str, Tensor]()
 
         def policy(part: Sequences) -> Tensor:
             return torch.stack(response_logprobs(model, part, temperature), dim=-1)
@@ -281,10 +230,45 @@ class PPO:
         def reference(part: Sequences) -> Tensor:
             return response_logprobs(model, part, temperature, needs_entropy=False)[0]
 
-        with model.role("reference"):
-            reference_logprobs = apply_in_micro_batches(reference, sequences, size)
-        with model.role("policy"):
-            return reference_logprobs, apply_in_micro_batches(policy, sequences, size), size
+        with run_role(model, "reference", merged):
+            scored["reference log-probability"] = apply_in_micro_batches(reference, sequences, size)
+        if by_policy:
+            with model.role("policy"):
+                scored["log-probability"] = apply_in_micro_batches(policy, sequences, size)
+        return scored
+
+    def _values(self, sequences: Sequences) -> Tensor:
+        """The values of each response (B, R), without gradients."""
+        model = self.model
+        with model.role("value"), torch.no_grad():
+            return self.batch.run(
+                lambda size: apply_in_micro_batches(lambda part: response_values(model, part), sequences, size),
+                "scoring",
+            )
+
+    def _evaluate(self, rollout: Rollout, minibatches: list[list[int]]) -> tuple[Rollout, Metrics | None]:
+        """The rollout with its values, and the metrics of the value role's first step if that was taken.
+
+        A value's target needs no other response, so that the pass that trains on the first minibatch also gives its
+        values: they are still those of the rollout. That saves a pass over it. Several processes score all values, and
+        so does old_logprobs "scored".
+        """
+        config, metrics = self.config, None
+        first = minibatches[0] if minibatches else []
+        if config.old_logprobs == "scored" or workers.process_count() > 1:
+            first = []
+        values, returns = torch.zeros_like(rollout.old_logprobs), torch.zeros_like(rollout.old_logprobs)
+        rollout = replace(rollout, values=values)
+        others = sorted(set(range(len(values))) - set(first))
+        if others:
+            share = workers.share_of_process(others)
+            values[others] = workers.gather_rows(self._values(rollout.sequences.index(share)))
+        if first:
+            rewards = self._token_rewards(rollout, self.kl.coef)
+            metrics = self._value_step(rollout, Targets(returns, returns), first, rewards)
+        if not bool(values.isfinite().all()):
+            raise NotFinite("value")
+        return rollout, metrics
 
     # 3 Reward
 
@@ -298,9 +282,9 @@ class PPO:
         config = self.config
         learned, figures = self._learned_responses(rollout)
         mask = rollout.mask if learned is None else rollout.mask & learned.unsqueeze(1)
-        kl_coef = kl_coef if config.kl_in == "reward" else 0.0
         if not config.has_value_role:
-            returns = rollout.scores - kl_coef * rollout.kl.sum(dim=1)
+            charged = kl_coef if config.kl_in == "reward" else 0.0
+            returns = rollout.scores - charged * rollout.kl.sum(dim=1)
             if config.advantage == "reinforce":
                 advantages = self.baseline.advantages(returns)
                 self.baseline.update(returns)
@@ -308,12 +292,16 @@ class PPO:
                 advantages = ESTIMATORS[config.advantage](returns, config.samples_per_prompt)
             return Targets(torch.where(mask, advantages.unsqueeze(1), 0.0), None, learned, figures)
         assert rollout.values is not None
-        rewards = token_rewards(rollout.scores, rollout.kl, rollout.mask, kl_coef)
-        if config.whiten_rewards:
-            rewards = masked_rescale(rewards, rollout.mask)
+        rewards = self._token_rewards(rollout, kl_coef)
         advantages, returns = gae(rewards, rollout.values, rollout.mask, config.gamma, config.lam)
         advantages = masked_normalize(advantages, mask) if bool(mask.any()) else torch.zeros_like(advantages)
         return Targets(advantages, returns, learned, figures)
+
+    def _token_rewards(self, rollout: Rollout, kl_coef: float) -> Tensor:
+        """(B, R): each token's penalty, and the score on the last one."""
+        charged = kl_coef if self.config.kl_in == "reward" else 0.0
+        rewards = token_rewards(rollout.scores, rollout.kl, rollout.mask, charged)
+        return masked_rescale(rewards, rollout.mask) if self.config.whiten_rewards else rewards
 
     def _learned_responses(self, rollout: Rollout) -> tuple[Tensor | None, Metrics]:
         """(B,) bool, or None for all: the responses that are learned from, and the numbers of those left out."""
@@ -330,35 +318,49 @@ class PPO:
 
     # 4 Learn
 
-    def learn(self, rollout: Rollout, targets: Targets, from_start: bool = False) -> tuple[Metrics, bool]:
-        """`num_epochs` passes over the rollout in minibatches; returns mean metrics, and whether it went too far.
+    def learn(
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        minibatches: list[list[int]],
+        value_metrics: Metrics | None = None,
+        must_start_at_1: bool = False,
+    ) -> tuple[Metrics, bool]:
+        """A step for each of the minibatches (`num_epochs` passes); returns mean metrics, and whether it went too far.
 
-        `from_start`: the policy has not learned yet, so the first step must find the rollout's own log-probabilities.
+        `value_metrics`: of the value role's first step, if that was taken. `must_start_at_1`: the first step of the
+        policy must find the rollout's own log-probabilities.
 
         It ends early when the policy has moved further from the rollout's than `stop_at_approx_kl`, in nats per token,
         or, without that step, when a minibatch's mean probability ratio is above `max_ratio`: then it went too far.
         """
         limit, steps, too_far = self.config.stop_at_approx_kl, list[Metrics](), False
-        for rows in self._draw_minibatches(len(rollout.sequences), targets.learned):
+        for rows in minibatches:
             try:
-                metrics = self._policy_step(rollout, targets, rows, must_start_at_1=from_start and not steps)
+                metrics = self._policy_step(rollout, targets, rows, must_start_at_1=must_start_at_1 and not steps)
             except PolicyTooFar:
                 too_far = True
                 break
             if targets.returns is not None:
-                metrics |= self._value_step(rollout, targets, rows)
+                metrics |= value_metrics or self._value_step(rollout, targets, rows)
+                value_metrics = None
             steps.append(metrics)
             if limit is not None and metrics["ppo/approx_kl"] > limit:
                 break
         means = {key: sum(step[key] for step in steps) / len(steps) for key in (steps[0] if steps else {})}
         if steps:  # of the first step, where both should be 0
             means |= {name: steps[0][name] for name in ("ppo/ratio_deviation", "ppo/ratio_gap")}
+            if rollout.is_of_sampler:
+                means |= {
+                    "rollout/mismatch": steps[0]["ppo/ratio_gap"],
+                    "rollout/mismatch_kl": steps[0]["ppo/approx_kl"],
+                }
         means |= {**targets.figures, "ppo/updates": float(len(steps))}
         if targets.returns is not None and rollout.values is not None:
             means["ppo/explained_variance"] = float(explained_variance(rollout.values, targets.returns, rollout.mask))
         return means, too_far
 
-    def _draw_minibatches(self, num_responses: int, learned: Tensor | None = None) -> list[list[int]]:
+    def draw_minibatches(self, num_responses: int, learned: Tensor | None = None) -> list[list[int]]:
         """The rows of every step: each epoch has each response that is learned from once, in an order of its own."""
         size, minibatches = self.config.minibatch_size, list[list[int]]()
         is_learned = [True] * num_responses if learned is None else learned.tolist()
@@ -381,7 +383,7 @@ class PPO:
 
         def inspect(totals: Metrics) -> None:
             if must_start_at_1:
-                check_first_update(self.model, totals["ppo/ratio_gap"])
+                check_start(self.model, totals["ppo/ratio_gap"])
             if self.config.max_ratio is not None and totals["ppo/ratio"] > self.config.max_ratio:
                 raise PolicyTooFar
 
@@ -389,10 +391,12 @@ class PPO:
         metrics["ppo/grad_norm"] = metrics.pop("grad_norm")
         return {**metrics, "ppo/ratio_deviation": max(workers.gather([deviation]))}
 
-    def _value_step(self, rollout: Rollout, targets: Targets, rows: list[int]) -> Metrics:
+    def _value_step(
+        self, rollout: Rollout, targets: Targets, rows: list[int], rewards: Tensor | None = None
+    ) -> Metrics:
         """One optimizer step of the value role on a minibatch."""
         optimizer = self.optimizers["value"]
-        metrics = optimizer.step(lambda size: self.accumulate_value_gradient(rollout, targets, rows, size))
+        metrics = optimizer.step(lambda size: self.accumulate_value_gradient(rollout, targets, rows, size, rewards))
         metrics["ppo/value_grad_norm"] = metrics.pop("grad_norm")
         return metrics
 
@@ -412,7 +416,11 @@ class PPO:
             weights = response_weights(mask, config.loss_level, num_tokens, len(rows), config.max_response_tokens)
             advantages = targets.advantages[part]
             ranges = config.clip_range, num_tokens, config.clip_range_high
-            loss = policy_loss(new, old, advantages, mask, *ranges, weights)
+            trained_weights = weights
+            if self.must_weigh and rollout.sampled_logprobs is not None:
+                assert config.mismatch_cap is not None
+                trained_weights = weights * mismatch_weights(old, rollout.sampled_logprobs[part], config.mismatch_cap)
+            loss = policy_loss(new, old, advantages, mask, *ranges, trained_weights)
             if config.kl_in == "loss":
                 distance = kl_loss(new, rollout.ref_logprobs[part], mask, num_tokens, weights)
                 self.model.backward(loss.loss + self.kl.coef * distance)
@@ -443,15 +451,25 @@ class PPO:
             total += loss.detach()
         return total
 
-    def accumulate_value_gradient(self, rollout: Rollout, targets: Targets, rows: list[int], size: int) -> Metrics:
-        """Gradient of the value's loss on some rows; returns metrics that add up over micro-batches."""
+    def accumulate_value_gradient(
+        self, rollout: Rollout, targets: Targets, rows: list[int], size: int, rewards: Tensor | None = None
+    ) -> Metrics:
+        """Gradient of the value's loss on some rows; returns metrics that add up over micro-batches.
+
+        With the token rewards (B, R) of a rollout whose value role has not learned from it, the values and returns of
+        these rows are computed first, and written into rollout and targets.
+        """
         assert rollout.values is not None and targets.returns is not None
-        num_tokens = int(rollout.mask[rows].sum())
+        num_tokens, config = int(rollout.mask[rows].sum()), self.config
         totals: dict[str, Tensor] = defaultdict(float)  # type: ignore[arg-type]
         for part in self._split_into_micro_batches(rollout, rows, size):
             values = response_values(self.model, rollout.sequences.index(part))
-            old, returns, mask = rollout.values[part], targets.returns[part], rollout.mask[part]
-            loss = value_loss(values, old, returns, mask, self.config.value_clip_range, num_tokens)
+            mask = rollout.mask[part]
+            if rewards is not None:
+                rollout.values[part] = values.detach()
+                targets.returns[part] = gae(rewards[part], values.detach(), mask, config.gamma, config.lam)[1]
+            old, returns = rollout.values[part], targets.returns[part]
+            loss = value_loss(values, old, returns, mask, config.value_clip_range, num_tokens)
             self.model.backward(loss.loss)
             totals["ppo/value_loss"] += loss.loss.detach().double()
             totals["ppo/value_clip_fraction"] += loss.clip_fraction.double()
@@ -463,32 +481,6 @@ class PPO:
         return [[share[index] for index in group] for group in rollout.sequences.index(share).micro_batches(size)]
 
     # Around the steps
-
-    def rehearse(self, longest: list[int]) -> None:
-        """Samples and learns once at the largest sizes, then restores everything, so that a lack of memory shows now.
-
-        `longest` are the ids of the longest prompt. Raises Stopped where even one response does not fit.
-        """
-        config, device = self.config, self.model.device
-        self.sampler.rehearse(longest)
-        count = min(self.batch.size, config.minibatch_size) * workers.process_count()
-        prompts = torch.tensor([longest] * count, device=device)
-        responses = prompts[:, -1:].expand(count, config.max_response_tokens).contiguous()
-        prompt_mask, response_mask = (torch.ones_like(ids, dtype=torch.bool) for ids in (prompts, responses))
-        sequences = Sequences(prompts, prompt_mask, responses, response_mask)
-        zeros = torch.zeros(responses.shape, device=device)
-        values = zeros if config.has_value_role else None
-        ended = response_mask[:, 0]
-        rollout = Rollout(sequences, ended, zeros[:, 0], zeros[:, 0], zeros, zeros, zeros, values, self.batch.size)
-        targets, rows = Targets(zeros, values), list(range(count))
-        blocks = None
-        if self.text is not None:
-            blocks = torch.zeros((count, config.ptx_block_tokens), dtype=torch.long, device=device)
-        self.optimizers["policy"].rehearse(
-            lambda size: self.accumulate_policy_gradient(rollout, targets, rows, blocks, size)[0]
-        )
-        if config.has_value_role:
-            self.optimizers["value"].rehearse(lambda size: self.accumulate_value_gradient(rollout, targets, rows, size))
 
     def repeat(self, prompts: list[EncodedPrompt]) -> list[EncodedPrompt]:
         """Each prompt once for each of its responses."""

@@ -1,4 +1,4 @@
-"""PPO's run over all its iterations: resume, checkpoints, records and samples over time. `ppo.py` is an iteration."""
+"""PPO's run over all its iterations: rehearsal, resume, checkpoints, records, samples. `ppo.py` is an iteration."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,12 @@ from tqdm import tqdm
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.spool import Spool
 from lora_rlhf.data.template import decode_response
+from lora_rlhf.model.forward import Sequences
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.checkpoint import Checkpoint
 from lora_rlhf.stages.judged import NoJudgement
+from lora_rlhf.stages.ppo_rollout import Metrics, Rollout, Targets
 from lora_rlhf.stages.samples import FIXED, sample_rows, text_figures
 from lora_rlhf.stages.session import batches, fixed_prompt_indices, same_state, seed_everything
 from lora_rlhf.stages.trainer import NotFinite, Trainer
@@ -21,7 +23,7 @@ from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped
 
 if TYPE_CHECKING:
-    from lora_rlhf.stages.ppo import PPO, Metrics
+    from lora_rlhf.stages.ppo import PPO
 
 TAIL = 10  # iterations whose mean KL and score are reported as those at the end
 SAMPLED = ("score", "kl", "length", "eos_rate", "entropy")  # figures of the rollout that samples have too
@@ -73,11 +75,37 @@ class PPOLoop:
             engine = decoding["engine"] if engine == "auto" else engine
             merge = decoding["merge"] if self.config.decode_weights == "auto" else None
         sampler.choose_engine(engine, self.prompts)
-        self.ppo.rehearse(self.prompts.longest.prompt_ids)
+        self._rehearse(self.prompts.longest.prompt_ids)
         if merge is None:
-            sampler.choose_weights(self.config.decode_weights)
+            sampler.choose_weights(self.config.decode_weights, self.prompts)
         else:
             sampler.merge = merge
+
+    def _rehearse(self, longest: list[int]) -> None:
+        """Samples and learns once at the largest sizes, then restores everything, so that a lack of memory shows now.
+
+        `longest` are the ids of the longest prompt. Raises Stopped where even one response does not fit.
+        """
+        ppo, config, device = self.ppo, self.config, self.model.device
+        ppo.sampler.rehearse(longest)
+        count = min(ppo.batch.size, config.minibatch_size) * workers.process_count()
+        prompts = torch.tensor([longest] * count, device=device)
+        responses = prompts[:, -1:].expand(count, config.max_response_tokens).contiguous()
+        prompt_mask, response_mask = (torch.ones_like(ids, dtype=torch.bool) for ids in (prompts, responses))
+        sequences = Sequences(prompts, prompt_mask, responses, response_mask)
+        zeros = torch.zeros(responses.shape, device=device)
+        values = zeros if config.has_value_role else None
+        ended = response_mask[:, 0]
+        rollout = Rollout(sequences, ended, zeros[:, 0], zeros[:, 0], zeros, zeros, zeros, values, ppo.batch.size)
+        targets, rows = Targets(zeros, values), list(range(count))
+        blocks = None
+        if ppo.text is not None:
+            blocks = torch.zeros((count, config.ptx_block_tokens), dtype=torch.long, device=device)
+        ppo.optimizers["policy"].rehearse(
+            lambda size: ppo.accumulate_policy_gradient(rollout, targets, rows, blocks, size)[0]
+        )
+        if config.has_value_role:
+            ppo.optimizers["value"].rehearse(lambda size: ppo.accumulate_value_gradient(rollout, targets, rows, size))
 
     def _prompt_batches(self) -> Iterator[list[EncodedPrompt]]:
         """Yields the prompts of each iteration that is left. Every prompt is used once before any is used again."""
@@ -92,7 +120,7 @@ class PPOLoop:
                 yield [self.prompts[index] for index in waiting[:count]]
             waiting = waiting[count:]
 
-    def _write_metrics(self, metrics: "Metrics", fixed: list[EncodedPrompt]) -> None:
+    def _write_metrics(self, metrics: Metrics, fixed: list[EncodedPrompt]) -> None:
         """One row of metrics.jsonl, and now and then the responses to the fixed prompts."""
         self.rows.append(metrics)
         done, seconds = self.ppo.done, self.ppo.latest
@@ -105,7 +133,7 @@ class PPOLoop:
         self.trainer.log(done + 1, {**metrics, **timed, "memory/peak_gib": peak_gpu_gib() or peak_rss_gib()})
         self.folder.sample(done + 1, rows)
 
-    def _sample_fixed_prompts(self, prompts: list[EncodedPrompt]) -> tuple["Metrics", list[dict[str, Any]]]:
+    def _sample_fixed_prompts(self, prompts: list[EncodedPrompt]) -> tuple[Metrics, list[dict[str, Any]]]:
         """Figures and rows for the fixed prompts. They have a seed of their own: training is the same without."""
         ppo = self.ppo
         responses = ppo.act(prompts, torch.Generator().manual_seed(self.config.seed))
@@ -113,7 +141,7 @@ class PPOLoop:
         every = slice(None, None, self.config.samples_per_prompt)  # the first response of each prompt
         rows = sample_rows([prompt.prompt.messages[-1].content for prompt in prompts], texts[every], responses[every])
         try:
-            rollout = ppo.judge(prompts, responses)
+            rollout = ppo.judge(prompts, responses, needs_values=False)
         except (NotFinite, NoJudgement):  # the next iteration says what is wrong
             return text_figures(texts), rows
         kl = (rollout.old_logprobs - rollout.ref_logprobs).sum(dim=1)

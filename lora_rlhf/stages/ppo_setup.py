@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from lora_rlhf.model.memory import adapter_bytes
 from lora_rlhf.model.open import describe_base, move_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
+from lora_rlhf.stages.ppo_rollout import Rollout, Targets
 from lora_rlhf.stages.reward_report import chance_fault
 from lora_rlhf.stages.rows import encode_prompts, report_refusals, source_of
 from lora_rlhf.stages.sampler import require_engine
@@ -33,10 +34,6 @@ from lora_rlhf.stages.session import (
 )
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped, UserError
-
-if TYPE_CHECKING:
-    from lora_rlhf.stages.ppo import Rollout, Targets
-
 
 FAR_FROM_TARGET = 1.5  # times the KL's target, or its inverse: what is warned of
 
@@ -123,7 +120,7 @@ def _outcome(config: PPOConfig, results: dict[str, Any]) -> str:
     )
 
 
-def warn_of_useless_rollout(config: PPOConfig, rollout: "Rollout", targets: "Targets", iteration: int) -> None:
+def warn_of_useless_rollout(config: PPOConfig, rollout: Rollout, targets: Targets, iteration: int) -> None:
     """Warns of an iteration that teaches nothing, or teaches never to end."""
     finished, count = rollout.finished, len(rollout.finished)
     if not targets.has_advantages:

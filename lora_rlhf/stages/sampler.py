@@ -1,7 +1,7 @@
 """The service that samples a role's responses: picks the engine, halves the batch on out of memory, uses seeds."""
 
+import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Literal
 
 from lora_rlhf.configs.common import StageConfig
@@ -9,14 +9,23 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import stop_ids
-from lora_rlhf.model.decode_weights import choose_merged_weights, use_merged_weights
-from lora_rlhf.model.engines import EngineChoice, pick_engine, require_static_engine
+from lora_rlhf.model.decode_weights import choose_merged_weights, run_role
+from lora_rlhf.model.engines import (
+    TIMED_TOKENS,
+    EngineChoice,
+    measure_tokens_per_second,
+    pick_engine,
+    require_static_engine,
+    usual_engine,
+)
 from lora_rlhf.model.generate import Engine, Response, generate_seeded
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.session import fixed_prompt_indices
 from lora_rlhf.system import workers
+
+log = logging.getLogger("lora_rlhf")
 
 Responses = list[list[Response]]  # of each prompt, one response for each of its seeds
 
@@ -35,7 +44,7 @@ class Sampler:
             config.max_prompt_tokens + config.max_response_tokens,
         )
         self.batch = AutoBatch.for_sampling(config)
-        self.engine: Engine = "plain"
+        self.engine: Engine = usual_engine(model, self._context)
         self.merge = False
 
     def sample(self, prompt_ids: list[list[int]], seeds: list[list[int]], activity: str = "sampling") -> Responses:
@@ -72,16 +81,34 @@ class Sampler:
 
         self.engine = workers.from_main(lambda: self.batch.run(pick, "sampling"))
 
-    def choose_weights(self, choice: Literal["auto", "merged", "adapter"]) -> None:
-        """Chooses whether to decode with merged weights. Call it after the largest steps were rehearsed."""
+    def choose_weights(self, choice: Literal["auto", "merged", "adapter"], prompts: Sequence[EncodedPrompt]) -> None:
+        """Chooses whether to decode with merged weights. Call it after the largest steps were rehearsed.
+
+        "auto" takes them where they fit, on a GPU only if they are faster: for few responses at a time they are not,
+        since a GPU reads 4 bits of a weight sooner than 16. All processes take the main one's pick.
+        """
         self.merge = all(workers.gather([choose_merged_weights(self._model, choice)]))
+        if self.merge and choice == "auto" and self._model.device.type == "cuda":
+            self.merge = workers.from_main(lambda: self._is_faster_merged(prompts))
+
+    def _is_faster_merged(self, prompts: Sequence[EncodedPrompt]) -> bool:
+        """Times decoding with the adapter and with merged weights on some of the prompts; logs which is faster."""
+        size, tokens = self.batch.size, min(TIMED_TOKENS, self._max_new_tokens)
+        ids = [prompts[index].prompt_ids for index in fixed_prompt_indices(prompts, size)]
+        speeds = []
+        for merged in (False, True):
+            with run_role(self._model, self._role, merged):
+                settings = ids, tokens, self._temperature, size
+                speeds.append(measure_tokens_per_second(self._model, self.engine, *settings))
+        log.debug("decoding: %.0f tokens/s with the adapter, %.0f with merged weights", *speeds)
+        return speeds[1] > speeds[0]
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen engine and weights, for a checkpoint."""
         return {"engine": self.engine, "merge": self.merge}
 
     def _generate(self, prompt_ids: list[list[int]], seeds: list[list[int]], stop: list[int], size: int) -> Responses:
-        with self._model.role(self._role), use_merged_weights(self._model) if self.merge else nullcontext():
+        with run_role(self._model, self._role, self.merge):
             return generate_seeded(
                 self._model,
                 prompt_ids,

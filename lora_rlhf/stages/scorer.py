@@ -12,6 +12,7 @@ from lora_rlhf.configs.scoring import ScoringConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.model.decode_weights import run_role
 from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.rewards.process import RewardFunction, ScoredRow
@@ -65,13 +66,17 @@ class ResponseScorer:
         response_ids: Sequence[list[int]],
         responses: Sequence[str],
         batch: AutoBatch,
+        has_merged_weights: bool = False,
     ) -> Scores:
-        """The scores of responses, each with its prompt, its ids and its text. NoJudgement where the judge is gone."""
+        """The scores of responses, each with its prompt, ids and text; with merged weights of the reward role if wanted.
+
+        NoJudgement where the judge is gone.
+        """
         total = torch.zeros(len(sequences), device=model.device)
         parts: dict[str, Tensor] = {}
         failures: dict[str, float] = {}
         if self.model_weight:
-            with model.role("reward"):
+            with run_role(model, "reward", has_merged_weights):
                 scores = score_in_batches(model, sequences, batch)
             total = total + self.model_weight * scores
             if self.functions or self.judge:

@@ -125,7 +125,7 @@ def test_yaml_reproduces_the_configuration(config: Any, tmp_path: Path) -> None:
 def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
     """Written out here, so that a field that is declared anew does not lose its marks unseen."""
     of_stages = "run seed device micro_batch_size generation_batch_size max_prompt_tokens max_response_tokens strict"
-    of_stages += " long_responses trust_remote_code gradient_checkpointing dequantize"
+    of_stages += " long_responses trust_remote_code gradient_checkpointing dequantize attn_implementation fused_kernels"
     of_training = "resume allow_changes save_every keep_checkpoints report_to"
     common = {
         SFTConfig: f"{of_stages} {of_training} model quantization compute_dtype chat_template template_args system",
@@ -141,7 +141,7 @@ def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
         kind: set(names.split()) for kind, names in common.items()
     }
     safe = "run device overwrite micro_batch_size generation_batch_size gradient_checkpointing dequantize strict"
-    safe = f"{safe} trust_remote_code model {of_training} engine"
+    safe = f"{safe} trust_remote_code model {of_training} engine attn_implementation fused_kernels"
     judge = "key_variable price_in price_out budget concurrency retries timeout batch_size cache"
     safe = f"{safe} {' '.join(f'judge_{name}' for name in judge.split())}"
     assert set(fields_with_mark(PPOConfig, SAFE_TO_CHANGE_ON_RESUME)) == set(safe.split())

@@ -54,29 +54,16 @@ def test_greedy_equals_the_plain_loop(shared_model: Make, architecture: str) -> 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
 def test_the_distribution_drawn_from_is_the_one_scored(
-    shared_model: Make, architecture: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+    shared_model: Make, architecture: str, temperature: float
 ) -> None:
     """The log-probs of the sampled tokens at generation equal those of the training forward."""
     model, (prompts, _) = shared_model(architecture), random_lists()
-    steps: list[tuple[Tensor, Tensor]] = []
-
-    def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
-        drawn = _draw(logits, temperature, uniforms)
-        steps.append(((logits / temperature).log_softmax(-1), drawn))
-        return drawn
-
-    monkeypatch.setattr("lora_rlhf.model.decode_plain.draw_tokens", spy)
     with model.role("policy"), torch.no_grad():
         groups = sample(model, prompts, temperature=temperature, stop_ids=[], batch_size=4)
         batch = sequences(prompts, [group[0].ids for group in groups])
         scored = response_logprobs(model, batch, temperature)[0]
-    order = sorted(range(4), key=lambda i: -len(prompts[i]))
-    assert {len(drawn) for _, drawn in steps} == {4}
-    for step, (logprobs, drawn) in enumerate(steps):
-        for drawn_row, row in enumerate(order):
-            token = drawn[drawn_row]
-            assert token == batch.response_ids[row, step]
-            torch.testing.assert_close(logprobs[drawn_row, token], scored[row, step], rtol=1e-4, atol=2e-5)
+    logprobs = torch.tensor([group[0].logprobs for group in groups])
+    torch.testing.assert_close(logprobs, scored, rtol=1e-4, atol=2e-5)
 
 
 def test_samples_follow_the_distribution(shared_model: Make) -> None:
@@ -100,16 +87,16 @@ def test_samples_follow_the_distribution(shared_model: Make) -> None:
 def test_draw_inverts_the_cumulative_distribution() -> None:
     logits = torch.tensor([[0.5, 0.0, 0.25, 0.25, 0.0]]).log().repeat(6, 1)
     uniforms = torch.tensor([0.0, 0.49, 0.5, 0.74, 0.76, 1 - 1e-12], dtype=torch.float64)
-    assert _draw(logits, 1.0, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
-    assert _draw(logits, 0, uniforms).tolist() == [0] * 6
+    assert _draw(logits, 1.0, uniforms)[0].tolist() == [0, 0, 2, 2, 3, 3]
+    assert _draw(logits, 0, uniforms)[0].tolist() == [0] * 6
     sharp = torch.tensor([[0.0, 1.0]])  # p(first) = 1 / (1 + e^(1/T))
     below, above = torch.tensor([0.119], dtype=torch.float64), torch.tensor([0.1193], dtype=torch.float64)
-    assert (_draw(sharp, 0.5, below).item(), _draw(sharp, 0.5, above).item()) == (0, 1)
+    assert (_draw(sharp, 0.5, below)[0].item(), _draw(sharp, 0.5, above)[0].item()) == (0, 1)
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
-    assert _draw(logits, 1.0, torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)).tolist() == [1, 1]
+    assert _draw(logits, 1.0, torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64))[0].tolist() == [1, 1]
 
 
 def test_rare_tokens_are_drawn() -> None:
@@ -119,7 +106,7 @@ def test_rare_tokens_are_drawn() -> None:
     total = 1 + 1000 * rare
     targets = [1, 2, 3, 500, 1000]
     uniforms = torch.tensor([(1 + (token - 0.5) * rare) / total for token in targets], dtype=torch.float64)
-    assert _draw(logits.double().repeat(5, 1), 1.0, uniforms).tolist() == targets
+    assert _draw(logits.double().repeat(5, 1), 1.0, uniforms)[0].tolist() == targets
 
 
 def test_the_same_seed_gives_the_same_and_another_does_not(shared_model: Make) -> None:
@@ -135,7 +122,7 @@ def test_dropping_finished_rows_changes_nothing(shared_model: Make, monkeypatch:
     settings: dict[str, Any] = {"num_samples": 8, "max_new_tokens": 24, "stop_ids": list(range(40))}
     widths: list[int] = []
 
-    def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         widths.append(len(logits))
         return _draw(logits, temperature, uniforms)
 

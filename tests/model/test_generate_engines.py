@@ -88,6 +88,10 @@ def test_auto_takes_the_faster_and_says_so(
     model = shared_model()
     caplog.set_level(logging.DEBUG, "lora_rlhf")
     timed = clock(monkeypatch, plain=plain, static=static)
+    assert pick(model) == "static" and timed == []  # a CPU's clock decides nothing
+    caplog.clear()
+    monkeypatch.setattr(engines, "_find_disagreement", lambda _model: None)
+    monkeypatch.setattr(SharedModel, "device", property(lambda _model: torch.device("cuda")))
     assert pick(model) == expected
     assert timed == ["plain", "static"]
     assert [record.getMessage() for record in caplog.records if "engine" in record.getMessage()] == [

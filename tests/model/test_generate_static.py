@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 
-from lora_rlhf.model import decode_static, decode_step
+from lora_rlhf.model import decode_static
 from lora_rlhf.model.decode_step import Replay, Slots, Step
-from lora_rlhf.model.drawing import Drawing, RowRoles, draw_tokens
+from lora_rlhf.model.drawing import Drawing, RowRoles
 from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.generate import Engine, Response, generate, generate_mixed, generate_seeded
 from lora_rlhf.model.kv_cache import SlotCache
@@ -151,25 +150,15 @@ def test_slots_carry_their_role(shared_model: Make, capture: FakeCapture | None)
     assert groups != alone
 
 
-def test_the_distribution_drawn_from_is_the_one_scored(
-    shared_model: Make, architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_distribution_drawn_from_is_the_one_scored(shared_model: Make, architecture: str) -> None:
     """The log-probs of the sampled tokens at generation equal those of the training forward, in refilled slots too."""
     model, prompts, temperature = shared_model(architecture), prompts_of(), 0.7
-    logprobs: list[float] = []
-
-    def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
-        drawn = draw_tokens(logits, temperature, uniforms)
-        logprobs.extend((logits / temperature).log_softmax(-1).gather(1, drawn[:, None])[:, 0].tolist())
-        return drawn
-
-    monkeypatch.setattr(decode_static, "draw_tokens", spy)
-    monkeypatch.setattr(decode_step, "draw_tokens", spy)
     with model.role("policy"), torch.no_grad():
         groups = sample(model, prompts, temperature=temperature, stop_ids=[])
         scored = response_logprobs(model, sequences(prompts, [group[0].ids for group in groups]), temperature)[0]
-    assert len(logprobs) == len(prompts) * NEW
-    torch.testing.assert_close(torch.tensor(logprobs).sort()[0], scored.flatten().sort()[0], rtol=1e-4, atol=2e-5)
+    logprobs = torch.tensor([group[0].logprobs for group in groups])
+    assert logprobs.shape == (len(prompts), NEW)
+    torch.testing.assert_close(logprobs, scored, rtol=1e-4, atol=2e-5)
 
 
 def test_each_prompt_is_read_once_and_slots_are_refilled(shared_model: Make) -> None:
@@ -261,7 +250,7 @@ def test_a_slot_that_holds_nothing_stays_where_it_is(shared_model: Make) -> None
         slots.cache.copy_prompts(read, torch.tensor([0, 0]), both)
         numbers = torch.rand(2, NEW, dtype=torch.float64)
         roles, more = torch.tensor([0, 0]), torch.tensor([True, False])
-        slots.start(both, roles, torch.tensor([8, 8]), torch.tensor([3, 3]), numbers, more)
+        slots.start(both, roles, torch.tensor([8, 8]), torch.tensor([3, 3]), numbers, more, torch.zeros(2))
         for _ in range(4):
             step(2, 16)
     assert (slots.position.tolist(), slots.count.tolist()) == ([7, 3], [5, 1])

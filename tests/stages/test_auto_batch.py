@@ -13,7 +13,7 @@ from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages import ppo, reward, sampler, scorer, sft
 from lora_rlhf.stages.auto_batch import AutoBatch, is_out_of_memory
-from lora_rlhf.stages.ppo import PPO
+from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.system.errors import Stopped
 from tests.support.stages import LIMITS, Models, rows_of
 
@@ -195,6 +195,6 @@ def test_the_rehearsal_leaves_no_trace(
     train: Callable[[str, str], SharedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = train("ppo", "with").adapter_state("policy")
-    monkeypatch.setattr(PPO, "rehearse", lambda *_: None)
+    monkeypatch.setattr(PPOLoop, "_rehearse", lambda *_: None)
     found = train("ppo", "without").adapter_state("policy")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())

@@ -14,7 +14,8 @@ from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.stages import ppo, reward, scorer, sft
-from lora_rlhf.stages.ppo import PPO, Rollout
+from lora_rlhf.stages.ppo import PPO
+from lora_rlhf.stages.ppo_rollout import Rollout
 from lora_rlhf.system.errors import Stopped
 from tests.support.stages import LIMITS, Models, manifest, rows_of
 

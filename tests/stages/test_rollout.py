@@ -18,7 +18,8 @@ from lora_rlhf.model.forward import apply_in_micro_batches
 from lora_rlhf.model.generate import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.rewards.process import RewardFunction, ScoredRow
-from lora_rlhf.stages.ppo import PPO, Rollout
+from lora_rlhf.stages.ppo import PPO
+from lora_rlhf.stages.ppo_rollout import Rollout
 from lora_rlhf.stages.scorer import ResponseScorer
 from tests.support.stages import DEMONSTRATIONS, Models, open_model
 

@@ -15,8 +15,10 @@ from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import encode_prompts
 from lora_rlhf.data.schema import Prompt, Text
 from lora_rlhf.data.stream import TextStream
+from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages.ppo import PPO, Rollout, Targets
+from lora_rlhf.stages.ppo import PPO
+from lora_rlhf.stages.ppo_rollout import Rollout, Targets
 from lora_rlhf.stages.scorer import ResponseScorer
 from tests.support import reference
 from tests.support.stages import DEMONSTRATIONS, gradients, same
@@ -57,7 +59,7 @@ def rollout_of(model: SharedModel, config: PPOConfig = CONFIG) -> Rollout:
     ppo = ppo_of(model, config)
     responses = ppo.act(prompts, torch.Generator().manual_seed(0))
     uneven = [
-        dataclasses.replace(response, ids=response.ids[: 2 + index % 5], finished=index % 2 == 0)
+        Response(response.ids[: 2 + index % 5], index % 2 == 0, logprobs=response.logprobs[: 2 + index % 5])
         for index, response in enumerate(responses)
     ]
     return ppo.judge(prompts, uneven)
@@ -160,13 +162,13 @@ def test_what_is_not_learned_from_is_left_out_and_counted(model: SharedModel) ->
     for row in range(8):
         expected = advantages[row - 4] if row in left else 0.0
         assert targets.advantages[row][batch.mask[row]].unique().tolist() == pytest.approx([expected])
-    assert sorted(itertools.chain(*ppo._draw_minibatches(8, targets.learned))) == sorted(left * 2)
-    metrics, _ = ppo.learn(batch, targets)
+    assert sorted(itertools.chain(*ppo.draw_minibatches(8, targets.learned))) == sorted(left * 2)
+    metrics, _ = learn_from(ppo, batch, targets)
     overlong = float((~batch.finished).sum())
     assert (metrics["ppo/skipped_groups"], metrics["ppo/masked_overlong"]) == (1.0, overlong)
     assert metrics["ppo/updates"] == 2.0
     nothing = dataclasses.replace(batch, scores=torch.zeros(8))
-    metrics, _ = ppo.learn(nothing, ppo.reward(nothing, kl_coef=0.0))
+    metrics, _ = learn_from(ppo, nothing, ppo.reward(nothing, kl_coef=0.0))
     assert (metrics["ppo/skipped_groups"], metrics["ppo/updates"]) == (2.0, 0.0)
     masked = ppo_of(model, dataclasses.replace(CONFIG, mask_overlong=True))
     targets = masked.reward(dataclasses.replace(batch, finished=torch.zeros(8, dtype=torch.bool)), 0.1)
@@ -191,6 +193,10 @@ def random_goal(batch: Rollout) -> Targets:
     return Targets(torch.where(batch.mask, advantages, 0.0), torch.where(batch.mask, returns, 0.0))
 
 
+def learn_from(ppo: PPO, batch: Rollout, targets: Targets) -> tuple[dict[str, float], bool]:
+    return ppo.learn(batch, targets, ppo.draw_minibatches(len(batch.sequences), targets.learned))
+
+
 def learn(
     model: SharedModel, batch: Rollout, text: TextStream | None = None, **changes: Any
 ) -> tuple[dict[str, float], dict[str, dict[str, Tensor]]]:
@@ -198,7 +204,7 @@ def learn(
     config = dataclasses.replace(CONFIG, **changes)
     before = {role: model.adapter_state(role) for role in ("policy", "value")}
     ppo = ppo_of(model, config, text)
-    metrics, _ = ppo.learn(batch, random_goal(batch))
+    metrics, _ = learn_from(ppo, batch, random_goal(batch))
     found = {role: gradients(model, role) for role in ppo.optimizers}
     for role, state in before.items():
         assert same(state, model.adapter_state(role)) == (role not in ppo.optimizers)
@@ -276,6 +282,26 @@ def test_the_gradient_at_a_level_with_the_kl_as_a_loss(model: SharedModel, level
     assert_close(found["policy"], gradients(model, "policy"), 1e-4)
 
 
+def test_tokens_that_the_sampler_found_less_likely_weigh_more_up_to_the_cap(model: SharedModel) -> None:
+    """With a base in 16 bits, which this one is made to be: the advantages times min(p / q, cap)."""
+    batch, ppo = rollout_of(model), ppo_of(model, dataclasses.replace(CONFIG, mismatch_cap=1.5))
+    goal, rows = random_goal(batch), list(range(len(batch.sequences)))
+    ratios = torch.tensor([0.5, 1.2, 3.0])[torch.arange(batch.mask.numel()) % 3].view(batch.mask.shape)
+    weights = torch.where(ratios > 2, 1.5, ratios)
+    weighted = dataclasses.replace(goal, advantages=goal.advantages * weights)
+    batch = dataclasses.replace(batch, sampled_logprobs=batch.old_logprobs - ratios.log())
+    found: list[dict[str, Tensor]] = []
+    for must_weigh, targets in ((False, weighted), (True, goal), (False, goal)):
+        ppo.must_weigh = must_weigh
+        clear(model, "policy")
+        with model.role("policy", training=True):
+            ppo.accumulate_policy_gradient(batch, targets, rows, None, 8)
+        found.append({name: gradient.clone() for name, gradient in gradients(model, "policy").items()})
+    assert_close(found[1], found[0], 1e-5)
+    with pytest.raises(AssertionError):
+        assert_close(found[1], found[2], 1e-2)
+
+
 def test_the_values_gradient_is_that_of_half_the_squared_error(model: SharedModel) -> None:
     batch = rollout_of(model)
     goal, count = random_goal(batch), int(batch.mask.sum())
@@ -331,7 +357,7 @@ def test_a_policy_beyond_the_clip_is_held_back(model: SharedModel) -> None:
     batch = rollout_of(model)
     moved = dataclasses.replace(batch, old_logprobs=torch.where(batch.mask, batch.old_logprobs - 1.0, 0.0))
     ones = torch.where(batch.mask, 1.0, 0.0)
-    metrics, _ = ppo_of(model, CONFIG).learn(moved, Targets(ones, ones))
+    metrics, _ = learn_from(ppo_of(model, CONFIG), moved, Targets(ones, ones))
     assert metrics["ppo/clip_fraction"] == 1.0
     assert metrics["ppo/policy_loss"] == pytest.approx(-1.2)
     assert metrics["ppo/grad_norm"] == 0.0
@@ -359,7 +385,7 @@ def test_an_iteration_ends_early_when_the_policy_has_moved_too_far(
         CONFIG, num_epochs=2, minibatch_size=2, micro_batch_size=2, stop_at_approx_kl=limit, policy_learning_rate=1e-2
     )
     batch = rollout_of(model)
-    metrics, too_far = ppo_of(model, config).learn(batch, random_goal(batch))
+    metrics, too_far = learn_from(ppo_of(model, config), batch, random_goal(batch))
     assert not too_far
     assert metrics["ppo/updates"] == updates
 
@@ -374,7 +400,7 @@ def test_every_response_is_in_one_minibatch_of_an_epoch(model: SharedModel, monk
         return accumulate(rollout, targets, rows, *rest)
 
     monkeypatch.setattr(ppo, "accumulate_policy_gradient", watched)
-    ppo.learn(batch, random_goal(batch))
+    learn_from(ppo, batch, random_goal(batch))
     assert [len(rows) for rows in found] == [4] * 6
     for epoch in range(3):
         assert sorted(found[2 * epoch] + found[2 * epoch + 1]) == list(range(8))
@@ -390,7 +416,7 @@ def test_policy_and_value_learn_at_their_own_rates(model: SharedModel) -> None:
         rollout_of(model),
         {role: model.adapter_state(role) for role in ("policy", "value", "reward", "sft")},
     )
-    ppo.learn(batch, random_goal(batch))
+    learn_from(ppo, batch, random_goal(batch))
     moved = {
         role: max(float((state[name] - value).abs().max()) for name, value in model.adapter_state(role).items())
         for role, state in before.items()
@@ -406,6 +432,6 @@ def test_a_critic_free_learner_trains_the_policy_alone(model: SharedModel) -> No
     batch, before = rollout_of(model, config), model.adapter_state("value")
     ppo = ppo_of(model, config)
     assert list(ppo.optimizers) == ["policy"]
-    metrics, _ = ppo.learn(batch, ppo.reward(batch, 0.1))
+    metrics, _ = learn_from(ppo, batch, ppo.reward(batch, 0.1))
     assert not any("value" in key or "variance" in key for key in metrics)
     assert same(before, model.adapter_state("value"))
