@@ -68,7 +68,7 @@ class ResponseScorer:
         batch: AutoBatch,
         has_merged_weights: bool = False,
     ) -> Scores:
-        """The scores of responses, each with its prompt, ids and text; with merged weights of the reward role if wanted.
+        """The scores of responses, each with prompt, ids and text; with merged weights of the reward role if wanted.
 
         NoJudgement where the judge is gone.
         """
