@@ -9,6 +9,8 @@ from lora_rlhf.data.refusals import Damaged
 from lora_rlhf.data.tables import to_plain_row
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.network import hub_fault, offline
+from lora_rlhf.system.plain_files import open_file
+from lora_rlhf.system.untrusted import quote, read_object
 
 
 def hub_rows(hub: HubDataset) -> Iterator[tuple[str, Any]]:
@@ -48,11 +50,26 @@ def saved_rows(path: Path) -> Iterator[tuple[str, Any]]:
             folders = ", ".join(str(path / split) for split in splits)
             raise UserError(f"{path}: no split named train; give the folder of one split: {folders}")
         path = path / "train"
+    _require_own_files(path)
     try:
         dataset = load_from_disk(str(path))
     except Exception as error:  # OSError, ValueError, KeyError, ArrowInvalid ... for a folder that is not whole
         raise UserError(f"{path}: cannot be loaded as what save_to_disk wrote: {error}") from error
     return numbered_rows(dataset, str(path))
+
+
+def _require_own_files(folder: Path) -> None:
+    """UserError if the tables that a saved dataset lists are not plain files in its own folder."""
+    way_out = "give a folder that save_to_disk wrote"
+    tables = read_object(folder / "state.json", way_out).get("_data_files")
+    names = [table.get("filename") if isinstance(table, dict) else None for table in tables or ()]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{folder / 'state.json'}: lists the file {quote(name)}, not one of its folder; {way_out}")
+        try:
+            open_file(folder / name).close()
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be loaded as what save_to_disk wrote: {error}") from error
 
 
 def numbered_rows(dataset: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, Any]]:

@@ -37,6 +37,7 @@ from lora_rlhf.model.files import (
 from lora_rlhf.model.heads import check_logits
 from lora_rlhf.model.quantized import find_stored_fault, find_stored_settings
 from lora_rlhf.model.stranger_config import find_code_fault, find_size_fault
+from lora_rlhf.model.stranger_tokenizer import find_tokenizer_fault
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.kernel_trial import try_4bit
 from lora_rlhf.system.untrusted import read_object
@@ -159,7 +160,10 @@ def generation_stops(name: str, tokenizer: PreTrainedTokenizerBase) -> list[str]
 
 
 def _load_tokenizer(files: Files, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer. UserError if it does not load or has no end-of-sequence token."""
+    """The tokenizer. UserError if it does not load, has no end-of-sequence token, or is a trap."""
+    path = find_file(files, "tokenizer.json")
+    if path is not None and (fault := find_tokenizer_fault(Path(path))):
+        raise UserError(f"base model {name!r}: {fault}. Use the files of an author whom you trust")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             files.name, trust_remote_code=trust_remote_code, local_files_only=files.only_local

@@ -1,6 +1,7 @@
 """Hub datasets and saved folders give plain rows; without a network it is said at once, with the way out."""
 
 import json
+import os
 import socket
 import threading
 import time
@@ -162,3 +163,23 @@ def test_saved_folders(tmp_path: Path) -> None:
     (tmp_path / "one/data-00000-of-00001.arrow").write_bytes(b"broken")
     with pytest.raises(UserError, match="one: cannot be loaded"):
         list(saved_rows(tmp_path / "one"))
+
+
+def test_a_saved_folder_reads_no_file_of_another_folder(tmp_path: Path) -> None:
+    """A stranger's state.json that names a file outside, and a link or a pipe in the place of a table."""
+    for name in ("one", "outside"):
+        datasets.Dataset.from_list([{"prompt": name}]).save_to_disk(str(tmp_path / name))
+    table, state = tmp_path / "one/data-00000-of-00001.arrow", tmp_path / "one/state.json"
+    table.unlink()
+    table.symlink_to(tmp_path / "outside" / table.name)
+    with pytest.raises(UserError, match="is a symbolic link"):
+        list(saved_rows(tmp_path / "one"))
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.raises(UserError, match="not a file"):
+        list(saved_rows(tmp_path / "one"))
+    original = state.read_text()
+    for stranger in (f"../outside/{table.name}", str(tmp_path / "outside" / table.name), "..", "", "x\\u001b/y"):
+        state.write_text(original.replace(table.name, stranger))
+        with pytest.raises(UserError, match="not one of its folder"):
+            list(saved_rows(tmp_path / "one"))
