@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,13 @@ FATAL = {
 }
 
 
+KEY_SIGN = "(the key)"
+SHORTEST_PIECE = 6  # characters of a key that are taken for a part of it
+# a word that is partly asterisks, dots or crosses
+MASKED = re.compile(
+    r"(?P<first>[^\s=:,;\"'(\[{<*\u2022\u2026]*?)(?:[*\u2022\u2026]+|\.{3,}|[xX]{4,})(?P<last>[^\s*\u2022\u2026]*)"
+)
+AROUND_KEY = "\"'`()[]{}<>:;,.=!"
 TokenCounts = tuple[int, int] | tuple[()]  # of the prompt and of the reply; empty if the server gives none
 
 
@@ -238,8 +246,34 @@ class Endpoint:
         return quote(self._remove_key(text))
 
     def _remove_key(self, text: str) -> str:
-        """The text without the key, which a server may repeat in its message."""
-        return text.replace(self._key, "(the key)") if self._key else text
+        """The text without the key and its pieces, which a server may repeat in its message: "sk-ab***yz"."""
+        return remove_key(text, self._key)
+
+
+def remove_key(text: str, key: str) -> str:
+    """The text without a key, without pieces of SHORTEST_PIECE of its characters, and without its masked form."""
+    if not key:
+        return text
+    text = MASKED.sub(lambda match: KEY_SIGN if _is_masked_key(match, key) else match[0], text)
+    length = min(SHORTEST_PIECE, len(key))
+    pieces = {key[start : start + length] for start in range(len(key) - length + 1)}
+    parts, shown_to, position = [], 0, 0
+    while position <= len(text) - length:
+        if text[position : position + length] not in pieces:
+            position += 1
+            continue
+        end = position + length
+        while end < len(text) and text[end - length + 1 : end + 1] in pieces:
+            end += 1
+        parts += [text[shown_to:position], KEY_SIGN]
+        shown_to = position = end
+    return "".join([*parts, text[shown_to:]])
+
+
+def _is_masked_key(match: re.Match[str], key: str) -> bool:
+    """Whether a word with a mask in it begins or ends as the key does."""
+    first, last = match["first"].strip(AROUND_KEY), match["last"].strip(AROUND_KEY)
+    return (len(first) > 1 and key.startswith(first)) or (len(last) > 1 and key.endswith(last))
 
 
 def _parse_reply(raw: bytes) -> tuple[str, TokenCounts]:

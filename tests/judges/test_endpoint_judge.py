@@ -26,7 +26,7 @@ from lora_rlhf.judges import endpoint
 from lora_rlhf.judges.asking import Asker
 from lora_rlhf.judges.cache import Cache
 from lora_rlhf.judges.choose import open_judge
-from lora_rlhf.judges.endpoint import Endpoint
+from lora_rlhf.judges.endpoint import Endpoint, remove_key
 from lora_rlhf.judges.judge import Judge, Verdicts
 from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.question import read_questions
@@ -385,6 +385,32 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
     texts += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(KEY in text for text in texts)
     assert sum("(the key)" in text for text in texts) >= 2, "the key is replaced where it stood"
+
+
+def test_pieces_of_a_key_are_masked_too() -> None:
+    key = "sk-proj-abcdEFGH1234ijklWXYZ"
+    for shown in (
+        *(
+            key,
+            key[:9],
+            key[-8:],
+            key[5:14],
+            "sk-proj-********WXYZ",
+            "sk-***YZ",
+            "sk...YZ",
+            "sk-pr\u2026XYZ",
+            "****WXYZ",
+        ),
+        f"{key}{key}",
+    ):
+        for text in (f"Wrong: {shown}.", f"'{shown}'", f"key={shown}; see https://a.b"):
+            left = remove_key(text, key)
+            assert "(the key)" in left
+            assert not any(key[start : start + 3] in left for start in range(len(key) - 2)), left
+            assert not left.replace("key", "").strip(".;'").endswith(("YZ", "WXYZ")), left
+    for text in ("wait... what", "**bold** words", "HTTP 400: max_tokens", ""):
+        assert remove_key(text, key) == text
+    assert remove_key("no key *** is set", "") == "no key *** is set"
 
 
 @pytest.mark.parametrize("key", ["sk-1 two", "sk-1\nX-Other: 2", "sk-\u00e9", "Bearer sk-1"])
