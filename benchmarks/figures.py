@@ -252,8 +252,6 @@ METHODS = {
 
 def _methods(results: Any) -> dict[str, str]:
     """Every method at every number of ranked prompts: rates are pooled over seeds, other figures are their means."""
-    if "methods" not in results:
-        return {}  # not measured yet
     costs, judged = results["methods"]["costs"], results["methods"]["judged"]
     counts = sorted({int(key.split("/")[1]) for key in judged})
     seeds = sorted({key.split("/")[0] for key in judged}, key=int)
