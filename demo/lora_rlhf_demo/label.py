@@ -168,8 +168,8 @@ class Labelling:
             responses, ranks = (*responses, ideal), (*(rank + 1 for rank in ranks), 1)
             ended = (*ended, True) if ended else ()
         row = make_row(Ranking(task.prompt, responses, ranks, labeler, ended)) | {
-            "ratings": list(label.ratings),
-            "flags": [list(flags) for flags in label.flags],
+            "ratings": [*label.ratings, *([None] if ideal else [])],
+            "flags": [*map(list, label.flags), *([[]] if ideal else [])],
             "prompt_flags": list(label.prompt_flags),
             "shown": list(task.display_order(labeler)),
             "seconds": round(seconds, 1),

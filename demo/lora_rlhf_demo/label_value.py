@@ -87,13 +87,14 @@ def require_fit(task: Task, label: Label) -> None:
 def label_from_row(row: Row, saved_ranking: Ranking) -> Label:
     """The label that a saved row holds; fields that somebody has changed are left empty."""
     has_ideal = row.get("has_ideal") is True and len(saved_ranking.responses) > 2
-    count = len(saved_ranking.responses) - has_ideal
+    total = len(saved_ranking.responses)
+    count = total - has_ideal
     ratings, flags = row.get("ratings"), row.get("flags")
     reasons = row.get("reasons")
     return Label(
         tuple(rank - has_ideal for rank in saved_ranking.ranks[:count]),
-        tuple(ratings) if isinstance(ratings, list) and len(ratings) == count else (None,) * count,
-        tuple(map(tuple, flags)) if isinstance(flags, list) and len(flags) == count else ((),) * count,
+        tuple(ratings[:count]) if isinstance(ratings, list) and len(ratings) == total else (None,) * count,
+        tuple(map(tuple, flags[:count])) if isinstance(flags, list) and len(flags) == total else ((),) * count,
         tuple(row.get("prompt_flags") or ()),
         tuple(reasons) if isinstance(reasons, list) else (),
         str(row.get("comment", "")),

@@ -199,8 +199,13 @@ def encode_demonstration(
 def encode_ranking(
     tokenizer: "PreTrainedTokenizerBase", ranking: Ranking, limits: Limits, refused: RefusedRows
 ) -> EncodedRanking | None:
-    """The ranking's ids. A response over the limit is refused alone; with fewer than 2 left the ranking is refused."""
-    encoded = _encode_responses(tokenizer, ranking.prompt, ranking.responses, ranking.ranks, limits, refused)
+    """The ranking's ids. A response over the limit is refused alone; with fewer than 2 left the ranking is refused.
+
+    A response that did not end has no stop token: nobody said that it ends there. Over the limit it is cut once more.
+    """
+    encoded = _encode_responses(
+        tokenizer, ranking.prompt, ranking.responses, ranking.ranks, limits, refused, ranking.ended
+    )
     if encoded is not None and len(encoded.ranks) < 2:
         fault = BadRow("fewer than 2 responses of the ranking are left", f"{len(encoded.ranks)} left")
         refused.add(ranking.prompt.origin, fault)
@@ -224,8 +229,12 @@ def _encode_responses(
     ranks: Sequence[int],
     limits: Limits,
     refused: RefusedRows,
+    ended: Sequence[bool] = (),
 ) -> EncodedRanking | None:
-    """The prompt's ids and those of the responses within the limit; None if the prompt is refused."""
+    """The prompt's ids and those of the responses within the limit; None if the prompt is refused.
+
+    ended: as in `Ranking`.
+    """
     try:
         ids = render_prompt(tokenizer, prompt)
         limited_ids = _limit_prompt(tokenizer, prompt, ids, limits.max_prompt_tokens)
@@ -233,10 +242,13 @@ def _encode_responses(
         refused.add(prompt.origin, fault)
         return None
     encoded = EncodedRanking(limited_ids, [], [])
-    for response, rank in zip(responses, ranks, strict=True):
+    for response, rank, has_ended in zip(responses, ranks, ended or (True,) * len(ranks), strict=True):
         try:
             rendered = render_response_after(tokenizer, prompt, ids, response)
-            encoded.response_ids.append(_limit_response(rendered, limits.max_response_tokens, limits, refused))
+            if not has_ended:
+                rendered = rendered[:-1]  # the stop token is the last one, and the only one
+            own_limits = limits if has_ended else replace(limits, long_responses="cut")
+            encoded.response_ids.append(_limit_response(rendered, limits.max_response_tokens, own_limits, refused))
             encoded.ranks.append(rank)
         except BadRow as fault:
             refused.add(prompt.origin, fault)

@@ -70,15 +70,16 @@ def drop_duplicate_responses(ranking: Ranking, refused: RefusedRows) -> Ranking 
     Responses are the same if their texts are equal without white space at the ends; a ranking gives them the same rank.
     Both losses are counted in `refused`.
     """
-    distinct: dict[str, tuple[str, int]] = {}
-    for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
+    distinct: dict[str, tuple[str, int, bool]] = {}
+    ended = ranking.ended or (True,) * len(ranking.ranks)
+    for response, rank, has_ended in zip(ranking.responses, ranking.ranks, ended, strict=True):
         if response.strip() in distinct:
             refused.add(ranking.prompt.origin, BadRow("duplicate response in a ranking", repr(response[:40])))
-        distinct.setdefault(response.strip(), (response, rank))
+        distinct.setdefault(response.strip(), (response, rank, has_ended))
     if len(distinct) == len(ranking.responses):
         return ranking
     if len(distinct) < 2:
         refused.add(ranking.prompt.origin, BadRow("all responses of the ranking are the same"))
         return None
-    responses, ranks = zip(*distinct.values(), strict=True)
-    return Ranking(ranking.prompt, responses, ranks, ranking.labeler)
+    responses, ranks, distinct_ended = zip(*distinct.values(), strict=True)
+    return Ranking(ranking.prompt, responses, ranks, ranking.labeler, distinct_ended if ranking.ended else ())

@@ -21,6 +21,7 @@ NARROW_SHARE = 0.3  # share of rows whose prompts begin alike, or continue one a
 CHECKABLE_SHARE = 0.5  # share of rows whose answers code could check
 EMPTY_SHARE = 0.5  # share of rows in which a known column is empty
 TIED_SHARE = 0.1  # share of rankings that are tied throughout
+CUT_SHARE = 0.1  # of responses that did not end
 
 ANSWER_COLUMNS = (
     "answer answers solution solutions final_answer ground_truth gold gold_answer reference_answer target".split()
@@ -145,6 +146,11 @@ def _ranking_advice(file: Report) -> Iterator[str]:
             f"{pluralize(rankings['pairs'], 'pair')} to learn from. Below about {FEW_PAIRS:,}, reward models were "
             f"close to chance (arXiv 2210.10760): collect more, and compare with `lora-rlhf {DPO.name}`, which learns "
             "from pairs without a reward model (docs/methods.md)."
+        )
+    if rankings["cut"] > CUT_SHARE * rankings["known_ends"]:
+        yield (
+            f"{share_text(rankings['cut'] / rankings['known_ends'])} of the responses did not end by themselves, so "
+            "people ranked beginnings: sample again with a larger --max_response_tokens."
         )
     longer_wins = rankings["longer_wins"]
     if longer_wins is not None and longer_wins["rate"] > LONGER_WINS and longer_wins["low"] > 0.5:

@@ -25,6 +25,7 @@ class RankingFigures:
     def __init__(self, most_responses: int = MOST_HASHES) -> None:
         self.most_responses = most_responses  # whose hashes are kept
         self.count = self.all_tied = self.pairs = self.ties = 0
+        self.num_cut = self.num_known_ends = 0  # responses that did not end, of those that say whether they did
         self.num_equal_lengths = 0  # pairs with different ranks whose responses are equally long
         self.sizes: Counter[int] = Counter()
         self.labelers: set[str] = set()
@@ -44,6 +45,8 @@ class RankingFigures:
         self.ties += size * (size - 1) // 2 - pairs
         self.all_tied += not pairs
         self.num_equal_lengths += equal_lengths
+        self.num_cut += ranking.ended.count(False)
+        self.num_known_ends += len(ranking.ended)
         moments = self._moments
         moments[0] += longer_wins
         moments[1] += longer_wins * longer_wins
@@ -56,7 +59,7 @@ class RankingFigures:
 
     def merge(self, other_figures: "RankingFigures") -> None:
         """Adds the rankings of another part of the file."""
-        for name in ("count", "all_tied", "pairs", "ties", "num_equal_lengths"):
+        for name in ("count", "all_tied", "pairs", "ties", "num_equal_lengths", "num_cut", "num_known_ends"):
             setattr(self, name, getattr(self, name) + getattr(other_figures, name))
         self.sizes.update(other_figures.sizes)
         self.labelers |= other_figures.labelers
@@ -103,6 +106,8 @@ class RankingFigures:
             "pairs": self.pairs,
             "ties": self.ties,
             "all_tied": self.all_tied,
+            "cut": self.num_cut,
+            "known_ends": self.num_known_ends,
             "longer_wins": self._longer_wins_interval(),
             "labelers": len(self.labelers),
             "agreement": None

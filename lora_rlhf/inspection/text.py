@@ -161,6 +161,10 @@ def _rankings_text(rankings: dict[str, Any] | None) -> str:
             else ""
         )
         parts.append(f"the longer response wins {share_text(longer_wins['rate'])} ({low} to {high}{equal_note})")
+    if rankings["known_ends"]:
+        parts.append(
+            f"{rankings['cut']:,} of {pluralize(rankings['known_ends'], 'response')} did not end by themselves"
+        )
     if rankings["labelers"]:
         parts.append(pluralize(rankings["labelers"], "labeler"))
     if agreement := rankings["agreement"]:

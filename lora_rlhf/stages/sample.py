@@ -6,7 +6,7 @@ Or the best of n as demonstrations, which `best_of.py` chooses.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -17,10 +17,11 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl
+from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, make_row
 from lora_rlhf.data.sources import Source
 from lora_rlhf.data.spool import Spool
-from lora_rlhf.data.template import decode_response
+from lora_rlhf.data.template import decode_response, render_response
 from lora_rlhf.model.generate import Engine, Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, data_hash, find_stage
@@ -42,6 +43,9 @@ from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row
 from lora_rlhf.system.errors import Stopped, UserError
 from lora_rlhf.system.plain_files import open_file, read_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROUNDS = 4  # slots' worth sampled in one go by the static engine: with fewer, most slots wait for the last response
 SPARE = 4  # responses drawn beyond the most that are kept, since a small model repeats itself
@@ -111,6 +115,14 @@ def _finish_rankings(
         log.warning("%d of %d prompts gave fewer than %d distinct responses", fewer, len(encoded), config.min_responses)
     counts = [len(row["responses"]) for row in rows]
     log.info("%s: %d prompts with %d to %d responses each", config.to, len(rows), min(counts), max(counts))
+    if num_cut := sum(row.get("ended", []).count(False) for row in rows):
+        log.warning(
+            "%d of %d responses did not end within %d tokens and are marked as cut; raise --max-response-tokens for "
+            "whole ones",
+            num_cut,
+            sum(counts),
+            config.max_response_tokens,
+        )
     return rows
 
 
@@ -207,6 +219,31 @@ def _progress(rows: Sequence[object], encoded: Sequence[object]) -> str:
 def _ranking_row(
     config: SampleConfig, model: SharedModel, prompt: EncodedPrompt, group: list[Response], most: int
 ) -> dict[str, Any] | None:
-    texts = dict.fromkeys(decode_response(model.tokenizer, response.ids).strip() for response in group)
-    distinct = list(texts)[:most]
-    return {**make_row(prompt.prompt), "responses": distinct} if len(distinct) >= config.min_responses else None
+    """The distinct responses of one prompt, and whether each ended; None if there are too few."""
+    distinct: dict[str, bool] = {}
+    for response in group:
+        text, has_ended = _text_within_limit(config, model.tokenizer, prompt.prompt, response)
+        distinct[text] = has_ended or distinct.get(text, False)
+    kept = list(distinct)[:most]
+    row = {**make_row(prompt.prompt), "responses": kept, "ended": [distinct[text] for text in kept]}
+    return row if len(kept) >= config.min_responses else None
+
+
+def _text_within_limit(
+    config: SampleConfig, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: Response
+) -> tuple[str, bool]:
+    """(the response's text, whether it ended). The text is short enough for the limit when it is encoded again.
+
+    A text may encode to more tokens than it was sampled in. It then loses its end, and so has not ended.
+    """
+    has_ended, count = response.finished, len(response.ids)
+    while True:
+        text = decode_response(tokenizer, response.ids[:count]).strip()
+        try:
+            num_tokens = len(render_response(tokenizer, prompt, text)) - (not has_ended)
+        except BadRow:  # such as a thought without an end: what trains on it says so
+            return text, has_ended
+        excess = num_tokens - config.max_response_tokens
+        if excess <= 0 or count <= excess:
+            return text, has_ended
+        has_ended, count = False, count - excess

@@ -9,7 +9,8 @@ from typing import Any
 
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.labels import Agreement, ranking_agreement
-from lora_rlhf.data.schema import Demonstration, Prompt, Text, make_row
+from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.data.schema import Demonstration, Prompt, Text, make_row, require_ended
 from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.config import PROMPT_SETS, LabelConfig, TinyworldConfig
@@ -54,8 +55,8 @@ def label(config: LabelConfig) -> Agreement | None:
     all_labelers = make_labelers()
     rng = random.Random(f"label-{config.seed}")
     rankings = []
-    for prompt, responses in prompts_and_responses:
-        ranking = rng.choice(all_labelers).rank(prompt, responses, rng)
+    for prompt, responses, ended in prompts_and_responses:
+        ranking = rng.choice(all_labelers).rank(prompt, responses, rng, ended)
         if config.shuffle_labels:
             ranking = dataclasses.replace(ranking, ranks=tuple(rng.sample(ranking.ranks, len(ranking.ranks))))
         rankings.append(ranking)
@@ -64,24 +65,30 @@ def label(config: LabelConfig) -> Agreement | None:
         return None
     rng = random.Random(f"agreement-{config.seed}")
     overlapping_rankings = [
-        labeler.rank(prompt, responses, rng)
-        for prompt, responses in prompts_and_responses[: config.overlap]
+        labeler.rank(prompt, responses, rng, ended)
+        for prompt, responses, ended in prompts_and_responses[: config.overlap]
         for labeler in rng.sample(all_labelers, OVERLAP_LABELERS)
     ]
     write_jsonl(config.agreement_to, map(make_row, overlapping_rankings))
     return ranking_agreement(overlapping_rankings)
 
 
-def _read_prompts_and_responses(path: str) -> list[tuple[Prompt, list[str]]]:
-    """Prompts with their responses. UserError names the first row that labelers cannot rank."""
+def _read_prompts_and_responses(path: str) -> list[tuple[Prompt, list[str], tuple[bool, ...]]]:
+    """Prompts, their responses and which of them ended. UserError names the first row that labelers cannot rank."""
     prompts_and_responses = []
     for prompt in read_prompts(path, strict=True)[0]:
         meta = dict(prompt.meta)
         responses = meta.pop("responses", None)
         if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
             raise UserError(f"{prompt.origin}: no list of responses; write this file with `lora-rlhf sample`")
+        try:
+            ended = require_ended(meta.pop("ended", None), len(responses))
+        except BadRow as fault:
+            raise UserError(f"{prompt.origin}: {fault}; write this file with `lora-rlhf sample`") from fault
         # a sampled response may be empty or equal to another one, and neither can be ranked
-        responses = list({response.strip(): response for response in responses if response.strip()}.values())
+        indices = {response.strip(): index for index, response in enumerate(responses) if response.strip()}.values()
+        ended = tuple(ended[index] for index in indices) if ended else ()
+        responses = [responses[index] for index in indices]
         if len(responses) < 2:
             raise UserError(f"{prompt.origin}: a ranking needs at least 2 different responses, got {len(responses)}")
         if find_request(prompt.messages[-1].content) is None:
@@ -89,5 +96,5 @@ def _read_prompts_and_responses(path: str) -> list[tuple[Prompt, list[str]]]:
                 f"{prompt.origin}: {prompt.messages[-1].content!r} is not a prompt of the tiny world; its labelers can "
                 "rank no other"
             )
-        prompts_and_responses.append((dataclasses.replace(prompt, meta=meta), responses))
+        prompts_and_responses.append((dataclasses.replace(prompt, meta=meta), responses, ended))
     return prompts_and_responses

@@ -39,8 +39,8 @@ class Labeler:
         )
         return utility + self.utility_per_word * count_words(response) + rng.gauss(0.0, self.noise)
 
-    def rank(self, prompt: Prompt, responses: list[str], rng: random.Random) -> Ranking:
-        """Ranks the responses, 1 = best; neighbours that differ by at most TIE_WIDTH are tied."""
+    def rank(self, prompt: Prompt, responses: list[str], rng: random.Random, ended: tuple[bool, ...] = ()) -> Ranking:
+        """Ranks the responses, 1 = best; neighbours that differ by at most TIE_WIDTH are tied. ended: of `Ranking`."""
         utilities = [self.utility(prompt.messages[-1].content, response, rng) for response in responses]
         order = sorted(range(len(responses)), key=lambda index: -utilities[index])
         ranks, rank = [0] * len(responses), 0
@@ -48,7 +48,7 @@ class Labeler:
             if position == 0 or utilities[order[position - 1]] - utilities[index] > TIE_WIDTH:
                 rank = position + 1
             ranks[index] = rank
-        return Ranking(prompt, tuple(responses), tuple(ranks), self.name)
+        return Ranking(prompt, tuple(responses), tuple(ranks), self.name, ended)
 
 
 def make_labelers(noise: float = NOISE, seed: int = 0) -> list[Labeler]:

@@ -185,6 +185,16 @@ def test_a_ranking_keeps_every_response_that_is_cut_also_two_that_become_equal(t
     assert refused.summary() == "3 responses cut at the limit"
 
 
+def test_a_response_that_did_not_end_has_no_stop_token_and_is_cut_at_the_limit(tokenizer) -> None:
+    ranking = Ranking(Prompt((QUESTION,)), ("South.", "North is", "very " * 40), (1, 2, 3), None, (True, False, False))
+    refused = RefusedRows()
+    encoded = encode_ranking(tokenizer, ranking, Limits(100, 20), refused)
+    whole = [render_response(tokenizer, ranking.prompt, text) for text in ranking.responses]
+    assert encoded is not None
+    assert encoded.response_ids == [whole[0], whole[1][:-1], whole[2][:20]]
+    assert (refused.count, refused.cut_responses) == (0, 1)
+
+
 def test_any_iterable_will_do_and_is_read_a_row_at_a_time(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 

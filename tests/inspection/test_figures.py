@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from lora_rlhf.data.labels import fingerprint
@@ -40,6 +42,12 @@ def test_longer_wins_counts_pairs_and_equal_lengths_as_half() -> None:
     ).summary()
     assert summary["longer_wins"]["rate"] == pytest.approx(3.5 / 5)
     assert summary["longer_wins"]["equal"] == 1
+
+
+def test_responses_that_did_not_end_are_counted_where_it_is_known() -> None:
+    cut = replace(rank("q", "a b c", (1, 2, 3)), ended=(True, False, False))
+    summary = figures_of(rank("p", "a b", (1, 2)), cut).summary()
+    assert (summary["cut"], summary["known_ends"]) == (2, 3)
 
 
 def test_interval_of_independent_pairs_is_wilsons() -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.data.encode import Limits, encode_ranking
+from lora_rlhf.data.records import read_ranking_row
+from lora_rlhf.data.refusals import RefusedRows
+from lora_rlhf.data.schema import Prompt
+from lora_rlhf.data.template import render_response, stop_ids
 from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.model.drawing import Response
+from lora_rlhf.stages import sample as module
 from lora_rlhf.stages.sample import sample
 from lora_rlhf.system.errors import UserError
 from tests.support.stages import DEMONSTRATIONS, LIMITS, Models, open_model, same, write_rows
@@ -46,9 +53,42 @@ def test_every_prompt_gets_distinct_responses(config: Config, tiny_model: Models
     for row in found:
         assert len(set(row["responses"])) == len(row["responses"])
         assert all(response == response.strip() for response in row["responses"])
+        assert len(row["ended"]) == len(row["responses"])
     assert {len(row["responses"]) for row in found} == {3, 4, 5}
+    assert {one for row in found for one in row["ended"]} == {True, False}
     assert model.base_digest() == digest
     assert same(model.adapter_state("sft"), read_adapter(parents / "sft" / "adapter")[1])
+
+
+def test_what_is_written_fits_the_limit_when_it_is_read_again_and_only_what_ended_has_an_end(
+    config: Config, tiny_model: Models
+) -> None:
+    settings, model = config(max_response_tokens=9), open_model(tiny_model("llama"))
+    sample(settings, model)
+    limits, refused, ends = Limits(settings.max_prompt_tokens, 9), RefusedRows(), stop_ids(model.tokenizer)
+    for row in rows(settings):
+        pairs = [pair for pair in zip(row["responses"], row["ended"], strict=True) if pair[0]]
+        texts, ended = zip(*pairs, strict=True)
+        ranking = read_ranking_row({**row, "responses": texts, "ended": ended, "ranks": [1] * len(texts)})
+        encoded = encode_ranking(model.tokenizer, ranking, limits, refused)
+        assert encoded is not None
+        assert tuple(ids[-1] in ends for ids in encoded.response_ids) == ranking.ended
+    assert (refused.count, refused.cut_responses) == (0, 0)
+
+
+def test_a_response_that_is_longer_when_read_again_loses_its_end(config: Config, tiny_model: Models) -> None:
+    tokenizer = open_model(tiny_model("llama")).tokenizer
+    (end,) = set(stop_ids(tokenizer)) & {tokenizer.eos_token_id}
+    half = next(i for i in range(len(tokenizer)) if tokenizer.decode([i]) == "\ufffd")  # a part of a character
+    grown = len(tokenizer("\ufffd", add_special_tokens=False)["input_ids"])
+    assert grown > 1
+    settings, prompt = config(max_response_tokens=8), Prompt.of("Who?")
+    response = Response([half] * 7 + [end], True)
+    text, has_ended = module._text_within_limit(settings, tokenizer, prompt, response)
+    assert not has_ended and 0 < len(text) < 7
+    assert len(render_response(tokenizer, prompt, text)) - 1 <= 8
+    short = Response([half, end], True)
+    assert module._text_within_limit(settings, tokenizer, prompt, short) == ("\ufffd", True)
 
 
 def test_seed_and_role_decide(config: Config, tmp_path: Path) -> None:
