@@ -44,6 +44,8 @@ MOST_PAGES = 256  # whose conversations are kept
 HERE = Path(__file__).parent
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # nothing is fetched from elsewhere
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+NEW_BROWSER = """(name) => name || [...crypto.getRandomValues(new Uint8Array(16))]
+  .map((byte) => byte.toString(16).padStart(2, "0")).join("")"""
 HEADER = """<header class="top"><div><h1>{title}</h1>{about}</div>
 <button type="button" class="quiet" data-theme title="switch between light and dark">light / dark</button></header>"""
 
@@ -139,10 +141,13 @@ def build_page(app: App) -> gr.Blocks:
         gr.HTML(HEADER.format(title=title, about=about), js_on_load=None, apply_default_css=False)
         # outside the tabs, since a hidden tab would not read it; a name is no secret
         labeler = gr.BrowserState("", storage_key="lora-rlhf-labeler", secret="labeler")
+        # a secret: tells two labelers with one name apart, and finds the conversations of this browser
+        browser = gr.BrowserState("", storage_key="lora-rlhf-browser", secret="labeler")
+        blocks.load(None, browser, browser, js=NEW_BROWSER)
         if is_alone:
-            tabs: tuple[Tab, ...] = (LabelTab(app, labeler),)
+            tabs: tuple[Tab, ...] = (LabelTab(app, labeler, browser),)
         else:
-            tabs = _make_tabs(app, labeler)
+            tabs = _make_tabs(app, labeler, browser)
         for tab in tabs:
             blocks.load(*tab.on_page_open, **HANDLER_OPTIONS)
         blocks.load(None, None, None, js=(HERE / "page.js").read_text(encoding="utf-8"))
@@ -150,12 +155,12 @@ def build_page(app: App) -> gr.Blocks:
     return blocks
 
 
-def _make_tabs(app: App, labeler: gr.BrowserState) -> tuple[Tab, ...]:
+def _make_tabs(app: App, labeler: gr.BrowserState, browser: gr.BrowserState) -> tuple[Tab, ...]:
     with gr.Tabs():
         with gr.Tab("Compare"):
-            compare = CompareTab(app)
+            compare = CompareTab(app, browser)
         with gr.Tab("Label"):
-            label = LabelTab(app, labeler)
+            label = LabelTab(app, labeler, browser)
         with gr.Tab("People") as people_tab:
             people = PeopleTab(app, people_tab)
         with gr.Tab("Watch"):

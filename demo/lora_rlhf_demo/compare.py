@@ -1,6 +1,7 @@
 """A comparison in progress: the next question to its columns, and blind votes on their answers."""
 
 import random
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,9 +17,10 @@ LETTERS = "ABCDEF"
 class Turn:
     """A question, and the answer of every column.
 
-    stages: of the columns, in the order of display. settings: how the answers were drawn. ranks: the vote on a blind
-    turn, 1 = best. After a vote all columns go on from the best answer, so that the next vote compares answers to the
-    same conversation.
+    stages: of the columns, in the order of display. settings: how the answers were drawn. is_blind: the names are
+    hidden until the vote. ranks: the vote, 1 = best; after it all columns go on from the best answer, so that the next
+    vote compares answers to the same conversation. vote: names the vote's row. number: of this version; versions: the
+    other ones that were drawn for the same question, the one drawn next first.
     """
 
     question: str
@@ -26,18 +28,32 @@ class Turn:
     answers: tuple[ColumnAnswer, ...]
     settings: Settings
     ranks: tuple[int, ...] | None = None
+    is_blind: bool = False
+    vote: str = ""
+    number: int = 1
+    versions: tuple["Turn", ...] = ()
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether names and figures are hidden."""
+        return self.is_blind and self.ranks is None
 
     def answer_to_continue(self, stage: str) -> str:
-        """The answer after which the conversation of a column continues."""
-        index = self.stages.index(stage) if self.ranks is None else self.ranks.index(1)
-        return self.answers[index].text
+        """The answer after which the conversation of a column continues: its own, or after a vote the best.
+
+        A column that was added later goes on from the last column's, usually the newest stage.
+        """
+        if self.ranks is not None:
+            return self.answers[self.ranks.index(1)].text
+        return self.answers[self.stages.index(stage) if stage in self.stages else -1].text
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Stages of one run that answer the same questions, each within its own conversation.
 
-    is_blind: each turn has a new random order of columns, whose names are hidden until the vote.
+    is_blind: each new turn has a random order of columns, whose names are hidden until the vote. id: under which it is
+    kept; empty for one that is not kept yet.
     """
 
     run: str
@@ -45,11 +61,37 @@ class Comparison:
     system: str = ""
     is_blind: bool = False
     turns: tuple[Turn, ...] = ()
+    id: str = ""
 
     @property
     def is_waiting_for_vote(self) -> bool:
         """Whether the last turn needs a vote before the next question."""
-        return self.is_blind and bool(self.turns) and self.turns[-1].ranks is None
+        return bool(self.turns) and self.turns[-1].is_hidden
+
+    def with_columns(self, stages: Sequence[str], is_blind: bool) -> "Comparison":
+        """The conversation goes on with other columns. A vote that is due is given up where names are to be seen."""
+        turns = self.turns
+        if self.is_waiting_for_vote and not is_blind:
+            turns = (*turns[:-1], replace(turns[-1], is_blind=False))
+        return replace(self, stages=tuple(stages), is_blind=is_blind, turns=turns)
+
+    def with_next_version(self) -> "Comparison":
+        """The last question with the answers of its next version, in turn."""
+        if not self.turns or not self.turns[-1].versions:
+            return self
+        shown, *others = self.turns[-1].versions
+        kept = (*others, replace(self.turns[-1], versions=()))
+        return replace(self, turns=(*self.turns[:-1], replace(shown, versions=kept)))
+
+    def without_last_vote(self) -> tuple["Comparison", str]:
+        """The comparison without the vote on its last turn, and that vote's name. UserError without a vote.
+
+        The names were seen, so the turn takes no other vote.
+        """
+        if not self.turns or self.turns[-1].ranks is None:
+            raise UserError("There is no vote on the last question to take back.")
+        turn = replace(self.turns[-1], ranks=None, is_blind=False, vote="")
+        return replace(self, turns=(*self.turns[:-1], turn)), self.turns[-1].vote
 
     def column_order(self, rng: random.Random) -> tuple[str, ...]:
         """The columns of the next turn, in the order of display; random in a blind comparison."""
@@ -68,41 +110,50 @@ class Comparison:
         columns = (Column(stage, (*self._column_messages(stage), Message("user", question))) for stage in order)
         return Ask(self.run, tuple(columns), settings)
 
-    def with_answers(self, question: str, ask: Ask, answers: Sequence[ColumnAnswer]) -> "Comparison":
-        """The comparison with one more turn."""
+    def with_answers(
+        self, question: str, ask: Ask, answers: Sequence[ColumnAnswer], replaced: Turn | None = None
+    ) -> "Comparison":
+        """The comparison with one more turn. replaced: the version of this turn that was shown before."""
         order = tuple(column.stage for column in ask.columns)
-        return replace(self, turns=(*self.turns, Turn(question, order, tuple(answers), ask.settings)))
+        versions = () if replaced is None else (*replaced.versions, replace(replaced, versions=()))
+        turn = Turn(question, order, tuple(answers), ask.settings, None, self.is_blind, "", len(versions) + 1, versions)
+        return replace(self, turns=(*self.turns, turn))
 
     def before_turn(self, turn_index: int) -> "Comparison":
         """The comparison as it was before the turn with that index."""
         return replace(self, turns=self.turns[:turn_index])
 
-    def with_vote(self, ranks: Sequence[int], labeler: str) -> tuple["Comparison", dict[str, Any], bool]:
+    def with_vote(
+        self, ranks: Sequence[int], labeler: str, is_all_bad: bool = False
+    ) -> tuple["Comparison", dict[str, Any], bool]:
         """The comparison with a vote on its last turn, the row to save, and whether the row is a ranking to train on.
 
         ranks: of the answers in the order of display, 1 = best, ties share a rank; equal answers get the better of
         their ranks. A vote on an empty answer is not a ranking to train on. UserError if there is nothing to vote on,
-        and for ranks that leave out an answer.
+        and for ranks that leave out an answer. is_all_bad: a tie of answers none of which is good.
         """
         if not self.is_waiting_for_vote:
             raise UserError("There is nothing to vote on: ask a question in blind mode first.")
-        if len(ranks) != len(self.stages) or min(ranks, default=0) != 1:
+        if len(ranks) != len(self.turns[-1].stages) or min(ranks, default=0) != 1:
             raise UserError("Rank every answer; the best has rank 1.")
         texts = [answer.text.strip() for answer in self.turns[-1].answers]
         best_rank = {
             text: min(rank for rank, answer_text in zip(ranks, texts, strict=True) if answer_text == text)
             for text in texts
         }
-        turn = replace(self.turns[-1], ranks=tuple(best_rank[text] for text in texts))
+        voted_ranks, vote = tuple(best_rank[text] for text in texts), secrets.token_hex(6)
+        turn = replace(self.turns[-1], ranks=voted_ranks, vote=vote)
         earlier = self.before_turn(len(self.turns) - 1)
-        row = vote_row(earlier._column_messages(""), turn, labeler) | {"run": self.run}
+        row = vote_row(earlier._column_messages(""), turn, labeler) | {"run": self.run, "vote": vote}
+        if is_all_bad:
+            row["all_bad"] = True
         return replace(self, turns=(*earlier.turns, turn)), row, "" not in texts
 
     def to_json_object(self) -> dict[str, Any]:
         """The conversation as JSON, without names of stages in a turn that waits for a vote."""
         return {
             **{"run": self.run, "columns": list(self.stages), "system": self.system.strip(), "blind": self.is_blind},
-            "turns": [_turn_json_object(turn, self.is_blind and turn.ranks is None) for turn in self.turns],
+            "turns": [_turn_json_object(turn, turn.is_hidden) for turn in self.turns],
         }
 
     def _column_messages(self, stage: str) -> tuple[Message, ...]:
@@ -122,7 +173,8 @@ def vote_row(history: Sequence[Message], turn: Turn, labeler: str) -> dict[str, 
     if not all(text.strip() for text in texts):  # a Ranking refuses empty responses
         row = make_row(prompt) | {"responses": texts, "ranks": turn.ranks, "labeler": labeler or None}
     else:
-        row = make_row(Ranking(prompt, texts, turn.ranks, labeler or None))
+        ended = tuple(answer.finished for answer in turn.answers)
+        row = make_row(Ranking(prompt, texts, turn.ranks, labeler or None, ended))
     return row | {"systems": list(turn.stages)}
 
 

@@ -3,7 +3,7 @@
 import json
 import random
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,20 +11,19 @@ import gradio as gr
 
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo import show
-from lora_rlhf_demo.compare import LETTERS, Comparison
+from lora_rlhf_demo.compare import LETTERS, Comparison, Turn
+from lora_rlhf_demo.compare_controls import USUAL_ANSWER_TOKENS, CompareControls, Values
+from lora_rlhf_demo.conversations import Conversations
+from lora_rlhf_demo.markdown import markdown_html
 from lora_rlhf_demo.requests import Answered, Ask, Failed, Open, Opened, Partial, Settings, waiting_note
-from lora_rlhf_demo.runs import list_runs, run_summary
+from lora_rlhf_demo.runs import find_run_folder, list_runs, run_summary
 from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
 from lora_rlhf_demo.votes import parse_ranks, ranks_with_best, stage_win_rates, tied_ranks
 
 TAB = "compare"
 MOST_COLUMNS = len(LETTERS)
-USUAL_ANSWER_TOKENS = 256
+UNVOTED = "The vote is removed. Its names were seen, so this question takes no other: ask again."
 SHORTENED = "The conversation no longer fits into the model's context: its oldest part was left out."
-EDIT = """element.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-edit]");
-  if (button) trigger("click", {turn: Number(button.dataset.edit)});
-});"""
 DOWNLOAD = """(text) => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
@@ -33,100 +32,42 @@ DOWNLOAD = """(text) => {
   URL.revokeObjectURL(link.href);
 }"""
 
-Values = dict[Any, Any]  # {control: its value}: the inputs of handlers, and their outputs
 
+class CompareTab(CompareControls):
+    """The handlers of the tab. Each takes the values of all controls."""
 
-class CompareTab:
-    """The controls of the tab and their handlers. All that belongs to one page is in its `gr.State`."""
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-        self.comparison = gr.State(None)
-        with gr.Row(equal_height=False, elem_id="compare"):
-            with gr.Column(scale=1, min_width=250, elem_id="side"):
-                self._add_setting_controls()
-            with gr.Column(scale=4, min_width=300, elem_id="main"):
-                self.page = gr.HTML("", elem_id="talk", js_on_load=EDIT, apply_default_css=False)
-                self.live = gr.HTML("", elem_id="live", js_on_load=None, apply_default_css=False)
-                self._add_vote_controls()
-                self._add_question_controls()
-        self.text = gr.Textbox(visible="hidden")
-        self._connect_controls()
-
-    def _add_setting_controls(self) -> None:
-        """Adds the run, its columns, and how they answer."""
-        longest = self.app.config.max_response_tokens
-        self.run = gr.Dropdown([], label="Run", elem_id="run")
-        self.about = gr.HTML("", elem_id="about", js_on_load=None, apply_default_css=False)
-        self.stages = gr.CheckboxGroup([], label="Columns", elem_id="columns")
-        self.blind = gr.Checkbox(False, label="Blind: names hidden until the vote", elem_id="blind", container=False)
-        self.differences = gr.Checkbox(False, label="Colour tokens: stage against reference", elem_id="differences")
-        with gr.Accordion("Settings", open=False, elem_id="settings"):
-            self.system = gr.Textbox("", label="System prompt", lines=2, elem_id="system")
-            self.temperature = gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature (0: greedy)")
-            usual = min(USUAL_ANSWER_TOKENS, longest)
-            self.length = gr.Slider(1, longest, value=usual, step=1, label="Longest answer, tokens")
-            self.seed = gr.Number(0, label="Seed of the first question", precision=0, minimum=0, maximum=2**31)
-        self.standing = gr.HTML("", elem_id="standings", js_on_load=None, apply_default_css=False)
-
-    def _add_vote_controls(self) -> None:
-        """Adds the buttons of a vote; `_idle_updates` displays as many as there are columns."""
-        with gr.Row(visible=False, elem_id="vote") as self.vote_row:
-            self.best = [gr.Button(f"{letter} is best", size="sm", min_width=90) for letter in LETTERS]
-            self.tie = gr.Button("All as good", size="sm", min_width=90, elem_id="tie")
-            self.ranking = gr.Textbox(
-                placeholder="or a ranking: B > A = C (Enter)",
-                show_label=False,
-                container=False,
-                min_width=200,
-                elem_id="ranking",
-            )
-
-    def _add_question_controls(self) -> None:
-        """Adds the box for the question and the buttons below it."""
-        with gr.Column(elem_id="asking"):
-            self.question = gr.Textbox(
-                placeholder="Ask all columns (Enter sends, Esc stops)",
-                show_label=False,
-                container=False,
-                lines=1,
-                max_lines=8,
-                autofocus=True,
-                elem_id="question",
-            )
-            with gr.Row(elem_id="buttons"):
-                self.send = gr.Button("Send", variant="primary", size="sm", min_width=90, elem_id="send")
-                self.stop = gr.Button("Stop", size="sm", min_width=80, interactive=False, elem_id="stop")
-                self.again = gr.Button("Regenerate", size="sm", min_width=80, elem_id="again")
-                self.new = gr.Button("New", size="sm", min_width=80, elem_id="new")
-                self.export = gr.Button("Export", size="sm", min_width=80, elem_id="export")
-
-    def _connect_controls(self) -> None:
-        """Connects each control with its handler."""
+    def __init__(self, app: App, browser: gr.BrowserState) -> None:
+        super().__init__(app, browser)
         controls = [self.question, self.ranking, self.system, self.temperature, self.length, self.seed]
-        inputs: set[Any] = {self.comparison, self.run, self.stages, self.blind, self.differences, *controls}
-        outputs = [self.comparison, self.page, self.live, self.question, self.send, self.stop, self.vote_row]
-        outputs += [*self.best, self.run, self.stages, self.length, self.about, self.standing, self.ranking]
+        inputs: set[Any] = {self.run, self.stages, self.blind, self.differences, self.raw, *self.states, *controls}
+        outputs = self.outputs
         asking = [
             gr.on([self.send.click, self.question.submit], self._ask_question, inputs, outputs, **HANDLER_OPTIONS),
             self.again.click(self._answer_again, inputs, outputs, **HANDLER_OPTIONS),
         ]
         self.stop.click(self._stop_request, None, None, queue=False, api_visibility="private")
         self.run.input(self._choose_run, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
-        for event in (self.new.click, self.stages.input, self.blind.input):
-            event(self._begin_conversation, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
+        for event, handler in (
+            (self.new.click, self._begin_conversation),
+            (self.stages.input, self._change_columns),
+            (self.blind.input, self._change_columns),
+            (self.history.input, self._choose_conversation),
+            (self.back.click, self._go_back),
+            (self.page.select, self._show_next_version),
+        ):
+            event(handler, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
         self.page.click(self._edit_question, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
-        self.differences.input(self._redraw, inputs, outputs, **HANDLER_OPTIONS)
+        gr.on([self.differences.input, self.raw.input], self._redraw, inputs, outputs, **HANDLER_OPTIONS)
         self.export.click(self._conversation_json, inputs, self.text, **HANDLER_OPTIONS).then(
             None, self.text, None, js=DOWNLOAD
         )
         for column, button in enumerate(self.best):
             button.click(self._best_vote_handler(column), inputs, outputs, **HANDLER_OPTIONS)
         self.tie.click(self._vote_tie, inputs, outputs, **HANDLER_OPTIONS)
+        self.all_bad.click(self._vote_all_bad, inputs, outputs, **HANDLER_OPTIONS)
+        self.unvote.click(self._remove_vote, inputs, outputs, **HANDLER_OPTIONS)
         self.ranking.submit(self._vote_ranking, inputs, outputs, **HANDLER_OPTIONS)
         self.on_page_open: tuple[Callable[..., Any], set[Any], list[Any]] = (self._open_page, inputs, outputs)
-
-    # Handlers; each takes the values of all controls
 
     def _open_page(self, values: Values, request: gr.Request) -> Iterator[Values]:
         """A page was opened: lists the runs, and loads the first."""
@@ -137,18 +78,27 @@ class CompareTab:
                 self.send: gr.update(interactive=False),
             }
             return
-        yield from self._load_run(runs[0], request, {self.run: gr.update(choices=runs, value=runs[0])})
+        last = values[self.last] if isinstance(values[self.last], list) else []
+        run = last[0] if len(last) == 2 and last[0] in runs else runs[0]
+        kept = self._read_conversation(run, values[self.browser], last[1]) if run in last else None
+        yield from self._load_run(run, values, request, {self.run: gr.update(choices=runs, value=run)}, kept)
 
     def _choose_run(self, values: Values, request: gr.Request) -> Iterator[Values]:
-        yield from self._load_run(values[self.run], request, {})
+        yield from self._load_run(values[self.run], values, request, {})
 
-    def _load_run(self, run: str, request: gr.Request, updates: Values) -> Iterator[Values]:
+    def _load_run(
+        self, run: str, values: Values, request: gr.Request, updates: Values, kept: Comparison | None = None
+    ) -> Iterator[Values]:
         """Loads a run and displays its columns, in few steps: if two updates come together, the browser loses one.
 
-        updates: other controls to change at the same time.
+        updates: other controls to change at the same time. kept: the conversation to go on with.
         """
         yield {
-            **self._idle_updates(None),
+            **self.idle_updates(kept),
+            **self._conversation_updates(kept, values),
+            self.history: self._history_update(run, values[self.browser], kept),
+            self.previous: None,
+            self.back: gr.update(visible=False),
             self.standing: "",
             self.about: "",
             self.live: show.notice_html(f"Loading {run} ..."),
@@ -157,11 +107,13 @@ class CompareTab:
         for event in self.app.submit(str(request.session_hash), TAB, Open(run), user_of(request)).events():
             if isinstance(event, Opened):
                 columns = list(event.columns[:MOST_COLUMNS])
+                if kept is not None:
+                    columns = [stage for stage in kept.stages if stage in (*event.columns, *event.other_columns)]
                 longest = event.longest_answer
                 yield {
                     self.stages: gr.update(choices=[*event.columns, *event.other_columns], value=columns),
                     self.length: gr.update(maximum=longest, value=min(USUAL_ANSWER_TOKENS, longest)),
-                    self.live: show.notice_html(f"Ask something: {', '.join(columns)} answer side by side."),
+                    self.live: "" if kept is not None else show.notice_html(_invitation(columns)),
                     self.about: show.line_html(run_summary(self.app.root, run)),
                     self.standing: self._standings_html(run),
                 }
@@ -170,10 +122,48 @@ class CompareTab:
             elif note := waiting_note(event):
                 yield {self.live: show.notice_html(note)}
 
+    def _read_conversation(self, run: str, browser: Any, name: Any) -> Comparison | None:
+        """A conversation that was kept; None if it is not there any more."""
+        try:
+            return self._conversations(run, browser).load(str(name))
+        except UserError:
+            return None
+
+    def _conversations(self, run: str, browser: Any) -> Conversations:
+        return Conversations(find_run_folder(self.app.root, run), str(browser or ""))
+
+    def _history_update(self, run: str, browser: Any, comparison: Comparison | None) -> Any:
+        """The list of earlier conversations, with the one that is shown chosen."""
+        kept = self._conversations(run, browser).list()
+        shown = comparison.id if comparison is not None and comparison.id in [name for _, name in kept] else None
+        return gr.update(choices=kept, value=shown, visible=bool(kept))
+
+    def _keep(self, comparison: Comparison, values: Values) -> tuple[Comparison, Values]:
+        """Saves a conversation; returns it with its id, and the updates of the list. A full disk loses only this."""
+        try:
+            kept = self._conversations(comparison.run, values[self.browser]).save(comparison)
+        except (OSError, UserError):
+            return comparison, {}
+        history = self._history_update(kept.run, values[self.browser], kept)
+        return kept, {self.history: history, self.last: [kept.run, kept.id]}
+
+    def _conversation_updates(self, comparison: Comparison | None, values: Values) -> Values:
+        """What displays a conversation: its turns, and the address under which the browser finds it again."""
+        if comparison is None:
+            return {self.last: []}
+        page = self._turns_html(comparison, values)
+        return {self.page: page, self.blind: comparison.is_blind, self.last: [comparison.run, comparison.id]}
+
+    def _leave(self, values: Values) -> Values:
+        """Remembers the conversation that is shown, so that Undo finds it."""
+        left: Comparison | None = values[self.comparison]
+        has_left = left is not None and bool(left.turns)
+        return {self.previous: left if has_left else None, self.back: gr.update(visible=has_left)}
+
     def _ask_question(self, values: Values, request: gr.Request) -> Iterator[Values]:
         """Asks all columns one question; streams until every answer has ended."""
-        comparison = values[self.comparison] or Comparison(
-            values[self.run], tuple(values[self.stages]), is_blind=values[self.blind]
+        comparison = (values[self.comparison] or Comparison(values[self.run], ())).with_columns(
+            values[self.stages], values[self.blind]
         )
         question = values[self.question]
         try:
@@ -190,24 +180,38 @@ class CompareTab:
         yield from self._stream_answers(comparison, question, ask, values, request)
 
     def _stream_answers(
-        self, comparison: Comparison, question: str, ask: Ask, values: Values, request: gr.Request
-    ) -> Iterator[Values]:
-        """Streams the answers; if there are none, puts the question back into its box."""
+        self, comparison: Comparison, question: str, ask: Ask, values: Values, request: gr.Request,
+        replaced: Turn | None = None,
+    ) -> Iterator[Values]:  # fmt: skip
+        """Streams the answers; if there are none, puts the question back into its box.
+
+        replaced: the version of this turn that was shown before, which comes back if there are none.
+        """
         empty_texts = [""] * len(ask.columns)
         busy_updates = {self.send: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
-        page = show.turns_html(comparison, values[self.differences])
+        page = self._turns_html(comparison, values)
         live = show.live_turn_html(comparison, question, empty_texts)
         yield {**busy_updates, self.question: "", self.page: page, self.live: live}
         for event in self.app.submit(str(request.session_hash), TAB, ask, user_of(request)).events():
             if isinstance(event, Failed) or (isinstance(event, Answered) and event.has_no_token):
                 message = show.failure_html(event.reason) if isinstance(event, Failed) else show.notice_html("Stopped.")
                 box = {self.question: gr.update(value=question, interactive=True)}
-                yield {**self._idle_updates(comparison if comparison.turns else None), **box, self.live: message}
+                if replaced is not None:
+                    comparison, box = replace(comparison, turns=(*comparison.turns, replaced)), {}
+                page = self._turns_html(comparison, values)
+                idle = self.idle_updates(comparison if comparison.turns else None)
+                yield {**idle, **box, self.page: page, self.live: message}
             elif isinstance(event, Answered):
-                answered = comparison.with_answers(question, ask, event.answers)
+                answered = comparison.with_answers(question, ask, event.answers, replaced)
+                answered, kept = self._keep(answered, values)
                 notes = [*(["Stopped."] if event.is_stopped else []), *([SHORTENED] if event.is_shortened else [])]
-                page = show.turns_html(answered, values[self.differences])
-                yield {**self._idle_updates(answered), self.page: page, self.live: show.notice_html(" ".join(notes))}
+                page = self._turns_html(answered, values)
+                yield {
+                    **self.idle_updates(answered),
+                    **kept,
+                    self.page: page,
+                    self.live: show.notice_html(" ".join(notes)),
+                }
             else:
                 texts = event.texts if isinstance(event, Partial) else empty_texts
                 yield {self.live: show.live_turn_html(comparison, question, texts, waiting_note(event))}
@@ -223,8 +227,8 @@ class CompareTab:
         ask = earlier.request_next_turn(
             last_turn.question, earlier.column_order(random.Random(secrets.randbits(64))), settings
         )
-        yield {self.comparison: earlier, self.vote_row: gr.update(visible=False)}
-        yield from self._stream_answers(earlier, last_turn.question, ask, values, request)
+        yield {self.vote_row: gr.update(visible=False)}
+        yield from self._stream_answers(earlier, last_turn.question, ask, values, request, last_turn)
 
     def _stop_request(self, request: gr.Request) -> None:
         self.app.stop(str(request.session_hash), TAB)
@@ -235,22 +239,73 @@ class CompareTab:
         if comparison is None or not isinstance(turn_index, int) or not 0 <= turn_index < len(comparison.turns):
             return {self.live: gr.update()}
         self._stop_request(request)
-        earlier = comparison.before_turn(turn_index)
+        # what is edited goes on as another conversation; the one that was shown stays as it is
+        earlier = replace(comparison.before_turn(turn_index), id="")
         question = gr.update(value=comparison.turns[turn_index].question, interactive=True)
         return {
-            **self._idle_updates(earlier),
+            **self.idle_updates(earlier),
+            **self._conversation_updates(earlier, values),
+            **self._leave(values),
             self.question: question,
-            self.page: show.turns_html(earlier, values[self.differences]),
         }
 
     def _begin_conversation(self, values: Values, request: gr.Request) -> Values:
-        """Begins a new conversation, for example because other columns were chosen."""
+        """Begins a new conversation; the one that was shown is kept."""
         self._stop_request(request)
-        return self._idle_updates(None)
+        updates = self.idle_updates(None) | self._conversation_updates(None, values) | self._leave(values)
+        history = self._history_update(values[self.run], values[self.browser], None) if values[self.run] else gr.skip()
+        return updates | {self.live: show.notice_html(_invitation(values[self.stages])), self.history: history}
+
+    def _change_columns(self, values: Values, request: gr.Request) -> Values:
+        """Other columns, or blind or not: the conversation goes on with them."""
+        comparison: Comparison | None = values[self.comparison]
+        self._stop_request(request)
+        if comparison is None:
+            return {**self.idle_updates(None), self.live: show.notice_html(_invitation(values[self.stages]))}
+        changed = comparison.with_columns(values[self.stages], values[self.blind])
+        note = show.notice_html("The next question goes to these columns; what was said stays.")
+        page = self._turns_html(changed, values)
+        return {**self.idle_updates(changed), self.page: page, self.live: note}
+
+    def _choose_conversation(self, values: Values, request: gr.Request) -> Values:
+        """Shows an earlier conversation, to go on with it."""
+        self._stop_request(request)
+        try:
+            chosen = self._conversations(values[self.run], values[self.browser]).load(str(values[self.history]))
+        except UserError as error:
+            return {self.live: show.failure_html(str(error))}
+        return self._show_conversation(chosen, values) | self._leave(values)
+
+    def _go_back(self, values: Values, request: gr.Request) -> Values:
+        """Takes back New, edit or the choice of another conversation."""
+        self._stop_request(request)
+        previous: Comparison | None = values[self.previous]
+        if previous is None:
+            return {self.back: gr.update(visible=False)}
+        return self._show_conversation(previous, values) | self._leave(values) | {self.question: ""}
+
+    def _show_conversation(self, comparison: Comparison, values: Values) -> Values:
+        updates = self.idle_updates(comparison) | self._conversation_updates(comparison, values)
+        history = self._history_update(comparison.run, values[self.browser], comparison)
+        return updates | {self.stages: list(comparison.stages), self.history: history}
+
+    def _show_next_version(self, values: Values, request: gr.Request) -> Values:
+        """Shows the next version of the last question's answers; the conversation goes on from it."""
+        comparison: Comparison | None = values[self.comparison]
+        if comparison is None:
+            return {self.live: ""}
+        self._stop_request(request)
+        shown, kept = self._keep(comparison.with_next_version(), values)
+        return {**self.idle_updates(shown), **kept, self.page: self._turns_html(shown, values)}
+
+    def _turns_html(self, comparison: Comparison, values: Values) -> str:
+        """The conversation, drawn as the page asks for."""
+        drawn = show.text_html if values[self.raw] else markdown_html
+        return show.turns_html(comparison, values[self.differences], drawn)
 
     def _redraw(self, values: Values) -> Values:
         comparison = values[self.comparison]
-        return {self.page: gr.update() if comparison is None else show.turns_html(comparison, values[self.differences])}
+        return {self.page: gr.update() if comparison is None else self._turns_html(comparison, values)}
 
     def _best_vote_handler(self, column: int) -> Callable[[Values, gr.Request], Values]:
         def vote(values: Values, request: gr.Request) -> Values:
@@ -264,19 +319,44 @@ class CompareTab:
     def _vote_ranking(self, values: Values, request: gr.Request) -> Values:
         return self._save_vote(values, lambda count: parse_ranks(values[self.ranking], count), request)
 
-    def _save_vote(self, values: Values, ranks: Callable[[int], tuple[int, ...]], request: gr.Request) -> Values:
+    def _vote_all_bad(self, values: Values, request: gr.Request) -> Values:
+        return self._save_vote(values, tied_ranks, request, is_all_bad=True)
+
+    def _save_vote(
+        self,
+        values: Values,
+        ranks: Callable[[int], tuple[int, ...]],
+        request: gr.Request,
+        is_all_bad: bool = False,
+    ) -> Values:
         """Saves the vote, and displays the names of the columns."""
         comparison: Comparison | None = values[self.comparison]
         try:
-            if comparison is None:
+            if comparison is None or not comparison.is_waiting_for_vote:
                 raise UserError("There is nothing to vote on: ask a question in blind mode first.")
-            voted, row, is_ranking = comparison.with_vote(ranks(len(comparison.stages)), request.username or "")
+            num_answers = len(comparison.turns[-1].stages)
+            voted, row, is_ranking = comparison.with_vote(ranks(num_answers), request.username or "", is_all_bad)
             self.app.save_vote(comparison.run, row, is_ranking)
         except (UserError, OSError) as error:
             return {self.live: show.failure_html(str(error))}
-        updates = self._idle_updates(voted) | {self.page: show.turns_html(voted, values[self.differences])}
+        voted, kept = self._keep(voted, values)
+        updates = self.idle_updates(voted) | kept | {self.page: self._turns_html(voted, values)}
         updates |= {self.live: show.notice_html("Your vote is saved."), self.ranking: ""}
         return updates | {self.standing: self._standings_html(comparison.run)}
+
+    def _remove_vote(self, values: Values, request: gr.Request) -> Values:
+        """Takes back the vote on the last question."""
+        comparison: Comparison | None = values[self.comparison]
+        try:
+            if comparison is None:
+                raise UserError("There is no vote to take back.")
+            unvoted, vote = comparison.without_last_vote()
+            self.app.remove_vote(comparison.run, vote)
+        except (UserError, OSError) as error:
+            return {self.live: show.failure_html(str(error))}
+        unvoted, kept = self._keep(unvoted, values)
+        updates = self.idle_updates(unvoted) | kept | {self.page: self._turns_html(unvoted, values)}
+        return updates | {self.live: show.notice_html(UNVOTED), self.standing: self._standings_html(comparison.run)}
 
     def _conversation_json(self, values: Values) -> str:
         comparison: Comparison | None = values[self.comparison]
@@ -290,16 +370,6 @@ class CompareTab:
         except (UserError, OSError):
             return ""
 
-    def _idle_updates(self, comparison: Comparison | None) -> Values:
-        """The page when no request is running, with the voting buttons if a vote is missing.
 
-        Without a comparison the page is empty.
-        """
-        must_vote = comparison is not None and comparison.is_waiting_for_vote
-        num_columns = 0 if comparison is None else len(comparison.stages)
-        updates: Values = {button: gr.update(visible=column < num_columns) for column, button in enumerate(self.best)}
-        updates |= {self.vote_row: gr.update(visible=must_vote), self.question: gr.update(interactive=not must_vote)}
-        updates |= {self.send: gr.update(interactive=not must_vote), self.stop: gr.update(interactive=False)}
-        if comparison is None:
-            updates[self.page] = ""
-        return {**updates, self.comparison: comparison, self.live: ""}
+def _invitation(columns: Sequence[str]) -> str:
+    return f"Ask something: {', '.join(columns)} answer side by side." if columns else "Choose a column."

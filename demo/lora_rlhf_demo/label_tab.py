@@ -52,17 +52,16 @@ watch("value", () => requestAnimationFrame(fold));"""
 class LabelTab:
     """The controls of the tab and their handlers. The labeler and the task of a page are in its `gr.State`.
 
-    saved_name: stores the labeler's name in the browser, for the next visit.
+    saved_name: stores the labeler's name in the browser, for the next visit. browser: a secret of the browser, which
+    tells two people with one name apart.
     """
 
-    def __init__(self, app: App, saved_name: gr.BrowserState) -> None:
+    def __init__(self, app: App, saved_name: gr.BrowserState, browser: gr.BrowserState) -> None:
         self.app = app
-        self.saved_name = saved_name
+        self.saved_name, self.browser = saved_name, browser
         self.is_alone = app.config.label
         self.actions = LabelActions(app.config)
         self.session = gr.State(None)
-        # tells two people with one name apart
-        self.browser = gr.BrowserState("", storage_key="lora-rlhf-browser", secret="labeler")
         with gr.Row(equal_height=False, elem_classes=["labelling"]):
             with gr.Column(scale=1, min_width=260, elem_classes=["side"]):
                 self.run = gr.Dropdown([], label="Run", elem_id="label-run", visible=not self.is_alone)

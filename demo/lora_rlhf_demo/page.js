@@ -26,16 +26,21 @@
   });
   window.addEventListener("hashchange", openTab);
   openTab();
+  // The page goes along with answers as they grow, unless somebody has scrolled up. On a phone the settings stand below.
   let following = true;
-  const atEnd = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
-  window.addEventListener("scroll", () => { following = atEnd(); }, {passive: true});
+  const below = () => (document.querySelector("#main")?.getBoundingClientRect().bottom ?? 0) - window.innerHeight;
+  window.addEventListener("scroll", () => { following = below() < 120; }, {passive: true});
   const watch = () => {
     const parts = ["#live", "#talk"].map((name) => document.querySelector(name));
     if (!parts.every(Boolean)) return setTimeout(watch, 200);
     const follow = new MutationObserver(() => {
-      if (following) window.scrollTo(0, document.documentElement.scrollHeight);
+      const main = document.querySelector("#main");
+      if (following && main.offsetParent && main.querySelector(".turn") && below() > 0) window.scrollBy(0, below());
     });
     for (const part of parts) follow.observe(part, {childList: true, subtree: true, characterData: true});
+    const question = document.querySelector("#question textarea");
+    const isFree = document.activeElement === document.body && question?.offsetParent;
+    if (isFree && !matchMedia("(pointer: coarse)").matches) question.focus({preventScroll: true});
   };
   watch();
 }

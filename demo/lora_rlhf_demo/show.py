@@ -1,7 +1,7 @@
 """HTML of the Compare tab. Texts of people and models are always escaped."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lora_rlhf_demo.compare import LETTERS, Comparison
@@ -26,11 +26,17 @@ def safe_html(text: str) -> str:
     return html.escape(cut_text.translate(PICTURES), quote=True)
 
 
-def turns_html(comparison: Comparison, has_colours: bool = False) -> str:
-    """All turns. has_colours: colour each token by its log-probability minus that under the reference."""
+def turns_html(
+    comparison: Comparison, has_colours: bool = False, answer_html: Callable[[str], str] | None = None
+) -> str:
+    """All turns. has_colours: colour each token by its log-probability minus that under the reference.
+
+    answer_html: draws an answer without colours; as it is written unless given.
+    """
     if not comparison.turns:
         return ""
-    turns = (_turn_html(comparison, index, has_colours) for index in range(len(comparison.turns)))
+    draw = answer_html or text_html
+    turns = (_turn_html(comparison, index, has_colours, draw) for index in range(len(comparison.turns)))
     return f'<div class="talk">{"".join(turns)}</div>'
 
 
@@ -71,17 +77,18 @@ def tokens_html(pieces: Sequence[Token]) -> str:
     return '<div class="text" dir="auto">' + "".join(map(_token_html, pieces)) + "</div>"
 
 
-def _turn_html(comparison: Comparison, turn_index: int, has_colours: bool) -> str:
+def _turn_html(comparison: Comparison, turn_index: int, has_colours: bool, answer_html: Callable[[str], str]) -> str:
     """The question and the answer cards of one turn, without names and figures while it waits for a vote."""
     turn = comparison.turns[turn_index]
-    is_hidden = comparison.is_blind and turn.ranks is None
+    is_hidden = turn.is_hidden
     cards = []
     for column, (stage, answer) in enumerate(zip(turn.stages, turn.answers, strict=True)):
         title = f"Answer {LETTERS[column]}"
         if not is_hidden:
             title = stage if turn.ranks is None else f"{stage} (was {LETTERS[column]}, rank {turn.ranks[column]})"
         # colours and figures would reveal a hidden model: the base, for example, is often its own reference
-        body = tokens_html(answer.tokens) if has_colours and answer.tokens and not is_hidden else text_html(answer.text)
+        is_coloured = has_colours and answer.tokens and not is_hidden
+        body = tokens_html(answer.tokens) if is_coloured else answer_html(answer.text)
         if not answer.text:
             body = '<div class="text"><em>empty</em></div>'
         figures = "" if is_hidden else _figures_html(answer)
@@ -90,8 +97,14 @@ def _turn_html(comparison: Comparison, turn_index: int, has_colours: bool) -> st
         )
     edit = (
         f'<button type="button" class="quiet" data-edit="{turn_index}" '
-        'title="take this question back into the box; what came after it goes">edit</button>'
+        'title="take this question back into the box; the conversation as it is stays under Earlier">edit</button>'
     )
+    if turn.versions and turn_index == len(comparison.turns) - 1:
+        title = "the answers of another version; the conversation goes on from those that are shown"
+        edit += (
+            f'<button type="button" class="quiet" data-version title="{title}">'
+            f"version {turn.number} of {len(turn.versions) + 1} &gt;</button>"
+        )
     return _turn_section_html(_question_html(turn.question, edit), cards)
 
 
@@ -128,8 +141,12 @@ def _figures_html(answer: ColumnAnswer) -> str:
             None if answer.score is None else f"{answer.score:+.2f}",
             "reward model; the demonstrations' mean is 0",
         ),
-        ("tokens", f"{answer.num_tokens}{'' if answer.finished else ' (cut)'}", "cut: it did not end by itself"),
-        ("tokens/s", f"{answer.tokens_per_s:.0f}", "all columns are drawn together"),
+        (
+            "tokens",
+            f"{answer.num_tokens}{'' if answer.finished else ' (cut)'}",
+            "its end token included" if answer.finished else "cut: it did not end by itself",
+        ),
+        ("tokens/s", f"{answer.tokens_per_s:.0f}", "its tokens until it ended; all columns are drawn together"),
         ("KL", None if answer.kl is None else f"{answer.kl:+.2f}", "nats from the reference over this answer"),
     ]
     rows = (

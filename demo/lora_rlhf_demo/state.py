@@ -49,6 +49,13 @@ class App:
         """Saves a vote: a ranking in a file that the reward stage can read, another vote in a second file."""
         RowFile(find_run_folder(self.root, run) / (VOTES if is_ranking else OTHER_VOTES)).add(row)
 
+    def remove_vote(self, run: str, vote: str) -> None:
+        """Removes a vote by its name. UserError if it is not there."""
+        folder = find_run_folder(self.root, run)
+        files = [RowFile(folder / name) for name in (VOTES, OTHER_VOTES)]
+        if not vote or not any([file.remove(lambda row: row.get("vote") == vote) for file in files]):
+            raise UserError("This vote is no longer there.")
+
     def votes(self, run: str) -> list[Row]:
         """All votes of a run."""
         folder = find_run_folder(self.root, run)

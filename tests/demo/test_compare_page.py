@@ -11,6 +11,7 @@ import pytest
 from lora_rlhf_demo import handler
 from lora_rlhf_demo.app import launch_app
 from lora_rlhf_demo.config import DemoConfig
+from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.show import safe_html
 from playwright.sync_api import Page, expect
 
@@ -187,12 +188,105 @@ def test_the_conversation_is_exported(page: Page) -> None:
     assert [html.unescape(safe_html(answer["text"])) for answer in turn["answers"]] == answers(page)
 
 
-def test_other_columns_begin_a_new_conversation(page: Page) -> None:
-    send(page, "Who counts the ships?")
+def test_other_columns_new_and_edit_lose_nothing(page: Page) -> None:
     page.get_by_label("base", exact=True).uncheck()
-    expect(page.locator(TURNS)).to_have_count(0)
-    send(page, "Who counts the ships?")
+    for number in range(3):
+        send(page, f"Question {number}?", turns=number + 1)
+    said = page.locator("#talk .card .text").all_text_contents()
     assert titles(page) == ["sft", "policy"]
+    page.get_by_label("base", exact=True).check()
+    expect(page.locator("#live")).to_contain_text("what was said stays")
+    expect(page.locator(TURNS)).to_have_count(3)
+    send(page, "And the base?", turns=4)
+    assert titles(page) == ["base", "sft", "policy"]
+    assert page.locator("#talk .card .text").all_text_contents()[:6] == said
+    page.click("#new")
+    expect(page.locator(TURNS)).to_have_count(0)
+    page.click("#back")
+    expect(page.locator(TURNS)).to_have_count(4)
+    page.locator("[data-edit]").nth(1).click()
+    expect(page.locator(TURNS)).to_have_count(1)
+    expect(page.locator("#question textarea")).to_have_value("Question 1?")
+    page.click("#back")
+    expect(page.locator(TURNS)).to_have_count(4)
+    page.click("#new")
+    expect(page.locator(TURNS)).to_have_count(0)
+    send(page, "Another talk?")
+    page.reload()
+    expect(page.locator(TURNS)).to_have_count(1)
+    expect(page.locator(".question")).to_have_text("Another talk?")
+    page.locator("#history input").click()
+    page.get_by_role("option", name="Question 0?").click()
+    expect(page.locator(TURNS)).to_have_count(4)
+    assert page.locator("#talk .card .text").all_text_contents()[:6] == said
+
+
+def test_another_browser_finds_nothing_of_it(page: Page, open_page: Callable[..., Page]) -> None:
+    send(page, "Who hears this?")
+    expect(page.locator("#history")).to_be_visible()
+    other = open_page()
+    other.wait_for_selector("#columns input")
+    expect(other.locator("#send")).to_be_enabled()
+    expect(other.locator(TURNS)).to_have_count(0)
+    expect(other.locator("#history")).to_have_count(0)
+
+
+def test_regenerating_keeps_the_versions(page: Page) -> None:
+    send(page, "Who counts the ships?")
+    first = answers(page)
+    page.click("#again")
+    expect(page.locator("[data-version]")).to_contain_text("version 2 of 2")
+    second = answers(page)
+    assert second != first
+    page.click("[data-version]")
+    expect(page.locator("[data-version]")).to_contain_text("version 1 of 2")
+    assert answers(page) == first
+    page.click("[data-version]")
+    expect(page.locator("[data-version]")).to_contain_text("version 2 of 2")
+    assert answers(page) == second
+
+
+@pytest.mark.parametrize("size", [(390, 844), (1280, 800), (1920, 1080)], ids=str)
+def test_a_blind_vote_is_in_view_after_1_3_and_10_questions(
+    open_page: Callable[..., Page], size: tuple[int, int]
+) -> None:
+    page = open_page(viewport={"width": size[0], "height": size[1]})
+    page.wait_for_selector("#columns input")
+    assert page.evaluate("scrollY") == 0, "it opens at its top"
+    page.click("#blind input")
+    for number in range(1, 11):
+        send(page, f"Question {number}? " + "more " * 40, turns=number)
+        best = page.get_by_role("button", name="A is best")
+        expect(best).to_be_visible()
+        if number in (1, 3, 10):
+            for button in (best, page.locator("#tie"), page.locator("#all-bad")):
+                expect(button).to_be_in_viewport()
+            box = best.bounding_box()
+            assert box is not None
+            on_top = "([x, y]) => document.elementFromPoint(x, y).textContent"
+            assert page.evaluate(on_top, [box["x"] + 20, box["y"] + box["height"] / 2]) == "A is best"
+            placeholder = page.locator("#question textarea").get_attribute("placeholder")
+            assert placeholder is not None and "Vote on these answers first" in placeholder
+        best.click()
+        expect(page.locator("#talk h3").last).to_contain_text("(was C")
+
+
+def test_all_bad_is_a_tie_and_a_vote_is_taken_back(page: Page, served: Served) -> None:
+    votes = RowFile(served.root / "first" / "votes.jsonl")
+    before = len(votes.rows())
+    page.click("#blind input")
+    send(page, "Who is bad?")
+    page.click("#all-bad")
+    expect(page.locator("#talk h3").first).to_contain_text("rank 1")
+    row = votes.rows()[-1]
+    assert (row["ranks"], row["all_bad"], len(row["ended"])) == ([1, 1, 1], True, 3)
+    page.click("#unvote")
+    expect(page.locator("#live")).to_contain_text("The vote is removed")
+    assert len(votes.rows()) == before
+    expect(page.locator("#unvote")).to_have_count(0)
+    send(page, "And again?", turns=2)
+    page.get_by_text("All as good").click()
+    expect(page.locator("#unvote")).to_be_visible()
 
 
 def test_two_pages_at_once_see_only_their_own_words(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from lora_rlhf_demo import show
 from lora_rlhf_demo.compare import Comparison
+from lora_rlhf_demo.conversations import Conversations
 from lora_rlhf_demo.requests import ColumnAnswer, Settings, Token
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.runs import RunState
@@ -46,6 +48,69 @@ def test_after_a_blind_vote_all_go_on_from_the_best_answer() -> None:
     voted, _, _ = talk.with_vote((2, 1), "")
     for column in voted.request_next_turn("Why?", ("base", "policy"), SETTINGS).columns:
         assert column.messages[1] == Message("assistant", "two")
+
+
+def test_a_column_that_was_added_goes_on_from_the_last_one() -> None:
+    talk = after(Comparison("run", ("base", "policy")), "Who?", "me", "you").with_columns(("base", "sft"), False)
+    base, sft = talk.request_next_turn("Why?", talk.stages, SETTINGS).columns
+    assert (base.messages[1].content, sft.messages[1].content) == ("me", "you")
+
+
+def test_a_vote_is_never_cast_on_names_that_were_seen() -> None:
+    talk = after(Comparison("run", ("base", "sft"), is_blind=True), "Who?", "a", "b")
+    seen = talk.with_columns(("base", "sft"), False).with_columns(("base", "sft"), True)
+    assert talk.is_waiting_for_vote and not seen.is_waiting_for_vote
+    voted, row, _ = talk.with_vote((1, 2), "")
+    unvoted, vote = voted.without_last_vote()
+    assert vote == row["vote"] and not unvoted.is_waiting_for_vote
+    with pytest.raises(UserError, match="no vote"):
+        unvoted.without_last_vote()
+
+
+def test_versions_come_in_turn() -> None:
+    talk = after(Comparison("run", ("base",)), "Who?", "one")
+    for text in ("two", "three"):
+        shown, earlier = talk.turns[-1], talk.before_turn(0)
+        talk = earlier.with_answers(
+            "Who?", earlier.request_next_turn("Who?", ("base",), SETTINGS), [answer(text)], shown
+        )
+    seen = []
+    for _ in range(4):
+        seen.append((talk.turns[-1].number, talk.turns[-1].answers[0].text, len(talk.turns[-1].versions)))
+        talk = talk.with_next_version()
+    assert seen == [(3, "three", 2), (1, "one", 2), (2, "two", 2), (3, "three", 2)]
+
+
+def test_a_conversation_is_read_as_it_was_saved_and_by_its_browser_alone(tmp_path: Path) -> None:
+    talk = after(Comparison("run", ("base", "sft"), "Be brief.", is_blind=True), "Who?\n" + HOSTILE, "a", "b")
+    talk = talk.with_vote((2, 1), "")[0]
+    own = Conversations(tmp_path, "ab" * 16)
+    kept = own.save(talk)
+    assert kept.id and own.load(kept.id) == kept == replace(talk, id=kept.id)
+    assert own.save(after(kept, "Why?", "c", "d")).id == kept.id
+    ((title, name),) = own.list()
+    assert name == kept.id and title.startswith("Who? <script>") and title.endswith("(2)")
+    for browser in ("cd" * 16, "", "../../x", "AB" * 16):
+        other = Conversations(tmp_path, browser)
+        assert other.list() == []
+        with pytest.raises(UserError, match="no longer there"):
+            other.load(kept.id)
+    for name in ("../x", "", "0" * 12):
+        with pytest.raises(UserError, match="no longer there"):
+            own.load(name)
+    assert Conversations(tmp_path, "").save(talk) == talk
+
+
+def test_two_hundred_kept_conversations_are_listed_at_once(tmp_path: Path) -> None:
+    talk = Comparison("run", ("base", "sft", "policy"))
+    for number in range(20):
+        talk = after(talk, f"Question {number}?", *["word " * 200] * 3)
+    own = Conversations(tmp_path, "ab" * 16)
+    for _ in range(200):
+        own.save(replace(talk, id=""))
+    began = time.monotonic()
+    assert len(own.list()) == 200
+    assert time.monotonic() - began < 0.5
 
 
 def test_a_blind_order_is_drawn_and_an_open_one_is_as_chosen() -> None:

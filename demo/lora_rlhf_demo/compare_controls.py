@@ -1,0 +1,113 @@
+"""The controls of the Compare tab: what is chosen on the left, the conversation on the right, the question below it."""
+
+from typing import Any
+
+import gradio as gr
+
+from lora_rlhf_demo.compare import LETTERS, Comparison
+from lora_rlhf_demo.state import App
+
+ASK = "Ask all columns (Enter sends, Esc stops)"
+VOTE_FIRST = "Vote on these answers first: then all columns go on from the best one"
+USUAL_ANSWER_TOKENS = 256
+TALK_SCRIPT = """element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-edit]");
+  if (button) trigger("click", {turn: Number(button.dataset.edit)});
+  if (event.target.closest("[data-version]")) trigger("select");
+});"""
+
+Values = dict[Any, Any]  # {control: its value}: the inputs of handlers, and their outputs
+
+
+class CompareControls:
+    """The controls, and how they look while no request is running. All that belongs to one page is in a `gr.State`.
+
+    previous: the conversation that Undo brings back. last: run and id of the conversation that a reload brings back.
+    """
+
+    def __init__(self, app: App, browser: gr.BrowserState) -> None:
+        self.app, self.browser = app, browser
+        self.comparison, self.previous = gr.State(None), gr.State(None)
+        self.last = gr.BrowserState([], storage_key="lora-rlhf-conversation", secret="labeler")
+        with gr.Row(equal_height=False, elem_id="compare"):
+            with gr.Column(scale=1, min_width=250, elem_id="side"):
+                self._add_setting_controls()
+            with gr.Column(scale=4, min_width=300, elem_id="main"):
+                self.page = gr.HTML("", elem_id="talk", js_on_load=TALK_SCRIPT, apply_default_css=False)
+                self.live = gr.HTML("", elem_id="live", js_on_load=None, apply_default_css=False)
+                self._add_question_controls()
+        self.text = gr.Textbox(visible="hidden")
+        self.states = [self.comparison, self.previous, self.browser, self.last, self.history]
+        chosen = [self.run, self.stages, self.blind, self.length, self.about, self.standing]
+        buttons = [self.send, self.stop, self.back, self.unvote, self.vote_row, *self.best]
+        self.outputs = [*self.states, *chosen, *buttons, self.page, self.live, self.question, self.ranking]
+
+    def _add_setting_controls(self) -> None:
+        """Adds the run, its columns, and how they answer."""
+        longest = self.app.config.max_response_tokens
+        self.run = gr.Dropdown([], label="Run", elem_id="run")
+        self.about = gr.HTML("", elem_id="about", js_on_load=None, apply_default_css=False)
+        self.stages = gr.CheckboxGroup([], label="Columns", elem_id="columns")
+        self.blind = gr.Checkbox(False, label="Blind: names hidden until the vote", elem_id="blind", container=False)
+        self.differences = gr.Checkbox(False, label="Colour tokens: stage against reference", elem_id="differences")
+        self.raw = gr.Checkbox(False, label="Raw: answers as written, without Markdown", elem_id="raw")
+        self.history = gr.Dropdown([], label="Earlier conversations", elem_id="history", visible=False)
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            self.system = gr.Textbox("", label="System prompt", lines=2, elem_id="system")
+            self.temperature = gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature (0: greedy)")
+            usual = min(USUAL_ANSWER_TOKENS, longest)
+            self.length = gr.Slider(1, longest, value=usual, step=1, label="Longest answer, tokens")
+            self.seed = gr.Number(0, label="Seed of the first question", precision=0, minimum=0, maximum=2**31)
+        self.standing = gr.HTML("", elem_id="standings", js_on_load=None, apply_default_css=False)
+
+    def _add_vote_controls(self) -> None:
+        """Adds the buttons of a vote; `_idle_updates` displays as many as there are columns."""
+        with gr.Row(visible=False, elem_id="vote") as self.vote_row:
+            self.best = [gr.Button(f"{letter} is best", size="sm", min_width=90) for letter in LETTERS]
+            self.tie = gr.Button("All as good", size="sm", min_width=90, elem_id="tie")
+            self.all_bad = gr.Button("All bad", size="sm", min_width=90, elem_id="all-bad")
+            self.ranking = gr.Textbox(
+                placeholder="or a ranking: B > A = C (Enter)",
+                show_label=False,
+                container=False,
+                min_width=200,
+                elem_id="ranking",
+            )
+
+    def _add_question_controls(self) -> None:
+        """Adds the box for the question and the buttons below it."""
+        with gr.Column(elem_id="asking"):
+            self._add_vote_controls()
+            self.question = gr.Textbox(
+                placeholder=ASK,
+                show_label=False,
+                container=False,
+                lines=1,
+                max_lines=8,
+                elem_id="question",
+            )
+            with gr.Row(elem_id="buttons"):
+                self.send = gr.Button("Send", variant="primary", size="sm", min_width=90, elem_id="send")
+                self.stop = gr.Button("Stop", size="sm", min_width=80, interactive=False, elem_id="stop")
+                self.again = gr.Button("Regenerate", size="sm", min_width=80, elem_id="again")
+                self.new = gr.Button("New", size="sm", min_width=80, elem_id="new")
+                self.back = gr.Button("Undo", size="sm", min_width=80, visible=False, elem_id="back")
+                self.unvote = gr.Button("Undo vote", size="sm", min_width=80, visible=False, elem_id="unvote")
+                self.export = gr.Button("Export", size="sm", min_width=80, elem_id="export")
+
+    def idle_updates(self, comparison: Comparison | None) -> Values:
+        """The page when no request is running, with the voting buttons if a vote is missing.
+
+        Without a comparison the page is empty.
+        """
+        must_vote = comparison is not None and comparison.is_waiting_for_vote
+        last_turn = comparison.turns[-1] if comparison is not None and comparison.turns else None
+        num_answers = 0 if last_turn is None else len(last_turn.stages)
+        updates: Values = {button: gr.update(visible=column < num_answers) for column, button in enumerate(self.best)}
+        box = gr.update(interactive=not must_vote, placeholder=VOTE_FIRST if must_vote else ASK)
+        updates |= {self.vote_row: gr.update(visible=must_vote), self.question: box}
+        updates |= {self.send: gr.update(interactive=not must_vote), self.stop: gr.update(interactive=False)}
+        updates |= {self.unvote: gr.update(visible=last_turn is not None and last_turn.vote != "")}
+        if comparison is None:
+            updates[self.page] = ""
+        return {**updates, self.comparison: comparison, self.live: ""}

@@ -1,0 +1,76 @@
+"""Markdown of models: what is drawn, and that nothing of it acts."""
+
+import re
+import time
+
+import pytest
+from lora_rlhf_demo.markdown import markdown_html
+from lora_rlhf_demo.show import text_html
+
+TAGS = "div p pre code strong em blockquote table tr th td span".split()
+HOSTILE = [
+    "<script>window.hacked = 1</script> **bold**",
+    '<img src=x onerror="window.hacked = 1"> `code`',
+    "[a link](javascript:window.hacked=1) *and* [another](https://example.org)",
+    "![picture](https://example.org/x.png) **loads nothing**",
+    "```html\n<iframe src='https://example.org'></iframe>\n```",
+    "| <b onclick=window.hacked=1>a</b> | b |\n|---|---|\n| <svg onload=window.hacked=1> | \u202ereversed |",
+    "# <style>body{display:none}</style>\n- <a href=javascript:1>x</a>",
+    "$$\\def\\x{\\x\\x}\\x$$ and \\(\\href{javascript:1}{x}\\)",
+    '**" onmouseover="window.hacked=1** \x1b[31m',
+    "> <form action=https://example.org><input autofocus onfocus=window.hacked=1>",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_markdown_is_text(text: str) -> None:
+    html = markdown_html(text)
+    found = re.findall(r"<(/?)(\w+)([^>]*)>", html)
+    assert {name for _, name, _ in found} <= set(TAGS)
+    attributes = {one for _, _, rest in found for one in re.findall(r'(\S+?)="[^"]*"', rest)}
+    assert attributes <= {"class", "dir", "style"}
+    assert "\x1b" not in html and "\u202e" not in html
+    assert "markdown" in html, "it was drawn, not shown raw"
+
+
+def test_what_is_drawn() -> None:
+    html = markdown_html(
+        "# Title\n\nSome **bold** and `x < y`.\n\n- one\n  - two\n\n1. first\n\n> quoted\n\n$$\nx^2\n$$"
+    )
+    for part in (
+        '<p class="heading level-1">Title</p>',
+        "<strong>bold</strong>",
+        "<code>x &lt; y</code>",
+        'style="--level:1"',
+        "<span>1. </span><span>first</span>",
+        "<blockquote>quoted</blockquote>",
+        '<pre class="math">x^2</pre>',
+    ):
+        assert part in html
+    table = markdown_html("| a | b |\n|---|:-:|\n| 1 | 2 |\nafter")
+    assert "<tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr>" in table and "<p>after</p>" in table
+
+
+@pytest.mark.parametrize(
+    "text", ["Two plain\n\nparagraphs, 3 * 4 * 5 and a_b_c cost $5 or $6.", "", " x", "a " * 40_000]
+)
+def test_what_is_no_markdown_or_too_long_is_shown_as_it_is(text: str) -> None:
+    assert markdown_html(text) == text_html(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\(" * 2_400 + "\n" + "`" * 4_999,
+        "\n".join(["|" * 4_000, "|-" * 2_000]),
+        "\n".join(["| a | b |", "|---|---|", *["| c | d |"] * 4_000]),
+        "**a" * 1_600 + "\n" + "> " * 2_000,
+        "\n".join("```" for _ in range(9_999)),
+        "\n".join(["|a|", "|-|"] * 6_000),
+    ],
+    ids=["unclosed", "wide table", "long table", "bold", "fences", "tables"],
+)
+def test_bombs_take_no_time(text: str) -> None:
+    began = time.monotonic()
+    assert len(markdown_html(text)) < 20 * len(text) + 100
+    assert time.monotonic() - began < 1
