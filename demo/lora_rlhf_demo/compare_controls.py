@@ -15,6 +15,14 @@ TALK_SCRIPT = """element.addEventListener("click", (event) => {
   if (button) trigger("click", {turn: Number(button.dataset.edit)});
   if (event.target.closest("[data-version]")) trigger("select");
 });"""
+EXAMPLE_SCRIPT = """element.addEventListener("click", (event) => {
+  const example = event.target.closest("[data-example]");
+  const box = document.querySelector("#question textarea");
+  if (!example || !box) return;
+  Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(box, example.textContent);
+  box.dispatchEvent(new Event("input", {bubbles: true}));
+  box.focus();
+});"""
 
 Values = dict[Any, Any]  # {control: its value}: the inputs of handlers, and their outputs
 
@@ -34,7 +42,7 @@ class CompareControls:
                 self._add_setting_controls()
             with gr.Column(scale=4, min_width=300, elem_id="main"):
                 self.page = gr.HTML("", elem_id="talk", js_on_load=TALK_SCRIPT, apply_default_css=False)
-                self.live = gr.HTML("", elem_id="live", js_on_load=None, apply_default_css=False)
+                self.live = gr.HTML("", elem_id="live", js_on_load=EXAMPLE_SCRIPT, apply_default_css=False)
                 self._add_question_controls()
         self.text = gr.Textbox(visible="hidden")
         self.states = [self.comparison, self.previous, self.browser, self.last, self.history]

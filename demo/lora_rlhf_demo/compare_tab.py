@@ -16,7 +16,7 @@ from lora_rlhf_demo.compare_controls import USUAL_ANSWER_TOKENS, CompareControls
 from lora_rlhf_demo.conversations import Conversations
 from lora_rlhf_demo.markdown import markdown_html
 from lora_rlhf_demo.requests import Answered, Ask, Failed, Open, Opened, Partial, Settings, waiting_note
-from lora_rlhf_demo.runs import find_run_folder, list_runs, run_summary
+from lora_rlhf_demo.runs import example_prompts, find_run_folder, list_runs, run_summary
 from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
 from lora_rlhf_demo.votes import parse_ranks, ranks_with_best, stage_win_rates, tied_ranks
 
@@ -113,7 +113,7 @@ class CompareTab(CompareControls):
                 yield {
                     self.stages: gr.update(choices=[*event.columns, *event.other_columns], value=columns),
                     self.length: gr.update(maximum=longest, value=min(USUAL_ANSWER_TOKENS, longest)),
-                    self.live: "" if kept is not None else show.notice_html(_invitation(columns)),
+                    self.live: "" if kept is not None else self._invitation_html(run, columns),
                     self.about: show.line_html(run_summary(self.app.root, run)),
                     self.standing: self._standings_html(run),
                 }
@@ -254,14 +254,17 @@ class CompareTab(CompareControls):
         self._stop_request(request)
         updates = self.idle_updates(None) | self._conversation_updates(None, values) | self._leave(values)
         history = self._history_update(values[self.run], values[self.browser], None) if values[self.run] else gr.skip()
-        return updates | {self.live: show.notice_html(_invitation(values[self.stages])), self.history: history}
+        return updates | {
+            self.live: self._invitation_html(values[self.run], values[self.stages]),
+            self.history: history,
+        }
 
     def _change_columns(self, values: Values, request: gr.Request) -> Values:
         """Other columns, or blind or not: the conversation goes on with them."""
         comparison: Comparison | None = values[self.comparison]
         self._stop_request(request)
         if comparison is None:
-            return {**self.idle_updates(None), self.live: show.notice_html(_invitation(values[self.stages]))}
+            return {**self.idle_updates(None), self.live: self._invitation_html(values[self.run], values[self.stages])}
         changed = comparison.with_columns(values[self.stages], values[self.blind])
         note = show.notice_html("The next question goes to these columns; what was said stays.")
         page = self._turns_html(changed, values)
@@ -302,6 +305,13 @@ class CompareTab(CompareControls):
         """The conversation, drawn as the page asks for."""
         drawn = show.text_html if values[self.raw] else markdown_html
         return show.turns_html(comparison, values[self.differences], drawn)
+
+    def _invitation_html(self, run: str, columns: Sequence[str]) -> str:
+        try:
+            examples = example_prompts(find_run_folder(self.app.root, run))
+        except (UserError, OSError):
+            examples = []
+        return show.invitation_html(columns, examples)
 
     def _redraw(self, values: Values) -> Values:
         comparison = values[self.comparison]
@@ -369,7 +379,3 @@ class CompareTab(CompareControls):
             return show.standings_table(stage_win_rates(rows)) if rows else ""
         except (UserError, OSError):
             return ""
-
-
-def _invitation(columns: Sequence[str]) -> str:
-    return f"Ask something: {', '.join(columns)} answer side by side." if columns else "Choose a column."

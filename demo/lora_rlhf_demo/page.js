@@ -29,13 +29,16 @@
   // The page goes along with answers as they grow, unless somebody has scrolled up. On a phone the settings stand below.
   let following = true;
   const below = () => (document.querySelector("#main")?.getBoundingClientRect().bottom ?? 0) - window.innerHeight;
-  window.addEventListener("scroll", () => { following = below() < 120; }, {passive: true});
+  window.addEventListener("scroll", () => { if (Math.abs(below()) < 120) following = true; }, {passive: true});
+  for (const name of ["wheel", "touchmove"]) { // growing text scrolls too, so only a hand ends it
+    window.addEventListener(name, () => setTimeout(() => { following = Math.abs(below()) < 120; }, 100), {passive: true});
+  }
   const watch = () => {
     const parts = ["#live", "#talk"].map((name) => document.querySelector(name));
     if (!parts.every(Boolean)) return setTimeout(watch, 200);
     const follow = new MutationObserver(() => {
       const main = document.querySelector("#main");
-      if (following && main.offsetParent && main.querySelector(".turn") && below() > 0) window.scrollBy(0, below());
+      if (following && main.offsetParent && main.querySelector(".turn")) window.scrollBy(0, below());
     });
     for (const part of parts) follow.observe(part, {childList: true, subtree: true, characterData: true});
     const question = document.querySelector("#question textarea");

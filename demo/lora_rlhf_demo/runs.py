@@ -1,12 +1,18 @@
 """The runs under the root folder: their names, states and folders."""
 
+import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_NAME, SFT
 from lora_rlhf.runs.manifest import FINISHED, MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.plain_files import open_file
 
+EXAMPLE_FILES = ("data/evaluation_prompts.jsonl", "prompts.jsonl", "candidates.jsonl", "data/candidates.jsonl")
+NUM_EXAMPLES, MOST_EXAMPLE_CHARACTERS = 5, 120
 NO_RUNS = (
     "There is no run in {root} yet. `scripts/quickstart.sh --run {root}/quickstart` makes one in a few "
     "minutes, on any machine; "
@@ -69,6 +75,24 @@ def find_run_folder(root: Path, name: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"run {name[:80]!r}: no longer there; choose another")
     return folder
+
+
+def example_prompts(folder: Path) -> list[str]:
+    """A few short prompts of the run's own files, to try its stages with; none where it has none."""
+    for path in (folder / name for name in EXAMPLE_FILES):
+        if path.is_file():
+            with open_file(path) as file:
+                rows = [_json_or_none(line) for line in itertools.islice(file, 50)]
+            texts = [row["prompt"] for row in rows if isinstance(row, dict) and isinstance(row.get("prompt"), str)]
+            return [text for text in dict.fromkeys(texts) if len(text) <= MOST_EXAMPLE_CHARACTERS][:NUM_EXAMPLES]
+    return []
+
+
+def _json_or_none(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _is_plain_name(name: str) -> bool:

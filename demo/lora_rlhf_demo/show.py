@@ -55,6 +55,20 @@ def notice_html(text: str) -> str:
     return f'<div class="talk"><p class="status" role="status">{safe_html(text)}</p></div>' if text else ""
 
 
+def invitation_html(columns: Sequence[str], examples: Sequence[str]) -> str:
+    """What an empty page says: who will answer, and prompts of the run that a click puts into the box."""
+    if not columns:
+        return notice_html("Choose a column.")
+    buttons = "".join(
+        f'<button type="button" class="example" data-example>{safe_html(text)}</button>' for text in examples
+    )
+    about = '<p class="status">This run knows such prompts:</p>' if examples else ""
+    return (
+        f'<div class="talk"><p class="status" role="status">Ask something: {safe_html(", ".join(columns))} answer side by '
+        f'side.</p>{about}<div class="examples">{buttons}</div></div>'
+    )
+
+
 def line_html(text: str) -> str:
     """A small line of text."""
     return f'<p class="line">{safe_html(text)}</p>'

@@ -221,6 +221,20 @@ def test_other_columns_new_and_edit_lose_nothing(page: Page) -> None:
     assert page.locator("#talk .card .text").all_text_contents()[:6] == said
 
 
+def test_an_example_of_the_run_is_put_into_the_box(served: Served, open_page: Callable[..., Page]) -> None:
+    file = served.root / "first" / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": HOSTILE}) + "\n" + json.dumps({"prompt": "Who counts?"}) + "\nno json\n")
+    try:
+        page = open_page()
+        page.get_by_role("button", name="Who counts?").click()
+        expect(page.locator("#question textarea")).to_have_value("Who counts?")
+        assert page.locator("[data-example]").first.text_content() == HOSTILE.replace("\x1b", "\u241b")
+        page.keyboard.press("Enter")
+        expect(page.locator(TURNS)).to_have_count(1)
+    finally:
+        file.unlink()
+
+
 def test_another_browser_finds_nothing_of_it(page: Page, open_page: Callable[..., Page]) -> None:
     send(page, "Who hears this?")
     expect(page.locator("#history")).to_be_visible()
@@ -254,6 +268,7 @@ def test_a_blind_vote_is_in_view_after_1_3_and_10_questions(
     page.wait_for_selector("#columns input")
     assert page.evaluate("scrollY") == 0, "it opens at its top"
     page.click("#blind input")
+    page.wait_for_timeout(500)  # a change of columns that arrives later would stop the question
     for number in range(1, 11):
         send(page, f"Question {number}? " + "more " * 40, turns=number)
         best = page.get_by_role("button", name="A is best")
