@@ -63,10 +63,9 @@ def invitation_html(columns: Sequence[str], examples: Sequence[str]) -> str:
         f'<button type="button" class="example" data-example>{safe_html(text)}</button>' for text in examples
     )
     about = '<p class="status">This run knows such prompts:</p>' if examples else ""
-    return (
-        f'<div class="talk"><p class="status" role="status">Ask something: {safe_html(", ".join(columns))} answer side by '
-        f'side.</p>{about}<div class="examples">{buttons}</div></div>'
-    )
+    sentence = safe_html(f"Ask something: {', '.join(columns)} answer side by side.")
+    status = f'<p class="status" role="status">{sentence}</p>'
+    return f'<div class="talk">{status}{about}<div class="examples">{buttons}</div></div>'
 
 
 def line_html(text: str) -> str:
