@@ -92,7 +92,7 @@ def test_ranking_by_keys_alone(label: Callable[..., Page], labelled: Served) -> 
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
     assert page.evaluate("document.activeElement.dataset.place") == "2", "there and back"
-    page.keyboard.press("Shift+6")
+    page.keyboard.press("Shift+Digit6")
     page.focus("#skip")  # keys act from anywhere
     page.keyboard.press("d")
     page.keyboard.press("3")
