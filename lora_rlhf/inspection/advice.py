@@ -150,7 +150,7 @@ def _ranking_advice(file: Report) -> Iterator[str]:
     if rankings["cut"] > CUT_SHARE * rankings["known_ends"]:
         yield (
             f"{share_text(rankings['cut'] / rankings['known_ends'])} of the responses did not end by themselves, so "
-            "people ranked beginnings: sample again with a larger --max_response_tokens."
+            "people ranked beginnings: sample again with a larger --max-response-tokens."
         )
     longer_wins = rankings["longer_wins"]
     if longer_wins is not None and longer_wins["rate"] > LONGER_WINS and longer_wins["low"] > 0.5:

@@ -243,7 +243,6 @@ def _text_within_limit(
             num_tokens = len(render_response(tokenizer, prompt, text)) - (not has_ended)
         except BadRow:  # such as a thought without an end: what trains on it says so
             return text, has_ended
-        excess = num_tokens - config.max_response_tokens
-        if excess <= 0 or count <= excess:
+        if num_tokens <= config.max_response_tokens or count == 1:
             return text, has_ended
-        has_ended, count = False, count - excess
+        has_ended, count = False, max(1, min(count - 1, count * config.max_response_tokens // num_tokens))

@@ -17,6 +17,8 @@ HEALTHY: dict[str, Any] = {
         "count": 10_000,
         "pairs": 20_000,
         "all_tied": 100,
+        "cut": 100,
+        "known_ends": 10_000,
         "longer_wins": {"rate": 0.55, "low": 0.54, "high": 0.56},
         "labelers": 30,
         "agreement": {"rate": 0.73, "pairs": 5000},
@@ -97,6 +99,7 @@ def test_figures_that_are_not_there_are_no_fault(path: str) -> None:
         ("rankings.longer_wins", {"rate": 0.71, "low": 0.69, "high": 0.73}, ["71.0 %", "69.0 %", "73.0 %", "longer"]),
         ("rankings.agreement", {"rate": 0.6, "pairs": 400}, ["60.0 % of 400 pairs", "72.6 %"]),
         ("rankings.labelers", 1, ["1 labeler"]),
+        ("rankings.cut", 2_000, ["20.0 % of the responses did not end", "--max-response-tokens"]),
         (
             "duplicates.repeated_rows",
             700,
