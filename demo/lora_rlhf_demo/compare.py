@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BASE, WRITERS
 from lora_rlhf.data.schema import Message, Prompt, Ranking, make_row
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.requests import Ask, Column, ColumnAnswer, Settings
 
 LETTERS = "ABCDEF"
+OLDEST_FIRST = (BASE, *(stage.role for stage in WRITERS))
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Comparison:
         turns = self.turns
         if self.is_waiting_for_vote and not is_blind:
             turns = (*turns[:-1], replace(turns[-1], is_blind=False))
-        return replace(self, stages=tuple(stages), is_blind=is_blind, turns=turns)
+        return replace(self, stages=tuple(sorted(stages, key=_training_order)), is_blind=is_blind, turns=turns)
 
     def with_next_version(self) -> "Comparison":
         """The last question with the answers of its next version, in turn."""
@@ -164,6 +166,12 @@ class Comparison:
             for turn in self.turns
         )
         return (*system, *(message for pair in turns for message in pair))
+
+
+def _training_order(stage: str) -> tuple[bool, int]:
+    """Sort key: in the order of training, the columns of other runs last."""
+    run, _, role = stage.rpartition(":")
+    return run != "", OLDEST_FIRST.index(role) if role in OLDEST_FIRST else len(OLDEST_FIRST)
 
 
 def vote_row(history: Sequence[Message], turn: Turn, labeler: str) -> dict[str, Any]:

@@ -262,9 +262,9 @@ class CompareTab(CompareControls):
     def _change_columns(self, values: Values, request: gr.Request) -> Values:
         """Other columns, or blind or not: the conversation goes on with them."""
         comparison: Comparison | None = values[self.comparison]
-        self._stop_request(request)
-        if comparison is None:
+        if comparison is None:  # nothing to stop; a first question may have been sent since
             return {**self.idle_updates(None), self.live: self._invitation_html(values[self.run], values[self.stages])}
+        self._stop_request(request)
         changed = comparison.with_columns(values[self.stages], values[self.blind])
         note = show.notice_html("The next question goes to these columns; what was said stays.")
         page = self._turns_html(changed, values)

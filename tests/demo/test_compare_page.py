@@ -146,6 +146,7 @@ def test_a_blind_vote_reveals_the_names_and_is_kept(page: Page, served: Served) 
 
 
 def test_tokens_are_coloured_where_asked(page: Page) -> None:
+    page.click("#raw input")
     send(page, "Who counts the ships?")
     expect(page.locator(".token")).to_have_count(0)
     plain = answers(page)
@@ -179,6 +180,7 @@ def test_a_text_of_100_000_characters_is_refused_with_a_message(page: Page) -> N
 
 
 def test_the_conversation_is_exported(page: Page) -> None:
+    page.click("#raw input")
     send(page, "Who counts the ships?")
     with page.expect_download() as download:
         page.click("#export")
@@ -278,7 +280,7 @@ def test_a_blind_vote_is_in_view_after_1_3_and_10_questions(
                 expect(button).to_be_in_viewport()
             box = best.bounding_box()
             assert box is not None
-            on_top = "([x, y]) => document.elementFromPoint(x, y).textContent"
+            on_top = "([x, y]) => document.elementFromPoint(x, y).textContent.trim()"
             assert page.evaluate(on_top, [box["x"] + 20, box["y"] + box["height"] / 2]) == "A is best"
             placeholder = page.locator("#question textarea").get_attribute("placeholder")
             assert placeholder is not None and "Vote on these answers first" in placeholder
