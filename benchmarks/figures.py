@@ -45,7 +45,7 @@ def updated(page: str, texts: dict[str, str]) -> str:
 def figures() -> dict[str, str]:
     """The text of every figure, from benchmarks/results/*.json."""
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    pages = (_quickstart, _against_trl, _speed, _app, _plan, _zoo, _commands, _methods, _verifiable)
+    pages = (_quickstart, _against_trl, _speed, _app, _plan, _budgets, _zoo, _commands, _methods, _verifiable)
     return {name: text for page in pages for name, text in page(results).items()}
 
 
@@ -205,6 +205,28 @@ def _plan(results: Any) -> dict[str, str]:
         "plan_settings": f"{len(rows)} settings",
         "plan_table": models_table_markdown(PlanConfig(table=True), results["plan_table"]),
     }
+
+
+def _budgets(results: Any) -> dict[str, str]:
+    """An iteration's seconds on each card, before and after, and the activations of a token."""
+    before, after = results["budgets"]["before"], results["budgets"]["after"]
+
+    def seconds(cell: Any) -> str:
+        parts = [cell["iteration"][f"{part}_s"] for part in ("rollout", "scoring", "update")]
+        return f"{cell['iteration']['all_s']:.1f} ({', '.join(f'{part:.1f}' for part in parts)})"
+
+    rows = [
+        f"{model}, {card} | {seconds(before[model]['cards'][card])} | {seconds(cell)}"
+        for model, found in after.items()
+        for card, cell in found["cards"].items()
+    ]
+    saved = [
+        f"activations that {model} saves for the backward pass | "
+        + " | ".join(f"{found[model]['bytes of activations a token']['saved'] / 1e6:.2f} MB a token" for found in both)
+        for both in [(before, after)]
+        for model in after
+    ]
+    return {"budgets": _table(" | before | after", *rows, *saved)}
 
 
 def _zoo(results: Any) -> dict[str, str]:

@@ -40,11 +40,11 @@ from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.model.skeleton import build_skeleton, count_model, make_config
-from lora_rlhf.plan.cards import find_card
+from lora_rlhf.plan.cards import GIB, find_card
 from lora_rlhf.plan.choose import choose_plan
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.dryrun import measure_passes
-from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest_point, memory_points
+from lora_rlhf.plan.memory import CPU, CUDA, Setting, highest_point, memory_points
 from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.subject import measure_model
 from lora_rlhf.stages import ppo, reward, sft
@@ -228,7 +228,10 @@ def predict(row: Row, device: str) -> dict[str, dict[str, Any]]:
     counts = count_model(config, "nf4", dtype)
     lora = LoraSettings(rank=row.rank)
     passes = measure_passes(
-        counts, lambda layers: build_skeleton(config, "nf4", dtype, lora, layers), row.prompt, row.response
+        counts,
+        lambda layers: build_skeleton(config, "nf4", dtype, lora, layers, on_gpu=device == "cuda"),
+        row.prompt,
+        row.response,
     )
     found = {}
     for stage in STAGES:

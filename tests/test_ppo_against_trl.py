@@ -1,5 +1,6 @@
 """benchmarks/ppo_against_trl.py: our half runs at a tiny size, models never stop, medians and ratios are right."""
 
+import json
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import render_prompt, stop_ids
+from lora_rlhf.system.errors import Stopped
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_our_half_measures_every_iteration_and_generates_the_tokens_it_was_asked_for(folder: Path) -> None:
     settings = Namespace(
         folder=str(folder), iterations=3, batch_size=4, micro_batch_size=2, prompt_tokens=20, response_tokens=6,
-        threads=1, gradient_checkpointing=False,
+        threads=1, gradient_checkpointing=False, rollout_batch_size=4,
     )  # fmt: skip
     measured = ppo_ours.measure(settings)
     assert measured["tokens_per_iteration"] == 24
@@ -76,7 +78,8 @@ def test_prompts_differ_and_have_the_length_asked_for(folder: Path, tokens: int)
 def test_the_comparison_leaves_out_first_and_last_iterations_and_takes_medians() -> None:
     def run(seconds: list[float], peak: float) -> dict[str, Any]:
         parts = [{"rollout_s": one / 2, "score_s": one / 4, "update_s": one / 4} for one in seconds]
-        same = {"processor_seconds": seconds, "tokens_per_iteration": 24, "peak_gpu_allocated_mib": peak}
+        same = {"processor_seconds": seconds, "tokens_per_iteration": 24, "rollout_batch_size": 4}
+        same |= {"peak_gpu_allocated_mib": peak}
         return {"seconds": seconds, "parts": parts, "peak_resident_mib": peak, **same}
 
     trl = [run([90, 6, 8, 7, 80], 400), run([90, 9, 10, 11, 80], 500)]
@@ -90,3 +93,24 @@ def test_the_comparison_leaves_out_first_and_last_iterations_and_takes_medians()
     assert found["share_of_peak_memory"]["share"] == 0.5
     assert found["reached"] == {"faster": True, "memory": True}
     assert compare({"trl": ours, "ours": trl}, WORKLOAD)["reached"] == {"faster": False, "memory": False}
+    lost: list[dict[str, Any]] = [{"does_not_fit": "CUDA out of memory"}, {"failed": "gone"}]
+    assert compare({"trl": lost, "ours": ours}, WORKLOAD) == {"ours": found["ours"]}
+    assert compare({"trl": [*lost, *trl], "ours": ours}, WORKLOAD) == found
+
+
+def test_memory_that_does_not_suffice_is_a_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "half --folder f --iterations 3 --batch-size 4 --micro-batch-size 2 --prompt-tokens 20 --response-tokens 6"
+    monkeypatch.setattr("sys.argv", [*words.split(), "--threads", "1", "--rollout-batch-size", "4"])
+
+    def fails(error: Exception) -> Any:
+        def measure(_args: Namespace) -> dict[str, Any]:
+            raise error
+
+        return measure
+
+    half.run(fails(torch.OutOfMemoryError("CUDA out of memory.\nmore")), "a half")
+    assert json.loads(capsys.readouterr().out) == {"does_not_fit": "CUDA out of memory.", "rollout_batch_size": 4}
+    with pytest.raises(Stopped):
+        half.run(fails(Stopped("the KL is too large")), "a half")

@@ -15,7 +15,7 @@ from lora_rlhf.configs.catalogue import BY_NAME, REWARD
 from lora_rlhf.configs.values import check
 from lora_rlhf.system import workers
 from lora_rlhf.system.cores import idle_cores
-from lora_rlhf.system.errors import Stopped, UserError
+from lora_rlhf.system.errors import Stopped, UserError, first_line
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro_batch_size (results do not depend on it) or --generation_batch_size, or give "
@@ -86,8 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except (MemoryError, RuntimeError) as error:
-        # compared by name: importing torch for its OutOfMemoryError would slow down every --help
-        if debug or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+        # compared by name: importing torch for its errors would slow down every --help
+        kind = type(error).__name__
+        if not debug and kind == "AcceleratorError" and "device-side assert" not in str(error):
+            print(f"error: the GPU failed ({first_line(error)}); nvidia-smi shows whether it answers", file=sys.stderr)
+            return 1
+        if debug or not (isinstance(error, MemoryError) or kind == "OutOfMemoryError"):
             raise
         print(f"error: {OUT_OF_MEMORY}\n{error}", file=sys.stderr)
         return 1

@@ -233,7 +233,7 @@ def device_faults(config: Any) -> list[str]:
     """The fault of a device that has another form than those that PyTorch is given here; None is no device."""
     if config.device is None or re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
         return []
-    return [f"device is {config.device!r}, expected auto, cpu, cuda or cuda:N"]
+    return [f"device is {config.device!r}, expected auto, cpu, cuda or cuda:N (other GPUs lack operations)"]
 
 
 def seed_faults(config: Any) -> list[str]:

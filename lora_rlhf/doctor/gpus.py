@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_rlhf.doctor.findings import GIB, Finding, to_gib
+from lora_rlhf.system.kernel_trial import find_missing_code
 
 SMI_SECONDS = 5.0
 # Memory in use that is worth a note; the CUDA context of this very process takes up to about 0.6 GiB of it.
@@ -16,13 +17,14 @@ LAUNCH = "accelerate launch -m lora_rlhf.cli ppo ..."
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that PyTorch can use; sizes in bytes."""
+    """A GPU that PyTorch sees; sizes in bytes. missing_code: why this PyTorch cannot compute on it; empty if it can."""
 
     name: str
     total: int
     free: int
     capability: tuple[int, int]
     has_bf16: bool
+    missing_code: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def list_usable_gpus() -> list[Gpu]:
         with torch.cuda.device(index):
             free, total = torch.cuda.mem_get_info()
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-            gpus.append(Gpu(torch.cuda.get_device_name(), total, free, torch.cuda.get_device_capability(), bf16))
+            name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+            missing = find_missing_code(name, capability, torch.cuda.get_arch_list(), torch.version.cuda)
+            gpus.append(Gpu(name, total, free, capability, bf16, missing or ""))
     return gpus
 
 
@@ -143,6 +147,8 @@ def _finding_of_gpu(check: str, gpu: Gpu, versions: str) -> Finding:
         f"{gpu.name}, {to_gib(gpu.free)} GiB of {to_gib(gpu.total)} GiB free, compute capability {major}.{minor}, "
         f"{bfloat16}; {versions}"
     )
+    if gpu.missing_code:
+        return Finding(check, "problem", text, gpu.missing_code, values)
     advice = []
     if gpu.total - gpu.free > USED_GIB * GIB:
         used_gib = to_gib(gpu.total - gpu.free)

@@ -13,6 +13,7 @@ from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.doctor.findings import Finding, finding_lines, findings_json, has_no_problem, summary_line
 from lora_rlhf.system import kernel_trial
 from lora_rlhf.system.cores import idle_cores
+from lora_rlhf.system.errors import first_line
 from lora_rlhf.system.memory import memory
 from lora_rlhf.system.network import endpoint, offline
 
@@ -73,7 +74,7 @@ def _device_findings(usable_cores: float) -> Iterator[Finding]:
         torch_build = gpus.read_build()
     except (ImportError, OSError) as error:
         advice = "install it again, as said above or from https://pytorch.org/get-started/locally"
-        yield Finding("torch", "problem", f"does not start: {_first_line(error)}", advice)
+        yield Finding("torch", "problem", f"does not start: {first_line(error)}", advice)
         return
     import torch
 
@@ -84,7 +85,7 @@ def _device_findings(usable_cores: float) -> Iterator[Finding]:
         )
     except RuntimeError as error:
         advice = "nvidia-smi shows what is at work there; a restart of the machine helps a driver that hangs"
-        usable_gpus, findings = [], [Finding("gpu", "problem", f"does not answer: {_first_line(error)}", advice)]
+        usable_gpus, findings = [], [Finding("gpu", "problem", f"does not answer: {first_line(error)}", advice)]
     setting = os.environ.get("OMP_NUM_THREADS")
     yield machine.threads_finding(torch.get_num_threads(), setting, usable_cores, bool(usable_gpus), idle_cores())
     yield from findings
@@ -93,7 +94,7 @@ def _device_findings(usable_cores: float) -> Iterator[Finding]:
         try:
             yield kernels.kernel_finding(device, kernel_trial.try_4bit(device), is_needed=is_needed)
         except Exception as error:  # an import, a missing library, the driver: anything may be broken here
-            yield kernels.kernel_finding(device, None, _first_line(error), is_needed)
+            yield kernels.kernel_finding(device, None, first_line(error), is_needed)
     if usable_gpus:
         yield kernels.fused_finding(libraries.installed_version("liger-kernel"), libraries.python_command())
 
@@ -105,10 +106,6 @@ def _hub_cache_path() -> str:
     except ImportError:
         return os.path.expanduser("~/.cache/huggingface/hub")
     return HF_HUB_CACHE
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _print_escaped(text: str) -> None:

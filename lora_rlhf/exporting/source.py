@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.model.base import COMPUTE_DTYPES, BaseSpec, load_config, load_tokenizer, resolve_device, resolve_dtype
+from lora_rlhf.model.base import BaseSpec, load_config, load_tokenizer
+from lora_rlhf.model.devices import COMPUTE_DTYPES, resolve_device, resolve_dtype
 from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files
 from lora_rlhf.model.merging import Mode, Part, PlannedTensor, plan_merge
 from lora_rlhf.model.open import COMPUTED_IN, SPEC_FIELDS, require_base_folder, require_trust

@@ -12,7 +12,7 @@ from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.manifest import MANIFEST, hash_folder, read_export_manifest
 from lora_rlhf.exporting.parity import LEAST_KL
 from lora_rlhf.exporting.reward import LEAST_DIFFERENCE
-from lora_rlhf.model.base import resolve_device
+from lora_rlhf.model.devices import resolve_device
 from lora_rlhf.system.errors import Stopped, UserError
 
 log = logging.getLogger("lora_rlhf")

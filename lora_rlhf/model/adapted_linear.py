@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from lora_rlhf.model.dense import has_weight_matrix, weight_matrix
+from lora_rlhf.model.devices import computes_as_gpu
 
 
 class LinearMode:
@@ -175,7 +176,7 @@ def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """left (n, k) times right (k, m), in at least float32: (n, m). Only a GPU has such a product of 16-bit numbers."""
     if left.dtype not in (torch.bfloat16, torch.float16):
         return left @ right
-    if left.device.type == "cuda":
+    if computes_as_gpu(left):
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 

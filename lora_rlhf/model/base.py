@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from lora_rlhf.model.architecture import find_auto_class, find_training_fault
+from lora_rlhf.model.devices import COMPUTE_DTYPES, begin_on, no_room_text, resolve_device, resolve_dtype, unused_gpu
 from lora_rlhf.model.files import (
     Files,
     find_config_file,
@@ -38,17 +38,12 @@ from lora_rlhf.model.heads import check_logits
 from lora_rlhf.model.quantized import find_stored_fault, find_stored_settings
 from lora_rlhf.model.stranger_config import find_code_fault, find_size_fault
 from lora_rlhf.model.stranger_tokenizer import find_tokenizer_fault
-from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.kernel_trial import try_4bit
+from lora_rlhf.system.errors import UserError, first_line
 from lora_rlhf.system.untrusted import read_object
 
 log = logging.getLogger("lora_rlhf")
 
 QUANTIZATIONS = ("nf4", "int8", "none")
-COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
-# Where one of these exists, the machine has a GPU and its driver: NVIDIA's, the same on WSL2, AMD's.
-GPU_DEVICE_FILES = ("/dev/nvidia0", "/usr/lib/wsl/lib/nvidia-smi", "/dev/kfd")
-HIDING_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 ADVICE = (
     "Check the spelling and the network; a gated model needs `hf auth login`; a local model needs the path of its "
     "folder; one with its own code needs trust_remote_code."
@@ -95,10 +90,7 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     """
     resolved_device = resolve_device(device)
     if resolved_device.type == "cuda":
-        # streams, memory figures and random numbers are those of the current device
-        torch.cuda.set_device(resolved_device)
-        if spec.quantization == "nf4":
-            _require_working_kernels(str(resolved_device))
+        begin_on(resolved_device, is_4_bit=spec.quantization == "nf4")
     elif device == "auto" and (fault := unused_gpu()):
         log.warning("%s; `lora-rlhf doctor` says why. Going on on the CPU", fault)
     files = find_files(spec.name)
@@ -107,7 +99,10 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
         source_hash = _hash_source(files, spec.name)
         _require_fit(files, spec.name, find_weight_files(files, spec.name))
         tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
-        model = _load_model(files, spec, config, resolved_device)
+        try:
+            model = _load_model(files, spec, config, resolved_device)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"base model {spec.name!r} does not fit: {no_room_text(resolved_device)}") from error
     _require_usable(model, tokenizer, spec)
     card = (
         f"{resolved_device} ({torch.cuda.get_device_name(resolved_device)})"
@@ -194,45 +189,6 @@ def hash_live_tensors(model: PreTrainedModel) -> str:
     return sha256.hexdigest()
 
 
-def resolve_device(device: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one, and a GPU always has its number.
-
-    UserError for a GPU that PyTorch does not see.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    resolved_device = torch.device(device)
-    if resolved_device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device is {device!r}, but PyTorch sees no CUDA GPU here; use --device cpu")
-    if resolved_device.type == "cuda" and (resolved_device.index or 0) >= torch.cuda.device_count():
-        names = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
-        raise UserError(f"device is {device!r}, but PyTorch sees only {names} here")
-    if resolved_device.type == "cuda" and resolved_device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return resolved_device
-
-
-@functools.cache
-def _require_working_kernels(device: str) -> None:
-    """UserError where 4-bit layers of this GPU fail or give wrong results, as some wheels do for some cards."""
-    way_out = "`lora-rlhf doctor` says more, and --quantization none does without them"
-    try:
-        trial = try_4bit(device)
-    except Exception as error:
-        raise UserError(f"4-bit layers do not work on {device} ({first_line(error)}); {way_out}") from error
-    if not trial.is_correct:
-        error_text = f"an error of {trial.largest_error:.2g} of the largest value in {trial.dtype}"
-        raise UserError(f"4-bit layers give wrong results on {device} ({error_text}); {way_out}")
-
-
-def unused_gpu() -> str:
-    """What says that the machine has a GPU that PyTorch does not see, and that nobody hid; empty if nothing does."""
-    if any(os.environ.get(name) in ("", "-1") for name in HIDING_VARIABLES):
-        return ""
-    device_file = next((path for path in GPU_DEVICE_FILES if Path(path).exists()), "")
-    return f"there is a GPU ({device_file}) that PyTorch does not see" if device_file else ""
-
-
 def _load_config(files: Files, spec: BaseSpec) -> PreTrainedConfig:
     """The configuration. UserError if it does not load, or if the base is stored in a quantization that is not read."""
     settings: dict[str, Any] = {}
@@ -310,6 +266,8 @@ def _load_model(files: Files, spec: BaseSpec, config: PreTrainedConfig, device: 
                 trust_remote_code=spec.trust_remote_code,
                 output_loading_info=True,
             )
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"base model {spec.name!r} does not load ({first_line(error)})") from error
     if model._hf_peft_config_loaded:
@@ -369,20 +327,6 @@ def _has_unused_surplus(tokenizer: PreTrainedTokenizerBase, rows: int) -> bool:
         for token, id in tokenizer.get_vocab().items()
         if id >= rows
     )
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype in which a base computes on that device, by one of COMPUTE_DTYPES."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message, to be quoted in a message of this package."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from lora_rlhf.model.base import first_line, hide_progress_bars, load_tokenizer, resolve_device
+from lora_rlhf.model.base import hide_progress_bars, load_tokenizer
+from lora_rlhf.model.devices import resolve_device
 from lora_rlhf.model.files import find_config_file, find_files, find_weight_files, hash_files, silence_retries
 from lora_rlhf.model.memory import free_memory
-from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.errors import UserError, first_line
 
 
 def hash_model(name: str) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lora_rlhf.model.base import first_line
 from lora_rlhf.model.drawing import Drawing, RowRoles, draw_tokens
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.kv_cache import SlotCache
 from lora_rlhf.model.shared import SharedModel
+from lora_rlhf.system.errors import first_line
 
 log = logging.getLogger("lora_rlhf")
 

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from lora_rlhf.model.architecture import text_backbone
+from lora_rlhf.model.devices import computes_as_gpu
 from lora_rlhf.system.errors import UserError
 
 # Weights of the LM head in float32 at a time on a CPU, which has no 16-bit product with a float32 result.
@@ -56,7 +57,7 @@ class _Float32Product(torch.autograd.Function):
 
 def _float32_product(rows: Tensor, weight: Tensor) -> Tensor:
     """rows (N, H) times the transpose of weight (V, H), in float32: (N, V)."""
-    if rows.device.type == "cuda":
+    if computes_as_gpu(rows):
         return torch.mm(rows, weight.T, out_dtype=torch.float32)
     step, rows = max(1, SLICE_NUMBERS // weight.shape[1]), rows.float()
     product = rows.new_empty((rows.shape[0], weight.shape[0]))

@@ -16,6 +16,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from lora_rlhf.model.devices import computes_as_gpu
+
 
 def replace_norms(causal: PreTrainedModel) -> None:
     """Replaces the forward pass of all norms that compute as Llama's; their weights must stay frozen."""
@@ -42,7 +44,8 @@ def _forward(norm: nn.Module, inputs: Tensor) -> Tensor:
     assert isinstance(weight, Tensor) and isinstance(eps, float)
     if inputs.device.type == "cuda":
         return functional.rms_norm(inputs, weight.shape, weight, eps)
-    normed: Tensor = RmsNorm.apply(inputs, weight, eps)
+    is_planned = computes_as_gpu(inputs)
+    normed: Tensor = FusedStandIn.apply(inputs, weight) if is_planned else RmsNorm.apply(inputs, weight, eps)
     return normed
 
 
@@ -64,3 +67,18 @@ class RmsNorm(torch.autograd.Function):
         dot = torch.linalg.vecdot(weighted, wide).unsqueeze(-1)
         along = dot.mul_(scale.pow(3)).div_(-inputs.shape[-1])  # the norm removes what only scales x
         return weighted.mul_(scale).addcmul_(wide, along).to(inputs.dtype), None, None
+
+
+class FusedStandIn(torch.autograd.Function):
+    """For a plan: launches, bytes and saved tensors of PyTorch's fused kernel, which needs a GPU. Not its numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight, inputs.new_empty(inputs.shape[:-1], dtype=torch.float32))
+        return inputs * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        inputs, weight, _ = ctx.saved_tensors
+        return torch.addcmul(gradient, inputs, weight), None

@@ -10,10 +10,10 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     CONFIG_MAPPING,
     BitsAndBytesConfig,
+    Cache,
     DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,10 +22,12 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from lora_rlhf.model.adapted_linear import AdaptedLinears
+from lora_rlhf.model.adapted_linear import PLAIN_MODE, AdaptedLinears
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.architecture import build_on_meta, find_training_fault, text_backbone, unquantized_layers
+from lora_rlhf.model.devices import PlannedMode
 from lora_rlhf.model.heads import lm_logits
+from lora_rlhf.model.norms import replace_norms
 from lora_rlhf.model.targets import ALL_LINEAR, find_targets
 from lora_rlhf.system.errors import UserError
 
@@ -64,15 +66,21 @@ class Counts:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model and one adapter on fake tensors. Run everything on it inside `mode`."""
+    """A model and one adapter on fake tensors. Run everything on it inside `mode`.
 
-    mode: FakeTensorMode
+    linears, peft: of its adapted layers.
+    """
+
+    mode: PlannedMode
     causal: PreTrainedModel
     adapter: tuple[nn.Parameter, ...]
     score: nn.Linear
+    linears: AdaptedLinears
+    peft: PeftModel
 
-    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """The backbone's hidden states: ids (B, T) -> (B, T, H)."""
+        self.round_adapter()
         output = text_backbone(self.causal)(
             input_ids=ids,
             attention_mask=mask,
@@ -82,6 +90,11 @@ class Skeleton:
         )
         states: Tensor = output.last_hidden_state
         return states
+
+    def round_adapter(self) -> None:
+        """Writes the adapter's 16-bit copies, as `SharedModel` does before each pass in the plain mode on a GPU."""
+        if self.mode.on_gpu and self.causal.dtype.itemsize == 2 and self.linears.mode is PLAIN_MODE:
+            self.linears.round_adapter(ROLE, self.causal.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., V)."""
@@ -156,7 +169,12 @@ def count_model(
 
 
 def build_skeleton(
-    config: PreTrainedConfig, quantization: str, dtype: torch.dtype, lora: LoraSettings, layers: int
+    config: PreTrainedConfig,
+    quantization: str,
+    dtype: torch.dtype,
+    lora: LoraSettings,
+    layers: int,
+    on_gpu: bool = True,
 ) -> Skeleton:
     """A model of the first `layers` layers on tensors without memory, for `plan`.
 
@@ -172,15 +190,20 @@ def build_skeleton(
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             peft_model = PeftModel(causal, lora.to_peft(targets), adapter_name=ROLE)
         score = nn.Linear(causal.get_input_embeddings().embedding_dim, 1, bias=False, dtype=torch.float32)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = PlannedMode(on_gpu)
     with mode:
         fake = _make_fake_factory(dtype)
         for module in (*causal.modules(), score):
             _replace_tensors(module, fake)
     causal.requires_grad_(False)
-    AdaptedLinears().install(peft_model)
+    replace_norms(causal)
+    linears = AdaptedLinears()
+    linears.install(peft_model)
     adapter = tuple(p for name, p in peft_model.named_parameters() if f".lora_A.{ROLE}." in name or ".lora_B." in name)
-    return Skeleton(mode, causal, adapter, score)
+    skeleton = Skeleton(mode, causal, adapter, score, linears, peft_model)
+    with mode:
+        skeleton.round_adapter()  # makes the copies, which stay
+    return skeleton
 
 
 def _set_num_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:

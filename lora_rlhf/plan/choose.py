@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lora_rlhf.configs.catalogue import STAGES, Stage
-from lora_rlhf.plan import roofline
-from lora_rlhf.plan.cards import CARDS, LARGEST, Card
+from lora_rlhf.model.decode_weights import GPU_SHARE
+from lora_rlhf.plan.cards import CARDS, GIB, Card
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.memory import GIB, MemoryPoint, Setting, highest_point, memory_points
+from lora_rlhf.plan.memory import MemoryPoint, Setting, highest_point, memory_points, merged_bytes
+from lora_rlhf.plan.roofline import IterationSeconds, Roofline
 from lora_rlhf.plan.subject import MeasuredModel
 from lora_rlhf.system.errors import UserError
 
@@ -28,7 +29,7 @@ class StagePlan:
     points: list[MemoryPoint]
     peak: MemoryPoint
     seconds: float
-    iteration: roofline.IterationSeconds | None
+    iteration: IterationSeconds | None
 
 
 @dataclass(frozen=True)
@@ -113,18 +114,14 @@ def _possible_settings(config: PlanConfig, stage: Stage, value_role: bool) -> It
 def _make_stage_plan(model: MeasuredModel, config: PlanConfig, card: Card, stage: Stage, setting: Setting) -> StagePlan:
     """Predicts the memory and the seconds of a stage with this setting."""
     counts, passes = model.counts, model.passes
-    points = memory_points(stage, counts, passes, setting, model.device)
+    points = memory_points(stage, counts, passes, setting, model.device, card.workspace_bytes)
+    peak = highest_point(points)
     if stage.use == "sampled":
-        iteration = roofline.iteration_seconds(counts, passes, card, setting, config.num_epochs)
-        return StagePlan(stage, setting, points, highest_point(points), iteration.total, iteration)
-    return StagePlan(
-        stage,
-        setting,
-        points,
-        highest_point(points),
-        roofline.optimizer_step_seconds(counts, passes, card, setting),
-        None,
-    )
+        has_room = merged_bytes(counts) <= GPU_SHARE * (card.gib * GIB - peak.total)
+        iteration = Roofline(counts, passes, card, has_room).iteration_seconds(setting, config.num_epochs)
+        return StagePlan(stage, setting, points, peak, iteration.total, iteration)
+    seconds = Roofline(counts, passes, card).step_of_data_seconds(setting, has_logprobs=not stage.scores)
+    return StagePlan(stage, setting, points, peak, seconds, None)
 
 
 def _refusal_message(model: MeasuredModel, config: PlanConfig, card: Card, stage: Stage) -> str:
@@ -167,9 +164,10 @@ def _find_smallest(model: MeasuredModel, config: PlanConfig, card: Card, stage: 
 
 def _larger_card_text(needed_gib: float) -> str:
     """A part of a sentence with the smallest card of the table that has so many GiB."""
-    if needed_gib > LARGEST.gib:
-        return f", more than any card listed here ({LARGEST.gib} GiB)"
-    return f"; a card of {next(card.gib for card in CARDS if card.gib >= needed_gib)} GiB would do"
+    sizes = sorted(card.gib for card in CARDS)
+    if needed_gib > sizes[-1]:
+        return f", more than any card listed here ({sizes[-1]} GiB)"
+    return f"; a card of {next(gib for gib in sizes if gib >= needed_gib)} GiB would do"
 
 
 def _largest_part_text(point: MemoryPoint) -> str:

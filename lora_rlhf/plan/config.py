@@ -12,8 +12,10 @@ class PlanConfig:
 
     model: str | None = None
     """A folder with a config.json, a hub name, a name of the table, or tinyworld. No weights are read."""
+    card: str | None = None
+    """A card by its name: 4090, "RTX 3060", T4; this machine's GPU unless given."""
     gpu_gib: float | None = None
-    """The card's memory in GiB; that of this machine's GPU unless given."""
+    """The card's memory in GiB; the named card's, or what is free on this machine's GPU, unless given."""
     table: bool = False
     """Popular models on cards of 6 to 48 GiB instead of one model."""
     json: bool = False
@@ -47,9 +49,9 @@ class PlanConfig:
     advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce"] | None = None
     """Unless given: gae, which needs a value role, if it fits, else rloo."""
     bandwidth: float | None = None
-    """The card's memory bandwidth in GB/s; that of a common card of its size unless given."""
+    """The card's memory bandwidth in GB/s; that of the named card, or of a common one of its size, unless given."""
     tflops: float | None = None
-    """The card's dense 16-bit TFLOP/s; those of a common card of its size unless given."""
+    """The card's dense 16-bit TFLOP/s; those of the named card, or of a common one of its size, unless given."""
     trust_remote_code: bool = False
     """Run the model's own code. Only for authors that you trust."""
 
@@ -58,6 +60,7 @@ class PlanConfig:
         return [
             *([] if self.model or self.table else ["give --model, or --table for popular ones"]),
             *(["give --model or --table, not both"] if self.model and self.table else []),
+            *(["--table has cards of its own: leave --card out"] if self.card and self.table else []),
             *positive(self, "gpu_gib", "bandwidth", "tflops"),
             *at_least(self, 1, "lora_rank", "max_prompt_tokens", "batch_size", "minibatch_size", "num_epochs"),
             *at_least(self, 2, "max_response_tokens"),

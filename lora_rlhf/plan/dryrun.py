@@ -1,22 +1,35 @@
-"""Measures the memory of passes through a model by running a few of its layers on tensors without storage."""
+"""Measures passes through a model by running a few of its layers on tensors without storage: memory, and work."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lora_rlhf.algo.logprobs import chunked_logprobs
+from lora_rlhf.model.decode_weights import MergedWeights
+from lora_rlhf.model.drawing import draw_tokens
+from lora_rlhf.model.engines import find_static_fault
 from lora_rlhf.model.forward import CHUNK_LOGITS
+from lora_rlhf.model.kv_cache import SlotCache
 from lora_rlhf.model.skeleton import Counts, Skeleton
+from lora_rlhf.plan.cards import Card
 from lora_rlhf.plan.meter import Meter
+from lora_rlhf.plan.work import Cost, Operation, Work
 
 FEW_LAYERS, MORE_LAYERS = 2, 4  # layers: at least two of each kind in models that alternate two kinds
 ROWS, MORE_ROWS = 2, 3  # not 1, because a single row runs other kernels
 
 ByteSeries = list[int]  # bytes in use after each operation of a pass
+
+
+class Measured(NamedTuple):
+    """What a run of passes has shown: for each pass, the bytes after each operation, and what each operation does."""
+
+    bytes: dict[str, ByteSeries]
+    operations: dict[str, list[Operation]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,19 @@ class Plane:
 
 
 @dataclass(frozen=True)
+class LayeredWork:
+    """The operations of a pass through few layers and through more of them; each layer adds the same."""
+
+    few: Work
+    more: Work
+
+    def cost(self, rows: int, layers: int, card: Card) -> Cost:
+        """What the pass costs with that many rows and layers."""
+        few, share = self.few.cost(rows, card), (layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
+        return few + (self.more.cost(rows, card) + few * -1) * share
+
+
+@dataclass(frozen=True)
 class Line:
     """A straight line through two measurements (rows, bytes)."""
 
@@ -95,6 +121,11 @@ class Passes:
     prompt, response: tokens of each row. `training` has "forward", "saved" (activations for the backward pass) and
     "backward", without and with gradient checkpointing; `decoding` has "prefill", "cache" (keys and values at full
     length) and "step".
+
+    work: "scoring", "training", "training again" (with gradient checkpointing), "prefill", "step" in the middle of a
+    response and "merged step". head_work: "logprobs" and "logprobs, gradients" of one chunk of tokens, and "drawing"
+    of a token for each row, with its logits. chunk_tokens: of a chunk. is_static: whether slots with CUDA graphs can
+    be stepped; else the step is that of the plain engine, whose cache grows.
     """
 
     prompt: int
@@ -107,7 +138,10 @@ class Passes:
     logprobs_scoring: ChunkedLine
     values: Line
     scores: Line
-    operations: float  # of one step of decoding
+    work: dict[str, LayeredWork]
+    head_work: dict[str, Work]
+    chunk_tokens: int
+    is_static: bool
 
 
 def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], prompt: int, response: int) -> Passes:
@@ -116,33 +150,62 @@ def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], pr
     build_skeleton: makes a skeleton with the given number of layers.
     """
     skeletons = {layers: build_skeleton(layers) for layers in (FEW_LAYERS, MORE_LAYERS)}
+    length = prompt + response
 
-    def measure_planes(measure: Callable[[Skeleton, int], dict[str, ByteSeries]]) -> dict[str, Plane]:
-        """Calls `measure(skeleton, rows)` for two numbers of layers and of rows; returns the planes by name."""
+    def measure_passes_of(
+        measure: Callable[[Skeleton, int], Measured],
+    ) -> tuple[dict[str, Plane], dict[str, LayeredWork]]:
+        """Calls `measure(skeleton, rows)` for two numbers of layers and of rows; returns memory and work by pass."""
         few, more = (
             [measure(skeletons[layers], rows) for rows in (ROWS, MORE_ROWS)] for layers in (FEW_LAYERS, MORE_LAYERS)
         )
-        return {name: Plane(*(Envelope.from_series(a[name], b[name]) for a, b in (few, more))) for name in few[0]}
+        planes = {
+            name: Plane(*(Envelope.from_series(a.bytes[name], b.bytes[name]) for a, b in (few, more)))
+            for name in few[0].bytes
+        }
+        works = {
+            name: LayeredWork(
+                *(Work.from_operations(ROWS, a.operations[name], b.operations[name]) for a, b in (few, more))
+            )
+            for name in few[0].operations
+        }
+        return planes, works
 
-    skeleton = skeletons[FEW_LAYERS]
-    decoding = measure_planes(partial(_measure_decoding, prompt=prompt, response=response))
-    operations = decoding.pop("operations").bytes_at(1, counts.layers)
-    length = prompt + response
+    skeleton, chunk = skeletons[FEW_LAYERS], max(1, CHUNK_LOGITS // counts.vocab_size)
+    is_static = find_static_fault(skeleton.causal.config.get_text_config(), length) is None
+    decoding, work = measure_passes_of(partial(_measure_decoding, prompt=prompt, response=response))
+    plain_step = work.pop("step")
+    scoring, scoring_work = measure_passes_of(partial(_measure_scoring_pass, length=length))
+    training = {}
+    for checkpointing, name in ((False, "training"), (True, "training again")):
+        training[checkpointing], parts = measure_passes_of(
+            partial(_measure_training_step, length=length, checkpointing=checkpointing)
+        )
+        work[name] = parts["training"]
+    middle = prompt + response // 2
+    for is_merged, name in ((False, "step"), (True, "merged step")):
+        step = partial(_measure_static_step, columns=middle, is_merged=is_merged)
+        work[name] = measure_passes_of(step)[1]["step"] if is_static else plain_step
+    head_work = {
+        "logprobs": _logprob_head_work(skeleton, counts, chunk, training=False),
+        "logprobs, gradients": _logprob_head_work(skeleton, counts, chunk, training=True),
+        "drawing": Work.from_operations(ROWS, *(_drawing(skeleton, counts, rows) for rows in (ROWS, MORE_ROWS))),
+    }
     return Passes(
         prompt,
         response,
-        {
-            checkpointing: measure_planes(partial(_measure_training_step, length=length, checkpointing=checkpointing))
-            for checkpointing in (False, True)
-        },
-        measure_planes(partial(_measure_scoring_pass, length=length))["forward"],
+        training,
+        scoring["forward"],
         decoding,
         _logprob_head_line(skeleton, counts, prompt, response, training=True),
         _logprob_head_line(skeleton, counts, prompt, response, training=True, entropy=False),
         _logprob_head_line(skeleton, counts, prompt, response, training=False),
         Line.from_measurements(lambda rows: _scalar_head_peak_bytes(skeleton, counts, rows, prompt, response), 1, 2),
         Line.from_measurements(lambda rows: _scalar_head_peak_bytes(skeleton, counts, rows, prompt, 1), 1, 2),
-        operations,
+        {**work, "scoring": scoring_work["forward"]},
+        head_work,
+        chunk,
+        is_static,
     )
 
 
@@ -152,7 +215,7 @@ def _make_inputs(rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros((rows, length), dtype=torch.long), mask.long(), mask.long().cumsum(dim=-1)
 
 
-def _measure_training_step(skeleton: Skeleton, rows: int, length: int, checkpointing: bool) -> dict[str, ByteSeries]:
+def _measure_training_step(skeleton: Skeleton, rows: int, length: int, checkpointing: bool) -> Measured:
     """Measures a forward and a backward pass through the layers; "saved" is the bytes between the two."""
     with skeleton.mode:
         skeleton.train(checkpointing)
@@ -164,38 +227,83 @@ def _measure_training_step(skeleton: Skeleton, rows: int, length: int, checkpoin
             saved_bytes = meter.live_bytes
             with meter.record_phase("backward"):
                 loss.backward()
-        return {"saved": [saved_bytes], **{name: meter.byte_series[name] for name in ("forward", "backward")}}
+        series = {"saved": [saved_bytes], **{name: meter.byte_series[name] for name in ("forward", "backward")}}
+        return Measured(series, {"training": meter.operations["forward"] + meter.operations["backward"]})
 
 
 @torch.no_grad()
-def _measure_scoring_pass(skeleton: Skeleton, rows: int, length: int) -> dict[str, ByteSeries]:
+def _measure_scoring_pass(skeleton: Skeleton, rows: int, length: int) -> Measured:
     """Measures a forward pass without gradients."""
     with skeleton.mode:
         skeleton.eval()
         with Meter() as meter, meter.record_phase("forward"):
             skeleton.hidden(*_make_inputs(rows, length))
-        return {"forward": meter.byte_series["forward"]}
+        return Measured({"forward": meter.byte_series["forward"]}, {"forward": meter.operations["forward"]})
 
 
 @torch.no_grad()
-def _measure_decoding(skeleton: Skeleton, rows: int, prompt: int, response: int) -> dict[str, ByteSeries]:
+def _measure_decoding(skeleton: Skeleton, rows: int, prompt: int, response: int) -> Measured:
     """Measures the pass over the prompts, and the last decoding step, which has the longest cache."""
     with skeleton.mode:
         skeleton.eval()
         with Meter() as meter, meter.record_phase("prefill"):
             skeleton.hidden(*_make_inputs(rows, prompt), skeleton.new_cache())
-        prefill = meter.byte_series["prefill"]
+        prefill, operations = meter.byte_series["prefill"], {"prefill": meter.operations["prefill"]}
         with Meter() as meter:
             cache = skeleton.new_cache()
             skeleton.hidden(*_make_inputs(rows, prompt + response - 2), cache)
-            cache_bytes, operations_before = meter.live_bytes, meter.operations
+            cache_bytes = meter.live_bytes
             ids, _, positions = _make_inputs(rows, 1)
             mask = _make_inputs(rows, prompt + response - 1)[1]
             with meter.record_phase("step"):
                 skeleton.hidden(ids, mask, positions, cache)
         step = [size - cache_bytes for size in meter.byte_series["step"]]
-        operations = meter.operations - operations_before
-        return {"prefill": prefill, "cache": [cache_bytes], "step": step, "operations": [operations]}
+        operations["step"] = meter.operations["step"]
+        return Measured({"prefill": prefill, "cache": [cache_bytes], "step": step}, operations)
+
+
+@torch.no_grad()
+def _measure_static_step(skeleton: Skeleton, rows: int, columns: int, is_merged: bool) -> Measured:
+    """Measures a step of `rows` slots that all attend to `columns` columns, as `Step` takes it; without its head."""
+    with skeleton.mode:
+        skeleton.eval()
+        ids, _, positions = _make_inputs(rows, 1)
+        cache = SlotCache(len(skeleton.new_cache().layers), columns, positions[:, 0])
+        mask = torch.ones((rows, 1, 1, columns), dtype=torch.bool)
+        plain_mode = skeleton.linears.mode
+        if is_merged:
+            skeleton.linears.mode = MergedWeights(skeleton.peft)
+        try:
+            prompts = skeleton.new_cache()
+            skeleton.hidden(*_make_inputs(rows, 1), prompts)
+            cache.copy_prompts(prompts, positions[:, 0], positions[:, 0])  # allocates it
+            with Meter() as meter, meter.record_phase("step"):
+                skeleton.hidden(ids, mask, positions, cache)
+        finally:
+            skeleton.linears.mode = plain_mode
+        return Measured({"step": meter.byte_series["step"]}, {"step": meter.operations["step"]})
+
+
+@torch.no_grad()
+def _drawing(skeleton: Skeleton, counts: Counts, rows: int) -> list[Operation]:
+    """The operations from the last hidden states of `rows` rows to a token for each."""
+    with skeleton.mode, Meter() as meter, meter.record_phase("drawing"):
+        states = torch.empty((rows, counts.hidden_size), dtype=skeleton.causal.dtype)
+        draw_tokens(skeleton.logits(states).float(), 1.0, torch.empty(rows, dtype=torch.float64))
+    return meter.operations["drawing"]
+
+
+def _logprob_head_work(skeleton: Skeleton, counts: Counts, tokens: int, training: bool) -> Work:
+    """The operations from hidden states of one chunk of tokens to log-probabilities and, in training, the gradient."""
+    with skeleton.mode, torch.set_grad_enabled(training):
+        states = torch.empty((tokens, counts.hidden_size), dtype=skeleton.causal.dtype, requires_grad=training)
+        ids = torch.zeros(tokens, dtype=torch.long)
+        with Meter() as meter, meter.record_phase("head"):
+            logprobs, _ = chunked_logprobs(states, skeleton.logits, ids, 1.0, tokens, entropy=True)
+            if training:
+                logprobs.sum().backward()
+    operations = meter.operations["head"]
+    return Work.from_operations(1, operations, operations)
 
 
 def _logprob_head_line(

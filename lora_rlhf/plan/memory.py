@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lora_rlhf.configs.catalogue import BY_NAME, Stage
+from lora_rlhf.model.decode_static import PREFILL_TOKENS
 from lora_rlhf.model.skeleton import BLOCK, NESTED_BLOCK, Counts
+from lora_rlhf.plan.cards import MIB, OWN_CONTEXT
 from lora_rlhf.plan.dryrun import ChunkedLine, Line, Passes
 
 FLOAT32 = 4
@@ -16,7 +18,7 @@ MOMENTS = 2  # AdamW's, per trained parameter
 CODES = FLOAT32 * (16 + 256 + 1)  # tables of a quantized weight: 16 values, 256 values of its scales, and their offset
 DRAWING = 24  # bytes for each vocabulary entry: logits, their softmax, and its cumulative sum twice in float64
 IDS, MASK, FIGURES = 8, 1, 5 * FLOAT32  # bytes of a rollout's token: id, mask; log-probs, values, advantages, returns
-MIB, GIB = 2**20, 2**30
+TEMPORARY = ("activations", "logits", "kv cache", "read cache", "graph pool", "generation", "step")  # parts
 CUDA_CONTEXT, COPIES = "cuda context", "copies on the CPU"  # names of parts
 
 Parts = dict[str, float]  # bytes by part of memory
@@ -27,22 +29,24 @@ NamedParts = tuple[str, Parts]
 class Device:
     """What a kind of device takes beside tensors.
 
-    context: bytes outside the allocator (CUDA's context and kernels). libraries: workspaces inside it (cuBLAS).
+    context: bytes outside the allocator (CUDA's context and kernels). workspaces: how many cuBLAS has inside it.
     rounding: share of temporary memory that is lost to the allocator's blocks. has_copies: whether tensors "copied to
     the CPU" stay in the same memory. step_copies: how many times its adapter an optimizer step needs for itself.
     """
 
     context: int
-    libraries: int
+    workspaces: int
     rounding: float
     has_copies: bool
     step_copies: float
+    has_graphs: bool
 
 
-CPU = Device(0, 0, 0.0, True, 0.0)
+CPU = Device(0, 0, 0.0, True, 0.0, False)
 # Not measured on this project's machines: PyTorch's context with bitsandbytes' kernels is 300 to 600 MiB by card and
-# driver; cuBLAS takes 8 MiB, 32 on Hopper; blocks are rounded to 512 bytes, and up to 1 MiB of a large one is left.
-CUDA = Device(512 * MIB, 32 * MIB, 0.03, False, 1.0)
+# driver; cuBLAS has a workspace for each handle and stream, here of the main thread, the backward pass's thread and the
+# captures' stream; blocks are rounded to 512 bytes, and up to 1 MiB of a large one is left.
+CUDA = Device(OWN_CONTEXT, 3, 0.03, False, 1.0, True)
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,14 @@ class TrainedRole(NamedTuple):
     head: ChunkedLine | Line
 
 
-def memory_points(stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device) -> list[MemoryPoint]:
-    """All memory points of a stage, in their order in time."""
+def memory_points(
+    stage: Stage, counts: Counts, passes: Passes, setting: Setting, device: Device, workspace_bytes: int = 8 * MIB
+) -> list[MemoryPoint]:
+    """All memory points of a stage, in their order in time. workspace_bytes: the size of one of cuBLAS's workspaces."""
     points = _sampling_stage_points if stage.use == "sampled" else _data_stage_points
+    libraries = device.workspaces * workspace_bytes
     return [
-        MemoryPoint(name, {part: size for part, size in _add_device_parts(parts, device).items() if size})
+        MemoryPoint(name, {part: size for part, size in _add_device_parts(parts, device, libraries).items() if size})
         for name, parts in points(stage, counts, passes, setting, device)
     ]
 
@@ -153,8 +160,16 @@ def scoring_points(counts: Counts, passes: Passes, rows: int) -> Iterator[NamedP
     yield "scoring: log-probs", {"logits": passes.logprobs_scoring.bytes_at(rows)}
 
 
-def generation_points(counts: Counts, passes: Passes, rows: int) -> Iterator[NamedParts]:
-    """Yields the points of the pass over the prompts, the last decoding step, and the drawing of its tokens."""
+def merged_bytes(counts: Counts) -> float:
+    """The bytes of merged weights in 16 bits, which a rollout has only where there is room for them."""
+    return 2.0 * sum(linear.out_features * linear.in_features for linear in counts.linears if linear.adapted)
+
+
+def generation_points(counts: Counts, passes: Passes, rows: int, device: Device) -> Iterator[NamedParts]:
+    """Yields the points of the pass over the prompts, the last decoding step, and the drawing of its tokens.
+
+    Where steps are captured, also that of prompts that are read for free slots, beside all slots and the graphs' pool.
+    """
     sizes = {name: plane.bytes_at(rows, counts.layers) for name, plane in passes.decoding.items()}
     logits = rows * counts.vocab_size
     tokens = rows * passes.response * 2 * IDS
@@ -162,6 +177,20 @@ def generation_points(counts: Counts, passes: Passes, rows: int) -> Iterator[Nam
     cache = {"kv cache": sizes["cache"]}
     yield "decoding", {**cache, "activations": sizes["step"], "generation": tokens + 4 * logits}
     yield "drawing a token", {**cache, "generation": tokens + DRAWING * logits}
+    if device.has_graphs and passes.is_static:
+        read_rows = min(rows, max(1, PREFILL_TOKENS // passes.prompt))
+        read_cache = sizes["cache"] * read_rows / rows * passes.prompt / (passes.prompt + passes.response)
+        prefill = passes.decoding["prefill"].bytes_at(read_rows, counts.layers)
+        yield (
+            "refilling slots",
+            {
+                **cache,
+                "graph pool": sizes["step"] + DRAWING * logits,
+                "read cache": read_cache,
+                "activations": prefill - read_cache,
+                "generation": tokens + 6 * read_rows * counts.vocab_size,
+            },
+        )
 
 
 def rollout_bytes(passes: Passes, responses: int) -> float:
@@ -179,7 +208,7 @@ def _data_stage_points(
     """Yields the points of a stage that trains one adapter on data, with its parents' adapters in memory."""
     trained = role_bytes(counts, setting.rank, head=stage.scores)
     parents = sum(role_bytes(counts, setting.rank, head=BY_NAME[parent].scores) for parent in stage.parents)
-    permanent = _permanent_parts(counts, parents + trained, trained)
+    permanent = _permanent_parts(counts, parents + trained, trained, setting, device)
     head: tuple[str, ChunkedLine | Line] = ("log-probs", passes.logprobs_alone)
     if stage.scores:
         head = ("scores", passes.scores)
@@ -196,10 +225,10 @@ def _sampling_stage_points(
         roles.append(TrainedRole("value", value, "values", passes.values))
     trained = sum(role.adapter for role in roles)
     # the reference is the SFT adapter; with the reward adapter these are four adapters, or three without a value role
-    permanent = _permanent_parts(counts, policy + value + trained, trained)
+    permanent = _permanent_parts(counts, policy + value + trained, trained, setting, device)
     permanent[COPIES] = policy if device.has_copies else 0.0  # for the check that the reference does not change
     rollout_parts = {**permanent, "gradients": trained, "rollout": rollout_bytes(passes, setting.batch)}
-    for name, parts in generation_points(counts, passes, setting.generation_batch):
+    for name, parts in generation_points(counts, passes, setting.generation_batch, device):
         yield name, {**rollout_parts, **parts}
     for name, parts in scoring_points(counts, passes, min(setting.micro_batch, setting.batch)):
         yield name, {**rollout_parts, **parts}
@@ -207,8 +236,10 @@ def _sampling_stage_points(
     yield from _learning_points(permanent, counts, passes, setting, device, roles)
 
 
-def _permanent_parts(counts: Counts, adapters: float, trained: float) -> Parts:
+def _permanent_parts(counts: Counts, adapters: float, trained: float, setting: Setting, device: Device) -> Parts:
     """The parts that are in memory during the whole stage. adapters, trained: bytes of all and of trained roles."""
+    # a GPU multiplies by copies of one adapter in 16 bits
+    adapters += role_bytes(counts, setting.rank) / 2 if device.has_graphs else 0.0
     return {
         "base, quantized": quantized_base_bytes(counts),
         "base, 16 or 32 bits": unquantized_base_bytes(counts),
@@ -245,12 +276,12 @@ def _learning_points(
         yield f"optimizer step of {role.role}", {**permanent, **step}
 
 
-def _add_device_parts(parts: Parts, device: Device) -> Parts:
+def _add_device_parts(parts: Parts, device: Device, libraries: float) -> Parts:
     """The parts, and those of the device."""
-    temporary = sum(parts.get(name, 0.0) for name in ("activations", "logits", "kv cache", "generation", "step"))
+    temporary = sum(parts.get(name, 0.0) for name in TEMPORARY)
     return {
         **parts,
-        "libraries": device.libraries,
+        "libraries": libraries,
         "allocator rounding": device.rounding * temporary,
         CUDA_CONTEXT: device.context,
     }

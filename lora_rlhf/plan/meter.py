@@ -10,6 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lora_rlhf.plan.work import Operation, operation_of
+
 GEMM_4BIT = "bitsandbytes::gemm_4bit"
 GROUPED_MM = "aten::_grouped_mm"
 
@@ -17,14 +19,14 @@ GROUPED_MM = "aten::_grouped_mm"
 class Meter(TorchDispatchMode):
     """A context manager that records the bytes of the tensors that its block creates, after each operation.
 
-    live_bytes: bytes in use now. operations: number of operations without views. byte_series: {phase: bytes after each
-    operation}. Tensors from outside the block and views have no bytes.
+    live_bytes: bytes in use now. byte_series: {phase: bytes after each operation}. operations: {phase: what each
+    operation does on a GPU, views left out}. Tensors from outside the block and views have no bytes.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live_bytes = 0
-        self.operations = 0
+        self.operations: dict[str, list[Operation]] = {}
         self.byte_series: dict[str, list[int]] = {}
         self._phase = ""
         self._size_by_storage: dict[int, tuple[weakref.ref[Any], int]] = {}
@@ -49,7 +51,8 @@ class Meter(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs)):
             self._count_storage(leaf, is_external=True)
         result = _run(function, args, kwargs or {})
-        self.operations += not getattr(function, "is_view", False)
+        if operation := operation_of(function, args, kwargs or {}, result):
+            self.operations.setdefault(self._phase, []).append(operation)
         for leaf in tree_leaves(result):
             self._count_storage(leaf, is_external=False)
         self._record_bytes(_workspace_bytes(function, args))

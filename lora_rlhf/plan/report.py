@@ -9,10 +9,9 @@ from tqdm import tqdm
 from lora_rlhf.configs.catalogue import PPO
 from lora_rlhf.configs.values import check
 from lora_rlhf.model.targets import note_without_adapter
-from lora_rlhf.plan.cards import CARDS, Card, find_card
+from lora_rlhf.plan.cards import COMMON, GIB, Card, find_card
 from lora_rlhf.plan.choose import RunPlan, StagePlan, choose_plan
 from lora_rlhf.plan.config import PlanConfig
-from lora_rlhf.plan.memory import GIB
 from lora_rlhf.plan.roofline import UNCERTAINTY
 from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.subject import MeasuredModel, measure_model
@@ -70,7 +69,8 @@ def plan_text(run_plan: RunPlan, config: PlanConfig) -> str:
     lines = [
         f"{model.name}: {model.counts.family}, {model.counts.parameters / 1e9:.2f} billion parameters in "
         f"{model.counts.layers} layers",
-        f"a card of {card.gib:g} GiB ({card.bandwidth:g} GB/s and {card.tflops:g} TFLOP/s, as the {card.name} has); "
+        f"a card of {card.gib:.4g} GiB ({card.bandwidth:.4g} GB/s and {card.tflops:.4g} TFLOP/s, as the {card.name} "
+        f"has: {card.source}); "
         f"{lengths}",
         "",
         f"{'peak, GiB':<24}" + "".join(f"{name:>9}" for name in plans),
@@ -138,7 +138,7 @@ def plan_popular_models(config: PlanConfig) -> list[dict[str, Any]]:
     rows = []
     for name in tqdm(SHAPES, desc="models", unit="model"):
         model = measure_model(replace(config, model=name))
-        cards = {f"{card.gib:g}": _table_cell(model, config, card) for card in CARDS}
+        cards = {f"{card.gib:g}": _table_cell(model, config, card) for card in COMMON}
         rows.append({"model": name, "parameters": model.counts.parameters, "cards": cards})
     return rows
 
@@ -154,14 +154,14 @@ def _table_cell(model: MeasuredModel, config: PlanConfig, card: Card) -> dict[st
 
 def models_table_markdown(config: PlanConfig, rows: list[dict[str, Any]]) -> str:
     """The table of models as Markdown: micro-batch, generation batch, and seconds of an iteration on each card."""
-    header = " | ".join(f"{card.gib:g} GiB" for card in CARDS)
+    header = " | ".join(f"{card.gib:g} GiB" for card in COMMON)
     lines = [
         f"PPO with {config.max_prompt_tokens} + {config.max_response_tokens} tokens, {config.batch_size} responses an "
         "iteration: responses trained on and generated at a time, seconds an iteration. c: gradient checkpointing, "
         "r: without a value role, -: does not fit",
         "",
         f"| model | {header} |",
-        f"|---|{'---|' * len(CARDS)}",
+        f"|---|{'---|' * len(COMMON)}",
     ]
     for row in rows:
         lines.append(f"| {row['model']} | " + " | ".join(_cell_text(cell) for cell in row["cards"].values()) + " |")

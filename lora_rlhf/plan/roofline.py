@@ -1,7 +1,8 @@
-"""A simple roofline: the seconds of a stage's passes on a card of a given bandwidth and speed, within a factor of 2.
+"""The seconds of a stage on a card, within a factor of 2: a roofline over the operations that its passes dispatch.
 
-The time of a pass is the longer of two times: that of its arithmetic and memory traffic, and that of launching its
-kernels from Python. The shares below are usual for such code and were not fitted to a GPU.
+Measured are the operations of the project's own code on tensors without storage (`dryrun.py`), so that what they move
+and multiply is counted and not guessed: 4-bit weights, adapters in their dtype, the LM head's chunks. What no operation
+shows: where kernels are started from Python, a pass takes at least the time of starting them.
 """
 
 from dataclasses import dataclass
@@ -9,13 +10,11 @@ from dataclasses import dataclass
 from lora_rlhf.model.skeleton import Counts
 from lora_rlhf.plan.cards import Card
 from lora_rlhf.plan.dryrun import Passes
-from lora_rlhf.plan.memory import MOMENTS, Setting, quantized_base_bytes, role_bytes
+from lora_rlhf.plan.memory import MOMENTS, Setting, role_bytes
+from lora_rlhf.plan.work import TRAFFIC, Cost
 
-ARITHMETIC, TRAFFIC = 0.45, 0.7  # shares of a card's FLOP/s and bandwidth that code usually reaches
-LAUNCH = 8e-6  # seconds per operation, to launch its kernel from Python
-TOUCHES = 3  # memory accesses for each byte of a saved activation
-UNPACK = 0.5 + 2 + 2  # bytes per weight: read in 4 bits, written and read again in 16 bits
 UNCERTAINTY = 2.0  # the true time may be this factor shorter or longer
+MERGE = 0.5 + 4 + 4 + 2  # bytes a weight: read in 4 bits, added up with the adapter in float32, written in 16
 
 
 @dataclass(frozen=True)
@@ -31,67 +30,74 @@ class IterationSeconds:
         return self.rollout + self.scoring + self.update
 
 
-def forward_seconds(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
-    """Seconds of a forward pass over `rows` prompts and responses, with the log-probabilities of the responses."""
-    tokens = rows * (passes.prompt + passes.response)
-    flops = (
-        2 * _num_layer_weights(counts) * tokens + 2 * counts.hidden_size * counts.vocab_size * rows * passes.response
-    )
-    activations = passes.training[False]["saved"].bytes_at(rows, counts.layers)
-    traffic = UNPACK * _num_layer_weights(counts) + TOUCHES * activations
-    launches = passes.operations * LAUNCH
-    return max(flops / (card.tflops * 1e12 * ARITHMETIC) + traffic / (card.bandwidth * 1e9 * TRAFFIC), launches)
+@dataclass(frozen=True)
+class Roofline:
+    """The passes of a model on a card. `merges`: whether there is memory for merged weights in a rollout."""
 
+    counts: Counts
+    passes: Passes
+    card: Card
+    merges: bool = False
 
-def training_pass_seconds(counts: Counts, passes: Passes, card: Card, rows: int, checkpointing: bool) -> float:
-    """Seconds of a forward and a backward pass; with checkpointing, the forward pass runs twice.
+    def pass_cost(self, name: str, rows: int) -> Cost:
+        """A pass of `Passes.work` with that many rows."""
+        return self.passes.work[name].cost(rows, self.counts.layers, self.card)
 
-    The base gets no gradients, so a backward pass takes as long as a forward pass.
-    """
-    return (3 if checkpointing else 2) * forward_seconds(counts, passes, card, rows)
+    def head_cost(self, rows: int, training: bool) -> Cost:
+        """The log-probabilities of the responses of that many rows, chunk by chunk."""
+        chunks = rows * self.passes.response / self.passes.chunk_tokens
+        name = "logprobs, gradients" if training else "logprobs"
+        return self.passes.head_work[name].cost(1, self.card) * chunks
 
+    def scoring_seconds(self, rows: int, has_logprobs: bool = True) -> float:
+        """A pass without gradients."""
+        cost = self.pass_cost("scoring", rows)
+        return (cost + self.head_cost(rows, training=False) if has_logprobs else cost).eager_seconds
 
-def decode_step_seconds(counts: Counts, passes: Passes, card: Card, rows: int) -> float:
-    """Seconds of drawing one token for each row, which reads every weight and the whole cache once."""
-    traffic = quantized_base_bytes(counts) + 2 * counts.hidden_size * counts.vocab_size
-    traffic += (
-        passes.decoding["cache"].bytes_at(rows, counts.layers)
-        * (passes.prompt + passes.response / 2)
-        / (passes.prompt + passes.response)
-    )
-    flops = 2 * (_num_layer_weights(counts) + counts.hidden_size * counts.vocab_size) * rows
-    launches = passes.operations * LAUNCH
-    return max(traffic / (card.bandwidth * 1e9 * TRAFFIC), flops / (card.tflops * 1e12 * ARITHMETIC), launches)
+    def training_seconds(self, rows: int, checkpointing: bool, has_logprobs: bool = True) -> float:
+        """A forward and a backward pass."""
+        cost = self.pass_cost("training again" if checkpointing else "training", rows)
+        return (cost + self.head_cost(rows, training=True) if has_logprobs else cost).eager_seconds
 
+    def step_seconds(self, rows: int, merged: bool) -> float:
+        """A token for each row in the middle of the responses: replayed as a CUDA graph where the model allows."""
+        cost = self.pass_cost("merged step" if merged else "step", rows)
+        cost += self.passes.head_work["drawing"].cost(rows, self.card)
+        return cost.seconds if self.passes.is_static else cost.eager_seconds
 
-def iteration_seconds(
-    counts: Counts, passes: Passes, card: Card, setting: Setting, num_epochs: int
-) -> IterationSeconds:
-    """Seconds of a PPO iteration: sampling of full-length responses, scoring by each role, and training epochs."""
-    num_generation_batches = -(-setting.batch // setting.generation_batch)
-    rollout = num_generation_batches * (
-        forward_seconds(counts, passes, card, min(setting.batch, setting.generation_batch))
-        + passes.response * decode_step_seconds(counts, passes, card, min(setting.batch, setting.generation_batch))
-    )
-    rows = min(setting.micro_batch, setting.minibatch)
-    num_passes = setting.batch / rows
-    scoring_pass_seconds = forward_seconds(counts, passes, card, rows)
-    num_scoring_roles = 3 + setting.value_role  # reward, reference, policy, value
-    num_trained_roles = 1 + setting.value_role
-    steps = num_epochs * setting.batch / setting.minibatch
-    moments = steps * 4 * MOMENTS * role_bytes(counts, setting.rank) / (card.bandwidth * 1e9 * TRAFFIC)
-    update = (
-        num_epochs * num_passes * training_pass_seconds(counts, passes, card, rows, setting.checkpointing) + moments
-    )
-    return IterationSeconds(rollout, num_scoring_roles * num_passes * scoring_pass_seconds, num_trained_roles * update)
+    def rollout_seconds(self, rows: int) -> float:
+        """Responses of full length to that many prompts."""
+        steps = self.passes.response * self.step_seconds(rows, merged=False)
+        if self.merges:
+            weights = sum(one.out_features * one.in_features for one in self.counts.linears if one.adapted)
+            merge = MERGE * weights / (self.card.bandwidth * 1e9 * TRAFFIC)
+            steps = min(steps, merge + self.passes.response * self.step_seconds(rows, merged=True))
+        return self.pass_cost("prefill", rows).eager_seconds + steps
 
+    def iteration_seconds(self, setting: Setting, num_epochs: int) -> IterationSeconds:
+        """A PPO iteration: sampling of full-length responses, scoring by each role, and training epochs."""
+        slots = min(setting.batch, setting.generation_batch)
+        rows = min(setting.micro_batch, setting.minibatch)
+        num_passes = setting.batch / rows
+        # reference and policy, the reward, and values of all but the first minibatch, which training gives
+        values = setting.value_role * (1 - setting.minibatch / setting.batch)
+        scoring = 2 * self.scoring_seconds(rows) + (1 + values) * self.scoring_seconds(rows, has_logprobs=False)
+        update = self.training_seconds(rows, setting.checkpointing)
+        if setting.value_role:
+            update += self.training_seconds(rows, setting.checkpointing, has_logprobs=False)
+        steps = num_epochs * setting.batch / setting.minibatch * (1 + setting.value_role)
+        return IterationSeconds(
+            -(-setting.batch // slots) * self.rollout_seconds(slots),
+            num_passes * scoring,
+            num_epochs * num_passes * update + steps * self._optimizer_seconds(setting.rank),
+        )
 
-def optimizer_step_seconds(counts: Counts, passes: Passes, card: Card, setting: Setting) -> float:
-    """Seconds of one optimizer step on a minibatch, in a stage that trains on data."""
-    rows = min(setting.micro_batch, setting.minibatch)
-    return setting.minibatch / rows * training_pass_seconds(counts, passes, card, rows, setting.checkpointing)
+    def step_of_data_seconds(self, setting: Setting, has_logprobs: bool) -> float:
+        """One optimizer step on a minibatch, in a stage that trains on data."""
+        rows = min(setting.micro_batch, setting.minibatch)
+        passes = setting.minibatch / rows * self.training_seconds(rows, setting.checkpointing, has_logprobs)
+        return passes + self._optimizer_seconds(setting.rank)
 
-
-def _num_layer_weights(counts: Counts) -> float:
-    """The number of weights in all linear layers except the LM head."""
-    return float(sum(linear.out_features * linear.in_features for linear in counts.linears if linear.adapted))
+    def _optimizer_seconds(self, rank: int) -> float:
+        """AdamW reads weights, gradients and moments, and writes weights and moments."""
+        return (3 + 2 * MOMENTS) * role_bytes(self.counts, rank) / (self.card.bandwidth * 1e9 * TRAFFIC)

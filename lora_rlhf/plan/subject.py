@@ -54,7 +54,9 @@ def measure_model(config: PlanConfig) -> MeasuredModel:
     try:
         passes = measure_passes(
             counts,
-            lambda layers: build_skeleton(model_config, config.quantization, dtype, lora, layers),
+            lambda layers: build_skeleton(
+                model_config, config.quantization, dtype, lora, layers, on_gpu=config.device == "cuda"
+            ),
             config.max_prompt_tokens,
             config.max_response_tokens,
         )

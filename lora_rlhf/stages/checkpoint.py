@@ -32,6 +32,7 @@ class Checkpoint:
     """A stage's saved state: JSON values, tensors on the CPU, and a PEFT folder for each trained role."""
 
     folder: Path
+    step: int
     state: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -97,7 +98,7 @@ class Checkpoints:
             self._folder.rewind(record["position"])
             _restore_generators(tensors)
             log.info("going on from %s", path)
-            return Checkpoint(path, record["state"], tensors)
+            return Checkpoint(path, record["step"], record["state"], tensors)
         raise UserError(f"{self._path}: none of the checkpoints there is whole; --overwrite begins again")
 
     def _checkpoint_folders(self) -> list[Path]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.model.devices import is_device_failure
 from lora_rlhf.model.optimizers import copy_moments, load_moments, make_optimizer
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
@@ -21,7 +22,7 @@ from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.checkpoint import Checkpoint, Checkpoints
 from lora_rlhf.stages.interrupt import Request, graceful
 from lora_rlhf.system import workers
-from lora_rlhf.system.errors import Stopped, UserError
+from lora_rlhf.system.errors import Stopped, UserError, first_line
 from lora_rlhf.system.tracking import Trackers
 
 log = logging.getLogger("lora_rlhf")
@@ -197,7 +198,7 @@ class Trainer:
         self._checkpoints = Checkpoints(folder, config.keep_checkpoints)
         self._request = Request()
         self._trackers: Trackers | None = None
-        self._last_saved = 0
+        self._last_saved = self._last_done = 0
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -209,6 +210,10 @@ class Trainer:
         try:
             with graceful(self._unit) as self._request:
                 yield
+        except RuntimeError as error:
+            if not is_device_failure(error):
+                raise
+            raise Stopped(self._device_failure_text(error)) from error
         finally:
             self._trackers.close()
 
@@ -217,6 +222,7 @@ class Trainer:
         if not self._folder.resumes:
             return None
         checkpoint = self._checkpoints.resume()
+        self._last_saved = self._last_done = checkpoint.step
         for role, optimizer in self._optimizers.items():
             self._model.load_adapter_state(role, read_adapter(checkpoint.folder / role)[1])
             optimizer.load(checkpoint.tensors)
@@ -233,6 +239,7 @@ class Trainer:
 
         `score` ranks the checkpoints, higher is better. Raises Stopped after saving.
         """
+        self._last_done = done
         must_stop = self._request.is_made and done < total
         if must_stop or (done % self._config.save_every == 0 and done < total):
             self._save(done, score)
@@ -262,6 +269,18 @@ class Trainer:
         return Stopped(
             f"{self._unit} {step}: {error.what} is not finite; it was not applied. Its batch is in "
             f"{self._folder.path / FAILURE}, the last checkpoint is of {self._unit} {self._last_saved}. {advice}"
+        )
+
+    def _device_failure_text(self, error: RuntimeError) -> str:
+        """What to say when the GPU failed: nothing more can be saved, and what was saved is whole."""
+        kept = (
+            f"the checkpoint of {self._unit} {self._last_saved} is kept"
+            if self._last_saved
+            else f"no checkpoint had been written (--save_every {self._config.save_every})"
+        )
+        return (
+            f"the GPU failed after {self._unit} {self._last_done} ({first_line(error)}); {kept}. nvidia-smi shows "
+            f"whether it answers; a driver that is gone needs a restart of the machine. {GO_ON}"
         )
 
     def _write_adapters(self, folder: Path) -> None:

@@ -14,3 +14,8 @@ class Stopped(Exception):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, to be quoted in a message of this package."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

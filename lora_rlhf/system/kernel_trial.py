@@ -1,8 +1,10 @@
 """A small 4-bit layer computes on a device, and its results are compared with plain float32."""
 
 import logging
+import re
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,28 @@ class Trial:
         """Whether all errors are those of rounding. NaN, which fails every comparison, is not correct."""
         errors = (self.forward, self.backward, self.single)
         return self.rounding <= MAX_ROUNDING and all(error <= TOLERANCE[self.dtype] for error in errors)
+
+
+def find_missing_code(
+    name: str, capability: tuple[int, int], architectures: Sequence[str], toolkit: str | None
+) -> str | None:
+    """Why the installed PyTorch has no code for a GPU, and what to install; None if it has, or does not say.
+
+    architectures: what it was built for, such as sm_75 (code for 7.5 to 7.9) and compute_120 (for 12.0 and later).
+    """
+    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", architecture) for architecture in architectures]
+    if not built or None in built:  # AMD's have other names
+        return None
+    major, minor = capability
+    for kind, built_major, built_minor in (match.groups() for match in built if match):
+        version = (int(built_major), int(built_minor))
+        if version <= capability and (kind == "compute" or version[0] == major):
+            return None
+    return (
+        f"{name} has compute capability {major}.{minor}, for which this PyTorch (CUDA {toolkit}) has no code "
+        f"({' '.join(architectures)}); PyTorch for CUDA 12.6 is built for 5.0 and later: "
+        "https://pytorch.org/get-started/locally"
+    )
 
 
 def try_4bit(device: str) -> Trial:

@@ -12,7 +12,7 @@ from lora_rlhf.doctor.gpus import Build, Driver, Gpu
 from lora_rlhf.doctor.libraries import Library
 from lora_rlhf.doctor.machine import Cores
 from lora_rlhf.doctor.storage import Destination, DiskSpace
-from lora_rlhf.system.kernel_trial import Trial
+from lora_rlhf.system.kernel_trial import Trial, find_missing_code
 from lora_rlhf.system.memory import Memory
 
 # a finding, its status, a part of what it found, and of its advice and command ("" for neither)
@@ -106,6 +106,7 @@ LIBRARIES: list[Situation] = [
 
 CARD = Gpu("RTX 3060", 12 * GIB, 11 * GIB, (8, 6), True)
 SHARED, OLD = replace(CARD, free=8 * GIB), replace(CARD, has_bf16=False, capability=(7, 5))
+VOLTA = Gpu("V100", 16 * GIB, 15 * GIB, (7, 0), False, find_missing_code("V100", (7, 0), ["sm_75"], "13.0") or "")
 CUDA, CPU_ONLY = Build("2.13.0+cu130", "CUDA 13.0"), Build("2.13.0+cpu", None)
 SMI = Driver("535.104", ("RTX 3060",))
 CARD_TEXT = "RTX 3060, 11.0 GiB of 12.0 GiB free, compute capability 8.6, bfloat16; driver 535.104, CUDA 13.0"
@@ -122,6 +123,7 @@ GPUS: list[Situation] = [
     (gpu([CARD], CUDA, SMI, None), "ok", CARD_TEXT, ""),
     (gpu([SHARED], CUDA, SMI, None), "note", "8.0 GiB of 12.0", "4.0 GiB are taken by the display"),
     (gpu([OLD], CUDA, None, None), "note", "7.5, no bfloat16; CUDA 13.0", "float16"),
+    (gpu([VOLTA], CUDA, None, None), "problem", "capability 7.0", "no code (sm_75"),
     (gpu([], CUDA, None, None), "note", "none found", "everything runs on the CPU"),
     (gpu([], CPU_ONLY, None, None), "note", "none found", "everything runs on the CPU"),
     (gpu([], CPU_ONLY, SMI, None), "problem", NAMES, REINSTALL),

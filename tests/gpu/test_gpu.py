@@ -18,8 +18,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 ANSWERS = ["The fox is brown.", "It is brown.", "Brown.", "I do not know."]
 
 
-def test_three_stages_on_the_gpu(tmp_path: Path) -> None:
-    prompts = [f"What color is the fox of house {number}?" for number in range(32)]
+def test_three_stages_on_the_gpu(tmp_path: Path, gpu: bool) -> None:
+    """On a played GPU, which computes on the CPU, with fewer rows."""
+    size = 32 if gpu else 8
+    prompts = [f"What color is the fox of house {number}?" for number in range(size)]
     demonstrations, rankings = tmp_path / "demonstrations.jsonl", tmp_path / "rankings.jsonl"
     write_jsonl(demonstrations, [{"prompt": prompt, "completion": ANSWERS[0]} for prompt in prompts])
     write_jsonl(rankings, [{"prompt": prompt, "responses": ANSWERS, "ranks": [1, 2, 3, 4]} for prompt in prompts])
@@ -36,7 +38,15 @@ def test_three_stages_on_the_gpu(tmp_path: Path) -> None:
     sft.train(SFTConfig(model="tinyworld", demonstrations=str(demonstrations), batch_size=8, **common), model)
     reward.train(RewardConfig(rankings=str(rankings), **common), model)
     ppo.train(
-        PPOConfig(accept_chance_reward=True, prompts=str(demonstrations), iterations=3, batch_size=32, **common), model
+        PPOConfig(
+            accept_chance_reward=True,
+            prompts=str(demonstrations),
+            iterations=3,
+            batch_size=size,
+            minibatch_size=size,
+            **common,
+        ),
+        model,
     )
 
     assert model.base_digest() == before

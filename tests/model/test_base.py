@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from lora_rlhf.model import base
+from lora_rlhf.model import devices
 from lora_rlhf.model.base import Base, BaseSpec, hash_live_tensors, load_base
 from lora_rlhf.system.errors import UserError
 from tests.zoo.checkpoints import save_checkpoint
@@ -243,9 +243,9 @@ def test_a_gpu_that_pytorch_does_not_see_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(base, "GPU_DEVICE_FILES", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setattr(devices, "GPU_DEVICE_FILES", (str(tmp_path / "nvidia0"),))
     spec = BaseSpec(str(tiny_model("llama")), "none")
-    assert base.unused_gpu() == ""
+    assert devices.unused_gpu() == ""
     (tmp_path / "nvidia0").touch()
     load_base(spec, "auto")
     assert "that PyTorch does not see; `lora-rlhf doctor` says why" in caplog.text

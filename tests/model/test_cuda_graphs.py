@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from lora_rlhf.model import base, decode_step
+from lora_rlhf.model import decode_step, devices
 from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.base import BaseSpec, load_base, resolve_device
+from lora_rlhf.model.base import BaseSpec, load_base
+from lora_rlhf.model.devices import resolve_device
 from lora_rlhf.model.generate import Engine, generate
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
@@ -87,11 +88,11 @@ def test_a_gpu_whose_4_bit_layers_are_wrong_is_refused_before_anything_loads(
         def failing(device: str) -> Trial:
             raise RuntimeError("no kernel image is available\nmore lines")
 
-        base._require_working_kernels.cache_clear()
-        monkeypatch.setattr(base, "try_4bit", wrong or failing)
+        devices._require_working_kernels.cache_clear()
+        monkeypatch.setattr(devices, "try_4bit", wrong or failing)
         with pytest.raises(UserError, match=re.escape(message)):
             load(tiny_model("llama"), name)
-    base._require_working_kernels.cache_clear()
+    devices._require_working_kernels.cache_clear()
 
 
 def test_a_gpu_that_is_not_there(played: Played) -> None:

@@ -12,15 +12,17 @@ import torch
 from lora_rlhf.cli.main import COMMANDS, parse
 from lora_rlhf.configs.catalogue import BY_NAME, PPO, SFT
 from lora_rlhf.model.skeleton import count_model, make_config
-from lora_rlhf.plan.cards import CARDS, Card, find_card
+from lora_rlhf.plan.cards import BY_NAME as CARD_OF
+from lora_rlhf.plan.cards import CARDS, COMMON, GIB, MIB, OWN_CONTEXT, Card, find_by_name, find_card
 from lora_rlhf.plan.choose import MARGIN, choose_plan
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.dryrun import ChunkedLine, Envelope, Line, Plane
-from lora_rlhf.plan.memory import CPU, CUDA, GIB, Setting, highest_point, memory_points
+from lora_rlhf.plan.memory import CPU, CUDA, Setting, highest_point, memory_points
 from lora_rlhf.plan.report import command_lines, models_table_markdown, print_plan
 from lora_rlhf.plan.shapes import SHAPES, find_shape_name
 from lora_rlhf.plan.subject import MeasuredModel, measure_model
 from lora_rlhf.system.errors import UserError
+from tests.support.pretended_cuda import pretended
 from tests.zoo.checkpoints import CHECKPOINTS
 
 ASKED = PlanConfig(model="tinyworld", gpu_gib=6, max_prompt_tokens=24, max_response_tokens=8)
@@ -93,7 +95,7 @@ def test_a_head_beyond_a_chunk_is_on_another_line() -> None:
 
 
 def card(gib: float) -> Card:
-    return Card("any", gib, 300, 30)
+    return Card("any", gib, 300, 30, 15, 8.9, "none")
 
 
 @pytest.mark.slow
@@ -130,7 +132,7 @@ def test_without_room_for_a_value_role_there_is_none(tinyworld: MeasuredModel) -
     between = sum(tops) / 2 / GIB / (1 - MARGIN)
     run_plan = choose_plan(tinyworld, asked, card(between))
     assert run_plan.advantage == "rloo"
-    assert "--advantage rloo --samples_per_prompt 4" in command_lines(run_plan, asked)[2]
+    assert "--advantage rloo --samples_per_prompt 4" in command_lines(run_plan, asked)[-1]
 
 
 @pytest.mark.slow
@@ -160,7 +162,7 @@ def test_command_lines_parse_to_what_was_planned(tinyworld: MeasuredModel) -> No
         assert config.micro_batch_size == run_plan.stages[stage].setting.micro_batch
         assert (config.gradient_checkpointing, config.max_prompt_tokens, config.max_response_tokens) == (True, 24, 8)
     assert parse("sft", shlex.split(command_lines(run_plan, asked)[0])[2:]).lora_rank == 8
-    assert parse("ppo", shlex.split(command_lines(run_plan, asked)[2])[2:]).generation_batch_size == 64
+    assert parse("ppo", shlex.split(command_lines(run_plan, asked)[-1])[2:]).generation_batch_size == 64
 
 
 @pytest.mark.slow
@@ -192,6 +194,79 @@ def test_a_card_has_to_be_named_where_none_is_here(monkeypatch: pytest.MonkeyPat
 def test_a_cards_speed_can_be_given() -> None:
     found = find_card(PlanConfig(model="tinyworld", gpu_gib=16, bandwidth=1000, tflops=100))
     assert (found.gib, found.bandwidth, found.tflops) == (16, 1000, 100)
+    named = find_card(PlanConfig(model="tinyworld", card="4090", gpu_gib=23.2))
+    assert (named.name, named.gib, named.bandwidth) == ("RTX 4090", 23.2, 1008)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("4090", "RTX 4090"),
+        ("rtx4060ti", "RTX 4060 Ti"),
+        ("4060 Ti 16 GB", "RTX 4060 Ti"),
+        ("NVIDIA GeForce RTX 3060", "RTX 3060"),
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("NVIDIA A100-PCIE-40GB", "A100"),
+        ("NVIDIA A100-SXM4-80GB", "A100 80 GB"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("RTX", None),
+    ],
+)
+def test_cards_are_known_by_name(name: str, known: str | None) -> None:
+    card = find_by_name(name)
+    assert (card and card.name) == known
+
+
+def test_every_card_of_the_table_is_found_by_its_own_name() -> None:
+    assert [find_by_name(card.name) for card in CARDS] == list(CARDS)
+    for card in CARDS:
+        assert 1.5 < card.tflops / card.float32_tflops < 17, card
+
+
+def test_an_unknown_card_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"card '4099' is not known here; known are RTX 2060, .* H200; others by --gpu"):
+        find_card(PlanConfig(model="tinyworld", card="4099"))
+    assert PlanConfig(card="4090", table=True).faults() == ["--table has cards of its own: leave --card out"]
+
+
+def test_on_a_machine_with_a_gpu_free_memory_counts_and_clocks_tell_its_speed() -> None:
+    """The played GPU has 8 of 24 GiB free, and the clocks, bus and units of a 4090."""
+    with pretended() as played:
+        played.free = 8 * GIB
+        found = find_card(PlanConfig(model="tinyworld"))
+    assert found.gib == (8 * GIB + OWN_CONTEXT) / GIB
+    assert found.name == "Pretended GPU"
+    known = CARD_OF["RTX 4090"]
+    for name in ("bandwidth", "tflops", "float32_tflops", "capability"):
+        assert getattr(found, name) == pytest.approx(getattr(known, name), rel=0.01)
+
+
+@pytest.mark.slow
+def test_data_centre_cards_have_larger_workspaces(tinyworld: MeasuredModel) -> None:
+    libraries = {
+        name: choose_plan(tinyworld, ASKED, CARD_OF[name]).stages["sft"].peak.parts["libraries"]
+        for name in ("RTX 4090", "H200")
+    }
+    assert libraries == {"RTX 4090": 3 * 8 * MIB, "H200": 3 * 32 * MIB}
+
+
+@pytest.mark.slow
+def test_free_slots_are_refilled_beside_the_slots_and_the_graphs(tinyworld: MeasuredModel) -> None:
+    """Prompts are read beside a cache that is full; on a CPU no graph keeps memory."""
+    setting = Setting(8, 64, False, 16, True)
+    points = {
+        device: {point.name: point for point in memory_points(PPO, tinyworld.counts, tinyworld.passes, setting, device)}
+        for device in (CPU, CUDA)
+    }
+    assert "refilling slots" not in points[CPU]
+    refill, drawing = points[CUDA]["refilling slots"].parts, points[CUDA]["drawing a token"].parts
+    assert refill["kv cache"] == drawing["kv cache"]
+    assert refill["graph pool"] > 24 * 64 * tinyworld.counts.vocab_size
+    assert refill["read cache"] == pytest.approx(refill["kv cache"] * 24 / 32)  # 64 prompts of 24 tokens are read
 
 
 def write_config(folder: Path, **values: object) -> str:
@@ -273,7 +348,7 @@ def test_a_model_or_a_table_is_asked_for() -> None:
 
 def test_the_table_marks_what_does_not_fit() -> None:
     cell = {"micro_batch": 4, "generation_batch": 64, "checkpointing": True, "value_role": False, "seconds": 90}
-    cells = {f"{card.gib:g}": None if card.gib < 24 else cell for card in CARDS}
+    cells = {f"{card.gib:g}": None if card.gib < 24 else cell for card in COMMON}
     shown = models_table_markdown(ASKED, [{"model": "m", "cards": cells}])
     assert shown.splitlines()[-1] == "| m | - | - | - | - | 4cr, 64, 90 s | 4cr, 64, 90 s |"
 

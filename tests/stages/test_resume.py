@@ -19,6 +19,7 @@ from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages import ppo, reward, sampler, sft
 from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system.errors import Stopped, UserError
+from tests.support.pretended_cuda import pretended
 from tests.support.stages import LIMITS, Models, manifest, rows_of
 
 pytestmark = pytest.mark.slow
@@ -366,3 +367,25 @@ def test_a_run_with_moments_in_8_bits_goes_on_bit_for_bit_and_with_no_other_opti
         ppo.train(dataclasses.replace(settings, optimizer="adamw", allow_changes=True))
     ppo.train(dataclasses.replace(settings, allow_changes=True))
     assert_same(contents(settings.run, "ppo"), contents(Path(settings.run).parent / "undisturbed", "ppo"))
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_a_gpu_that_fails_leaves_the_last_checkpoint(stage: str, config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    boundary = Trainer.save_or_stop
+    with pretended() as played, monkeypatch.context() as patch:
+
+        def failing_later(self: Trainer, done: int, *args: Any, **kwargs: Any) -> None:
+            boundary(self, done, *args, **kwargs)
+            if done == 3:
+                played.operations_left = 100
+
+        patch.setattr(Trainer, "save_or_stop", failing_later)
+        message = (
+            r"the GPU failed after \w+ 3 \(CUDA error: unspecified launch failure\); the checkpoint of \w+ 2 is kept"
+        )
+        with pytest.raises(Stopped, match=message):
+            TRAIN[stage](config(stage, device="cuda"))
+    with pretended():
+        TRAIN[stage](config(stage, device="cuda"))
+    assert manifest(config(stage).run, stage)["status"] == "finished"
+    assert len(rows_of(config(stage).run, stage)) >= 6

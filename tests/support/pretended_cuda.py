@@ -6,7 +6,7 @@ What is played, and fails as it fails on a GPU:
 - CUDA graphs: a capture executes nothing (what it wrote is put back, what it made is filled with garbage), and a replay
   repeats the recorded operations on the same memory. Kernels of another device than the current one are not captured,
 - torch's own `torch.cuda.graph` and `torch.cuda.stream`, over played streams and captures that can be made to fail,
-- memory that runs out at the n-th allocation.
+- memory that runs out at the n-th allocation, or that another program holds; a GPU that fails at the n-th operation.
 What is not: kernels' own numbers and seconds, fragmentation, drivers.
 """
 
@@ -26,9 +26,11 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lora_rlhf.model import base
+from lora_rlhf.model import devices as model_devices
 from lora_rlhf.system.kernel_trial import Trial
 
 CPU = torch.device("cpu")
+GIB = 2**30
 # What a GPU whose 4-bit kernels are right would say; bitsandbytes' own would read memory that is not there.
 RIGHT = Trial("float32", 0.1, 0.0, 0.0, 0.0, 1.0, kept=True, own_library=True, repacks=False)
 # The innermost frame of one of these is where something happens.
@@ -53,7 +55,12 @@ class Played:
         self.streams = [Stream(index) for index in range(devices)]  # each device's current one
         self.capture: Capture | None = None
         self.capture_failure: Exception | None = None  # raised at the end of a capture
+        self.allocations = 0
         self.allocations_left: int | None = None  # until memory runs out, once
+        self.operations_left: int | None = None  # until the GPU is gone, for good
+        self.total, self.free = 24 * GIB, 22 * GIB
+        self.name, self.capability = "Pretended GPU", (8, 9)
+        self.architectures = ["sm_75", "sm_80", "sm_86", "sm_90", "compute_120"]
 
     def wait(self, what: str) -> None:
         """The CPU waits for the GPU."""
@@ -65,7 +72,15 @@ class Played:
             raise RuntimeError(f"called a synchronizing CUDA operation ({what} at {where})")
         self.waits[what, where] += 1
 
+    def operate(self) -> None:
+        if self.operations_left is None:
+            return
+        self.operations_left -= 1
+        if self.operations_left < 0:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nmore lines")
+
     def allocate(self) -> None:
+        self.allocations += 1
         if self.allocations_left is None:
             return
         self.allocations_left -= 1
@@ -285,6 +300,7 @@ class _Moved(torch.autograd.Function):
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """One operation on tensors of which at least one is pretended."""
     played, name = now(), func._schema.name.split("::")[1]
+    played.operate()
     tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
     index = _common_device(func, name, tensors)
     if name in WAITING or (func is torch.ops.aten.repeat_interleave.Tensor and kwargs.get("output_size") is None):
@@ -414,16 +430,17 @@ def pretended(devices: int = 1, bfloat16: bool = True) -> Iterator[Played]:
     Played.active = played
     played.__init__(devices)  # type: ignore[misc]  # its streams ask for the active one
     cuda, load = torch.cuda, base._load_model
-    free, total = 8 << 30, 24 << 30
 
     def load_model(files: Any, spec: Any, config: Any, device: torch.device) -> Any:
         if device.type != "cuda":
             return load(files, spec, config, device)
-        dtype = str(base.resolve_dtype(spec.compute_dtype, device)).removeprefix("torch.")
+        dtype = str(model_devices.resolve_dtype(spec.compute_dtype, device)).removeprefix("torch.")
         model = load(files, dataclasses.replace(spec, compute_dtype=dtype), config, CPU)
         for module in model.modules():
             if type(module).__name__ == "Linear8bitLt":
                 del module.forward  # the CPU's
+        if played.free < sum(parameter.nbytes for parameter in model.parameters()):
+            raise torch.OutOfMemoryError("CUDA out of memory. (played)")
         return move_to(model, _index_of(device))
 
     def set_device(device: Any) -> None:
@@ -441,7 +458,9 @@ def pretended(devices: int = 1, bfloat16: bool = True) -> Iterator[Played]:
         played.current = stream.device.index
 
     def properties(_device: Any = None) -> Any:
-        return SimpleNamespace(name="Pretended GPU", total_memory=total, major=8, minor=9, multi_processor_count=128)
+        clocks = {"clock_rate": 2_520_000, "memory_clock_rate": 10_501_000, "memory_bus_width": 384}  # kHz and bits
+        units = dict(zip(("major", "minor"), played.capability, strict=True)) | {"multi_processor_count": 128}
+        return SimpleNamespace(name=played.name, total_memory=played.total, **units, **clocks)
 
     def released(*_: Any) -> None:
         played.pools_released += 1
@@ -456,11 +475,12 @@ def pretended(devices: int = 1, bfloat16: bool = True) -> Iterator[Played]:
         "_maybe_exchange_device": exchange,
         "is_bf16_supported": lambda *_, **__: bfloat16,
         "get_device_properties": properties,
-        "get_device_name": lambda *_: "Pretended GPU",
-        "get_device_capability": lambda *_: (8, 9),
+        "get_device_name": lambda *_: played.name,
+        "get_device_capability": lambda *_: played.capability,
+        "get_arch_list": lambda: played.architectures,
         "synchronize": lambda *_: played.wait("synchronize"),
         "empty_cache": lambda: None,
-        "mem_get_info": lambda *_: (free, total),
+        "mem_get_info": lambda *_: (played.free, played.total),
         "memory_reserved": lambda *_: 1 << 30,
         "memory_allocated": lambda *_: 1 << 29,
         "max_memory_allocated": lambda *_: 1 << 29,
@@ -491,7 +511,7 @@ def pretended(devices: int = 1, bfloat16: bool = True) -> Iterator[Played]:
                 stack.enter_context(patch.object(torch._C, name, lambda *_: None, create=True))
             stack.enter_context(patch.object(torch._C, "_cuda_releasePool", released, create=True))
             stack.enter_context(patch.object(base, "_load_model", load_model))
-            stack.enter_context(patch.object(base, "try_4bit", lambda _device: RIGHT))
+            stack.enter_context(patch.object(model_devices, "try_4bit", lambda _device: RIGHT))
             stack.enter_context(_Mode())
             yield played
     finally:

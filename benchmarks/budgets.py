@@ -1,0 +1,120 @@
+"""What each pass of the stages costs on a GPU, from the operations that the code itself dispatches; no GPU is needed.
+
+    python benchmarks/budgets.py                                              # this checkout
+    git worktree add ../before a15017e
+    python benchmarks/budgets.py --before ../before                           # beside an older one
+
+For 1.5B and 8B shapes in NF4, rank 16, 256 + 256 tokens: kernels, bytes moved and roofline seconds of a scoring pass,
+a training pass, a step of decoding and a whole PPO iteration on several cards, and the activations that a training
+pass saves. The older checkout's model code is run by this one's meter, in a process of its own (budgets_before.py).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from provenance import provenance
+
+from lora_rlhf.model.adapters import LoraSettings
+from lora_rlhf.model.skeleton import build_skeleton, count_model, make_config
+from lora_rlhf.plan.cards import BY_NAME
+from lora_rlhf.plan.dryrun import measure_passes
+from lora_rlhf.plan.memory import Setting
+from lora_rlhf.plan.roofline import Roofline
+from lora_rlhf.plan.shapes import SHAPES
+from lora_rlhf.plan.work import Cost
+
+HERE = Path(__file__).parent
+# cards, and responses of a micro-batch on each, as `lora-rlhf plan` chooses about; None: the model does not fit
+MODELS: dict[str, dict[str, int]] = {
+    "qwen2.5-1.5b": {"RTX 4090": 8, "RTX 3060": 4, "T4": 4, "H200": 8},
+    "llama-3.1-8b": {"RTX 4090": 4, "RTX 3060": 1, "T4": 1, "H200": 8},
+}
+MERGING = {("qwen2.5-1.5b", "RTX 4090"), ("qwen2.5-1.5b", "RTX 3060"), ("qwen2.5-1.5b", "T4"), ("qwen2.5-1.5b", "H200")}
+MERGING |= {("llama-3.1-8b", "H200")}  # where merged weights fit beside the rest
+PROMPT, RESPONSE, RANK, SLOTS = 256, 256, 16, 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, help="a checkout of commit a15017e")
+    parser.add_argument("--to", type=Path, default=HERE / "results" / "budgets.json")
+    args = parser.parse_args()
+    result: dict[str, Any] = {
+        **provenance(" ".join(["python", "benchmarks/budgets.py", *sys.argv[1:]])),
+        "lengths": [PROMPT, RESPONSE],
+        "rank": RANK,
+        "after": measure(),
+    }
+    if args.before is not None:
+        command = [sys.executable, str(HERE / "budgets_before.py"), str(args.before)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        result["before"] = json.loads(done.stdout.splitlines()[-1])
+    elif args.to.exists():
+        result["before"] = json.loads(args.to.read_text())["before"]
+    args.to.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(scoring_passes: int | None = None) -> dict[str, Any]:
+    """Each model's figures on each card. scoring_passes: those with log-probabilities, if not the plan's."""
+    found = {}
+    for name, cards in MODELS.items():
+        config = make_config(*SHAPES[name])
+        counts = count_model(config, "nf4", torch.bfloat16)
+        build = partial(build_skeleton, config, "nf4", torch.bfloat16, LoraSettings(rank=RANK))
+        passes = measure_passes(counts, build, PROMPT, RESPONSE)
+        saved = {
+            key: round(passes.training[again]["saved"].bytes_at(4, counts.layers) / 4 / (PROMPT + RESPONSE))
+            for again, key in ((False, "saved"), (True, "saved with checkpointing"))
+        }
+        found[name] = {
+            "bytes of activations a token": saved,
+            "cards": {
+                card: of_card(Roofline(counts, passes, BY_NAME[card], (name, card) in MERGING), rows, scoring_passes)
+                for card, rows in cards.items()
+            },
+        }
+    return found
+
+
+def of_card(roofline: Roofline, rows: int, scoring_passes: int | None) -> dict[str, Any]:
+    """Kernels, GB moved and milliseconds of each pass, and seconds of an iteration of one epoch."""
+    draw = roofline.passes.head_work["drawing"].cost(SLOTS, roofline.card)
+    passes = {
+        f"scoring, {rows} responses": roofline.pass_cost("scoring", rows) + roofline.head_cost(rows, training=False),
+        f"training, {rows} responses": roofline.pass_cost("training", rows) + roofline.head_cost(rows, training=True),
+        f"step, adapter, {SLOTS} slots": roofline.pass_cost("step", SLOTS) + draw,
+        f"step, merged, {SLOTS} slots": roofline.pass_cost("merged step", SLOTS) + draw,
+    }
+    iteration = roofline.iteration_seconds(Setting(rows, SLOTS, False, RANK, True), num_epochs=1)
+    scoring = iteration.scoring
+    if scoring_passes is not None:
+        num = SLOTS / rows
+        scoring = num * (scoring_passes * roofline.scoring_seconds(rows) + 2 * roofline.scoring_seconds(rows, False))
+    return {
+        "passes": {name: figures(cost) for name, cost in passes.items()},
+        "iteration": {
+            "rollout_s": round(iteration.rollout, 2),
+            "scoring_s": round(scoring, 2),
+            "update_s": round(iteration.update, 2),
+            "all_s": round(iteration.rollout + scoring + iteration.update, 2),
+        },
+    }
+
+
+def figures(cost: Cost) -> dict[str, float]:
+    return {
+        "kernels": round(cost.kernels),
+        "moved_gb": round(cost.moved / 1e9, 2),
+        "tflop": round(cost.flops / 1e12, 2),
+        "ms": round(1000 * cost.seconds, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()
