@@ -1,14 +1,20 @@
 """What both halves of ppo_against_trl.py share, so that both are measured alike: settings, clock, memory."""
 
 import argparse
+import contextlib
+import json
 import resource
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lora_rlhf.system.errors import Stopped, first_line
 
 GPU = torch.cuda.is_available()
 MIB = 2**20
@@ -23,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-tokens", type=int, required=True)
     parser.add_argument("--response-tokens", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--rollout-batch-size", type=int, required=True, help="responses generated at a time")
     parser.add_argument("--gradient-checkpointing", action="store_true")
 
 
@@ -68,6 +75,22 @@ class Clock:
         self.processor.append(time.process_time())
 
 
+def run(measure: Callable[[argparse.Namespace], dict[str, Any]], description: str | None) -> None:
+    """Measures with the given settings and prints one JSON; memory that does not suffice is a result, too."""
+    parser = argparse.ArgumentParser(description=description)
+    add_arguments(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with contextlib.redirect_stdout(sys.stderr):  # TRL prints its metrics
+        try:
+            measured = measure(args)
+        except (torch.OutOfMemoryError, MemoryError, Stopped) as error:
+            if isinstance(error, Stopped) and "out of memory" not in str(error):
+                raise
+            measured = {"does_not_fit": first_line(error), "rollout_batch_size": args.rollout_batch_size}
+    print(json.dumps(measured))
+
+
 def finish(clock: Clock, before: float, args: argparse.Namespace) -> dict[str, Any]:
     """What a half reports. SystemExit when it did not generate exactly the tokens that it was to."""
     expected = args.batch_size * args.response_tokens
@@ -78,6 +101,7 @@ def finish(clock: Clock, before: float, args: argparse.Namespace) -> dict[str, A
         "processor_seconds": _steps(clock.processor),
         "parts": clock.parts,
         "tokens_per_iteration": expected,
+        "rollout_batch_size": args.rollout_batch_size,
         "resident_before_mib": before,
         "peak_resident_mib": peak_resident_mib(),
     }

@@ -3,15 +3,13 @@
 import argparse
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-from half import Clock, add_arguments, finish, resident_mib
+from half import Clock, finish, resident_mib, run
 from shapes import make_prompts
 from transformers import PreTrainedTokenizerBase
 
@@ -26,16 +24,6 @@ from lora_rlhf.stages.trainer import Trainer
 
 PARTS = ("rollout_s", "score_s", "update_s")
 NEVER = 10**9  # iterations between two checkpoints, or two records of samples
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    with contextlib.redirect_stdout(sys.stderr):
-        measured = measure(args)
-    print(json.dumps(measured))
 
 
 def make_data(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int, count: int) -> None:
@@ -76,7 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         batch_size=args.batch_size,
         minibatch_size=args.batch_size,
         micro_batch_size=args.micro_batch_size,
-        generation_batch_size=args.batch_size,
+        generation_batch_size=args.rollout_batch_size,
         num_epochs=1,
         max_prompt_tokens=args.prompt_tokens,
         max_response_tokens=args.response_tokens,
@@ -123,4 +111,4 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

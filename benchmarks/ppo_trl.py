@@ -4,26 +4,14 @@ Run by ppo_against_trl.py, which puts that release first on PYTHONPATH and says 
 """
 
 import argparse
-import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from half import GPU, Clock, add_arguments, finish, resident_mib
+from half import GPU, Clock, finish, resident_mib, run
 
 RANK, ALPHA = 16, 32  # as lora_rlhf's defaults
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    with contextlib.redirect_stdout(sys.stderr):  # TRL prints its metrics
-        measured = measure(args)
-    print(json.dumps(measured))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,7 +47,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         num_mini_batches=1,
         num_ppo_epochs=1,
         total_episodes=args.iterations * args.batch_size,
-        local_rollout_forward_batch_size=args.batch_size,
+        local_rollout_forward_batch_size=args.rollout_batch_size,
         response_length=args.response_tokens,
         stop_token=None,  # every response has the full length
         temperature=1.0,
@@ -136,4 +124,4 @@ def watch(ppo_trainer: Any, clock: Clock, pad: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

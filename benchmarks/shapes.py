@@ -5,11 +5,13 @@ far below all others, so that every response has the full length and everybody g
 The tokenizer is the tiny world's; its ids are a small part of a vocabulary, whose full width is computed all the same.
 """
 
+import json
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -40,31 +42,59 @@ SHAPES: dict[str, PreTrainedConfig] = {
         num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=False, max_position_embeddings=4096,
     ),
 }  # fmt: skip
+SCALE = 0.02  # of the weights
+MOST_FILE_BYTES = 2**31
 LOUD = 0.5  # what channel 0 holds at every position
 SILENT = -20.0  # what a stop token makes of it: its logit
 
 
 def make_model(config: PreTrainedConfig, folder: Path) -> None:
-    """Random weights of that shape and a tokenizer: a folder that `from_pretrained` reads."""
+    """Random weights of that shape and a tokenizer: a folder that `from_pretrained` reads.
+
+    Tensor by tensor, each drawn on the GPU where there is one: an 8B model takes a file at a time in memory, 16 GB on
+    the disk, and nothing on a card.
+    """
     tokenizer = AutoTokenizer.from_pretrained(TINYWORLD)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    _silence(model, {*stop_ids(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id})
-    model.save_pretrained(folder)
+    silent = sorted({*stop_ids(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id})
+    embeddings = model.get_input_embeddings().weight
+    torch.manual_seed(0)
+    files: list[dict[str, Tensor]] = [{}]
+    weight_map: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if sum(map(_bytes, files[-1].values())) + _bytes(parameter) > MOST_FILE_BYTES:
+            save_file(files[-1], folder / f"model-{len(files)}.safetensors", metadata={"format": "pt"})
+            files.append({})
+            files[-2].clear()
+        values = _draw(name, parameter.shape)
+        if parameter is embeddings:
+            values[:, 0] = LOUD  # channel 0 is the same positive number at every position,
+        if parameter is model.get_output_embeddings().weight:
+            values[silent, 0] = SILENT  # and speaks against these tokens
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            values[0] = 0  # nothing else writes to the channel; 4 bits keep a zero exactly
+        files[-1][name], weight_map[name] = values, len(files)
+    save_file(files[-1], folder / f"model-{len(files)}.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: f"model-{number}.safetensors" for name, number in weight_map.items()}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-@torch.no_grad()
-def _silence(model: Any, tokens: set[int]) -> None:
-    """Makes these tokens impossible: channel 0 is the same positive number everywhere, and speaks against them."""
-    model.get_input_embeddings().weight[:, 0] = LOUD
-    for layer in model.model.layers:  # nothing else writes to the channel; 4 bits keep a zero exactly
-        layer.self_attn.o_proj.weight[0] = 0
-        layer.mlp.down_proj.weight[0] = 0
-    for token in tokens:
-        model.get_output_embeddings().weight[token, 0] = SILENT
+def _draw(name: str, shape: torch.Size) -> Tensor:
+    """Normal values for a matrix, as transformers draws them; 1 for a norm's weight, 0 for a bias."""
+    if len(shape) == 1:
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return (torch.randn(shape, dtype=torch.bfloat16, device=device) * SCALE).cpu()
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def make_prompts(tokenizer: PreTrainedTokenizerBase, tokens: int, count: int, seed: int = 0) -> list[str]:

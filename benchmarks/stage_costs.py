@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig
 
 from lora_rlhf.system.disk import write_json
+from lora_rlhf.system.errors import UserError
 
 USUAL = WORKLOADS["llama-4x256"]
 WIDTH, LAYERS = 256, 4
@@ -81,7 +82,10 @@ def main() -> None:
                 folder = Path(scratch) / f"{point.layers}x{point.width}"
                 if not folder.exists():
                     prepare_apart(folder, point.shape, largest)  # with prompts enough for all
-                runs.append(run_half("ours", folder, point.workload, args.iterations, args.threads))
+                size = point.workload.batch_size
+                runs.append(run_half("ours", folder, point.workload, args.iterations, args.threads, size))
+                if "seconds" not in runs[-1]:
+                    raise UserError(f"{point}: {runs[-1]}")
                 bar.update()
     result = {
         **provenance(" ".join(["python", "benchmarks/stage_costs.py", *sys.argv[1:]])),
