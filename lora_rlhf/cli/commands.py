@@ -15,6 +15,7 @@ from lora_rlhf.cli.recipe import next_steps_text, program, read_recipe
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.catalogue import BY_ROLE, SFT, STAGES, WRITERS, Stage
 from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.configs.label import JudgeLabelConfig
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.evaluation.config import EvaluateConfig
@@ -65,6 +66,29 @@ def _sample(config: SampleConfig) -> None:
     api.sample(config)
     if config.best_of is None:
         _print_next(f"demo --run {config.run}", "people rank them in the browser, under Label")
+
+
+def _label(config: JudgeLabelConfig) -> None:
+    from lora_rlhf.stages.label import label as label_by_judge
+
+    report = label_by_judge(config)
+    about = report["judge"]
+    print(f"rankings: {config.to}, by {about['model']}: {report['labeled']} of {report['prompts']} prompts")
+    if report["failed"]:
+        faults = ", ".join(f"{fault}: {count}" for fault, count in about["faults"].items())
+        print(f"left out, since the judge failed on them: {report['failed']} ({faults})")
+    if (share := about.get("inconsistent_share")) is not None:
+        print(f"pairs whose verdict changed with the order: {100 * share:.1f} %")
+    cost = "" if about["cost"] is None else f", cost {about['cost']:.4f}"
+    print(f"calls: {about['calls']:,}, tokens: {about['tokens_in']:,} in, {about['tokens_out']:,} out{cost}")
+    if agreement := report.get("agreement"):
+        rate, kappa, alpha = (agreement[name] for name in ("rate", "kappa", "alpha"))
+        percent = "no pair" if rate is None else f"{100 * rate:.1f} %"
+        kappa, alpha = ("none" if value is None else f"{value:.3f}" for value in (kappa, alpha))
+        print(
+            f"agrees with people on {percent} of {agreement['strict_pairs']} pairs that neither calls a tie; with ties "
+            f"({agreement['pairs']} pairs): kappa {kappa}, Krippendorff's alpha {alpha}"
+        )
 
 
 def _print_next(command: str, meaning: str = "") -> None:
@@ -159,7 +183,7 @@ def _make(config: TinyworldConfig | ProblemsConfig) -> None:
         print(f"{config.path_by_set[name]}: {count} rows")
 
 
-def _label(config: LabelConfig) -> None:
+def _simulate_labelers(config: LabelConfig) -> None:
     measured = label(config)
     print(f"rankings: {config.to}")
     if measured is not None and measured.rate is not None:
@@ -197,6 +221,7 @@ COMMANDS = {
     "inspect": Command("the exact tokens that a trainer sees of a file, marked by role", InspectConfig, _inspect),
     SFT.name: TRAINING[SFT.name],
     "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
+    "label": Command("rankings of sampled responses by a judge, under written principles", JudgeLabelConfig, _label),
     **TRAINING,  # the first one keeps its place above
     "evaluate": Command("one report over the stages of runs, on held-out prompts", EvaluateConfig, _evaluate),
     "export": Command("a trained role as a plain model, an adapter or a GGUF file", ExportConfig, _export),
@@ -211,6 +236,6 @@ COMMANDS = {
     "demo": Command("the browser app: compare stages, rank, watch a run", DemoConfig, _demo),
     "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
     "tinyworld problems": Command("problems whose answers code can check", ProblemsConfig, _make),
-    "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _label),
+    "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _simulate_labelers),
     "tinyworld score": Command("how good a response is by the hidden gold score", ScoreConfig, _score),
 }

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +13,6 @@ from lora_rlhf.judges.cache import Cache, hash_question
 from lora_rlhf.system.errors import UserError
 
 FIRST_FAILURES = 5  # after so many failures and no verdict, the judge counts as broken
-TOTALS = ("calls", "tokens_in", "tokens_out")  # what a run that goes on has spent already
 
 Read = Callable[[str], str | None]  # a reply's text -> its verdict; None without one
 
@@ -74,6 +73,16 @@ class Counts:
         self.down += reply.is_down
         if reply.verdict is None:
             self.faults[reply.fault] += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """What was spent so far, for a run that goes on."""
+        return {"calls": self.calls, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Adds what an earlier attempt had spent."""
+        self.calls += state["calls"]
+        self.tokens_in += state["tokens_in"]
+        self.tokens_out += state["tokens_out"]
 
     @property
     def num_verdicts(self) -> int:

@@ -18,7 +18,9 @@ from lora_rlhf.system.plain_files import open_file
 log = logging.getLogger("lora_rlhf")
 
 HEADER = json_line({"judgements": 1})
-ROW = re.compile(rb'\{"key": "([0-9a-f]{64})", "verdict": "(A|B|tie|[1-7])", "judge": "[^\n]*"\}\n')
+ROW = re.compile(
+    rb'\{"key": "([0-9a-f]{64})", "verdict": "(A|B|tie|[1-7]|[0-9]+(?:[>=][0-9]+)+)", "judge": "[^\n]*"\}\n'
+)
 CACHE_FILE = "judgements.jsonl"
 
 

@@ -1,5 +1,6 @@
 """Judges that read both answers. Each pair gives two questions, one in each order of the answers."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class _Counts:
     second_won: int = 0
 
 
+RankingTask = tuple[Prompt, Sequence[str]]  # a prompt, and its answers
 KeyPair = tuple[str, str]  # of a pair's two questions: with the first response as answer A, and as answer B
 
 
@@ -73,6 +75,21 @@ class PairwiseJudge:
         after = self.asker.counts.tokens_in, self.asker.counts.tokens_out
         cost = self.asker.model.price(after[0] - before[0], after[1] - before[1])
         return Verdicts(outcomes, self._counts.inconsistent - inconsistent_before, cost)
+
+    def rank(self, tasks: Sequence[RankingTask]) -> list[tuple[int, ...] | None]:
+        """The ranks of each task's answers by the pairs that they win, a tie half; None where a pair has no outcome."""
+        pairs = [(prompt, a, b) for prompt, answers in tasks for a, b in itertools.combinations(answers, 2)]
+        outcomes = iter(self.compare_texts(pairs).outcomes)
+        rankings: list[tuple[int, ...] | None] = []
+        for _, answers in tasks:
+            won, is_whole = [0.0] * len(answers), True
+            for one, other in itertools.combinations(range(len(answers)), 2):
+                outcome = next(outcomes)
+                is_whole &= outcome is not None
+                won[one] += outcome or 0.0
+                won[other] += 1.0 - (outcome or 0.0)
+            rankings.append(ranks_of_points(won) if is_whole else None)
+        return rankings
 
     def describe(self) -> dict[str, Any]:
         """See `judge.Judge`. `inconsistent`: pairs whose verdict changed with the order of the answers."""
@@ -133,3 +150,9 @@ class PairwiseJudge:
         self._counts.first_won += (forward, swapped) == ("A", "A")
         self._counts.second_won += (forward, swapped) == ("B", "B")
         return 0.5
+
+
+def ranks_of_points(points: Sequence[float]) -> tuple[int, ...]:
+    """Ranks from 1 for the most points; equal points share a rank, and no rank is left out."""
+    order = sorted(set(points), reverse=True)
+    return tuple([order.index(value) + 1 for value in points])

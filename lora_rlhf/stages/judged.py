@@ -132,15 +132,11 @@ class JudgedReward:
 
     def state_dict(self) -> dict[str, int]:
         """What was spent so far, for a checkpoint."""
-        counts = self._judge.asker.counts
-        return {"calls": counts.calls, "tokens_in": counts.tokens_in, "tokens_out": counts.tokens_out}
+        return self._judge.asker.counts.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Adds what an earlier attempt had spent."""
-        counts = self._judge.asker.counts
-        counts.calls += state["calls"]
-        counts.tokens_in += state["tokens_in"]
-        counts.tokens_out += state["tokens_out"]
+        self._judge.asker.counts.load_state_dict(state)
 
     def close(self) -> None:
         """Frees the judge's memory."""

@@ -3,7 +3,6 @@
 Or the best of n as demonstrations, which `best_of.py` chooses.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with_mark
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
-from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, make_row
 from lora_rlhf.data.sources import Source
@@ -28,6 +26,7 @@ from lora_rlhf.runs.folder import Parent, data_hash, find_stage
 from lora_rlhf.stages.best_of import BestOf
 from lora_rlhf.stages.interrupt import graceful
 from lora_rlhf.stages.judged import NoJudgement
+from lora_rlhf.stages.partial import PartialOutput, progress
 from lora_rlhf.stages.rows import encode_prompts, source_of
 from lora_rlhf.stages.sampler import Sampler, require_engine
 from lora_rlhf.stages.session import (
@@ -38,11 +37,8 @@ from lora_rlhf.stages.session import (
     require_context,
     seed_everything,
 )
-from lora_rlhf.stages.trainer import GO_ON
 from lora_rlhf.system import workers
-from lora_rlhf.system.disk import append_row
 from lora_rlhf.system.errors import Stopped, UserError
-from lora_rlhf.system.plain_files import open_file, read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,8 +77,12 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     draws = config.best_of or config.max_responses + SPARE
     seeds = draw_seeds(torch.Generator().manual_seed(config.seed), len(encoded), draws)
     most = [rng.randint(config.min_responses, config.max_responses) for _ in seeds]
-    attempt = _Attempt(config, stage, reward)
-    rows_of_prompts, attempt.engine = workers.from_main(attempt.begin)
+    partial = PartialOutput(config.to, _made_from(config, stage, reward))
+    lines = workers.from_main(partial.begin)
+    rows_of_prompts: list[dict[str, Any] | None] = [line["row"] for line in lines]
+    engine: Engine | None = lines[-1]["engine"] if lines else None
+    if lines:
+        log.info("going on after %d prompts, which %s holds", len(lines), partial.path)
 
     def to_rows(indices: Sequence[int], groups: Sequence[list[Response]]) -> Sequence[dict[str, Any] | None]:
         asked = [encoded[index] for index in indices]
@@ -94,10 +94,10 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
         ]
 
     if len(rows_of_prompts) < len(encoded):
-        _sample_rest(config, model, encoded, seeds, to_rows, attempt, rows_of_prompts)
+        _sample_rest(config, model, encoded, seeds, to_rows, partial, engine, rows_of_prompts)
     found = [row for row in rows_of_prompts if row is not None]
     finish = _finish_rankings if best_of is None else best_of.finish
-    workers.from_main(lambda: attempt.finish(finish(config, encoded, found)))
+    workers.from_main(lambda: partial.finish(finish(config, encoded, found)))
     if best_of is not None:
         best_of.close()
     return model
@@ -143,41 +143,12 @@ def _make_folder(to: str) -> None:
         raise UserError(f"{to}: its folder cannot be made ({error.strerror}); choose another --to") from error
 
 
-class _Attempt:
-    """The file of the prompts sampled so far: a header line with the settings, then a line for each prompt in order."""
-
-    def __init__(self, config: SampleConfig, stage: Parent, reward: Parent | None) -> None:
-        self._to = Path(config.to)
-        self._path = self._to.with_name(f".{self._to.name}.partial")
-        safe = fields_with_mark(SampleConfig, SAFE_TO_CHANGE_ON_RESUME)
-        settings = {key: value for key, value in vars(config).items() if key not in safe}
-        ids = {"stage": stage.manifest["id"]} | ({"reward_stage": reward.manifest["id"]} if reward else {})
-        self._of = {**settings, **ids, "prompts_hash": data_hash(config.prompts)}
-        self.engine: Engine | None = None
-
-    def begin(self) -> tuple[list[dict[str, Any] | None], Engine | None]:
-        """The rows, and their engine, of an unfinished attempt with the same settings.
-
-        Else no rows, and the file is new.
-        """
-        lines = read_file(self._path).splitlines(keepends=True) if self._path.exists() else []
-        whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
-        if not whole or whole[0] != json.loads(json.dumps(self._of)):
-            self._path.unlink(missing_ok=True)
-            append_row(self._path, self._of)
-            return [], None
-        with open_file(self._path, "r+b") as file:
-            file.truncate(sum(len(line) for line in lines if line.endswith(b"\n")))
-        log.info("going on after %d prompts, which %s holds", len(whole) - 1, self._path)
-        return [line["row"] for line in whole[1:]], whole[-1].get("engine")
-
-    def add(self, rows: Sequence[dict[str, Any] | None]) -> None:
-        for row in rows:
-            append_row(self._path, {"row": row, "engine": self.engine})
-
-    def finish(self, rows: Sequence[dict[str, Any]]) -> None:
-        write_jsonl(self._to, rows)
-        self._path.unlink()
+def _made_from(config: SampleConfig, stage: Parent, reward: Parent | None) -> dict[str, Any]:
+    """What the output depends on."""
+    safe = fields_with_mark(SampleConfig, SAFE_TO_CHANGE_ON_RESUME)
+    settings = {key: value for key, value in vars(config).items() if key not in safe}
+    ids = {"stage": stage.manifest["id"]} | ({"reward_stage": reward.manifest["id"]} if reward else {})
+    return {**settings, **ids, "prompts_hash": data_hash(config.prompts)}
 
 
 def _sample_rest(
@@ -186,13 +157,13 @@ def _sample_rest(
     encoded: Spool[EncodedPrompt],
     seeds: list[list[int]],
     to_rows: Callable[[Sequence[int], Sequence[list[Response]]], Sequence[dict[str, Any] | None]],
-    attempt: _Attempt,
+    partial: PartialOutput,
+    engine: Engine | None,
     rows: list[dict[str, Any] | None],
 ) -> None:
     """Samples for the prompts that have no row yet; appends the row of each, which `to_rows` makes of its responses."""
     sampler = Sampler(config, model, config.role, config.temperature)
-    sampler.choose_engine(config.engine if config.engine != "auto" else attempt.engine or "auto", encoded)
-    attempt.engine = sampler.engine
+    sampler.choose_engine(config.engine if config.engine != "auto" else engine or "auto", encoded)
     rounds = ROUNDS if sampler.engine == "static" else 1
     step = max(1, sampler.batch.size * rounds // len(seeds[0])) * workers.process_count()
     with graceful() as request, tqdm(total=len(encoded), initial=len(rows), desc="sample", unit="prompt") as bar:
@@ -203,17 +174,14 @@ def _sample_rest(
             try:
                 new_rows = workers.gather(to_rows(indices, groups))
             except NoJudgement as error:
-                raise Stopped(f"{error}. {_progress(rows, encoded)}") from error
+                raise Stopped(f"{error}. {progress(rows, encoded)}") from error
             if workers.is_main():
-                attempt.add(new_rows)
+                for row in new_rows:
+                    partial.add({"row": row, "engine": sampler.engine})
             rows += new_rows
             bar.update(len(new_rows))
             if request.is_made and len(rows) < len(encoded):
-                raise Stopped(_progress(rows, encoded), request.exit_status)
-
-
-def _progress(rows: Sequence[object], encoded: Sequence[object]) -> str:
-    return f"Stopped after {len(rows)} of {len(encoded)} prompts; they are kept. {GO_ON}"
+                raise Stopped(progress(rows, encoded), request.exit_status)
 
 
 def _ranking_row(

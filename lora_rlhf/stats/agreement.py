@@ -1,7 +1,7 @@
 """How far labelers agree beyond chance: Krippendorff's alpha over their rankings and over their ratings."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -73,14 +73,60 @@ def alpha_of_rankings(rankings: Iterable[Ranking]) -> Alpha:
     """
     units: dict[tuple[int, int, int], dict[Hashable, float]] = {}
     for row, ranking in enumerate(rankings):
-        prompt = fingerprint(ranking.prompt.key)
-        ranks = {fingerprint(text): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)}
-        for first, second in combinations(sorted(ranks), 2):
-            gap = ranks[second] - ranks[first]
+        for pair, preference in _preferences(ranking):
             # A row without a name is a labeler of its own. Of one who ranked the same twice, the later row counts.
-            labeler = ranking.labeler or row
-            units.setdefault((prompt, first, second), {})[labeler] = float((gap > 0) - (gap < 0))
+            units.setdefault(pair, {})[ranking.labeler or row] = preference
     return krippendorff_alpha((list(values.values()) for values in units.values()), interval_distance)
+
+
+def _preferences(ranking: Ranking) -> Iterator[tuple[tuple[int, int, int], float]]:
+    """(prompt, first, second) of each pair, as fingerprints, with 1 (the first is better), 0 (a tie) or -1."""
+    prompt = fingerprint(ranking.prompt.key)
+    ranks = {fingerprint(text.strip()): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)}
+    for first, second in combinations(sorted(ranks), 2):
+        gap = ranks[second] - ranks[first]
+        yield (prompt, first, second), float((gap > 0) - (gap < 0))
+
+
+class PairAgreement(NamedTuple):
+    """How far one labeler agrees with others, over the pairs of responses that both ordered.
+
+    rate: in 0..1, of the `strict_pairs` that neither calls a tie. kappa, alpha: over all `pairs`, ties included, a pair
+    counted once for each of the others who ordered it. None where there is nothing to compare.
+    """
+
+    rate: float | None
+    strict_pairs: int
+    kappa: float | None
+    alpha: float | None
+    pairs: int
+
+
+def agreement_with(own: Iterable[Ranking], others: Iterable[Ranking]) -> PairAgreement:
+    """How far the rankings of one labeler agree with those of others. The texts of prompts and responses are matched.
+
+    kappa = (observed - chance) / (1 - chance) (Cohen, 1960) over better, tie and worse. alpha: of `krippendorff_alpha`
+    with the distance of `alpha_of_rankings`. Which response of a pair comes first is arbitrary: both count each pair
+    both ways round.
+    """
+    preference_by_pair = dict(item for ranking in own for item in _preferences(ranking))
+    votes = [
+        (preference_by_pair[pair], other)
+        for ranking in others
+        for pair, other in _preferences(ranking)
+        if pair in preference_by_pair
+    ]
+    strict = [one * other for one, other in votes if one * other != 0]
+    rate = strict.count(1.0) / len(strict) if strict else None
+    both_ways = [*votes, *((-one, -other) for one, other in votes)]
+    alpha = krippendorff_alpha(both_ways, interval_distance).alpha
+    kappa = None
+    if votes:
+        observed = sum(one == other for one, other in votes) / len(votes)
+        decided, other_decided = (sum(vote[side] != 0 for vote in votes) / len(votes) for side in (0, 1))
+        chance = decided * other_decided / 2 + (1 - decided) * (1 - other_decided)
+        kappa = (observed - chance) / (1 - chance) if chance < 1 else None
+    return PairAgreement(rate, len(strict), kappa, alpha, len(votes))
 
 
 def alpha_of_ratings(rankings: Iterable[Ranking], column: str = "ratings") -> Alpha:

@@ -1,5 +1,6 @@
 """A chat model in a folder as a judge: tiny real models that have learned one verdict, or none."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lora_rlhf.configs.judge import JudgeConfig
+from lora_rlhf.configs.label import JudgeLabelConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.template import render_verbatim, stop_ids
 from lora_rlhf.judges import local
 from lora_rlhf.judges.choose import open_judge
 from lora_rlhf.judges.judge import Judge
-from lora_rlhf.judges.question import QuestionTemplate, RatingTemplate
+from lora_rlhf.judges.question import CRITERIA, QuestionTemplate, RatingTemplate
 from lora_rlhf.model.chat import ChatModel, hash_model
 from lora_rlhf.stages.judged import JudgedReward
+from lora_rlhf.stages.label import label
 from lora_rlhf.system.errors import UserError
 from tests.support.judges import QUESTIONS, answer, answers, asked
 
@@ -180,3 +183,24 @@ def test_a_model_that_is_not_there_is_missed_when_the_judge_is_opened(tmp_path: 
     for name in ("empty", "no/such/model"):
         with pytest.raises(UserError, match=f"model '.*{name}'"):
             open_model(tmp_path, str(tmp_path / name))
+
+
+def test_label_asks_a_local_model(tmp_path: Path, always_a: str) -> None:
+    (tmp_path / "principles.md").write_text(CRITERIA)
+    row = {"prompt": QUESTIONS[0], "responses": ["one is here", "another", "two"]}
+    (tmp_path / "candidates.jsonl").write_text(json.dumps(row) + "\n")
+    config = JudgeLabelConfig(
+        responses=str(tmp_path / "candidates.jsonl"),
+        to=str(tmp_path / "rankings.jsonl"),
+        judge="local",
+        judge_model=always_a,
+        judge_max_tokens=24,
+        principles=str(tmp_path / "principles.md"),
+        device="cpu",
+    )
+    report = label(config)
+    written = json.loads((tmp_path / "rankings.jsonl").read_text())
+    # whatever stands first wins, so all pairs are ties
+    assert (written["ranks"], written["labeler"], written["judge"]) == ([1, 1, 1], always_a, "local")
+    assert (report["judge"]["inconsistent_for_first"], report["judge"]["calls"]) == (3, 6)
+    assert report["judge"]["weights"] == hash_model(always_a)
