@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from lora_rlhf.system.shown_text import visible
 from lora_rlhf_demo.label_value import MAX_TEXT
-from lora_rlhf_demo.show import PICTURES
 from lora_rlhf_demo.tasks import FLAGS, PROMPT_FLAGS, RATINGS, REASONS
 
 KEYS = (
@@ -68,7 +68,7 @@ def ranker_value(
     }
     return {
         "id": name,
-        "texts": [text.translate(PICTURES) for text in texts],
+        "texts": [visible(text) for text in texts],
         "ranks": list(ranks or [1] * num_texts),
         "placed": list(is_placed or [ranks is not None] * num_texts),
         "ratings": list(ratings or [None] * num_texts),

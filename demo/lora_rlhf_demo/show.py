@@ -1,9 +1,9 @@
 """HTML of the Compare tab. Texts of people and models are always escaped."""
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lora_rlhf.system.shown_text import for_html
 from lora_rlhf_demo.compare import LETTERS, Comparison
 from lora_rlhf_demo.requests import ColumnAnswer, Token
 from lora_rlhf_demo.runs import NO_RUNS, RunState
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 FULL_COLOUR_AT = 3.0  # nats at which a token's colour is full
 MAX_TEXT_CHARACTERS = 200_000  # characters of one text
-# Control characters are invisible, and dangerous in a text that somebody copies: their Unicode pictures stand for them.
-PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
-PICTURES |= {code: 0xFFFD for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def safe_html(text: str) -> str:
@@ -23,7 +20,7 @@ def safe_html(text: str) -> str:
     cut_text = (
         text if len(text) <= MAX_TEXT_CHARACTERS else f"{text[:MAX_TEXT_CHARACTERS]} ... ({len(text)} characters)"
     )
-    return html.escape(cut_text.translate(PICTURES), quote=True)
+    return for_html(cut_text)
 
 
 def turns_html(

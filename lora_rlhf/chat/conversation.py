@@ -2,7 +2,6 @@
 
 import json
 import math
-import unicodedata
 from pathlib import Path
 
 from lora_rlhf.chat.config import MOST_SEED
@@ -17,7 +16,6 @@ HELP = """/system TEXT      another system message, and a new conversation; with
 /quit             the end; so is Ctrl-D
 Ctrl-C stops an answer. A line that begins with // is said with one /."""
 ANSWERS_PER_SEED = 2**20  # the answers of one seed have seeds of their own: seed * 2**20, seed * 2**20 + 1, ...
-BIDI = range(0x202A, 0x202F), range(0x2066, 0x206A)  # characters that change the direction of the text after them
 
 
 class ConversationEnd(Exception):
@@ -103,24 +101,3 @@ class Conversation:
         except OSError as error:
             return f"{path}: cannot be written ({error.strerror})"
         return f"{path}: {len(rows)} messages"
-
-
-def escape_control_characters(text: str) -> str:
-    """The text with visible pictures in place of control characters; line breaks and tabs stay.
-
-    A model may write anything from its training data, also escape sequences that change a window's title or hide lines.
-    """
-    return "".join(map(_visible_character, text))
-
-
-def _visible_character(character: str) -> str:
-    r"""The character; for a control character its picture, or its code as \uXXXX."""
-    code = ord(character)
-    if character in "\n\t":
-        return character
-    if code < 0x20:
-        return chr(0x2400 + code)  # its picture: U+241B for escape
-    if code == 0x7F:
-        return "\u2421"
-    is_hidden = unicodedata.category(character) in ("Cc", "Cs") or any(code in codes for codes in BIDI)
-    return f"\\u{code:04x}" if is_hidden else character

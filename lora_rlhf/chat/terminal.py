@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from lora_rlhf.chat.config import ChatConfig
-from lora_rlhf.chat.conversation import Conversation, ConversationEnd, escape_control_characters
+from lora_rlhf.chat.conversation import Conversation, ConversationEnd
 from lora_rlhf.chat.loaded_run import LoadedRun, load_run
 from lora_rlhf.configs.values import check
 from lora_rlhf.system.errors import UserError
@@ -63,14 +63,14 @@ def _answer_line(line: str, conversation: Conversation, run: LoadedRun, max_answ
     """Runs a command, or streams the answer to a question."""
     message_output = sys.stdout if is_typed else sys.stderr
     if line.startswith("/") and not line.startswith("//"):
-        print(escape_control_characters(conversation.run_command(line)), file=message_output)
+        print(conversation.run_command(line), file=message_output)
         return
     question = line[1:] if line.startswith("//") else line
     try:
         prompt, seed = conversation.prompt_and_seed(question)
         ids, is_truncated = run.encode(prompt, max_answer_tokens)
     except UserError as error:
-        print(escape_control_characters(str(error)), file=message_output)
+        print(error, file=message_output)
         return
     if is_truncated:
         print("(the beginning of the conversation no longer fits, and is left out)", file=message_output)
@@ -80,7 +80,7 @@ def _answer_line(line: str, conversation: Conversation, run: LoadedRun, max_answ
             ids, conversation.temperature, seed, max_answer_tokens, lambda: interrupt.is_requested
         ):
             pieces.append(piece)
-            print(escape_control_characters(piece), end="", flush=True)
+            print(piece, end="", flush=True)
     print(flush=True)
     if interrupt.is_requested:
         print("(stopped)", file=message_output)

@@ -16,6 +16,7 @@ from lora_rlhf.configs.values import check
 from lora_rlhf.system import workers
 from lora_rlhf.system.cores import idle_cores
 from lora_rlhf.system.errors import Stopped, UserError, first_line
+from lora_rlhf.system.shown_text import visible_output
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro_batch_size (results do not depend on it) or --generation_batch_size, or give "
@@ -50,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "torch" not in sys.modules and not any(word in HELP for word in words):
         _limit_threads()
-    debug = "--debug" in words
+    with visible_output():
+        return _run(words, "--debug" in words)
+
+
+def _run(words: list[str], debug: bool) -> int:
+    """Runs a command, and prints its error; the exit status. `debug`: raises it instead."""
     logging.basicConfig(format="%(message)s")
     level = logging.DEBUG if "--verbose" in words else logging.INFO
     logging.getLogger("lora_rlhf").setLevel(level if workers.is_main() else logging.ERROR)

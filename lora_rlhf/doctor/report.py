@@ -16,6 +16,7 @@ from lora_rlhf.system.cores import idle_cores
 from lora_rlhf.system.errors import first_line
 from lora_rlhf.system.memory import memory
 from lora_rlhf.system.network import endpoint, offline
+from lora_rlhf.system.shown_text import print_painted
 
 MAX_WIDTH = 120
 
@@ -28,8 +29,8 @@ def examine(config: DoctorConfig) -> bool:
     for finding in iterate_findings(config.run):
         findings.append(finding)
         if not config.json:
-            _print_escaped(finding_lines(finding, has_color, width))
-    _print_escaped(findings_json(findings) if config.json else f"\n{summary_line(findings)}")
+            print_painted(finding_lines(finding, has_color, width))
+    print_painted(findings_json(findings) if config.json else f"\n{summary_line(findings)}")
     return has_no_problem(findings)
 
 
@@ -106,10 +107,3 @@ def _hub_cache_path() -> str:
     except ImportError:
         return os.path.expanduser("~/.cache/huggingface/hub")
     return HF_HUB_CACHE
-
-
-def _print_escaped(text: str) -> None:
-    """Prints a text; characters that the output's encoding lacks become escapes."""
-    # An output, or a path, that is not UTF-8 is printed with escapes.
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

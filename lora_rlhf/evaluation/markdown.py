@@ -2,7 +2,7 @@
 
 from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.evaluation.figures import CATALOGUE
-from lora_rlhf.evaluation.report_model import Group, Report, WinRate
+from lora_rlhf.evaluation.report_model import Group, Report, WinRate, report_for_markdown
 from lora_rlhf.evaluation.seen import seen_warning
 from lora_rlhf.evaluation.wording import change_word, figure_text, judge_text, rate_text, system_text, title_with_unit
 from lora_rlhf.render.tables import markdown_table, terminal_table, wrapped
@@ -40,7 +40,8 @@ def terminal_tables(report: Report) -> str:
 
 
 def markdown_page(report: Report) -> str:
-    """The page report.md."""
+    """The page report.md. No name, prompt or reason of the report is markup."""
+    report = report_for_markdown(report)
     prompts = report.sets.prompts
     sections = [
         f"# Evaluation of {report.config['run']}",

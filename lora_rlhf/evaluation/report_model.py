@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_rlhf.evaluation.figures import CATALOGUE, Figure, Interval, Paired, make_interval
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.typed_json import from_json, optional
+from lora_rlhf.system.shown_text import for_markdown
+from lora_rlhf.system.typed_json import from_json, optional, to_json
 from lora_rlhf.system.untrusted import read_object
 
 if TYPE_CHECKING:  # it imports torch, which reading a report does not need
@@ -413,3 +414,16 @@ def read_report(path: str | Path) -> Report:
         return from_json(Report, values)
     except ValueError as error:
         raise UserError(f"{file} cannot be used: {error}; {way_out}") from error
+
+
+def report_for_markdown(report: Report) -> Report:
+    """The report with all its texts, names of systems and groups included, as Markdown shows them."""
+    return from_json(Report, _texts_for_markdown(to_json(report)))
+
+
+def _texts_for_markdown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {for_markdown(name): _texts_for_markdown(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_texts_for_markdown(item) for item in value]
+    return for_markdown(value) if isinstance(value, str) else value

@@ -9,12 +9,13 @@ from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, PPO, REWARD, SFT
 from lora_rlhf.exporting.card_evaluation import evaluation_section
 from lora_rlhf.exporting.card_usage import usage_section
 from lora_rlhf.exporting.lineage import Lineage, Stage, named_numbers, nested_value, read_lineage
-from lora_rlhf.exporting.markdown import bullet_list, escaped_text, short_text
+from lora_rlhf.exporting.markdown import bullet_list, short_text
 from lora_rlhf.exporting.parity_table import parity_table
 from lora_rlhf.model.files import HUB_NAME
 from lora_rlhf.render.tables import markdown_table
 from lora_rlhf.render.wording import capitalize_first
 from lora_rlhf.system.disk import write_text
+from lora_rlhf.system.shown_text import for_markdown
 
 LIBRARY_BY_KIND = {"merged": "transformers", "classifier": "transformers", "adapter": "peft", "gguf": "gguf"}
 LEAST_SHARE = 0.05  # of weights without an adapter, to be told
@@ -42,7 +43,7 @@ def card_text(manifest: Mapping[str, Any], lineage: Lineage) -> str:
         f"# {capitalize_first(title)} on {base}\n",
         f"This is {KIND_DESCRIPTIONS[manifest['kind']]}. It was trained with `lora-rlhf` on {base}, which stayed "
         f"frozen in {manifest['source']['base']['quantization']}: {title}, stage `{manifest['source']['stage']}` "
-        f"(id `{manifest['source']['id']}`) of run `{escaped_text(manifest['source']['run'])}`.\n",
+        f"(id `{for_markdown(manifest['source']['id'])}`) of run `{for_markdown(manifest['source']['run'])}`.\n",
         "## How close it is to what was trained\n\n" + _closeness_section(manifest),
         "## How it was made\n\n" + _stage_table(lineage),
         _data_section(lineage),
@@ -51,7 +52,9 @@ def card_text(manifest: Mapping[str, Any], lineage: Lineage) -> str:
         evaluation_section(manifest, lineage),
         "## Use and limits\n\n" + _limits_section(manifest, lineage),
         "## How to run it\n\n" + usage_section(manifest, base),
-        "## Made with\n\n" + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()) + ".\n",
+        "## Made with\n\n"
+        + ", ".join(for_markdown(f"{name} {version}") for name, version in manifest["versions"].items())
+        + ".\n",
     ]
     return "\n".join(section for section in sections if section)
 
@@ -75,10 +78,10 @@ def _closeness_section(manifest: Mapping[str, Any]) -> str:
     """How close the export is to the trained model, as measured or why it was not measured."""
     parity = manifest["parity"]
     if not parity["measured"]:
-        return f"Not measured: {escaped_text(parity['why'])}.\n"
+        return f"Not measured: {for_markdown(parity['why'])}.\n"
     table_text = parity_table({**parity, "prompts_from": _shorten_path(parity["prompts_from"])})
     paragraphs = [
-        capitalize_first(f"{escaped_text(manifest['meaning'])}, and stored in {manifest['dtype']}."),
+        capitalize_first(f"{for_markdown(manifest['meaning'])}, and stored in {manifest['dtype']}."),
         "Left this export, in the middle the same adapter merged the other way, on the right the base without the "
         "adapter: all that there was to lose.",
         f"```text\n{table_text}\n```",
@@ -96,7 +99,7 @@ def _stage_table(lineage: Lineage) -> str:
     rows = [
         (
             BY_NAME[stage.name].title,
-            f"`{stage.manifest['id']}`",
+            f"`{for_markdown(stage.manifest['id'])}`",
             _stage_settings(stage),
             f"{stage.manifest['seconds']:.0f}",
         )
@@ -124,8 +127,8 @@ def _data_section(lineage: Lineage) -> str:
     rows = []
     for stage in lineage.stages:
         for name, record in stage.manifest["data"].items():
-            digest = "on the hub" if record["sha256"] is None else f"`{record['sha256']}`"
-            rows.append((stage.name, escaped_text(name), short_text(record["path"]), digest))
+            digest = "on the hub" if record["sha256"] is None else f"`{for_markdown(record['sha256'])}`"
+            rows.append((stage.name, for_markdown(name), short_text(record["path"]), digest))
     counts = [line for stage in lineage.stages if (line := _stage_counts(stage))]
     table = _markdown_table(("stage", "what", "name", "sha256"), rows)
     return f"### Data\n\n{table}" + "".join(f"\n{line}\n" for line in counts)
@@ -206,7 +209,7 @@ def _limits_section(manifest: Mapping[str, Any], lineage: Lineage) -> str:
     """What the model is for, its limits of tokens, and the base's licence."""
     last_config = lineage.stages[-1].config if lineage.stages else {}
     licence = manifest["licence"]
-    licence_text = f"is {escaped_text(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
+    licence_text = f"is {for_markdown(licence['name'])}" if licence["name"] else "was not found beside it: look it up"
     lines = [
         "For conversations like those that it was trained on; of others nothing is known here.",
         f"Trained on prompts of at most {short_text(last_config.get('max_prompt_tokens'))} and responses of at most "
@@ -226,4 +229,4 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def _shorten_path(text: str) -> str:
     """Replaces a path in brackets at a sentence's end by its last part."""
     sentence, bracket, path = text.partition(" (")
-    return f"{sentence} ({short_text(path.removesuffix(')'))})" if bracket else short_text(text)
+    return f"{for_markdown(sentence)} ({short_text(path.removesuffix(')'))})" if bracket else short_text(text)

@@ -7,9 +7,10 @@ from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.evaluation.figures import CATALOGUE, Figure
 from lora_rlhf.evaluation.report_model import Flag, Report
 from lora_rlhf.exporting.lineage import Lineage
-from lora_rlhf.exporting.markdown import bullet_list, escaped_text, short_text
+from lora_rlhf.exporting.markdown import bullet_list, short_text
 from lora_rlhf.render.tables import markdown_table
 from lora_rlhf.render.wording import capitalize_first
+from lora_rlhf.system.shown_text import for_markdown
 
 SIGNIFICANCE = 0.05  # a difference with a smaller p-value counts as real
 JUDGE_DESCRIPTIONS = {
@@ -36,13 +37,13 @@ def evaluation_section(facts: Mapping[str, Any], lineage: Lineage) -> str:
     is_candidate = role == report.candidate
     parts = ["## Evaluation\n"]
     if is_candidate:
-        parts.append(f"{escaped_text(report.verdict)}\n")
+        parts.append(f"{for_markdown(report.verdict)}\n")
     parts += [_method_paragraph(report), _figure_table(report, tuple(CATALOGUE))]
     if role != report.baseline:
-        parts += [f"### Worse than {escaped_text(report.baseline)}\n", _worse_section(report, role)]
+        parts += [f"### Worse than {for_markdown(report.baseline)}\n", _worse_section(report, role)]
     if is_candidate:
         answers = (
-            f"{escaped_text(q.question)} **{capitalize_first(q.answer)}.** {escaped_text(q.figure)}"
+            f"{for_markdown(q.question)} **{capitalize_first(q.answer)}.** {for_markdown(q.figure)}"
             for q in report.questions
         )
         parts += ["### Questions\n", bullet_list(answers)]
@@ -57,7 +58,7 @@ def _reward_model_section(report: Report) -> str:
     if not table:
         return "## Evaluation\n\nThe run's evaluation has no figures of the reward model.\n"
     origin = (
-        f"On answers of `{escaped_text(report.candidate)}` and `{escaped_text(report.baseline)}`, after the update."
+        f"On answers of `{for_markdown(report.candidate)}` and `{for_markdown(report.baseline)}`, after the update."
     )
     return f"## Evaluation\n\n{origin}\n\n{table}"
 
@@ -65,13 +66,13 @@ def _reward_model_section(report: Report) -> str:
 def _method_paragraph(report: Report) -> str:
     """The prompts, the judge, and how to read the table."""
     prompts, data = report.sets.prompts, report.training_data
-    judge = JUDGE_DESCRIPTIONS.get(report.judge_name, escaped_text(report.judge_name))
+    judge = JUDGE_DESCRIPTIONS.get(report.judge_name, for_markdown(report.judge_name))
     if report.judge.get("model") is not None:
         judge += f", {short_text(report.judge['model'])}"
     seen_text = "" if data.seen is None or data.prompts is None else f", of which training had seen {data.seen:,}"
     return (
         f"{prompts.used} prompts (`{short_text(prompts.path)}`){seen_text}. Judge: {judge}. "
-        f"Win rates, rating and p-values are against `{escaped_text(report.baseline)}`. In brackets: 95 % intervals.\n"
+        f"Win rates, rating and p-values are against `{for_markdown(report.baseline)}`. In brackets: 95 % intervals.\n"
     )
 
 
@@ -84,7 +85,7 @@ def _figure_table(report: Report, names: Sequence[str]) -> str:
             values = (_figure_text(figures.get(system)) for system in report.systems)
             better = "" if entry.better == "neither" else entry.better
             rows.append((entry.title, entry.unit, *values, better, entry.meaning))
-    header = ("figure", "unit", *map(escaped_text, report.systems), "better", "what it is")
+    header = ("figure", "unit", *map(for_markdown, report.systems), "better", "what it is")
     return f"{markdown_table(header, rows, aligned=False)}\n" if rows else ""
 
 
@@ -117,7 +118,7 @@ def _flag_lines(flags: Sequence[Flag]) -> Iterator[str]:
     """Yields a line for each raised flag, then how many flags were raised or could not be computed."""
     raised = [flag for flag in flags if flag.raised]
     for flag in raised:
-        yield f"A sign of it: {escaped_text(flag.why)}"
+        yield f"A sign of it: {for_markdown(flag.why)}"
     num_unknown = sum(flag.raised is None for flag in flags)
     unknown_text = f", {num_unknown} could not be told" if num_unknown else ""
     yield f"{len(raised)} of {len(flags)} signs were found{unknown_text}."

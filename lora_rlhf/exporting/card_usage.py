@@ -5,6 +5,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.model.files import TINYWORLD
+from lora_rlhf.system.shown_text import for_markdown
 
 EMBEDDED_BASE = 'files("lora_rlhf") / "tinyworld" / "base"'
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
@@ -75,7 +76,7 @@ def _gguf_usage(facts: Mapping[str, Any], _base: str) -> str:
 def _ollama_usage(facts: Mapping[str, Any]) -> str:
     """Commands for Ollama, or why the export has no Modelfile."""
     if facts["modelfile"] is not None:
-        return f"Ollama: there is {facts['modelfile']}.\n".replace("`", "'").replace("<", "&lt;")
+        return f"Ollama: there is {for_markdown(facts['modelfile'])}.\n"
     return f"Ollama:\n\n{_code_block('ollama create NAME -f FOLDER/Modelfile && ollama run NAME', 'bash')}\n" + (
         "It samples from the whole distribution, as training does (temperature 1); "
         "`/set parameter temperature 0.7` makes it more certain.\n"

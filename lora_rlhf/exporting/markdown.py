@@ -1,8 +1,10 @@
-"""Pieces of Markdown: lists, and texts of a run with escapes, so that they contain no markup and no paths."""
+"""Pieces of Markdown: lists, and settings of a run without markup and paths."""
 
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
+
+from lora_rlhf.system.shown_text import for_markdown
 
 
 def bullet_list(lines: Iterable[str]) -> str:
@@ -14,10 +16,5 @@ def short_text(value: Any) -> str:
     """A setting's value for a line of text; of a path only the last part, because the rest tells of the machine."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = escaped_text(str(value))
+    text = for_markdown(value)
     return PurePath(text).name if text.startswith(("/", "~", ".")) or text.count("/") > 1 else text
-
-
-def escaped_text(text: Any) -> str:
-    """The text on one line, without characters that are markup in Markdown or HTML."""
-    return " ".join(str(text).split()).replace("<", "&lt;").replace("`", "'").replace("[", "\\[")

@@ -40,6 +40,7 @@ from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.session import load_parent_role, require_context
 from lora_rlhf.system.disk import write_text
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.shown_text import print_painted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,10 +70,7 @@ def inspect(config: InspectConfig) -> None:
             write_text(Path(config.html), batch_page(batch, heading))
         except OSError as error:
             raise UserError(f"{config.html}: cannot be written ({error.strerror}); choose another --html") from error
-    text = terminal_text(batch, heading, _is_in_color(config))
-    # an output that is not UTF-8 shows what it can
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    print_painted(terminal_text(batch, heading, _is_in_color(config)))
     if config.html is not None:
         print(f"page: {config.html}")
 

@@ -118,7 +118,7 @@ def _visible_character(character: str) -> str:
 
 def _heading_lines(batch: Batch, heading: Sequence[str]) -> list[str]:
     tensors = ", ".join(f"{name} {shape}" for name, shape in batch.shapes.items())
-    return [*map(visible_text, heading), f"tensors: {tensors}", *batch.notes]
+    return [*map(visible_text, heading), f"tensors: {tensors}", *map(visible_text, batch.notes)]
 
 
 def _count_text(batch: Batch, line: Line) -> str:

@@ -12,6 +12,7 @@ from lora_rlhf import __version__
 from lora_rlhf.configs.catalogue import BY_NAME, PPO, REWARD
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.evaluation.report_model import Report, read_report
+from lora_rlhf.release.bill import BILL, bill_of_materials
 from lora_rlhf.release.bundle import Content
 from lora_rlhf.release.config import PackageConfig
 from lora_rlhf.release.data_facts import DataFile, read_data_facts
@@ -247,6 +248,7 @@ class PackageFiles:
             for stage, manifest in self._stages.items()
         }
         self.add_json("environment.json", environment)
+        self.add_json(BILL, bill_of_materials(self._stages[list(self._stages)[-1]]["base"]))
         input_hashes = {
             name: self._hashes.get(name)
             for step in steps

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lora_rlhf.evaluation.figures import CATALOGUE, Interval
-from lora_rlhf.evaluation.report_model import Report
+from lora_rlhf.evaluation.report_model import Report, report_for_markdown
 from lora_rlhf.render.tables import markdown_table
+from lora_rlhf.system.shown_text import for_markdown
 
 
 class Change(NamedTuple):
@@ -39,15 +40,16 @@ def significant_changes(report: Report, candidate: str) -> list[Change]:
 
 def release_note_text(name: str, report: Report | None, left_out: Mapping[str, str], gate_lines: Sequence[str]) -> str:
     """The draft, in Markdown. Without a report it names what is missing."""
-    parts = [f"# Release note of {name} (draft)"]
+    parts = [f"# Release note of {for_markdown(name)} (draft)"]
     if report is None:
         parts.append("No figures: see what is not in this package.")
     else:
-        parts += _report_sections(report)
-    parts.append(f"## Gate\n\n{_bullet_list(gate_lines) or 'No gate was passed or failed.'}")
+        parts += _report_sections(report_for_markdown(report))
+    parts.append(f"## Gate\n\n{_bullet_list(list(map(for_markdown, gate_lines))) or 'No gate was passed or failed.'}")
     if left_out:
         parts.append(
-            "## Not in this package\n\n" + _bullet_list([f"{name}: {reason}" for name, reason in left_out.items()])
+            "## Not in this package\n\n"
+            + _bullet_list([for_markdown(f"{name}: {reason}") for name, reason in left_out.items()])
         )
     return "\n\n".join(parts) + "\n"
 

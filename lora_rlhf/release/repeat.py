@@ -11,6 +11,7 @@ from lora_rlhf.configs.catalogue import BY_NAME, SFT
 from lora_rlhf.configs.values import read_yaml
 from lora_rlhf.release.paths import INPUTS, PathMap
 from lora_rlhf.runs.folder import CONFIG
+from lora_rlhf.system.shown_text import for_markdown
 
 RECIPE = "recipe.yaml"
 # {section of a recipe: command}, in the order in which they run.
@@ -75,14 +76,16 @@ def commands_page(
 ) -> str:
     """commands.md: what to install, which files to put where, and the command of each step."""
     sections = [
-        f"# How to repeat {name}",
+        f"# How to repeat {for_markdown(name)}",
         "Unpack the package and work in its folder: the run is made beside these files.",
     ]
-    version_lines = "\n".join(f"- {package} {version}" for package, version in versions.items())
+    version_lines = "\n".join("- " + for_markdown(f"{package} {version}") for package, version in versions.items())
     sections.append(f"It was made with\n\n{version_lines}")
     sections.append("The same versions on the same kind of machine give the same bits on a CPU.")
     if input_hashes:
-        input_lines = "\n".join(f"- `{path}`: sha256 {sha256 or 'unknown'}" for path, sha256 in input_hashes.items())
+        input_lines = "\n".join(
+            f"- `{for_markdown(path)}`: sha256 {sha256 or 'unknown'}" for path, sha256 in input_hashes.items()
+        )
         sections.append(f"These files were read and are not packed. Put them where this says:\n\n{input_lines}")
     for step in steps:
         sections.append(f"## {step.name}\n\n```bash\n{_step_command(step)}\n```")

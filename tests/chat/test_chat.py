@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.chat.conversation import HELP, Conversation, ConversationEnd, escape_control_characters
+from lora_rlhf.chat.conversation import HELP, Conversation, ConversationEnd
 from lora_rlhf.chat.loaded_run import load_run, stream_text
 from lora_rlhf.cli import main as cli
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.system.shown_text import visible
 
 
 def said(conversation: Conversation, question: str) -> list[tuple[str, str]]:
@@ -75,12 +76,12 @@ def test_a_saved_conversation_is_a_demonstration(tmp_path: Path) -> None:
 
 def test_a_terminal_obeys_nothing_that_a_model_writes() -> None:
     evil = "\x1b]0;title\x07 \x1b[2J\r\b\x7f\x9b31m \u202eabc\u2066 \u0000"
-    clean = escape_control_characters(evil)
+    clean = visible(evil)
     assert not any(ord(one) < 32 or 0x7F <= ord(one) < 0xA0 for one in clean)
     assert "\u202e" not in clean and "\u2066" not in clean and "title" in clean and "\\u202e" in clean
     assert clean.startswith("\u241b]0;title\u2407 \u241b[2J\u240d\u2408\u2421\\u009b31m")
     kept = "line\n\ttab é 漢 👩\u200d🚀 naïve"
-    assert escape_control_characters(kept) == kept
+    assert visible(kept) == kept
 
 
 def test_text_streams_without_halves_of_characters() -> None:
@@ -108,7 +109,7 @@ def test_a_pipe_is_a_conversation(
     messages = json.loads((tmp_path / "talk").read_text())["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
-    answer = escape_control_characters(answers[0])
+    answer = visible(answers[0])
     assert first.out.count(answer) >= 2  # the same question, the same answer
     assert piped(run, "Hello\n", monkeypatch, "--temperature", "0", "--role", "sft") == 0
     assert capsys.readouterr().out.strip() not in ("", answer)

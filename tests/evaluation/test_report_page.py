@@ -11,6 +11,10 @@ from lora_rlhf.evaluation.markdown import markdown_page, terminal_tables
 from lora_rlhf.evaluation.page import choose_samples, report_page
 from lora_rlhf.evaluation.questions import answer_questions
 from lora_rlhf.evaluation.report_model import Comparison, MovedFigure, Question, Report, StageData, TrainingData
+from lora_rlhf.release.note import release_note_text
+from lora_rlhf.release.repeat import commands_page
+from lora_rlhf.system.shown_text import for_markdown
+from tests.support.hostile import DANGEROUS, hostile_texts
 from tests.support.reports import a_report, report_of, sample_rows
 
 VOID = {"meta", "input", "path", "use", "br"}
@@ -99,6 +103,28 @@ def test_evil_names_and_categories_stay_text() -> None:
     reader = Reader()
     reader.feed(report_page(report_of(report), sample_rows()))
     assert "img" not in reader.tags and reader.open == []
+
+
+def test_no_text_of_a_report_is_markup_or_acts_on_who_reads_it() -> None:
+    """Hostile names, categories, prompts and reasons: the Markdown page, the release note and the HTML page."""
+    for evil in hostile_texts(60):
+        report = a_report(verdict=evil, left_out={evil: evil})
+        report["config"]["run"] = report["sets"]["prompts"]["path"] = evil
+        report["categories"] = {evil: report["categories"]["chat"]}
+        report["audit"]["flags"] = {evil: {"raised": True, "why": evil}}
+        report["audit"]["highest_reward"] = [{"prompt": evil, "response": evil, "reward": 1.0, "quality": 0.0}]
+        read = report_of(report)
+        pages = [markdown_page(read), release_note_text(evil, read, {evil: evil}, [evil])]
+        for page in pages:
+            assert "<" not in page and not DANGEROUS.search(page)
+            assert for_markdown(evil) in page
+            assert "](j" not in page.replace("\\](", "") and "\n# heading" not in page and "```" not in page
+        commands = commands_page(evil, [], {evil: "0"}, {evil: evil})
+        assert "<" not in commands and not DANGEROUS.search(commands) and for_markdown(evil) in commands
+        answers = dict.fromkeys(sample_rows()[0]["responses"], evil)
+        rows = [row | {"prompt": evil, "category": evil, "responses": answers} for row in sample_rows()[:2]]
+        html = report_page(read, rows)
+        assert not DANGEROUS.search(html) and "<script>alert" not in html and "<img" not in html
 
 
 def test_answers_are_coloured_by_what_one_hopes_for(report: Report) -> None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import zipfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_every_part_is_there(made: Path) -> None:
     there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert there == {
         *("MANIFEST.json", "commands.md", "repeat.sh", "release_note.md", "environment.json", "inputs.sha256"),
+        "bill_of_materials.cdx.json",
         *(f"config/{name}.yaml" for name in ("recipe", "sft", "label", "reward", "ppo", "evaluate")),
         *("config/sampling.json", "config/kl_schedule.csv", "data/files.json", "labelling/protocol.json"),
         *(f"data/splits/{name}.jsonl" for name in ("sft_demonstrations", "reward_rankings", "ppo_prompts")),
@@ -102,6 +104,20 @@ def test_every_part_is_there(made: Path) -> None:
     hashes = load(out / "MANIFEST.json")["files"]
     assert hashes.keys() == there - {"MANIFEST.json"}
     assert all(record["sha256"] == sha256(out / name) for name, record in hashes.items())
+
+
+def test_the_bill_of_materials_lists_what_is_installed_and_the_base(made: Path) -> None:
+    bill = load(packed(made) / "bill_of_materials.cdx.json")
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    model, *libraries = bill["components"]
+    assert (model["type"], model["name"], model["version"]) == (
+        "machine-learning-model",
+        BASE["name"],
+        BASE["source_hash"],
+    )
+    purls = {library["purl"] for library in libraries}
+    torch_version = version("torch").replace("+", "%2B")
+    assert {f"pkg:pypi/torch@{torch_version}", f"pkg:pypi/typing-extensions@{version('typing_extensions')}"} <= purls
 
 
 def test_split_lists_hold_the_hashes_that_the_stages_split_by(made: Path) -> None:
