@@ -23,8 +23,8 @@ class Figure:
     n: int
 
     @classmethod
-    def from_floats(cls, value: float, low: float, high: float, n: float) -> "Figure":
-        """A figure from floats, with None for NaN, which JSON does not have."""
+    def from_floats(cls, value: float | None, low: float | None, high: float | None, n: float) -> "Figure":
+        """A figure from floats, with None for NaN, which a manifest, as JSON, holds as null."""
         return cls(_none_if_nan(value), _none_if_nan(low), _none_if_nan(high), int(n))
 
     @property
@@ -54,8 +54,8 @@ class Paired:
         return make_interval(self.difference, self.low, self.high)
 
 
-def _none_if_nan(number: float) -> float | None:
-    return None if math.isnan(number) else float(number)
+def _none_if_nan(number: float | None) -> float | None:
+    return None if number is None or math.isnan(number) else float(number)
 
 
 @dataclass(frozen=True)

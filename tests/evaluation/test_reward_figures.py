@@ -7,6 +7,7 @@ import torch
 
 from lora_rlhf.evaluation.reward_figures import ordering_figures, ordering_on_answers, reward_changes
 from lora_rlhf.stats.ordering import OrderingReport, ordering_report
+from lora_rlhf.system.disk import finite
 
 
 def test_the_reward_model_is_right_where_it_orders_as_the_judge_did() -> None:
@@ -37,4 +38,6 @@ def test_a_reward_model_that_was_gamed_is_worse_after_than_before() -> None:
     assert reward_changes(before, {"held_out_prompts": 1, "held_out_pairs": 0}) == {}
     one = ordering_report([[1, 2]], [torch.tensor([1.0, 0.0])], [[1.0, 2.0]])
     assert set(reward_changes(before, one)) == {"accuracy"}, "one pair has no interval of its error"
+    equal = ordering_report([[1, 2]] * 2, [torch.tensor([1.0, 0.0])] * 2, [[2.0, 2.0]] * 2)
+    assert ordering_figures(finite(equal))["reward_length_correlation"].value is None, "null in a manifest, as in JSON"
     assert ordering_figures(one)["reward_length_correlation"].value == pytest.approx(-1.0)
