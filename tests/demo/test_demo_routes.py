@@ -37,6 +37,14 @@ WITHOUT_LOGIN = {
     **{"POST /gradio_api/cancel": 422, "POST /gradio_api/reset": 422, "POST /gradio_api/reset/": 422},
     "GET /gradio_api/heartbeat/{session_hash}": 200,
 }
+# What a login changes. The calls are refused for their empty bodies then.
+AFTER_LOGIN = {
+    **dict.fromkeys(
+        ("GET /config", "GET /config/", "GET /gradio_api/login_check", "GET /gradio_api/login_check/"), 200
+    ),
+    **dict.fromkeys(("GET /gradio_api/queue/data", "POST /gradio_api/queue/join"), 422),
+    **dict.fromkeys(("POST /gradio_api/run/{api_name}", "POST /gradio_api/run/{api_name}/"), 422),
+}
 FILLED = {"path": "no/such", "api_name": "predict", "session_hash": "abc"}
 
 
@@ -78,6 +86,21 @@ def test_every_route_and_what_it_answers_without_login(secured: Any) -> None:
     assert len(answers) > 60  # else the list has another form in this version of Gradio
     assert {route: status for route, status in answers.items() if status != 404} == {
         route: status for route, status in WITHOUT_LOGIN.items() if status != 404
+    }
+
+
+def test_every_route_and_what_it_answers_after_login(secured: Any) -> None:
+    cookies = "; ".join(cookie.split(";")[0] for cookie in log_in(secured.local_url, "long enough")[1])
+    routes = sorted(set(routes_of(secured.app)) - {"GET /logout"})  # it would end the login in the middle
+    answers = {route: answer_of(secured.local_url, route, Cookie=cookies)[0] for route in routes}
+    opened = {route: status for route, status in answers.items() if status != 404}
+    expected = WITHOUT_LOGIN | AFTER_LOGIN
+    assert opened == {route: expected[route] for route in routes if expected.get(route, 404) != 404}
+    foreign = {"Cookie": cookies, "Origin": "http://evil.example"}
+    assert {answer_of(secured.local_url, route, **foreign)[0] for route in opened} <= {403, 404}
+    assert {answer_of(secured.local_url, route, Cookie=cookies, Host="evil.example")[0] for route in opened} <= {
+        403,
+        421,
     }
 
 
