@@ -91,8 +91,8 @@ def main() -> None:
 def run(case: Case, iterations: int) -> dict[str, Any]:
     """The three stages; figures of PPO's first iteration and of all, or the error that ended them."""
     is_large = case.model in SHAPES
-    limits: dict[str, Any] = {"max_prompt_tokens": 96, "max_response_tokens": 32}
-    sizes: dict[str, Any] = {"batch_size": 32, "minibatch_size": 16, "generation_batch_size": 16}
+    limits: dict[str, Any] = {"max_prompt_tokens": 96, "max_response_tokens": 24}
+    sizes: dict[str, Any] = {"batch_size": 16, "minibatch_size": 8, "generation_batch_size": 8}
     if is_large:
         limits = {"max_prompt_tokens": 256, "max_response_tokens": 256}
         sizes = {"batch_size": 64, "minibatch_size": 32, "generation_batch_size": 64, "num_epochs": 1}
@@ -105,7 +105,8 @@ def run(case: Case, iterations: int) -> dict[str, Any]:
             model = SharedModel(make_base(case, folder, device))
             demonstrations = str(folder / "demonstrations.jsonl")
             sft.train(SFTConfig(model=model.base.spec.name, demonstrations=demonstrations, epochs=1, **common), model)
-            reward.train(RewardConfig(rankings=str(folder / "rankings.jsonl"), **common), model)
+            rankings = str(folder / "rankings.jsonl")
+            reward.train(RewardConfig(rankings=rankings, validation_fraction=0.0, **common), model)
             config = PPOConfig(
                 prompts=demonstrations, iterations=iterations, accept_chance_reward=True,
                 **sizes, **common,
