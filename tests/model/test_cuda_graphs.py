@@ -58,7 +58,9 @@ def test_steps_are_captured_on_the_models_device(played: Played, tiny_model: Mod
     model = load(tiny_model("llama"), device)
     assert model.device == torch.device("cuda", 1 if device == "cuda:1" else 0)
     assert {tensor.device for tensor in model.causal.parameters()} == {model.device}
-    assert responses(model) == responses(model, "plain")
+    drawn = responses(model)
+    assert model.capture_fault is None  # it names the line that waits
+    assert drawn == responses(model, "plain")
     assert played.graphs == 1 and played.replays > 8
     assert played.streams[0].device.index == 0 and played.streams[1].device.index == 1
     assert played.current == model.device.index
