@@ -19,9 +19,9 @@ ANSWERS = ["The fox is brown.", "It is brown.", "Brown.", "I do not know."]
 
 
 def test_three_stages_on_the_gpu(tmp_path: Path, gpu: bool) -> None:
-    """On a played GPU, which computes on the CPU, with fewer rows."""
+    """On a played GPU, which computes on the CPU, with fewer rows in an iteration."""
     size = 32 if gpu else 8
-    prompts = [f"What color is the fox of house {number}?" for number in range(size)]
+    prompts = [f"What color is the fox of house {number}?" for number in range(32)]
     demonstrations, rankings = tmp_path / "demonstrations.jsonl", tmp_path / "rankings.jsonl"
     write_jsonl(demonstrations, [{"prompt": prompt, "completion": ANSWERS[0]} for prompt in prompts])
     write_jsonl(rankings, [{"prompt": prompt, "responses": ANSWERS, "ranks": [1, 2, 3, 4]} for prompt in prompts])
