@@ -147,9 +147,8 @@ def _device(case: Case) -> Iterator[str]:
 def make_base(case: Case, folder: Path, device: str) -> Base:
     """The base, in memory alone for a large shape; else loaded as a user's."""
     if case.model in SHAPES:
-        return random_base(
-            make_config(*SHAPES[case.model]), case.model, getattr(torch, case.dtype), torch.device(device)
-        )
+        config, dtype = make_config(*SHAPES[case.model]), getattr(torch, case.dtype)
+        return random_base(config, folder / "base", dtype, torch.device(device))
     name = case.model if case.model == "tinyworld" else str(make_deep(folder / "base"))
     return load_base(BaseSpec(name, case.quantization, case.dtype), device)
 

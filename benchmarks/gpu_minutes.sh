@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What only a GPU can show, in 12 minutes of it. From the root of the repository, in its environment:
 #   benchmarks/gpu_minutes.sh             results in benchmarks/results/gpu/
-#   SMALL=1 benchmarks/gpu_minutes.sh     the same parts with small shapes on a CPU, to see that they work
+#   SMALL=1 benchmarks/gpu_minutes.sh     the same parts with small shapes on a CPU, to see that they work; six times the time
 # Each part has a limit of its own and writes its results as they come; one that fails or takes too long ends no other.
 # parts.jsonl has a line for each: its name, seconds and exit status (124: it took too long).
 set -uo pipefail
@@ -11,8 +11,11 @@ mkdir -p "$to"
 : >"$to/parts.jsonl"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 
+scale=1
+[ -z "${SMALL:-}" ] || scale=6
+
 part() {  # part NAME SECONDS COMMAND...
-  local name=$1 seconds=$2 status=0 begun=$SECONDS
+  local name=$1 seconds=$(($2 * scale)) status=0 begun=$SECONDS
   shift 2
   echo "== $name (at most $seconds s): $*"
   timeout --kill-after=10 "$seconds" "$@" >"$to/$name.log" 2>&1 || status=$?

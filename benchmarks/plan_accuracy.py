@@ -257,7 +257,7 @@ def measure(row: Row, device: torch.device) -> dict[str, Any]:
         folder = Path(scratch)
         try:
             write_data(row, folder)
-            model = SharedModel(random_base(row.config(), row.name, getattr(torch, row.dtype), device))
+            model = SharedModel(random_base(row.config(), folder / "base", getattr(torch, row.dtype), device))
             if row.checkpointing:
                 model.enable_gradient_checkpointing()
             for stage in STAGES:
@@ -292,7 +292,7 @@ def run_stage(stage: str, row: Row, folder: Path, model: SharedModel, device: to
     held_out: dict[str, Any] = {"validation_fraction": 0.0}
     if stage == "sft":
         sft_config = SFTConfig(
-            model=row.name,
+            model=model.base.spec.name,
             demonstrations=data["demonstrations"],
             epochs=1,
             batch_size=row.minibatch,

@@ -1,4 +1,4 @@
-"""A base with random weights, quantized tensor by tensor where it will stay: no file, and never the whole in 16 bits.
+"""A base with random weights, quantized tensor by tensor where it will stay: never the whole in 16 bits, nor on a disk.
 
 A 32B model in 16 bits is 65 GB, more than many a disk has free. Here each weight is drawn on the device, quantized and
 dropped, so that a card needs the 4-bit model and one weight beside it.
@@ -21,8 +21,11 @@ TINYWORLD = Path(lora_rlhf.__file__).parent / "tinyworld" / "base"
 SCALE = 0.02  # of the weights: responses of a random model that are neither one token nor huge logits
 
 
-def random_base(config: PreTrainedConfig, name: str, dtype: torch.dtype, device: torch.device) -> Base:
-    """Of this shape, in NF4, with the tiny world's tokenizer, whose ids are a part of the vocabulary."""
+def random_base(config: PreTrainedConfig, folder: Path, dtype: torch.dtype, device: torch.device) -> Base:
+    """Of this shape, in NF4, with the tiny world's tokenizer, whose ids are a part of the vocabulary.
+
+    Config and tokenizer are written to the folder, which names the base: the stages look there for its settings.
+    """
     tokenizer = AutoTokenizer.from_pretrained(TINYWORLD)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     settings = BitsAndBytesConfig(
@@ -46,7 +49,9 @@ def random_base(config: PreTrainedConfig, name: str, dtype: torch.dtype, device:
     model.tie_weights()
     model.is_loaded_in_4bit = True  # what PEFT chooses its layers by
     model.requires_grad_(False).eval()
-    return Base(model, tokenizer, BaseSpec(name), "random", device)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Base(model, tokenizer, BaseSpec(str(folder)), "random", device)
 
 
 def _drawn(
