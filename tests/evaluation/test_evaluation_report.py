@@ -116,7 +116,8 @@ def written(run: Path, report: Report) -> None:
         assert part in html.lower() or part in html
     assert "http://" not in html.replace("http://www.w3.org/", "") and "https://" not in html, "it opens offline"
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert report.verdict in terminal_tables(report) and "71.0 % (66.0 to 76.0) of 300 pairs" in terminal_tables(report)
+    said = " ".join(terminal_tables(report).split())  # its lines are wrapped
+    assert report.verdict in said and "71.0 % (66.0 to 76.0) of 300 pairs" in said
 
 
 def test_a_sign_flip_of_the_judge_turns_the_result_round(make_run: Run, settings: Settings) -> None:
@@ -214,7 +215,8 @@ def test_prompts_that_were_trained_on_are_counted_and_said(
     stage = StageData(stage="sft", path=trained_on, seen=5, compared="all")
     assert report.training_data == TrainingData(prompts=24, seen=5, stages=[stage])
     said = "5 of 24 prompts also in training data (sft 5)"
-    assert said in caplog.text and said in terminal_tables(report) and said in (run / "report.md").read_text()
+    assert said in caplog.text and said in " ".join(terminal_tables(report).split())
+    assert said in (run / "report.md").read_text()
     assert said in (run / "report.html").read_text()
 
 

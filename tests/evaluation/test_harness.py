@@ -127,7 +127,7 @@ def test_what_is_no_task_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_without_the_package_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(UserError, match=r"--lm_eval arc_easy,piqa: .*pip install 'lora-rlhf\[lm-eval\]'"):
+    with pytest.raises(UserError, match=r"--lm_eval arc_easy,piqa: .*pip install 'lm-eval>=0\.4\.13'"):
         harness.require_harness(["arc_easy", "piqa"])
     harness.require_harness([])
 

@@ -113,7 +113,7 @@ def test_the_card_tells_what_the_run_says(run: Path, tmp_path: Path) -> None:
             "horizon of 600",
             "batch_size 96",
             "minibatch_size 48",
-            "kl_coef 0.111",
+            "kl_coef at the end: 0.111",
             "most 128 and responses of at most 64",
         ),
         *("| win rate | share | 0.7 (0.65 to 0.75) |", "KL per token, nats", "vllm serve", "ollama create"),
