@@ -135,7 +135,7 @@ def test_auto_takes_a_quarter_of_free_memory_at_most(
     model = shared_model()
     size = sum(4 * layer.in_features * layer.out_features for layer in layers_with_weight_matrix(model.peft))
     monkeypatch.setattr(decode_weights, "free_bytes", lambda _device: int(free * size))
-    with caplog.at_level(logging.INFO, "lora_rlhf"):
+    with caplog.at_level(logging.DEBUG, "lora_rlhf"):
         assert choose_merged_weights(model) is fits
     assert ("merged weights" if fits else "the adapter") in caplog.text
     assert choose_merged_weights(model, "merged") and not choose_merged_weights(model, "adapter")
