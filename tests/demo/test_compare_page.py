@@ -12,8 +12,8 @@ import pytest
 from lora_rlhf_demo import handler
 from lora_rlhf_demo.app import launch_app
 from lora_rlhf_demo.config import DemoConfig
-from lora_rlhf_demo.markdown import markdown_html
 from lora_rlhf_demo.rows import RowFile
+from lora_rlhf_demo.show import safe_html
 from playwright.sync_api import Page, expect
 
 from lora_rlhf.data.sources import read_rankings
@@ -39,9 +39,14 @@ def answers(page: Page, turn: int = -1) -> list[str]:
     return page.locator(TURNS).nth(turn).locator(".card .text").all_text_contents()
 
 
-def drawn(text: str) -> str:
-    """The characters that the page shows of a text."""
-    return html.unescape(re.sub(r"<[^>]*>", "", markdown_html(text)))
+def without_markup(text: str) -> str:
+    """The characters that a text shows with its Markdown drawn or not: a random model writes marks of all kinds."""
+    return re.sub(r"[`*_#~$|>+\\\[\]()\s-]", "", text)
+
+
+def shown(text: str) -> str:
+    """The same, of a text as it is in a file."""
+    return without_markup(html.unescape(safe_html(text)))
 
 
 def wait_until_all_speak(page: Page) -> None:
@@ -145,7 +150,7 @@ def test_a_blind_vote_reveals_the_names_and_is_kept(page: Page, served: Served) 
     expect(page.locator("#standings")).to_contain_text("policy beats sft")
     assert sorted(title.split()[0] for title in titles(page)) == ["base", "policy", "sft"]
     rankings, _ = read_rankings(str(served.root / "first" / "votes.jsonl"), strict=True)
-    assert [drawn(text) for text in rankings[-1].responses] == spoken
+    assert [shown(text) for text in rankings[-1].responses] == [without_markup(text) for text in spoken]
     assert rankings[-1].ranks == (2, 1, 2)
     send(page, "And now?", turns=2)
     assert titles(page) == ["Answer A", "Answer B", "Answer C"]
@@ -193,7 +198,7 @@ def test_the_conversation_is_exported(page: Page) -> None:
     found = json.loads(Path(download.value.path()).read_text())
     (turn,) = found["turns"]
     assert (found["run"], turn["question"], turn["seed"]) == ("first", "Who counts the ships?", 0)
-    assert [drawn(answer["text"]) for answer in turn["answers"]] == answers(page)
+    assert [shown(answer["text"]) for answer in turn["answers"]] == [without_markup(text) for text in answers(page)]
 
 
 def test_other_columns_new_and_edit_lose_nothing(page: Page) -> None:
