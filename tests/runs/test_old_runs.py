@@ -42,7 +42,8 @@ def test_an_old_run_continues_to_the_same_figures_and_serves(old_run: Path, capl
     for row, known in zip(rows[2:], expected, strict=True):
         assert row.keys() >= known.keys()
         for name in known:
-            if not name.startswith(("time/", "memory/")):
+            # the entropy of a rollout is an estimate from the sampled tokens now
+            if not name.startswith(("time/", "memory/")) and name not in ("rollout/entropy", "samples/entropy"):
                 assert row[name] == pytest.approx(known[name], rel=1e-3, abs=1e-4), name
 
     evaluation = "evaluate run --prompts data/evaluation_prompts.jsonl --device cpu --max_response_tokens 16"

@@ -91,6 +91,7 @@ def train(tiny_model: Models, data: Path, parents: Path, tmp_path: Path) -> Call
             "num_epochs": 1,
             "generation_batch_size": 8,
             "engine": "plain",
+            "old_logprobs": "scored",  # a pass of its own, which can run out of memory
         }
         text = {"pretraining_text": str(data / "text.jsonl"), "ptx_block_tokens": 16}
         sources = {"reward": str(parents / "reward"), "prompts": str(data / "prompts.jsonl")}

@@ -70,7 +70,7 @@ PLACES = [
     ("sft", sft, "counted_logprobs", 3, "step 3: loss is not finite"),
     ("reward", reward, "response_scores", 9, "step 3: loss is not finite"),
     ("ppo", scorer, "response_scores", 3, "iteration 3: score is not finite"),
-    ("ppo", ppo, "response_values", 3, "iteration 3: value is not finite"),
+    ("ppo", ppo, "response_values", 2, "iteration 3: value is not finite"),
     ("ppo", ppo, "response_logprobs", 9, "iteration 3: ppo/"),
     ("ppo", ppo, "response_values", 9, "iteration 3: ppo/"),
 ]
