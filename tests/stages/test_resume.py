@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model import decode_weights
 from lora_rlhf.runs.folder import StageFolder
-from lora_rlhf.stages import ppo, reward, sampler, sft
+from lora_rlhf.stages import ppo, reward, sft
 from lora_rlhf.stages.trainer import Trainer
 from lora_rlhf.system.errors import Stopped, UserError
 from tests.support.pretended_cuda import pretended
@@ -336,9 +336,8 @@ def test_a_run_goes_on_decoding_as_it_began_whatever_memory_is_free_by_then(
 ) -> None:
     free = {True: 2**40, False: 0}
     used: list[str] = []
-    monkeypatch.setattr(
-        sampler, "use_merged_weights", lambda model: used.append("merged") or decode_weights.use_merged_weights(model)
-    )
+    merged = decode_weights.use_merged_weights
+    monkeypatch.setattr(decode_weights, "use_merged_weights", lambda model: used.append("merged") or merged(model))
     monkeypatch.setattr(decode_weights, "free_bytes", lambda _device: free[merges])
     expected, settings = undisturbed("ppo"), config("ppo")
     assert bool(used) is merges
