@@ -50,7 +50,7 @@ def test_scores_are_the_reward_heads_less_the_offset(run: Path) -> None:
         answer = Response([7, 8, 9], False, "as drawn")
         responses: list[str | Response] = ["Yes.", answer, "No, the river is brave!"]
         scores = loaded.score(PROMPTS[0], responses)
-        assert scores == pytest.approx(loaded.score(PROMPTS[0], responses, batch_size=1), abs=1e-5)
+        assert scores == pytest.approx(loaded.score(PROMPTS[0], responses, batch_size=1), abs=1e-6)
         prompt, tokenizer = Prompt.of(PROMPTS[0]), loaded.model.tokenizer
         ids = render_prompt(tokenizer, prompt)
         expected = [

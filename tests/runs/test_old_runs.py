@@ -13,6 +13,8 @@ from lora_rlhf import load_run
 from lora_rlhf.cli.main import main
 
 FOLDER = Path(__file__).parent / "run_of_0_1"
+# Estimated from the sampled tokens' log-probabilities, unless they are scored (--old_logprobs).
+ESTIMATED = ("rollout/entropy", "samples/entropy")
 # The command that began the run, in the words of its time.
 PPO = (
     "ppo --run run --prompts data/ppo_prompts.jsonl --iterations 4 --batch_size 8 --minibatch_size 4 --num_epochs 1 "
@@ -29,6 +31,24 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
+def require_expected_figures(run: Path, but: tuple[str, ...] = ()) -> None:
+    """The metrics of the iterations that were left are those that version 0.1.0 computed."""
+    rows = [json.loads(line) for line in (run / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (FOLDER / "expected_metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row, known in zip(rows[2:], expected, strict=True):
+        assert row.keys() >= known.keys()
+        for name in known.keys() - set(but):
+            if not name.startswith(("time/", "memory/")):
+                assert row[name] == pytest.approx(known[name], rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_with_scored_log_probabilities_every_figure_is_the_old_one(old_run: Path) -> None:
+    assert main([*PPO, "--old_logprobs", "scored", "--allow_changes"]) == 0
+    require_expected_figures(old_run)
+
+
 @pytest.mark.slow
 def test_an_old_run_continues_to_the_same_figures_and_serves(old_run: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its newest checkpoint stands in the middle of an iteration, which is done again from the one before."""
@@ -36,15 +56,7 @@ def test_an_old_run_continues_to_the_same_figures_and_serves(old_run: Path, capl
         assert main(PPO) == 0
     assert "step-00000002+1 stands in the middle of an iteration: taking the one before" in caplog.text
     assert "rollout is now called engine" in caplog.text
-    rows = [json.loads(line) for line in (old_run / "ppo" / "metrics.jsonl").read_text().splitlines()]
-    expected = [json.loads(line) for line in (FOLDER / "expected_metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    for row, known in zip(rows[2:], expected, strict=True):
-        assert row.keys() >= known.keys()
-        for name in known:
-            # the entropy of a rollout is an estimate from the sampled tokens now
-            if not name.startswith(("time/", "memory/")) and name not in ("rollout/entropy", "samples/entropy"):
-                assert row[name] == pytest.approx(known[name], rel=1e-3, abs=1e-4), name
+    require_expected_figures(old_run, but=ESTIMATED)
 
     evaluation = "evaluate run --prompts data/evaluation_prompts.jsonl --device cpu --max_response_tokens 16"
     assert main([*evaluation.split(), "--overwrite"]) == 0
