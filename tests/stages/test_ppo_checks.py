@@ -56,7 +56,9 @@ def test_rounding_does_not_stop_a_run(model: SharedModel, capsys: pytest.Capture
     metrics = ppo.iterate(prompts)
     assert metrics["rollout/kl"] == 0.0
     assert metrics["ppo/updates"] == 4.0
-    assert 0 <= metrics["ppo/ratio_gap"] <= metrics["ppo/ratio_deviation"]
+    gap, deviation = metrics["ppo/ratio_gap"], metrics["ppo/ratio_deviation"]
+    # on some CPUs int8 computes the same bits in every grouping
+    assert 0 < gap < deviation or (model.base.spec.quantization == "int8" and gap == deviation == 0)
     assert "off the rollout's" not in capsys.readouterr().out
 
 
