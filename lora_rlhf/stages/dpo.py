@@ -29,7 +29,7 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, StageFolder, find_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_report import accuracy_text, held_out_report, is_chance
-from lora_rlhf.stages.reward_scores import ranking_sequences
+from lora_rlhf.stages.reward_scores import failure_row, ranking_sequences
 from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
 from lora_rlhf.stages.samples import RANKINGS, TIMES
 from lora_rlhf.stages.session import (
@@ -123,12 +123,7 @@ def _encode(
     report_refusals(config.rankings, refused)
     if tied:
         log.warning("%s: %d rankings are all ties and are left out", config.rankings, tied)
-    if not split.train:
-        raise UserError(
-            f"{config.rankings}: none of its {source.read} rows is left to train on: {len(split.validation)} are "
-            f"held out by validation_fraction {config.validation_fraction:g}, {tied} are all tied, the others were "
-            f"refused\n{refused.summary()}"
-        )
+    split.require_some(config.rankings, source.read, refused, tied)
     split.require_both(config.rankings)
     if config.method == "kto":
         _require_both_labels(config, split.train)
@@ -177,7 +172,7 @@ def _train_on_rows(
                     totals = optimizer.step(partial(accumulate, config, model, loss, rows))
                 except NotFinite as error:
                     advice = f"Lower --learning_rate ({config.learning_rate:g}) and go on with --allow_changes"
-                    failed = [_failure_row(model, row) for row in rows]
+                    failed = [failure_row(model, row) for row in rows]
                     raise trainer.write_failure(done + 1, error, failed, advice) from error
                 optimizer.require_moved()
                 done += 1
@@ -222,12 +217,6 @@ def accumulate(
 def _distinct_copies(longest: EncodedRanking, count: int, vocab_size: int) -> list[EncodedRanking]:
     """Rankings as long as the longest one that differ in a token: equal rows would be read once."""
     return [replace(longest, prompt_ids=[index % vocab_size, *longest.prompt_ids[1:]]) for index in range(count)]
-
-
-def _failure_row(model: SharedModel, ranking: EncodedRanking) -> dict[str, Any]:
-    decode = model.tokenizer.decode
-    texts = {"prompt": decode(ranking.prompt_ids), "responses": [decode(ids) for ids in ranking.response_ids]}
-    return {**texts, **vars(ranking)}
 
 
 def _count(config: DPOConfig, training: Spool[EncodedRanking]) -> dict[str, int]:

@@ -1,7 +1,5 @@
 """Stage 2, the reward model: K-wise rankings on the `reward` adapter and its scalar head (InstructGPT, section 3.5)."""
 
-from typing import Any
-
 import torch
 from tqdm import tqdm
 
@@ -21,7 +19,13 @@ from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_data, find_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.reward_report import accuracy_text, chance_fault, held_out_report
-from lora_rlhf.stages.reward_scores import calibrate, ranking_sequences, require_same_after_reload, score_rankings
+from lora_rlhf.stages.reward_scores import (
+    calibrate,
+    failure_row,
+    ranking_sequences,
+    require_same_after_reload,
+    score_rankings,
+)
 from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
 from lora_rlhf.stages.samples import RANKINGS, TIMES, ranking_figures
 from lora_rlhf.stages.session import (
@@ -135,12 +139,7 @@ def _encode_rankings(
     report_refusals(config.rankings, refused)
     if tied:
         log.warning("%s: %d rankings are all ties and are left out", config.rankings, tied)
-    if not split.train:
-        raise UserError(
-            f"{config.rankings}: none of its {rankings.read} rankings is left to train on: {len(split.validation)} are "
-            f"held out by validation_fraction {config.validation_fraction:g}, {tied} are all tied, the others were "
-            f"refused\n{refused.summary()}"
-        )
+    split.require_some(config.rankings, rankings.read, refused, tied)
     split.require_both(config.rankings)
     return split.train, split.validation, counter.result
 
@@ -196,7 +195,7 @@ def _train_on_rankings(
                 except NotFinite as error:
                     advice = f"Lower --learning_rate ({config.learning_rate:g}) and go on with --allow_changes"
                     raise trainer.write_failure(
-                        done + 1, error, [_failure_row(model, row) for row in rankings], advice
+                        done + 1, error, [failure_row(model, row) for row in rankings], advice
                     ) from error
                 optimizer.require_moved()
                 done += 1
@@ -206,12 +205,6 @@ def _train_on_rankings(
                 bar.update()
                 bar.set_postfix(loss=f"{metrics['reward/loss']:.3f}", accuracy=f"{metrics['reward/accuracy']:.2f}")
                 trainer.save_or_stop(done, steps)
-
-
-def _failure_row(model: SharedModel, ranking: EncodedRanking) -> dict[str, Any]:
-    decode = model.tokenizer.decode
-    texts = {"prompt": decode(ranking.prompt_ids), "responses": [decode(ids) for ids in ranking.response_ids]}
-    return {**texts, **vars(ranking)}
 
 
 def update(

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,13 @@ SMALLEST_SCALE = 0.05  # a sd below this is noise: dividing by it would make a l
 def ranking_sequences(model: SharedModel, rankings: Sequence[EncodedRanking]) -> Sequences:
     """All responses of all rankings, side by side, on the model's device."""
     return Sequences(*ranking_batch(rankings, pad_id(model.tokenizer))).to(model.device)
+
+
+def failure_row(model: SharedModel, ranking: EncodedRanking) -> dict[str, Any]:
+    """A ranking for failure.json: its texts, token ids and ranks."""
+    decode = model.tokenizer.decode
+    texts = {"prompt": decode(ranking.prompt_ids), "responses": [decode(ids) for ids in ranking.response_ids]}
+    return {**texts, **vars(ranking)}
 
 
 @torch.no_grad()

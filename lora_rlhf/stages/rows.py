@@ -55,6 +55,15 @@ class Split(Generic[Encoded]):
         self.nearest, self.farthest = min(self.nearest, position), max(self.farthest, position)
         (self.validation if choose_split(opening, self.fraction) == "validation" else self.train).append(item)
 
+    def require_some(self, path: str, num_read: int, refused: RefusedRows, tied: int = 0) -> None:
+        """UserError when no row is left to train on, with what became of the `num_read` rows of the file."""
+        if not self.train:
+            tied_text = f"{tied} are all tied, " if tied else ""
+            raise UserError(
+                f"{path}: none of its {num_read} rows is left to train on: {len(self.validation)} are held out by "
+                f"validation_fraction {self.fraction:g}, {tied_text}the others were refused\n{refused.summary()}"
+            )
+
     def require_both(self, path: str) -> None:
         """UserError when no row is held out although the fraction is above 0: training would go unmeasured."""
         if self.fraction and not self.validation:

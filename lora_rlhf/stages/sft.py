@@ -45,7 +45,6 @@ from lora_rlhf.stages.session import (
 )
 from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer, Trainer
 from lora_rlhf.system import workers
-from lora_rlhf.system.errors import UserError
 
 SELECTOR = "selector"  # the role of an earlier round's reward model; `reward` is the one that this run will train
 SELECTION_PROMPTS = 64  # validation prompts that the reward model judges an epoch by
@@ -114,12 +113,7 @@ def _encode_demonstrations(
         refused,
         watched(every_turn(source) if config.every_turn else source),
     )
-    if not split.train:
-        raise UserError(
-            f"{config.demonstrations}: none of its {source.read} rows is left to train on: {len(split.validation)} are "
-            f"held out by validation_fraction {config.validation_fraction:g}, the others were refused\n"
-            f"{refused.summary()}"
-        )
+    split.require_some(config.demonstrations, source.read, refused)
     report_refusals(config.demonstrations, refused)
     split.require_both(config.demonstrations)
     return split
