@@ -40,6 +40,7 @@ from lora_rlhf.evaluation.verdict import verdict_sentence
 from lora_rlhf.judges.choose import choose_judge, open_judge
 from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.scores import ScoreJudge, gold_judge, prompt_text, reward_judge
+from lora_rlhf.model.kernels import prepare_base
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.sets import World
@@ -81,6 +82,7 @@ def evaluate(config: EvaluateConfig, model: SharedModel | None = None, world: Wo
     """
     plan = _make_plan(config, world)
     model = open_model(plan.system_set, config.device, model, config.trust_remote_code)
+    prepare_base(model, config.dequantize, config.attn_implementation, config.fused_kernels)
     evaluation = _make_evaluation(config, plan, model)
     with evaluation.progress:
         evaluation.run()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.model.base import first_line
+from lora_rlhf.model.dense import Dequantize, keep_dense_copies
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.precision import expected_rounding, largest_difference
 from lora_rlhf.model.shared import BASE, SharedModel
@@ -30,6 +31,12 @@ LIGER = "liger_kernel"
 LIGER_PARTS = {"rope": True, "rms_norm": True, "layer_norm": True, "swiglu": True, "geglu": True}
 LIGER_PARTS |= {"cross_entropy": False, "fused_linear_cross_entropy": False}
 PROBE_TOKENS, NUM_LIKELY_TOKENS = 24, 10
+
+
+def prepare_base(model: SharedModel, dequantize: Dequantize, attention: Attention, fused: FusedKernels) -> None:
+    """Chooses what the base computes with: dense copies, attention, fused kernels. UserError for what it cannot."""
+    keep_dense_copies(model.causal, dequantize)
+    use_kernels(model, attention, fused)
 
 
 def use_kernels(model: SharedModel, attention: Attention = "auto", fused: FusedKernels = "none") -> None:

@@ -15,8 +15,7 @@ from lora_rlhf.data.chosen_template import choose_template, is_same_template
 from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.base import generation_stops
-from lora_rlhf.model.dense import keep_dense_copies
-from lora_rlhf.model.kernels import use_kernels
+from lora_rlhf.model.kernels import prepare_base
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, StageFolder, find_stage
@@ -44,14 +43,8 @@ def open_parent_base(config: StageConfig, parent: Parent, model: SharedModel | N
             )
     if then["chat_template"] is not None:
         model.tokenizer.chat_template = then["chat_template"]
-    prepare_base(model, config)
+    prepare_base(model, config.dequantize, config.attn_implementation, config.fused_kernels)
     return model
-
-
-def prepare_base(model: SharedModel, config: StageConfig) -> None:
-    """Chooses what the base computes with: dense copies, attention, fused kernels. UserError for what it cannot."""
-    keep_dense_copies(model.causal, config.dequantize)
-    use_kernels(model, config.attn_implementation, config.fused_kernels)
 
 
 def choose_run_template(config: SFTConfig, folder: StageFolder, model: SharedModel) -> None:

@@ -22,6 +22,7 @@ from lora_rlhf.data.template import pad_id
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import Sequences, counted_logprobs, response_scores
+from lora_rlhf.model.kernels import prepare_base
 from lora_rlhf.model.open import describe_base
 from lora_rlhf.model.packing import require_no_leak
 from lora_rlhf.model.shared import SharedModel
@@ -38,7 +39,6 @@ from lora_rlhf.stages.session import (
     fixed_prompt_indices,
     load_parent_role,
     log,
-    prepare_base,
     require_context,
     seed_everything,
     warn_of_few_steps,
@@ -59,7 +59,7 @@ def train(config: SFTConfig, model: SharedModel | None = None) -> SharedModel:
         source: Source[Demonstration] = source_of(config, config.demonstrations, "demonstrations")
         source.require_first()
         model = model or _load_base(config)
-        prepare_base(model, config)
+        prepare_base(model, config.dequantize, config.attn_implementation, config.fused_kernels)
         require_context(model, config)
         settings = _lora_settings(config)
         without_adapter = model.share_without_adapter(settings)

@@ -160,6 +160,13 @@ def test_people_judge_pairs_and_there_is_no_score(make_run: Run, settings: Setti
     assert "score" not in report.figures and "reward_score" in report.figures
 
 
+def test_what_the_base_computes_with_is_chosen_here_too(make_run: Run, settings: Settings) -> None:
+    run = make_run(policy=None, reward=False)
+    with pytest.raises(UserError, match="flash_attention_2: the library flash_attn is not installed"):
+        evaluate(settings(run, attn_implementation="flash_attention_2"), world=letters())
+    assert not (run / "report.json").exists()
+
+
 def test_a_run_without_a_policy_compares_what_is_there(make_run: Run, settings: Settings) -> None:
     run = make_run(policy=None, reward=False)
     report = evaluate(settings(run), world=letters())
