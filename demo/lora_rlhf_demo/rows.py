@@ -48,7 +48,7 @@ class RowFile:
     def rows(self) -> list[Row]:
         """All complete rows, which nobody may change; none if there is no such file."""
         try:
-            status = self.path.stat()
+            status = self.path.lstat()  # a link to nothing is no missing file: reading it says what it is
             version = (status.st_size, status.st_mtime_ns, status.st_ino)
             if self._read[0] == version:
                 return self._read[1]
