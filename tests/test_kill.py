@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kill import World, differences, torment, unreadable
 
-pytestmark = pytest.mark.kill
+pytestmark = [pytest.mark.kill, pytest.mark.xdist_group("kill")]  # one worker makes the world
 KILLS = {"sft": 3, "reward": 3, "dpo": 3, "ppo": 4, "sample": 2}
 
 
@@ -30,7 +30,7 @@ def test_a_killed_command_goes_on_bit_for_bit(world: World, name: str) -> None:
     assert tally.identical == tally.runs > 0
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.4, 0.98])
+@pytest.mark.parametrize("share", [0.02, pytest.param(0.1, marks=pytest.mark.long), 0.4, 0.98])
 def test_a_kill_between_two_file_operations_leaves_nothing_half(world: World, share: float) -> None:
     """At these shares of all operations SFT makes its folder, writes and removes checkpoints, and has its results."""
     run = world.new_run("sft", f"operation-{share}")

@@ -15,6 +15,7 @@ HEAVY = ("torch", "transformers", "datasets", "matplotlib", "numpy", "yaml")
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_page_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

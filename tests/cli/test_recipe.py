@@ -226,6 +226,7 @@ def test_all_stages_from_one_command_and_again_from_where_it_stopped(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_export_stands_until_its_stage_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished one is skipped, though the evaluation before it is made anew; where it is written, no base is left."""
     run = tmp_path / "run"

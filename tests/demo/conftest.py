@@ -46,7 +46,8 @@ def served(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The app on a root of its own with the run "first"; for tests that leave both as they were."""
     root = tmp_path_factory.mktemp("served") / "runs"
     save_run(model, root / "first")
-    with launch_app(DemoConfig(root=str(root), port=PORT)) as blocks:
+    # short answers: a random model hardly ever ends one itself
+    with launch_app(DemoConfig(root=str(root), port=PORT, max_response_tokens=40)) as blocks:
         yield Served(str(blocks.local_url), root)
 
 

@@ -13,7 +13,7 @@ from lora_rlhf_demo.app import launch_app
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.show import safe_html
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, ViewportSize, expect
 
 from lora_rlhf.data.sources import read_rankings
 from tests.support.demo import PORT, Served, write
@@ -21,6 +21,7 @@ from tests.support.demo import PORT, Served, write
 pytestmark = pytest.mark.browser
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
 TURNS = "#talk .turn"
+SIZES: list[ViewportSize] = [{"width": w, "height": h} for w, h in ((390, 844), (1280, 800), (1920, 1080))]
 
 
 def send(page: Page, text: str, turns: int = 1) -> None:
@@ -263,30 +264,29 @@ def test_regenerating_keeps_the_versions(page: Page) -> None:
     assert answers(page) == second
 
 
-@pytest.mark.parametrize("size", [(390, 844), (1280, 800), (1920, 1080)], ids=str)
-def test_a_blind_vote_is_in_view_after_1_3_and_10_questions(
-    open_page: Callable[..., Page], size: tuple[int, int]
-) -> None:
-    page = open_page(viewport={"width": size[0], "height": size[1]})
-    page.wait_for_selector("#columns input")
+def test_a_blind_vote_is_in_view_after_1_3_and_10_questions_at_every_width(page: Page) -> None:
     assert page.evaluate("scrollY") == 0, "it opens at its top"
     page.click("#blind input")
     page.wait_for_timeout(500)  # a change of columns that arrives later would stop the question
     for number in range(1, 11):
         send(page, f"Question {number}? " + "more " * 40, turns=number)
-        best = page.get_by_role("button", name="A is best")
-        expect(best).to_be_visible()
-        if number in (1, 3, 10):
-            for button in (best, page.locator("#tie"), page.locator("#all-bad")):
-                expect(button).to_be_in_viewport()
-            box = best.bounding_box()
-            assert box is not None
-            on_top = "([x, y]) => document.elementFromPoint(x, y).textContent.trim()"
-            assert page.evaluate(on_top, [box["x"] + 20, box["y"] + box["height"] / 2]) == "A is best"
-            placeholder = page.locator("#question textarea").get_attribute("placeholder")
-            assert placeholder is not None and "Vote on these answers first" in placeholder
-        best.click()
+        for size in SIZES if number in (1, 3, 10) else ():
+            page.set_viewport_size(size)
+            check_that_a_vote_is_in_view(page)
+        page.get_by_role("button", name="A is best").click()
         expect(page.locator("#talk h3").last).to_contain_text("(was C")
+
+
+def check_that_a_vote_is_in_view(page: Page) -> None:
+    best = page.get_by_role("button", name="A is best")
+    for button in (best, page.locator("#tie"), page.locator("#all-bad")):
+        expect(button).to_be_in_viewport()
+    box = best.bounding_box()
+    assert box is not None
+    on_top = "([x, y]) => document.elementFromPoint(x, y).textContent.trim()"
+    assert page.evaluate(on_top, [box["x"] + 20, box["y"] + box["height"] / 2]) == "A is best"
+    placeholder = page.locator("#question textarea").get_attribute("placeholder")
+    assert placeholder is not None and "Vote on these answers first" in placeholder
 
 
 def test_all_bad_is_a_tie_and_a_vote_is_taken_back(page: Page, served: Served) -> None:

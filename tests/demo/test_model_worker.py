@@ -127,6 +127,7 @@ def test_two_users_at_once_see_only_their_own_words(worker: ModelWorker) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_of_eight_users_and_200_prompts_none_is_lost_none_is_crossed_and_memory_is_flat(worker: ModelWorker) -> None:
     prompts = [f"User {user}, prompt {number}: {random.Random(user * 25 + number).random()}" for user in range(8)
                for number in range(25)]  # fmt: skip

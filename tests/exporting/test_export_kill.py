@@ -19,7 +19,11 @@ from lora_rlhf.exporting.manifest import read_export_manifest
 from lora_rlhf.exporting.verify import _require_files
 from lora_rlhf.system.disk import TEMPORARY
 
-pytestmark = pytest.mark.kill
+pytestmark = [
+    pytest.mark.kill,
+    pytest.mark.long,
+    pytest.mark.xdist_group("export kill"),
+]  # one worker makes the undisturbed export
 KILLS = 15
 SEEN = ("scratch", "model.safetensors", "config.json", "README.md", "export.json")  # in the folder that is being made
 FORKS = multiprocessing.get_context("forkserver")

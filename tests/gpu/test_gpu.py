@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 ANSWERS = ["The fox is brown.", "It is brown.", "Brown.", "I do not know."]
 
 
+@pytest.mark.long  # on a played GPU; its parts are played in tests/cuda
 def test_three_stages_on_the_gpu(tmp_path: Path, gpu: bool) -> None:
     """On a played GPU, which computes on the CPU, with fewer rows in an iteration."""
     size = 32 if gpu else 8

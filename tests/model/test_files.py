@@ -86,7 +86,7 @@ def test_a_model_that_is_not_there_is_one_message(hub_home: Path, unreachable: s
     assert f"({unreachable}: " in out and "hf download nosuchmodel --local-dir models/nosuchmodel" in out
 
 
-@pytest.mark.parametrize("setting", ["HF_ENDPOINT", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("setting", ["HF_ENDPOINT", pytest.param("HF_HUB_OFFLINE", marks=pytest.mark.long)])
 def test_a_cache_without_the_weights_says_so(hub_home: Path, unreachable: str, setting: str) -> None:
     out, err = load_alone("owner/half", hub_home, **{setting: unreachable if setting == "HF_ENDPOINT" else "1"})
     assert out == "base model 'owner/half': its weights are not in the cache, and the hub cannot be reached\n"
@@ -129,6 +129,7 @@ def test_lines_of_retries_are_not_shown(monkeypatch: pytest.MonkeyPatch, caplog:
 
     monkeypatch.setattr(files, "hub_fault", lambda: None)
     monkeypatch.setattr(files, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(files, "cached_file", failing)  # a real one tries again for half a minute
     for loader in (base.AutoTokenizer, base.AutoConfig):
         monkeypatch.setattr(loader, "from_pretrained", failing)
     level = logging.getLogger("huggingface_hub").level

@@ -25,6 +25,8 @@ from lora_rlhf.system.errors import UserError
 from tests.support.pretended_cuda import pretended
 from tests.zoo.checkpoints import CHECKPOINTS
 
+pytestmark = pytest.mark.xdist_group("plan")  # one worker measures the embedded model
+
 ASKED = PlanConfig(model="tinyworld", gpu_gib=6, max_prompt_tokens=24, max_response_tokens=8)
 # of the checkpoints that their makers published, as the hub tells them
 PUBLISHED = {
@@ -292,8 +294,11 @@ def test_what_writes_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("gpt_neo", "jamba"),
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("bamba", "nemotron_h", "qwen3_moe", "zamba2")),
+        "gpt_neo",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("bamba", "jamba", "nemotron_h", "qwen3_moe", "zamba2")
+        ),
     ],
 )
 def test_layers_of_several_kinds_and_experts_are_planned(tmp_path: Path, name: str) -> None:

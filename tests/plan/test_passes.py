@@ -1,5 +1,6 @@
 """Predicted bytes against real ones: the passes of real models, counted by PyTorch's profiler."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ PROMPT, RESPONSE, ROWS = 64, 32, 6
 Measured = Callable[[Callable[[], object]], int]
 PASSING = ("activations", "logits", "kv cache", "generation")
 FAMILIES = ("llama", "gemma2", "gpt2")
+PASSES_IN_THE_SUITE = (("policy", "gemma2", False), ("policy", "gpt2", True), ("value", "llama", False))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +79,13 @@ def most(subject: MeasuredModel, names: tuple[str, ...], checkpointing: bool = F
     return max(planned(subject, name, checkpointing) for name in names)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("role", ["policy", "value"])
+@pytest.mark.parametrize(
+    ("role", "family", "checkpointing"),
+    [
+        pytest.param(*case, marks=[] if case in PASSES_IN_THE_SUITE else pytest.mark.long)
+        for case in itertools.product(("policy", "value"), FAMILIES, (False, True))
+    ],
+)
 def test_a_training_pass_takes_what_was_planned(
     role: str,
     family: str,

@@ -13,6 +13,8 @@ from lora_rlhf.plan.roofline import Roofline
 from lora_rlhf.plan.subject import MeasuredModel
 from lora_rlhf.plan.work import FUSED_ROWS, KERNEL, PRODUCTS, TRAFFIC, Operation, Work
 
+pytestmark = pytest.mark.xdist_group("plan")  # one worker measures the embedded model
+
 CARD = Card("any", 24, bandwidth=1000, tflops=500, float32_tflops=50, capability=8.9, source="none")
 BYTES_PER_SECOND, FLOPS = 1000e9 * TRAFFIC, 1e12 * PRODUCTS
 
@@ -30,7 +32,9 @@ def seconds(work: Callable[[], object], rows: int = 1) -> float:
 
 @pytest.mark.parametrize(("dtype", "tflops", "size"), [(torch.bfloat16, 500, 2), (torch.float32, 50, 4)])
 def test_a_product_takes_the_longer_of_its_flop_and_its_bytes(dtype: torch.dtype, tflops: float, size: int) -> None:
-    tall, weight, row = (torch.zeros(shape, dtype=dtype) for shape in ((4096, 2048), (2048, 1024), (1, 2048)))
+    tall, weight, row = (
+        torch.zeros(shape, dtype=dtype, device="meta") for shape in ((4096, 2048), (2048, 1024), (1, 2048))
+    )
     assert seconds(lambda: tall @ weight) == pytest.approx(2 * 4096 * 2048 * 1024 / (tflops * FLOPS))
     moved = size * (2048 + 2048 * 1024 + 1024)
     assert seconds(lambda: row @ weight) == pytest.approx(moved / BYTES_PER_SECOND)

@@ -10,6 +10,7 @@ from tests.support.planted_runs import FLAG_OF
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),  # the first test trains: a minute, and several on a busy machine
     pytest.mark.xdist_group("planted"),  # while one worker trains, the others go on
 ]

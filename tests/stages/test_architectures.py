@@ -12,9 +12,8 @@ from tests.support.stages import LIMITS, Models, open_model, results, rows_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox"])
-def test_all_three_stages(name: str, tiny_model: Models, data: Path, tmp_path: Path) -> None:
-    folder, run = tiny_model(name), str(tmp_path)
+def test_all_three_stages(architecture: str, tiny_model: Models, data: Path, tmp_path: Path) -> None:
+    folder, run = tiny_model(architecture), str(tmp_path)
     model = open_model(folder)
     digest = model.base_digest()
     common = {"run": run, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 5e-3, **LIMITS}

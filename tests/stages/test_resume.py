@@ -119,7 +119,10 @@ def undisturbed(config: Make) -> Callable[[str], dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("stage", "at"),
-    [("sft", 1), ("sft", 3), ("sft", 5), ("reward", 3), *(("ppo", n) for n in (1, 2, 3, 5))],
+    [
+        *(("sft", 3), ("reward", 3), ("ppo", 2), ("ppo", 5)),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("sft", 1), ("sft", 5), ("ppo", 1), ("ppo", 3))),
+    ],
 )
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(
     config: Make, undisturbed: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, stage: str, at: int
@@ -368,7 +371,7 @@ def test_a_run_with_moments_in_8_bits_goes_on_bit_for_bit_and_with_no_other_opti
     assert_same(contents(settings.run, "ppo"), contents(Path(settings.run).parent / "undisturbed", "ppo"))
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("ppo", marks=pytest.mark.long)])
 def test_a_gpu_that_fails_leaves_the_last_checkpoint(stage: str, config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     boundary = Trainer.save_or_stop
     with pretended() as played, monkeypatch.context() as patch:

@@ -33,7 +33,7 @@ def column(run: Path, key: str) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("advantage", ["gae", "grpo"])
+@pytest.mark.parametrize("advantage", ["gae", pytest.param("grpo", marks=pytest.mark.long)])
 def test_rows_as_in_gsm8k_train_by_one_flag(guesser: Path, tmp_path: Path, advantage: str) -> None:
     rows, function = f"--prompts {guesser}/gsm8k.jsonl", "--reward_functions numeric_answer"
     command = f"ppo --run {tmp_path} --sft {guesser}/run/sft {rows} {function}"

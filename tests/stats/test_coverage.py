@@ -69,6 +69,7 @@ def test_a_share() -> None:
     assert 0.93 <= coverage(lambda rng: wilson_interval(rng.binomial(300, 0.07), 300)[1:3], 0.07) <= 0.97
 
 
+@pytest.mark.long
 def test_length_controlled_win_rate() -> None:
     """At equal lengths the first wins 45 %; as it is mostly longer, its plain win rate is far above."""
     n, constant, slope = 250, math.log(0.45 / 0.55), 1.2

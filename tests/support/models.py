@@ -55,8 +55,13 @@ ARCHITECTURES = {
     "gpt_neox": Architecture({"hidden_dropout": 0.1}),
 }
 IN_THE_FAST_SUITE = ("llama", "gemma2", "gpt2")  # those that differ most
+IN_THE_LONG_SUITE = ("mistral", "qwen2", "gemma", "phi")  # what they have, others have too
 EVERY_ARCHITECTURE = [
-    pytest.param(name, marks=[] if name in IN_THE_FAST_SUITE else pytest.mark.slow) for name in ARCHITECTURES
+    pytest.param(
+        name,
+        marks=[pytest.mark.slow] * (name not in IN_THE_FAST_SUITE) + [pytest.mark.long] * (name in IN_THE_LONG_SUITE),
+    )
+    for name in ARCHITECTURES
 ]
 
 

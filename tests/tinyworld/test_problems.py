@@ -84,6 +84,7 @@ def test_faults_name_the_value_and_the_bound() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_checks_teach_what_the_demonstrations_did_not(folder: Path) -> None:
     """A small form of benchmarks/verifiable.py: both checks rise on prompts of training, with no reward model."""
     common = "--max_prompt_tokens 64 --max_response_tokens 32 --micro_batch_size 64 --device cpu"
