@@ -36,6 +36,7 @@ class CompareControls:
     def __init__(self, app: App, browser: gr.BrowserState) -> None:
         self.app, self.browser = app, browser
         self.comparison, self.previous = gr.State(None), gr.State(None)
+        self.asked = gr.State("")  # the question that is being answered
         self.last = gr.BrowserState([], storage_key="lora-rlhf-conversation", secret="labeler")
         with gr.Row(equal_height=False, elem_id="compare"):
             with gr.Column(scale=1, min_width=250, elem_id="side"):
@@ -45,7 +46,7 @@ class CompareControls:
                 self.live = gr.HTML("", elem_id="live", js_on_load=EXAMPLE_SCRIPT, apply_default_css=False)
                 self._add_question_controls()
         self.text = gr.Textbox(visible="hidden")
-        self.states = [self.comparison, self.previous, self.browser, self.last, self.history]
+        self.states = [self.comparison, self.previous, self.asked, self.browser, self.last, self.history]
         chosen = [self.run, self.stages, self.blind, self.length, self.about, self.standing]
         buttons = [self.send, self.stop, self.back, self.unvote, self.vote_row, *self.best]
         self.outputs = [*self.states, *chosen, *buttons, self.page, self.live, self.question, self.ranking]

@@ -113,7 +113,7 @@ class CompareTab(CompareControls):
                 yield {
                     self.stages: gr.update(choices=[*event.columns, *event.other_columns], value=columns),
                     self.length: gr.update(maximum=longest, value=min(USUAL_ANSWER_TOKENS, longest)),
-                    self.live: "" if kept is not None else self._invitation_html(run, columns),
+                    self.live: "" if kept is not None else self._invitation_html(run, columns, values[self.blind]),
                     self.about: show.line_html(run_summary(self.app.root, run)),
                     self.standing: self._standings_html(run),
                 }
@@ -191,7 +191,8 @@ class CompareTab(CompareControls):
         busy_updates = {self.send: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
         page = self._turns_html(comparison, values)
         live = show.live_turn_html(comparison, question, empty_texts)
-        yield {**busy_updates, self.question: "", self.page: page, self.live: live}
+        asked = question if replaced is None else ""
+        yield {**busy_updates, self.question: "", self.asked: asked, self.page: page, self.live: live}
         for event in self.app.submit(str(request.session_hash), TAB, ask, user_of(request)).events():
             if isinstance(event, Failed) or (isinstance(event, Answered) and event.has_no_token):
                 message = show.failure_html(event.reason) if isinstance(event, Failed) else show.notice_html("Stopped.")
@@ -200,7 +201,7 @@ class CompareTab(CompareControls):
                     comparison, box = replace(comparison, turns=(*comparison.turns, replaced)), {}
                 page = self._turns_html(comparison, values)
                 idle = self.idle_updates(comparison if comparison.turns else None)
-                yield {**idle, **box, self.page: page, self.live: message}
+                yield {**idle, **box, self.asked: "", self.page: page, self.live: message}
             elif isinstance(event, Answered):
                 answered = comparison.with_answers(question, ask, event.answers, replaced)
                 answered, kept = self._keep(answered, values)
@@ -209,6 +210,7 @@ class CompareTab(CompareControls):
                 yield {
                     **self.idle_updates(answered),
                     **kept,
+                    self.asked: "",
                     self.page: page,
                     self.live: show.notice_html(" ".join(notes)),
                 }
@@ -255,20 +257,24 @@ class CompareTab(CompareControls):
         updates = self.idle_updates(None) | self._conversation_updates(None, values) | self._leave(values)
         history = self._history_update(values[self.run], values[self.browser], None) if values[self.run] else gr.skip()
         return updates | {
-            self.live: self._invitation_html(values[self.run], values[self.stages]),
+            self.live: self._invitation_html(values[self.run], values[self.stages], values[self.blind]),
             self.history: history,
         }
 
     def _change_columns(self, values: Values, request: gr.Request) -> Values:
-        """Other columns, or blind or not: the conversation goes on with them."""
+        """Other columns, or blind or not: the conversation goes on with them. A question in the air comes back."""
         comparison: Comparison | None = values[self.comparison]
-        if comparison is None:  # nothing to stop; a first question may have been sent since
-            return {**self.idle_updates(None), self.live: self._invitation_html(values[self.run], values[self.stages])}
         self._stop_request(request)
+        back: Values = {self.asked: ""}
+        if values[self.asked]:
+            back[self.question] = gr.update(value=values[self.asked], interactive=True)
+        if comparison is None:
+            invitation = self._invitation_html(values[self.run], values[self.stages], values[self.blind])
+            return {**self.idle_updates(None), **back, self.live: invitation}
         changed = comparison.with_columns(values[self.stages], values[self.blind])
         note = show.notice_html("The next question goes to these columns; what was said stays.")
         page = self._turns_html(changed, values)
-        return {**self.idle_updates(changed), self.page: page, self.live: note}
+        return {**self.idle_updates(changed), **back, self.page: page, self.live: note}
 
     def _choose_conversation(self, values: Values, request: gr.Request) -> Values:
         """Shows an earlier conversation, to go on with it."""
@@ -306,12 +312,12 @@ class CompareTab(CompareControls):
         drawn = show.text_html if values[self.raw] else markdown_html
         return show.turns_html(comparison, values[self.differences], drawn)
 
-    def _invitation_html(self, run: str, columns: Sequence[str]) -> str:
+    def _invitation_html(self, run: str, columns: Sequence[str], is_blind: bool) -> str:
         try:
             examples = example_prompts(find_run_folder(self.app.root, run))
         except (UserError, OSError):
             examples = []
-        return show.invitation_html(columns, examples)
+        return show.invitation_html(columns, examples, is_blind)
 
     def _redraw(self, values: Values) -> Values:
         comparison = values[self.comparison]

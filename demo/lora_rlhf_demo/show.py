@@ -52,7 +52,7 @@ def notice_html(text: str) -> str:
     return f'<div class="talk"><p class="status" role="status">{safe_html(text)}</p></div>' if text else ""
 
 
-def invitation_html(columns: Sequence[str], examples: Sequence[str]) -> str:
+def invitation_html(columns: Sequence[str], examples: Sequence[str], is_blind: bool = False) -> str:
     """What an empty page says: who will answer, and prompts of the run that a click puts into the box."""
     if not columns:
         return notice_html("Choose a column.")
@@ -60,7 +60,8 @@ def invitation_html(columns: Sequence[str], examples: Sequence[str]) -> str:
         f'<button type="button" class="example" data-example>{safe_html(text)}</button>' for text in examples
     )
     about = '<p class="status">This run knows such prompts:</p>' if examples else ""
-    sentence = safe_html(f"Ask something: {', '.join(columns)} answer side by side.")
+    rule = " Their names are hidden until you vote." if is_blind else ""
+    sentence = safe_html(f"Ask something: {', '.join(columns)} answer side by side.{rule}")
     status = f'<p class="status" role="status">{sentence}</p>'
     return f'<div class="talk">{status}{about}<div class="examples">{buttons}</div></div>'
 

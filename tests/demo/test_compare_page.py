@@ -35,6 +35,11 @@ def send(page: Page, text: str, turns: int = 1) -> None:
     expect(page.locator(TURNS)).to_have_count(turns)
 
 
+def go_blind(page: Page) -> None:
+    page.click("#blind input")
+    expect(page.locator("#live .status")).to_contain_text("names are hidden")  # else this would stop the question
+
+
 def answers(page: Page, turn: int = -1) -> list[str]:
     return page.locator(TURNS).nth(turn).locator(".card .text").all_text_contents()
 
@@ -126,7 +131,7 @@ def test_an_answer_is_copied_and_the_look_is_switched(page: Page) -> None:
 
 def test_a_blind_vote_reveals_the_names_and_is_kept(page: Page, served: Served) -> None:
     page.click("#raw input")
-    page.click("#blind input")
+    go_blind(page)
     send(page, "Who is blind?")
     assert titles(page) == ["Answer A", "Answer B", "Answer C"]
     expect(page.locator("#talk .figures")).to_have_count(0)
@@ -266,8 +271,7 @@ def test_regenerating_keeps_the_versions(page: Page) -> None:
 
 def test_a_blind_vote_is_in_view_after_1_3_and_10_questions_at_every_width(page: Page) -> None:
     assert page.evaluate("scrollY") == 0, "it opens at its top"
-    page.click("#blind input")
-    page.wait_for_timeout(500)  # a change of columns that arrives later would stop the question
+    go_blind(page)
     for number in range(1, 11):
         send(page, f"Question {number}? " + "more " * 40, turns=number)
         for size in SIZES if number in (1, 3, 10) else ():
@@ -292,7 +296,7 @@ def check_that_a_vote_is_in_view(page: Page) -> None:
 def test_all_bad_is_a_tie_and_a_vote_is_taken_back(page: Page, served: Served) -> None:
     votes = RowFile(served.root / "first" / "votes.jsonl")
     before = len(votes.rows())
-    page.click("#blind input")
+    go_blind(page)
     send(page, "Who is bad?")
     page.click("#all-bad")
     expect(page.locator("#talk h3").first).to_contain_text("rank 1")
@@ -346,6 +350,16 @@ def test_a_question_stopped_while_it_waits_comes_back(
     expect(pages[1].locator("#live .status")).to_have_text("Stopped.")
     expect(pages[1].locator("#question textarea")).to_have_value("in the queue")
     expect(pages[1].locator(TURNS)).to_have_count(0)
+
+
+def test_a_question_that_a_change_of_columns_stops_comes_back(page: Page, slow: None) -> None:
+    send_at = "#question textarea"
+    page.fill(send_at, "Who counts?")
+    page.press(send_at, "Enter")
+    wait_until_all_speak(page)
+    page.click("#blind input")
+    expect(page.locator(send_at)).to_have_value("Who counts?")
+    expect(page.locator("#live .status")).to_contain_text("names are hidden")
 
 
 def test_a_page_closed_in_the_middle_frees_the_model(open_page: Callable[..., Page], slow: None) -> None:
