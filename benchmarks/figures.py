@@ -12,6 +12,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import methods_report
+from figure_text import rate_text, table
+
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.plan.report import models_table_markdown
 
@@ -78,19 +81,19 @@ def _quickstart(results: Any) -> dict[str, str]:
     }
     return {
         "quickstart_cost": f"{last['wall_seconds'] / 60:.1f} minutes and {last['peak_rss_gib']:.1f} GiB",
-        "quickstart_win_rate": _rate(last[best]["policy_vs_sft"]),
-        "win_rates": _table(
+        "quickstart_win_rate": rate_text(last[best]["policy_vs_sft"]),
+        "win_rates": table(
             "win rate | both sampled at temperature 1 | each at its own best temperature",
             *(
-                f"{pair.replace('_', ' ')} | {_rate(rate)} | {_rate(pooled['scores_best_temperature'][pair])}"
+                f"{pair.replace('_', ' ')} | {rate_text(rate)} | {rate_text(pooled['scores_best_temperature'][pair])}"
                 for pair, rate in pooled["scores"].items()
             ),
         ),
-        "by_seed": _table("measured | by seed", *(f"{title} | {', '.join(row)}" for title, row in by_seed.items())),
-        "controls": _table(
+        "by_seed": table("measured | by seed", *(f"{title} | {', '.join(row)}" for title, row in by_seed.items())),
+        "controls": table(
             "control | win rate | mean gold score, SFT to policy | KL, mean of the last 10 iterations",
             *(
-                f"{title} | {_rate(control['win_rate_policy_vs_sft'])} | {control['gold']['sft']['mean']:.2f} to "
+                f"{title} | {rate_text(control['win_rate_policy_vs_sft'])} | {control['gold']['sft']['mean']:.2f} to "
                 f"{control['gold']['policy']['mean']:.2f} | {fmean(control['rollout_kl'][-10:]):.2f}"
                 for title, control in ((title, controls[name]) for name, title in CONTROLS.items())
             ),
@@ -109,7 +112,7 @@ def _against_trl(results: Any) -> dict[str, str]:
         "times_as_fast_as_trl_of_pairs": _range(by_seconds["of_each_pair"]),
         "times_as_fast_as_trl_by_cpu": f"{by_cpu['of_medians']:.2f}, {_range(by_cpu['of_each_pair'])}",
         "share_of_trls_memory": f"{result['share_of_peak_memory']['share']:.2f}",
-        "against_trl": _table(
+        "against_trl": table(
             " | seconds of an iteration | sampling, scoring, update | CPU seconds | peak memory",
             *(
                 f"{name} | {side['seconds']:.2f} | {', '.join(f'{seconds:.2f}' for seconds in side['parts'].values())}"
@@ -130,14 +133,14 @@ def _speed(results: Any) -> dict[str, str]:
     shapes = results["role_memory"]["shapes"]
     return {
         "fast_paths": _fast_paths(results["fast_paths"]["measured"]),
-        "rollouts": _table(
+        "rollouts": table(
             " | plain | static | transformers' `generate`, batches of 32",
             *(
                 f"{name} | {' | '.join(f'{speed:.0f}' for speed in rollout['tokens_per_s'].values())}"
                 for name, rollout in rollouts.items()
             ),
         ),
-        "mixed_roles": _table(
+        "mixed_roles": table(
             "shape | asked | against adapters | against merged weights",
             *(
                 f"{shape} | {asked} | {row['mixed_against'][against]} | {row['mixed_against'].get(merged, '')}"
@@ -145,7 +148,7 @@ def _speed(results: Any) -> dict[str, str]:
                 for asked, row in result["measured"].items()
             ),
         ),
-        "role_memory": _table(
+        "role_memory": table(
             "shape | 4-bit base | one role | share of the base",
             *(
                 f"{name} | {shape['base_mib']:.1f} MiB | {shape['roles']['policy']['mib']:.1f} MiB | "
@@ -160,7 +163,7 @@ def _fast_paths(shapes: Any) -> str:
     """A row for each path and shape, a column for each piece of work. Empty where the path takes no part in it."""
     work = list(next(iter(shapes.values())))
     paths = dict.fromkeys(path for pieces in shapes.values() for piece in pieces.values() for path in piece["cpu_gain"])
-    return _table(
+    return table(
         f"without | shape | {' | '.join(work)}",
         *(
             f"{path} | {shape}"
@@ -180,7 +183,7 @@ def _app(results: Any) -> dict[str, str]:
     equal, natural, load = (demo[name] for name in ("columns_of_equal_length", "columns_as_they_end", "load"))
     memory = load["resident_mib"]
     return {
-        "app": _table(
+        "app": table(
             "what | measured",
             f"the page is there, after the command | {page:.1f} s",
             f"it can be asked, after the command | {columns:.1f} s",
@@ -226,7 +229,7 @@ def _budgets(results: Any) -> dict[str, str]:
         for both in [(before, after)]
         for model in after
     ]
-    return {"budgets": _table(" | before | after", *rows, *saved)}
+    return {"budgets": table(" | before | after", *rows, *saved)}
 
 
 def _zoo(results: Any) -> dict[str, str]:
@@ -241,7 +244,7 @@ def _commands(results: Any) -> dict[str, str]:
         "data_check": f"{check['mb_per_s']:.0f} MB of JSONL a second in {check['peak_mb']} MB of memory",
         "evaluation_size": f"{evaluation['prompts']} prompts and {evaluation['probes']} probes",
         "evaluation_cost": f"{evaluation['wall_seconds'] / 60:.1f} minutes and {evaluation['peak_rss_gib']:.2f} GiB",
-        "exports": _table(
+        "exports": table(
             " | layers | GB | peak memory | seconds a GB | times a plain copy",
             *(
                 f"{name} | {row['layers']} | {row['gb']:.1f} | {row['peak_rss_gib']:.2f} GiB | "
@@ -258,110 +261,12 @@ def _commands(results: Any) -> dict[str, str]:
     }
 
 
-METHODS = {
-    "best_of_16": "best of 16, no training",
-    "rejection": "rejection sampling",
-    "dpo": "DPO, 1 epoch",
-    "dpo_as_long": "DPO, as long as reward model and PPO",
-    "ipo": "IPO",
-    "kto": "KTO",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
-    "ppo": "PPO",
-    "ppo_ptx": "PPO-ptx",
-}
-
-
 def _methods(results: Any) -> dict[str, str]:
-    """Every method at every number of ranked prompts: rates are pooled over seeds, other figures are their means."""
-    costs, judged = results["methods"]["costs"], results["methods"]["judged"]
-    counts = sorted({int(key.split("/")[1]) for key in judged})
-    seeds = sorted({key.split("/")[0] for key in judged}, key=int)
-
-    def cells(name: str, count: int) -> str:
-        rows = [judged[key][name] for key in (f"{seed}/{count}" for seed in seeds) if name in judged.get(key, {})]
-        spent = [costs[key] for key in (f"{seed}/{count}/{name}" for seed in seeds) if key in costs]
-        best = [row["win_rate_best_temperature"] for row in rows if row.get("win_rate_best_temperature")]
-        figures = [
-            f"{mean:.2f}" if (mean := _mean([row.get(figure) for row in rows])) is not None else ""
-            for figure in ("gold", "kl", "length", "perplexity")
-        ]
-        return " | ".join(
-            [
-                METHODS[name],
-                str(count),
-                _rates([row["win_rate"] for row in rows]),
-                _rates(best) if best else "",
-                *figures,
-                f"{fmean(cost['cpu_seconds'] for cost in spent):.0f}",
-                f"{max(cost['peak_gib'] for cost in spent):.2f}",
-            ]
-        )
-
-    sft = [judged[f"{seed}/{count}"]["sft"] for seed in seeds for count in counts if f"{seed}/{count}" in judged]
-    means = [f"{_mean([row[key] for row in sft]) or 0:.2f}" for key in ("gold", "kl", "length", "perplexity")]
-    spent = [costs[f"{seed}/sft"] for seed in seeds]
-    seconds, peak = fmean(cost["cpu_seconds"] for cost in spent), max(cost["peak_gib"] for cost in spent)
-    start = " | ".join(["SFT", "", "", "", *means, f"{seconds:.0f}", f"{peak:.2f}"])
-    most = counts[-1]
-    per_thousand = {
-        "`sft`, per 1,000 demonstrations": ("sft", 1500),
-        "`reward`, per 1,000 ranked prompts": (f"{most}/reward", most),
-        "`dpo`, per 1,000 ranked prompts": (f"{most}/dpo", most),
-        "`dpo --method kto`, per 1,000 ranked prompts": (f"{most}/kto", most),
-        "`ppo`, per 1,000 responses": (f"{most}/ppo", 3840),
-        "`ppo --advantage rloo`, per 1,000 responses": (f"{most}/rloo", 3840),
-        "`ppo --pretraining-text`, per 1,000 responses": (f"{most}/ppo_ptx", 3840),
-        "`sample --best-of 16`, per 1,000 prompts": (f"{most}/best_of_16", 320),
-    }
-    return {
-        "methods_seeds": str(len(seeds)),
-        "methods": _table(
-            "method | ranked prompts | wins against SFT, temperature 1 | each at its best temperature | gold score "
-            "| KL, nats a response | tokens | perplexity | CPU seconds | GiB",
-            start,
-            *(
-                cells(name, count)
-                for count in counts
-                for name in METHODS
-                if name in judged.get(f"{seeds[0]}/{count}", {})
-            ),
-        ),
-        "methods_costs": _table(
-            "command | CPU seconds | GiB",
-            *(
-                f"{title} | {fmean(costs[f'{seed}/{key}']['cpu_seconds'] for seed in seeds) / rows * 1000:.0f} | "
-                f"{max(costs[f'{seed}/{key}']['peak_gib'] for seed in seeds):.2f}"
-                for title, (key, rows) in per_thousand.items()
-                if f"{seeds[0]}/{key}" in costs
-            ),
-        ),
-    }
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def _rates(rates: list[Any]) -> str:
-    """The mean of rates over as many prompts each, with the interval of their mean."""
-    mean = fmean(rate["rate"] for rate in rates)
-    half = sum(((rate["high"] - rate["low"]) / 2) ** 2 for rate in rates) ** 0.5 / len(rates)
-    return _rate({"rate": mean, "low": mean - half, "high": mean + half})
-
-
-def _rate(rate: Any) -> str:
-    return f"{rate['rate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
+    return methods_report.tables(results["methods"])
 
 
 def _range(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
-
-
-def _table(head: str, *rows: str) -> str:
-    rule = "|---" * (head.count("|") + 1) + "|"
-    return "\n".join([f"| {head.strip()} |", rule, *(f"| {row.strip()} |" for row in rows)])
 
 
 if __name__ == "__main__":

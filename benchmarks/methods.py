@@ -1,28 +1,34 @@
 """Methods side by side on the tiny world: from the same base, SFT model and ranked prompts, judged by the gold score.
 
-    python benchmarks/methods.py --seeds 0 1 2 --prompts 200 1200
+    OMP_NUM_THREADS=1 python benchmarks/methods.py --prompts 200 --seeds 0 1 2
+    OMP_NUM_THREADS=1 python benchmarks/methods.py --prompts 1200
+    OMP_NUM_THREADS=1 python benchmarks/methods.py --prompts 10000 --methods best_of_16 ppo dpo kto dpo_as_long
 
-Each seed has one SFT model, whose answers the simulated labelers rank. Of every number of ranked prompts the first ones
-of the same file are taken. A method runs as its command, in a process of its own; the result is written after every one
-of them, and a second call goes on where the first one stopped. `--methods` names those that shall be there then.
+Each seed has one SFT model. It answers the first so many prompts of the same file, four times each (twice where there
+are more than 2,000), and the simulated labelers rank the answers. A method runs as its command, in a process of its own
+that has the libraries loaded; the result is written after every one of them, and a second call goes on where the first
+one stopped. `--methods` names those that shall be there then.
 
 Rejection sampling: SFT again, on the demonstrations and on the best of 16 answers to as many prompts as make PPO's
 number of responses. `as_long`: DPO with as many epochs as fit into the CPU seconds of reward model and PPO together.
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
-import subprocess
 import sys
 import time
+import traceback
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from methods_report import plot
 from provenance import provenance
 
+from lora_rlhf.cli.main import main as command
 from lora_rlhf.data.schema import Demonstration
 from lora_rlhf.data.sources import Source
 from lora_rlhf.evaluation.report_model import Report, read_report
@@ -34,28 +40,33 @@ from lora_rlhf.tinyworld.gold import gold_total
 
 KIB = 1024
 BEST_OF = 16
+MOST_PROMPTS = 12_500  # that can be ranked: 10,000, and those whose answers are too much alike
+SPARE = 1.25
+ITERATIONS, BATCH = 20, 96
+RESPONSES = ITERATIONS * BATCH  # that PPO samples
+REJECTION_PROMPTS = RESPONSES // BEST_OF
+DEMONSTRATIONS, EVALUATION_PROMPTS, SELECTION_PROMPTS = 1500, 320, 100
 LIMITS = "--max_prompt_tokens 128 --max_response_tokens 64 --generation_batch_size 416 --device cpu"
+SFT = "--model tinyworld --batch_size 32 --micro_batch_size 32 --learning_rate 2e-3"
 PPO = (
-    "--iterations 40 --batch_size 96 --minibatch_size 96 --micro_batch_size 48 --num_epochs 1 "
-    "--policy_learning_rate 1.5e-3 --value_learning_rate 2e-3 --kl_coef 0.15 --kl_target 1.2 --kl_horizon 600 "
-    "--engine static --accept_chance_reward true"
+    f"--iterations {ITERATIONS} --batch_size {BATCH} --minibatch_size {BATCH} --micro_batch_size 48 --num_epochs 1 "
+    "--policy_learning_rate 1.5e-3 --value_learning_rate 2e-3 --warmup_iterations 5 --kl_coef 0.15 --kl_target 1.2 "
+    "--kl_horizon 600 --engine static --accept_chance_reward true"
 )
 DPO = "--micro_batch_size 64 --learning_rate 5e-4"
 # {method: (the command, its own flags)}; the report is of the first one's run, and its policy is the candidate
 METHODS = {
     "ppo": ("ppo", PPO),
+    "dpo": ("dpo", DPO),
     "ppo_ptx": ("ppo", f"{PPO} --pretraining_text {{data}}/pretraining.jsonl --ptx_coef 1 --ptx_block_tokens 64"),
     "rloo": ("ppo", f"{PPO} --advantage rloo --samples_per_prompt 4"),
     "grpo": ("ppo", f"{PPO} --advantage grpo --samples_per_prompt 4"),
-    "dpo": ("dpo", DPO),
     "ipo": ("dpo", f"{DPO} --loss_type ipo"),
     "kto": ("dpo", f"{DPO} --method kto --batch_size 32"),
-    "rejection": ("sft", ""),
+    "rejection": ("sft", SFT),
     "dpo_as_long": ("dpo", DPO),
 }
 BEST = f"best_of_{BEST_OF}"  # no training
-REJECTION_PROMPTS = 40 * 96 // BEST_OF  # PPO samples 40 iterations of 96 responses
-SELECTION_PROMPTS = 100
 
 
 def main() -> None:
@@ -65,34 +76,49 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[BEST, *METHODS], default=[BEST, *METHODS])
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="folder of the run folders")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/methods.json"))
+    parser.add_argument("--plot", action="store_true", help="only draw the picture of the result that is there")
     args = parser.parse_args()
-    command = f"python benchmarks/methods.py --seeds {' '.join(map(str, args.seeds))} --prompts "
-    bench = Bench(args.to, command + " ".join(map(str, args.prompts)))
-    for seed in args.seeds:
-        folder = args.runs / f"seed-{seed}"
-        bench.begin(seed, folder, max(args.prompts))
+    if not args.plot:
+        chosen = (("--prompts", args.prompts), ("--seeds", args.seeds), ("--methods", args.methods))
+        words = [
+            " ".join(map(str, [flag, *values])) for flag, values in chosen if values != parser.get_default(flag[2:])
+        ]
+        bench = Bench(args.to, " ".join(["python benchmarks/methods.py", *words]))
+        for room in ("evaluation.report", "stages.dpo", "stages.ppo"):  # no command shall spend its time on loading
+            importlib.import_module(f"lora_rlhf.{room}")
         for count in args.prompts:
-            bench.train_all(seed, folder, count, args.methods)
-            bench.judge(seed, folder, count, args.methods)
-    print(json.dumps(bench.result, indent=2))
+            for seed in args.seeds:
+                folder = args.runs / f"seed-{seed}"
+                bench.begin(seed, folder)
+                bench.rank(seed, folder, count)
+                bench.train_all(seed, folder, count, args.methods)
+                bench.judge(seed, folder, count, args.methods)
+    plot(json.loads(args.to.read_text()), args.to.with_suffix(".png"))
 
 
 class Bench:
     """The result so far, and the steps that fill it."""
 
-    def __init__(self, to: Path, command: str) -> None:
+    def __init__(self, to: Path, words: str) -> None:
         self.to = to
         before = json.loads(to.read_text()) if to.is_file() else {}
-        self.result: dict[str, Any] = {**provenance(command), "costs": {}, "judged": {}}
-        self.result |= {key: before[key] for key in ("costs", "judged") if key in before}
+        self.result: dict[str, Any] = {**provenance(words), "costs": {}, "judged": {}} | before
+        for key, value in provenance(words).items():  # of every call that added to the result
+            self.result[key] = "; ".join(dict.fromkeys([*self.result[key].split("; "), value]))
+        self.result["rows"] = {
+            **{"demonstrations": DEMONSTRATIONS, "ppo_responses": RESPONSES},
+            **{"evaluation_prompts": EVALUATION_PROMPTS, "rejection_responses": REJECTION_PROMPTS * BEST_OF},
+        }
 
     def step(self, name: str, words: str) -> dict[str, float]:
         """Runs a command once: its seconds, those of the CPU, its peak memory, and the load before it."""
         costs: dict[str, dict[str, float]] = self.result["costs"]
         if name not in costs:
             load, started = os.getloadavg()[0], time.monotonic()
-            process = subprocess.Popen([sys.executable, "-m", "lora_rlhf.cli", *words.split()])
-            _, status, usage = os.wait4(process.pid, 0)
+            sys.stdout.flush()
+            if (process := os.fork()) == 0:
+                run_and_exit(words)
+            _, status, usage = os.wait4(process, 0)
             if status:
                 sys.exit(f"{name}: `lora-rlhf {words}` ended with status {os.waitstatus_to_exitcode(status)}")
             costs[name] = {
@@ -104,28 +130,36 @@ class Bench:
             write_json(self.to, self.result)
         return costs[name]
 
-    def begin(self, seed: int, folder: Path, most: int) -> None:
-        """The data, the SFT model, its answers and their rankings."""
-        data, run = folder / "data", folder / "start"
-        sizes = f"--num_ranking_prompts {most} --num_pretraining 1000 --num_selection_prompts {SELECTION_PROMPTS}"
-        self.step(f"{seed}/data", f"tinyworld make --to {data} --seed {seed} {sizes}")
-        self.step(
-            f"{seed}/sft",
-            f"sft --run {run} --model tinyworld --demonstrations {data}/demonstrations.jsonl --seed {seed} "
-            f"--batch_size 32 --micro_batch_size 32 --learning_rate 2e-3 {LIMITS}",
+    def begin(self, seed: int, folder: Path) -> None:
+        """The data and the SFT model."""
+        data = folder / "data"
+        sizes = {"demonstrations": DEMONSTRATIONS, "ranking_prompts": MOST_PROMPTS, "pretraining": 1000}
+        sizes |= {"evaluation_prompts": EVALUATION_PROMPTS, "selection_prompts": SELECTION_PROMPTS}
+        flags = " ".join(f"--num_{name} {count}" for name, count in sizes.items())
+        self.step(f"{seed}/data", f"tinyworld make --to {data} --seed {seed} {flags}")
+        reads = f"--demonstrations {data}/demonstrations.jsonl --seed {seed}"
+        self.step(f"{seed}/sft", f"sft --run {folder}/start {reads} {SFT} {LIMITS}")
+
+    def rank(self, seed: int, folder: Path, count: int) -> None:
+        """The SFT model's answers to the first prompts, and their rankings."""
+        data, answers = folder / "data", 4 if count <= 2000 else 2
+        self.result.setdefault("answers", {})[str(count)] = answers
+        prompts, candidates = (
+            first_rows(data / "ranking_prompts.jsonl", int(count * SPARE)),
+            f"{data}/from-{count}.jsonl",
         )
         self.step(
-            f"{seed}/sample",
-            f"sample --run {run} --prompts {data}/ranking_prompts.jsonl --to {data}/candidates.jsonl --seed {seed} "
-            f"--engine static {LIMITS}",
+            f"{seed}/{count}/sample",
+            f"sample --run {folder}/start --prompts {prompts} --to {candidates} --seed {seed} --engine static "
+            f"--min_responses {answers} --max_responses {answers} {LIMITS}",
         )
-        rankings = f"--responses {data}/candidates.jsonl --to {data}/rankings.jsonl --seed {seed}"
-        self.step(f"{seed}/label", f"tinyworld label {rankings}")
+        rankings = f"--responses {candidates} --to {data}/labelled-{count}.jsonl --seed {seed}"
+        self.step(f"{seed}/{count}/label", f"tinyworld label {rankings}")
 
     def train_all(self, seed: int, folder: Path, count: int, names: list[str]) -> None:
-        """The methods on the first `count` ranked prompts, each in a run of its own beside the others."""
+        """The methods on `count` ranked prompts, each in a run of its own beside the others."""
         data, key, costs = folder / "data", f"{seed}/{count}", self.result["costs"]
-        rankings = first_rows(data / "rankings.jsonl", count)
+        rankings = first_rows(data / f"labelled-{count}.jsonl", count)
         common = f"--seed {seed} {LIMITS} --sft {folder}/start/sft"
         reward = folder / f"reward-{count}"
         self.step(
@@ -133,7 +167,7 @@ class Bench:
             f"reward --run {reward} --rankings {rankings} {common} --batch_size 16 --micro_batch_size 64 "
             "--learning_rate 2e-3",
         )
-        for name in names:
+        for name in [*([BEST] if BEST in names else []), *(name for name in METHODS if name in names)]:
             if name == BEST:
                 self._best_of(BEST, seed, folder, count, data / "evaluation_prompts.jsonl")
                 continue
@@ -141,17 +175,16 @@ class Bench:
                 practice = first_rows(data / "ppo_prompts.jsonl", REJECTION_PROMPTS)
                 parts = [data / "demonstrations.jsonl", self._best_of("best", seed, folder, count, practice)]
                 (data / f"with-best-{count}.jsonl").write_text("".join(part.read_text() for part in parts))
-            command, flags = METHODS[name]
+            kind, flags = METHODS[name]
             reads = {
                 "dpo": f"--rankings {rankings} {common}",
                 "ppo": f"--prompts {data}/ppo_prompts.jsonl --reward {reward}/reward {common}",
-                "sft": f"--model tinyworld --demonstrations {data}/with-best-{count}.jsonl --seed {seed} {LIMITS} "
-                "--batch_size 32 --micro_batch_size 32 --learning_rate 2e-3",
-            }[command]
+                "sft": f"--demonstrations {data}/with-best-{count}.jsonl --seed {seed} {LIMITS}",
+            }[kind]
             if name.endswith("_as_long"):
                 seconds = costs[f"{key}/reward"]["cpu_seconds"] + costs[f"{key}/ppo"]["cpu_seconds"]
                 flags += f" --epochs {max(1, round(seconds / costs[f'{key}/dpo']['cpu_seconds']))}"
-            self.step(f"{key}/{name}", f"{command} --run {folder}/{name}-{count} {reads} {flags.format(data=data)}")
+            self.step(f"{key}/{name}", f"{kind} --run {folder}/{name}-{count} {reads} {flags.format(data=data)}")
 
     def _best_of(self, name: str, seed: int, folder: Path, count: int, prompts: Path) -> Path:
         """The file of the SFT model's best answers, of 16 to each prompt, by the reward model."""
@@ -173,27 +206,42 @@ class Bench:
             f"evaluate {runs} --prompts {data}/evaluation_prompts.jsonl --selection_prompts "
             f"{data}/selection_prompts.jsonl --baseline sft --sft {folder}/start/sft "
             f"--reward {folder}/reward-{count}/reward --to {report} --probes none --choices none --seed {seed} "
-            f"--micro_batch_size 64 {LIMITS}",
+            f"--temperatures 0 0.5 1 --micro_batch_size 64 {LIMITS}",
         )
         read = read_report(report)
         judged = {"sft": figures_of(read, "sft")}
         for name in names:
             own = [system for system in read.systems if system.startswith(f"{name}-{count}:")]
-            accuracy = read_manifest(folder / f"{name}-{count}" / METHODS[name][0])["results"].get("accuracy")
+            found = read_manifest(folder / f"{name}-{count}" / METHODS[name][0])["results"]
             judged[name] = figures_of(read, own[0] if own else read.candidate)
-            judged[name]["held_out_accuracy"] = accuracy and accuracy["rate"]
+            judged[name] |= {key: found[key] for key in ("pairs", "steps") if key in found}
         if BEST in methods:
             rows = [json.loads(line) for line in (report / "evaluation_samples.jsonl").read_text().splitlines()]
             judged[BEST] = best_of_figures(data / f"{BEST}-{count}.jsonl", rows)
+        if "rejection" in judged:
+            judged["rejection"]["kl"] = None  # the report measures it from the SFT model of the same run: itself
         self.result["judged"][f"{seed}/{count}"] = judged
         write_json(self.to, self.result)
 
 
+def run_and_exit(words: str) -> NoReturn:
+    """Runs a command of lora-rlhf, anew where an earlier attempt was ended, and ends this process with its status."""
+    status = 1
+    try:
+        status = command([*words.split(), *([] if words.startswith("tinyworld") else ["--overwrite"])])
+    except BaseException:
+        traceback.print_exc()
+    os._exit(status)
+
+
 def first_rows(path: Path, count: int) -> Path:
-    """A file beside this one with its first rows."""
-    to = path.with_name(f"{path.stem}-{count}.jsonl")
-    with path.open() as rows:
-        to.write_text("".join(islice(rows, count)))
+    """A file beside this one with its first rows. SystemExit where there are fewer."""
+    to = path.with_name(f"{path.stem}-first-{count}.jsonl")
+    with path.open() as lines:
+        rows = list(islice(lines, count))
+    if len(rows) < count:
+        sys.exit(f"{path} has {len(rows)} rows, {count} are needed: raise SPARE")
+    to.write_text("".join(rows))
     return to
 
 

@@ -94,7 +94,7 @@ def dr_grpo(scores: Tensor, group_size: int) -> Tensor:
 
 @dataclass
 class MovingBaseline:
-    """REINFORCE with a baseline: the moving mean of earlier scores (Williams, Machine Learning 8, 1992, section 3).
+    """REINFORCE with a baseline: the moving mean of earlier scores (Williams, Machine Learning 8, 1992).
 
     The baseline of the first batch is its own mean, since there are no earlier scores.
     """

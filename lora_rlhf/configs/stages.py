@@ -274,7 +274,7 @@ class PPOConfig(ScoringConfig, TrainingConfig):
     kl_target: float | None = field(default=None, metadata=MOST_USED)
     """Steer the KL of a response to this many nats (adaptive control); null: the coefficient is fixed."""
     kl_horizon: float | None = None
-    """Responses over which adaptive control acts (Ziegler et al., section 2.2, eq. 3); null: a sixth of the run's, and
+    """Responses over which adaptive control acts (Ziegler et al., section 2.2); null: a sixth of the run's, and
     at most their 10,000, so that a short run is steered as well."""
     missing_eos_score: float | None = field(default=-1.0, metadata=subject("reward"))
     """Score of a response that did not end within max_response_tokens, in units of the reward model's score (without

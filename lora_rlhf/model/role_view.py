@@ -48,7 +48,7 @@ class RoleView(PreTrainedModel):
 
     @property
     def base_model(self) -> Callable[..., BaseModelOutputWithPast]:
-        """(ids, mask) (B, T), padded on the right -> the hidden states (B, T, H), in float32."""
+        """(ids, mask) (B, T), padded on the right -> the hidden states (B, T, H), in float32 or wider."""
         return self._read
 
     def get_output_embeddings(self) -> nn.Module:
@@ -89,8 +89,9 @@ class RoleView(PreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=torch.cat(hidden)[order.argsort()])
 
     def _backbone(self, ids: Tensor, mask: Tensor) -> Tensor:
-        # float32: TRL multiplies with the LM head in the dtype of its input, and 16 bits are too coarse for logits
+        # at least float32: TRL multiplies with the LM head in the dtype of its input; 16 bits are too coarse for logits
         output = self._shared[0].backbone(
             input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
         )
-        return output.last_hidden_state.float()
+        states: Tensor = output.last_hidden_state
+        return states.to(torch.promote_types(states.dtype, torch.float32))

@@ -182,7 +182,7 @@ def ipo_loss(chosen: float, rejected: float, beta: float) -> float:
 
 
 def kto_loss(good: Row, bad: Row, mismatched: Row, beta: float, weights: tuple[float, float] = (1.0, 1.0)) -> float:
-    """Mean of w (1 - sigmoid(beta (h - z))) of the good and w (1 - sigmoid(beta (z - h))) of the bad (KTO, eq. 7, 8).
+    """Mean of w (1 - sigmoid(beta (h - z))) of the good and w (1 - sigmoid(beta (z - h))) of the bad (KTO, eq. 7).
 
     z is the KL, estimated from answers that stand under another prompt, and never below 0.
     """
