@@ -21,12 +21,15 @@ import os
 import sys
 import time
 import traceback
+from importlib import resources
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NoReturn
 
 from methods_report import plot
 from provenance import provenance
+from transformers import AutoTokenizer
 
 from lora_rlhf.cli.main import main as command
 from lora_rlhf.data.schema import Demonstration
@@ -256,9 +259,11 @@ def best_of_figures(chosen: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
             golds.append(gold_total(prompt, best[prompt]))
             lead = golds[-1] - row["scores"]["sft"]
             outcomes.append(0.5 if abs(lead) < 1e-9 else float(lead > 0))
+    tokenizer = AutoTokenizer.from_pretrained(str(resources.files("lora_rlhf") / "tinyworld" / "base"))
     return {
         "win_rate": mean_outcome(outcomes)._asdict(),
-        "gold": sum(golds) / len(golds),
+        "gold": fmean(golds),
+        "length": fmean(len(tokenizer.encode(f" {response}")) + 1 for response in best.values()),  # and its end
         "kl": math.log(BEST_OF) - (BEST_OF - 1) / BEST_OF,
     }
 

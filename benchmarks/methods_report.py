@@ -27,8 +27,8 @@ WINS = {"win_rate": "at temperature 1", "win_rate_best_temperature": "each at it
 FIGURES = ("gold", "kl", "length", "perplexity")
 NEEDS_REWARD = ("best_of_16", "rejection", "rloo", "grpo", "ppo", "ppo_ptx")
 HEAD = (
-    "method | ranked prompts x answers | seeds | wins against SFT, temperature 1 | each at its best temperature | gold score | "
-    "KL, nats a response | tokens | perplexity | CPU seconds | GiB"
+    "method | ranked prompts x answers | seeds | wins against SFT, temperature 1 | each at its best temperature | "
+    "gold score | KL, nats a response | tokens | perplexity | CPU seconds | GiB"
 )
 
 
@@ -152,5 +152,7 @@ def plot(result: Any, path: Path) -> None:
         axis.set_xlabel("share of wins against SFT", fontsize=SMALL, color=INK)
         style_axis(axis)
     panels[0].set_yticks(range(len(names)), [TITLES[name] for name in names])
-    panels[-1].legend(fontsize=SMALL, loc="lower right", frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False
+    )
     save_png(figure, path)

@@ -107,6 +107,7 @@ PAIR_LOSSES = (
 )
 VOTE_LOSSES = ("kto", "apo_zero_unpaired")
 LOSSES = {"dpo": PAIR_LOSSES, "kto": VOTE_LOSSES}
+REFERENCE_FREE = ("simpo", "orpo", "cpo")  # TRL has them in a part that promises no stability
 SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")  # those that read label_smoothing
 
 
@@ -169,6 +170,8 @@ class DPOConfig(TrainingConfig):
             if name not in known:
                 other = next((method for method, names in LOSSES.items() if name in names), None)
                 advice = f"it is one of --method {other}" if other else f"{self.method} has: {', '.join(known)}"
+                if name in REFERENCE_FREE:
+                    advice = f"it has no reference, and TRL has it in its experimental part alone; {advice}"
                 faults.append(f"loss_type {name!r} is not known here; {advice}")
         if self.method == "kto" and len(self.losses) > 1:
             faults.append("kto has one loss at a time")

@@ -114,9 +114,10 @@ def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[s
 def _outcome(config: PPOConfig, results: dict[str, Any]) -> str:
     """How the training ended, in a few words."""
     target = "" if config.kl_target is None else f" (target {config.kl_target:g})"
+    within = " (the judge's part is a share of the group: 0.5 whatever is learned)"
     return (
-        f"score {results['first_score']:.2f} in the first iteration, {results['last_score']:.2f} at the end; "
-        f"KL {results['kl']:.2f} nats a response{target}"
+        f"score {results['first_score']:.2f} in the first iteration, {results['last_score']:.2f} at the end"
+        f"{within if config.reward_judge_against == 'group' else ''}; KL {results['kl']:.2f} nats a response{target}"
     )
 
 
