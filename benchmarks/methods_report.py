@@ -36,9 +36,7 @@ def tables(result: Any) -> dict[str, str]:
     """The figures of the pages: all methods on equal prompts, DPO in PPO's time, and what a command costs."""
     counts = counts_of(result)
     equal = [name for name in TITLES if name != "dpo_as_long"]
-    seeds = {key.split("/")[0] for key in result["judged"]}
     return {
-        "methods_seeds": str(len(seeds)),
         "methods": table(HEAD, _sft_row(result), *(_rows(result, counts, equal))),
         "methods_equal_time": table(HEAD, *_rows(result, counts, ("ppo", "dpo_as_long"))),
         **_costs(result, counts),
