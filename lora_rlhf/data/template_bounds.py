@@ -30,6 +30,7 @@ MOST_LEVELS = 64  # of lists in lists
 MOST_BITS = 2**12  # of an integer
 BIT_UNITS = MOST_UNITS // MOST_BITS
 MOST_SECONDS = 2.0  # of one render, on the processor
+MOST_ANSWERS = 2**10  # of the sandbox, that are kept
 LOOK_AFTER = 2**18  # units between two looks at the clock
 
 STEP, CONCAT, SLICE, PLAIN = "a step", "a concatenation", "a slice", "a plain value"  # no template can spell `|a step`
@@ -56,6 +57,7 @@ LINEAR_METHODS = frozenset(
 SPLITS = frozenset({"rsplit", "split", "splitlines"})
 FORMATS = frozenset({"format", "format_map"})
 GROWN_IN_PYTHON = frozenset({"join", "replace", "ljust", "rjust", "center", "zfill"})  # of Jinja's Markup
+TEXTS, CONTAINERS, PLAIN_VALUES = (str, bytes), (list, tuple, dict), (str, int, types.NoneType)
 DATA = (str, bytes, int, float, list, tuple, dict, range, KeysView, ValuesView, ItemsView)
 GLOBALS = ("range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now")
 MOST_DATE_GROWTH = 256  # strftime gives up at so many characters for each of its format
@@ -86,11 +88,15 @@ class Budget:
         """Takes units off the budget, and looks at the clock from time to time."""
         self.units -= units
         if self.units < self.next_look:
-            if self.units < 0:
-                raise OutOfBounds("it does not end within the work that a chat template may do")
-            if time.thread_time() > self.end:
-                raise OutOfBounds(f"it does not end within {MOST_SECONDS:g} s")
-            self.next_look = self.units - LOOK_AFTER
+            self.look()
+
+    def look(self) -> None:
+        """OutOfBounds if the budget is spent or the time is over."""
+        if self.units < 0:
+            raise OutOfBounds("it does not end within the work that a chat template may do")
+        if time.thread_time() > self.end:
+            raise OutOfBounds(f"it does not end within {MOST_SECONDS:g} s")
+        self.next_look = self.units - LOOK_AFTER
 
     def require(self, units: int) -> None:
         """OutOfBounds if a value would have more units than one may have."""
@@ -103,13 +109,18 @@ class Budget:
         The second counts characters and items, and adds integers, which can be widths or counts.
         """
         units = factor = 0
+        if len(values) == 1 and type(values[0]) is str:  # most are
+            units = ITEM_UNITS + len(values[0])
+            self.require(units)
+            self.spend(units)
+            return units, 1 + len(values[0])
         level = list(values)
         for _ in range(MOST_LEVELS):
             units += ITEM_UNITS * len(level)
             factor += len(level)
             inner: list[Any] = []
             for value in level:
-                if isinstance(value, str | bytes):
+                if isinstance(value, TEXTS):
                     units, factor = units + len(value), factor + len(value)
                 elif isinstance(value, int):
                     units, factor = units + value.bit_length(), factor + abs(int(value))
@@ -127,15 +138,18 @@ class Budget:
     def take(self, value: Any) -> Any:
         """The result of an operation, paid for."""
         units = 1
-        if isinstance(value, str | bytes):
+        if type(value) is str or isinstance(value, TEXTS):  # the first is what most values are
             units = len(value)
         elif isinstance(value, int):
             units = value.bit_length()
             self.require(units * BIT_UNITS)
-        elif isinstance(value, list | tuple | dict):
+        elif isinstance(value, CONTAINERS):
             units = ITEM_UNITS * len(value)
-        self.require(units)
-        self.spend(units)
+        if units > MOST_UNITS:
+            too_large()
+        self.units -= units
+        if self.units < self.next_look:
+            self.look()
         return value
 
 
@@ -180,6 +194,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: _bounded_filter(settings, name) for name in settings.filters}
         self.filters |= {STEP: _take_step, CONCAT: _concatenate, SLICE: _slice, PLAIN: _require_plain}
         self.tests = {name: _bounded_test(settings, name) for name in settings.tests}
+        self._is_safe: dict[tuple[type, str], bool] = {}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > MOST_CHARACTERS:
@@ -196,16 +211,21 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         source.set_environment(self)
         return super()._generate(source, *args, **kwargs)
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, tuple):  # a key whose hash could take for ever
-            raise OutOfBounds("it looks up a list")
-        return super().getitem(obj, argument)
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """The sandbox's answer, which depends on the object's type alone; it takes longer than all counting here."""
+        key = type(obj), attr
+        is_safe = self._is_safe.get(key)
+        if is_safe is None:
+            if len(self._is_safe) >= MOST_ANSWERS:
+                self._is_safe.clear()
+            is_safe = self._is_safe[key] = super().is_safe_attribute(obj, attr, value)
+        return is_safe
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = context.budget  # type: ignore[attr-defined]
-        if operator == "+":
-            budget.require(_length(left) + _length(right))
-        elif operator == "*":
+        if operator == "+":  # makes no more than both have together
+            return budget.take(left + right)
+        if operator == "*":
             budget.require(_length(left) * _number(right) + _length(right) * _number(left))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             budget.require(left.bit_length() * abs(right) * BIT_UNITS)
@@ -231,9 +251,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 def _length(value: Any) -> int:
     """The units of what a sum or a product repeats."""
-    if isinstance(value, str | bytes):
+    if isinstance(value, TEXTS):
         return len(value)
-    return ITEM_UNITS * len(value) if isinstance(value, list | tuple) else 0
+    return ITEM_UNITS * len(value) if isinstance(value, CONTAINERS) else 0
 
 
 def _number(value: Any) -> int:
@@ -242,7 +262,11 @@ def _number(value: Any) -> int:
 
 def _bound_method(budget: Budget, method: Any, owner: Any, values: tuple[Any, ...]) -> None:
     """OutOfBounds before a method of text, a number or a list makes too much of these arguments."""
-    name, factor = method.__name__, budget.measure(*values)[1]
+    name = method.__name__
+    if type(owner) is str and name in LINEAR_METHODS and all(type(value) is str for value in values):
+        budget.spend(sum(map(len, values), len(owner)))
+        return
+    factor = budget.measure(*values)[1]
     if name in LINEAR_METHODS:
         if not isinstance(owner, dict):  # whose methods look at one item, or at none
             budget.measure(owner)
@@ -271,14 +295,21 @@ def _size_of_format(budget: Budget, text: str, *values: Any) -> int:
 def _bounded_filter(settings: Environment, name: str) -> Callable[..., Any]:
     """A filter of Jinja or transformers within the bounds; one that is not known raises."""
 
+    function, is_shallow, is_text = settings.filters[name], name in SHALLOW, name in TEXT
+    takes_context = hasattr(function, "jinja_pass_arg")
+
     @pass_context
     def bounded(context: BoundedContext, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget = context.budget
-        if name not in SHALLOW:
+        if is_text and type(value) is str and not args and not kwargs:
+            budget.spend(len(value))
+        elif not is_shallow:
             if isinstance(value, Iterator):
                 value = [budget.take(item) for item in value]
             budget.require(_size_of_filtered(budget, name, value, (*args, *kwargs.values())))
-        return budget.take(settings.call_filter(name, value, args, kwargs, context=context))
+        if takes_context:
+            return budget.take(settings.call_filter(name, value, args, kwargs, context=context))
+        return budget.take(function(value, *args, **kwargs))
 
     return bounded
 
@@ -312,13 +343,14 @@ def _bounded_test(settings: Environment, name: str) -> Callable[..., Any]:
 
 @pass_context
 def _take_step(context: BoundedContext, cost: int) -> bool:
-    context.budget.spend(max(cost, NODE_COST))
+    context.budget.spend(cost)
     return True
 
 
 @pass_context
 def _concatenate(context: BoundedContext, values: tuple[Any, ...]) -> Any:
-    context.budget.measure(*values)
+    if any(type(value) is not str for value in values):
+        context.budget.measure(*values)
     return context.budget.take(str_join(values))
 
 
@@ -330,7 +362,7 @@ def _slice(context: BoundedContext, value: Any, *borders: Any) -> Any:
 @pass_context
 def _require_plain(context: BoundedContext, value: Any) -> Any:
     """The value, which is compared with another one or becomes a key."""
-    if not isinstance(value, str | int | None):
+    if not isinstance(value, PLAIN_VALUES):
         context.budget.measure(value)
     return value
 
@@ -338,7 +370,7 @@ def _require_plain(context: BoundedContext, value: Any) -> Any:
 @pass_context
 def _write(context: BoundedContext, value: Any) -> Any:
     """The text of a value that a template writes."""
-    if not isinstance(value, str):
+    if type(value) is not str:
         context.budget.measure(value)
         value = str(value)
     return context.budget.take(value)
@@ -351,7 +383,7 @@ class _Counted(NodeTransformer):
     """
 
     def _count_body(self, node: Any) -> Any:
-        cost = _cost_of(node.body)
+        cost = max(_cost_of(node.body), NODE_COST)
         self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(_call(nodes.Const(cost), STEP)).set_lineno(node.lineno))
         return node
@@ -361,7 +393,7 @@ class _Counted(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.For:
         self._count_body(node)
         if node.test is not None:
-            step = _call(nodes.Const(_cost_of([node.test])), STEP)
+            step = _call(nodes.Const(max(_cost_of([node.test]), NODE_COST)), STEP)
             node.test = nodes.And(step, node.test).set_lineno(node.lineno)
         return node
 
@@ -372,6 +404,8 @@ class _Counted(NodeTransformer):
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
         self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
+            if not isinstance(node.arg, nodes.Const):
+                node.arg = _call(node.arg, PLAIN)
             return node
         borders = [border or nodes.Const(None) for border in (node.arg.start, node.arg.stop, node.arg.step)]
         return _call(node.node, SLICE, *borders)
