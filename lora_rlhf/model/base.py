@@ -157,13 +157,13 @@ def generation_stops(name: str, tokenizer: PreTrainedTokenizerBase) -> list[str]
 def _load_tokenizer(files: Files, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer. UserError if it does not load, has no end-of-sequence token, or is a trap."""
     path = find_file(files, "tokenizer.json")
-    if path is not None and (fault := find_tokenizer_fault(Path(path))):
-        raise UserError(f"base model {name!r}: {fault}. Use the files of an author whom you trust")
+    if path is not None and not trust_remote_code and (fault := find_tokenizer_fault(Path(path))):
+        raise UserError(f"base model {name!r}: {fault}. --trust_remote_code true takes it, if you trust its author")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             files.name, trust_remote_code=trust_remote_code, local_files_only=files.only_local
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library for tokenizer.json raises no other type
         raise UserError(f"base model {name!r}: its tokenizer does not load. {ADVICE} ({first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+import pyarrow
 import pytest
 
 from lora_rlhf.data import hub
@@ -183,3 +184,47 @@ def test_a_saved_folder_reads_no_file_of_another_folder(tmp_path: Path) -> None:
         state.write_text(original.replace(table.name, stranger))
         with pytest.raises(UserError, match=r"not one of its folder|not a file"):
             list(saved_rows(tmp_path / "one"))
+
+
+def write_table(path: Path, table: pyarrow.Table, compression: str | None = None) -> None:
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    with pyarrow.ipc.new_stream(str(path), table.schema, options=options) as stream:
+        stream.write_table(table)
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_saved_folder_takes_no_more_memory_than_its_files(dictionary: bool, tmp_path: Path) -> None:
+    """Compressed tables, also in dictionaries, and columns of nothing with more rows than there is time."""
+    datasets.Dataset.from_list([{"prompt": "a"}]).save_to_disk(str(tmp_path / "one"))
+    path = tmp_path / "one/data-00000-of-00001.arrow"
+    column = pyarrow.array(["a" * 10**6, "b"])
+    table = pyarrow.table({"prompt": column.dictionary_encode() if dictionary else column})
+    write_table(path, table)
+    assert len(list(saved_rows(tmp_path / "one"))) == 2
+    for compression in ("zstd", "lz4"):
+        write_table(path, table, compression)
+        with pytest.raises(UserError, match=r"arrow: is compressed"):
+            list(saved_rows(tmp_path / "one"))
+    write_table(path, pyarrow.table({"prompt": pyarrow.Array.from_buffers(pyarrow.null(), 2**31 - 1, [None])}))
+    with pytest.raises(UserError, match=r"claims 2,147,483,647 rows, more than its"):
+        list(saved_rows(tmp_path / "one"))
+    os.truncate(tmp_path / "one/dataset_info.json", 2**40)
+    with pytest.raises(UserError, match=r"1,099,511,627,776 bytes, more than"):
+        list(saved_rows(tmp_path / "one"))
+
+
+def test_no_file_or_address_that_a_row_names_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture can be a path or an address, which the library would open."""
+    opened: list[Any] = []
+    monkeypatch.setattr(datasets.features.image, "xopen", lambda *args, **_: opened.append(args))
+    parts = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"text": datasets.Value("string"), "picture": parts})
+    rows = [{"text": "a", "picture": {"path": path, "bytes": None}} for path in ("http://127.0.0.1:1/x", "/dev/zero")]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "one"))
+    info = json.loads((tmp_path / "one/dataset_info.json").read_text())
+    info["features"]["picture"] = {"_type": "Image"}
+    (tmp_path / "one/dataset_info.json").write_text(json.dumps(info))
+    assert [row for _, row in saved_rows(tmp_path / "one")] == [
+        {"text": "a", "picture": {"bytes": None, "path": row["picture"]["path"]}} for row in rows
+    ]
+    assert opened == []

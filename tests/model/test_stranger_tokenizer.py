@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from lora_rlhf.exporting.gguf_vocab import LLAMA3, QWEN2, TEKKEN
 from lora_rlhf.model import stranger_tokenizer
 from lora_rlhf.model.base import load_tokenizer
+from lora_rlhf.model.stranger_tokenizer import find_pattern_fault
 from lora_rlhf.system.errors import UserError
 
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
@@ -70,6 +72,71 @@ def test_sizes_and_counts_are_refused_before_anything_is_built(
         path.write_text(text)
         with pytest.raises(UserError, match=r"is no JSON"):
             load_tokenizer(folder)
+
+
+EVIL = {
+    r"(a+)+$": "repeats what",
+    r"(?:a|a)*b": "repeats what",
+    r"(?:a?){30}a{30}": "repeats what",
+    r"(?i:x(?:\s*,)*)+": "repeats what",
+    r"(?:[^\]]*|b){2,}": "repeats what",
+    r"a{1,30}{1,30}{1,30}": "repeats what",
+    r"\s*\s*\s*\s*\s*x": "more than 4 parts",
+    r"(a)\1": "refers to what",
+    r"(?<x>a\g<x>?b)": "refers to what",
+    r"(?~abc)": "a kind that no tokenizer needs",
+    r"(?(1)a|b)": "a kind that no tokenizer needs",
+    "a" * 5000: "5,000 characters",
+}
+DEEPSEEK = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+USUAL = (
+    *(
+        LLAMA3,
+        QWEN2,
+        TEKKEN,
+        DEEPSEEK,
+        O200K,
+        r"\p{N}{1,3}",
+        r"[\u4e00-\u9fa5\u3040-\u30ff]+",
+        r"(?=(\d{3})+(?!\d))",
+        " {2,}",
+        "",
+    ),
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r" ?[^(\s|[.,!?\u2026\u3002])]+",
+    r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{M}&&[^\p{Han}]]*[\p{Ll}&&[^\p{Han}]]+",
+)
+
+
+@pytest.mark.parametrize("pattern", EVIL)
+def test_patterns_that_try_all_ways_are_refused(pattern: str) -> None:
+    assert EVIL[pattern] in str(find_pattern_fault(pattern))
+
+
+@pytest.mark.parametrize("pattern", USUAL)
+def test_patterns_of_models_are_taken(pattern: str) -> None:
+    assert find_pattern_fault(pattern) is None
+
+
+def test_a_pattern_is_refused_where_it_stands_unless_its_author_is_trusted(write: Callable[..., str]) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    space = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "never", "split": False}
+    folder = write(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, space]})
+    with pytest.raises(UserError, match=r"its pre_tokenizer has a regular expression that repeats what .*trust_remote"):
+        load_tokenizer(folder)
+    assert load_tokenizer(folder, trust_remote_code=True)
+
+
+def test_a_broken_tokenizer_is_a_line(write: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match="its tokenizer does not load"):
+        load_tokenizer(write(pre_tokenizer={"type": "ByteLevel"}))
 
 
 def test_rules_of_models_are_taken() -> None:
