@@ -3,7 +3,6 @@
 Heavy imports wait until a function is called.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,8 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.exporting.config import ExportConfig
-from lora_rlhf.runs.folder import METRICS, find_stage
+from lora_rlhf.runs.folder import METRICS, find_stage, read_metrics
 from lora_rlhf.system import workers
-from lora_rlhf.system.plain_files import read_file
 
 if TYPE_CHECKING:
     from lora_rlhf.evaluation.report_model import Report
@@ -37,7 +35,7 @@ class TrainedStage:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, one a step."""
-        return [json.loads(line) for line in read_file(self.folder / METRICS).splitlines()]
+        return read_metrics(self.folder / METRICS)
 
 
 def train_sft(config: SFTConfig, model: "SharedModel | None" = None) -> TrainedStage:

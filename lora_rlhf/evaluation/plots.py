@@ -1,6 +1,5 @@
 """The picture of a run: PPO's training, and the win rates."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from lora_rlhf.evaluation.charts import draw_win_rate_chart
 from lora_rlhf.evaluation.report_model import Report
 from lora_rlhf.render.palette import FAINT, INK, SERIES
 from lora_rlhf.render.pictures import SMALL, save_png, style_axis
-from lora_rlhf.system.plain_files import read_file
 
 LINE, TARGET = SERIES[:2]
 PANELS = (
@@ -27,11 +25,6 @@ PANELS = (
 )
 MOST_COLUMNS = 3
 SMOOTHED_SHARE = 0.1  # share of all iterations in the window of the running mean
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; an empty list if there is no such file."""
-    return [json.loads(line) for line in read_file(path).splitlines() if line.strip()] if path.is_file() else []
 
 
 def plot_report(report: Report, metrics: Sequence[Mapping[str, Any]], kl_target: float | None, path: Path) -> None:

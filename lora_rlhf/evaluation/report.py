@@ -29,7 +29,7 @@ from lora_rlhf.evaluation.inputs import (
 from lora_rlhf.evaluation.markdown import markdown_page
 from lora_rlhf.evaluation.measuring import measure_answers
 from lora_rlhf.evaluation.page import report_page
-from lora_rlhf.evaluation.plots import plot_report, read_metrics
+from lora_rlhf.evaluation.plots import plot_report
 from lora_rlhf.evaluation.questions import answer_questions
 from lora_rlhf.evaluation.report_model import BaseRecord, Report, Sets, TrainingData, read_report
 from lora_rlhf.evaluation.scorers import HarmScorer, open_scorers
@@ -44,7 +44,7 @@ from lora_rlhf.model.kernels import prepare_base
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.sets import World
-from lora_rlhf.runs.folder import METRICS
+from lora_rlhf.runs.folder import METRICS, read_metrics
 from lora_rlhf.system.disk import write_json, write_text
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.typed_json import to_json

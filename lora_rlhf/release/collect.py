@@ -21,11 +21,11 @@ from lora_rlhf.release.note import release_note_text
 from lora_rlhf.release.paths import INPUTS, PathMap
 from lora_rlhf.release.record import RECORD_FOLDER, read_gate_record
 from lora_rlhf.release.repeat import RECIPE, Step, commands_page, find_steps, repeat_config, repeat_script
-from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES
+from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES, read_metrics
 from lora_rlhf.runs.manifest import MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import read_file, require_no_link
-from lora_rlhf.system.untrusted import object_of, read_object
+from lora_rlhf.system.untrusted import read_object
 
 REPORT, PAGE, ANSWERS = "report.json", "report.md", "evaluation_samples.jsonl"
 SAMPLING_SETTINGS = (
@@ -116,7 +116,7 @@ class PackageFiles:
         if (page := path.with_name(PAGE)).is_file():
             self._add_text(f"evaluation/{PAGE}", page)
         if (answers := path.with_name(ANSWERS)).is_file():
-            self.files[f"evaluation/{ANSWERS}"] = read_file(answers)
+            self.files[f"evaluation/{ANSWERS}"] = answers
         else:
             self.left_out["exact prompts of the evaluation"] = f"{ANSWERS} is not beside the report"
         return report
@@ -129,7 +129,7 @@ class PackageFiles:
             self._keep_hash(f"stages/{stage}/{MANIFEST}", read_file(folder / MANIFEST))
             for name in (METRICS, SAMPLES):
                 if (folder / name).is_file():
-                    self.files[f"stages/{stage}/{name}"] = read_file(folder / name)
+                    self.files[f"stages/{stage}/{name}"] = folder / name
             folders = [folder / name for name in (ADAPTER, *BY_NAME[stage].other_adapters)]
             require_no_link(*folders)
             adapters = [path for adapter in folders for path in sorted(adapter.glob("*"))]
@@ -160,9 +160,10 @@ class PackageFiles:
         metrics = self._run / PPO.name / METRICS
         if metrics.is_file():
             try:
-                self.files["config/kl_schedule.csv"] = _kl_csv(read_file(metrics))
-            except ValueError as error:  # the stage was killed in its last line and not resumed
-                self.left_out["KL schedule"] = f"{PPO.name}/{METRICS} cannot be read ({error})"
+                self.files["config/kl_schedule.csv"] = _kl_csv(read_metrics(metrics))
+            except UserError as error:  # the stage was killed in its last line and not resumed
+                fault = self.paths.text_without_paths(str(error))
+                self.left_out["KL schedule"] = f"{PPO.name}/{METRICS} cannot be read ({fault})"
 
     def _add_data_facts(self, report: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
         """Adds the facts of all data files; returns {data name: how labelers worked} of rankings."""
@@ -263,13 +264,12 @@ class PackageFiles:
         self.files["release_note.md"] = self.paths.text_without_paths(note).encode()
 
 
-def _kl_csv(metrics: bytes) -> bytes:
-    """The KL's columns of metrics.jsonl as CSV. Raises ValueError for a line that is no JSON object."""
+def _kl_csv(metrics: list[dict[str, Any]]) -> bytes:
+    """The KL's columns of metrics.jsonl as CSV."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(KL_COLUMNS)
-    for line in metrics.splitlines():
-        row = object_of(line)
+    for row in metrics:
         rows.writerow([row.get(key, "") for key in KL_COLUMNS])
     return text.getvalue().encode()
 

@@ -24,6 +24,7 @@ from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sha256_of, sync, write_json, write_text
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import make_folder, open_file, read_file, require_no_link
+from lora_rlhf.system.untrusted import quote
 
 log = logging.getLogger("lora_rlhf")
 
@@ -34,6 +35,25 @@ CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 VALUE_ADAPTER = "value_adapter"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
+
+
+MOST_METRICS = 2**26  # bytes of a metrics.jsonl
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; none if there is no such file. UserError for a line that is no JSON object."""
+    if not os.path.lexists(path):
+        return []
+    rows = []
+    for number, line in enumerate(read_file(path, MOST_METRICS).splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number} is not JSON ({quote(str(error))}); remove that line") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number} is {quote(row)}, not a JSON object; remove that line")
+        rows.append(row)
+    return rows
 
 
 def data_hash(name: str) -> str | None:
@@ -287,8 +307,7 @@ class StageFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl so far."""
-        path = self.path / METRICS
-        return [json.loads(line) for line in read_file(path).splitlines()] if path.exists() else []
+        return read_metrics(self.path / METRICS)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one row to metrics.jsonl."""
