@@ -1,6 +1,7 @@
 """The commands: the configuration of each and the function that it calls. Heavy imports wait until that call."""
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,12 @@ from lora_rlhf.chat.config import ChatConfig
 from lora_rlhf.cli.config import RecipeConfig
 from lora_rlhf.cli.recipe import next_steps_text, program, read_recipe
 from lora_rlhf.cli.recipe_run import run_recipe
+from lora_rlhf.cli.rounds import run_round
+from lora_rlhf.cli.rounds_record import read_rounds, rounds_rows
 from lora_rlhf.configs.catalogue import BY_ROLE, SFT, STAGES, WRITERS, Stage
 from lora_rlhf.configs.common import TrainingConfig
-from lora_rlhf.configs.label import JudgeLabelConfig
+from lora_rlhf.configs.label import JudgeLabelConfig, ReviseConfig
+from lora_rlhf.configs.rounds import RoundConfig, RoundsConfig
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.evaluation.config import EvaluateConfig
@@ -23,6 +27,7 @@ from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.inspection.config import CheckConfig, InspectConfig
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
+from lora_rlhf.render.tables import terminal_table
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.config import LabelConfig, ProblemsConfig, ScoreConfig, TinyworldConfig
@@ -74,13 +79,10 @@ def _label(config: JudgeLabelConfig) -> None:
     report = label_by_judge(config)
     about = report["judge"]
     print(f"rankings: {config.to}, by {about['model']}: {report['labeled']} of {report['prompts']} prompts")
-    if report["failed"]:
-        faults = ", ".join(f"{fault}: {count}" for fault, count in about["faults"].items())
-        print(f"left out, since the judge failed on them: {report['failed']} ({faults})")
+    _print_failed(report)
     if (share := about.get("inconsistent_share")) is not None:
         print(f"pairs whose verdict changed with the order: {100 * share:.1f} %")
-    cost = "" if about["cost"] is None else f", cost {about['cost']:.4f}"
-    print(f"calls: {about['calls']:,}, tokens: {about['tokens_in']:,} in, {about['tokens_out']:,} out{cost}")
+    _print_spent(about)
     if agreement := report.get("agreement"):
         rate, kappa, alpha = (agreement[name] for name in ("rate", "kappa", "alpha"))
         percent = "no pair" if rate is None else f"{100 * rate:.1f} %"
@@ -89,6 +91,33 @@ def _label(config: JudgeLabelConfig) -> None:
             f"agrees with people on {percent} of {agreement['strict_pairs']} pairs that neither calls a tie; with ties "
             f"({agreement['pairs']} pairs): kappa {kappa}, Krippendorff's alpha {alpha}"
         )
+
+
+def _print_failed(report: dict[str, Any]) -> None:
+    if report["failed"]:
+        faults = ", ".join(f"{fault}: {count}" for fault, count in report["judge"]["faults"].items())
+        print(f"left out, since the model failed on them: {report['failed']} ({faults})")
+
+
+def _print_spent(about: dict[str, Any]) -> None:
+    cost = "" if about["cost"] is None else f", cost {about['cost']:.4f}"
+    print(f"calls: {about['calls']:,}, tokens: {about['tokens_in']:,} in, {about['tokens_out']:,} out{cost}")
+
+
+def _revise(config: ReviseConfig) -> None:
+    from lora_rlhf.stages.revise import beside, revise
+
+    report = revise(config)
+    about = report["judge"]
+    print(
+        f"demonstrations: {config.to}, revised by {about['model']}: {report['revised']} of {report['prompts']} prompts"
+    )
+    _print_failed(report)
+    print(
+        f"answers that no round changed: {report['unchanged']}; rankings of the others: {beside(config.to, 'rankings')}"
+    )
+    print(f"every critique and revision, to be read: {beside(config.to, 'steps')}")
+    _print_spent(about)
 
 
 def _print_next(command: str, meaning: str = "") -> None:
@@ -167,6 +196,19 @@ def _run(config: RecipeConfig) -> None:
         print(next_steps_text(read_recipe(config.config, config.overrides), has_demo="demo" in COMMANDS))
 
 
+def _round(config: RoundConfig) -> None:
+    record = run_round(config)
+    if workers.is_main():
+        print(terminal_table(*rounds_rows(Path(config.folder))))
+    if record["gate"] != "pass":
+        raise SystemExit(1)
+
+
+def _rounds(config: RoundsConfig) -> None:
+    records = read_rounds(Path(config.folder))
+    print(json.dumps(records, indent=2) if config.json else terminal_table(*rounds_rows(Path(config.folder))))
+
+
 def _demo(config: DemoConfig) -> None:
     try:
         from lora_rlhf_demo.app import serve
@@ -222,6 +264,7 @@ COMMANDS = {
     SFT.name: TRAINING[SFT.name],
     "sample": Command("K responses per prompt from a stage, ready to be ranked", SampleConfig, _sample),
     "label": Command("rankings of sampled responses by a judge, under written principles", JudgeLabelConfig, _label),
+    "revise": Command("demonstrations by critique and revision under written principles", ReviseConfig, _revise),
     **TRAINING,  # the first one keeps its place above
     "evaluate": Command("one report over the stages of runs, on held-out prompts", EvaluateConfig, _evaluate),
     "export": Command("a trained role as a plain model, an adapter or a GGUF file", ExportConfig, _export),
@@ -232,6 +275,10 @@ COMMANDS = {
     "promote": Command("make a pointer lead to an export that a gate let pass", PromoteConfig, _promote),
     "rollback": Command("make a pointer lead to the export before", RollbackConfig, _rollback),
     "package": Command("all that others need to repeat and judge a run, in one file", PackageConfig, _package),
+    "round": Command(
+        "one more round: sample, choose, label, reward model, policy, evaluation, gate", RoundConfig, _round
+    ),
+    "rounds": Command("the rounds of a run as a table", RoundsConfig, _rounds),
     "run": Command("all stages of a recipe; goes on where it stopped", RecipeConfig, _run),
     "demo": Command("the browser app: compare stages, rank, watch a run", DemoConfig, _demo),
     "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),

@@ -100,6 +100,12 @@ class RewardConfig(TrainingConfig):
         ]
 
 
+def init_faults(config: "DPOConfig | PPOConfig") -> list[str]:
+    """A fault if the reference is a policy that nobody named."""
+    is_missing = config.reference == "init" and config.init is None
+    return ["reference is init, but init names no policy: give both, or leave reference out"] if is_missing else []
+
+
 # TRL's losses (1.16). Those of pairs all read the log-probabilities of a chosen and a rejected answer.
 PAIR_LOSSES = (
     *("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
@@ -121,8 +127,10 @@ class DPOConfig(TrainingConfig):
     """Where the base model of the SFT stage is now, if it was moved."""
     sft: str | None = None
     """SFT stage folder that the policy starts from; RUN/sft unless given."""
-    reference: Literal["sft", "base"] = "sft"
-    """What the policy is held to: the frozen SFT model or the bare base."""
+    init: str | None = None
+    """Stage folder of a policy (RUN/ppo, RUN/dpo) that this one goes on from, instead of from the SFT model."""
+    reference: Literal["sft", "base", "init"] = "sft"
+    """What the policy is held to: the frozen SFT model, the bare base, or the policy that it goes on from."""
     method: Literal["dpo", "kto"] = field(default="dpo", metadata=MOST_USED)
     """dpo learns from pairs of answers to one prompt; kto from single answers that are called good or bad."""
     loss_type: tuple[str, ...] = field(default=(), metadata=MOST_USED)
@@ -162,6 +170,7 @@ class DPOConfig(TrainingConfig):
             *share(self, "validation_fraction"),
             *share(self, "label_smoothing", upper=0.49),
             *self._loss_faults(),
+            *init_faults(self),
         ]
 
     def _loss_faults(self) -> list[str]:
@@ -202,12 +211,14 @@ class PPOConfig(ScoringConfig, TrainingConfig):
     """Where the base model of the SFT stage is now, if it was moved."""
     sft: str | None = None
     """SFT stage folder that the policy starts from; RUN/sft unless given."""
+    init: str | None = None
+    """Stage folder of a policy (RUN/ppo, RUN/dpo) that this one goes on from, instead of from the SFT model."""
     reward: str | None = None
     """Reward stage folder; RUN/reward unless given."""
     accept_chance_reward: bool = False
     """Train although the held-out accuracy of the reward model may be that of a coin."""
-    reference: Literal["sft", "base"] = "sft"
-    """What the KL penalty is measured to: the SFT model (InstructGPT) or the bare base."""
+    reference: Literal["sft", "base", "init"] = "sft"
+    """What the KL penalty is measured to: the SFT model (InstructGPT), the bare base, or the policy in init."""
     deduplicate: Literal["exact", "prefix", "none"] = "exact"
     """Which repeated prompts to leave out; prefix: also those with a long beginning in common (InstructGPT, 3.2)."""
     iterations: int = field(default=100, metadata=MOST_USED | subject("rollouts and updates"))
@@ -346,6 +357,7 @@ class PPOConfig(ScoringConfig, TrainingConfig):
             *multiple(self, "batch_size", "samples_per_prompt"),
             *share(self, "gamma", "lam", upper=1.0),
             *self.scoring_faults(),
+            *init_faults(self),
             *self._inconsistencies(),
         ]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from lora_rlhf.data import readers, readers_paired, readers_ranked, trees
+from lora_rlhf.data import open_webui, readers, readers_paired, readers_ranked, trees
 from lora_rlhf.data.messages import Row
 from lora_rlhf.data.names import fold_name
 from lora_rlhf.system.errors import UserError
@@ -38,7 +38,8 @@ class Format:
     all required columns are filled and `has_valid_values`, if not None, is true. readers: a reader for each kind of
     record, the main kind first; it gets the row and the names of the required columns and returns drafts, or raises
     BadRow. Rows with an equal `group_key` are merged into one by `merge_rows` before they are read, a single row too.
-    unusable_reason: why rows are refused if the kind of record has no reader.
+    unusable_reason: why rows are refused if the kind of record has no reader. unwrap: makes the row of the chat log
+    ("messages" or "correction") that a row holds; that is read in its place.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Format:
     group_key: Callable[[Row], Hashable] | None = None
     merge_rows: Callable[[list[Row]], Row] | None = None
     unusable_reason: str = ""
+    unwrap: Callable[[Row], Row] | None = None
 
     @cached_property
     def columns(self) -> frozenset[str]:
@@ -108,6 +110,11 @@ TREE_READERS: Readers = {
     "rankings": trees.read_tree_rankings,
     "demonstrations": trees.read_tree_demonstrations,
     "prompts": trees.read_tree_prompts,
+}
+CORRECTION_READERS: Readers = {
+    "rankings": readers_paired.read_correction,
+    "demonstrations": readers.read_corrected_answer,
+    "prompts": readers.read_conversation_without_answer,
 }
 # fmt: off
 FORMATS: tuple[Format, ...] = (
@@ -208,6 +215,11 @@ FORMATS: tuple[Format, ...] = (
     Format("label-studio-min", "Label Studio: its JSON_MIN export of choices", ("prompt", "answer1", "answer2"),
            {"rankings": readers_ranked.read_label_studio_min, "prompts": readers.read_prompt}, ("annotator",),
            has_valid_values=readers_ranked.is_label_studio_min),
+    # what users of a deployed model say of its answers
+    Format("correction", "a chat log: a conversation, and what its last answer should have been",
+           ("messages", "correction"), CORRECTION_READERS, ("prompt", "labeler")),
+    Format("open-webui", "Open WebUI: its export of feedback", ("data", "meta", "snapshot"), CORRECTION_READERS,
+           has_valid_values=open_webui.is_feedback, unwrap=open_webui.to_chat),
     # rankings of many
     Format("ranking", "a prompt with K ranked responses", ("prompt", "responses", "ranks"),
            {"rankings": readers_ranked.read_ranking, "prompts": readers.read_prompt}, ("labeler", "ended")),

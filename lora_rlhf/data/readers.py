@@ -144,6 +144,12 @@ def read_continuation(row: Row, messages_column: str, answer_column: str) -> lis
     return [make_draft(turns, to_answer(row[answer_column], answer_column))]
 
 
+def read_corrected_answer(row: Row, messages_column: str, correction_column: str) -> list[Draft]:
+    """Drafts: a conversation, and the answer that somebody wrote in place of its last one."""
+    turns = drop_answer(to_conversation(row[messages_column], messages_column))
+    return [make_draft(turns, to_answer(row[correction_column], correction_column))]
+
+
 def has_alternating_texts(row: Row) -> bool:
     """Whether `data` is a list of several texts: the user's and the assistant's in turn."""
     data = row["data"]

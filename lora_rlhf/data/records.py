@@ -139,7 +139,8 @@ def is_grade_column(name: str, value: Any) -> bool:
     """Whether a column grades the row's answer; the prompt's meta does not keep it."""
     meaning = column_meaning(name)
     if meaning in VERDICTS:
-        return _verdict_or_none(name, meaning, value) is not None or to_number(value) is not None
+        # an empty one stands beside a correction; beside the answer alone it would be a reason to refuse the row
+        return value is None or _verdict_or_none(name, meaning, value) is not None or to_number(value) is not None
     return meaning == "score" and to_number(value) is not None
 
 
@@ -166,7 +167,8 @@ def _require_usable_columns(row: Row, column_meanings: ColumnMeanings, kind: Rec
         value = row[name]
         if meaning in VERDICTS:
             # one verdict cannot tell which of several answers is bad; `find_grade` handles a single answer
-            if kind == "prompts" or format.has_one_answer:
+            # what a user corrects they have not found good
+            if kind == "prompts" or format.has_one_answer or format.name == "correction":
                 continue
             find_column_verdict = find_verdict if kind == "demonstrations" else _verdict_or_none
             if find_column_verdict(name, meaning, value) is False:

@@ -40,6 +40,7 @@ FORMAT_BY_KIND: dict[RecordKind, Format] = {
     "prompts": find_format("prompt"),
     "texts": find_format("text"),
 }
+MESSAGES, CORRECTION = find_format("messages"), find_format("correction")
 MESSAGE_CHARACTERS = 60  # of a text in a message
 NOT_CHOSEN = "another answer to the prompt has a higher score"
 NOT_GOOD = "no answer to the prompt has a score above 0"
@@ -159,6 +160,10 @@ class Source(Generic[Record]):
         """The records of a row; [] if the row belongs to others, with which it is read later."""
         row = self._columns.rename_columns(row if type(row) is dict else self._check_row(origin, row))
         format = self._choose_format(origin, row)
+        wrapper = format if format.unwrap is not None else None
+        if format.unwrap is not None:
+            row = format.unwrap(row)
+            format = CORRECTION if "correction" in row else MESSAGES
         kind = self.kind or format.kinds[0] if format.readers else self.kind or "demonstrations"
         if kind == "texts":
             self.recognised.add(format.name)
@@ -172,7 +177,7 @@ class Source(Generic[Record]):
             self._rows_by_tree.add(fingerprint(f"{format.name} {format.group_key(row)}"), [origin, format.name, row])
             return []
         grade = None if kind == "prompts" else find_grade(format, row)
-        name = format.name if grade is None else grade.format.name
+        name = (wrapper or format).name if grade is None else grade.format.name
         self.recognised.add(name)
         is_named = self._format is not None or bool(self._columns.known_name_by_column)
         drafts = make_drafts(format, row, "demonstrations" if grade is not None else kind, is_named)

@@ -50,7 +50,8 @@ def find_verdict(name: str, meaning: Meaning, value: Any) -> bool | None:
     name, meaning: of the column or key. Raises BadRow if the value must be a verdict and is not known here.
     """
     word = _verdict_word(value)
-    if meaning == "rating" and to_number(value) is not None and not isinstance(value, str):
+    is_thumb = "thumb" in name_words(name) or "thumbs" in name_words(name)  # 1 is up, and not one of five stars
+    if meaning == "rating" and to_number(value) is not None and not isinstance(value, str) and not is_thumb:
         word = word if word == "-1" else None
     if meaning == "bad" and word is not None:
         return False if word in YES else True if word in NO else _verdict_of_word(word)

@@ -22,9 +22,10 @@ from lora_rlhf.system.untrusted import FieldType, is_number, require
 
 log = logging.getLogger("lora_rlhf")
 
+INIT = "init"  # a reference: the policy that another one goes on from
 SAME_BASE = ("source_hash", "quantization")
 READ_SETTINGS: dict[str, FieldType] = {
-    "reference": ("sft or base", lambda value: value in (SFT.role, BASE)),
+    "reference": ("sft, base or init", lambda value: value in (SFT.role, BASE, INIT)),
     "kl_target": ("a number or null", lambda value: value is None or is_number(value)),
 }
 NO_FOLDERS: Mapping[str, str | None] = MappingProxyType({})
@@ -72,7 +73,8 @@ class RunStages:
     def reference_role(self, stage: Stage) -> str | None:
         """The role from which the stage's KL was measured, or else that of the newest stage with a KL; or None."""
         references = (self.read_setting(candidate, "reference") for candidate in (stage, *reversed(STAGES)))
-        return next((reference for reference in references if reference is not None), None)
+        found = next((reference for reference in references if reference is not None), None)
+        return SFT.role if found == INIT else found  # a report shows how far a policy is from the SFT model
 
     def seconds_by_stage(self) -> dict[str, float]:
         """{stage: the duration of its training in seconds}."""

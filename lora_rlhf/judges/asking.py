@@ -141,6 +141,11 @@ class Asker:
             raise self._no_verdict_error(replies[-1])
 
     @property
+    def choice(self) -> str:
+        """The flag that chose it, for messages."""
+        return f"--{self._flag} {self.name}"
+
+    @property
     def model_name(self) -> str:
         return str(self.model.identity().get("model", self.name))
 
@@ -167,7 +172,7 @@ class Asker:
         cost = self.cost
         if self._budget is not None and cost is not None and cost >= self._budget:
             raise UserError(
-                f"--{self._flag} {self.name}: {self.counts.calls:,} calls have cost {cost:.4g}, and judge_budget is "
+                f"{self.choice}: {self.counts.calls:,} calls have cost {cost:.4g}, and judge_budget is "
                 f"{self._budget:g}; verdicts so far are kept: raise --judge_budget to go on"
             )
 
@@ -175,6 +180,6 @@ class Asker:
         """The error for a judge without any verdict, with its last fault."""
         num_asked = pluralize(self.counts.faults.total(), "question")
         return UserError(
-            f"--{self._flag} {self.name}: {self.model_name} gave no verdict ({num_asked} asked); the last fault: "
+            f"{self.choice}: {self.model_name} gave no verdict ({num_asked} asked); the last fault: "
             f"{reply.fault}{': ' + reply.detail if reply.detail else ''}. Choose another judge, or mend this one"
         )

@@ -19,9 +19,10 @@ log = logging.getLogger("lora_rlhf")
 
 HEADER = json_line({"judgements": 1})
 ROW = re.compile(
-    rb'\{"key": "([0-9a-f]{64})", "verdict": "(A|B|tie|[1-7]|[0-9]+(?:[>=][0-9]+)+)", "judge": "[^\n]*"\}\n'
+    rb'\{"key": "([0-9a-f]{64})", "verdict": ("(?:A|B|tie|[1-7]|[0-9]+(?:[>=][0-9]+)+)"), "judge": "[^\n]*"\}\n'
 )
-CACHE_FILE = "judgements.jsonl"
+REPLY_ROW = re.compile(rb'\{"key": "([0-9a-f]{64})", "verdict": ("(?:[^"\\\n]|\\[^\n])*"), "judge": "[^\n]*"\}\n')
+CACHE_FILE, REPLIES_FILE = "judgements.jsonl", "replies.jsonl"
 
 
 def hash_question(judge: Mapping[str, Any], version: str, prompt: str, first: str, second: str) -> str:
@@ -37,9 +38,13 @@ class Cache:
     no API keys.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Reads or creates the file. Raises UserError for a file of another kind, and if it cannot be written."""
+    def __init__(self, path: Path, keeps_replies: bool = False) -> None:
+        """Reads or creates the file. Raises UserError for a file of another kind, and if it cannot be written.
+
+        keeps_replies: whole replies stand in place of verdicts, so that the file does contain texts.
+        """
         self.path = path
+        self._row = REPLY_ROW if keeps_replies else ROW
         self._verdict_by_key: dict[str, str] = {}
         self._read_file(path)
 
@@ -69,8 +74,8 @@ class Cache:
         except OSError as error:
             raise UserError(f"--judge_cache {path}: cannot be written ({error.strerror}); name another file") from error
         for line in lines[1:]:
-            if row := ROW.fullmatch(line):  # of two rows with one key, the first counts
-                self._verdict_by_key.setdefault(row[1].decode(), row[2].decode())
+            if row := self._row.fullmatch(line):  # of two rows with one key, the first counts
+                self._verdict_by_key.setdefault(row[1].decode(), json.loads(row[2]))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from lora_rlhf.configs.judge import JudgeConfig, JudgeModelConfig
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.judges.asking import Asker, JudgeModel
-from lora_rlhf.judges.cache import CACHE_FILE, Cache
+from lora_rlhf.judges.cache import CACHE_FILE, REPLIES_FILE, Cache
 from lora_rlhf.judges.human import HumanJudge
 from lora_rlhf.judges.judge import Judge
 from lora_rlhf.judges.pairwise import PairwiseJudge
@@ -59,10 +59,24 @@ def open_judge(config: JudgeConfig, run: str, device: str, trust_remote_code: bo
     return judge
 
 
-def open_asker(config: JudgeModelConfig, kind: str, flag: str, run: str, device: str, trust_remote_code: bool) -> Asker:
+def open_cache(config: JudgeModelConfig, run: str, keeps_replies: bool = False) -> Cache:
+    """The cache that the configuration names, or the one beside the run's folder."""
+    default_path = Path(run).parent / (REPLIES_FILE if keeps_replies else CACHE_FILE)
+    path = default_path if config.judge_cache is None else Path(config.judge_cache).expanduser()
+    return Cache(path, keeps_replies)
+
+
+def open_asker(
+    config: JudgeModelConfig,
+    kind: str,
+    flag: str,
+    run: str,
+    device: str,
+    trust_remote_code: bool,
+    keeps_replies: bool = False,
+) -> Asker:
     """The model of a judge, "local" or "endpoint", with its cache; see `open_judge`. flag: the one that chose it."""
-    default_path = Path(run).parent / CACHE_FILE
-    cache = Cache(default_path if config.judge_cache is None else Path(config.judge_cache).expanduser())
+    cache = open_cache(config, run, keeps_replies)
     model: JudgeModel
     if kind == "local":
         from lora_rlhf.judges.local import LocalModel

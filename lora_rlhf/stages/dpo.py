@@ -1,6 +1,7 @@
 """A policy from rankings or votes alone: DPO and its family, and KTO, with the losses of TRL's trainers.
 
-The policy starts from the SFT model, and is held to it: the reference is the frozen SFT adapter on the same base.
+The policy starts from the SFT model or an earlier policy, and is held to a reference: the frozen SFT adapter on the
+same base, unless another is chosen.
 """
 
 import math
@@ -33,11 +34,13 @@ from lora_rlhf.stages.reward_scores import failure_row, ranking_sequences
 from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
 from lora_rlhf.stages.samples import RANKINGS, TIMES
 from lora_rlhf.stages.session import (
+    INIT,
     cosine,
     epochs_of_batches,
+    find_init,
     fixed_prompt_indices,
-    load_parent_role,
     log,
+    make_policy,
     open_parent_base,
     require_context,
     seed_everything,
@@ -64,6 +67,7 @@ def train(config: DPOConfig, model: SharedModel | None = None) -> SharedModel:
     with StageFolder.open(config, "dpo") as folder:
         sft = find_stage(config.sft or f"{config.run}/sft", "sft")
         move_base(config.model, sft.manifest["base"], str(sft.folder))
+        init = find_init(config.init, sft)
         source: Source[Any] = source_of(config, config.rankings, "rankings")
         source.keeps_votes = config.method == "kto"
         source.require_first()
@@ -73,10 +77,9 @@ def train(config: DPOConfig, model: SharedModel | None = None) -> SharedModel:
         training, validation = _encode(config, model, source)
 
         rng = seed_everything(config.seed)
-        load_parent_role(model, "sft", sft)
-        model.copy_role("sft", ROLE)
-        model.alias(REFERENCE, config.reference)
-        folder.begin(describe_base(model), {"sft": sft}, {"rankings": config.rankings})
+        make_policy(model, ROLE, sft, init, config.reference)
+        parents = {"sft": sft} | ({INIT: init} if init else {})
+        folder.begin(describe_base(model), parents, {"rankings": config.rankings})
         order = epochs_of_batches(len(training), config.batch_size, config.epochs, rng)
         if config.method == "kto":  # one answer alone has no other to be compared with
             order = [batch for batch in order if len(batch) > 1]

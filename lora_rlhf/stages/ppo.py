@@ -39,7 +39,7 @@ from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.ppo_checks import check_rollout, check_start, is_exact, is_sft, must_score
+from lora_rlhf.stages.ppo_checks import check_rollout, check_start, is_exact, is_start, must_score
 from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.stages.ppo_rollout import Metrics, Rollout, Targets
 from lora_rlhf.stages.ppo_setup import finish, set_up, warn_of_useless_rollout, without_missing_reward
@@ -115,7 +115,8 @@ class PPO:
         with self._timed("score_s"):
             self.rollout = self.judge(prompts, self.responses, needs_values=False)
         if self.done == 0:
-            check_rollout(self.model, self.rollout, config.temperature, reference_is_policy=config.reference == "sft")
+            is_reference = config.reference == ("init" if config.init else "sft")
+            check_rollout(self.model, self.rollout, config.temperature, reference_is_policy=is_reference)
         metrics = self.rollout.metrics()
         kl = metrics["rollout/kl"]
         if config.max_kl is None or kl <= config.max_kl:
@@ -178,7 +179,7 @@ class PPO:
         ids = [responses[row].ids for row in rows]
         answers = [decode_response(tokenizer, answer_ids).strip() for answer_ids in ids]
 
-        is_scored = self.must_score or self.done == 0 or is_sft(model)
+        is_scored = self.must_score or self.done == 0 or is_start(model)
         merged = self.sampler.merge and self.is_exact and not is_scored  # as the sampler's log-probabilities are
         scores = self.scorer.scores(model, share, [repeated[row] for row in rows], ids, answers, self.batch, merged)
         judged = {"score": scores.total}

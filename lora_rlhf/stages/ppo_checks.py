@@ -15,6 +15,7 @@ from lora_rlhf.model.forward import response_logprobs
 from lora_rlhf.model.precision import FLOAT32, expected_rounding, largest_difference
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.ppo_rollout import Rollout
+from lora_rlhf.stages.session import INIT
 from lora_rlhf.system import workers
 
 BROKEN = 4  # times the mean that rounding makes
@@ -25,12 +26,13 @@ def is_exact(model: SharedModel) -> bool:
     return expected_rounding(model) is FLOAT32
 
 
-def is_sft(model: SharedModel) -> bool:
-    """Whether the policy is the SFT model still: then the KL must be exactly 0, which a sampler's rounding is not."""
-    if "sft" not in model.roles:
+def is_start(model: SharedModel) -> bool:
+    """Whether the policy is what it began as: then the KL may be exactly 0, which a sampler's rounding is not."""
+    role = INIT if INIT in model.roles else "sft"
+    if role not in model.roles:
         return False
-    sft = dict(model.named_parameters_of("sft"))
-    return all(torch.equal(parameter, sft[name]) for name, parameter in model.named_parameters_of("policy"))
+    start = dict(model.named_parameters_of(role))
+    return all(torch.equal(parameter, start[name]) for name, parameter in model.named_parameters_of("policy"))
 
 
 def must_score(config: PPOConfig, model: SharedModel) -> bool:

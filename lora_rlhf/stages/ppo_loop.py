@@ -42,7 +42,7 @@ class PPOLoop:
         """Returns the results for the manifest."""
         ppo, total = self.ppo, self.config.iterations
         fixed = [self.prompts[index] for index in fixed_prompt_indices(self.prompts, FIXED)]
-        reference = None if self.config.reference == "base" else self.model.adapter_state("sft")
+        reference = None if self.config.reference == "base" else self.model.adapter_state(self.config.reference)
         with self.trainer.running():
             self._prepare()
             with tqdm(total=total, initial=ppo.done, desc="ppo", unit="iteration") as bar:
@@ -61,7 +61,7 @@ class PPOLoop:
                     bar.set_postfix(score=f"{metrics['rollout/score']:.2f}", kl=f"{metrics['rollout/kl']:.2f}")
                     objective = metrics["rollout/score"] - metrics["ppo/kl_coef"] * metrics["rollout/kl"]
                     self.trainer.save_or_stop(ppo.done, total, score=objective)
-        if reference is not None and not same_state(reference, self.model.adapter_state("sft")):
+        if reference is not None and not same_state(reference, self.model.adapter_state(self.config.reference)):
             raise RuntimeError("the reference changed during PPO: the KL was measured to a moving target")
         return self._summarize()
 

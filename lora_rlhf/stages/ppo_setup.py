@@ -24,9 +24,12 @@ from lora_rlhf.stages.rows import encode_prompts, report_refusals, source_of
 from lora_rlhf.stages.sampler import require_engine
 from lora_rlhf.stages.scorer import TRIED, ResponseScorer
 from lora_rlhf.stages.session import (
+    INIT,
+    find_init,
     find_reward,
     load_parent_role,
     log,
+    make_policy,
     open_parent_base,
     require_context,
     same_state,
@@ -63,6 +66,7 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
     UserError, before any weights are loaded where that can be, for all that cannot be used.
     """
     sft, reward = _find_parents(config)
+    init = find_init(config.init, sft)
     if reward is not None and not folder.resumes:
         _require_better_than_chance(config, reward)
     prompts: Source[Prompt] = source_of(config, config.prompts, "prompts")
@@ -74,12 +78,14 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
     encoded = encode_prompts(config, prompts, model.tokenizer)
     text = _open_pretraining_text(config, model)
     seed_everything(config.seed)
-    _make_roles(config, model, sft, reward)
-    parents = {"sft": sft} | ({"reward": reward} if reward else {})
+    make_policy(model, "policy", sft, init, config.reference)
+    _make_reward_roles(config, model, reward)
+    parents = {"sft": sft} | ({"reward": reward} if reward else {}) | ({INIT: init} if init else {})
     folder.begin(
         describe_base(model), parents, {"prompts": config.prompts, "pretraining_text": config.pretraining_text}
     )
-    reference = f"the adapter of {sft.folder}, frozen" if config.reference == "sft" else "the bare base"
+    held_to = init if init is not None and config.reference == INIT else sft
+    reference = "the bare base" if config.reference == "base" else f"the adapter of {held_to.folder}, frozen"
     log.info("KL is measured to %s; roles on one base: %s", reference, ", ".join(model.roles))
     return Setup(model, scorer, encoded, text)
 
@@ -87,10 +93,10 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
 def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[str, Any]) -> None:
     """Saves the adapters and marks the stage as finished. Stopped where the policy is still the SFT model."""
     model = setup.model
-    if same_state(model.adapter_state("policy"), model.adapter_state("sft")):
+    if same_state(model.adapter_state("policy"), model.adapter_state(INIT if config.init else "sft")):
         raise Stopped(
-            f"{folder.path}: nothing was learned in {config.iterations} iterations: the policy is the SFT model still, "
-            "so the stage is not finished. See the warnings above; --overwrite begins again"
+            f"{folder.path}: nothing was learned in {config.iterations} iterations: the policy is what it began as, so "
+            " the stage is not finished. See the warnings above; --overwrite begins again"
         )
     workers.from_main(lambda: _save_adapters(model, folder))
     roles = [role for role in ("sft", "reward", "policy", "value") if role in model.roles]
@@ -194,11 +200,8 @@ def _open_pretraining_text(config: PPOConfig, model: SharedModel) -> TextStream 
     return stream
 
 
-def _make_roles(config: PPOConfig, model: SharedModel, sft: Parent, reward: Parent | None) -> None:
-    """Makes policy and value bit-exact copies of the SFT and the reward role, and the reference an alias."""
-    load_parent_role(model, "sft", sft)
-    model.alias("reference", "sft" if config.reference == "sft" else "base")
-    model.copy_role("sft", "policy")
+def _make_reward_roles(config: PPOConfig, model: SharedModel, reward: Parent | None) -> None:
+    """Loads the reward role, and makes the value role a bit-exact copy of it; without it, one of the SFT role."""
     if reward is not None:
         load_parent_role(model, "reward", reward)
     if config.has_value_role and reward is not None:

@@ -5,10 +5,12 @@ import math
 import random
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lora_rlhf.configs.catalogue import WRITERS
 from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.data.chosen_template import choose_template, is_same_template
@@ -19,6 +21,7 @@ from lora_rlhf.model.kernels import prepare_base
 from lora_rlhf.model.open import describe_base, open_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import Parent, StageFolder, find_stage
+from lora_rlhf.runs.manifest import MANIFEST, read_manifest
 from lora_rlhf.runs.resume import WHERE
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
@@ -26,6 +29,7 @@ from lora_rlhf.system.errors import UserError
 log = logging.getLogger("lora_rlhf")
 
 FEW_STEPS = 20
+INIT = "init"  # the role of a policy that another one goes on from
 FLOOR = 0.1  # every schedule ends, and PPO's warm-up begins, at a tenth of the peak (InstructGPT, appendix C)
 
 
@@ -62,14 +66,38 @@ def choose_run_template(config: SFTConfig, folder: StageFolder, model: SharedMod
 
 def find_reward(folder: str, sft: Parent) -> Parent:
     """The finished reward stage in a folder. UserError where it does not stand on the SFT stage's base."""
-    reward = find_stage(folder, "reward")
+    return _require_same_base(find_stage(folder, "reward"), sft)
+
+
+def find_init(folder: str | None, sft: Parent) -> Parent | None:
+    """The finished stage whose policy another one goes on from. UserError where it has none, or another base."""
+    if folder is None:
+        return None
+    stage = read_manifest(Path(folder))["stage"] if (Path(folder) / MANIFEST).is_file() else ""
+    if stage not in [writer.name for writer in WRITERS]:
+        names = " or ".join(f"RUN/{writer.name}" for writer in WRITERS)
+        raise UserError(f"--init {folder}: holds no stage with a policy; name a folder such as {names}")
+    return _require_same_base(find_stage(folder, stage), sft)
+
+
+def _require_same_base(stage: Parent, sft: Parent) -> Parent:
+    """The stage. UserError where it does not stand on the SFT stage's base."""
     for key, value in sft.manifest["base"].items():
-        if key not in WHERE and reward.manifest["base"].get(key) != value:
+        if key not in WHERE and stage.manifest["base"].get(key) != value:
             raise UserError(
-                f"{reward.folder} and {sft.folder} stand on different bases: {key} is "
-                f"{reward.manifest['base'].get(key)!r} and {value!r}; train both on one base"
+                f"{stage.folder} and {sft.folder} stand on different bases: {key} is "
+                f"{stage.manifest['base'].get(key)!r} and {value!r}; train both on one base"
             )
-    return reward
+    return stage
+
+
+def make_policy(model: SharedModel, role: str, sft: Parent, init: Parent | None, reference: str) -> None:
+    """Makes the policy a bit-exact copy of the SFT role or of an earlier policy, and the reference an alias."""
+    load_parent_role(model, "sft", sft)
+    if init is not None:
+        load_parent_role(model, INIT, init)
+    model.copy_role("sft" if init is None else INIT, role)
+    model.alias("reference", reference)
 
 
 def load_parent_role(model: SharedModel, role: str, parent: Parent) -> None:

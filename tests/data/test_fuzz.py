@@ -46,7 +46,7 @@ KIND_OF: dict[type, RecordKind] = {
     Text: "texts",
 }
 ROWS = 300  # of a file
-MOST_REASONS = 300  # of all formats and kinds; more would be texts that hold something of the row
+MOST_REASONS = 310  # of all formats and kinds; more would be texts that hold something of the row
 
 # Values as they stand in a JSON text. What is long or deep is drawn rarely.
 ODD = [

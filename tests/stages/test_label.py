@@ -14,7 +14,8 @@ from lora_rlhf.configs.label import JudgeLabelConfig
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.judges import endpoint
 from lora_rlhf.stages import label as page
-from lora_rlhf.stages.label import PRINCIPLES, label
+from lora_rlhf.stages.judging import PRINCIPLES
+from lora_rlhf.stages.label import label
 from lora_rlhf.system.errors import Stopped, UserError
 from tests.support.fake_api import Raw, longer_wins, says, serve
 

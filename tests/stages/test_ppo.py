@@ -264,10 +264,36 @@ def test_siblings_that_are_all_worth_the_same_teach_nothing_and_say_so(
         samples_per_prompt=2,
         missing_eos_score=None,
     )
-    with pytest.raises(Stopped, match="nothing was learned in 2 iterations: the policy is the SFT model still"):
+    with pytest.raises(Stopped, match="nothing was learned in 2 iterations: the policy is what it began as"):
         ppo.train(settings)
     assert "iteration 1: all responses to a prompt are worth the same (mean score 0)" in capsys.readouterr().out
     assert manifest(settings.run, "ppo")["status"] == "running"
+
+
+@pytest.mark.parametrize("reference", ["sft", "init"])
+def test_goes_on_from_an_earlier_policy_held_to_either(config: Config, parents: Path, reference: str) -> None:
+    first = config("first")
+    ppo.train(first)
+    trained = read_adapter(Path(first.run) / "ppo" / "adapter")[1]
+    settings = config("second", init=f"{first.run}/ppo", reference=reference)
+    model = ppo.train(settings)
+    assert same(model.adapter_state("init"), trained)
+    assert not same(model.adapter_state("policy"), trained)
+    own = {"sft": read_adapter(parents / "sft" / "adapter")[1], "init": trained}
+    assert same(model.adapter_state(reference), own[reference])
+    # against the SFT model the second run begins where the first one has come to
+    assert (column(settings, "rollout/kl")[0] == pytest.approx(0, abs=1e-6)) == (reference == "init")
+    assert manifest(settings.run, "ppo")["parents"]["init"]["id"] == manifest(first.run, "ppo")["id"]
+
+
+def test_a_policy_to_go_on_from_must_be_one(config: Config, parents: Path) -> None:
+    for changes, message in [
+        ({"init": str(parents / "reward")}, "holds no stage with a policy"),
+        ({"init": str(parents)}, "holds no stage with a policy"),
+        ({"reference": "init"}, "reference is init, but init names no policy"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            ppo.train(config(**changes))
 
 
 def test_without_a_reward_model_none_is_asked_for(config: Config, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""What rounds leave behind: their folders, their records, and how good a reward model is on a policy's own answers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_rlhf.data.schema import Prompt, Ranking
+from lora_rlhf.system.untrusted import read_object
+
+RECORD = "round.json"
+FINISHED, RUNNING = "finished", "running"
+WAY_OUT = "remove that folder to make the round again"
+
+
+def round_folder(first: Path, number: int) -> Path:
+    """RUN-round-2 beside RUN; round 1 is RUN itself."""
+    first = first if first.name not in ("", "..") else first.resolve()
+    return first if number == 1 else first.with_name(f"{first.name}-round-{number}")
+
+
+def read_rounds(first: Path) -> list[dict[str, Any]]:
+    """The records of the finished rounds, from round 2 on."""
+    records: list[dict[str, Any]] = []
+    while (path := round_folder(first, len(records) + 2) / RECORD).is_file():
+        record = read_object(path, WAY_OUT)
+        if record.get("status") != FINISHED:
+            break
+        records.append(record)
+    return records
+
+
+def rounds_rows(first: Path) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of the table over rounds."""
+    header = ["round", "from", "labels", "trained on", "reward accuracy before", "after", "wins against it", "gate"]
+    rows = []
+    for record in read_rounds(first):
+        measured = record["measured"]
+        rows.append(
+            [
+                *(str(record["number"]), record["from"], str(record["labels"]["asked"]), str(record["trained_on"])),
+                *(_interval_text(measured.get(when), "mean") for when in ("before", "after")),
+                *(_interval_text(record["win_rate"], "rate"), record["gate"]),
+            ]
+        )
+    return header, rows
+
+
+def _interval_text(value: Mapping[str, float] | None, name: str) -> str:
+    return "-" if not value else f"{value[name]:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def reward_accuracy(run: Path, rankings: Sequence[Ranking], device: str, trust: bool = False) -> dict[str, Any] | None:
+    """How often a run's reward model orders responses as their labeler did: the mean over prompts, with its interval.
+
+    trust: whether the base's own code may run. None where all responses are tied.
+    """
+    from lora_rlhf.chat.loaded_run import load_run
+    from lora_rlhf.stats.intervals import mean_interval
+
+    shares = []
+    with load_run(run, device=device, trust_remote_code=trust) as loaded:
+        for ranking in rankings:
+            scores = loaded.score(messages_of(ranking.prompt), ranking.responses)
+            outcomes = [
+                float(scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j])
+                for i, better in enumerate(ranking.ranks)
+                for j, worse in enumerate(ranking.ranks)
+                if better < worse
+            ]
+            shares += [sum(outcomes) / len(outcomes)] if outcomes else []
+    return dict(mean_interval(shares)._asdict()) if shares else None
+
+
+def messages_of(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.text} for message in prompt.messages]

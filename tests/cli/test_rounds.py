@@ -1,0 +1,168 @@
+"""Rounds: on the tiny world, killed between all steps, judged by a server or by people; and what they refuse."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_rlhf.cli import rounds
+from lora_rlhf.cli.main import main
+from lora_rlhf.cli.recipe_run import run_recipe
+from lora_rlhf.cli.rounds import run_round
+from lora_rlhf.cli.rounds_record import read_rounds
+from lora_rlhf.configs.rounds import RoundConfig
+from lora_rlhf.data.sources import read_prompts, read_rankings
+from lora_rlhf.model.adapters import read_adapter
+from lora_rlhf.runs.folder import find_stage
+from lora_rlhf.system.errors import Stopped, UserError
+from tests.cli.test_recipe import small_recipe
+from tests.stages.test_label import by_length
+from tests.support.fake_api import serve
+from tests.support.stages import same
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tiny world with a policy; do not write to it."""
+    run = tmp_path_factory.mktemp("runs") / "first"
+    recipe = small_recipe(run)
+    run_recipe({name: values for name, values in recipe.items() if name not in ("evaluate", "export")})
+    return run
+
+
+@pytest.fixture
+def configure(first: Path, tmp_path: Path) -> Callable[..., RoundConfig]:
+    run = tmp_path / "first"
+    shutil.copytree(first, run)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(json.dumps({"evaluate": {"probes": "none", "choices": "none", "text": "none"}}))
+
+    def make(**changes: Any) -> RoundConfig:
+        prompts = {"prompts": f"{run}/data/ppo_prompts.jsonl", "held_out": f"{run}/data/evaluation_prompts.jsonl"}
+        sizes = {"labels": 8, "random_share": 0.25, "max_responses": 3, "device": "cpu"}
+        return RoundConfig(**{"folder": str(run), "settings": str(settings), **prompts, **sizes, **changes})
+
+    return make
+
+
+Configure = Callable[..., RoundConfig]
+
+
+def adapter(folder: Path, stage: str) -> Any:
+    return read_adapter(folder / stage / "adapter")[1]
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+def test_a_round_judged_by_a_server_and_one_by_people_killed_at_every_step(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure()
+    run = Path(config.folder)
+    with serve(by_length) as api:
+        judge = {"judge": "endpoint", "judge_model": "m", "judge_url": api.url, "question": "listwise"}
+        record = run_round(configure(**judge))
+    folder = tmp_path / "first-round-2"
+    assert (record["number"], record["from"], record["labels"]) == (
+        2,
+        "first",
+        {"asked": 8, "random": 2, "uncertain": 6},
+    )
+    # each stage stands on the one before
+    parents = find_stage(folder / "ppo", "ppo").manifest["parents"]
+    assert parents["init"]["id"] == find_stage(run / "ppo", "ppo").manifest["id"]
+    assert parents["sft"]["id"] == find_stage(run / "sft", "sft").manifest["id"]
+    assert parents["reward"]["id"] == find_stage(folder / "reward", "reward").manifest["id"]
+    # the rankings of both rounds are trained on, those drawn at random are not
+    earlier, trained, measured = (
+        {ranking.prompt.key for ranking in read_rankings(str(path))[0]}
+        for path in (run / "data" / "rankings.jsonl", folder / "all_rankings.jsonl", folder / "measured.jsonl")
+    )
+    assert earlier < trained and len(trained) == len(earlier) + 6 and len(measured) == 2 and not measured & trained
+    assert record["measured"]["before"]["n"] == record["measured"]["after"]["n"] == 2
+    report = json.loads((folder / "report.json").read_text())
+    assert record["win_rate"]["rate"] == report["win_rates"]["policy_vs_first:policy"]["rate"]
+    assert [path.name for path in (folder / "gate").glob("*.json")] and record["gate"] in ("pass", "fail")
+
+    # the same by people, where the process dies before or after each of these
+    monkeypatch.chdir(tmp_path)
+    folder.rename(tmp_path / "whole")
+    died = set[str]()
+
+    def killing(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*values: Any, **named: Any) -> Any:
+            if name + "!" not in died:
+                died.add(name + "!")
+                raise Killed
+            result = real(*values, **named)
+            if name not in died:
+                died.add(name)
+                raise Killed
+            return result
+
+        return call
+
+    names = ("new_folder", "write_jsonl", "choose", "run_recipe", "finite")
+    for name in names:
+        monkeypatch.setattr(rounds, name, killing(name, getattr(rounds, name)))
+    waited = kills = 0
+    while True:
+        try:
+            again = run_round(config)
+            break
+        except Killed:
+            kills += 1
+        except Stopped as stop:
+            assert "8 prompts wait for rankings" in str(stop) and str(folder / "rankings.jsonl") in str(stop)
+            waited += 1
+            shutil.copy(tmp_path / "whole" / "rankings.jsonl", folder / "rankings.jsonl")
+    assert (kills, waited) == (2 * len(names), 1)
+    for stage in ("reward", "ppo"):
+        assert same(adapter(folder, stage), adapter(tmp_path / "whole", stage))
+    changing = ("gate",)
+    assert {k: v for k, v in again.items() if k not in changing} == {
+        k: v for k, v in record.items() if k not in changing
+    }
+    assert run_round(configure(number=2)) == again  # nothing is done twice
+
+    # a next round leaves out what was ranked
+    with pytest.raises(Stopped):
+        run_round(configure(labels=2))
+    asked = {prompt.key for prompt in read_prompts(str(tmp_path / "first-round-3" / "prompts.jsonl"))[0]}
+    assert asked and not asked & (trained | measured)
+    assert main(["rounds", config.folder]) == 0
+    assert "first" in capsys.readouterr().out and len(read_rounds(run)) == 1
+
+
+def test_what_a_round_refuses(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path(configure().folder)
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("sft: {epochs: 3}")
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"settings": str(wrong)}, "'sft' is no section"),
+        ({"number": 3}, "round 2 of .* is not finished"),
+        ({"max_responses": 1}, "max_responses is 1"),
+        ({"judge": "endpoint"}, "--judge endpoint needs --judge_model"),
+        ({"prompts": f"{run}/data/evaluation_prompts.jsonl"}, "were ranked in earlier rounds or are held out"),
+    ]
+    for changes, message in faults:
+        with pytest.raises(UserError, match=message):
+            run_round(configure(**changes))
+        shutil.rmtree(tmp_path / "first-round-2", ignore_errors=True)
+    monkeypatch.setattr(rounds._Round, "run", lambda self: self.record)
+    run_round(configure())
+    with pytest.raises(UserError, match=r"began with other settings .*'labels': 8.*'labels': 9"):
+        run_round(configure(labels=9))
+    monkeypatch.setattr("lora_rlhf.model.base.hash_source", lambda name: "0" * 64)
+    with pytest.raises(UserError, match="'tinyworld', whose files have changed since"):
+        run_round(configure())
+    shutil.rmtree(run / "ppo")
+    with pytest.raises(UserError, match="no policy there to go on from"):
+        run_round(configure())
