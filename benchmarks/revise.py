@@ -5,7 +5,8 @@
 The tiny world's model cannot follow a critique in words. So the model that revises is a simulation on a server of this
 machine, and only the command and what training makes of its output are real: asked by a principle, it writes three
 drafts with the habits of a demonstrator, and replies with the one, of these and the answer, that a simulated labeler
-finds best by the quality that the principle is about. An SFT model that learned the revisions is compared with the first.
+finds best by the quality that the principle is about.
+An SFT model that learned the revisions is compared with the first.
 """
 
 import argparse

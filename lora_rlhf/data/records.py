@@ -167,11 +167,11 @@ def _require_usable_columns(row: Row, column_meanings: ColumnMeanings, kind: Rec
         value = row[name]
         if meaning in VERDICTS:
             # one verdict cannot tell which of several answers is bad; `find_grade` handles a single answer
-            # what a user corrects they have not found good
-            if kind == "prompts" or format.has_one_answer or format.name == "correction":
+            is_correction = format.name == "correction"  # what a user corrects they have not found good
+            if kind == "prompts" or format.has_one_answer or (is_correction and value is None):
                 continue
             find_column_verdict = find_verdict if kind == "demonstrations" else _verdict_or_none
-            if find_column_verdict(name, meaning, value) is False:
+            if find_column_verdict(name, meaning, value) is False and not is_correction:
                 raise BadRow("the row is labelled as bad", f"{name} is {value!r}"[:60], columns=f"ignore={name}")
         elif is_blank(value) or (isinstance(value, bool) and meaning in ("media", "thought", "tools")):
             continue

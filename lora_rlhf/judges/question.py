@@ -115,7 +115,7 @@ AROUND = r"[\s*_#\"'`]*"
 SCORE = re.compile(rf"{AROUND}score{AROUND}:{AROUND}([1-7])(?:\s*/\s*7|\s+out of 7)?{AROUND}\.?{AROUND}", re.IGNORECASE)
 VERDICT = re.compile(r"[\W_]*verdict[\W_]*:[\W_]*(?:answer\s+)?(A|B|tie)[\W_]*", re.IGNORECASE)
 REVISION = re.compile(rf"^{AROUND}revision{AROUND}:{AROUND}$", re.IGNORECASE | re.MULTILINE)
-LIST_ITEM = re.compile(r"(?:[-*+]|\d+[.)])\s+")
+LIST_ITEM = re.compile(r"^(?:[-*+]|\d+[.)])\s+")
 RANKING = re.compile(
     rf"{AROUND}ranking{AROUND}:{AROUND}([0-9]{{1,3}}(?:\s*[>=]\s*[0-9]{{1,3}})+){AROUND}\.?{AROUND}", re.IGNORECASE
 )

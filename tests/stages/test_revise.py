@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from lora_rlhf.cli.main import main
 from lora_rlhf.configs.label import ReviseConfig
 from lora_rlhf.data.sources import Source, read_rankings
-from lora_rlhf.judges import endpoint
+from lora_rlhf.judges import endpoint, question
 from lora_rlhf.judges.question import split_principles
 from lora_rlhf.stages import revise as page
 from lora_rlhf.stages.judging import PRINCIPLES
@@ -88,7 +89,7 @@ def test_the_same_principles_are_drawn_whatever_the_order_and_other_seeds_draw_o
         }
 
     rows = rows_of(tmp_path / "candidates.jsonl")
-    turned = write_rows(tmp_path / "turned.jsonl", rows[::-1])
+    turned = write_rows(tmp_path / "other_way.jsonl", rows[::-1])
     with serve(longer) as api:
         one = drawn("one")
         num_calls = len(api.bodies)
@@ -159,12 +160,19 @@ def test_a_stage_of_the_run_is_asked_in_its_own_template(
     configure: Configure, parents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replies: list[str] = []
+    monkeypatch.setattr(question, "REVISION_TEMPLATE", "{mark} {request} {answer}")  # the context has 256 tokens
     monkeypatch.setattr(page, "read_reply_with_revision", lambda text: replies.append(text) or "Well.\nRevision:\nc")
+    sample = page.Sampler.sample
+
+    def ended(sampler: page.Sampler, *given: Any) -> list[list[Any]]:  # a random model never ends by itself
+        return [[replace(response, finished=True) for response in group] for group in sample(sampler, *given)]
+
+    monkeypatch.setattr(page.Sampler, "sample", ended)
     config = configure("http://127.0.0.1:9/v1", by="stage", run=str(parents), judge_max_tokens=4, rounds=1)
     report = revise(config)
-    faults = report["judge"]["faults"]
     assert report["judge"]["model"].startswith("sft of parents")
-    assert report["revised"] + faults.get("cut off by --judge_max_tokens", 0) == 6 == report["judge"]["calls"]
+    assert report["revised"] == report["judge"]["calls"] == len(replies) == 6
+    assert report["judge"]["tokens_out"] == 6 * 4 and all(replies)
 
 
 def test_principles_are_list_items_and_bold_paragraphs_or_else_all_paragraphs() -> None:
