@@ -2,8 +2,8 @@
 
     python benchmarks/rounds.py --seeds 0 --to benchmarks/results/rounds.json
 
-Both start from one SFT stage. One pass: 600 prompts sampled from the SFT model and labelled, a reward model, 60
-iterations of PPO. Rounds: 200 prompts and 20 iterations, three times, with `lora-rlhf round`, which chooses the prompts
+Both start from one SFT stage. One pass: 360 prompts sampled from the SFT model and labelled, a reward model, 36
+iterations of PPO. Rounds: 120 prompts and 12 iterations, three times, with `lora-rlhf round`, which chooses the prompts
 of rounds 2 and 3 and keeps a fifth of their labels for measuring. Simulated labelers rank. Then a small round is killed
 with SIGKILL at random instants and compared with one that was not. Finished steps are kept, so a second call goes on.
 """
@@ -44,7 +44,8 @@ from lora_rlhf.tinyworld.probes import WORLD
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 ROUNDS = 3
-LABELS, ITERATIONS = 200, 20  # of one round
+LABELS, ITERATIONS = 120, 12  # of one round
+HELD_OUT = 100  # prompts of each round's own evaluation and gate
 MEASURED = 150  # prompts whose answers measure the reward models at the end
 NO_PROBES = {"probes": "none", "choices": "none", "text": "none"}
 
@@ -52,17 +53,19 @@ NO_PROBES = {"probes": "none", "choices": "none", "text": "none"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--runs", type=Path, default=Path("runs/rounds"), help="folder of the run folders")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/rounds.json"))
     args = parser.parse_args()
     results: dict[str, Any] = provenance(f"python benchmarks/rounds.py --seeds {' '.join(map(str, args.seeds))}")
     results |= {"rounds": ROUNDS, "labels_of_a_round": LABELS, "iterations_of_a_round": ITERATIONS}
-    results["seeds"] = {str(seed): measure(args.runs / f"seed-{seed}", seed) for seed in args.seeds}
+    args.to.parent.mkdir(parents=True, exist_ok=True)
     if args.kills:
         results["kills"] = kill(args.kills)
-    args.to.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.to, finite(results))
+    results["seeds"] = {}
+    for seed in args.seeds:
+        results["seeds"][str(seed)] = measure(args.runs / f"seed-{seed}", seed)
+        write_json(args.to, finite(results))
     print(json.dumps(results, indent=2))
 
 
@@ -76,13 +79,16 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
     begin(recipe, sft, rounds, LABELS, ITERATIONS)
     settings = folder / "settings.yaml"
     settings.write_text(json.dumps({"evaluate": NO_PROBES}))
+    held_out = folder / "held_out.jsonl"
+    lines = (sft / "data" / "evaluation_prompts.jsonl").read_text().splitlines(keepends=True)
+    held_out.write_text("".join(lines[:HELD_OUT]))
     for number in range(2, ROUNDS + 1):
         make_round(
             RoundConfig(
                 folder=str(rounds),
                 number=number,
                 prompts=f"{sft}/data/ranking_prompts.jsonl",
-                held_out=f"{sft}/data/evaluation_prompts.jsonl",
+                held_out=str(held_out),
                 labels=LABELS,
                 settings=str(settings),
                 seed=seed,

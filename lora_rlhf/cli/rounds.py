@@ -157,13 +157,8 @@ class _Round:
     def _begin(self) -> None:
         """Writes what the round is made from, or compares it with what an earlier attempt wrote. UserError if other."""
         config, name = self.config, self.policy.name
-        safe = {
-            *fields_with_mark(RoundConfig, SAFE_TO_CHANGE_ON_RESUME),
-            *_judge_fields(),
-            "folder",
-            "judge",
-            "settings",
-        }
+        judging = {"judge", "principles", "question", *_judge_fields()}  # somebody else may rank after all
+        safe = {*fields_with_mark(RoundConfig, SAFE_TO_CHANGE_ON_RESUME), *judging, "folder", "settings"}
         data = ("prompts", "held_out")
         made_from = {
             **{"number": self.number, "from": self.policy.run.name, "stage": name},

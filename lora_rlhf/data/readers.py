@@ -144,7 +144,7 @@ def read_continuation(row: Row, messages_column: str, answer_column: str) -> lis
     return [make_draft(turns, to_answer(row[answer_column], answer_column))]
 
 
-def read_corrected_answer(row: Row, messages_column: str, correction_column: str) -> list[Draft]:
+def read_corrected_answer(row: Row, messages_column: str, correction_column: str, *others: str) -> list[Draft]:
     """Drafts: a conversation, and the answer that somebody wrote in place of its last one."""
     turns = drop_answer(to_conversation(row[messages_column], messages_column))
     return [make_draft(turns, to_answer(row[correction_column], correction_column))]

@@ -71,7 +71,7 @@ def read_rejected_response(row: Row, messages_column: str, rejected_column: str)
     return _make_pair(row, turns, text_to_compare(chosen), to_response(row[rejected_column], rejected_column))
 
 
-def read_correction(row: Row, messages_column: str, correction_column: str) -> list[Draft]:
+def read_correction(row: Row, messages_column: str, correction_column: str, *others: str) -> list[Draft]:
     """Drafts: a conversation that ends with an answer, and a better one that somebody wrote in its place."""
     turns, answer = split_answer(to_conversation(row[messages_column], messages_column), messages_column)
     return _make_pair(row, turns, to_response(row[correction_column], correction_column), text_to_compare(answer))
