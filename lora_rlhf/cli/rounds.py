@@ -42,6 +42,7 @@ from lora_rlhf.runs.folder import CHECKPOINTS, CONFIG, Parent, data_hash, find_d
 from lora_rlhf.runs.manifest import MANIFEST
 from lora_rlhf.runs.resume import Lock
 from lora_rlhf.stages.choose import Candidate, choose, is_flagged
+from lora_rlhf.system import workers
 from lora_rlhf.system.disk import finite, new_folder, write_json
 from lora_rlhf.system.errors import Stopped, UserError
 from lora_rlhf.system.plain_files import make_folder
@@ -85,6 +86,8 @@ def run_round(config: RoundConfig) -> dict[str, Any]:
     files have changed, and an unfinished round that began with other stages or settings.
     """
     check(config)
+    if workers.process_count() > 1:
+        raise UserError("round runs in one process: start it without a launcher")
     first = Path(os.path.normpath(config.folder))
     done = read_rounds(first)
     number = config.number or len(done) + 2
