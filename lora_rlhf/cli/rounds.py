@@ -55,7 +55,9 @@ log = logging.getLogger("lora_rlhf")
 
 PROMPTS_PER_LABEL = 4  # are sampled, for a choice
 # What a round decides itself, in place of what a stage was given before.
-OWN_SETTINGS = ("run", "overwrite", "resume", "allow_changes", "model", "sft", "reward", "init", "reference", "seed")
+OWN_SETTINGS = (
+    *("run", "overwrite", "resume", "allow_changes", "model", SFT.name, REWARD.name, "init", "reference", "seed"),
+)
 SECTIONS = ("sample", "evaluate", *(stage.name for stage in STAGES if stage is not SFT))
 
 
