@@ -45,7 +45,7 @@ from lora_rlhf.stages.choose import Candidate, choose, is_flagged
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import finite, new_folder, write_json
 from lora_rlhf.system.errors import Stopped, UserError
-from lora_rlhf.system.plain_files import make_folder
+from lora_rlhf.system.plain_files import make_folder, open_file, require_no_link
 from lora_rlhf.system.untrusted import read_object
 
 if TYPE_CHECKING:
@@ -190,12 +190,17 @@ class _Round:
         if has_stage(self.folder, SFT.name):
             return
         with new_folder(self.folder / SFT.name) as to:
-            for path in source.iterdir():
-                if path.is_dir() and path.name != CHECKPOINTS:
-                    shutil.copytree(path, to / path.name)
-                elif path.is_file():
-                    shutil.copy2(path, to / path.name)
-            manifest = json.loads((to / MANIFEST).read_text())
+            for path in sorted(source.rglob("*")):
+                inside = path.relative_to(source)
+                require_no_link(path)
+                if inside.parts[0] == CHECKPOINTS:
+                    continue
+                if path.is_dir():
+                    make_folder(to / inside)
+                    continue
+                with open_file(path) as original, (to / inside).open("xb") as copy:
+                    shutil.copyfileobj(original, copy)
+            manifest = read_object(to / MANIFEST, WAY_OUT)
             for record in (manifest["base"], *manifest["data"].values()):
                 if "from_run" in record:
                     record["from_run"] = os.path.relpath(self.policy.run / record["from_run"], self.folder)
