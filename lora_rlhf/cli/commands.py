@@ -24,7 +24,7 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.exporting.config import ExportConfig
-from lora_rlhf.inspection.config import CheckConfig, InspectConfig
+from lora_rlhf.inspection.config import CheckConfig, ConvertConfig, InspectConfig
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
 from lora_rlhf.render.tables import terminal_table
@@ -54,6 +54,13 @@ def _check(config: CheckConfig) -> None:
     from lora_rlhf.inspection.check import run_check
 
     run_check(config)
+
+
+def _convert(config: ConvertConfig) -> None:
+    from lora_rlhf.inspection.convert import convert
+
+    rankings, rows, refused = convert(config)
+    print(f"{config.to}: {rankings} rankings in {rows} rows, as {config.form}" + (f"\n{refused}" if refused else ""))
 
 
 def _inspect(config: InspectConfig) -> None:
@@ -259,6 +266,9 @@ COMMANDS = {
     ),
     "data check": Command(
         "what is in data files: formats, refusals, duplicates, leakage, lengths", CheckConfig, _check
+    ),
+    "data convert": Command(
+        "rankings of any format into this project's, Argilla's or Label Studio's", ConvertConfig, _convert
     ),
     "inspect": Command("the exact tokens that a trainer sees of a file, marked by role", InspectConfig, _inspect),
     SFT.name: TRAINING[SFT.name],

@@ -209,7 +209,7 @@ FORMATS: tuple[Format, ...] = (
            ("conversation_a", "conversation_b", "winner"),
            {"rankings": readers_ranked.read_two_conversations, "prompts": readers_ranked.read_first_conversation},
            ("judge",)),
-    Format("label-studio", "Label Studio: its JSON export of pairwise choices", ("data", "annotations"),
+    Format("label-studio", "Label Studio: its JSON export of pairwise choices and of rankings", ("data", "annotations"),
            {"rankings": readers_ranked.read_label_studio, "prompts": readers_ranked.read_label_studio_prompt},
            has_valid_values=readers_ranked.is_label_studio),
     Format("label-studio-min", "Label Studio: its JSON_MIN export of choices", ("prompt", "answer1", "answer2"),
@@ -234,7 +234,8 @@ FORMATS: tuple[Format, ...] = (
     Format("argilla", "Argilla: its export of a ranking question",
            ("prompt", "response-1", "response-2", "ranking.responses"),
            {"rankings": readers_ranked.read_argilla, "prompts": readers.read_prompt},
-           (*(f"response-{number}" for number in range(3, 10)), "ranking.responses.status", "ranking.responses.users")),
+           (*(f"response-{number}" for number in range(3, 27)),
+            *(f"ranking.responses.{name}" for name in ("status", "users", "columns")))),
     # rankings in several rows
     Format("helpsteer", "HelpSteer and HelpSteer2: a rated response a row",
            ("prompt", "response", "helpfulness", "correctness", "coherence", "complexity", "verbosity"),

@@ -4,6 +4,8 @@ A reader gets the row and the names of its format's required columns, in their o
 the values are. Parts of the conversation in other columns (system, history, context) are not its business.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lora_rlhf.data.messages import (
@@ -34,7 +36,7 @@ class Draft(NamedTuple):
     """The prompt's messages, its answers, and their ranks if there are several: a record is made of them.
 
     grade: how good the one answer is, if the answers of one prompt are in several rows. tool_calls: of the one answer.
-    tools: as in `Prompt`. ended: as in `Ranking`.
+    tools: as in `Prompt`. ended: as in `Ranking`. meta: columns of this draft alone, where a row holds several.
     """
 
     turns: Turns
@@ -45,6 +47,7 @@ class Draft(NamedTuple):
     tool_calls: tuple[ToolCall, ...] = ()
     tools: str = ""
     ended: Any = ()
+    meta: Mapping[str, Any] = MappingProxyType({})
 
 
 def make_draft(turns: Turns, answer: Message, grade: float | None = None) -> Draft:

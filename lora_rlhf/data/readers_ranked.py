@@ -31,6 +31,8 @@ TIES = frozenset(
 FIRST = frozenset("a left first model_a response_a assistant_a option_a answer_a".split())
 SECOND = frozenset("b right second model_b response_b assistant_b option_b answer_b".split())
 
+RANKING_COLUMNS = ("prompt", "responses", "ranks", "labeler", "ended", "tools")  # of a ranking in this project's form
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # scores to ranks
@@ -343,19 +345,29 @@ def read_argilla(
     if not isinstance(orders, list | tuple) or not orders:
         raise BadRow(f"{ranking_column} is not a list")
     orders = [orders] if isinstance(orders[0], str) or _is_ranked_object(orders[0]) else orders
-    statuses, users = (
-        parse_list_in_text(row.get(f"{ranking_column}.{name}"), ranking_column) for name in ("status", "users")
+    statuses, users, columns = (
+        values if isinstance(values, list) and len(values) == len(orders) else [missing] * len(orders)
+        for name, missing in (("status", "submitted"), ("users", None), ("columns", {}))
+        for values in (parse_list_in_text(row.get(f"{ranking_column}.{name}"), ranking_column),)
     )
     drafts = []
-    for index, order in enumerate(orders):
-        if isinstance(statuses, list) and len(statuses) == len(orders) and statuses[index] != "submitted":
-            continue
-        user = users[index] if isinstance(users, list) and len(users) == len(orders) else None
-        ranks = _ranks_from_order(order, response_columns, ranking_column)
-        drafts.append(Draft(to_prompt_turns(row[prompt_column], prompt_column), responses, ranks, user))
+    for order, status, user, others in zip(orders, statuses, users, columns, strict=True):
+        if status == "submitted":
+            turns = to_prompt_turns(row[prompt_column], prompt_column)
+            ranks = _ranks_from_order(order, response_columns, ranking_column)
+            drafts.append(_with_columns(Draft(turns, responses, ranks, user), others))
     if not drafts:
         raise BadRow("nobody has submitted a ranking of these responses")
     return drafts
+
+
+def _with_columns(draft: Draft, columns: Any) -> Draft:
+    """The draft of one person's ranking, with the other columns that `data convert` kept of it."""
+    if not isinstance(columns, dict):
+        return draft
+    others = {name: value for name, value in columns.items() if name not in RANKING_COLUMNS}
+    labeler = columns.get("labeler", draft.labeler)
+    return draft._replace(labeler=labeler, ended=columns.get("ended") or (), meta={**draft.meta, **others})
 
 
 def _is_ranked_object(item: Any) -> bool:
@@ -383,54 +395,80 @@ def is_label_studio(row: Row) -> bool:
 
 
 def read_label_studio(row: Row, data_column: str, annotations_column: str) -> list[Draft]:
-    """Drafts of Label Studio's JSON export: one for each person's choice, left or right."""
-    prompt_key, first_key, second_key = _find_label_studio_keys(row[data_column])
-    turns = to_prompt_turns(row[data_column][prompt_key], prompt_key)
-    responses = tuple(to_response(row[data_column][name], name) for name in (first_key, second_key))
+    """Drafts of Label Studio's JSON export, one for each person: a choice, left or right, or a Ranker's order."""
+    data = row[data_column]
+    turns = read_label_studio_prompt(row, data_column)[0]
     drafts = []
     for annotation in _objects_in_column(row, annotations_column):
         results = annotation.get("result")
         for result in results if isinstance(results, list | tuple) else ():
             value = result.get("value") if isinstance(result, dict) else None
-            if isinstance(value, dict) and value.get("selected") is not None:
-                annotator = annotation.get("completed_by")
-                labeler = annotator if annotator is None or isinstance(annotator, str) else str(annotator)
-                drafts.append(
-                    Draft(turns, responses, ranks_from_choice(value["selected"], first_key, second_key), labeler)
-                )
+            if not isinstance(value, dict):
+                continue
+            if value.get("selected") is not None:
+                keys = _find_answer_keys(data)
+                answers = {name: data[name] for name in keys}
+                ranks: Any = ranks_from_choice(value["selected"], *keys)
+            elif value.get("ranker") is not None:
+                answers = _find_ranked_items(data)
+                ranks = _ranks_from_order(_order_of_buckets(value["ranker"]), list(answers), "the ranker")
+            else:
+                continue
+            responses = tuple(to_response(answer, name) for name, answer in answers.items())
+            draft = Draft(turns, responses, ranks, _annotator_name(annotation.get("completed_by")))
+            if (seconds := to_number(annotation.get("lead_time"))) is not None:
+                draft = draft._replace(meta={"seconds": seconds})
+            meta = result.get("meta")
+            drafts.append(_with_columns(draft, meta.get("columns") if isinstance(meta, dict) else None))
     if not drafts:
-        raise BadRow("the task has no pairwise annotation")
+        raise BadRow("the task has no pairwise annotation and no ranking")
     return drafts
 
 
 def read_label_studio_prompt(row: Row, data_column: str, *others: str) -> list[Turns]:
     """Prompts of `read_label_studio`."""
-    prompt_key = _find_label_studio_keys(row[data_column])[0]
-    return [to_prompt_turns(row[data_column][prompt_key], prompt_key)]
+    data = row[data_column]
+    answer_keys = _find_answer_keys(data)
+    keys = [name for name, value in data.items() if name not in answer_keys and not is_blank(value)]
+    prompt_key = next((name for name in ("prompt", "question", "instruction", "text", "input") if name in keys), None)
+    if prompt_key is None or (len(answer_keys) < 2 and not _find_ranked_items(data)):
+        raise BadRow("the task holds no prompt with answers to compare", f"found {', '.join(map(str, data))}"[:60])
+    return [to_prompt_turns(data[prompt_key], prompt_key)]
 
 
-def _find_label_studio_keys(data: Row) -> tuple[str, str, str]:
-    """(key of the prompt, key of the first answer, key of the second) in a task's data."""
-    answer_keys = next(
-        (
-            (name, other)
-            for name in data
-            for other in data
-            if (name[:-1], name[-1:], other[-1:]) in _answer_key_patterns(other)
-        ),
-        None,
-    )
-    text_keys = [
-        name
-        for name, value in data.items()
-        if answer_keys is not None and name not in answer_keys and not is_blank(value)
-    ]
-    prompt_key = next(
-        (name for name in ("prompt", "question", "instruction", "text", "input") if name in text_keys), None
-    )
-    if answer_keys is None or prompt_key is None:
-        raise BadRow("the task holds no prompt with two answers", f"found {', '.join(map(str, data))}"[:60])
-    return prompt_key, *answer_keys
+def _find_answer_keys(data: Row) -> tuple[str, ...]:
+    """(key of the first answer, key of the second) in a task's data; empty if it holds no two."""
+    for name in data:
+        for other in data:
+            if (name[:-1], name[-1:], other[-1:]) in _answer_key_patterns(other):
+                return name, other
+    return ()
+
+
+def _find_ranked_items(data: Row) -> dict[str, Any]:
+    """{id: text} of the list that a Ranker orders; empty if the task's data hold none."""
+    for items in data.values():
+        if isinstance(items, list) and items and all(isinstance(item, dict) and "id" in item for item in items):
+            return {str(item["id"]): item.get("body") or item.get("html") or item.get("title") for item in items}
+    return {}
+
+
+def _order_of_buckets(ranker: Any) -> list[Any]:
+    """The ids, the best first, equal ones in a list of their own. A bucket of a Ranker is named by its rank."""
+    buckets = ranker if isinstance(ranker, dict) else {"": ranker}
+    names = [name for name in buckets if buckets[name]]
+    if len(names) == 1 and not names[0].isdecimal() and isinstance(buckets[names[0]], list):
+        return list(buckets[names[0]])
+    if not all(name.isdecimal() and isinstance(buckets[name], list) for name in names):
+        raise BadRow("a bucket of the ranker is not named by its rank", ", ".join(map(str, names))[:40])
+    return [{"value": item, "rank": int(name)} for name in names for item in buckets[name]]
+
+
+def _annotator_name(annotator: Any) -> str | None:
+    """Who made an annotation: Label Studio exports an id, or an object with an email."""
+    if isinstance(annotator, dict):
+        annotator = annotator.get("email") or annotator.get("id")
+    return None if annotator is None else str(annotator)
 
 
 def _answer_key_patterns(name: str) -> set[tuple[str, str, str]]:
@@ -441,10 +479,8 @@ def _answer_key_patterns(name: str) -> set[tuple[str, str, str]]:
 def read_label_studio_min(row: Row, prompt_column: str, first_column: str, second_column: str) -> list[Draft]:
     """Drafts of Label Studio's JSON_MIN export: the choice is in a column with a name of the labelling page."""
     choices = [value for value in row.values() if isinstance(value, str) and value in ("left", "right")]
-    annotator = row.get("annotator")
-    labeler = annotator if annotator is None or isinstance(annotator, str) else str(annotator)
     return [
-        draft._replace(labeler=labeler)
+        draft._replace(labeler=_annotator_name(row.get("annotator")))
         for draft in _read_two_responses(
             row, prompt_column, first_column, second_column, ranks_from_choice(choices[0], first_column, second_column)
         )

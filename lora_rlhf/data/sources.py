@@ -193,7 +193,9 @@ class Source(Generic[Record]):
         if grade is not None and not grade.value:
             raise BadRow(LABELLED_BAD, ", ".join(grade.columns))
         records = [make_record(draft, kind) for draft in drafts]
-        self._set_sources(records, origin, self._unused_values(row, format, kind))
+        meta = self._unused_values(row, format, kind)
+        for draft, record in zip(drafts, records, strict=True):
+            self._set_sources([record], origin, {**meta, **draft.meta} if draft.meta else meta)
         self._count_records(records, 1, name)
         return records
 

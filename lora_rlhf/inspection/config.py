@@ -1,4 +1,4 @@
-"""What a person can choose when looking at data: `data check` and `inspect`."""
+"""x."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +54,35 @@ class CheckConfig(TemplateConfig):
             *self.template_faults(),
             *(["a chat template is for --model, which is not given"] if lacks_model else []),
             *([] if is_png else [f"plot is {self.plot!r}: the picture is a PNG, so its name must end in .png"]),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Rankings from any format into this project's own, or into a labelling tool's."""
+
+    file: str
+    """File, folder, glob or hub dataset ("owner/name:split") of rankings, in any format of docs/data.md."""
+    to: str
+    """File to write."""
+    form: Literal["ranking", "argilla", "label-studio"] = "ranking"
+    """ranking: JSONL that the stages and the app read; the others: what these tools export (see docs/data.md)."""
+    format: str | None = None
+    """How the rows are written, by its name in docs/data.md; found from the rows unless given."""
+    columns: str | None = None
+    """Names for columns that no format knows: prompt=question,response=reply; ignore=label leaves one out."""
+    overwrite: bool = False
+    """Replace a file that is already there."""
+    strict: bool = False
+    """Exit with an error, and write nothing, when any row is refused."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        names = [name for name in ("file", "to") if not getattr(self, name)]
+        is_zipped_list = self.form == "label-studio" and self.to.endswith(".gz")
+        return [
+            *(f"{name} is empty; name a file" for name in names),
+            *(["Label Studio imports no gzipped file: give --to a name without .gz"] if is_zipped_list else []),
         ]
 
 
