@@ -198,16 +198,16 @@ class PackageFiles:
                     DataFile(
                         *(stage, name, record["path"], record["sha256"], config.get("format"), split, fraction),
                         columns=config.get("columns"),
+                        from_run=record.get("from_run"),
                     )
                 )
         evaluation_config, prompt_sets = _object_at(report, "config"), _object_at(report, "sets")
         for name, split in (("prompts", "evaluation"), ("selection_prompts", "selection")):
             if isinstance(path := evaluation_config.get(name), str):
-                sha256 = _object_at(prompt_sets, name.removesuffix("_prompts")).get("sha256")
-                columns = evaluation_config.get("columns")
-                files.append(
-                    DataFile("evaluate", name, path, sha256, evaluation_config.get("format"), split, columns=columns)
-                )
+                record, format = _object_at(prompt_sets, name.removesuffix("_prompts")), evaluation_config.get("format")
+                columns, from_run = evaluation_config.get("columns"), record.get("from_run")
+                recorded = DataFile("evaluate", name, path, record.get("sha256"), format, split, 0.0, columns, from_run)
+                files.append(recorded)
         return files
 
     def _add_labelling(self, protocols: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from lora_rlhf.data.labels import AgreementCounter
 from lora_rlhf.data.schema import Prompt, Ranking, choose_split, make_row
 from lora_rlhf.data.sources import Source
 from lora_rlhf.release.paths import PathMap
-from lora_rlhf.runs.folder import data_hash
+from lora_rlhf.runs.folder import data_hash, find_data
 from lora_rlhf.system.errors import UserError
 
 SCHEMA_ROWS = 1000
@@ -24,7 +24,7 @@ class DataFile(NamedTuple):
     """Data that a stage or the evaluation read: its name, its path, and its sha256 at that time.
 
     split: what its prompts were used for; None for data without a split list. fraction: the share of the prompts of
-    training data that was held out instead.
+    training data that was held out instead. from_run: the path as seen from the run; None if it was not recorded.
     """
 
     stage: str
@@ -35,6 +35,7 @@ class DataFile(NamedTuple):
     split: str | None
     fraction: float = 0.0
     columns: str | None = None
+    from_run: str | None = None
 
 
 class DataFacts(NamedTuple):
@@ -47,7 +48,8 @@ class DataFacts(NamedTuple):
 
 def read_data_facts(file: DataFile, run: Path, paths: PathMap, with_texts: bool) -> DataFacts:
     """Reads a data file. Raises UserError with one line if the file is missing or has changed."""
-    path = str(paths.current_path(file.path, run))
+    record = {"path": str(paths.current_path(file.path, run))}
+    path = find_data(record if file.from_run is None else record | {"from_run": file.from_run}, run)
     try:
         sha256 = data_hash(path)
     except OSError as error:

@@ -83,6 +83,18 @@ def packed(run: Path, *flags: str, to: str = "out") -> Path:
     return Path(to)
 
 
+def test_data_recorded_by_a_relative_path_are_found_from_another_folder(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = load(made / "sft" / "manifest.json")
+    manifest["data"]["demonstrations"] |= {"path": "private/rows.jsonl", "from_run": "../../private/rows.jsonl"}
+    (made / "sft" / "manifest.json").write_text(json.dumps(manifest))
+    (made.parents[1] / "elsewhere").mkdir()
+    monkeypatch.chdir(made.parents[1] / "elsewhere")
+    facts = next(facts for facts in load(packed(made) / "data" / "files.json") if facts["stage"] == "sft")
+    assert facts["rows"]["used"] == len(QUESTIONS) and facts["file"] == "private/rows.jsonl"
+
+
 def load(place: Path) -> Any:
     return json.loads(place.read_text())
 
