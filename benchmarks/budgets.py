@@ -85,17 +85,18 @@ def measure(scoring_passes: int | None = None) -> dict[str, Any]:
 def of_card(roofline: Roofline, rows: int, scoring_passes: int | None) -> dict[str, Any]:
     """Kernels, GB moved and milliseconds of each pass, and seconds of an iteration of one epoch."""
     draw = roofline.passes.head_work["drawing"].cost(SLOTS, roofline.card)
+    scoring_head, training_head = roofline.head_cost(rows), roofline.head_cost(rows, "logprobs, gradients")
     passes = {
-        f"scoring, {rows} responses": roofline.pass_cost("scoring", rows) + roofline.head_cost(rows, training=False),
-        f"training, {rows} responses": roofline.pass_cost("training", rows) + roofline.head_cost(rows, training=True),
+        f"scoring, {rows} responses": roofline.pass_cost("scoring", rows) + scoring_head,
+        f"training, {rows} responses": roofline.pass_cost("training", rows) + training_head,
         f"step, adapter, {SLOTS} slots": roofline.pass_cost("step", SLOTS) + draw,
         f"step, merged, {SLOTS} slots": roofline.pass_cost("merged step", SLOTS) + draw,
     }
     iteration = roofline.iteration_seconds(Setting(rows, SLOTS, False, RANK, True), num_epochs=1)
     scoring = iteration.scoring
     if scoring_passes is not None:
-        num = SLOTS / rows
-        scoring = num * (scoring_passes * roofline.scoring_seconds(rows) + 2 * roofline.scoring_seconds(rows, False))
+        seconds = roofline.scoring_seconds(rows, "logprobs, entropy"), roofline.scoring_seconds(rows, head=None)
+        scoring = SLOTS / rows * (scoring_passes * seconds[0] + 2 * seconds[1])
     return {
         "passes": {name: figures(cost) for name, cost in passes.items()},
         "iteration": {

@@ -6,6 +6,9 @@
 The models: tinyworld, a random one of 24 layers whose logits have a standard deviation of 5 (16-bit noise grows with
 layers and logits), or a shape of `lora-rlhf plan`'s table in NF4. Random weights know no end of a response, so a share
 of the vocabulary ends one. A run that a check stops is a result, with its message. Each row is written as it comes.
+
+Then PPO begins again with three mistakes, one at a time: log-probabilities of another adapter, live dropout, and a
+shifted mask. Each must be stopped in the first iteration, where its message is the result.
 """
 
 import argparse
@@ -13,12 +16,13 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,12 +33,14 @@ from random_base import random_base
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
+from lora_rlhf.model.adapted_linear import adapted_layers
 from lora_rlhf.model.base import Base, BaseSpec, load_base
 from lora_rlhf.model.memory import free_memory, peak_gpu_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.model.skeleton import make_config
 from lora_rlhf.plan.shapes import SHAPES
-from lora_rlhf.stages import ppo, reward, sampler, sft
+from lora_rlhf.stages import ppo, ppo_update, reward, sampler, sft
+from lora_rlhf.stages.ppo import PPO
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import first_line
 
@@ -113,6 +119,7 @@ def run(case: Case, iterations: int) -> dict[str, Any]:
             )  # fmt: skip
             with _random_ends(model) if case.model != "tinyworld" else nullcontext():
                 ppo.train(config, model)
+                planted = {name: stopped_by(plant, config, model) for name, plant in PLANTS.items()}
         except Exception as error:
             return {"ended_well": False, "error": f"{type(error).__name__}: {first_line(error)}"}
         finally:
@@ -120,6 +127,7 @@ def run(case: Case, iterations: int) -> dict[str, Any]:
             free_memory()
         rows = [json.loads(line) for line in (folder / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()]
     return {
+        "planted": planted,
         "ended_well": len(rows) == iterations,
         "seconds": round(time.monotonic() - started, 1),
         "first": {name: round(rows[0][name], 6) for name in KEPT if name in rows[0]},
@@ -130,6 +138,69 @@ def run(case: Case, iterations: int) -> dict[str, Any]:
         },
         "peak_gpu_gib": round(peak_gpu_gib(), 2) if case.device == "cuda" else None,
     }
+
+
+def stopped_by(plant: "Plant", config: PPOConfig, model: SharedModel) -> str | None:
+    """What an iteration of PPO with a planted mistake ends with; None if nothing stops it."""
+    for role in ("policy", "value"):
+        model.remove_role(role)
+    planted = replace(config, run=f"{config.run}-planted", iterations=1)
+    shutil.rmtree(planted.run, ignore_errors=True)
+    shutil.copytree(config.run, planted.run, ignore=shutil.ignore_patterns("ppo"))
+    try:
+        with plant():
+            ppo.train(planted, model)
+    except RuntimeError as error:
+        return first_line(error)
+    return None
+
+
+@contextlib.contextmanager
+def _wrong_adapter() -> Iterator[None]:
+    """Inside, log-probabilities of the policy are scored by the bare base."""
+    enter = SharedModel.role
+
+    def wrong(self: SharedModel, role: str, training: bool = False) -> AbstractContextManager[SharedModel]:
+        return enter(self, "base" if role == "policy" and not training else role, training)
+
+    with patch.object(SharedModel, "role", wrong):
+        yield
+
+
+@contextlib.contextmanager
+def _live_dropout() -> Iterator[None]:
+    """Inside, the policy's adapter drops a tenth of its inputs in training."""
+    iterate = PPO.iterate
+
+    def dropping(self: PPO, *given: Any) -> Any:
+        assert self.model.peft is not None
+        for layer in adapted_layers(self.model.peft):
+            layer.lora_dropout["policy"] = torch.nn.Dropout(0.1)
+        return iterate(self, *given)
+
+    with patch.object(PPO, "iterate", dropping):
+        yield
+
+
+@contextlib.contextmanager
+def _shifted_mask() -> Iterator[None]:
+    """Inside, scored log-probabilities stand one token too late."""
+    compute = ppo.response_logprobs
+
+    def shifted(*given: Any, **settings: Any) -> Any:
+        logprobs, entropy = compute(*given, **settings)
+        return (logprobs if torch.is_grad_enabled() else logprobs.roll(1, dims=1)), entropy
+
+    with patch.object(ppo, "response_logprobs", shifted), patch.object(ppo_update, "response_logprobs", shifted):
+        yield
+
+
+Plant = Callable[[], AbstractContextManager[None]]
+PLANTS: dict[str, Plant] = {
+    "wrong adapter": _wrong_adapter,
+    "live dropout": _live_dropout,
+    "shifted mask": _shifted_mask,
+}
 
 
 @contextlib.contextmanager

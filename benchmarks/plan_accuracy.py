@@ -50,6 +50,7 @@ from lora_rlhf.plan.subject import measure_model
 from lora_rlhf.stages import ppo, reward, sft
 from lora_rlhf.stages.ppo import PPO
 from lora_rlhf.stages.ppo_loop import PPOLoop
+from lora_rlhf.stages.ppo_update import Update
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import Stopped, UserError
 
@@ -59,8 +60,8 @@ PARTS = (
     (PPOLoop, "_rehearse", "rehearsal"),
     (PPO, "act", "rollout"),
     (PPO, "judge", "scoring"),
-    (PPO, "_policy_step", "update of policy"),
-    (PPO, "_value_step", "update of value"),
+    (Update, "policy_step", "update of policy"),
+    (Update, "value_step", "update of value"),
 )
 
 

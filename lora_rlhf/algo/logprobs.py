@@ -40,7 +40,7 @@ def chunked_logprobs(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     if hidden.ndim != 2 or ids.shape != hidden.shape[:1]:
         raise ValueError(f"expected hidden (N, H) and ids (N,), got {tuple(hidden.shape)} and {tuple(ids.shape)}")
-    if torch.is_grad_enabled() and head(hidden[:1].detach()).requires_grad:
+    if torch.is_grad_enabled() and head(hidden[:0].detach()).requires_grad:
         raise ValueError("the head has trainable parameters, which would get no gradient")
     settings = (temperature, chunk_tokens, entropy)
     if not (torch.is_grad_enabled() and hidden.requires_grad):
@@ -92,15 +92,15 @@ def _compute_in_chunks(
         logprobs[rows] = _gather_ids(log_probs, ids[rows])
         if not (entropy or gradient):
             continue
-        probs = log_probs.exp()
+        probs = log_probs.exp() if entropy else log_probs.exp_()
         if entropy:
             entropies[rows] = _entropy_in_place(log_probs, probs)
+        del log_probs
         if gradient:
-            del log_probs
-            logit_gradients = probs.neg_().scatter_add_(1, ids[rows].unsqueeze(1), torch.ones_like(probs[:, :1]))
-            if temperature != 1:
-                logit_gradients.div_(temperature)
-            (gradients[rows],) = torch.autograd.grad(logits, states, logit_gradients.to(logits.dtype))
+            # that of -temperature * logprob: the sign and the temperature are taken off the smaller gradient of hidden
+            logit_gradients = probs.scatter_add_(1, ids[rows].unsqueeze(1), torch.full_like(probs[:, :1], -1))
+            (state_gradients,) = torch.autograd.grad(logits, states, logit_gradients.to(logits.dtype))
+            gradients[rows] = state_gradients.div_(-temperature)
     return logprobs, entropies, gradients
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lora_rlhf.model.decode_step import Slots, Step, make_capture
+from lora_rlhf.model.decode_step import Kept, Slots, Step, make_capture
 from lora_rlhf.model.drawing import Drawing, Response, RowRoles, draw_tokens, draw_uniforms
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
@@ -31,13 +31,25 @@ def generate_static(
     row_roles: RowRoles,
     batch_size: int,
     on_tokens: Callable[[int], None],
+    kept: Kept | None = None,
 ) -> list[list[Response]]:
     """A response to each prompt for each of its seeds, in order, in `batch_size` slots.
 
     Each prompt is read once, for all its samples. `on_tokens` is called every few steps with the number of tokens that
-    they drew. Only for models in which `engines.find_static_fault` finds no fault.
+    they drew. Only for models in which `engines.find_static_fault` finds no fault. With `kept`, this goes on with the
+    slots and captured steps of the last call where they serve, and leaves its own there; an error leaves none.
     """
-    return _Run(model, prompts, seeds, drawing, row_roles, batch_size, on_tokens).run() if prompts else []
+    if not prompts:
+        return []
+    step = None
+    if kept is not None:
+        step, kept.step = kept.step, None
+    run = _Run(model, prompts, seeds, drawing, row_roles, batch_size, on_tokens, step)
+    del step
+    responses = run.run()
+    if kept is not None and run.step.is_capturing:
+        kept.step = run.step
+    return responses
 
 
 @dataclass
@@ -62,6 +74,7 @@ class _Run:
         row_roles: RowRoles,
         batch_size: int,
         on_tokens: Callable[[int], None],
+        step: Step | None,
     ) -> None:
         self.model, self.prompts, self.seeds, self.drawing = model, prompts, seeds, drawing
         self.row_roles, self.num_samples, self.on_tokens = row_roles, len(seeds[0]), on_tokens
@@ -71,13 +84,17 @@ class _Run:
         self.results: list[dict[int, Response]] = [{} for _ in prompts]
 
         count = min(batch_size, len(prompts) * self.num_samples)
-        self.width = _round_up(max(map(len, prompts)) + drawing.max_new_tokens, 16)
-        layers = len(DynamicCache(config=model.config).layers)
-        self.slots = Slots(count, layers, self.width, drawing.max_new_tokens, model.device)
-        self.occupants: list[tuple[int, int] | None] = [None] * count  # (prompt, sample) in each slot; None: it is free
-        self.last_columns = [0] * count  # an upper bound of each slot's position, known without waiting for the GPU
+        width = _round_up(max(map(len, prompts)) + drawing.max_new_tokens, 16)
+        if step is None or not step.serves(drawing, row_roles, count, batch_size, width):
+            layers = len(DynamicCache(config=model.config).layers)
+            slots = Slots(count, layers, width, drawing.max_new_tokens, model.device)
+            step = Step(model, slots, drawing, row_roles, make_capture(model))
+        self.step, self.slots, self.width = step, step.slots, step.slots.width
+        # (prompt, sample) in each slot; None: it is free
+        self.occupants: list[tuple[int, int] | None] = [None] * self.slots.num_slots
+        # an upper bound of each slot's position, known without waiting for the GPU
+        self.last_columns = [0] * self.slots.num_slots
         self.unreported_tokens = 0
-        self.step = Step(model, self.slots, drawing, row_roles, make_capture(model))
 
     def run(self) -> list[list[Response]]:
         """Fills slots, steps, and collects responses until all have ended; returns them in the prompts' order."""

@@ -6,10 +6,12 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lora_rlhf.model.adapted_linear import LinearMode
 from lora_rlhf.model.drawing import Drawing, RowRoles, draw_tokens
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.kv_cache import SlotCache
@@ -29,6 +31,7 @@ class Slots:
     """
 
     def __init__(self, slots: int, num_layers: int, width: int, limit: int, device: torch.device) -> None:
+        self.num_slots, self.width = slots, width
         self.role = torch.zeros(slots, dtype=torch.long, device=device)
         self.token = torch.zeros(slots, dtype=torch.long, device=device)
         self.position = torch.zeros(slots, dtype=torch.long, device=device)
@@ -147,13 +150,30 @@ def _give_up_capture(model: SharedModel, fault: str) -> None:
     log.warning("%s: its decoding step cannot be captured as a CUDA graph, so it runs step by step (%s)", name, fault)
 
 
+@dataclass
+class Kept:
+    """What stays on a GPU from one call of the static engine to the next of the same role: slots, steps and weights.
+
+    step: with its slots and its captured steps. weights: a merged copy, which each call writes again in place.
+    """
+
+    step: "Step | None" = None
+    weights: LinearMode | None = None
+
+    def release(self) -> bool:
+        """Lets go of all; returns whether there was anything."""
+        was_kept = self.step is not None or self.weights is not None
+        self.step = self.weights = None
+        return was_kept
+
+
 class Step:
     """Reads each slot's token, draws the next one and stores it.
 
     With `capture`, a size that occurs twice is captured: the first time runs eagerly, which also warms up the kernels
-    and shows whether the step waits for the GPU, which no graph can. The captured steps live as long as this object,
-    so no change of role, adapter or slots can make one invalid; weights that change in place would not. If a
-    capture fails, this and all later steps of the model run eagerly.
+    and shows whether the step waits for the GPU, which no graph can. The captured steps live as long as this object.
+    They read what they read then: an adapter's parameters, or merged weights, that change in place. If a capture
+    fails, this and all later steps of the model run eagerly.
     """
 
     def __init__(
@@ -165,16 +185,23 @@ class Step:
         capture: Capture | None = None,
     ) -> None:
         self.model, self.slots, self.drawing, self.row_roles = model, slots, drawing, row_roles
-        self._capture = capture
+        self._capture, self._mode = capture, model.mode
         self._replays: dict[tuple[int, int], Replay | None] = {}
+        self._captured_copies: list[object] = []  # the 16-bit copies of the adapter that captured steps write and read
         self._columns = torch.arange(slots.cache.view.width, device=model.device)
         self._stops = torch.tensor(drawing.stop_ids, dtype=torch.long, device=model.device)
-        self._has_additive_mask = model.config._attn_implementation == "eager"  # which adds its mask to the scores
 
     @property
     def is_capturing(self) -> bool:
         """Whether steps are captured; False after a capture has failed."""
         return self._capture is not None
+
+    def serves(self, drawing: Drawing, row_roles: RowRoles, count: int, batch_size: int, width: int) -> bool:
+        """Whether another call, of the same role, can go on with these slots and captured steps."""
+        slots, has_roles = self.slots, self.row_roles.mixture or row_roles.mixture
+        is_large = count <= slots.num_slots <= batch_size and width <= slots.width
+        is_same = self._mode is self.model.mode and drawing == self.drawing
+        return self.is_capturing and is_large and is_same and not has_roles
 
     def __call__(self, rows: int, columns: int) -> None:
         """One step of the first `rows` slots, none of which has a token at or beyond `columns`."""
@@ -186,6 +213,7 @@ class Step:
         elif self._capture is not None and self._replays[size] is None:
             with self._give_up_on_error():
                 self._replays[size] = self._capture(lambda: self._run_eagerly(rows, columns))
+                self._captured_copies.append(self.model.rounded_copies)
         replay = self._replays.get(size)
         if replay is None:
             self._run_eagerly(rows, columns)
@@ -239,9 +267,9 @@ class Step:
         return (token[:, None] == self._stops).any(dim=1)
 
     def _attention_mask(self, position: Tensor, columns: int) -> Tensor:
-        """(rows, 1, 1, columns): each row sees its columns up to the token that it reads."""
-        visible = (self._columns[:columns] <= position[:, None])[:, None, None]
-        if not self._has_additive_mask:
-            return visible
-        dtype = self.model.causal.dtype
-        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+        """(rows, 1, 1, columns), added to the scores: each row sees its columns up to the token that it reads.
+
+        From a bool mask PyTorch's attention would make this again in each layer.
+        """
+        hidden, dtype = (self._columns[:columns] > position[:, None])[:, None, None], self.model.causal.dtype
+        return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)

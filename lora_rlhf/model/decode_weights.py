@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from lora_rlhf.model.adapted_linear import LinearMode, active_adapter, layers_with_weight_matrix
+from lora_rlhf.model.decode_step import Kept
 from lora_rlhf.model.dense import FREE_SHARE, GIB, apply_linear, free_bytes, weight_matrix
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.errors import UserError
@@ -33,6 +34,12 @@ class MergedWeights(LinearMode):
         layers = [] if peft is None else layers_with_weight_matrix(peft)
         self._weights = {layer: _merge_weight(layer) for layer in layers}
 
+    def write_again(self) -> None:
+        """Merges the active adapters as they are now, in place: a captured CUDA graph goes on reading them."""
+        for layer, weight in self._weights.items():
+            if active_adapter(layer) is not None:  # else it is the base's own
+                weight.copy_(_merge_weight(layer))
+
     def before_pass(self, inputs: tuple[Any, ...], keyword_inputs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
             raise RuntimeError("merged weights are for decoding alone: gradients need the adapter apart from the base")
@@ -45,23 +52,38 @@ class MergedWeights(LinearMode):
 
 
 @contextmanager
-def use_merged_weights(model: SharedModel) -> Iterator[None]:
+def use_merged_weights(model: SharedModel, kept: Kept | None = None) -> Iterator[None]:
     """Inside, forward passes of the active role multiply by W + scale B A. Enter it inside the `role` block.
 
-    An inner block of another role or mixture computes as always. The end frees the copy; a CUDA graph that was recorded
-    inside must not be used then. RuntimeError for a forward pass with gradients.
+    An inner block of another role or mixture computes as always. The end frees the copy, with captured CUDA graphs that
+    read it, unless it is kept: then the next block of the same role writes it again. RuntimeError for a forward pass
+    with gradients.
     """
     if model.active_role is None:
         raise RuntimeError("merged weights are those of one role: enter its block first")
-    with model.in_mode(MergedWeights(model.peft)):
+    weights = kept.weights if kept is not None else None
+    if isinstance(weights, MergedWeights):
+        weights.write_again()
+    else:
+        weights = MergedWeights(model.peft)
+        if kept is not None:
+            kept.weights = weights
+    with model.in_mode(weights):
         yield
 
 
 @contextmanager
-def run_role(model: SharedModel, role: str, has_merged_weights: bool) -> Iterator[None]:
+def run_role(model: SharedModel, role: str, has_merged_weights: bool, kept: Kept | None = None) -> Iterator[None]:
     """A block of this role without gradients, with its weights merged or with its adapter apart."""
-    with model.role(role), use_merged_weights(model) if has_merged_weights else nullcontext(), torch.no_grad():
+    weights = use_merged_weights(model, kept) if has_merged_weights else nullcontext()
+    with model.role(role), weights, torch.no_grad():
         yield
+
+
+def fits_beside_largest_step(device: torch.device, size: float) -> bool:
+    """Whether so many bytes of a GPU fit into half of what was free at the largest step so far."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+    return size <= GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def choose_merged_weights(model: SharedModel, choice: DecodeChoice = "auto") -> bool:
@@ -81,18 +103,11 @@ def choose_merged_weights(model: SharedModel, choice: DecodeChoice = "auto") -> 
         return choice == "merged"
     copy_bytes = sum(layer.in_features * layer.out_features for layer in layers) * model.causal.dtype.itemsize
     if model.device.type == "cuda":
-        unused = torch.cuda.memory_reserved(model.device) - torch.cuda.max_memory_allocated(model.device)
-        free_memory, share = torch.cuda.mem_get_info(model.device)[0] + unused, GPU_SHARE
+        has_memory = fits_beside_largest_step(model.device, copy_bytes)
     else:
-        free_memory, share = free_bytes(model.device), FREE_SHARE
-    has_memory = copy_bytes <= share * free_memory
+        has_memory = copy_bytes <= FREE_SHARE * free_bytes(model.device)
     weights = "merged weights" if has_memory else "the adapter"
-    log.debug(
-        "decoding with %s: a copy takes %.2f GiB of %.1f free (decode_weights)",
-        weights,
-        copy_bytes / GIB,
-        free_memory / GIB,
-    )
+    log.debug("decoding with %s: a copy takes %.2f GiB (decode_weights)", weights, copy_bytes / GIB)
     return has_memory
 
 

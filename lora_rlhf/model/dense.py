@@ -40,6 +40,12 @@ def weight_matrix(layer: nn.Module) -> Tensor:
     return weight
 
 
+def weight_dtype(layer: nn.Module) -> torch.dtype:
+    """The dtype of the layer's `weight_matrix`."""
+    assert isinstance(layer, nn.Linear)
+    return (layer.compute_dtype or torch.float32) if isinstance(layer, Linear4bit) else layer.weight.dtype
+
+
 def dense_copy(layer: nn.Module) -> Tensor | None:
     """The dequantized weight (out, in) beside a 4-bit layer; None if `keep_dense_copies` made none."""
     return layer.__dict__.get(DENSE)
@@ -111,5 +117,4 @@ def _dequantize(layer: Linear4bit) -> Tensor:
 
 
 def _dense_bytes(layer: Linear4bit) -> int:
-    dtype = layer.compute_dtype or torch.float32
-    return layer.in_features * layer.out_features * dtype.itemsize
+    return layer.in_features * layer.out_features * weight_dtype(layer).itemsize

@@ -14,6 +14,9 @@ from lora_rlhf.algo.logprobs import chunked_logprobs, token_logprobs
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
 
+# Rows of a pass without gradients, which keeps nothing, for each row of a micro-batch. A GPU dequantizes each weight
+# once a pass, and more rows would be padded by more than that saves.
+SCORED_AT_ONCE = 2
 CHUNK_LOGITS = 2**25  # logits in memory at a time: 128 MiB in float32
 
 
@@ -82,17 +85,10 @@ def response_logprobs(
     0 where masked; the entropy is 0 everywhere with needs_entropy=False. The distribution is the softmax of
     logits / temperature, from which `generate` draws. Only the log-probabilities have gradients.
     """
-    trimmed = batch.trim()
-    hidden = _response_hidden_states(model, trimmed)
-    return _masked_logprobs(
-        model,
-        hidden,
-        trimmed.response_ids,
-        trimmed.response_mask,
-        batch.response_ids.shape[1],
-        temperature,
-        needs_entropy,
-    )
+    hidden, ids, mask = _response_hidden_states(model, batch)
+    width = batch.response_ids.shape[1]
+    logprobs, entropies = _logprobs_in_chunks(model, hidden, ids, temperature, needs_entropy)
+    return _place_cells(logprobs, mask, width), _place_cells(entropies, mask, width)
 
 
 @torch.no_grad()
@@ -110,9 +106,7 @@ def best_ids_and_logprobs(model: SharedModel, batch: Sequences) -> tuple[Tensor,
 
     0 where masked. One pass gives both, to find out whether a text is what the model itself would say.
     """
-    trimmed = batch.trim()
-    mask, width = trimmed.response_mask, batch.response_ids.shape[1]
-    hidden, ids = _response_hidden_states(model, trimmed)[mask], trimmed.response_ids[mask]
+    (hidden, ids, mask), width = _response_hidden_states(model, batch), batch.response_ids.shape[1]
     chunk_rows = max(1, CHUNK_LOGITS // model.config.vocab_size)
     best_ids, logprobs = [], []
     for start in range(0, len(ids), chunk_rows):
@@ -127,10 +121,9 @@ def response_values(model: SharedModel, batch: Sequences) -> Tensor:
 
     In units of the score: the role's offset is taken off, as it is from scores.
     """
-    trimmed = batch.trim()
     # The head sees (N, H), never a (B, R, H) view: for that PyTorch sums in another order when gradients are on.
-    values = model.score(_response_hidden_states(model, trimmed)[trimmed.response_mask])
-    return _place_cells(values, trimmed.response_mask, batch.response_ids.shape[1])
+    hidden, _, mask = _response_hidden_states(model, batch)
+    return _place_cells(model.score(hidden), mask, batch.response_ids.shape[1])
 
 
 def response_scores(model: SharedModel, batch: Sequences) -> Tensor:
@@ -138,9 +131,8 @@ def response_scores(model: SharedModel, batch: Sequences) -> Tensor:
     trimmed = batch.trim()
     if not bool(trimmed.response_mask.any(dim=1).all()):
         raise ValueError("a response without a token has no score")
-    last_indices = trimmed.prompt_ids.shape[1] + trimmed.response_mask.sum(dim=1) - 1
-    hidden = _hidden_states(model, *_join(trimmed))
-    return model.score(hidden[torch.arange(len(trimmed), device=hidden.device), last_indices])
+    hidden, columns = _hidden_states(model, *_join(trimmed))
+    return model.score(hidden[torch.arange(len(trimmed), device=hidden.device), columns[:, -1]])
 
 
 def apply_in_micro_batches(function: Callable[[Sequences], Tensor], batch: Sequences, micro_batch_size: int) -> Tensor:
@@ -153,18 +145,20 @@ def apply_in_micro_batches(function: Callable[[Sequences], Tensor], batch: Seque
 
 def text_logprobs(model: SharedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Log-probability of each token of a text given those before it: ids, mask (B, T) -> (B, T-1), 0 where masked."""
-    hidden = _hidden_states(model, ids, mask)[:, :-1]
+    hidden, columns = _hidden_states(model, ids, mask)
     pair_mask = mask[:, 1:] & mask[:, :-1]
-    return _masked_logprobs(model, hidden, ids[:, 1:], pair_mask, ids.shape[1] - 1, 1.0, needs_entropy=False)[0]
+    states, next_ids = _select_cells(hidden, columns[:, :-1], ids[:, 1:], pair_mask)
+    logprobs = _logprobs_in_chunks(model, states, next_ids, 1.0, needs_entropy=False)[0]
+    return _place_cells(logprobs, pair_mask, ids.shape[1] - 1)
 
 
 def counted_logprobs(model: SharedModel, ids: Tensor, counted: Tensor, **batch: Tensor) -> Tensor:
     """Log-probability of the counted tokens of a batch given all before them: ids, counted (B, T) -> (N,), float32.
 
-    `batch` is the model's input: `input_ids` with an `attention_mask`, or packed with `position_ids`, (B, T) each.
+    `batch` is the model's input: `input_ids`, padded on the right, where no token sees it; or packed, with
+    `position_ids`; (B, T) each.
     """
-    if "position_ids" not in batch:
-        batch["position_ids"] = position_ids(batch["attention_mask"].bool())
+    batch.pop("attention_mask", None)
     hidden = model.backbone(**batch, use_cache=False).last_hidden_state[:, :-1]
     mask = counted[:, 1:]
     return _logprobs_in_chunks(model, hidden[mask], ids[:, 1:][mask], 1.0, needs_entropy=False)[0]
@@ -181,25 +175,38 @@ def _join(batch: Sequences) -> tuple[Tensor, Tensor]:
     return ids, torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
 
 
-def _hidden_states(model: SharedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """(B, T) -> (B, T, H). The cache is off: with it, positions that start again could be read as packed documents."""
-    ids = torch.where(mask, ids, 0)  # padding may be any number, but an embedding refuses numbers that are not ids
-    output = model.backbone(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
-    return output.last_hidden_state
+def _hidden_states(model: SharedModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """ids, mask (B, T) -> hidden states (B, W, H), and the column (B, T) in which each token's state is.
+
+    The tokens of a row stand side by side from column 0 on, and W is the length of the longest row. Padding comes
+    after them, where no token sees it: attention needs no mask, and runs PyTorch's causal kernel. The cache is off:
+    with it, positions that start again could be read as packed documents.
+    """
+    columns = position_ids(mask)
+    width = int(mask.sum(dim=1).max())
+    # padding may be any number, but an embedding refuses numbers that are not ids; here it adds 0
+    side_by_side = ids.new_zeros((len(ids), width)).scatter_add_(1, columns, torch.where(mask, ids, 0))
+    return model.backbone(input_ids=side_by_side, use_cache=False).last_hidden_state, columns
 
 
-def _response_hidden_states(model: SharedModel, batch: Sequences) -> Tensor:
-    """(B, R, H): at [:, t] the state that has seen the prompt and response[:t], from which token t is drawn."""
-    prompt = batch.prompt_ids.shape[1]
-    return _hidden_states(model, *_join(batch))[:, prompt - 1 : -1]
+def _response_hidden_states(model: SharedModel, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the N response tokens, row by row: the states from which they are drawn (N, H), their ids (N,).
+
+    And the response mask of the trimmed batch, in whose True cells they stand.
+    """
+    trimmed = batch.trim()
+    hidden, columns = _hidden_states(model, *_join(trimmed))
+    columns_before = columns[:, trimmed.prompt_ids.shape[1] - 1 : -1]
+    states, ids = _select_cells(hidden, columns_before, trimmed.response_ids, trimmed.response_mask)
+    return states, ids, trimmed.response_mask
 
 
-def _masked_logprobs(
-    model: SharedModel, hidden: Tensor, ids: Tensor, mask: Tensor, width: int, temperature: float, needs_entropy: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of the True cells in their positions, 0 elsewhere: (B, width) each."""
-    flat_logprobs, flat_entropy = _logprobs_in_chunks(model, hidden[mask], ids[mask], temperature, needs_entropy)
-    return _place_cells(flat_logprobs, mask, width), _place_cells(flat_entropy, mask, width)
+def _select_cells(hidden: Tensor, columns: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the N True cells of mask (B, R): hidden (B, W, H) at their row and their column (B, R), (N, H); ids (N,)."""
+    cells = mask.flatten().nonzero().squeeze(1)  # once for both: it waits for the GPU
+    starts = hidden.shape[1] * torch.arange(len(hidden), device=hidden.device)
+    places = (starts[:, None] + columns).flatten()[cells]
+    return hidden.flatten(0, 1).index_select(0, places), ids.flatten()[cells]
 
 
 def _logprobs_in_chunks(

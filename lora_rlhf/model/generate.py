@@ -8,6 +8,7 @@ import torch
 
 from lora_rlhf.model.decode_plain import Batch, generate_plain
 from lora_rlhf.model.decode_static import generate_static
+from lora_rlhf.model.decode_step import Kept
 from lora_rlhf.model.drawing import Drawing, Response, RowRoles
 from lora_rlhf.model.mixed import Mixture
 from lora_rlhf.model.shared import SharedModel
@@ -77,6 +78,7 @@ def generate_seeded(
     batch_size: int,
     engine: Engine = "plain",
     on_tokens: Callable[[int], None] = lambda _count: None,
+    kept: Kept | None = None,
 ) -> list[list[Response]]:
     """A response to each prompt for each of its seeds, in order; all prompts have the same number of seeds.
 
@@ -84,13 +86,15 @@ def generate_seeded(
     the most probable one. At most `batch_size` responses run at a time. A response depends only on its prompt and its
     seed: not on the other responses, their number or the process, and, up to rounding, not on the engine. "static" is
     for models in which `engines.find_static_fault` finds no fault. `on_tokens` is called with the number of tokens
-    drawn since its last call.
+    drawn since its last call. `kept`: what the static engine keeps for the next call of this role.
     """
     _check_arguments(model, prompt_ids, seeds, max_new_tokens, temperature, batch_size)
     drawing = Drawing(max_new_tokens, temperature, stop_ids)
     row_roles = RowRoles([0] * len(prompt_ids))
     with _use_eval_mode(model):
-        return ENGINES[engine](model, prompt_ids, seeds, drawing, row_roles, batch_size, on_tokens)
+        if engine == "static":
+            return generate_static(model, prompt_ids, seeds, drawing, row_roles, batch_size, on_tokens, kept)
+        return generate_plain(model, prompt_ids, seeds, drawing, row_roles, batch_size, on_tokens)
 
 
 def generate_mixed(

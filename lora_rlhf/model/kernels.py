@@ -15,6 +15,7 @@ from lora_rlhf.model.base import first_line
 from lora_rlhf.model.dense import Dequantize, keep_dense_copies
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.precision import expected_rounding, largest_difference
+from lora_rlhf.model.rotations import restore_rotations
 from lora_rlhf.model.shared import BASE, SharedModel
 from lora_rlhf.system.errors import UserError
 
@@ -91,6 +92,7 @@ def _use_liger(model: SharedModel) -> None:
         raise UserError(f"fused_kernels is liger: {fault}. Take --fused_kernels none")
     expected = _log_probabilities(model)
     likely = expected.topk(NUM_LIKELY_TOKENS).indices
+    restore_rotations(model.causal)
     patches._apply_liger_kernel_to_instance(model=model.causal, **LIGER_PARTS)
     model.has_fused_kernels = True
     gap = largest_difference(_log_probabilities(model).gather(-1, likely), expected.gather(-1, likely))

@@ -7,6 +7,7 @@ fused kernel, one launch in each direction.
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,13 +20,21 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from lora_rlhf.model.devices import computes_as_gpu
 
 
-def replace_norms(causal: PreTrainedModel) -> None:
+def fused_norm(inputs: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """PyTorch's own kernel: inputs (..., H), weight (H,) -> (..., H)."""
+    return functional.rms_norm(inputs, weight.shape, weight, eps)
+
+
+Norm = Callable[[Tensor, Tensor, float], Tensor]  # inputs (..., H), weight (H,), eps -> (..., H)
+
+
+def replace_norms(causal: PreTrainedModel, on_gpu: Norm = fused_norm) -> None:
     """Replaces the forward pass of all norms that compute as Llama's; their weights must stay frozen."""
     kinds = {type(module) for module in causal.modules()}
     replaced = tuple(kind for kind in kinds if _computes_as_llamas(kind))
     for module in causal.modules():
         if type(module) in replaced:
-            module.forward = functools.partial(_forward, module)
+            module.forward = functools.partial(_forward, module, on_gpu)
 
 
 def _computes_as_llamas(kind: type[nn.Module]) -> bool:
@@ -38,14 +47,11 @@ def _computes_as_llamas(kind: type[nn.Module]) -> bool:
         return False
 
 
-def _forward(norm: nn.Module, inputs: Tensor) -> Tensor:
+def _forward(norm: nn.Module, on_gpu: Norm, inputs: Tensor) -> Tensor:
     """inputs (..., H) -> (..., H)."""
     weight, eps = norm.weight, norm.variance_epsilon
     assert isinstance(weight, Tensor) and isinstance(eps, float)
-    if inputs.device.type == "cuda":
-        return functional.rms_norm(inputs, weight.shape, weight, eps)
-    is_planned = computes_as_gpu(inputs)
-    normed: Tensor = FusedStandIn.apply(inputs, weight) if is_planned else RmsNorm.apply(inputs, weight, eps)
+    normed: Tensor = on_gpu(inputs, weight, eps) if computes_as_gpu(inputs) else RmsNorm.apply(inputs, weight, eps)
     return normed
 
 
@@ -67,18 +73,3 @@ class RmsNorm(torch.autograd.Function):
         dot = torch.linalg.vecdot(weighted, wide).unsqueeze(-1)
         along = dot.mul_(scale.pow(3)).div_(-inputs.shape[-1])  # the norm removes what only scales x
         return weighted.mul_(scale).addcmul_(wide, along).to(inputs.dtype), None, None
-
-
-class FusedStandIn(torch.autograd.Function):
-    """For a plan: launches, bytes and saved tensors of PyTorch's fused kernel, which needs a GPU. Not its numbers."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, weight, inputs.new_empty(inputs.shape[:-1], dtype=torch.float32))
-        return inputs * weight
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        inputs, weight, _ = ctx.saved_tensors
-        return torch.addcmul(gradient, inputs, weight), None

@@ -16,9 +16,11 @@ from lora_rlhf.model.adapted_linear import PLAIN_MODE, AdaptedLinears, LinearMod
 from lora_rlhf.model.adapters import LoraSettings, disable_dropout
 from lora_rlhf.model.architecture import text_backbone
 from lora_rlhf.model.base import Base, hash_live_tensors
+from lora_rlhf.model.gates import replace_gates
 from lora_rlhf.model.heads import attach_score_head, find_score_head
 from lora_rlhf.model.mixed import Mixture
 from lora_rlhf.model.norms import replace_norms
+from lora_rlhf.model.rotations import replace_rotations
 from lora_rlhf.model.targets import find_targets
 from lora_rlhf.system.errors import UserError
 
@@ -60,7 +62,8 @@ class SharedModel:
         self.has_fused_kernels = False  # whether another library's modules were put into the base
         self._targets = find_targets(self.causal)
         attach_score_head(self.causal)
-        replace_norms(self.causal)
+        for replace in (replace_norms, replace_gates, replace_rotations):
+            replace(self.causal)
         self.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self.backbone.register_forward_hook(self._after_forward)
 
@@ -100,6 +103,16 @@ class SharedModel:
         if head is None:
             raise ValueError(f"role {self._state.role!r} has no score head")
         return head
+
+    @property
+    def mode(self) -> LinearMode:
+        """The way in which the adapted layers compute in the innermost block."""
+        return self._state.mode
+
+    @property
+    def rounded_copies(self) -> object:
+        """The 16-bit copies of the active adapter that the last pass wrote; a captured pass needs them alive."""
+        return self._linears.rounded_copies
 
     def score(self, hidden: Tensor) -> Tensor:
         """The active role's score of hidden states (N, H), minus the role's offset: (N,), float32."""

@@ -4,12 +4,15 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import (
     CONFIG_MAPPING,
     BitsAndBytesConfig,
@@ -17,6 +20,7 @@ from transformers import (
     DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
+    masking_utils,
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
@@ -26,8 +30,10 @@ from lora_rlhf.model.adapted_linear import PLAIN_MODE, AdaptedLinears
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.architecture import build_on_meta, find_training_fault, text_backbone, unquantized_layers
 from lora_rlhf.model.devices import PlannedMode
+from lora_rlhf.model.gates import replace_gates
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.norms import replace_norms
+from lora_rlhf.model.rotations import replace_rotations
 from lora_rlhf.model.targets import ALL_LINEAR, find_targets
 from lora_rlhf.system.errors import UserError
 
@@ -78,16 +84,20 @@ class Skeleton:
     linears: AdaptedLinears
     peft: PeftModel
 
-    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """The backbone's hidden states: ids (B, T) -> (B, T, H)."""
         self.round_adapter()
-        output = text_backbone(self.causal)(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        # without a mask transformers reads the positions, which have no numbers here: whether documents are packed
+        with patch.object(masking_utils, "find_packed_sequence_indices", lambda _positions: None):
+            output = text_backbone(self.causal)(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         states: Tensor = output.last_hidden_state
         return states
 
@@ -196,7 +206,9 @@ def build_skeleton(
         for module in (*causal.modules(), score):
             _replace_tensors(module, fake)
     causal.requires_grad_(False)
-    replace_norms(causal)
+    replace_norms(causal, lambda inputs, weight, _eps: _FusedNorm.apply(inputs, weight))
+    replace_gates(causal)
+    replace_rotations(causal)
     linears = AdaptedLinears()
     linears.install(peft_model)
     adapter = tuple(p for name, p in peft_model.named_parameters() if f".lora_A.{ROLE}." in name or ".lora_B." in name)
@@ -300,3 +312,18 @@ def _nf4_weight(rows: int, columns: int, dtype: torch.dtype) -> nn.Parameter:
         setattr(weight, name, value)
     weight.bnb_quantized = True  # type: ignore[attr-defined]
     return weight
+
+
+class _FusedNorm(torch.autograd.Function):
+    """For a plan: launches, bytes and saved tensors of PyTorch's fused kernel, which needs a GPU. Not its numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight, inputs.new_empty(inputs.shape[:-1], dtype=torch.float32))
+        return inputs * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        inputs, weight, _ = ctx.saved_tensors
+        return torch.addcmul(gradient, inputs, weight), None

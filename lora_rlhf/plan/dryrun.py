@@ -123,9 +123,9 @@ class Passes:
     length) and "step".
 
     work: "scoring", "training", "training again" (with gradient checkpointing), "prefill", "step" in the middle of a
-    response and "merged step". head_work: "logprobs" and "logprobs, gradients" of one chunk of tokens, and "drawing"
-    of a token for each row, with its logits. chunk_tokens: of a chunk. is_static: whether slots with CUDA graphs can
-    be stepped; else the step is that of the plain engine, whose cache grows.
+    response and "merged step". head_work: "logprobs", "logprobs, entropy" and "logprobs, gradients" of one chunk of
+    tokens, and "drawing" of a token for each row, with its logits. chunk_tokens: of a chunk. is_static: whether slots
+    with CUDA graphs can be stepped; else the step is that of the plain engine, whose cache grows.
     """
 
     prompt: int
@@ -134,7 +134,6 @@ class Passes:
     scoring: Plane
     decoding: dict[str, Plane]
     logprobs: ChunkedLine
-    logprobs_alone: ChunkedLine  # without the entropy, which SFT does not use
     logprobs_scoring: ChunkedLine
     values: Line
     scores: Line
@@ -173,7 +172,8 @@ def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], pr
 
     skeleton, chunk = skeletons[FEW_LAYERS], max(1, CHUNK_LOGITS // counts.vocab_size)
     is_static = find_static_fault(skeleton.causal.config.get_text_config(), length) is None
-    decoding, work = measure_passes_of(partial(_measure_decoding, prompt=prompt, response=response))
+    read = partial(_measure_decoding, prompt=prompt, response=response, is_static=is_static)
+    decoding, work = measure_passes_of(read)
     plain_step = work.pop("step")
     scoring, scoring_work = measure_passes_of(partial(_measure_scoring_pass, length=length))
     training = {}
@@ -187,8 +187,9 @@ def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], pr
         step = partial(_measure_static_step, columns=middle, is_merged=is_merged)
         work[name] = measure_passes_of(step)[1]["step"] if is_static else plain_step
     head_work = {
-        "logprobs": _logprob_head_work(skeleton, counts, chunk, training=False),
-        "logprobs, gradients": _logprob_head_work(skeleton, counts, chunk, training=True),
+        "logprobs": _logprob_head_work(skeleton, counts, chunk, training=False, entropy=False),
+        "logprobs, entropy": _logprob_head_work(skeleton, counts, chunk, training=False, entropy=True),
+        "logprobs, gradients": _logprob_head_work(skeleton, counts, chunk, training=True, entropy=False),
         "drawing": Work.from_operations(ROWS, *(_drawing(skeleton, counts, rows) for rows in (ROWS, MORE_ROWS))),
     }
     return Passes(
@@ -198,7 +199,6 @@ def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], pr
         scoring["forward"],
         decoding,
         _logprob_head_line(skeleton, counts, prompt, response, training=True),
-        _logprob_head_line(skeleton, counts, prompt, response, training=True, entropy=False),
         _logprob_head_line(skeleton, counts, prompt, response, training=False),
         Line.from_measurements(lambda rows: _scalar_head_peak_bytes(skeleton, counts, rows, prompt, response), 1, 2),
         Line.from_measurements(lambda rows: _scalar_head_peak_bytes(skeleton, counts, rows, prompt, 1), 1, 2),
@@ -221,7 +221,7 @@ def _measure_training_step(skeleton: Skeleton, rows: int, length: int, checkpoin
         skeleton.train(checkpointing)
         with Meter() as meter:
             with meter.record_phase("forward"):
-                hidden = skeleton.hidden(*_make_inputs(rows, length))
+                hidden = skeleton.hidden(_make_inputs(rows, length)[0])
                 loss = _HeadStandIn.apply(hidden)
                 del hidden
             saved_bytes = meter.live_bytes
@@ -237,17 +237,21 @@ def _measure_scoring_pass(skeleton: Skeleton, rows: int, length: int) -> Measure
     with skeleton.mode:
         skeleton.eval()
         with Meter() as meter, meter.record_phase("forward"):
-            skeleton.hidden(*_make_inputs(rows, length))
+            skeleton.hidden(_make_inputs(rows, length)[0])
         return Measured({"forward": meter.byte_series["forward"]}, {"forward": meter.operations["forward"]})
 
 
 @torch.no_grad()
-def _measure_decoding(skeleton: Skeleton, rows: int, prompt: int, response: int) -> Measured:
-    """Measures the pass over the prompts, and the last decoding step, which has the longest cache."""
+def _measure_decoding(skeleton: Skeleton, rows: int, prompt: int, response: int, is_static: bool) -> Measured:
+    """Measures the pass over the prompts, and the last decoding step, which has the longest cache.
+
+    is_static: prompts are padded on the right, where no token sees it, so that attention takes no mask.
+    """
     with skeleton.mode:
         skeleton.eval()
         with Meter() as meter, meter.record_phase("prefill"):
-            skeleton.hidden(*_make_inputs(rows, prompt), skeleton.new_cache())
+            ids, mask, positions = _make_inputs(rows, prompt)
+            skeleton.hidden(ids, None if is_static else mask, positions, skeleton.new_cache())
         prefill, operations = meter.byte_series["prefill"], {"prefill": meter.operations["prefill"]}
         with Meter() as meter:
             cache = skeleton.new_cache()
@@ -269,13 +273,14 @@ def _measure_static_step(skeleton: Skeleton, rows: int, columns: int, is_merged:
         skeleton.eval()
         ids, _, positions = _make_inputs(rows, 1)
         cache = SlotCache(len(skeleton.new_cache().layers), columns, positions[:, 0])
-        mask = torch.ones((rows, 1, 1, columns), dtype=torch.bool)
+        mask = torch.zeros((rows, 1, 1, columns), dtype=skeleton.causal.dtype)
         plain_mode = skeleton.linears.mode
         if is_merged:
             skeleton.linears.mode = MergedWeights(skeleton.peft)
         try:
             prompts = skeleton.new_cache()
-            skeleton.hidden(*_make_inputs(rows, 1), prompts)
+            with Meter():  # which knows the operations that need weights
+                skeleton.hidden(*_make_inputs(rows, 1), prompts)
             cache.copy_prompts(prompts, positions[:, 0], positions[:, 0])  # allocates it
             with Meter() as meter, meter.record_phase("step"):
                 skeleton.hidden(ids, mask, positions, cache)
@@ -293,27 +298,25 @@ def _drawing(skeleton: Skeleton, counts: Counts, rows: int) -> list[Operation]:
     return meter.operations["drawing"]
 
 
-def _logprob_head_work(skeleton: Skeleton, counts: Counts, tokens: int, training: bool) -> Work:
+def _logprob_head_work(skeleton: Skeleton, counts: Counts, tokens: int, training: bool, entropy: bool) -> Work:
     """The operations from hidden states of one chunk of tokens to log-probabilities and, in training, the gradient."""
     with skeleton.mode, torch.set_grad_enabled(training):
         states = torch.empty((tokens, counts.hidden_size), dtype=skeleton.causal.dtype, requires_grad=training)
         ids = torch.zeros(tokens, dtype=torch.long)
         with Meter() as meter, meter.record_phase("head"):
-            logprobs, _ = chunked_logprobs(states, skeleton.logits, ids, 1.0, tokens, entropy=True)
+            logprobs, _ = chunked_logprobs(states, skeleton.logits, ids, 1.0, tokens, entropy)
             if training:
                 logprobs.sum().backward()
     operations = meter.operations["head"]
     return Work.from_operations(1, operations, operations)
 
 
-def _logprob_head_line(
-    skeleton: Skeleton, counts: Counts, prompt: int, response: int, training: bool, entropy: bool = True
-) -> ChunkedLine:
-    """The peak bytes of the head that computes log-probabilities, for any number of rows."""
+def _logprob_head_line(skeleton: Skeleton, counts: Counts, prompt: int, response: int, training: bool) -> ChunkedLine:
+    """The peak bytes of the head that computes log-probabilities, for any number of rows; the entropy in scoring."""
     chunk = max(1, CHUNK_LOGITS // counts.vocab_size)
 
     def measure(rows: int) -> float:
-        return _logprob_head_peak_bytes(skeleton, counts, rows, prompt, response, chunk, training, entropy)
+        return _logprob_head_peak_bytes(skeleton, counts, rows, prompt, response, chunk, training)
 
     two_chunks = -(-2 * chunk // response)  # rows
     beyond = Line.from_measurements(measure, two_chunks, 2 * two_chunks)
@@ -328,16 +331,16 @@ def _logprob_head_peak_bytes(
     response: int,
     chunk: int,
     training: bool,
-    entropy: bool,
 ) -> float:
     """The peak bytes from hidden states to log-probabilities in chunks and, in training, to their gradient."""
     with skeleton.mode, torch.set_grad_enabled(training):
         with Meter() as meter, meter.record_phase("head"):
             hidden = _make_hidden_states(skeleton, counts, rows, prompt + response)
-            indices = torch.zeros((2, rows * response), dtype=torch.long)
-            flat = hidden[:, prompt - 1 : -1][indices[0], indices[1]]
-            logprobs, _ = chunked_logprobs(flat, skeleton.logits, indices[0], 1.0, chunk, entropy)
-            del flat, hidden
+            places = torch.zeros(rows * response, dtype=torch.long)
+            flat = hidden.flatten(0, 1).index_select(0, places)
+            del hidden  # of which autograd keeps nothing
+            logprobs, _ = chunked_logprobs(flat, skeleton.logits, places, 1.0, chunk, entropy=not training)
+            del flat
             if training:
                 logprobs.sum().backward()
         return meter.peaks["head"]
@@ -351,9 +354,9 @@ def _scalar_head_peak_bytes(skeleton: Skeleton, counts: Counts, rows: int, promp
     with skeleton.mode:
         skeleton.train(False)
         with Meter() as meter, meter.record_phase("head"):
-            indices = torch.zeros((2, rows * response), dtype=torch.long)
+            places = torch.zeros(rows * response, dtype=torch.long)
             hidden = _make_hidden_states(skeleton, counts, rows, prompt + response)
-            hidden = hidden[:, prompt - 1 : -1][indices[0], indices[1]]
+            hidden = hidden.flatten(0, 1).index_select(0, places)
             values = skeleton.score(hidden.float())
             values.sum().backward()
         return meter.peaks["head"]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lora_rlhf.configs.catalogue import BY_NAME, Stage
 from lora_rlhf.model.decode_static import PREFILL_TOKENS
+from lora_rlhf.model.forward import SCORED_AT_ONCE
 from lora_rlhf.model.skeleton import BLOCK, NESTED_BLOCK, Counts
 from lora_rlhf.plan.cards import MIB, OWN_CONTEXT
 from lora_rlhf.plan.dryrun import ChunkedLine, Line, Passes
@@ -209,7 +210,7 @@ def _data_stage_points(
     trained = role_bytes(counts, setting.rank, head=stage.scores)
     parents = sum(role_bytes(counts, setting.rank, head=BY_NAME[parent].scores) for parent in stage.parents)
     permanent = _permanent_parts(counts, parents + trained, trained, setting, device)
-    head: tuple[str, ChunkedLine | Line] = ("log-probs", passes.logprobs_alone)
+    head: tuple[str, ChunkedLine | Line] = ("log-probs", passes.logprobs)
     if stage.scores:
         head = ("scores", passes.scores)
     yield from _learning_points(permanent, counts, passes, setting, device, [TrainedRole(stage.role, trained, *head)])
@@ -230,7 +231,7 @@ def _sampling_stage_points(
     rollout_parts = {**permanent, "gradients": trained, "rollout": rollout_bytes(passes, setting.batch)}
     for name, parts in generation_points(counts, passes, setting.generation_batch, device):
         yield name, {**rollout_parts, **parts}
-    for name, parts in scoring_points(counts, passes, min(setting.micro_batch, setting.batch)):
+    for name, parts in scoring_points(counts, passes, min(SCORED_AT_ONCE * setting.micro_batch, setting.batch)):
         yield name, {**rollout_parts, **parts}
     permanent["rollout"] = rollout_parts["rollout"]
     yield from _learning_points(permanent, counts, passes, setting, device, roles)

@@ -7,6 +7,7 @@ shows: where kernels are started from Python, a pass takes at least the time of 
 
 from dataclasses import dataclass
 
+from lora_rlhf.model.forward import SCORED_AT_ONCE
 from lora_rlhf.model.skeleton import Counts
 from lora_rlhf.plan.cards import Card
 from lora_rlhf.plan.dryrun import Passes
@@ -43,21 +44,20 @@ class Roofline:
         """A pass of `Passes.work` with that many rows."""
         return self.passes.work[name].cost(rows, self.counts.layers, self.card)
 
-    def head_cost(self, rows: int, training: bool) -> Cost:
-        """The log-probabilities of the responses of that many rows, chunk by chunk."""
+    def head_cost(self, rows: int, name: str = "logprobs") -> Cost:
+        """One of the heads for log-probabilities of `Passes.head_work`, for the responses of that many rows."""
         chunks = rows * self.passes.response / self.passes.chunk_tokens
-        name = "logprobs, gradients" if training else "logprobs"
         return self.passes.head_work[name].cost(1, self.card) * chunks
 
-    def scoring_seconds(self, rows: int, has_logprobs: bool = True) -> float:
-        """A pass without gradients."""
+    def scoring_seconds(self, rows: int, head: str | None = "logprobs") -> float:
+        """A pass without gradients, with such a head or none."""
         cost = self.pass_cost("scoring", rows)
-        return (cost + self.head_cost(rows, training=False) if has_logprobs else cost).eager_seconds
+        return (cost + self.head_cost(rows, head) if head else cost).eager_seconds
 
     def training_seconds(self, rows: int, checkpointing: bool, has_logprobs: bool = True) -> float:
         """A forward and a backward pass."""
         cost = self.pass_cost("training again" if checkpointing else "training", rows)
-        return (cost + self.head_cost(rows, training=True) if has_logprobs else cost).eager_seconds
+        return (cost + self.head_cost(rows, "logprobs, gradients") if has_logprobs else cost).eager_seconds
 
     def step_seconds(self, rows: int, merged: bool) -> float:
         """A token for each row in the middle of the responses: replayed as a CUDA graph where the model allows."""
@@ -78,17 +78,18 @@ class Roofline:
         """A PPO iteration: sampling of full-length responses, scoring by each role, and training epochs."""
         slots = min(setting.batch, setting.generation_batch)
         rows = min(setting.micro_batch, setting.minibatch)
-        num_passes = setting.batch / rows
+        num_passes, scored = setting.batch / rows, min(SCORED_AT_ONCE * setting.micro_batch, setting.batch)
         # reference and policy, the reward, and values of all but the first minibatch, which training gives
         values = setting.value_role * (1 - setting.minibatch / setting.batch)
-        scoring = 2 * self.scoring_seconds(rows) + (1 + values) * self.scoring_seconds(rows, has_logprobs=False)
+        scoring = self.scoring_seconds(scored) + self.scoring_seconds(scored, "logprobs, entropy")
+        scoring += (1 + values) * self.scoring_seconds(scored, head=None)
         update = self.training_seconds(rows, setting.checkpointing)
         if setting.value_role:
             update += self.training_seconds(rows, setting.checkpointing, has_logprobs=False)
         steps = num_epochs * setting.batch / setting.minibatch * (1 + setting.value_role)
         return IterationSeconds(
             -(-setting.batch // slots) * self.rollout_seconds(slots),
-            num_passes * scoring,
+            setting.batch / scored * scoring,
             num_epochs * num_passes * update + steps * self._optimizer_seconds(setting.rank),
         )
 

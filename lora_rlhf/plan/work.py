@@ -89,6 +89,8 @@ def _moved_bytes(name: str, args: Any, inputs: list[Tensor], results: list[Tenso
     read = _bytes(inputs)
     if name == "_foreach_copy_":  # of both lists
         return read
+    if name == "_foreach_mul_":
+        return 2 * read
     written = _size(args[0]) if name.endswith("_") and inputs else _bytes(results)
     return read + written
 

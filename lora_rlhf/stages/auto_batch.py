@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from lora_rlhf.configs.common import StageConfig
+from lora_rlhf.model.forward import SCORED_AT_ONCE
 from lora_rlhf.model.memory import free_memory
 from lora_rlhf.system.errors import Stopped
 
@@ -24,12 +25,14 @@ class AutoBatch:
     """How many responses go through the model at a time in one kind of work; `flag` names the setting it comes from.
 
     The size is halved for good when memory runs out. When a single response does not fit, the run stops and `advice`
-    says what to change.
+    says what to change. `spare` lets go of what other work keeps in memory, and returns whether there was anything:
+    then the size stays.
     """
 
     flag: str
     size: int
     advice: str
+    spare: Callable[[], bool] = lambda: False
 
     @classmethod
     def for_training(cls, config: StageConfig) -> "AutoBatch":
@@ -53,7 +56,15 @@ class AutoBatch:
                     raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             # outside the except block, where the error no longer holds the tensors of the work that failed
-            self._halve(activity, reason)
+            if self.spare():
+                free_memory()
+                log.warning("out of memory in %s: nothing is kept for the next rollout from now on", activity)
+            else:
+                self._halve(activity, reason)
+
+    def run_scoring(self, work: Callable[[int], Result]) -> Result:
+        """The same for passes without gradients, which keep nothing: they take SCORED_AT_ONCE times as many rows."""
+        return self.run(lambda size: work(SCORED_AT_ONCE * size), "scoring")
 
     def _halve(self, activity: str, reason: str) -> None:
         """Halves the size after out of memory, with a warning. Stopped when the size is 1 already."""

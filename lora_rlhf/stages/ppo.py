@@ -2,8 +2,9 @@
 
 `PPO` reads from top to bottom, and each of its equations is a function of `algo/`. Beside this page stand `sampler.py`
 (responses), `scorer.py` (what a response is worth), `trainer.py` (optimizer steps, checkpoints), `ppo_rollout.py`
-(what the steps hand on), `ppo_setup.py` (parents, roles, data), `ppo_checks.py` (whether the first update starts from
-the rollout's policy) and `ppo_loop.py` (rehearsal, resume, records, samples over time).
+(what the steps hand on), `ppo_update.py` (the losses and their steps), `ppo_setup.py` (parents, roles, data),
+`ppo_checks.py` (whether the first update starts from the rollout's policy) and `ppo_loop.py` (rehearsal, resume,
+records, samples over time).
 """
 
 import time
@@ -25,8 +26,7 @@ from lora_rlhf.algo.advantages import (
     token_rewards,
 )
 from lora_rlhf.algo.kl import AdaptiveKL, FixedKL
-from lora_rlhf.algo.losses import kl_loss, mismatch_weights, policy_loss, ptx_loss, response_weights, value_loss
-from lora_rlhf.algo.masking import explained_variance, masked_mean, masked_normalize, masked_rescale
+from lora_rlhf.algo.masking import masked_normalize, masked_rescale
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.batches import response_batch
@@ -34,19 +34,20 @@ from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.stream import TextStream
 from lora_rlhf.data.template import decode_response, pad_id
 from lora_rlhf.model.decode_weights import run_role
-from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_logprobs, response_values, text_logprobs
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_logprobs, response_values
 from lora_rlhf.model.generate import Response, draw_seeds
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
-from lora_rlhf.stages.ppo_checks import check_rollout, check_start, is_exact, is_start, must_score
+from lora_rlhf.stages.ppo_checks import check_rollout, is_exact, is_start, must_score
 from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.stages.ppo_rollout import Metrics, Rollout, Targets
 from lora_rlhf.stages.ppo_setup import finish, set_up, warn_of_useless_rollout, without_missing_reward
+from lora_rlhf.stages.ppo_update import Update
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.scorer import ResponseScorer
 from lora_rlhf.stages.session import warmup
-from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer
+from lora_rlhf.stages.trainer import NotFinite
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped
 
@@ -56,10 +57,6 @@ CAUSES = (
     "leaving the language. Go on from an earlier checkpoint with other settings (--allow_changes), or set max_kl or "
     "max_ratio to null"
 )
-
-
-class PolicyTooFar(Exception):
-    """The policy has moved so far from the rollout's on a minibatch that its probability ratios mean nothing."""
 
 
 def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
@@ -86,18 +83,16 @@ class PPO:
     ) -> None:
         self.config, self.model, self.scorer, self.text = config, model, scorer, text
         self.batch = AutoBatch.for_training(config)
-        peaks = {"policy": config.policy_learning_rate}
-        if config.has_value_role:
-            peaks["value"] = config.value_learning_rate
-        self.optimizers = {role: RoleOptimizer(config, model, role, peak, self.batch) for role, peak in peaks.items()}
         self.sampler = Sampler(config, model, "policy", config.temperature)
+        self.batch.spare = self.sampler.batch.spare = self.sampler.release
         self.must_score = must_score(config, model)
         self.is_exact = is_exact(model)
-        self.must_weigh = config.mismatch_cap is not None and not self.is_exact
         self.generator = torch.Generator().manual_seed(config.seed)
         self.kl: FixedKL | AdaptiveKL = FixedKL(config.kl_coef)
         if config.kl_target is not None:
             self.kl = AdaptiveKL(config.kl_coef, config.kl_target, config.horizon)
+        self.update = Update(config, model, self.batch, self.kl, text)
+        self.optimizers = self.update.optimizers
         self.baseline = MovingBaseline()  # of REINFORCE
         self.done = 0  # iterations
         self.unlearned = 0  # of the last iterations, how many in a row were not learned from
@@ -140,7 +135,7 @@ class PPO:
             targets = self.reward(rollout, self.kl.coef)
             warn_of_useless_rollout(self.config, rollout, targets, self.done + 1)
             must_start_at_1 = self.done == 0 or rollout.is_of_sampler
-            metrics, too_far = self.learn(rollout, targets, minibatches, value_metrics, must_start_at_1)
+            metrics, too_far = self.update.learn(rollout, targets, minibatches, value_metrics, must_start_at_1)
         if too_far:
             limit = self.config.max_ratio
             self._count_unlearned(f"the probability ratio of a minibatch has a mean above max_ratio {limit}")
@@ -183,8 +178,8 @@ class PPO:
         merged = self.sampler.merge and self.is_exact and not is_scored  # as the sampler's log-probabilities are
         scores = self.scorer.scores(model, share, [repeated[row] for row in rows], ids, answers, self.batch, merged)
         judged = {"score": scores.total}
-        logprobs, scored_together = self.batch.run(
-            lambda size: (self._score(share, size, is_scored, merged), size), "scoring"
+        logprobs, scored_together = self.batch.run_scoring(
+            lambda size: (self._score(share, size, is_scored, merged), size)
         )
         judged |= logprobs
         if config.has_value_role and needs_values:
@@ -242,9 +237,8 @@ class PPO:
         """The values of each response (B, R), without gradients."""
         model = self.model
         with model.role("value"), torch.no_grad():
-            return self.batch.run(
-                lambda size: apply_in_micro_batches(lambda part: response_values(model, part), sequences, size),
-                "scoring",
+            return self.batch.run_scoring(
+                lambda size: apply_in_micro_batches(lambda part: response_values(model, part), sequences, size)
             )
 
     def _evaluate(self, rollout: Rollout, minibatches: list[list[int]]) -> tuple[Rollout, Metrics | None]:
@@ -266,7 +260,7 @@ class PPO:
             values[others] = workers.gather_rows(self._values(rollout.sequences.index(share)))
         if first:
             rewards = self._token_rewards(rollout, self.kl.coef)
-            metrics = self._value_step(rollout, Targets(returns, returns), first, rewards)
+            metrics = self.update.value_step(rollout, Targets(returns, returns), first, rewards)
         if not bool(values.isfinite().all()):
             raise NotFinite("value")
         return rollout, metrics
@@ -317,49 +311,7 @@ class PPO:
             figures["ppo/skipped_groups"] = float((~spread).sum()) / config.samples_per_prompt
         return learned, figures
 
-    # 4 Learn
-
-    def learn(
-        self,
-        rollout: Rollout,
-        targets: Targets,
-        minibatches: list[list[int]],
-        value_metrics: Metrics | None = None,
-        must_start_at_1: bool = False,
-    ) -> tuple[Metrics, bool]:
-        """A step for each of the minibatches (`num_epochs` passes); returns mean metrics, and whether it went too far.
-
-        `value_metrics`: of the value role's first step, if that was taken. `must_start_at_1`: the first step of the
-        policy must find the rollout's own log-probabilities.
-
-        It ends early when the policy has moved further from the rollout's than `stop_at_approx_kl`, in nats per token,
-        or, without that step, when a minibatch's mean probability ratio is above `max_ratio`: then it went too far.
-        """
-        limit, steps, too_far = self.config.stop_at_approx_kl, list[Metrics](), False
-        for rows in minibatches:
-            try:
-                metrics = self._policy_step(rollout, targets, rows, must_start_at_1=must_start_at_1 and not steps)
-            except PolicyTooFar:
-                too_far = True
-                break
-            if targets.returns is not None:
-                metrics |= value_metrics or self._value_step(rollout, targets, rows)
-                value_metrics = None
-            steps.append(metrics)
-            if limit is not None and metrics["ppo/approx_kl"] > limit:
-                break
-        means = {key: sum(step[key] for step in steps) / len(steps) for key in (steps[0] if steps else {})}
-        if steps:  # of the first step, where both should be 0
-            means |= {name: steps[0][name] for name in ("ppo/ratio_deviation", "ppo/ratio_gap")}
-            if rollout.is_of_sampler:
-                means |= {
-                    "rollout/mismatch": steps[0]["ppo/ratio_gap"],
-                    "rollout/mismatch_kl": steps[0]["ppo/approx_kl"],
-                }
-        means |= {**targets.figures, "ppo/updates": float(len(steps))}
-        if targets.returns is not None and rollout.values is not None:
-            means["ppo/explained_variance"] = float(explained_variance(rollout.values, targets.returns, rollout.mask))
-        return means, too_far
+    # 4 Learn: `update.learn`, over these
 
     def draw_minibatches(self, num_responses: int, learned: Tensor | None = None) -> list[list[int]]:
         """The rows of every step: each epoch has each response that is learned from once, in an order of its own."""
@@ -370,116 +322,6 @@ class PPO:
             order = [row for row in order if is_learned[row]]
             minibatches += [order[start : start + size] for start in range(0, len(order), size)]
         return minibatches
-
-    def _policy_step(self, rollout: Rollout, targets: Targets, rows: list[int], must_start_at_1: bool) -> Metrics:
-        blocks = None
-        if self.text is not None:
-            blocks = torch.stack([next(self.text) for _ in range(self.config.ptx_batch_size)]).to(self.model.device)
-        deviation = 0.0
-
-        def accumulate(size: int) -> Metrics:
-            nonlocal deviation
-            totals, deviation = self.accumulate_policy_gradient(rollout, targets, rows, blocks, size)
-            return totals
-
-        def inspect(totals: Metrics) -> None:
-            if must_start_at_1:
-                check_start(self.model, totals["ppo/ratio_gap"])
-            if self.config.max_ratio is not None and totals["ppo/ratio"] > self.config.max_ratio:
-                raise PolicyTooFar
-
-        metrics = self.optimizers["policy"].step(accumulate, inspect)
-        metrics["ppo/grad_norm"] = metrics.pop("grad_norm")
-        return {**metrics, "ppo/ratio_deviation": max(workers.gather([deviation]))}
-
-    def _value_step(
-        self, rollout: Rollout, targets: Targets, rows: list[int], rewards: Tensor | None = None
-    ) -> Metrics:
-        """One optimizer step of the value role on a minibatch."""
-        optimizer = self.optimizers["value"]
-        metrics = optimizer.step(lambda size: self.accumulate_value_gradient(rollout, targets, rows, size, rewards))
-        metrics["ppo/value_grad_norm"] = metrics.pop("grad_norm")
-        return metrics
-
-    def accumulate_policy_gradient(
-        self, rollout: Rollout, targets: Targets, rows: list[int], blocks: Tensor | None, size: int
-    ) -> tuple[Metrics, float]:
-        """Gradient of the policy's loss on some rows, and of the pretraining term on blocks (b, T) of text.
-
-        Returns metrics that add up over micro-batches, and the largest distance of a log-prob from the rollout's.
-        """
-        config, num_tokens = self.config, int(rollout.mask[rows].sum())
-        totals: dict[str, Tensor] = defaultdict(float)  # type: ignore[arg-type]
-        deviation = torch.zeros((), device=self.model.device)
-        for part in self._split_into_micro_batches(rollout, rows, size):
-            mask, old = rollout.mask[part], rollout.old_logprobs[part]
-            new, entropy = response_logprobs(self.model, rollout.sequences.index(part), self.config.temperature)
-            weights = response_weights(mask, config.loss_level, num_tokens, len(rows), config.max_response_tokens)
-            advantages = targets.advantages[part]
-            ranges = config.clip_range, num_tokens, config.clip_range_high
-            trained_weights = weights
-            if self.must_weigh and rollout.sampled_logprobs is not None:
-                assert config.mismatch_cap is not None
-                trained_weights = weights * mismatch_weights(old, rollout.sampled_logprobs[part], config.mismatch_cap)
-            loss = policy_loss(new, old, advantages, mask, *ranges, trained_weights)
-            if config.kl_in == "loss":
-                distance = kl_loss(new, rollout.ref_logprobs[part], mask, num_tokens, weights)
-                self.model.backward(loss.loss + self.kl.coef * distance)
-                totals["ppo/kl_loss"] += distance.detach().double()
-            else:
-                self.model.backward(loss.loss)
-            log_ratio = new.detach() - old
-            deviation = torch.maximum(deviation, log_ratio.abs().amax())
-            totals["ppo/policy_loss"] += loss.loss.detach().double()
-            totals["ppo/clip_fraction"] += loss.clip_fraction.double()
-            totals["ppo/approx_kl"] += loss.approx_kl.double()
-            totals["ppo/entropy"] += masked_mean(entropy, mask, num_tokens).double()
-            totals["ppo/ratio"] += masked_mean(log_ratio.exp(), mask, num_tokens).double()
-            totals["ppo/ratio_gap"] += masked_mean(log_ratio.abs(), mask, num_tokens).double()
-        if blocks is not None:
-            totals["ppo/ptx_loss"] = self._accumulate_ptx_gradient(blocks, size)
-        return _to_floats(totals), float(deviation)
-
-    def _accumulate_ptx_gradient(self, blocks: Tensor, size: int) -> Tensor:
-        """Adds ptx_coef times the gradient of the pretraining term (PPO-ptx) to the policy's; returns the term."""
-        num_tokens = blocks.shape[0] * (blocks.shape[1] - 1)
-        share = blocks[workers.share_of_process(range(len(blocks)))]
-        total = torch.zeros((), dtype=torch.float64, device=blocks.device)
-        for part in share.split(size):
-            logprobs = text_logprobs(self.model, part, torch.ones_like(part, dtype=torch.bool))
-            loss = ptx_loss(logprobs, num_tokens)
-            self.model.backward(self.config.ptx_coef * loss)
-            total += loss.detach()
-        return total
-
-    def accumulate_value_gradient(
-        self, rollout: Rollout, targets: Targets, rows: list[int], size: int, rewards: Tensor | None = None
-    ) -> Metrics:
-        """Gradient of the value's loss on some rows; returns metrics that add up over micro-batches.
-
-        With the token rewards (B, R) of a rollout whose value role has not learned from it, the values and returns of
-        these rows are computed first, and written into rollout and targets.
-        """
-        assert rollout.values is not None and targets.returns is not None
-        num_tokens, config = int(rollout.mask[rows].sum()), self.config
-        totals: dict[str, Tensor] = defaultdict(float)  # type: ignore[arg-type]
-        for part in self._split_into_micro_batches(rollout, rows, size):
-            values = response_values(self.model, rollout.sequences.index(part))
-            mask = rollout.mask[part]
-            if rewards is not None:
-                rollout.values[part] = values.detach()
-                targets.returns[part] = gae(rewards[part], values.detach(), mask, config.gamma, config.lam)[1]
-            old, returns = rollout.values[part], targets.returns[part]
-            loss = value_loss(values, old, returns, mask, config.value_clip_range, num_tokens)
-            self.model.backward(loss.loss)
-            totals["ppo/value_loss"] += loss.loss.detach().double()
-            totals["ppo/value_clip_fraction"] += loss.clip_fraction.double()
-        return _to_floats(totals)
-
-    def _split_into_micro_batches(self, rollout: Rollout, rows: list[int], size: int) -> list[list[int]]:
-        """This process's share of a minibatch, in groups of like length."""
-        share = workers.share_of_process(rows)
-        return [[share[index] for index in group] for group in rollout.sequences.index(share).micro_batches(size)]
 
     # Around the steps
 
@@ -503,8 +345,3 @@ class PPO:
             torch.cuda.synchronize()
         self.latest[name] = time.monotonic() - started
         self.seconds[name] += self.latest[name]
-
-
-def _to_floats(totals: dict[str, Tensor]) -> Metrics:
-    """The totals as numbers, read together: each reading waits for the GPU."""
-    return dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True)) if totals else {}

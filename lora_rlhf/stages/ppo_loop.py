@@ -101,11 +101,14 @@ class PPOLoop:
         blocks = None
         if ppo.text is not None:
             blocks = torch.zeros((count, config.ptx_block_tokens), dtype=torch.long, device=device)
-        ppo.optimizers["policy"].rehearse(
-            lambda size: ppo.accumulate_policy_gradient(rollout, targets, rows, blocks, size)[0]
+        update = ppo.update
+        update.optimizers["policy"].rehearse(
+            lambda size: update.accumulate_policy_gradient(rollout, targets, rows, blocks, size)[0]
         )
         if config.has_value_role:
-            ppo.optimizers["value"].rehearse(lambda size: ppo.accumulate_value_gradient(rollout, targets, rows, size))
+            update.optimizers["value"].rehearse(
+                lambda size: update.accumulate_value_gradient(rollout, targets, rows, size)
+            )
 
     def _prompt_batches(self) -> Iterator[list[EncodedPrompt]]:
         """Yields the prompts of each iteration that is left. Every prompt is used once before any is used again."""

@@ -4,12 +4,15 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
+
 from lora_rlhf.configs.common import StageConfig
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.template import stop_ids
-from lora_rlhf.model.decode_weights import choose_merged_weights, run_role
+from lora_rlhf.model.decode_step import Kept
+from lora_rlhf.model.decode_weights import choose_merged_weights, fits_beside_largest_step, run_role
 from lora_rlhf.model.engines import (
     TIMED_TOKENS,
     EngineChoice,
@@ -46,11 +49,31 @@ class Sampler:
         self.batch = AutoBatch.for_sampling(config)
         self.engine: Engine = usual_engine(model, self._context)
         self.merge = False
+        # what stays on a GPU between two calls of `sample`; None where nothing may
+        self._kept: Kept | None = Kept() if model.device.type == "cuda" else None
+        self._is_kept_checked = False
 
     def sample(self, prompt_ids: list[list[int]], seeds: list[list[int]], activity: str = "sampling") -> Responses:
-        """Samples, in this process, a response to each prompt for each of its seeds, in order."""
+        """Samples, in this process, a response to each prompt for each of its seeds, in order.
+
+        On a GPU slots, captured steps and merged weights stay for the next call where there is room beside the largest
+        step so far.
+        """
         stop = stop_ids(self._model.tokenizer)
-        return self.batch.run(lambda size: self._generate(prompt_ids, seeds, stop, size), activity)
+        must_check = self._kept is not None and not self._is_kept_checked
+        free_before = _free_bytes_of_gpu(self._model.device) if must_check else 0
+        responses = self.batch.run(lambda size: self._generate(prompt_ids, seeds, stop, size, self._kept), activity)
+        if must_check:
+            self._is_kept_checked = True
+            size = free_before - _free_bytes_of_gpu(self._model.device)
+            if not fits_beside_largest_step(self._model.device, size):
+                self.release()
+        return responses
+
+    def release(self) -> bool:
+        """Lets go of what stays between two calls, for good; returns whether there was anything."""
+        kept, self._kept = self._kept, None
+        return kept is not None and kept.release()
 
     def sample_shared(self, prompt_ids: list[list[int]], seeds: list[list[int]]) -> Responses:
         """The same over all processes: each samples for its share of the prompts, and all get the whole list."""
@@ -62,7 +85,7 @@ class Sampler:
 
         Stopped where even one response does not fit into memory.
         """
-        self.batch.run(lambda size: self._generate([longest] * size, [[0]] * size, [], size), "sampling")
+        self.batch.run(lambda size: self._generate([longest] * size, [[0]] * size, [], size, None), "sampling")
 
     def choose_engine(self, choice: EngineChoice, prompts: Sequence[EncodedPrompt]) -> None:
         """Chooses the engine; "auto" times both on some of the prompts. All processes take the main one's pick."""
@@ -107,8 +130,10 @@ class Sampler:
         """The chosen engine and weights, for a checkpoint."""
         return {"engine": self.engine, "merge": self.merge}
 
-    def _generate(self, prompt_ids: list[list[int]], seeds: list[list[int]], stop: list[int], size: int) -> Responses:
-        with run_role(self._model, self._role, self.merge):
+    def _generate(
+        self, prompt_ids: list[list[int]], seeds: list[list[int]], stop: list[int], size: int, kept: Kept | None
+    ) -> Responses:
+        with run_role(self._model, self._role, self.merge, kept):
             return generate_seeded(
                 self._model,
                 prompt_ids,
@@ -118,7 +143,14 @@ class Sampler:
                 stop_ids=stop,
                 batch_size=size,
                 engine=self.engine,
+                kept=kept,
             )
+
+
+def _free_bytes_of_gpu(device: torch.device) -> int:
+    """Memory of a GPU that nobody holds, not even PyTorch for reuse."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def require_engine(config: PPOConfig | SampleConfig, parent: Parent) -> None:

@@ -128,6 +128,6 @@ def to_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def score_in_batches(model: SharedModel, sequences: Sequences, batch: AutoBatch) -> Tensor:
     """The active role's scores of any number of responses, as many at a time as memory allows: (B,) float32."""
-    return batch.run(
-        lambda size: apply_in_micro_batches(lambda rows: response_scores(model, rows), sequences, size), "scoring"
+    return batch.run_scoring(
+        lambda size: apply_in_micro_batches(lambda rows: response_scores(model, rows), sequences, size)
     )

@@ -105,8 +105,8 @@ def parts(model: SharedModel) -> Parts:
         "act, static": lambda: act("static"),
         "act, static, merged": lambda: act("static", merge=True),
         "judge": lambda: ppo.judge(prompts, responses),
-        "policy": lambda: ppo._policy_step(rollout, targets, rows, must_start_at_1=False),
-        "value": lambda: ppo._value_step(rollout, targets, rows),
+        "policy": lambda: ppo.update.policy_step(rollout, targets, rows, must_start_at_1=False),
+        "value": lambda: ppo.update.value_step(rollout, targets, rows),
         "sft": lambda: sft_optimizer.step(lambda size: training._accumulate(examples, size)),
         "reward": lambda: reward.update(model, rankings, reward_optimizer, reward_config),
     }

@@ -63,7 +63,7 @@ def test_in_16_bits_the_inputs_are_kept_in_16_bits_and_results_are_peft_s_to_rou
     base = nn.Linear(32, 48, dtype=torch.bfloat16).requires_grad_(False)
     inputs = torch.randn(6, 10, 32, dtype=torch.bfloat16, requires_grad=True)
     down, up = (torch.randn(*shape).bfloat16().float().requires_grad_() for shape in ((4, 32), (48, 4)))
-    rounded = (down.detach().bfloat16(), up.detach().bfloat16()) if is_rounded else None
+    rounded = (down.detach().bfloat16(), (0.1 * up.detach()).bfloat16()) if is_rounded else None
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         product = LoraProduct.apply(inputs, down, up, base, 0.1, rounded)
@@ -119,10 +119,9 @@ def test_a_gpu_in_16_bits_multiplies_by_copies_that_follow_the_adapter(tiny_mode
             with model.role(role, training=True):
                 logprobs = response_logprobs(model, batch.to("cuda"))[0]
                 logprobs.sum().backward()
-            for master, copy in zip(
-                (layer.lora_A[role].weight, layer.lora_B[role].weight), layer.rounded_adapter[role], strict=True
-            ):
-                assert copy.dtype == torch.bfloat16 and torch.equal(copy.cpu(), master.cpu().bfloat16())
+            pair, scales = (layer.lora_A[role].weight, layer.lora_B[role].weight), (1, layer.scaling[role])
+            for master, scale, copy in zip(pair, scales, layer.rounded_adapter[role], strict=True):
+                assert copy.dtype == torch.bfloat16 and torch.equal(copy.cpu(), scale * master.cpu().bfloat16())
                 assert master.grad.dtype == torch.float32 and bool(master.grad.cpu().abs().sum() > 0)
         with Kernels() as kernels, model.role("policy"), torch.no_grad():
             inputs = torch.randn(tokens, layer.in_features, dtype=torch.bfloat16).to("cuda")

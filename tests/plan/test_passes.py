@@ -66,7 +66,7 @@ def batch(rows: int = ROWS) -> Sequences:
 
 def planned(subject: MeasuredModel, name: str, checkpointing: bool = False) -> float:
     """The temporary memory at a memory point of PPO."""
-    setting = Setting(ROWS, ROWS, checkpointing, 4, True)
+    setting = Setting(ROWS, ROWS, checkpointing, 4, True, batch=ROWS)
     point = next(
         point
         for point in memory_points(PPO, subject.counts, subject.passes, setting, subject.device)
@@ -104,7 +104,7 @@ def test_a_training_pass_takes_what_was_planned(
     def step() -> None:
         with model.role(role, training=True):
             if role == "policy":
-                response_logprobs(model, sequences)[0].sum().backward()
+                response_logprobs(model, sequences, needs_entropy=False)[0].sum().backward()
             else:
                 response_values(model, sequences).sum().backward()
 
@@ -189,7 +189,7 @@ def test_many_rows_are_foretold_from_few(
         with model.role("policy"):
             response_logprobs(model, sequences)
 
-    subject, setting = subjects("llama"), Setting(15, 1, False, 4, True)
+    subject, setting = subjects("llama"), Setting(15, 1, False, 4, True, batch=15)
     points = memory_points(PPO, subject.counts, subject.passes, setting, subject.device)
     sizes = [sum(point.parts.get(part, 0.0) for part in PASSING) for point in points if "scoring" in point.name]
     assert max(sizes) == pytest.approx(measured(score), rel=0.01)

@@ -85,7 +85,7 @@ def test_parts_of_an_iteration_on_a_faster_card_take_less(tinyworld: MeasuredMod
     passes, counts = tinyworld.passes, tinyworld.counts
     fast = Card("fast", 24, 1e6, 1e6, 1e6, 8.9, "none")
     quick, slow = (Roofline(counts, passes, card) for card in (fast, CARD))
-    scoring = quick.pass_cost("scoring", 8) + quick.head_cost(8, training=False)
+    scoring = quick.pass_cost("scoring", 8) + quick.head_cost(8)
     assert quick.scoring_seconds(8) == pytest.approx(scoring.kernels * 7e-6)
     assert quick.step_seconds(64, merged=False) < quick.pass_cost("step", 64).kernels * 7e-6
     assert quick.step_seconds(64, merged=True) < quick.step_seconds(64, merged=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.stages import ppo, reward, sampler, scorer, sft
+from lora_rlhf.stages import ppo, ppo_update, reward, sampler, scorer, sft
 from lora_rlhf.stages.auto_batch import AutoBatch, is_out_of_memory
 from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.system.errors import Stopped
@@ -121,7 +121,7 @@ def fails_above(
     return wrapped
 
 
-def batch_rows(_model: SharedModel, batch: Any, *_: Any) -> int:
+def batch_rows(_model: SharedModel, batch: Any, *_: Any, **_settings: Any) -> int:
     return len(batch)
 
 
@@ -130,9 +130,9 @@ PLACES = [
     ("ppo", sampler, "generate_seeded", lambda model, prompts, seeds, batch_size, **_: batch_size, "sampling"),
     ("ppo", scorer, "response_scores", batch_rows, "scoring"),
     ("ppo", ppo, "response_values", batch_rows, "scoring"),
-    ("ppo", ppo, "response_logprobs", batch_rows, "the update of policy"),
-    ("ppo", ppo, "text_logprobs", batch_rows, "the update of policy"),
-    ("ppo", ppo, "response_values", batch_rows, "the update of value"),
+    ("ppo", ppo_update, "response_logprobs", batch_rows, "the update of policy"),
+    ("ppo", ppo_update, "text_logprobs", batch_rows, "the update of policy"),
+    ("ppo", ppo_update, "response_values", batch_rows, "the update of value"),
     ("reward", reward, "response_scores", batch_rows, "the update of reward"),
     ("reward", scorer, "response_scores", batch_rows, "scoring"),
     ("sft", sft, "counted_logprobs", lambda model, labels, *_, **__: len(labels), "the update of sft"),
@@ -182,11 +182,11 @@ def test_a_run_that_cannot_fit_fails_before_its_first_step(
     """The rehearsal has the longest prompt, the longest response and a full micro-batch."""
     seen: list[tuple[int, int]] = []
 
-    def too_large(_model: SharedModel, batch: Any, *_: Any) -> Tensor:
+    def too_large(_model: SharedModel, batch: Any, *_: Any, **_settings: Any) -> Tensor:
         seen.append((len(batch), int(batch.response_mask.sum(dim=1).max())))
         raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
-    monkeypatch.setattr(ppo, "response_logprobs", too_large)
+    monkeypatch.setattr(ppo_update, "response_logprobs", too_large)
     with pytest.raises(Stopped, match=r"out of memory in the update of policy with micro_batch_size 1: .*--gradient_"):
         train("ppo", "run")
     assert seen == [(8, 24), (4, 24), (2, 24), (1, 24)]

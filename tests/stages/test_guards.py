@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.model.adapters import read_adapter
-from lora_rlhf.stages import ppo, reward, scorer, sft
+from lora_rlhf.stages import ppo, ppo_update, reward, scorer, sft
 from lora_rlhf.stages.ppo import PPO
 from lora_rlhf.stages.ppo_rollout import Rollout
 from lora_rlhf.system.errors import Stopped
@@ -71,8 +71,8 @@ PLACES = [
     ("reward", reward, "response_scores", 9, "step 3: loss is not finite"),
     ("ppo", scorer, "response_scores", 3, "iteration 3: score is not finite"),
     ("ppo", ppo, "response_values", 2, "iteration 3: value is not finite"),
-    ("ppo", ppo, "response_logprobs", 9, "iteration 3: ppo/"),
-    ("ppo", ppo, "response_values", 9, "iteration 3: ppo/"),
+    ("ppo", ppo_update, "response_logprobs", 9, "iteration 3: ppo/"),
+    ("ppo", ppo_update, "response_values", 9, "iteration 3: ppo/"),
 ]
 
 

@@ -194,7 +194,7 @@ def random_goal(batch: Rollout) -> Targets:
 
 
 def learn_from(ppo: PPO, batch: Rollout, targets: Targets) -> tuple[dict[str, float], bool]:
-    return ppo.learn(batch, targets, ppo.draw_minibatches(len(batch.sequences), targets.learned))
+    return ppo.update.learn(batch, targets, ppo.draw_minibatches(len(batch.sequences), targets.learned))
 
 
 def learn(
@@ -292,10 +292,10 @@ def test_tokens_that_the_sampler_found_less_likely_weigh_more_up_to_the_cap(mode
     batch = dataclasses.replace(batch, sampled_logprobs=batch.old_logprobs - ratios.log())
     found: list[dict[str, Tensor]] = []
     for must_weigh, targets in ((False, weighted), (True, goal), (False, goal)):
-        ppo.must_weigh = must_weigh
+        ppo.update.must_weigh = must_weigh
         clear(model, "policy")
         with model.role("policy", training=True):
-            ppo.accumulate_policy_gradient(batch, targets, rows, None, 8)
+            ppo.update.accumulate_policy_gradient(batch, targets, rows, None, 8)
         found.append({name: gradient.clone() for name, gradient in gradients(model, "policy").items()})
     assert_close(found[1], found[0], 1e-5)
     with pytest.raises(AssertionError):
@@ -393,13 +393,13 @@ def test_an_iteration_ends_early_when_the_policy_has_moved_too_far(
 def test_every_response_is_in_one_minibatch_of_an_epoch(model: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(CONFIG, num_epochs=3, minibatch_size=4)
     ppo, batch, found = ppo_of(model, config), rollout_of(model), []
-    accumulate = ppo.accumulate_policy_gradient
+    accumulate = ppo.update.accumulate_policy_gradient
 
     def watched(rollout: Rollout, targets: Targets, rows: list[int], *rest: Any) -> Any:
         found.append(rows)
         return accumulate(rollout, targets, rows, *rest)
 
-    monkeypatch.setattr(ppo, "accumulate_policy_gradient", watched)
+    monkeypatch.setattr(ppo.update, "accumulate_policy_gradient", watched)
     learn_from(ppo, batch, random_goal(batch))
     assert [len(rows) for rows in found] == [4] * 6
     for epoch in range(3):
