@@ -124,7 +124,9 @@ class Update:
         deviation = torch.zeros((), device=self.model.device)
         for part in self._split_into_micro_batches(rollout, rows, size):
             mask, old = rollout.mask[part], rollout.old_logprobs[part]
-            new, _ = response_logprobs(model, rollout.sequences.index(part), config.temperature, needs_entropy=False)
+            # scored as well, or the surprise of the tokens, whose expectation it is: two passes over logits less
+            is_scored, sequences = config.old_logprobs == "scored", rollout.sequences.index(part)
+            new, entropy = response_logprobs(model, sequences, config.temperature, needs_entropy=is_scored)
             weights = response_weights(mask, config.loss_level, num_tokens, len(rows), config.max_response_tokens)
             advantages = targets.advantages[part]
             ranges = config.clip_range, num_tokens, config.clip_range_high
@@ -145,8 +147,8 @@ class Update:
             totals["ppo/policy_loss"] += loss.loss.detach().double()
             totals["ppo/clip_fraction"] += loss.clip_fraction.double()
             totals["ppo/approx_kl"] += loss.approx_kl.double()
-            # expected over the rollout's tokens, this is the policy's entropy, which costs two more passes over logits
-            totals["ppo/entropy"] -= masked_mean(ratio * new.detach(), mask, num_tokens).double()
+            surprise = entropy if is_scored else -ratio * new.detach()
+            totals["ppo/entropy"] += masked_mean(surprise, mask, num_tokens).double()
             totals["ppo/ratio"] += masked_mean(ratio, mask, num_tokens).double()
             totals["ppo/ratio_gap"] += masked_mean(log_ratio.abs(), mask, num_tokens).double()
         if blocks is not None:

@@ -14,7 +14,7 @@ from lora_rlhf.cli.main import main
 
 FOLDER = Path(__file__).parent / "run_of_0_1"
 # Estimated from the sampled tokens' log-probabilities, unless they are scored (--old_logprobs).
-ESTIMATED = ("rollout/entropy", "samples/entropy")
+ESTIMATED = ("rollout/entropy", "samples/entropy", "ppo/entropy")
 # The command that began the run, in the words of its time.
 PPO = (
     "ppo --run run --prompts data/ppo_prompts.jsonl --iterations 4 --batch_size 8 --minibatch_size 4 --num_epochs 1 "
