@@ -164,7 +164,8 @@ def test_command_lines_parse_to_what_was_planned(tinyworld: MeasuredModel) -> No
         assert config.micro_batch_size == run_plan.stages[stage].setting.micro_batch
         assert (config.gradient_checkpointing, config.max_prompt_tokens, config.max_response_tokens) == (True, 24, 8)
     assert parse("sft", shlex.split(command_lines(run_plan, asked)[0])[2:]).lora_rank == 8
-    assert parse("ppo", shlex.split(command_lines(run_plan, asked)[-1])[2:]).generation_batch_size == 64
+    planned = run_plan.stages["ppo"].setting.generation_batch
+    assert parse("ppo", shlex.split(command_lines(run_plan, asked)[-1])[2:]).generation_batch_size == planned
 
 
 @pytest.mark.slow
