@@ -1,5 +1,6 @@
 """The Python API: the page that describes it runs as written, and importing it costs nothing."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import lora_rlhf
 from lora_rlhf import SFTConfig, UserError, load_run, train_sft
+from scripts.make_notebook import NOTEBOOK, notebook
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "numpy", "yaml")
@@ -35,6 +37,22 @@ def test_the_page_runs_from_top_to_bottom(
     assert "it/s" in printed.err or "s/it" in printed.err or "%|" in printed.err, "progress bars"
     assert (tmp_path / "exports" / "notebook" / "config.json").exists()
     assert (tmp_path / "runs" / "notebook" / "report.html").exists()
+
+
+def test_the_notebook_has_the_cells_of_the_page() -> None:
+    assert json.loads(NOTEBOOK.read_text()) == notebook(PAGE.read_text()), "run: python scripts/make_notebook.py"
+    codes = [cell["source"] for cell in notebook(PAGE.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert len(codes) == PAGE.read_text().count("```python")
+    for code in codes:
+        compile("".join(code), "a cell", "exec")
+
+
+def test_the_image_has_all_that_its_build_copies() -> None:
+    root = PAGE.parents[1]
+    copied = re.findall(r"^COPY (.*) \S+$", (root / "Dockerfile").read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    let_in = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert names == let_in and all((root / name).exists() for name in names)
 
 
 @pytest.mark.slow
