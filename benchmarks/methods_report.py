@@ -36,9 +36,10 @@ def tables(result: Any) -> dict[str, str]:
     """The figures of the pages: all methods on equal prompts, DPO in PPO's time, and what a command costs."""
     counts = counts_of(result)
     equal = [name for name in TITLES if name != "dpo_as_long"]
+    both = {key: judged for key, judged in result["judged"].items() if "dpo_as_long" in judged}
     return {
         "methods": table(HEAD, _sft_row(result), *(_rows(result, counts, equal))),
-        "methods_equal_time": table(HEAD, *_rows(result, counts, ("ppo", "dpo_as_long"))),
+        "methods_equal_time": table(HEAD, *_rows({**result, "judged": both}, counts, ("ppo", "dpo_as_long"))),
         **_costs(result, counts),
     }
 
@@ -84,7 +85,7 @@ def _cost(result: Any, name: str, key: str) -> tuple[float, float]:
 def _sft_row(result: Any) -> str:
     costs = [cost for key, cost in result["costs"].items() if key.endswith("/sft")]
     seconds, peak = fmean(cost["cpu_seconds"] for cost in costs), max(cost["peak_gib"] for cost in costs)
-    rows = [judged["sft"] for judged in result["judged"].values()]
+    rows = {key.split("/")[0]: judged["sft"] for key, judged in result["judged"].items()}.values()
     return " | ".join(["SFT", "", str(len(costs)), "", "", *_means(rows), f"{seconds:.0f}", f"{peak:.2f}"])
 
 
@@ -96,10 +97,14 @@ def _means(rows: Any) -> list[str]:
 def _costs(result: Any, counts: Sequence[int]) -> dict[str, str]:
     """What a thousand rows cost, by the name of the figure; of ranked prompts, those with the most answers."""
     rows, costs, answers = result["rows"], result["costs"], result["answers"]
-    most = max(counts, key=lambda count: (answers[str(count)], count))
+
+    def most(name: str) -> int:
+        known = [count for count in counts if any(key.endswith(f"/{count}/{name}") for key in costs)]
+        return max(known, key=lambda count: (answers[str(count)], count))
+
     per_thousand = {
         **{"sft": ("/sft", rows["demonstrations"]), "best_of_16": ("/best_of_16", rows["evaluation_prompts"])},
-        **{name: (f"/{most}/{name}", most) for name in ("reward", "dpo", "kto")},
+        **{name: (f"/{most(name)}/{name}", most(name)) for name in ("reward", "dpo", "kto")},
         **{name: (f"/{name}", rows["ppo_responses"]) for name in ("ppo", "ppo_ptx", "rloo")},
     }
     found = {
