@@ -7,7 +7,7 @@
 Each seed has one SFT model. It answers the first so many prompts of the same file, four times each (twice where there
 are more than 2,000), and the simulated labelers rank the answers. A method runs as its command, in a process of its own
 that has the libraries loaded; the result is written after every one of them, and a second call goes on where the first
-one stopped. `--methods` names those that shall be there then.
+one stopped, if the run folders are still there. `--methods` names those that shall be there then.
 
 Rejection sampling: SFT again, on the demonstrations and on the best of 16 answers to as many prompts as make PPO's
 number of responses. `as_long`: DPO with as many epochs as fit into the CPU seconds of reward model and PPO together.
@@ -86,7 +86,7 @@ def main() -> None:
         words = [
             " ".join(map(str, [flag, *values])) for flag, values in chosen if values != parser.get_default(flag[2:])
         ]
-        bench = Bench(args.to, " ".join(["python benchmarks/methods.py", *words]))
+        bench = Bench(args.to, args.runs, " ".join(["python benchmarks/methods.py", *words]))
         for room in ("evaluation.report", "stages.dpo", "stages.ppo"):  # no command shall spend its time on loading
             importlib.import_module(f"lora_rlhf.{room}")
         for count in args.prompts:
@@ -102,9 +102,9 @@ def main() -> None:
 class Bench:
     """The result so far, and the steps that fill it."""
 
-    def __init__(self, to: Path, words: str) -> None:
+    def __init__(self, to: Path, runs: Path, words: str) -> None:
         self.to = to
-        before = json.loads(to.read_text()) if to.is_file() else {}
+        before = json.loads(to.read_text()) if to.is_file() and runs.is_dir() else {}  # without the runs all is anew
         self.result: dict[str, Any] = {**provenance(words), "costs": {}, "judged": {}} | before
         for key, value in provenance(words).items():  # of every call that added to the result
             self.result[key] = "; ".join(dict.fromkeys([*self.result[key].split("; "), value]))
