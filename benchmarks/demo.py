@@ -3,8 +3,9 @@
     python benchmarks/demo.py --root runs --to benchmarks/results/demo.json
 
 From `lora-rlhf demo` to a drawn page, and from Enter to a first token in every column, in a real browser; all columns
-together against one after the other, in pairs that take turns at being first; and eight users with 25 prompts each,
-with the process's memory meanwhile. Run it on a quiet machine.
+together against one after the other, in pairs that take turns at being first; eight users with 25 prompts each,
+with the process's memory meanwhile; and one person's answer while 70 pages of another address ask.
+Run it on a quiet machine.
 
 The tiny world's stages end their answers at very unlike lengths, and the longest decides how long all take together: no
 batch could be faster than `most_possible`, all tokens over the longest answer's. So the columns are also compared where
@@ -43,6 +44,7 @@ PORT = 18160
 QUESTION = "Describe the fox."
 LONGEST = 64  # tokens
 USERS, PROMPTS = 8, 25
+PAGES, NUM_ANSWERS = 70, 9  # of the crowd, and of the person among it
 ALL_SPEAK = """() => { const texts = [...document.querySelectorAll("#live .card .text")];
   return texts.length > 0 && texts.every((text) => text.textContent.length > 0) }"""
 
@@ -53,19 +55,26 @@ def main() -> None:
     parser.add_argument("--run", default="quickstart")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/demo.json"))
+    parser.add_argument("--crowd", action="store_true", help="the last alone: one person among 70 pages")
     args = parser.parse_args()
-    starts = [first_words(args.root, args.run) for _ in range(3)]
+    starts = [] if args.crowd else [first_words(args.root, args.run) for _ in range(3)]
     worker = ModelWorker(lambda: RequestHandler(LoadedRuns(args.root, "cpu"), Limits()))
     opened = end(worker, Open(args.run))
     assert isinstance(opened, Opened), opened
-    found = {
-        "start": {name: [start[name] for start in starts] for name in starts[0]},
-        "columns_as_they_end": together(worker, args.run, opened.columns, args.rounds),
-        "columns_of_equal_length": endless(worker, args.run, opened.columns, args.rounds),
-        "load": load(worker, args.run, opened.columns),
-    }
+    whole = (
+        {}
+        if args.crowd
+        else {
+            "start": {name: [start[name] for start in starts] for name in starts[0]},
+            "columns_as_they_end": together(worker, args.run, opened.columns, args.rounds),
+            "columns_of_equal_length": endless(worker, args.run, opened.columns, args.rounds),
+            "load": load(worker, args.run, opened.columns),
+        }
+    )
+    found = {**whole, "crowd": crowd(worker, args.run, opened.columns)}
     worker.close()
     command = f"python benchmarks/demo.py --root {args.root} --run {args.run} --rounds {args.rounds}"
+    command += " --crowd" if args.crowd else ""
     settings = {"torch": torch.__version__, "torch_threads": torch.get_num_threads(), "run": args.run}
     write_json(args.to, {**provenance(command), **settings, **found})
     print(json.dumps(found, indent=2))
@@ -173,6 +182,39 @@ def load(worker: ModelWorker, run: str, columns: tuple[str, ...]) -> dict[str, o
         user.join()
     asked = {"users": USERS, "prompts": USERS * PROMPTS, "answered": len(set(answered))}
     return asked | {"seconds": round(time.monotonic() - started, 1), "resident_mib": memory}
+
+
+def crowd(worker: ModelWorker, run: str, columns: tuple[str, ...]) -> dict[str, object]:
+    """Seconds of one person's answer, alone, and while many pages of one other address ask without end."""
+    is_over = threading.Event()
+
+    def ask_on(page: int) -> None:
+        while not is_over.is_set():
+            list(worker.submit(question(run, columns, f"Page {page}: {QUESTION}", 32, page), "crowd").events())
+            time.sleep(0.1)
+
+    def answer(number: int) -> float:
+        started = time.perf_counter()
+        *_, last = worker.submit(question(run, columns, QUESTION, 32, number), "person").events()
+        assert isinstance(last, Answered), last
+        return time.perf_counter() - started
+
+    alone = [answer(number) for number in range(NUM_ANSWERS + 1)][1:]
+    pages = [threading.Thread(target=ask_on, args=(page,)) for page in range(PAGES)]
+    for page in pages:
+        page.start()
+    time.sleep(2)
+    among = [answer(number) for number in range(1, NUM_ANSWERS + 1)]
+    is_over.set()
+    for page in pages:
+        page.join()
+    seconds = {"alone": alone, "among_the_pages": among}
+    rounded = {name: [round(value, 2) for value in values] for name, values in seconds.items()}
+    return {
+        "pages": PAGES,
+        "seconds": rounded,
+        "medians": {k: round(statistics.median(v), 2) for k, v in seconds.items()},
+    }
 
 
 def question(run: str, columns: tuple[str, ...], text: str, length: int, seed: int) -> Ask:

@@ -48,8 +48,25 @@ def updated(page: str, texts: dict[str, str]) -> str:
 def figures() -> dict[str, str]:
     """The text of every figure, from benchmarks/results/*.json."""
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    pages = (_quickstart, _against_trl, _speed, _app, _plan, _budgets, _zoo, _commands, _methods, _verifiable)
+    pages = (_quickstart, _against_trl, _speed, _app, _plan, _budgets, _zoo, _commands, _methods, _verifiable, _safety)
     return {name: text for page in pages for name, text in page(results).items()}
+
+
+def _safety(results: Any) -> dict[str, str]:
+    crowd, hostile = results["demo_crowd"]["crowd"], results["hostile_runs"]
+    times = {name: row["times"] for name, row in results["no_slower"]["user_seconds"].items()}
+    encoding = [row["encoding"]["times"] for row in results["templates"]["measured"].values()]
+    tries, faults = hostile["runs"] * len(hostile["commands"]), len(hostile["faults"])
+    return {
+        "crowd": f"{crowd['medians']['alone']:.2f} s alone, and {crowd['medians']['among_the_pages']:.2f} s while "
+        f"{crowd['pages']} pages of another address ask without end",
+        "no_slower": f"`data check` takes {times['data check']:.2f} times the user time of the commit before, "
+        f"{times['data check with tokens']:.2f} with token counts, and the app's first page {times['first page']:.2f}",
+        "template_bounds": f"{min(encoding):.2f} to {max(encoding):.2f} times as long "
+        f"({median(encoding):.2f} in the middle)",
+        "hostile_runs": f"{hostile['runs']} runs through {len(hostile['commands'])} commands, {tries - faults} of "
+        f"{tries} within 5 s and 500 MiB of what a good run takes",
+    }
 
 
 def _verifiable(results: Any) -> dict[str, str]:

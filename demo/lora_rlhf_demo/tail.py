@@ -9,7 +9,7 @@ from typing import Any
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import open_file, require_no_link
 
-MOST_AT_ONCE = 64 * 2**20  # bytes read in one go; the rest comes with the next
+MOST_AT_ONCE = 8 * 2**20  # bytes read in one go; the rest comes with the next
 SEAM = 256  # bytes before the end of the part that was read, by which a rewritten file is recognised
 
 
@@ -50,11 +50,15 @@ class Tail:
         if not new_bytes:
             return
         rows = []
-        for line in new_bytes.splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
+        for line in new_bytes.decode(errors="replace").split("\n"):
+            if not line.startswith("{"):  # what is no object takes no time
+                continue
+            try:
                 row = json.loads(line)
-                if isinstance(row, dict):
-                    rows.append(row)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and row:
+                rows.append(row)
         self.rows = [*self.rows, *rows]  # a new list: another page may be reading the old one
         self._position += len(new_bytes)
         self._seam = (self._seam + new_bytes)[-SEAM:]
