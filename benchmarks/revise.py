@@ -50,10 +50,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/revise"), help="folder of the run folders")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/revise.json"))
+    parser.add_argument("--skip-training", action="store_true", help="measure the demonstrations alone")
     args = parser.parse_args()
-    results: dict[str, Any] = provenance(f"python benchmarks/revise.py --seeds {' '.join(map(str, args.seeds))}")
+    command = f"python benchmarks/revise.py --seeds {' '.join(map(str, args.seeds))}"
+    results: dict[str, Any] = provenance(command + (" --skip-training" if args.skip_training else ""))
     results["simulated"] = "the model that revises"
-    results["seeds"] = {str(seed): measure(args.runs / f"seed-{seed}", seed) for seed in args.seeds}
+    results["seeds"] = {str(seed): measure(args.runs / f"seed-{seed}", seed, args.skip_training) for seed in args.seeds}
     args.to.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.to, results)
     print(json.dumps(results, indent=2))
@@ -75,7 +77,7 @@ def reviser(question: str) -> Raw:
     return says(f"Judged by {', '.join(qualities)}.\nRevision:\n{max(drafts, key=seen)}")
 
 
-def measure(folder: Path, seed: int) -> dict[str, Any]:
+def measure(folder: Path, seed: int, skips_training: bool) -> dict[str, Any]:
     """Gold scores of one seed's demonstrations, sampled answers and revisions, and of both SFT models' answers."""
     written, revised = folder / "written", folder / "revised"
     recipe = read_yaml(RECIPE) | {"seed": seed, "run": str(written)}
@@ -95,6 +97,26 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
         }
         names = {"responses": str(candidates), "to": str(to)}
         report = revise(ReviseConfig(**names, by="endpoint", rounds=ROUNDS, seed=seed, overwrite=True, **judge))
+    steps = [json.loads(line) for line in beside(str(to), "steps").read_text().splitlines()]
+    by_writers = [json.loads(line) for line in demonstrations.read_text().splitlines()]
+    texts = [[row["original"], *(step["revision"] for step in row["steps"])] for row in steps]
+    by_round = list(
+        zip(
+            *([gold_total(row["prompt"], text) for text in one] for row, one in zip(steps, texts, strict=True)),
+            strict=True,
+        )
+    )
+    measured: dict[str, Any] = {
+        "prompts": report["prompts"],
+        "revised": report["revised"],
+        "unchanged": report["unchanged"],
+        "gold_of_written_demonstrations": interval(
+            [gold_total(row["prompt"], row["completion"]) for row in by_writers]
+        ),
+        "gold_of_answers_by_round": [interval(list(golds)) for golds in by_round],
+    }
+    if skips_training:
+        return measured
     made = recipe | {"run": str(revised), "sft": recipe["sft"] | {"demonstrations": str(to)}}
     run_recipe({name: value for name, value in made.items() if name not in (*others, "tinyworld")})
     settings: dict[str, Any] = {
@@ -106,23 +128,7 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
     none: dict[str, Any] = {"probes": "none", "choices": "none", "text": "none", "overwrite": True}
     prompts = str(written / "data" / "evaluation_prompts.jsonl")
     values = to_json(evaluate(EvaluateConfig(**settings, prompts=prompts, **none, **limits), None, world=WORLD))
-    steps = [json.loads(line) for line in beside(str(to), "steps").read_text().splitlines()]
-    by_writers = [json.loads(line) for line in demonstrations.read_text().splitlines()]
-    texts = [[row["original"], *(step["revision"] for step in row["steps"])] for row in steps]
-    by_round = list(
-        zip(
-            *([gold_total(row["prompt"], text) for text in one] for row, one in zip(steps, texts, strict=True)),
-            strict=True,
-        )
-    )
-    return {
-        "prompts": report["prompts"],
-        "revised": report["revised"],
-        "unchanged": report["unchanged"],
-        "gold_of_written_demonstrations": interval(
-            [gold_total(row["prompt"], row["completion"]) for row in by_writers]
-        ),
-        "gold_of_answers_by_round": [interval(list(golds)) for golds in by_round],
+    return measured | {
         "held_out_gold": {name: values["figures"]["score"][name] for name in ("written:sft", "sft")},
         "win_rate_revised_against_written": values["win_rates"]["sft_vs_written:sft"],
     }
