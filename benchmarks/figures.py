@@ -48,7 +48,10 @@ def updated(page: str, texts: dict[str, str]) -> str:
 def figures() -> dict[str, str]:
     """The text of every figure, from benchmarks/results/*.json."""
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    pages = (_quickstart, _against_trl, _speed, _app, _plan, _budgets, _zoo, _commands, _methods, _verifiable, _safety)
+    pages = (
+        *(_quickstart, _against_trl, _speed, _app, _plan, _budgets, _zoo, _commands, _methods, _verifiable, _safety),
+        _revise,
+    )
     return {name: text for page in pages for name, text in page(results).items()}
 
 
@@ -77,6 +80,20 @@ def _verifiable(results: Any) -> dict[str, str]:
         shares = " | ".join(f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in solved)
         lines.append(f"| {title} | {shares} | {result['cost'][name]['cpu_seconds'] / 60:.1f} |")
     return {"verifiable": "\n".join(lines)}
+
+
+def _revise(results: Any) -> dict[str, str]:
+    seeds = list(results["revise"]["seeds"].values())
+    golds = {"the writers' demonstrations": [seed["gold_of_written_demonstrations"] for seed in seeds]}
+    for number in range(len(seeds[0]["gold_of_answers_by_round"])):
+        title = f"the same after round {number}" if number else "answers of the SFT model that learned these"
+        golds[title] = [seed["gold_of_answers_by_round"][number] for seed in seeds]
+    rows = [f"{title} | {', '.join(map(_mean, row))}" for title, row in golds.items()]
+    return {"revise": table("mean gold score | by seed", *rows)}
+
+
+def _mean(value: Any) -> str:
+    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def _quickstart(results: Any) -> dict[str, str]:
