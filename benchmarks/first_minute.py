@@ -7,8 +7,8 @@ The models: tinyworld, a random one of 24 layers whose logits have a standard de
 layers and logits), or a shape of `lora-rlhf plan`'s table in NF4. Random weights know no end of a response, so a share
 of the vocabulary ends one. A run that a check stops is a result, with its message. Each row is written as it comes.
 
-Then PPO begins again with three mistakes, one at a time: log-probabilities of another adapter, live dropout, and a
-shifted mask. Each must be stopped in the first iteration, where its message is the result.
+Then PPO of all but large shapes begins again with three mistakes, one at a time: log-probabilities of another adapter,
+live dropout, and a shifted mask. Each must be stopped in the first iteration, where its message is the result.
 """
 
 import argparse
@@ -119,7 +119,8 @@ def run(case: Case, iterations: int) -> dict[str, Any]:
             )  # fmt: skip
             with _random_ends(model) if case.model != "tinyworld" else nullcontext():
                 ppo.train(config, model)
-                planted = {name: stopped_by(plant, config, model) for name, plant in PLANTS.items()}
+                plants = {} if is_large else PLANTS
+                planted = {name: stopped_by(plant, config) for name, plant in plants.items()}
         except Exception as error:
             return {"ended_well": False, "error": f"{type(error).__name__}: {first_line(error)}"}
         finally:
@@ -140,16 +141,14 @@ def run(case: Case, iterations: int) -> dict[str, Any]:
     }
 
 
-def stopped_by(plant: "Plant", config: PPOConfig, model: SharedModel) -> str | None:
-    """What an iteration of PPO with a planted mistake ends with; None if nothing stops it."""
-    for role in ("policy", "value"):
-        model.remove_role(role)
+def stopped_by(plant: "Plant", config: PPOConfig) -> str | None:
+    """What an iteration of PPO with a planted mistake ends with, on a base of its own; None if nothing stops it."""
     planted = replace(config, run=f"{config.run}-planted", iterations=1)
     shutil.rmtree(planted.run, ignore_errors=True)
     shutil.copytree(config.run, planted.run, ignore=shutil.ignore_patterns("ppo"))
     try:
         with plant():
-            ppo.train(planted, model)
+            ppo.train(planted)
     except RuntimeError as error:
         return first_line(error)
     return None
