@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from lora_rlhf_demo.compare import LETTERS, Comparison
+from lora_rlhf_demo.past_votes import PastVotes
 from lora_rlhf_demo.state import App
 
 ASK = "Ask all columns (Enter sends, Esc stops)"
@@ -37,6 +38,7 @@ class CompareControls:
         self.app, self.browser = app, browser
         self.comparison, self.previous = gr.State(None), gr.State(None)
         self.asked = gr.State("")  # the question that is being answered
+        self.place = gr.State(0)  # of the last question that was taken from --prompts
         self.last = gr.BrowserState([], storage_key="lora-rlhf-conversation", secret="labeler")
         with gr.Row(equal_height=False, elem_id="compare"):
             with gr.Column(scale=1, min_width=250, elem_id="side"):
@@ -45,8 +47,9 @@ class CompareControls:
                 self.page = gr.HTML("", elem_id="talk", js_on_load=TALK_SCRIPT, apply_default_css=False)
                 self.live = gr.HTML("", elem_id="live", js_on_load=EXAMPLE_SCRIPT, apply_default_css=False)
                 self._add_question_controls()
+        self.past_votes = PastVotes(app, self.run, self.standing)
         self.text = gr.Textbox(visible="hidden")
-        self.states = [self.comparison, self.previous, self.asked, self.browser, self.last, self.history]
+        self.states = [self.comparison, self.previous, self.asked, self.place, self.browser, self.last, self.history]
         chosen = [self.run, self.stages, self.blind, self.length, self.about, self.standing]
         buttons = [self.send, self.stop, self.back, self.unvote, self.vote_row, *self.best]
         self.outputs = [*self.states, *chosen, *buttons, self.page, self.live, self.question, self.ranking]
@@ -97,6 +100,9 @@ class CompareControls:
             )
             with gr.Row(elem_id="buttons"):
                 self.send = gr.Button("Send", variant="primary", size="sm", min_width=90, elem_id="send")
+                self.next = gr.Button(
+                    "Next prompt", size="sm", min_width=80, visible=bool(self.app.prompts), elem_id="next"
+                )
                 self.stop = gr.Button("Stop", size="sm", min_width=80, interactive=False, elem_id="stop")
                 self.again = gr.Button("Regenerate", size="sm", min_width=80, elem_id="again")
                 self.new = gr.Button("New", size="sm", min_width=80, elem_id="new")

@@ -15,6 +15,7 @@ from lora_rlhf_demo.compare import LETTERS, Comparison, Turn
 from lora_rlhf_demo.compare_controls import USUAL_ANSWER_TOKENS, CompareControls, Values
 from lora_rlhf_demo.conversations import Conversations
 from lora_rlhf_demo.markdown import markdown_html
+from lora_rlhf_demo.past_votes import voted_question
 from lora_rlhf_demo.requests import Answered, Ask, Failed, Open, Opened, Partial, Settings, waiting_note
 from lora_rlhf_demo.runs import example_prompts, find_run_folder, list_runs, run_summary
 from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
@@ -49,6 +50,7 @@ class CompareTab(CompareControls):
         self.run.input(self._choose_run, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
         for event, handler in (
             (self.new.click, self._begin_conversation),
+            (self.next.click, self._take_next_prompt),
             (self.stages.input, self._change_columns),
             (self.blind.input, self._change_columns),
             (self.history.input, self._choose_conversation),
@@ -259,6 +261,29 @@ class CompareTab(CompareControls):
         return updates | {
             self.live: self._invitation_html(values[self.run], values[self.stages], values[self.blind]),
             self.history: history,
+        }
+
+    def _take_next_prompt(self, values: Values, request: gr.Request) -> Values:
+        """Begins a new conversation with the next question of --prompts that has no vote in this run."""
+        comparison: Comparison | None = values[self.comparison]
+        if comparison is not None and comparison.is_waiting_for_vote:
+            return {self.live: show.notice_html("Vote on these answers first.")}
+        prompts = self.app.prompts
+        try:
+            voted = {voted_question(row) for row in self.app.votes(values[self.run])}
+        except (UserError, OSError) as error:
+            return {self.live: show.failure_html(str(error))}
+        places = [*range(values[self.place], len(prompts)), *range(values[self.place])]
+        place = next((place for place in places if prompts[place] not in voted), None)
+        if place is None:
+            return {self.live: show.notice_html(f"All {len(prompts):,} prompts have a vote.")}
+        done = sum(prompt in voted for prompt in prompts)
+        note = show.notice_html(f"Prompt {place + 1:,} of {len(prompts):,}. With a vote: {done:,}.")
+        question = gr.update(value=prompts[place], interactive=True)
+        return self._begin_conversation(values, request) | {
+            self.question: question,
+            self.place: place + 1,
+            self.live: note,
         }
 
     def _change_columns(self, values: Values, request: gr.Request) -> Values:

@@ -19,6 +19,8 @@ class DemoConfig:
     """Folder that holds the runs; the app reads and writes nothing outside it."""
     run: str | None = None
     """Run that is shown first, by its name in root or by its path; the one that changed last unless given."""
+    prompts: str | None = None
+    """Questions for Compare, as a file of prompts: a button puts the next one that has no vote yet into the box."""
     responses: str | None = field(default=None, metadata=formerly("candidates"))
     """Responses to be ranked, as `lora-rlhf sample` wrote them; the run's own data/candidates.jsonl unless given."""
     rankings: str | None = None
@@ -91,7 +93,7 @@ class DemoConfig:
         if not self.is_local and self.password_file is None:
             exposure = "share is true" if self.share else f"host is {self.host!r}, which others can reach"
             faults.append(f"{exposure}: give --password_file FILE, so that not everybody can use the app")
-        file_fields = {"responses", "qualification", "guidelines", "password_file"}
+        file_fields = {"prompts", "responses", "qualification", "guidelines", "password_file"}
         faults += [
             f"{name} {value!r}: no such file"
             for name in sorted(file_fields)

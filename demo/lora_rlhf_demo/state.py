@@ -1,12 +1,15 @@
 """What all tabs share: the settings, the model worker, and the requests of the open pages."""
 
+import functools
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from lora_rlhf.data.sources import read_prompts
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.requests import Request
@@ -16,7 +19,7 @@ from lora_rlhf_demo.worker import ModelWorker, Ticket
 
 # of every handler of a control: no limit but the queue of the worker, and no public API
 HANDLER_OPTIONS: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-VOTES, OTHER_VOTES = "votes.jsonl", "votes_without_ranking.jsonl"
+VOTES, OTHER_VOTES, REMOVED_VOTES = "votes.jsonl", "votes_without_ranking.jsonl", "votes.removed.jsonl"
 
 
 def user_of(request: gr.Request) -> str:
@@ -47,19 +50,35 @@ class App:
 
     def save_vote(self, run: str, row: Row, is_ranking: bool) -> None:
         """Saves a vote: a ranking in a file that the reward stage can read, another vote in a second file."""
-        RowFile(find_run_folder(self.root, run) / (VOTES if is_ranking else OTHER_VOTES)).add(row)
+        RowFile(find_run_folder(self.root, run) / (VOTES if is_ranking else OTHER_VOTES)).add(
+            row | {"saved": time.time()}
+        )
 
     def remove_vote(self, run: str, vote: str) -> None:
-        """Removes a vote by its name. UserError if it is not there."""
+        """Moves a vote, by its name, into a file of removed ones. UserError if it is not there."""
         folder = find_run_folder(self.root, run)
         files = [RowFile(folder / name) for name in (VOTES, OTHER_VOTES)]
-        if not vote or not any([file.remove(lambda row: row.get("vote") == vote) for file in files]):
+        removed = [row for file in files for row in file.remove(lambda row: row.get("vote") == vote)] if vote else []
+        if not removed:
             raise UserError("This vote is no longer there.")
+        for row in removed:
+            RowFile(folder / REMOVED_VOTES).add(row | {"removed": time.time()})
 
     def votes(self, run: str) -> list[Row]:
         """All votes of a run."""
         folder = find_run_folder(self.root, run)
         return [row for name in (VOTES, OTHER_VOTES) for row in RowFile(folder / name).rows()]
+
+    @functools.cached_property
+    def prompts(self) -> list[str]:
+        """The questions of --prompts, each once. UserError for a file without one."""
+        if self.config.prompts is None:
+            return []
+        prompts, _ = read_prompts(self.config.prompts)
+        texts = dict.fromkeys(prompt.messages[0].content for prompt in prompts if len(prompt.messages) == 1)
+        if not texts:
+            raise UserError(f"--prompts {self.config.prompts}: none of its prompts is a single question")
+        return list(texts)
 
     def submit(self, session: str, tab: str, request: Request, user: str = "") -> Ticket:
         """Submits a request of a page's tab, and stops the tab's previous request. user: see `user_of`."""

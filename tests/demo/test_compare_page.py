@@ -311,6 +311,43 @@ def test_all_bad_is_a_tie_and_a_vote_is_taken_back(page: Page, served: Served) -
     expect(page.locator("#unvote")).to_be_visible()
 
 
+def test_prompts_of_a_file_are_voted_on_in_turn_and_the_votes_read_searched_and_removed(
+    served: Served, tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    shutil.copytree(served.root / "first" / "sft", tmp_path / "runs" / "one" / "sft")
+    prompts = [f"Who is {HOSTILE}?", "What else?"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    config = DemoConfig(
+        root=str(tmp_path / "runs"), prompts=str(tmp_path / "p.jsonl"), port=PORT, max_response_tokens=8
+    )
+    with launch_app(config) as blocks:
+        page = open_page(blocks.local_url)
+        expect(page.locator("#about")).to_contain_text("Base")
+        go_blind(page)
+        for number, prompt in enumerate(prompts, start=1):
+            page.click("#next")
+            expect(page.locator("#live")).to_contain_text(f"Prompt {number} of 2. With a vote: {number - 1}.")
+            assert page.locator("#question textarea").input_value() == prompt
+            page.click("#send")
+            page.get_by_role("button", name="A is best").click()
+            expect(page.locator("#talk h3").first).to_contain_text("was A")
+        page.click("#next")
+        expect(page.locator("#live")).to_contain_text("All 2 prompts have a vote.")
+        page.get_by_text("Past votes").click()
+        expect(page.locator(".past-vote")).to_have_count(2)
+        page.fill("#past-search textarea, #past-search input", "window.HACKED who")
+        expect(page.locator(".past-vote")).to_have_count(1)
+        page.click(".past-vote summary")
+        expect(page.locator(".past-answer")).to_have_count(2)
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.click("[data-remove-vote]")
+        expect(page.locator("#past-votes .line").first).to_have_text("0 of 1 votes")
+        assert page.evaluate("window.hacked") is None
+    folder = tmp_path / "runs" / "one"
+    assert [row["prompt"] for row in RowFile(folder / "votes.jsonl").rows()] == ["What else?"]
+    assert [row["prompt"] for row in RowFile(folder / "votes.removed.jsonl").rows()] == [prompts[0]]
+
+
 def test_two_pages_at_once_see_only_their_own_words(
     open_page: Callable[..., Page], slow: None, pause: list[float]
 ) -> None:
