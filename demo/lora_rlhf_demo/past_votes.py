@@ -28,11 +28,10 @@ class PastVotes:
     def __init__(self, app: App, run: gr.Dropdown, standing: gr.HTML) -> None:
         self.app = app
         with gr.Accordion("Past votes", open=False, elem_id="past") as section:
-            self.search = gr.Textbox("", label="Search in questions, answers and stages", elem_id="past-search")
+            self.search = gr.Textbox("", label="Search in questions, answers and stages (Enter)", elem_id="past-search")
             self.page = gr.HTML("", elem_id="past-votes", js_on_load=REMOVE_SCRIPT, apply_default_css=False)
         inputs: list[Any] = [run, self.search]
-        gr.on([section.expand, standing.change], self._show, inputs, self.page, **HANDLER_OPTIONS)
-        self.search.input(self._show, inputs, self.page, trigger_mode="always_last", **HANDLER_OPTIONS)
+        gr.on([section.expand, standing.change, self.search.submit], self._show, inputs, self.page, **HANDLER_OPTIONS)
         self.page.click(self._remove, inputs, [self.page, standing], **HANDLER_OPTIONS)
 
     def _show(self, run: str | None, words: str) -> str:
