@@ -1,6 +1,6 @@
 """What each command that reads runs takes for 200 run folders that mean harm, beside what it takes for a good one.
 
-    python benchmarks/hostile_runs.py
+    python benchmarks/hostile_runs.py [NUMBER ...]
 
 Seconds and memory are those of the command in a fork of a process that has imported all libraries.
 """
@@ -8,6 +8,7 @@ Seconds and memory are those of the command in a fork of a process that has impo
 import argparse
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,13 @@ from tests.support.hostile_runs import COMMANDS, MOST_MIB, MOST_SECONDS, Place, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--first", type=int, default=0, help="number of the first run")
+    parser.add_argument("numbers", type=int, nargs="*", default=range(200), help="of runs; else all 200")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/hostile_runs.json"))
     args = parser.parse_args()
     found: dict[str, list[Any]] = {command: [] for command in COMMANDS}
     faults: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for command, number, outcome, fault in sweep(Place(Path(folder)), range(args.first, args.first + args.runs)):
+        for command, number, outcome, fault in sweep(Place(Path(folder)), args.numbers):
             found[command].append(outcome)
             print(
                 f"{command} of run {number}: {outcome.status}, {outcome.seconds:.1f} s, {outcome.mib:.0f} MiB",
@@ -36,14 +36,14 @@ def main() -> None:
                 faults.append(f"{command} of run {number}: {fault}")
                 print(faults[-1], outcome.said[-3000:], sep="\n", flush=True)
             if command == COMMANDS[-1] and number >= 0:
-                write_json(args.to, result_of(args.first, found, faults))
+                write_json(args.to, result_of(args.numbers, found, faults))
 
 
-def result_of(first: int, found: dict[str, list[Any]], faults: list[str]) -> dict[str, Any]:
+def result_of(numbers: Sequence[int], found: dict[str, list[Any]], faults: list[str]) -> dict[str, Any]:
     """The result so far: each command begins with a good run."""
     num_runs = len(found[COMMANDS[-1]]) - 1
     return {
-        **provenance(f"python benchmarks/hostile_runs.py --first {first} --runs {num_runs}"),
+        **provenance(" ".join(["python benchmarks/hostile_runs.py", *map(str, numbers[:num_runs])])),
         "runs": num_runs,
         "allowed_more_than_a_good_run": {"seconds": MOST_SECONDS, "mib": MOST_MIB},
         "faults": faults,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_rlhf.system.disk import json_line, new_file
-from lora_rlhf.system.plain_files import open_file, read_file
+from lora_rlhf.system.plain_files import open_file, read_rows
 
 Row = dict[str, Any]
+MOST_BYTES = 2**28
 
 
 class RowFile:
@@ -52,7 +53,7 @@ class RowFile:
             version = (status.st_size, status.st_mtime_ns, status.st_ino)
             if self._read[0] == version:
                 return self._read[1]
-            content = read_file(self.path)
+            content = read_rows(self.path, MOST_BYTES)
         except FileNotFoundError:
             return []
         rows: list[Row] = []
@@ -76,7 +77,7 @@ class RowFile:
             return []
         removed: list[Row] = []
         with self._hold_lock():
-            lines = read_file(self.path)[: self._num_complete_bytes()].splitlines(keepends=True)
+            lines = read_rows(self.path, MOST_BYTES)[: self._num_complete_bytes()].splitlines(keepends=True)
             for index in reversed(range(len(lines))):
                 with contextlib.suppress(ValueError):
                     row = json.loads(lines[index])
@@ -92,7 +93,7 @@ class RowFile:
         """Number of bytes up to the end of the last complete row."""
         if not self.path.exists():
             return 0
-        return read_file(self.path).rfind(b"\n") + 1
+        return read_rows(self.path, MOST_BYTES).rfind(b"\n") + 1
 
     @contextlib.contextmanager
     def _hold_lock(self) -> Iterator[None]:

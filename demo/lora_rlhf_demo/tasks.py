@@ -18,6 +18,7 @@ from lora_rlhf.system.errors import UserError
 
 MOST_RESPONSES = 9  # what one digit can rank
 MAX_NAME_CHARACTERS = 40
+MOST_ROWS, MOST_REFUSED = 250_000, 5_000  # of a file of tasks, which may be a stranger's
 
 # What a labeler is asked of every response beside its rank (InstructGPT, arXiv 2203.02155, table 3), and of a prompt
 # (table 7).
@@ -116,12 +117,15 @@ def make_task(
 def read_tasks(path: Path) -> tuple[list[Task], RefusedRows]:
     """The distinct tasks of a file that `lora-rlhf sample` wrote, and the rows that could not be used.
 
-    UserError for a file that cannot be read, or that holds no task.
+    UserError for a file that cannot be read, or that holds no task, more than MOST_ROWS rows, or more than MOST_REFUSED
+    that cannot be used.
     """
-    source: Source[Prompt] = Source(str(path), "prompts")
+    source: Source[Prompt] = Source(str(path), "prompts", most_refused=MOST_REFUSED)
     tasks: dict[str, Task] = {}
-    refused = RefusedRows()
+    refused = RefusedRows(most=MOST_REFUSED)
     for prompt in source:
+        if source.read > MOST_ROWS:
+            raise UserError(f"{path.name}: more than {MOST_ROWS:,} rows; split the file, and label one part at a time")
         try:
             values = prompt.meta.get("responses")
             if not isinstance(values, list):

@@ -86,11 +86,11 @@ class Reason:
 class RefusedRows:
     """Counts refused rows by reason, truncated prompts and cut responses. Memory does not grow with the rows.
 
-    strict: raise UserError at the first refused row.
+    strict: raise UserError at the first refused row. most: raise it at the first one after so many.
     """
 
-    def __init__(self, strict: bool = False) -> None:
-        self.strict = strict
+    def __init__(self, strict: bool = False, most: int | None = None) -> None:
+        self.strict, self.most = strict, most
         self.reasons: dict[str, Reason] = {}
         self.truncated_prompts = 0
         self.cut_responses = 0
@@ -101,6 +101,8 @@ class RefusedRows:
         if self.strict:
             raise UserError(f"{refusal}; without --strict it is left out and counted")
         self._add(fault.reason, 1, [refusal])
+        if self.most is not None and self.count > self.most:
+            raise UserError(f"{refusal}; nor can {self.most:,} rows before it be used, so that no more are read")
 
     def extend(self, other: "RefusedRows") -> None:
         """Adds all counts of another step."""

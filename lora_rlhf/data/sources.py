@@ -72,6 +72,7 @@ class Source(Generic[Record]):
     a file that is damaged or has no usable row raises no UserError; the fault is counted as a refusal. columns: the
     value of --columns, see `Columns`. has_flags: the command has --format and --columns, so messages may name them.
     keeps_votes: of rankings; an answer with a verdict becomes a `Vote`, and is not ranked with the prompt's others.
+    most_refused: the first refused row after so many raises UserError.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class Source(Generic[Record]):
         columns: str | None = None,
         has_flags: bool = False,
         keeps_votes: bool = False,
+        most_refused: int | None = None,
     ) -> None:
         self.name, self.kind, self.keeps_votes = str(name), kind, keeps_votes
-        self.strict, self.tolerant, self.has_flags = strict, tolerant, has_flags
+        self.strict, self.tolerant, self.has_flags, self.most_refused = strict, tolerant, has_flags, most_refused
         self._format = None if format is None else self._find_format(format)
         self._columns = Columns(columns)
         self._reset()
@@ -105,7 +107,7 @@ class Source(Generic[Record]):
         """Sets all counts to 0 and forgets the formats and the rows that belong together."""
         self.read = self.used = self.records = 0
         self.depends_on_order = False
-        self.refused = RefusedRows(self.strict)
+        self.refused = RefusedRows(self.strict, self.most_refused)
         self.formats: Counter[str] = Counter()
         self.recognised: set[str] = set()
         self._certain_formats: set[Format] = set()  # formats of rows that fit only one

@@ -2,19 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lora_rlhf.configs.catalogue import BY_NAME, BY_ROLE, PPO, REWARD, SFT
 from lora_rlhf.exporting.card_evaluation import evaluation_section
 from lora_rlhf.exporting.card_usage import usage_section
-from lora_rlhf.exporting.lineage import Lineage, Stage, named_numbers, nested_value, read_lineage
+from lora_rlhf.exporting.lineage import Lineage, Stage, named_numbers, nested_value
 from lora_rlhf.exporting.markdown import bullet_list, short_text
 from lora_rlhf.exporting.parity_table import parity_table
 from lora_rlhf.model.files import HUB_NAME
 from lora_rlhf.render.tables import markdown_table
 from lora_rlhf.render.wording import capitalize_first
-from lora_rlhf.system.disk import write_text
 from lora_rlhf.system.shown_text import for_markdown
 
 LIBRARY_BY_KIND = {"merged": "transformers", "classifier": "transformers", "adapter": "peft", "gguf": "gguf"}
@@ -27,16 +25,11 @@ KIND_DESCRIPTIONS = {
 }
 
 
-def write_card(folder: Path, manifest: Mapping[str, Any], run: Path) -> None:
-    """Writes README.md of an export.
-
-    manifest: the export's manifest, in which the hashes of some files are still missing. run: the folder of its run.
-    """
-    write_text(folder / "README.md", card_text(manifest, read_lineage(run, manifest["role"])))
-
-
 def card_text(manifest: Mapping[str, Any], lineage: Lineage) -> str:
-    """The card as Markdown. It has no absolute path, and texts of the run are escaped."""
+    """The card as Markdown. It has no absolute path, and texts of the run are escaped.
+
+    manifest: the export's manifest, in which the hashes of some files are still missing.
+    """
     base, title = short_text(manifest["source"]["base"]["name"]), BY_ROLE[manifest["role"]].model_title
     sections = [
         _metadata_header(manifest),

@@ -6,14 +6,15 @@ from typing import Any
 from lora_rlhf.configs.catalogue import BY_ROLE
 from lora_rlhf.configs.values import check
 from lora_rlhf.exporting.adapter import prepare_adapter
-from lora_rlhf.exporting.card import write_card
+from lora_rlhf.exporting.card import card_text
 from lora_rlhf.exporting.config import ExportConfig
 from lora_rlhf.exporting.folder import require_absent, require_space
+from lora_rlhf.exporting.lineage import read_lineage
 from lora_rlhf.exporting.manifest import MANIFEST, hash_folder
 from lora_rlhf.exporting.merged import prepare_merged
 from lora_rlhf.exporting.reward import prepare_classifier
 from lora_rlhf.exporting.source import PreparedExport, Source, open_source
-from lora_rlhf.system.disk import new_folder, remove_temporary, write_json
+from lora_rlhf.system.disk import new_folder, remove_temporary, write_json, write_text
 
 SMALL_FILES = 64 * 2**20  # bytes of tokenizer, card and the like
 
@@ -30,12 +31,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
     target = Path(config.to)
     require_absent(target)
     source = open_source(config.folder, config.role, config.device, config.trust_remote_code, config.text_only)
+    lineage = read_lineage(source.run, config.role)  # before the long work: a file of it may be at fault
     prepared_export = _prepare_form(config, source)
     require_space(target, prepared_export.num_bytes + SMALL_FILES)
     remove_temporary(target.absolute().parent, f"{target.name}.*")
     with new_folder(target.absolute()) as folder:
         manifest = prepared_export.write(folder)
-        write_card(folder, manifest, source.run)
+        write_text(folder / "README.md", card_text(manifest, lineage))
         manifest["files"] = hash_folder(folder, manifest.get("files", {}))
         write_json(folder / MANIFEST, manifest)
     return manifest

@@ -17,7 +17,6 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.untrusted import read_object
 
 REPORT_FILE = "report.json"
-MOST_REPORT_BYTES = 256 * 2**20
 MOST_PROMPT_TOKENS = 512
 NEUTRAL_PROMPTS = (
     "What is the capital of France?",
@@ -78,7 +77,7 @@ def _recorded_files(source: Source) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Yields (record, description) of files of prompts that the run recorded, the most suitable first."""
     report = source.run / REPORT_FILE
     if report.is_file():
-        record = nested_value(read_object(report, "evaluate again, or remove it", MOST_REPORT_BYTES), "sets", "prompts")
+        record = nested_value(read_object(report, "evaluate again, or remove it"), "sets", "prompts")
         if isinstance(record, Mapping):
             yield record, "the prompts that the run was evaluated on"
     for stage in reversed(WRITERS):

@@ -117,6 +117,7 @@ def open_source(
     files = find_files(name)
     config = load_config(name, trusted, record["quantization"])
     weights = find_weight_files(files, name)
+    adapter = read_adapter(stage.adapter)  # before the base, which takes longer
     log.info("checking that %s is the base that %s was trained on", name, stage.folder)
     source_hash = hash_files([find_config_file(files), *weights])
     if source_hash != record["source_hash"]:
@@ -127,7 +128,6 @@ def open_source(
         )
     tokenizer = load_tokenizer(name, trusted)
     tokenizer.chat_template = record["chat_template"]
-    adapter = read_adapter(stage.adapter)
     return Source(
         Path(run),
         role,

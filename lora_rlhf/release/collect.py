@@ -25,7 +25,7 @@ from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES, read_metric
 from lora_rlhf.runs.manifest import MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import read_file, require_no_link
-from lora_rlhf.system.untrusted import read_object
+from lora_rlhf.system.untrusted import MOST_BYTES, read_object
 
 REPORT, PAGE, ANSWERS = "report.json", "report.md", "evaluation_samples.jsonl"
 SAMPLING_SETTINGS = (
@@ -87,7 +87,7 @@ class PackageFiles:
 
     def _add_text(self, name: str, path: Path) -> None:
         """Adds a text file of the run, with paths as the package writes them."""
-        original = read_file(path)
+        original = read_file(path, MOST_BYTES)
         self.files[name] = self.paths.text_without_paths(original.decode(errors="replace")).encode()
         self._keep_hash(name, original)
 
@@ -105,7 +105,7 @@ class PackageFiles:
                 raise UserError(f"{path}: there is no such report")
             self.left_out["evaluation"] = f"{self.paths.name} was not evaluated"
             return None
-        original = read_file(path)
+        original = read_file(path, MOST_BYTES)
         try:
             self._report = read_report(path)
         except UserError as error:

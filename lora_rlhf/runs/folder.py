@@ -23,7 +23,7 @@ from lora_rlhf.runs.resume import Lock, require_same_origin, require_same_settin
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sha256_of, sync, write_json, write_text
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.plain_files import make_folder, open_file, read_file, require_no_link
+from lora_rlhf.system.plain_files import make_folder, open_file, read_rows, require_no_link
 from lora_rlhf.system.untrusted import quote
 
 log = logging.getLogger("lora_rlhf")
@@ -41,11 +41,11 @@ MOST_METRICS = 2**26  # bytes of a metrics.jsonl
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none if there is no such file. UserError for a line that is no JSON object."""
+    """The rows of a metrics.jsonl; none without a file. UserError as `read_rows`, and for a line that is no object."""
     if not os.path.lexists(path):
         return []
     rows = []
-    for number, line in enumerate(read_file(path, MOST_METRICS).splitlines(), start=1):
+    for number, line in enumerate(read_rows(path, MOST_METRICS).splitlines(), start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:

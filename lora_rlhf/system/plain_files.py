@@ -9,6 +9,7 @@ from lora_rlhf.system.errors import UserError
 
 MODES = ("rb", "r+b", "a+b")  # not wb: it would empty a file before anybody holds a lock on it
 MOST_BYTES = 2**30
+MOST_ROWS = 500_000  # of a file whose rows are all in memory: an empty row takes a hundred times its bytes there
 
 
 def open_file(path: Path, mode: str = "rb", follow_links: bool = False) -> io.FileIO:
@@ -46,6 +47,14 @@ def read_file(path: Path, most_bytes: int = MOST_BYTES, follow_links: bool = Fal
         raise UserError(
             f"{path} cannot be used: {size:,} bytes, more than the {most_bytes:,} that such a file can have"
         )
+    return content
+
+
+def read_rows(path: Path, most_bytes: int) -> bytes:
+    """The content of a file of rows, one a line. UserError as `read_file`, and for more than MOST_ROWS lines."""
+    content = read_file(path, most_bytes)
+    if (num_rows := content.count(b"\n")) > MOST_ROWS:
+        raise UserError(f"{path} cannot be used: {num_rows:,} rows, more than the {MOST_ROWS:,} that it can have")
     return content
 
 

@@ -11,6 +11,7 @@ from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import read_file
 
 MOST_BYTES = 16 * 2**20
+MOST_VALUES = 500_000  # a value takes a hundred times the memory of its comma
 MOST_LEVELS = 32  # of objects and lists; what this package and PEFT write has fewer than ten
 LONGEST_INTEGER = 20  # digits: those of 64 bits
 
@@ -26,8 +27,9 @@ def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES, follow_l
     """The object that a JSON file holds. Numbers are finite, integers have at most 20 digits, texts can be printed.
 
     UserError, which ends in `way_out`: a file that is not there, not a plain file or larger than `most_bytes` (it is
-    then not read), not JSON in UTF-8, not an object, nested too deep, or with a name twice in one object. Also a
-    symbolic link, unless links are followed.
+    then not read), of more than MOST_VALUES values (commas and brackets in texts included; it is then not parsed), not
+    JSON in UTF-8, not an object, nested too deep, or with a name twice in one object. Also a symbolic link, unless
+    links are followed.
     """
     try:
         return object_of(read_file(path, most_bytes, follow_links))
@@ -43,6 +45,9 @@ def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES, follow_l
 
 def object_of(raw: bytes) -> dict[str, Any]:
     """The object in a JSON text in UTF-8, within the limits of `read_object`. ValueError where it holds none."""
+    num_values = sum(map(raw.count, b",[{"))  # at most: a value follows a comma or an opening bracket
+    if num_values > MOST_VALUES:
+        raise ValueError(f"{num_values:,} commas and brackets, more than the {MOST_VALUES:,} that such a file can have")
     try:
         value = json.loads(
             raw.decode(),

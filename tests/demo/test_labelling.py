@@ -70,6 +70,16 @@ def test_a_file_without_responses_says_how_to_make_one(tmp_path: Path) -> None:
         read_tasks(write(tmp_path / "prompts.jsonl", [{"prompt": "One?"}]))
 
 
+@pytest.mark.parametrize("row", ["x", {"prompt": "One?"}])  # refused by the reader of rows; for its lack of responses
+def test_a_file_of_rows_without_tasks_is_not_read_to_its_end(tmp_path: Path, row: Any) -> None:
+    path = write(tmp_path / "candidates.jsonl", [{"prompt": "One?", "responses": ["a", "b"]}, *[row] * 5_001])
+    with pytest.raises(UserError, match=r"candidates.jsonl:5002: .*; nor can 5,000 rows before it") as caught:
+        read_tasks(path)
+    assert "\n" not in str(caught.value)
+    write(path, [{"prompt": "One?", "responses": ["a", "b"]}, *[row] * 5_000])
+    assert len(read_tasks(path)[0]) == 1
+
+
 def test_every_labeler_has_an_order_of_their_own_that_stays(tmp_path: Path) -> None:
     task, again = some_tasks(1, 4)[0], some_tasks(1, 4)[0]
     orders = {name: task.display_order(name) for name in (f"labeler {number}" for number in range(400))}

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from lora_rlhf_demo.rows import RowFile
 
+from lora_rlhf.runs.folder import read_metrics
+from lora_rlhf.system.errors import UserError
+
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -96,3 +99,13 @@ def test_what_is_no_row_is_passed_over(tmp_path: Path) -> None:
     assert file.rows() == []
     file.path.write_bytes(b'{"a": 1}\n\xff\xfe\n[1]\nnot json\n{"a": 2}\n')
     assert file.rows() == [{"a": 1}, {"a": 2}]
+
+
+def test_rows_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "rows.jsonl")
+    file.path.write_bytes(b"\n" * 500_001)
+    for call in (file.rows, lambda: file.add({"a": 1}), lambda: file.remove_last(lambda row: True)):
+        with pytest.raises(UserError, match=r"rows.jsonl cannot be used: 500,001 rows, more than the 500,000"):
+            call()
+    with pytest.raises(UserError, match=r"rows.jsonl cannot be used: 500,001 rows"):
+        read_metrics(file.path)

@@ -198,6 +198,21 @@ def test_what_is_wrong_is_said_before_any_work(
         export(ExportConfig(folder=str(run), to="prompts.jsonl/out"))
 
 
+def test_a_run_is_read_before_its_base(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(*_: Any) -> None:
+        raise AssertionError("a file of the run was still to be read")
+
+    run = tiny_run("llama")
+    (run / "sft" / "config.yaml").write_text("a: [")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"sft/config.yaml"):
+        patch.setattr("lora_rlhf.exporting.export.prepare_merged", too_late)
+        exported(run)
+    (run / "ppo" / "adapter" / "adapter_config.json").write_text("[]")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"adapter_config.json"):
+        patch.setattr("lora_rlhf.exporting.source.hash_files", too_late)
+        exported(run)
+
+
 def test_a_missing_shard_is_named(tiny_run: Run, tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
     base = tmp_path / "shards"
     AutoModelForCausalLM.from_pretrained(tiny_model("llama")).save_pretrained(base, max_shard_size="200KB")

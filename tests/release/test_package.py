@@ -436,6 +436,14 @@ def test_an_older_report_is_packed_and_the_note_says_so(made: Path) -> None:
     assert "No figures" in (out / "release_note.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["report.json", "report.md"])
+def test_a_text_of_terabytes_is_not_read(made: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (made / name).touch()
+    os.truncate(made / name, 2**24 + 1)
+    assert main(["package", str(made), "--to", "out"]) == 2
+    assert f"{name} cannot be used: 16,777,217 bytes, more than the 16,777,216" in capsys.readouterr().err
+
+
 def test_metrics_that_a_kill_cut_off_are_named(made: Path) -> None:
     with open(made / "ppo" / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "ppo/kl_')
