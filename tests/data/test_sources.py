@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from lora_rlhf.data.formats import RecordKind
 from lora_rlhf.data.groups import MAX_ITEMS
@@ -165,13 +165,14 @@ def test_damage_is_an_error_with_its_place_unless_tolerated(tmp_path: Path, how:
 
 
 def test_a_hub_dataset_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream(name: str, config: str | None, split: str, streaming: bool) -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[dict[str, Any]]:
         yield PAIR
         yield {"prompt": "a"}
         raise ConnectionError("reset by peer")
 
+    stream = IterableDataset.from_generator(rows)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("datasets.load_dataset", stream)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: stream)
     with pytest.raises(UserError, match=r"owner/name:test row 3: the dataset cannot be read further .*reset by peer"):
         demonstrations("owner/name:test")
     records, source = read("owner/name:test", "demonstrations", tolerant=True)
