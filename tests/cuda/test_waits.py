@@ -20,7 +20,7 @@ BUDGETS: dict[str, tuple[int, dict[str, int]]] = {
     "act, static": (330, {STATIC: 41}),
     "act, static, merged": (344, {STATIC: 41}),
     "judge": (883, {FORWARD: 48, PPO: 6}),
-    "policy": (1219, {FORWARD: 21, UPDATE: 10, TRAINER: 2}),
+    "policy": (1221, {FORWARD: 21, UPDATE: 10, TRAINER: 2}),
     "value": (1149, {FORWARD: 21, UPDATE: 9, TRAINER: 2}),
     "sft": (999, {FORWARD: 6, "lora_rlhf/model/shared.py": 2, "lora_rlhf/stages/sft.py": 8, TRAINER: 2}),
     "reward": (1907, {"lora_rlhf/algo/losses.py": 12, FORWARD: 32, "lora_rlhf/stages/reward.py": 8, TRAINER: 2}),
