@@ -131,8 +131,7 @@ def _field(raw: bytes, table: int, number: int) -> int:
 
 def _without_decoding(dataset: Any) -> Any:
     """The dataset, in which pictures, sounds and the like stay bytes and names of files, which are not opened."""
-    features = getattr(dataset, "features", None)  # a stream may not know them before its first row
-    if features is None or set(re.findall(r"'_type': '(\w+)'", str(features.to_dict()))) <= PLAIN_TYPES:
+    if dataset.features is None or set(re.findall(r"'_type': '(\w+)'", str(dataset.features.to_dict()))) <= PLAIN_TYPES:
         return dataset
     return (dataset.to_iterable_dataset() if hasattr(dataset, "to_iterable_dataset") else dataset).decode(False)
 
