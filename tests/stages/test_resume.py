@@ -340,7 +340,7 @@ def test_a_run_goes_on_decoding_as_it_began_whatever_memory_is_free_by_then(
     free = {True: 2**40, False: 0}
     used: list[str] = []
     merged = decode_weights.use_merged_weights
-    monkeypatch.setattr(decode_weights, "use_merged_weights", lambda model: used.append("merged") or merged(model))
+    monkeypatch.setattr(decode_weights, "use_merged_weights", lambda *given: used.append("merged") or merged(*given))
     monkeypatch.setattr(decode_weights, "free_bytes", lambda _device: free[merges])
     expected, settings = undisturbed("ppo"), config("ppo")
     assert bool(used) is merges
