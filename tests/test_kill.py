@@ -30,7 +30,9 @@ def test_a_killed_command_goes_on_bit_for_bit(world: World, name: str) -> None:
     assert tally.identical == tally.runs > 0
 
 
-@pytest.mark.parametrize("share", [0.02, pytest.param(0.1, marks=pytest.mark.long), 0.4, 0.98])
+@pytest.mark.parametrize(
+    "share", [0.02, pytest.param(0.1, marks=pytest.mark.long), 0.4, pytest.param(0.98, marks=pytest.mark.long)]
+)
 def test_a_kill_between_two_file_operations_leaves_nothing_half(world: World, share: float) -> None:
     """At these shares of all operations SFT makes its folder, writes and removes checkpoints, and has its results."""
     run = world.new_run("sft", f"operation-{share}")

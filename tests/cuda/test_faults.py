@@ -17,6 +17,7 @@ SHARES = (0.0, 0.35, 0.7, 1.0)  # of a part's allocations, after which the next 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_memory_that_runs_out_anywhere(
     played: Played, parts: Parts, model: SharedModel, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -143,6 +143,7 @@ def test_ranking_by_dragging(label: Callable[..., Page], labelled: Served) -> No
     assert read_rankings(str(rankings(labelled).path))[1].count == 0
 
 
+@pytest.mark.long
 def test_ranking_by_a_finger_on_a_phone(label: Callable[..., Page]) -> None:
     page = label("Finger", viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing is cut off"

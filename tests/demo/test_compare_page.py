@@ -175,6 +175,7 @@ def test_hostile_words_stay_words(page: Page) -> None:
     assert page.locator(".question").get_attribute("dir") == "auto"
 
 
+@pytest.mark.long
 def test_a_text_of_100_000_characters_is_refused_with_a_message(page: Page) -> None:
     page.fill("#question textarea", "x" * 100_000)
     page.press("#question textarea", "Enter")
@@ -372,6 +373,7 @@ def test_two_pages_at_once_see_only_their_own_words(
         assert foreign not in opened.locator("#main").inner_html()
 
 
+@pytest.mark.long
 def test_a_question_stopped_while_it_waits_comes_back(
     open_page: Callable[..., Page], slow: None, pause: list[float]
 ) -> None:
@@ -437,6 +439,7 @@ def test_narrow_and_wide_light_and_dark(open_page: Callable[..., Page], scheme: 
     assert (ink > ground) == (scheme == "dark")
 
 
+@pytest.mark.long
 def test_without_a_run_the_page_says_how_to_make_one_and_finds_it_later(
     open_page: Callable[..., Page], served: Served, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_sampling_from_replayed_steps_equals_the_plain_engine_s() -> None:
     assert same >= 155  # of 160
 
 
+@pytest.mark.long
 def test_mixed_roles_from_replayed_steps_say_what_each_says_alone() -> None:
     """In float32, as above: slots are refilled by other roles while the graphs stay."""
     model = make("none", "float32")
@@ -130,6 +131,7 @@ def test_mixed_roles_from_replayed_steps_say_what_each_says_alone() -> None:
     assert alone["sft"] != alone["policy"] != alone["base"]
 
 
+@pytest.mark.long
 def test_memory_is_given_back_and_the_replayed_step_is_faster() -> None:
     model = make("nf4", "bfloat16")
     prompts = prompts_of(model, 16)

@@ -195,6 +195,7 @@ def test_many_rows_are_foretold_from_few(
     assert max(sizes) == pytest.approx(measured(score), rel=0.01)
 
 
+@pytest.mark.long
 def test_a_prompt_twice_as_long_takes_more(
     subjects: Callable[[str], MeasuredModel], tiny_model: Callable[[str], Path]
 ) -> None:

@@ -191,7 +191,10 @@ def test_a_run_that_was_moved_goes_on(config: Make, tmp_path: Path, monkeypatch:
     assert len(manifest(tmp_path / "moved", "reward")["resumed"]) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "record", "adapter"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", "record", *(pytest.param(how, marks=pytest.mark.long) for how in ("truncated", "missing", "adapter"))],
+)
 def test_a_damaged_checkpoint_is_passed_over(
     config: Make,
     undisturbed: Callable[[str], dict[str, Any]],
