@@ -57,7 +57,7 @@ def test_rounding_does_not_stop_a_run(model: SharedModel, capsys: pytest.Capture
     assert metrics["rollout/kl"] == 0.0
     assert metrics["ppo/updates"] == 4.0
     gap, deviation = metrics["ppo/ratio_gap"], metrics["ppo/ratio_deviation"]
-    assert 0 <= gap <= deviation  # 0 where a CPU computes the same bits in every grouping
+    assert gap <= min(deviation, expected_rounding(model).mean)
     assert "off the rollout's" not in capsys.readouterr().out
 
 
@@ -68,7 +68,7 @@ def test_noise_of_another_grouping_does_not_stop_a_run(model: SharedModel, monke
     ppo, prompts = begin(model)
     metrics = ppo.iterate(prompts)
     assert metrics["ppo/updates"] > 0
-    assert metrics["ppo/ratio_deviation"] > 3 * usual
+    assert metrics["ppo/ratio_deviation"] > 20 * usual
     assert metrics["rollout/kl"] == 0.0
 
 
@@ -101,7 +101,8 @@ def add_noise(monkeypatch: pytest.MonkeyPatch, sd: float) -> None:
         ids = torch.cat([batch.trim().prompt_ids, batch.trim().response_ids], dim=1)
         generator = torch.Generator().manual_seed(zlib.crc32(str(ids.tolist()).encode()))
         noise = torch.randn(logprobs.shape, generator=generator) * sd
-        noise[0, 0] = 30 * sd
+        tokens = batch.response_mask.nonzero()
+        noise[tuple(tokens[torch.randint(len(tokens), (1,), generator=generator)].T)] = 30 * sd
         return logprobs + torch.where(batch.response_mask, noise, 0.0), entropy
 
     for module in (ppo_page, ppo_update, ppo_checks):
