@@ -15,12 +15,12 @@ RUN pip install --no-cache-dir --constraint constraints.txt ".[demo]"
 # Files in the volumes belong to this user. --build-arg USER_ID=$(id -u) makes it yours.
 ARG USER_ID=1000
 RUN useradd --create-home --uid "$USER_ID" trainer \
-    && mkdir --parents /work/runs /work/models \
-    && chown --recursive trainer /work
+    && mkdir --parents /rlhf/runs /rlhf/models \
+    && chown --recursive trainer /rlhf
 USER trainer
-ENV HF_HOME=/work/models
-WORKDIR /work
-VOLUME ["/work/runs", "/work/models"]
+ENV HF_HOME=/rlhf/models
+WORKDIR /rlhf
+VOLUME ["/rlhf/runs", "/rlhf/models"]
 EXPOSE 7860
 
 ENTRYPOINT ["lora-rlhf"]
