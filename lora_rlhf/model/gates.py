@@ -6,7 +6,6 @@ takes longer and memory is larger, computes as transformers does.
 """
 
 import functools
-import inspect
 from typing import Any
 
 import torch
@@ -19,25 +18,14 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lora_rlhf.model.adapted_linear import SOURCE
 from lora_rlhf.model.devices import computes_as_gpu
+from lora_rlhf.model.norms import modules_like
 
 
 def replace_gates(causal: PreTrainedModel) -> None:
     """Replaces the forward pass of all MLPs that compute as Llama's."""
-    kinds = {type(module) for module in causal.modules()}
-    replaced = tuple(kind for kind in kinds if _computes_as_llamas(kind))
-    for module in causal.modules():
-        if type(module) in replaced and isinstance(module.act_fn, nn.SiLU | SiLUActivation):
-            module.forward = functools.partial(_forward, module, module.forward)
-
-
-def _computes_as_llamas(kind: type[nn.Module]) -> bool:
-    """Whether a class's forward pass has the code of Llama's MLP: many families have it under their own name."""
-    if not kind.__name__.endswith("MLP"):
-        return False
-    try:
-        return inspect.getsource(kind.forward) == inspect.getsource(LlamaMLP.forward)
-    except (OSError, TypeError):  # a class without a file
-        return False
+    for mlp in modules_like(causal, LlamaMLP):
+        if isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
+            mlp.forward = functools.partial(_forward, mlp, mlp.forward)
 
 
 def _forward(mlp: Any, plain_forward: Any, inputs: Tensor) -> Tensor:

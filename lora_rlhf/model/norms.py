@@ -30,21 +30,24 @@ Norm = Callable[[Tensor, Tensor, float], Tensor]  # inputs (..., H), weight (H,)
 
 def replace_norms(causal: PreTrainedModel, on_gpu: Norm = fused_norm) -> None:
     """Replaces the forward pass of all norms that compute as Llama's; their weights must stay frozen."""
-    kinds = {type(module) for module in causal.modules()}
-    replaced = tuple(kind for kind in kinds if _computes_as_llamas(kind))
-    for module in causal.modules():
-        if type(module) in replaced:
-            module.forward = functools.partial(_forward, module, on_gpu)
+    for norm in modules_like(causal, LlamaRMSNorm):
+        norm.forward = functools.partial(_forward, norm, on_gpu)
 
 
-def _computes_as_llamas(kind: type[nn.Module]) -> bool:
-    """Whether a class's forward pass has the code of Llama's RMSNorm: most families have it under their own name."""
-    if not kind.__name__.endswith("RMSNorm"):
-        return False
-    try:
-        return inspect.getsource(kind.forward) == inspect.getsource(LlamaRMSNorm.forward)
-    except (OSError, TypeError):  # a class without a file
-        return False
+def modules_like(causal: nn.Module, original: type[nn.Module]) -> list[nn.Module]:
+    """The modules whose forward pass has the code of this class of Llama's; many families name it as their own."""
+    ending = original.__name__.removeprefix("Llama")
+
+    def computes_alike(kind: type[nn.Module]) -> bool:
+        if not kind.__name__.endswith(ending):
+            return False
+        try:
+            return inspect.getsource(kind.forward) == inspect.getsource(original.forward)
+        except (OSError, TypeError):  # a class without a file
+            return False
+
+    alike = {kind for kind in {type(module) for module in causal.modules()} if computes_alike(kind)}
+    return [module for module in causal.modules() if type(module) in alike]
 
 
 def _forward(norm: nn.Module, on_gpu: Norm, inputs: Tensor) -> Tensor:

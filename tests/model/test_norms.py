@@ -7,7 +7,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from lora_rlhf.model.norms import RmsNorm, _computes_as_llamas
+from lora_rlhf.model.norms import RmsNorm, modules_like
 from lora_rlhf.model.shared import SharedModel
 from tests.support.stages import Models, open_model
 
@@ -39,8 +39,8 @@ def test_equals_transformers_s_norm(dtype: torch.dtype, tolerance: float) -> Non
 
 
 def test_only_norms_with_llamas_code_are_replaced(tiny_model: Models) -> None:
-    assert _computes_as_llamas(Qwen3RMSNorm)
-    assert not _computes_as_llamas(GemmaRMSNorm)  # multiplies by 1 + weight
+    norms = torch.nn.ModuleList([Qwen3RMSNorm(8), GemmaRMSNorm(8)])  # Gemma's multiplies by 1 + weight
+    assert modules_like(norms, LlamaRMSNorm) == [norms[0]]
     for name, count in (("llama", 5), ("qwen3", 9), ("gemma", 0)):
         model: SharedModel = open_model(tiny_model(name))
         replaced = [
