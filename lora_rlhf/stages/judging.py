@@ -12,7 +12,9 @@ from tqdm import tqdm
 from lora_rlhf.configs.label import JudgeLabelConfig, ReviseConfig
 from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, fields_with_mark
 from lora_rlhf.data.outputs import require_output
-from lora_rlhf.data.refusals import pluralize
+from lora_rlhf.data.refusals import BadRow, RefusedRows, pluralize
+from lora_rlhf.data.schema import Prompt
+from lora_rlhf.data.sources import Source
 from lora_rlhf.judges.asking import Asker
 from lora_rlhf.judges.question import read_criteria
 from lora_rlhf.runs.folder import data_hash
@@ -30,6 +32,7 @@ SUMMED = (
 )  # counts of an attempt; those that are not here stand for all attempts already
 
 Task = TypeVar("Task")
+Item = TypeVar("Item")
 Row = dict[str, Any]
 
 
@@ -45,6 +48,26 @@ def read_principles(path: str | None) -> tuple[str, str]:
     path = path or str(PRINCIPLES)
     text = read_criteria(path, "principles")
     return text, hashlib.sha256(read_file(Path(path).expanduser(), follow_links=True)).hexdigest()
+
+
+def read_items(path: str, make: Callable[[Prompt], Item], purpose: str) -> list[Item]:
+    """What `make` makes of each row that `sample` wrote. Rows that it refuses (BadRow) are left out with a warning.
+
+    UserError if none is left: there is nothing to `purpose`.
+    """
+    source: Source[Prompt] = Source(path, "prompts")
+    items, refused = list[Item](), RefusedRows()
+    for prompt in source:
+        try:
+            items.append(make(prompt))
+        except BadRow as fault:
+            refused.add(prompt.origin, fault)
+    refused.extend(source.refused)
+    if not items:
+        raise UserError(f"{path}: nothing to {purpose}. {refused.summary()}")
+    if summary := refused.summary():
+        log.warning("%s:\n%s", path, summary)
+    return items
 
 
 def judged_from(config: JudgeLabelConfig | ReviseConfig, asker: Asker, principles_hash: str) -> Row:

@@ -13,9 +13,9 @@ from lora_rlhf.configs.label import JudgeLabelConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.labels import ranking_agreement
 from lora_rlhf.data.messages import to_response
-from lora_rlhf.data.refusals import BadRow, RefusedRows
+from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, Ranking, make_row, require_ended
-from lora_rlhf.data.sources import Source, read_rankings
+from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.judges.asking import Asker
 from lora_rlhf.judges.choose import open_asker
 from lora_rlhf.judges.listwise import ListJudge
@@ -23,7 +23,7 @@ from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.question import ListTemplate, QuestionTemplate, RatingTemplate
 from lora_rlhf.judges.rating import RatingJudge
 from lora_rlhf.stages.best_of import report_path
-from lora_rlhf.stages.judging import JudgedRows, judged_from, read_principles, require_new_output
+from lora_rlhf.stages.judging import JudgedRows, judged_from, read_items, read_principles, require_new_output
 from lora_rlhf.stats.agreement import agreement_with
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import UserError
@@ -51,7 +51,7 @@ def label(config: JudgeLabelConfig) -> dict[str, Any]:
     check(config)
     require_new_output(config, config.responses, config.against)
     principles, principles_hash = read_principles(config.principles)
-    tasks = _read_tasks(config.responses)
+    tasks = read_items(config.responses, _to_task, "rank")
     people = None if config.against is None else _read_people(config.against, tasks)
     asker = open_asker(config, config.judge, "judge", config.to, config.device, config.trust_remote_code)
     labelling = _Labelling(config, asker, principles, principles_hash)
@@ -122,23 +122,6 @@ class _Labelling:
     def _row(self, ranking: Ranking) -> dict[str, Any]:
         """The row of a ranking, which says who labelled by what."""
         return make_row(ranking) | {"judge": self._config.judge, "principles": self._principles_hash}
-
-
-def _read_tasks(path: str) -> list[Task]:
-    """The tasks of a file that `sample` wrote. UserError if there is none; other rows are left out with a warning."""
-    source: Source[Prompt] = Source(path, "prompts")
-    tasks, refused = [], RefusedRows()
-    for prompt in source:
-        try:
-            tasks.append(_to_task(prompt))
-        except BadRow as fault:
-            refused.add(prompt.origin, fault)
-    refused.extend(source.refused)
-    if not tasks:
-        raise UserError(f"{path}: nothing to rank. {refused.summary()}")
-    if summary := refused.summary():
-        log.warning("%s:\n%s", path, summary)
-    return tasks
 
 
 def _to_task(prompt: Prompt) -> Task:

@@ -17,9 +17,8 @@ from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.data.messages import to_response
-from lora_rlhf.data.refusals import BadRow, RefusedRows
+from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, make_row, require_ended
-from lora_rlhf.data.sources import Source
 from lora_rlhf.data.template import decode_response, render_verbatim
 from lora_rlhf.judges.asking import Asker, Read, Reply
 from lora_rlhf.judges.choose import open_asker, open_cache
@@ -35,7 +34,7 @@ from lora_rlhf.model.memory import free_memory
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import find_stage
 from lora_rlhf.stages.best_of import report_path
-from lora_rlhf.stages.judging import JudgedRows, judged_from, read_principles, require_new_output
+from lora_rlhf.stages.judging import JudgedRows, judged_from, read_items, read_principles, require_new_output
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.session import load_parent_role, open_parent_base
 from lora_rlhf.system.disk import write_json
@@ -69,7 +68,7 @@ def revise(config: ReviseConfig) -> dict[str, Any]:
         raise UserError(
             f"--principles {config.principles}: only headings; write one principle a paragraph or list item"
         )
-    answers = _read_answers(config.responses)
+    answers = read_items(config.responses, _to_answer, "revise")
     asker = _open_asker(config)
     version = RevisionTemplate("").version
 
@@ -146,23 +145,6 @@ def _row(asker: Asker, answer: Answer, revision: str, steps: list[dict[str, str]
         "ranking": None if ranking is None else make_row(ranking),
         "steps": {**make_row(prompt), "original": original, "steps": steps, "final": revision},
     }
-
-
-def _read_answers(path: str) -> list[Answer]:
-    """The first response to each prompt. UserError if there is none; other rows are left out with a warning."""
-    source: Source[Prompt] = Source(path, "prompts")
-    answers, refused = list[Answer](), RefusedRows()
-    for prompt in source:
-        try:
-            answers.append(_to_answer(prompt))
-        except BadRow as fault:
-            refused.add(prompt.origin, fault)
-    refused.extend(source.refused)
-    if not answers:
-        raise UserError(f"{path}: nothing to revise. {refused.summary()}")
-    if summary := refused.summary():
-        log.warning("%s:\n%s", path, summary)
-    return answers
 
 
 def _to_answer(prompt: Prompt) -> Answer:
