@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from lora_rlhf.data import open_webui, readers, readers_paired, readers_ranked, trees
+from lora_rlhf.data import labelling_tools, open_webui, readers, readers_paired, readers_ranked, trees
 from lora_rlhf.data.messages import Row
 from lora_rlhf.data.names import fold_name
 from lora_rlhf.system.errors import UserError
@@ -210,11 +210,11 @@ FORMATS: tuple[Format, ...] = (
            {"rankings": readers_ranked.read_two_conversations, "prompts": readers_ranked.read_first_conversation},
            ("judge",)),
     Format("label-studio", "Label Studio: its JSON export of pairwise choices and of rankings", ("data", "annotations"),
-           {"rankings": readers_ranked.read_label_studio, "prompts": readers_ranked.read_label_studio_prompt},
-           has_valid_values=readers_ranked.is_label_studio),
+           {"rankings": labelling_tools.read_label_studio, "prompts": labelling_tools.read_label_studio_prompt},
+           has_valid_values=labelling_tools.is_label_studio),
     Format("label-studio-min", "Label Studio: its JSON_MIN export of choices", ("prompt", "answer1", "answer2"),
-           {"rankings": readers_ranked.read_label_studio_min, "prompts": readers.read_prompt}, ("annotator",),
-           has_valid_values=readers_ranked.is_label_studio_min),
+           {"rankings": labelling_tools.read_label_studio_min, "prompts": readers.read_prompt}, ("annotator",),
+           has_valid_values=labelling_tools.is_label_studio_min),
     # what users of a deployed model say of its answers
     Format("correction", "a chat log: a conversation, and what its last answer should have been",
            ("messages", "correction"), CORRECTION_READERS, ("prompt", "labeler")),
@@ -233,7 +233,7 @@ FORMATS: tuple[Format, ...] = (
            {"rankings": readers_ranked.read_summaries, "prompts": readers_ranked.read_summaries_prompt}, ("worker",)),
     Format("argilla", "Argilla: its export of a ranking question",
            ("prompt", "response-1", "response-2", "ranking.responses"),
-           {"rankings": readers_ranked.read_argilla, "prompts": readers.read_prompt},
+           {"rankings": labelling_tools.read_argilla, "prompts": readers.read_prompt},
            (*(f"response-{number}" for number in range(3, 27)),
             *(f"ranking.responses.{name}" for name in ("status", "users", "columns")))),
     # rankings in several rows
