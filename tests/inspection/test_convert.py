@@ -42,6 +42,9 @@ def test_rankings_come_back_from_a_labelling_tools_form(tmp_path: Path, form: An
     assert convert(ConvertConfig(file=there, to=back))[:2] == (4, 4)
     rows = list(map(json.loads, Path(back).read_text().splitlines()))
     assert rows == [ROWS[0], ROWS[2], ROWS[1], ROWS[3]]  # rankings of the same responses stand together
+    tasks = Path(there).read_text()
+    assert "Ada L." in tasks and ('"ranking.responses.users": ["Ada L.", "bo@x.org"]' in tasks) == (form == "argilla")
+    assert ('"completed_by": {"email": "bo@x.org"}' in tasks and '"completed_by": 7' in tasks) == (form != "argilla")
     with pytest.raises(UserError, match="there already"):
         convert(ConvertConfig(file=file, to=there, form=form))
 

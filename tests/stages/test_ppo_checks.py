@@ -189,6 +189,17 @@ def test_later_iterations_take_the_samplers_log_probabilities_and_compare_them(
         ppo.iterate(prompts)
 
 
+def test_the_surprise_of_the_tokens_estimates_the_entropy(shared_model: Make) -> None:
+    model = shared_model("llama", "nf4", dtype="float32")
+    start = model.adapter_state("sft")
+    found = {}
+    for old_logprobs in ("sampled", "scored"):  # the same responses, each before anything was learned
+        model.load_adapter_state("policy", start)
+        ppo, prompts = begin(model, old_logprobs=old_logprobs, minibatch_size=16)
+        found[old_logprobs] = ppo.iterate(prompts)["ppo/entropy"]
+    assert found["sampled"] == pytest.approx(found["scored"], rel=0.1) and found["sampled"] != found["scored"] > 1
+
+
 @pytest.mark.parametrize("minibatch_size", [16, 8])
 def test_values_of_the_first_minibatch_come_from_its_training_pass(
     shared_model: Make, monkeypatch: pytest.MonkeyPatch, minibatch_size: int

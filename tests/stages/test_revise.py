@@ -72,6 +72,7 @@ def test_each_round_begins_with_the_last_revision(configure: Configure, tmp_path
     principles = split_principles(PRINCIPLES.read_text())
     drawn = {step["principle"] for row in steps for step in row["steps"]}
     assert drawn <= set(principles) and len(drawn) > 2 and len(principles) == 7
+    assert all(len({step["principle"] for step in row["steps"]}) > 1 for row in steps), "each round draws its own"
     assert {question for text in api.questions for question in re.findall(PRINCIPLE, text, re.DOTALL)} == drawn
     assert (report["revised"], report["unchanged"], report["judge"]["calls"]) == (6, 0, 18)
     assert report["judge"]["cost"] == pytest.approx(18 * 110 / 1e6)
