@@ -37,7 +37,6 @@ class CompareControls:
     def __init__(self, app: App, browser: gr.BrowserState) -> None:
         self.app, self.browser = app, browser
         self.comparison, self.previous = gr.State(None), gr.State(None)
-        self.asked = gr.State("")  # the question that is being answered
         self.place = gr.State(0)  # of the last question that was taken from --prompts
         self.last = gr.BrowserState([], storage_key="lora-rlhf-conversation", secret="labeler")
         with gr.Row(equal_height=False, elem_id="compare"):
@@ -49,7 +48,7 @@ class CompareControls:
                 self._add_question_controls()
         self.past_votes = PastVotes(app, self.run, self.standing)
         self.text = gr.Textbox(visible="hidden")
-        self.states = [self.comparison, self.previous, self.asked, self.place, self.browser, self.last, self.history]
+        self.states = [self.comparison, self.previous, self.place, self.browser, self.last, self.history]
         chosen = [self.run, self.stages, self.blind, self.length, self.about, self.standing]
         buttons = [self.send, self.stop, self.back, self.unvote, self.vote_row, *self.best]
         self.outputs = [*self.states, *chosen, *buttons, self.page, self.live, self.question, self.ranking]

@@ -3,7 +3,7 @@
 import json
 import random
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from lora_rlhf_demo.compare_controls import USUAL_ANSWER_TOKENS, CompareControls
 from lora_rlhf_demo.conversations import Conversations
 from lora_rlhf_demo.markdown import markdown_html
 from lora_rlhf_demo.past_votes import voted_question
-from lora_rlhf_demo.requests import Answered, Ask, Failed, Open, Opened, Partial, Settings, waiting_note
+from lora_rlhf_demo.requests import Answered, Ask, Failed, Open, Opened, Partial, Replaced, Settings, waiting_note
 from lora_rlhf_demo.runs import example_prompts, find_run_folder, list_runs, run_summary
 from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
 from lora_rlhf_demo.votes import parse_ranks, ranks_with_best, stage_win_rates, tied_ranks
@@ -42,12 +42,10 @@ class CompareTab(CompareControls):
         controls = [self.question, self.ranking, self.system, self.temperature, self.length, self.seed]
         inputs: set[Any] = {self.run, self.stages, self.blind, self.differences, self.raw, *self.states, *controls}
         outputs = self.outputs
-        asking = [
-            gr.on([self.send.click, self.question.submit], self._ask_question, inputs, outputs, **HANDLER_OPTIONS),
-            self.again.click(self._answer_again, inputs, outputs, **HANDLER_OPTIONS),
-        ]
+        gr.on([self.send.click, self.question.submit], self._ask_question, inputs, outputs, **HANDLER_OPTIONS)
+        self.again.click(self._answer_again, inputs, outputs, **HANDLER_OPTIONS)
         self.stop.click(self._stop_request, None, None, queue=False, api_visibility="private")
-        self.run.input(self._choose_run, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
+        self.run.input(self._choose_run, inputs, outputs, **HANDLER_OPTIONS)
         for event, handler in (
             (self.new.click, self._begin_conversation),
             (self.next.click, self._take_next_prompt),
@@ -57,8 +55,8 @@ class CompareTab(CompareControls):
             (self.back.click, self._go_back),
             (self.page.select, self._show_next_version),
         ):
-            event(handler, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
-        self.page.click(self._edit_question, inputs, outputs, cancels=asking, **HANDLER_OPTIONS)
+            event(self._in_place_of_request(handler), inputs, outputs, **HANDLER_OPTIONS)
+        self.page.click(self._edit_question, inputs, outputs, **HANDLER_OPTIONS)
         gr.on([self.differences.input, self.raw.input], self._redraw, inputs, outputs, **HANDLER_OPTIONS)
         self.export.click(self._conversation_json, inputs, self.text, **HANDLER_OPTIONS).then(
             None, self.text, None, js=DOWNLOAD
@@ -95,6 +93,7 @@ class CompareTab(CompareControls):
 
         updates: other controls to change at the same time. kept: the conversation to go on with.
         """
+        self.app.replace(str(request.session_hash), TAB, {})
         yield {
             **self.idle_updates(kept),
             **self._conversation_updates(kept, values),
@@ -193,17 +192,14 @@ class CompareTab(CompareControls):
         busy_updates = {self.send: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
         page = self._turns_html(comparison, values)
         live = show.live_turn_html(comparison, question, empty_texts)
-        asked = question if replaced is None else ""
-        yield {**busy_updates, self.question: "", self.asked: asked, self.page: page, self.live: live}
+        yield {**busy_updates, self.question: "", self.page: page, self.live: live}
         for event in self.app.submit(str(request.session_hash), TAB, ask, user_of(request)).events():
-            if isinstance(event, Failed) or (isinstance(event, Answered) and event.has_no_token):
+            if isinstance(event, Replaced):
+                if event.updates:
+                    yield self._unanswered_updates(comparison, question, values, replaced, event.updates)
+            elif isinstance(event, Failed) or (isinstance(event, Answered) and event.has_no_token):
                 message = show.failure_html(event.reason) if isinstance(event, Failed) else show.notice_html("Stopped.")
-                box = {self.question: gr.update(value=question, interactive=True)}
-                if replaced is not None:
-                    comparison, box = replace(comparison, turns=(*comparison.turns, replaced)), {}
-                page = self._turns_html(comparison, values)
-                idle = self.idle_updates(comparison if comparison.turns else None)
-                yield {**idle, **box, self.asked: "", self.page: page, self.live: message}
+                yield self._unanswered_updates(comparison, question, values, replaced, {self.live: message})
             elif isinstance(event, Answered):
                 answered = comparison.with_answers(question, ask, event.answers, replaced)
                 answered, kept = self._keep(answered, values)
@@ -212,13 +208,26 @@ class CompareTab(CompareControls):
                 yield {
                     **self.idle_updates(answered),
                     **kept,
-                    self.asked: "",
                     self.page: page,
                     self.live: show.notice_html(" ".join(notes)),
                 }
             else:
                 texts = event.texts if isinstance(event, Partial) else empty_texts
                 yield {self.live: show.live_turn_html(comparison, question, texts, waiting_note(event))}
+
+    def _unanswered_updates(
+        self, comparison: Comparison, question: str, values: Values, replaced: Turn | None, updates: Mapping[Any, Any]
+    ) -> Values:
+        """The page as before a question, which comes back into its box, with updates on top.
+
+        replaced: the version of the turn that was to be answered again, which comes back in place of the question.
+        """
+        box = {"value": question, "interactive": True}
+        if replaced is not None:
+            comparison, box = replace(comparison, turns=(*comparison.turns, replaced)), {}
+        before = self.idle_updates(comparison if comparison.turns else None)
+        before |= {self.page: self._turns_html(comparison, values)}
+        return {**before, **updates, self.question: {**before[self.question], **box, **updates.get(self.question, {})}}
 
     def _answer_again(self, values: Values, request: gr.Request) -> Iterator[Values]:
         """Asks the last question once more, with another seed."""
@@ -237,25 +246,31 @@ class CompareTab(CompareControls):
     def _stop_request(self, request: gr.Request) -> None:
         self.app.stop(str(request.session_hash), TAB)
 
+    def _in_place_of_request(self, act: Callable[[Values], Values]) -> Callable[[Values, gr.Request], Values]:
+        """The handler of an act that ends the answers on their way, if there are any.
+
+        Then their stream displays the act's updates, as its last: of two streams each may reach the page first.
+        """
+
+        def handler(values: Values, request: gr.Request) -> Values:
+            updates = act(values)
+            return {self.live: gr.skip()} if self.app.replace(str(request.session_hash), TAB, updates) else updates
+
+        return handler
+
     def _edit_question(self, values: Values, event: gr.EventData, request: gr.Request) -> Values:
         """Puts a question back into its box, and the conversation back to the turn before it."""
         comparison, turn_index = values[self.comparison], event._data.get("turn")
         if comparison is None or not isinstance(turn_index, int) or not 0 <= turn_index < len(comparison.turns):
-            return {self.live: gr.update()}
-        self._stop_request(request)
+            return {self.live: gr.skip()}
         # what is edited goes on as another conversation; the one that was shown stays as it is
         earlier = replace(comparison.before_turn(turn_index), id="")
         question = gr.update(value=comparison.turns[turn_index].question, interactive=True)
-        return {
-            **self.idle_updates(earlier),
-            **self._conversation_updates(earlier, values),
-            **self._leave(values),
-            self.question: question,
-        }
+        updates = self.idle_updates(earlier) | self._conversation_updates(earlier, values) | self._leave(values)
+        return self._in_place_of_request(lambda _: updates | {self.question: question})(values, request)
 
-    def _begin_conversation(self, values: Values, request: gr.Request) -> Values:
+    def _begin_conversation(self, values: Values) -> Values:
         """Begins a new conversation; the one that was shown is kept."""
-        self._stop_request(request)
         updates = self.idle_updates(None) | self._conversation_updates(None, values) | self._leave(values)
         history = self._history_update(values[self.run], values[self.browser], None) if values[self.run] else gr.skip()
         return updates | {
@@ -263,7 +278,7 @@ class CompareTab(CompareControls):
             self.history: history,
         }
 
-    def _take_next_prompt(self, values: Values, request: gr.Request) -> Values:
+    def _take_next_prompt(self, values: Values) -> Values:
         """Begins a new conversation with the next question of --prompts that has no vote in this run."""
         comparison: Comparison | None = values[self.comparison]
         if comparison is not None and comparison.is_waiting_for_vote:
@@ -280,55 +295,48 @@ class CompareTab(CompareControls):
         done = sum(prompt in voted for prompt in prompts)
         note = show.notice_html(f"Prompt {place + 1:,} of {len(prompts):,}. With a vote: {done:,}.")
         question = gr.update(value=prompts[place], interactive=True)
-        return self._begin_conversation(values, request) | {
+        return self._begin_conversation(values) | {
             self.question: question,
             self.place: place + 1,
             self.live: note,
         }
 
-    def _change_columns(self, values: Values, request: gr.Request) -> Values:
-        """Other columns, or blind or not: the conversation goes on with them. A question in the air comes back."""
+    def _change_columns(self, values: Values) -> Values:
+        """Other columns, or blind or not: the conversation goes on with them."""
         comparison: Comparison | None = values[self.comparison]
-        self._stop_request(request)
-        back: Values = {self.asked: ""}
-        if values[self.asked]:
-            back[self.question] = gr.update(value=values[self.asked], interactive=True)
         if comparison is None:
             invitation = self._invitation_html(values[self.run], values[self.stages], values[self.blind])
-            return {**self.idle_updates(None), **back, self.live: invitation}
+            return {**self.idle_updates(None), self.live: invitation}
         changed = comparison.with_columns(values[self.stages], values[self.blind])
         note = show.notice_html("The next question goes to these columns; what was said stays.")
         page = self._turns_html(changed, values)
-        return {**self.idle_updates(changed), **back, self.page: page, self.live: note}
+        return {**self.idle_updates(changed), self.page: page, self.live: note}
 
-    def _choose_conversation(self, values: Values, request: gr.Request) -> Values:
+    def _choose_conversation(self, values: Values) -> Values:
         """Shows an earlier conversation, to go on with it."""
-        self._stop_request(request)
         try:
             chosen = self._conversations(values[self.run], values[self.browser]).load(str(values[self.history]))
         except UserError as error:
             return {self.live: show.failure_html(str(error))}
         return self._show_conversation(chosen, values) | self._leave(values)
 
-    def _go_back(self, values: Values, request: gr.Request) -> Values:
+    def _go_back(self, values: Values) -> Values:
         """Takes back New, edit or the choice of another conversation."""
-        self._stop_request(request)
         previous: Comparison | None = values[self.previous]
         if previous is None:
             return {self.back: gr.update(visible=False)}
-        return self._show_conversation(previous, values) | self._leave(values) | {self.question: ""}
+        return self._show_conversation(previous, values) | self._leave(values) | {self.question: gr.update(value="")}
 
     def _show_conversation(self, comparison: Comparison, values: Values) -> Values:
         updates = self.idle_updates(comparison) | self._conversation_updates(comparison, values)
         history = self._history_update(comparison.run, values[self.browser], comparison)
         return updates | {self.stages: list(comparison.stages), self.history: history}
 
-    def _show_next_version(self, values: Values, request: gr.Request) -> Values:
+    def _show_next_version(self, values: Values) -> Values:
         """Shows the next version of the last question's answers; the conversation goes on from it."""
         comparison: Comparison | None = values[self.comparison]
         if comparison is None:
             return {self.live: ""}
-        self._stop_request(request)
         shown, kept = self._keep(comparison.with_next_version(), values)
         return {**self.idle_updates(shown), **kept, self.page: self._turns_html(shown, values)}
 

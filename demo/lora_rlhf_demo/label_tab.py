@@ -16,7 +16,7 @@ from lora_rlhf.system.plain_files import read_file
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.label_session import LabelActions, LabelSession
 from lora_rlhf_demo.ranker import make_ranker
-from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Partial, Settings, waiting_note
+from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Loading, Partial, Settings, Waiting, waiting_note
 from lora_rlhf_demo.runs import find_run_folder, read_run_state
 from lora_rlhf_demo.show import text_html
 from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
@@ -176,7 +176,7 @@ class LabelTab:
                 yield self._rank_answers(current_session, prompt, event)
             elif isinstance(event, Failed):
                 yield self._page_values(current_session.with_failure(event.reason))
-            else:
+            elif isinstance(event, Waiting | Loading | Partial):
                 progress = f"Drawing answers: {sum(event.tokens)} tokens ..." if isinstance(event, Partial) else ""
                 yield self._page_values(current_session.with_task(None, progress or waiting_note(event)))
 

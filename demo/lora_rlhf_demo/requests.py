@@ -1,6 +1,8 @@
 """The requests that pages send to the model, and the events that come back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lora_rlhf.data.schema import Message
 
@@ -143,9 +145,16 @@ class Failed:
     reason: str
 
 
+@dataclass(frozen=True)
+class Replaced:
+    """The end of a request that gave way to another act of the page. updates: to display last; empty: none."""
+
+    updates: Mapping[Any, Any]
+
+
 Request = Open | Ask | Score
-Event = Waiting | Loading | Partial | Opened | Answered | Scored | Failed
-END = (Opened, Answered, Scored, Failed)
+Event = Waiting | Loading | Partial | Opened | Answered | Scored | Failed | Replaced
+END = (Opened, Answered, Scored, Failed, Replaced)
 
 
 def waiting_note(event: Event) -> str:

@@ -3,6 +3,7 @@
 import functools
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,18 @@ class App:
         return list(texts)
 
     def submit(self, session: str, tab: str, request: Request, user: str = "") -> Ticket:
-        """Submits a request of a page's tab, and stops the tab's previous request. user: see `user_of`."""
+        """Submits a request of a page's tab in place of the tab's previous one. user: see `user_of`."""
+        self.replace(session, tab, {})
         ticket = self.worker.submit(request, user)
         with self._lock:
-            previous_ticket = self._tickets.pop((session, tab), None)
             self._tickets[session, tab] = ticket
-        if previous_ticket is not None:
-            previous_ticket.stop()
         return ticket
+
+    def replace(self, session: str, tab: str, updates: Mapping[Any, Any]) -> bool:
+        """Ends the request that a tab is waiting for, with updates to display last; False if it waits for none."""
+        with self._lock:
+            ticket = self._tickets.get((session, tab))
+        return ticket is not None and ticket.replace(updates)
 
     def stop(self, session: str, tab: str) -> None:
         """Stops the request that a tab is waiting for."""

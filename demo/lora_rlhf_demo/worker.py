@@ -5,10 +5,10 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_rlhf.system.errors import UserError
-from lora_rlhf_demo.requests import END, Ask, Event, Failed, Open, Partial, Request, Score, Waiting
+from lora_rlhf_demo.requests import END, Ask, Event, Failed, Open, Partial, Replaced, Request, Score, Waiting
 
 if TYPE_CHECKING:
     from lora_rlhf_demo.handler import RequestHandler
@@ -32,6 +32,8 @@ class Ticket:
         self._worker = worker
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stopped = threading.Event()
+        self._is_read = False
+        self._reading = threading.Lock()
 
     def stop(self) -> None:
         """Ends the answer at the next token; a waiting request ends when its turn comes."""
@@ -40,6 +42,17 @@ class Ticket:
     @property
     def is_stopped(self) -> bool:
         return self._stopped.is_set()
+
+    def replace(self, updates: Mapping[Any, Any]) -> bool:
+        """Stops the request; whoever reads its events displays the updates as the last. False if it has ended.
+
+        Two streams reach a page in any order: what an act displays must not come before the end of what it ends.
+        """
+        self.stop()
+        with self._reading:
+            if not self._is_read:
+                self._events.put(Replaced(updates))
+            return not self._is_read
 
     def add_event(self, event: Event) -> None:
         """Adds an event; called by the worker's thread."""
@@ -51,6 +64,8 @@ class Ticket:
             yield from self._iterate_events()
         finally:
             self.stop()
+            with self._reading:
+                self._is_read = True
 
     def _iterate_events(self) -> Iterator[Event]:
         """Yields the events, and the position in the queue whenever it changes."""
@@ -67,7 +82,19 @@ class Ticket:
             event = self._skip_to_latest(event)
             yield event
             if isinstance(event, END):
-                return
+                break
+        while (replaced := self._take_replacement()) is not None:
+            yield replaced
+
+    def _take_replacement(self) -> Replaced | None:
+        """What replaced the request since its end; None if nothing did, and from then on nothing can."""
+        replaced = None
+        with self._reading:
+            while not self._events.empty():
+                event = self._events.get()
+                replaced = event if isinstance(event, Replaced) else replaced
+            self._is_read = replaced is None
+        return replaced
 
     def _skip_to_latest(self, event: Event) -> Event:
         """The event; if it is a `Partial`, the newest unread event in its place."""

@@ -13,7 +13,19 @@ import torch
 from lora_rlhf_demo import handler, loaded_runs
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.playground_tab import PlaygroundTab
-from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Open, Opened, Partial, Score, Scored, Settings
+from lora_rlhf_demo.requests import (
+    Answered,
+    Ask,
+    Column,
+    Failed,
+    Open,
+    Opened,
+    Partial,
+    Replaced,
+    Score,
+    Scored,
+    Settings,
+)
 from lora_rlhf_demo.state import App
 from lora_rlhf_demo.worker import OUT_OF_MEMORY, ModelWorker
 
@@ -84,6 +96,16 @@ def test_a_stopped_answer_keeps_what_was_said(worker: ModelWorker) -> None:
         assert 0 < answer.num_tokens < 60
         assert full.startswith(answer.text)
         assert answer.score is not None
+
+
+def test_the_last_act_in_place_of_a_request_is_displayed_after_all_of_its_answers(worker: ModelWorker) -> None:
+    ticket = worker.submit(ask("first", QUESTION, length=60))
+    events = ticket.events()
+    while not isinstance(next(events), Partial):
+        pass
+    assert ticket.replace({"act": 1}) and ticket.replace({"act": 2})
+    assert [event for event in events if not isinstance(event, Partial)][-1] == Replaced({"act": 2})
+    assert not ticket.replace({"act": 3})  # nobody would display it
 
 
 def test_a_page_closed_in_the_middle_does_not_hold_up_the_next(worker: ModelWorker) -> None:
