@@ -165,7 +165,10 @@ def _speed(results: Any) -> dict[str, str]:
     mixed = {"llama-4x256": results["mixed_roles_llama-4x256"], "tiny world": results["mixed_roles_tinyworld"]}
     against, merged = "one after the other", "one after the other, merged weights"
     shapes = results["role_memory"]["shapes"]
+    qwen = shapes["qwen2.5-1.5b"]
     return {
+        "role_memory_short": f"a base of {qwen['base_mib']:.0f} MiB in 4 bits (qwen2.5-1.5b), a role takes "
+        f"{qwen['roles']['policy']['mib']:.0f} MiB",
         "fast_paths": _fast_paths(results["fast_paths"]["measured"]),
         "rollouts": table(
             " | plain | static | transformers' `generate`, batches of 32",
