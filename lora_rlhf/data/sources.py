@@ -31,7 +31,6 @@ from lora_rlhf.data.wrapped import explain_wrapped_rows
 from lora_rlhf.system.errors import UserError
 
 Record = TypeVar("Record", Demonstration, Ranking, Prompt, Text)
-RowWithOrigin = tuple[str, dict[str, Any]]  # a row's origin ("file:line") and the row
 
 # The formats in which `make_row` writes records: an unused column cannot have the name of one of their columns.
 FORMAT_BY_KIND: dict[RecordKind, Format] = {

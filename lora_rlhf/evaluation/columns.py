@@ -62,13 +62,3 @@ class Column:
 
 
 Columns = Mapping[str, Column]  # by the figure's name in the catalogue
-
-
-def column_figures(columns: Columns) -> dict[str, Figure]:
-    """{figure: value with its interval} of one system."""
-    return {name: column.figure() for name, column in columns.items()}
-
-
-def paired_differences(columns: Columns, baseline: Columns) -> dict[str, Paired]:
-    """{figure: difference from the baseline} of one system, for the figures that both have."""
-    return {name: column.paired_difference(baseline[name]) for name, column in columns.items() if name in baseline}

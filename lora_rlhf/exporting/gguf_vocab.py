@@ -27,7 +27,6 @@ SPLIT_NAMES = {
     (GPT2, False): "gpt-2",
     (DIGITS, False): "smollm",
 }
-SPACE = "\u2581"  # how SentencePiece writes a space
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 

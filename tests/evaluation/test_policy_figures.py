@@ -11,7 +11,7 @@ import torch
 
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
-from lora_rlhf.evaluation.columns import Column, column_figures, paired_differences
+from lora_rlhf.evaluation.columns import Column, Columns
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.figures import CATALOGUE, Figure, Paired
 from lora_rlhf.evaluation.generation import generate_responses
@@ -21,6 +21,10 @@ from lora_rlhf.model.shared import SharedModel
 from tests.support.evaluation import QUESTIONS
 
 ROLES = {"base": "base", "sft": "sft", "policy": "policy"}
+
+
+def figures(columns: Columns) -> dict[str, Figure]:
+    return {name: column.figure() for name, column in columns.items()}
 
 
 @pytest.fixture
@@ -51,7 +55,7 @@ def test_distances_equal_the_definition_one_response_at_a_time(
             at = (torch.arange(len(answer.ids)), torch.tensor(answer.ids))
             gaps.append((own[at] - other[at]).tolist())
             entropies += (-(own.exp() * own).sum(-1)).tolist()
-        figure = column_figures(found[role])
+        figure = figures(found[role])
         terms = [math.exp(-gap) - 1 + gap for row in gaps for gap in row]
         assert figure["kl_per_token"].value == pytest.approx(statistics.fmean(terms), rel=1e-4, abs=1e-9)
         assert figure["kl_per_response"].value == pytest.approx(
@@ -59,9 +63,9 @@ def test_distances_equal_the_definition_one_response_at_a_time(
         )
         assert figure["entropy"].value == pytest.approx(statistics.fmean(entropies), rel=1e-4)
         assert figure["kl_per_token"].n == 7
-    assert column_figures(found[reference])["kl_per_token"].interval == (0.0, 0.0, 0.0)
-    assert (column_figures(found["policy"])["kl_per_response"].low or 0) > 5, "the policy is far from its reference"
-    gap = paired_differences(found["policy"], found["sft"])["kl_per_response"]
+    assert figures(found[reference])["kl_per_token"].interval == (0.0, 0.0, 0.0)
+    assert (figures(found["policy"])["kl_per_response"].low or 0) > 5, "the policy is far from its reference"
+    gap = found["policy"]["kl_per_response"].paired_difference(found["sft"]["kl_per_response"])
     assert gap.p is not None and gap.p < 0.01 and gap.n == 7
 
 
@@ -82,7 +86,7 @@ def test_columns_of_answers_have_a_figure_each_and_compare_pair_by_pair() -> Non
     short = [Response([5] * (i + 2), True, f"Hello {ask.split()[-1]} of {i}") for i, ask in enumerate(asked)]
     one, other = answer_columns(asked, long), answer_columns(asked, short)
     assert set(one) <= set(CATALOGUE)
-    found, theirs = column_figures(one), column_figures(other)
+    found, theirs = figures(one), figures(other)
     assert found["length"].value == 12 and theirs["length"].value == pytest.approx(4.5)
     assert found["words"].value == 11 and found["repetition"].value == 0.5  # four of eight 4-grams are new
     assert astuple(found["eos_rate"]) == pytest.approx((0.0, 0.0, 0.3903, 6), abs=5e-5)  # Wilson: z^2 / (n + z^2)
@@ -90,12 +94,12 @@ def test_columns_of_answers_have_a_figure_each_and_compare_pair_by_pair() -> Non
     assert found["self_bleu"].value == pytest.approx(1.0) and (theirs["self_bleu"].value or 0) < 0.7
     assert theirs["template_collapse"].value == 0.0 and theirs["same_template"].value == 0.0
     assert found["distinct_1"].value == pytest.approx(4 / 66)
-    change = paired_differences(one, other)
+    change = {name: column.paired_difference(other[name]) for name, column in one.items()}
     assert change["length"].difference == pytest.approx(7.5) and (change["length"].p or 1) < 0.01
     assert change["eos_rate"].difference == -1.0 and change["eos_rate"].p == pytest.approx(2 / 2**6)
     assert change["refusal_rate"].difference == 0.0 and change["refusal_rate"].p == 1.0
     declined = answer_columns(asked, short, detects_refusal=lambda text: "of 1" in text)
-    assert column_figures(declined)["refusal_rate"].value == pytest.approx(1 / 6)
+    assert figures(declined)["refusal_rate"].value == pytest.approx(1 / 6)
 
 
 def test_a_column_over_some_prompts_and_what_has_no_value() -> None:
