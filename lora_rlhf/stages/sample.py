@@ -187,11 +187,12 @@ def _sample_rest(
 def _ranking_row(
     config: SampleConfig, model: SharedModel, prompt: EncodedPrompt, group: list[Response], most: int
 ) -> dict[str, Any] | None:
-    """The distinct responses of one prompt, and whether each ended; None if there are too few."""
+    """The distinct responses of one prompt that say anything, and whether each ended; None if there are too few."""
     distinct: dict[str, bool] = {}
     for response in group:
         text, has_ended = _text_within_limit(config, model.tokenizer, prompt.prompt, response)
-        distinct[text] = has_ended or distinct.get(text, False)
+        if text:  # nobody can rank an empty one
+            distinct[text] = has_ended or distinct.get(text, False)
     kept = list(distinct)[:most]
     row = {**make_row(prompt.prompt), "responses": kept, "ended": [distinct[text] for text in kept]}
     return row if len(kept) >= config.min_responses else None

@@ -67,9 +67,7 @@ def test_what_is_written_fits_the_limit_when_it_is_read_again_and_only_what_ende
     sample(settings, model)
     limits, refused, ends = Limits(settings.max_prompt_tokens, 9), RefusedRows(), stop_ids(model.tokenizer)
     for row in rows(settings):
-        pairs = [pair for pair in zip(row["responses"], row["ended"], strict=True) if pair[0]]
-        texts, ended = zip(*pairs, strict=True)
-        ranking = read_ranking_row({**row, "responses": texts, "ended": ended, "ranks": [1] * len(texts)})
+        ranking = read_ranking_row({**row, "ranks": [1] * len(row["responses"])})
         encoded = encode_ranking(model.tokenizer, ranking, limits, refused)
         assert encoded is not None
         assert tuple(ids[-1] in ends for ids in encoded.response_ids) == ranking.ended
