@@ -17,7 +17,8 @@ find_python() {
 }
 
 install() {
-  .venv/bin/python -m pip install --disable-pip-version-check --quiet "$@"
+  # a module is compiled when it is first imported: to compile all of them takes a minute, and most never are
+  .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-compile "$@"
 }
 
 # ensure_environment [EXTRA]: installs what is missing; a stamp in .venv says what is there already.
