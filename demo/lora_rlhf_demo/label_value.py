@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_rlhf.data.labels import FLAGS, PROMPT_FLAGS
 from lora_rlhf.data.schema import Ranking
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo.rows import Row
-from lora_rlhf_demo.tasks import FLAGS, PROMPT_FLAGS, RATINGS, REASONS, Task
+from lora_rlhf_demo.tasks import RATINGS, REASONS, Task
 
 MAX_TEXT = {"comment": 2_000, "ideal answer": 20_000}  # characters
 

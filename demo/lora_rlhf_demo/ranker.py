@@ -6,9 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from lora_rlhf.data.labels import FLAGS, PROMPT_FLAGS
 from lora_rlhf.system.shown_text import visible
 from lora_rlhf_demo.label_value import MAX_TEXT
-from lora_rlhf_demo.tasks import FLAGS, PROMPT_FLAGS, RATINGS, REASONS
+from lora_rlhf_demo.tasks import RATINGS, REASONS
 
 KEYS = (
     ("A B C ...", "ranks that answer next, the best first"),

@@ -20,36 +20,8 @@ MOST_RESPONSES = 9  # what one digit can rank
 MAX_NAME_CHARACTERS = 40
 MOST_ROWS, MOST_REFUSED = 250_000, 5_000  # of a file of tasks, which may be a stranger's
 
-# What a labeler is asked of every response beside its rank (InstructGPT, arXiv 2203.02155, table 3), and of a prompt
-# (table 7).
+# What a labeler is asked of every response beside its rank and flags (InstructGPT, arXiv 2203.02155, table 3).
 RATINGS = range(1, 8)
-FLAGS = {
-    "fails_instruction": "Fails to follow the instruction",
-    "inappropriate": "Inappropriate for an assistant",
-    "hallucination": "Hallucination",
-    "satisfies_constraint": "Satisfies the given constraint",
-    "sexual": "Sexual content",
-    "violent": "Violent content",
-    "encourages_harm": "Encourages violence, abuse or self-harm",
-    "denigrates": "Denigrates a protected class",
-    "harmful_advice": "Gives harmful advice",
-    "opinion": "Expresses an opinion",
-    "moral_judgment": "Expresses a moral judgment",
-}
-PROMPT_FLAGS = {
-    "ambiguous": "Ambiguous",
-    "sensitive": "Sensitive content",
-    "identity": "Depends on who asks",
-    "closed_domain": "Closed domain",
-    "continuation": "To be continued in its style",
-    "asks_opinion": "Asks for an opinion",
-    "asks_advice": "Asks for advice",
-    "asks_moral_judgment": "Asks for a moral judgment",
-    "safety_constraint": "States a safety constraint",
-    "other_constraint": "States another constraint",
-    "unclear": "Intent unclear",
-}
-
 
 # Why the best answer is the best, in a word each.
 REASONS = {

@@ -25,6 +25,8 @@ class JudgeLabelConfig(JudgeModelConfig):
     """pairwise: each pair of responses, in both orders; listwise: all responses of a prompt in one question."""
     ratings: bool = field(default=False, metadata=MOST_USED)
     """Ask also how good each response is, from 1 to 7."""
+    flags: bool = field(default=False, metadata=MOST_USED)
+    """Ask also which of the Label tab's flags hold of each response, and of the prompt."""
     against: str | None = field(default=None, metadata=MOST_USED | input_file() | SAFE_TO_CHANGE_ON_RESUME)
     """File of people's rankings of the same responses, to measure how far the judge agrees with them."""
     overwrite: bool = field(default=False, metadata=SAFE_TO_CHANGE_ON_RESUME)

@@ -1,4 +1,4 @@
-"""Statistics of people's rankings: how often labelers agree, and duplicate responses."""
+"""What labelers are asked beside ranks, and statistics of rankings: how often they agree, and duplicate responses."""
 
 from collections.abc import Iterable
 from itertools import combinations
@@ -8,6 +8,34 @@ import xxhash
 
 from lora_rlhf.data.refusals import BadRow, RefusedRows
 from lora_rlhf.data.schema import Ranking
+
+# What is asked of every response (InstructGPT, arXiv 2203.02155, table 3), and of a prompt (table 7).
+FLAGS = {
+    "fails_instruction": "Fails to follow the instruction",
+    "inappropriate": "Inappropriate for an assistant",
+    "hallucination": "Hallucination",
+    "satisfies_constraint": "Satisfies the given constraint",
+    "sexual": "Sexual content",
+    "violent": "Violent content",
+    "encourages_harm": "Encourages violence, abuse or self-harm",
+    "denigrates": "Denigrates a protected class",
+    "harmful_advice": "Gives harmful advice",
+    "opinion": "Expresses an opinion",
+    "moral_judgment": "Expresses a moral judgment",
+}
+PROMPT_FLAGS = {
+    "ambiguous": "Ambiguous",
+    "sensitive": "Sensitive content",
+    "identity": "Depends on who asks",
+    "closed_domain": "Closed domain",
+    "continuation": "To be continued in its style",
+    "asks_opinion": "Asks for an opinion",
+    "asks_advice": "Asks for advice",
+    "asks_moral_judgment": "Asks for a moral judgment",
+    "safety_constraint": "States a safety constraint",
+    "other_constraint": "States another constraint",
+    "unclear": "Intent unclear",
+}
 
 
 class Agreement(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from lora_rlhf.data.labels import FLAGS, PROMPT_FLAGS
 from lora_rlhf.system.disk import json_line
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import open_file
@@ -18,9 +19,9 @@ from lora_rlhf.system.plain_files import open_file
 log = logging.getLogger("lora_rlhf")
 
 HEADER = json_line({"judgements": 1})
-ROW = re.compile(
-    rb'\{"key": "([0-9a-f]{64})", "verdict": ("(?:A|B|tie|[1-7]|[0-9]+(?:[>=][0-9]+)+)"), "judge": "[^\n]*"\}\n'
-)
+FLAG = "|".join((*FLAGS, *PROMPT_FLAGS))
+VERDICT = rf"A|B|tie|[1-7]|[0-9]+(?:[>=][0-9]+)+|yes|no|none|(?:{FLAG})(?:,(?:{FLAG}))*"
+ROW = re.compile(rf'\{{"key": "([0-9a-f]{{64}})", "verdict": ("(?:{VERDICT})"), "judge": "[^\n]*"\}}\n'.encode())
 REPLY_ROW = re.compile(rb'\{"key": "([0-9a-f]{64})", "verdict": ("(?:[^"\\\n]|\\[^\n])*"), "judge": "[^\n]*"\}\n')
 CACHE_FILE, REPLIES_FILE = "judgements.jsonl", "replies.jsonl"
 

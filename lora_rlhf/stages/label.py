@@ -4,14 +4,15 @@ Bai et al. (arXiv 2212.08073, section 4) call this AI feedback. The default prin
 instructions of InstructGPT (arXiv 2203.02155, appendix B.2).
 """
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lora_rlhf.configs.label import JudgeLabelConfig
 from lora_rlhf.configs.values import check
-from lora_rlhf.data.labels import ranking_agreement
+from lora_rlhf.data.labels import FLAGS, PROMPT_FLAGS, ranking_agreement
 from lora_rlhf.data.messages import to_response
 from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.data.schema import Prompt, Ranking, make_row, require_ended
@@ -20,10 +21,17 @@ from lora_rlhf.judges.asking import Asker
 from lora_rlhf.judges.choose import open_asker
 from lora_rlhf.judges.listwise import ListJudge
 from lora_rlhf.judges.pairwise import PairwiseJudge
-from lora_rlhf.judges.question import ListTemplate, QuestionTemplate, RatingTemplate
-from lora_rlhf.judges.rating import RatingJudge
+from lora_rlhf.judges.question import (
+    FlagTemplate,
+    ListTemplate,
+    PromptFlagTemplate,
+    QuestionTemplate,
+    RatingTemplate,
+    read_flags,
+)
+from lora_rlhf.judges.rating import AnswerJudge, RatingJudge
 from lora_rlhf.stages.best_of import report_path
-from lora_rlhf.stages.judging import JudgedRows, judged_from, read_items, read_principles, require_new_output
+from lora_rlhf.stages.judging import JudgedRows, Row, judged_from, read_items, read_principles, require_new_output
 from lora_rlhf.stats.agreement import agreement_with
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import UserError
@@ -75,6 +83,7 @@ class _Labelling:
         else:
             self._judge = ListJudge(asker, ListTemplate(principles))
         self._rating = RatingJudge(asker, RatingTemplate(principles)) if config.ratings else None
+        self._flags = _FlagJudges(asker) if config.flags else None
         made_from = judged_from(config, asker, principles_hash)
         self._judged = JudgedRows(config.to, asker, made_from, self._judge.describe, "label")
 
@@ -104,24 +113,58 @@ class _Labelling:
             None if ranks is None else self._row(Ranking(*task[:2], ranks, self._asker.model_name, task.ended))
             for task, ranks in zip(tasks, rankings, strict=True)
         ]
-        if self._rating is None:
-            return rows
-        answers = [
-            (task.prompt, text.strip())
-            for task, row in zip(tasks, rows, strict=True)
-            for text in task.responses
-            if row is not None
-        ]
-        ratings = iter(self._rating.rate(answers))
-        for index, row in enumerate(rows):
-            if row is not None:
-                row["ratings"] = [next(ratings) for _ in row["responses"]]
-                rows[index] = None if None in row["ratings"] else row
+        if self._rating is not None:
+            _add_column(rows, tasks, "ratings", self._rating.rate)
+        if self._flags is not None:
+            _add_column(rows, tasks, "flags", self._flags.of_answers)
+            self._flags.add_prompt_flags(rows, tasks)
         return rows
 
     def _row(self, ranking: Ranking) -> dict[str, Any]:
         """The row of a ranking, which says who labelled by what."""
         return make_row(ranking) | {"judge": self._config.judge, "principles": self._principles_hash}
+
+
+class _FlagJudges:
+    """Asks which flags hold of answers, and of prompts."""
+
+    def __init__(self, asker: Asker) -> None:
+        self._answers = AnswerJudge(asker, FlagTemplate(), functools.partial(read_flags, known=FLAGS))
+        self._prompts = AnswerJudge(asker, PromptFlagTemplate(), functools.partial(read_flags, known=PROMPT_FLAGS))
+
+    def of_answers(self, answers: Sequence[tuple[Prompt, str]]) -> list[list[str] | None]:
+        """The flags of each (prompt, answer); None where the judge failed."""
+        return [_names(verdict) for verdict in self._answers.verdicts(answers)]
+
+    def add_prompt_flags(self, rows: list[Row | None], tasks: Sequence[Task]) -> None:
+        """Adds the flags of the prompts to their rows; a row becomes None where the judge failed."""
+        asked = [(task.prompt, "") for task, row in zip(tasks, rows, strict=True) if row is not None]
+        verdicts = iter(self._prompts.verdicts(asked))
+        for index, row in enumerate(rows):
+            if row is not None:
+                row["prompt_flags"] = _names(next(verdicts))
+                rows[index] = None if row["prompt_flags"] is None else row
+
+
+def _names(verdict: str | None) -> list[str] | None:
+    return None if verdict is None else [name for name in verdict.split(",") if name != "none"]
+
+
+def _add_column(
+    rows: list[Row | None],
+    tasks: Sequence[Task],
+    column: str,
+    judge: Callable[[Sequence[tuple[Prompt, str]]], Sequence[Any]],
+) -> None:
+    """Adds the judge's value of each response to its row; a row becomes None where the judge failed on one."""
+    pairs = zip(tasks, rows, strict=True)
+    values = iter(
+        judge([(task.prompt, text.strip()) for task, row in pairs if row is not None for text in task.responses])
+    )
+    for index, row in enumerate(rows):
+        if row is not None:
+            row[column] = [next(values) for _ in row["responses"]]
+            rows[index] = None if None in row[column] else row
 
 
 def _to_task(prompt: Prompt) -> Task:

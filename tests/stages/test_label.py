@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lora_rlhf_demo.label_value import Label, require_fit
+from lora_rlhf_demo.tasks import Task
 
 from lora_rlhf.cli.main import main
 from lora_rlhf.configs.label import JudgeLabelConfig
+from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.judges import endpoint
 from lora_rlhf.stages import label as page
@@ -61,6 +64,10 @@ def by_length(question: str) -> Raw:
             return longer_wins(question)
         order = sorted(answers, key=lambda answer: -len(answer[2]))
         return says("Long is good.\n**Ranking:** " + " > ".join(number for number, _, _ in order))
+    if "You flag a" in question:
+        of_answer = "opinion, hallucination" if "\naaaaaaa\n" in question else "none"
+        flags = "closed_domain" if "flag a request" in question else of_answer
+        return says(f"Some.\n**Flags:** {flags}")
     if "You rate an answer" in question:
         (text,) = re.findall(r"answer \w+\n(a+)\n", question)
         return says(f"Score: {min(7, len(text))}")
@@ -86,6 +93,28 @@ def test_rankings_are_those_that_people_give(configure: Configure, tmp_path: Pat
     assert report == json.loads((tmp_path / "rankings.report.json").read_text())
     assert all("Truthful." in question for question in api.questions)
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_flags_are_those_of_the_label_tab(configure: Configure, tmp_path: Path) -> None:
+    with serve(by_length) as api:
+        label(configure(api.url, question="listwise", flags=True))
+        num_calls = len(api.bodies)
+        label(configure(api.url, question="listwise", flags=True, overwrite=True))
+        assert len(api.bodies) == num_calls == 1 + 10 + 40 + 10
+    for row in rows_of(tmp_path / "rankings.jsonl"):
+        assert row["flags"] == [[], [], ["hallucination", "opinion"], []] and row["prompt_flags"] == ["closed_domain"]
+        shown = Label(tuple(row["ranks"]), (None,) * 4, tuple(map(tuple, row["flags"])), tuple(row["prompt_flags"]))
+        require_fit(Task(Prompt.of(row["prompt"]), tuple(row["responses"])), shown)
+
+
+@pytest.mark.parametrize("bad", ["Flags: rude", "Flags:", "Flags: opinion, none", "Flags: none\nor so", "none"])
+def test_a_prompt_with_flags_that_are_none_is_left_out(configure: Configure, bad: str) -> None:
+    def reply(question: str) -> Raw:
+        return says(bad) if "Question 3?" in question and "You flag an" in question else by_length(question)
+
+    with serve(reply) as api:
+        report = label(configure(api.url, question="listwise", flags=True))
+    assert (report["labeled"], report["failed"]) == (9, 1)
 
 
 def test_nothing_is_asked_twice(configure: Configure) -> None:
