@@ -30,11 +30,12 @@ from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, R
 from lora_rlhf.render.tables import terminal_table
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.tinyworld.config import LabelConfig, ProblemsConfig, ScoreConfig, TinyworldConfig
+from lora_rlhf.tinyworld.config import LabelConfig, ProblemsConfig, ScoreConfig, TinyworldConfig, TracesConfig
 from lora_rlhf.tinyworld.datasets import label, make
 from lora_rlhf.tinyworld.gold import score_request
 from lora_rlhf.tinyworld.problems import make_problems
 from lora_rlhf.tinyworld.requests import find_request
+from lora_rlhf.tinyworld.traces import make_traces
 
 
 def _doctor(config: DoctorConfig) -> None:
@@ -226,8 +227,11 @@ def _demo(config: DemoConfig) -> None:
     serve(config)
 
 
-def _make(config: TinyworldConfig | ProblemsConfig) -> None:
-    counts = make(config) if isinstance(config, TinyworldConfig) else make_problems(config)
+def _make(config: TinyworldConfig | ProblemsConfig | TracesConfig) -> None:
+    if isinstance(config, TinyworldConfig):
+        counts = make(config)
+    else:
+        counts = make_problems(config) if isinstance(config, ProblemsConfig) else make_traces(config)
     for name, count in counts.items():
         print(f"{config.path_by_set[name]}: {count} rows")
 
@@ -293,6 +297,7 @@ COMMANDS = {
     "demo": Command("the browser app: compare stages, rank, watch a run", DemoConfig, _demo),
     "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
     "tinyworld problems": Command("problems whose answers code can check", ProblemsConfig, _make),
+    "tinyworld traces": Command("tool calls, given texts and secrets, with their truth", TracesConfig, _make),
     "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _simulate_labelers),
     "tinyworld score": Command("how good a response is by the hidden gold score", ScoreConfig, _score),
 }

@@ -144,6 +144,28 @@ def _draw_length_chart(axis: Axes, report: Report) -> bool:
     return True
 
 
+def _draw_refusal_chart(axis: Axes, report: Report) -> bool:
+    """Draws each system's trade-off of over- and under-refusal, and where the system itself stands."""
+    if report.refusals is None:
+        return False
+    for system, curve in report.refusals.curves.items():
+        color = _system_color(report, system)
+        over, under = [point.over for point in curve.points], [point.under for point in curve.points]
+        axis.plot(over, under, color=color, linewidth=1.5, label=system_text(system))
+        own = [report.figures.get(name, {}).get(system) for name in ("over_refusal", "under_refusal")]
+        ends = [figure.value for figure in own if figure is not None and figure.value is not None]
+        if len(ends) == 2:
+            axis.plot(*ends, color=color, marker="o", markersize=6, clip_on=False)
+    axis.set_xlabel("over-refusal: to be answered, declined")
+    axis.set_ylabel("under-refusal")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1)
+    axis.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axis.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    _draw_legend(axis, True)
+    return True
+
+
 CHART_DRAWERS: Sequence[tuple[str, str, Callable[[Axes, Report], bool]]] = (
     (
         "Who wins",
@@ -160,6 +182,11 @@ CHART_DRAWERS: Sequence[tuple[str, str, Callable[[Axes, Report], bool]]] = (
         "Where reward and judge part",
         "The candidate's answers by how far they are from the reference. Reward up and judge down is reward hacking.",
         _draw_audit_chart,
+    ),
+    (
+        "What is declined",
+        "Points: what each declines by itself. Lines: if prompts were declined from some probability of a refusal on.",
+        _draw_refusal_chart,
     ),
     ("How long answers are", "A reward can often be raised by length alone.", _draw_length_chart),
 )

@@ -12,6 +12,9 @@ def require_comparable(earlier: Report, sets: Sets, judge: str, path: str) -> No
         "probes": (earlier.sets.probes, sets.probes),
         "choices": (earlier.sets.choices, sets.choices),
         "text": (earlier.sets.text, sets.text),
+        "tools": (earlier.sets.tools, sets.tools),
+        "grounded": (earlier.sets.grounded, sets.grounded),
+        "refusals": (earlier.sets.refusals, sets.refusals),
     }
     faults = []
     for name, (old_set, new_set) in pairs.items():

@@ -30,6 +30,14 @@ class EvaluateConfig(StageConfig, JudgeConfig):
     its prompts are asked; none: none."""
     choices: str = field(default="auto", metadata=input_file("auto", "none"))
     """File of multiple-choice questions; auto: the tiny world's own where its prompts are asked; none: none."""
+    tools: str | None = field(default=None, metadata=input_file())
+    """File of conversations with the right tool calls, as SFT learns them; each turn is answered. None: none."""
+    grounded: str | None = field(default=None, metadata=input_file())
+    """File of prompts that hold the text to answer from, as a column context or in a message; none: none."""
+    refusals: str | None = field(default=None, metadata=input_file())
+    """JSONL file of prompts with domain, and refuse: true for those that should be declined, else false; none: none."""
+    refusal_text: str = "I am sorry, but I cannot help with that."
+    """The refusal whose probability orders these prompts, for the curve of over- and under-refusal."""
     lm_eval: tuple[str, ...] = ()
     """Tasks of EleutherAI's harness that every system answers, by name or as .yaml files; needs the extra lm-eval."""
     lm_eval_limit: int | None = None

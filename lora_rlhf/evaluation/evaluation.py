@@ -1,5 +1,6 @@
 """The systems' answers and the judge's outcomes, from which the sections of a report are computed."""
 
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,10 @@ class LeftOut(Exception):
 
 @dataclass
 class Evaluation:
-    """The systems, their prompts and the judge. `run` fills in answers and outcomes."""
+    """The systems, their prompts and the judge. `run` fills in answers and outcomes.
+
+    asked, asked_answers: the prompts and answers of the frozen sets that are asked beside the prompts, by their names.
+    """
 
     config: EvaluateConfig
     model: SharedModel
@@ -46,12 +50,12 @@ class Evaluation:
     frozen: FrozenSets
     scorers: Mapping[str, HarmScorer]
     tasks: Mapping[str, Any]
-    probe_prompts: list[EncodedPrompt]
+    asked: Mapping[str, list[EncodedPrompt]]
     categories: list[str] | None
     languages: list[str]
     progress: tqdm
     answers: Answers = field(default_factory=dict)
-    probe_answers: Answers = field(default_factory=dict)
+    asked_answers: dict[str, Answers] = field(default_factory=dict)
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
     mean_scores: dict[str, dict[float, float]] = field(default_factory=dict)
     best_temperatures: dict[str, float] = field(default_factory=dict)
@@ -63,11 +67,13 @@ class Evaluation:
     def run(self) -> None:
         """Generates and judges all answers; also at other temperatures, if there are prompts to choose one on."""
         names = self.system_set.names
-        all_answers = self.generate_answers(
-            [*self.prompts, *self.probe_prompts], dict.fromkeys(names, TRAINING_TEMPERATURE)
-        )
-        self.answers = {name: answers[: len(self.prompts)] for name, answers in all_answers.items()}
-        self.probe_answers = {name: answers[len(self.prompts) :] for name, answers in all_answers.items()}
+        all_prompts = [*self.prompts, *itertools.chain(*self.asked.values())]
+        all_answers = self.generate_answers(all_prompts, dict.fromkeys(names, TRAINING_TEMPERATURE))
+        end = 0
+        for set_name, prompts in {"": self.prompts, **self.asked}.items():
+            start, end = end, end + len(prompts)
+            self.asked_answers[set_name] = {name: answers[start:end] for name, answers in all_answers.items()}
+        self.answers = self.asked_answers.pop("")
         self.outcomes = self.judge_pairs(self.answers)
         if self.selection and isinstance(self.judge, ScoreJudge):
             self._choose_temperatures(self.judge)

@@ -91,6 +91,30 @@ CATALOGUE: Mapping[str, Measure] = {
     "template_collapse": Measure("same answer", "share", "lower", "responses equal to one given to another prompt"),
     "same_template": Measure("same template", "share", "lower", "the same, but for words that stand in the prompt"),
     "refusal_rate": Measure("refusals", "share", "neither", "responses that decline to answer"),
+    "over_refusal": Measure("over-refusal", "share", "lower", "prompts to be answered that are declined"),
+    "under_refusal": Measure("under-refusal", "share", "lower", "prompts to be declined that are answered"),
+    "right_tool": Measure("right tool", "share", "higher", "of answers that must call: the right functions are called"),
+    "right_arguments": Measure(
+        "right call", "share", "higher", "of answers that must call: functions and arguments are right"
+    ),
+    "missing_call": Measure("missing call", "share", "lower", "answers that must call a tool and call none"),
+    "needless_call": Measure("needless call", "share", "lower", "answers that need no tool and call one"),
+    "malformed_call": Measure("malformed call", "share", "lower", "answers with a call that cannot be read"),
+    "unsupported_tool": Measure(
+        "says what the tool did not",
+        "share",
+        "lower",
+        "answers to tools' results with a number, name or quotation of none",
+    ),
+    "unsupported_context": Measure(
+        "says what the context does not", "share", "lower", "answers with a number, name or quotation that is not in it"
+    ),
+    "unsupported_by_judge": Measure(
+        "unsupported, by the judge",
+        "share",
+        "lower",
+        "the same answers, where the judge finds a statement without support",
+    ),
     "toxicity": Measure("toxicity", "share", "lower", "responses that the toxicity scorer flags"),
     "untruthfulness": Measure("untruthfulness", "share", "lower", "responses that the truthfulness scorer flags"),
     "perplexity": Measure("perplexity", "per token", "lower", "on held-out pretraining text: the alignment tax"),

@@ -2,18 +2,32 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
-from lora_rlhf.data.schema import Text
-from lora_rlhf.data.sources import read_texts
+from lora_rlhf.data.schema import Demonstration, Prompt, Text
+from lora_rlhf.data.sources import Source, every_turn, read_texts
 from lora_rlhf.evaluation.config import EvaluateConfig
+from lora_rlhf.evaluation.inputs import content_hash, read_distinct_prompts
 from lora_rlhf.evaluation.report_model import FrozenSet
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.bins import require_checkable
-from lora_rlhf.probes.sets import ENGLISH, ChoiceSet, ProbeSet, World, read_choices, read_probes
+from lora_rlhf.probes.sets import (
+    ENGLISH,
+    ChoiceSet,
+    ProbeSet,
+    RefusalSet,
+    World,
+    read_choices,
+    read_probes,
+    read_refusals,
+)
+from lora_rlhf.stats.text_metrics import is_refusal
 from lora_rlhf.system.errors import UserError
+
+log = logging.getLogger("lora_rlhf")
 
 AUTO, NONE = "auto", "none"
 NO_WORLD = "the prompts are not the tiny world's, so give a file with"
@@ -26,21 +40,32 @@ class FrozenSets:
     probes: ProbeSet | None
     choices: ChoiceSet | None
     texts: Sequence[Text] | None
+    tool_rows: Sequence[Demonstration]
+    grounded: Sequence[Prompt]
+    refusals: RefusalSet | None
     sets: dict[str, FrozenSet]
     left_out: dict[str, str]
 
-    def encode_probes(self, model: SharedModel, max_prompt_tokens: int) -> list[EncodedPrompt]:
-        """Every probe's ids. Raises UserError if one cannot be encoded, because a bin needs all of its cases."""
-        if self.probes is None:
-            return []
-        prompts = [probe.prompt for probe in self.probes.probes]
-        encoded, refused_rows = encode_prompts(model.tokenizer, prompts, max_prompt_tokens)
-        if refused_rows.count or refused_rows.truncated_prompts:
-            raise UserError(
-                f"probes {self.probes.name}: {refused_rows.count} refused and {refused_rows.truncated_prompts} "
-                f"truncated at max_prompt_tokens {max_prompt_tokens}: raise it, or give --probes none"
-            )
-        return encoded
+    def encode_prompts(self, model: SharedModel, max_prompt_tokens: int) -> dict[str, list[EncodedPrompt]]:
+        """The ids of every prompt that is asked, by the name of its set.
+
+        Raises UserError if one cannot be encoded whole: a bin needs all of its cases, and a figure its context.
+        """
+        asked = {
+            "probes": [probe.prompt for probe in self.probes.probes] if self.probes else [],
+            "tools": [row.prompt for row in self.tool_rows],
+            "grounded": list(self.grounded),
+            "refusals": [case.prompt for case in self.refusals.cases] if self.refusals else [],
+        }
+        encoded_by_set = {}
+        for name, prompts in asked.items():
+            encoded_by_set[name], refused_rows = encode_prompts(model.tokenizer, prompts, max_prompt_tokens)
+            if refused_rows.count or refused_rows.truncated_prompts:
+                raise UserError(
+                    f"--{name}: {refused_rows.count} refused and {refused_rows.truncated_prompts} truncated at "
+                    f"max_prompt_tokens {max_prompt_tokens}: raise it, or leave the set out. {refused_rows.summary()}"
+                )
+        return encoded_by_set
 
 
 def open_frozen_sets(config: EvaluateConfig, world: World | None) -> FrozenSets:
@@ -76,7 +101,42 @@ def open_frozen_sets(config: EvaluateConfig, world: World | None) -> FrozenSets:
         sets["text"] = FrozenSet(path=config.text, content_hash=_hash_texts(texts), n=len(texts))
     else:
         left_out["text"] = _missing_reason(config.text, "text")
-    return FrozenSets(probes, choices, texts, sets, left_out)
+    tool_rows = read_tool_rows(config.tools, config.strict) if config.tools else []
+    if config.tools:
+        sets["tools"] = FrozenSet(path=config.tools, content_hash=_hash_rows(tool_rows), n=len(tool_rows))
+    grounded = read_distinct_prompts(config, config.grounded, "--grounded") if config.grounded else []
+    if config.grounded:
+        sets["grounded"] = FrozenSet(path=config.grounded, content_hash=content_hash(grounded), n=len(grounded))
+    refusals = read_refusals(config.refusals) if config.refusals else None
+    if refusals is not None:
+        if not is_refusal(config.refusal_text):
+            raise UserError(f"--refusal_text {config.refusal_text!r}: this declines nothing; give a sentence that does")
+        sets["refusals"] = FrozenSet(
+            name=refusals.name, path=config.refusals, content_hash=refusals.content_hash, n=len(refusals.cases)
+        )
+    return FrozenSets(probes, choices, texts, tool_rows, grounded, refusals, sets, left_out)
+
+
+def read_tool_rows(path: str, strict: bool) -> list[Demonstration]:
+    """Every turn of the conversations in a file, once; rows that cannot be read are left out with a warning.
+
+    UserError if none of them calls a tool.
+    """
+    source: Source[Demonstration] = Source(path, "demonstrations", strict=strict)
+    rows = {row.prompt.key: row for row in every_turn(source)}
+    if summary := source.refused.summary():
+        log.warning("%s:\n%s", path, summary)
+    if not any(row.tool_calls for row in rows.values()):
+        raise UserError(f"--tools {path}: no answer there calls a tool; docs/data.md says how rows hold calls")
+    return list(rows.values())
+
+
+def _hash_rows(rows: Sequence[Demonstration]) -> str:
+    contents = sorted(
+        json.dumps([[turn.values for turn in row.prompt.messages], row.prompt.tools, row.response, row.tool_calls])
+        for row in rows
+    )
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 
 
 def _hash_texts(texts: Sequence[Text]) -> str:

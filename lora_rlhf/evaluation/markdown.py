@@ -58,6 +58,7 @@ def markdown_page(report: Report) -> str:
         _temperature_section(report),
         _group_section(report, report.categories, "category"),
         _group_section(report, report.languages, "language"),
+        _domain_section(report),
         _comparison_section(report),
     ]
     if report.left_out:
@@ -123,6 +124,11 @@ def _fact_lines(report: Report) -> list[str]:
         if ordering.label_agreement is not None:
             fact += f"; labelers agree on {100 * ordering.label_agreement:.1f} %"
         facts.append(fact)
+    grounding = report.grounding
+    if grounding is not None and grounding.agreement is not None:
+        alpha = "" if grounding.alpha is None else f", alpha {grounding.alpha:.2f}"
+        agreement = f"{rate_text(grounding.agreement)} of {pluralize(grounding.agreement.n, 'answer')}{alpha}"
+        facts.append(f"on what answers say beyond their sources, rules and judge agree on {agreement}")
     flags = report.audit.flags if report.audit else {}
     return facts + [f"AUDIT: {name_text(name)}: {flag.why}" for name, flag in flags.items() if flag.raised]
 
@@ -159,6 +165,20 @@ def _group_section(report: Report, groups: dict[str, Group], title: str) -> str:
         rows.append([name, str(group.n), rate_text(group.win_rates.get(report.pair)), *cells])
     header = [title, "prompts", name_text(report.pair), *(f"score, {system}" for system in report.systems)]
     return f"## By {title}\n\n{markdown_table(header, rows)}" if rows else ""
+
+
+def _domain_section(report: Report) -> str:
+    """Over- and under-refusal by domain; empty without domains."""
+    names, systems = ("over_refusal", "under_refusal"), (report.baseline, report.candidate)
+    rows = [
+        [
+            *(domain, str(group.n)),
+            *(figure_text(name, group.figures.get(name, {}).get(system)) for name in names for system in systems),
+        ]
+        for domain, group in report.domains.items()
+    ]
+    header = ["domain", "prompts", *(f"{CATALOGUE[name].title}, {system}" for name in names for system in systems)]
+    return f"## Refusals by domain\n\n{markdown_table(header, rows)}" if rows else ""
 
 
 def _comparison_section(report: Report) -> str:

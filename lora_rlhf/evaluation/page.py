@@ -34,11 +34,13 @@ HOPED_FOR = ("yes", "no", "yes", "no", "no")
 # {group: its figures}; figures that are not named here belong to the last group.
 FIGURE_GROUPS: Mapping[str, Sequence[str]] = {
     "Preference": ("win_rate", "win_rate_length_controlled", "rating", "score", "reward_score"),
-    "Safety and truth": ("refusal_rate", "toxicity", "untruthfulness"),
+    "Safety and truth": ("refusal_rate", "over_refusal", "under_refusal", "toxicity", "untruthfulness"),
     "Ways to fail, each with prompts of its own": (
         *("instruction_miss", "reward_polish", "refusal_overreach", "hallucinated_certainty", "length_inflation"),
         *("inconsistency", "sycophancy"),
     ),
+    "Tools": ("right_tool", "right_arguments", "missing_call", "needless_call", "malformed_call"),
+    "Answers from a text or a tool": ("unsupported_tool", "unsupported_context", "unsupported_by_judge"),
     "Reward model": ("reward_accuracy", "reward_ece", "reward_length_correlation"),
     "What alignment may cost": ("perplexity", "choice_accuracy"),
     "Distance from the reference": ("kl_per_token", "kl_per_response", "entropy"),

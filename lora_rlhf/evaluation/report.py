@@ -161,7 +161,7 @@ def _make_evaluation(config: EvaluateConfig, plan: EvaluationPlan, model: Shared
         frozen=plan.frozen,
         scorers=plan.scorers,
         tasks=plan.tasks,
-        probe_prompts=plan.frozen.encode_probes(model, config.max_prompt_tokens),
+        asked=plan.frozen.encode_prompts(model, config.max_prompt_tokens),
         categories=prompt_categories(used_prompts, config.category),
         languages=prompt_languages(used_prompts),
         progress=tqdm(desc="evaluate", unit="part", disable=None),

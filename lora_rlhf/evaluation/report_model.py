@@ -71,6 +71,9 @@ class Sets:
     probes: FrozenSet | None = optional()
     choices: FrozenSet | None = optional()
     text: FrozenSet | None = optional()
+    tools: FrozenSet | None = optional()
+    grounded: FrozenSet | None = optional()
+    refusals: FrozenSet | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +276,53 @@ class Audit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroundedAnswer:
+    """An answer that says what its sources do not. items: found by the rules. judge: supported or unsupported."""
+
+    prompt: str
+    response: str
+    items: list[str] = field(default_factory=list)
+    judge: str | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounding:
+    """The candidate's answers that say what their sources do not.
+
+    agreement, alpha: of the rules and the judge, over the answers of all systems; alpha is Krippendorff's.
+    """
+
+    agreement: Rate | None = optional()
+    alpha: float | None = optional()
+    answers: list[GroundedAnswer] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalPoint:
+    """Shares of prompts if all from a score upwards were declined. `threshold`: that score; None declines nothing."""
+
+    threshold: float | None = None
+    over: float
+    under: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalCurve:
+    """The trade-off of over- and under-refusal: see `refusals.trade_off`."""
+
+    auc: float
+    points: list[RefusalPoint]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusals:
+    """The curve of each system by its log-probability of the refusal `text`."""
+
+    text: str
+    curves: dict[str, RefusalCurve]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LengthHistogram:
     """How many answers of each system have which length, in tokens."""
 
@@ -347,6 +397,9 @@ class Report:
     tasks: dict[str, TaskFigures] = optional(dict)
     reward: RewardRecord | None = optional()
     audit: Audit | None = optional()
+    grounding: Grounding | None = optional()
+    domains: dict[str, Group] = optional(dict)
+    refusals: Refusals | None = optional()
     lengths: LengthHistogram | None = optional()
     left_out: dict[str, str]
     questions: list[Question]
@@ -378,7 +431,8 @@ class Report:
     def _figure_tables(self) -> Iterator[tuple[str, Mapping[str, Mapping[str, Any]]]]:
         """Yields (place in the report, table) of every table of figures by system."""
         yield from (("figures", self.figures), ("paired", self.paired))
-        for key, groups in (("categories", self.categories), ("languages", self.languages)):
+        all_groups = {"categories": self.categories, "languages": self.languages, "domains": self.domains}
+        for key, groups in all_groups.items():
             for name, group in groups.items():
                 yield from ((f"{key}.{name}.figures", group.figures), (f"{key}.{name}.paired", group.paired))
 

@@ -7,19 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from lora_rlhf.data.calls import find_call_reader
 from lora_rlhf.data.encode import EncodedRanking, Limits
+from lora_rlhf.data.refusals import BadRow
 from lora_rlhf.evaluation.columns import Column
 from lora_rlhf.evaluation.evaluation import Evaluation, LeftOut
 from lora_rlhf.evaluation.figures import Figure, Paired
+from lora_rlhf.evaluation.grounding import grounded_cases, measure_grounding, stated_texts
 from lora_rlhf.evaluation.groups import FEWEST_OF_GROUP, find_cluster, group_by_label
 from lora_rlhf.evaluation.harness import harness_columns
 from lora_rlhf.evaluation.measuring import ColumnsBySystem, differences_by_name, figures_by_name, select_prompts
+from lora_rlhf.evaluation.refusals import refusal_columns, refusal_scores, trade_off
 from lora_rlhf.evaluation.report_model import (
     Audit,
     Differences,
     Figures,
     Group,
     LengthHistogram,
+    Refusals,
     Report,
     RewardRecord,
     TaskFigures,
@@ -27,6 +32,8 @@ from lora_rlhf.evaluation.report_model import (
 )
 from lora_rlhf.evaluation.reward_figures import ordering_figures, ordering_on_answers, reward_changes
 from lora_rlhf.evaluation.tax import block_tokens, encode_choices, guessing_accuracy, measure_tax, pack_text
+from lora_rlhf.evaluation.tool_figures import tool_columns
+from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.scores import ScoreJudge, prompt_text
 from lora_rlhf.probes.audit import SystemAnswers, audit
 from lora_rlhf.probes.bins import POLISH, failures_by_bin, high_reward_flags
@@ -120,6 +127,66 @@ def add_probe_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem
         for name, bins in failed_cases.items()
     }
     _add_columns(report, bin_columns)
+
+
+def add_tool_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds how often the right tools are called, with the right arguments."""
+    rows = evaluation.frozen.tool_rows
+    if not rows:
+        raise LeftOut("no conversations with tool calls: give --tools FILE")
+    try:
+        reader = find_call_reader(evaluation.model.tokenizer)
+    except BadRow as reason:
+        raise LeftOut(str(reason)) from reason
+    answers_by_system = evaluation.asked_answers["tools"]
+    _add_columns(
+        report,
+        {
+            name: tool_columns(rows, [answer.text for answer in answers], reader)
+            for name, answers in answers_by_system.items()
+        },
+    )
+
+
+def add_grounding(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds how often answers say what their context, or a tool's result, does not; by rules, and by the judge."""
+    cases = grounded_cases({name: [prompt.prompt for prompt in prompts] for name, prompts in evaluation.asked.items()})
+    if not cases:
+        raise LeftOut("no prompts with a text to answer from: give --grounded FILE, or --tools FILE with results")
+    reader = None
+    with suppress(BadRow):  # then no answer of this model can be known to call
+        reader = find_call_reader(evaluation.model.tokenizer)
+    texts_by_system = {
+        name: stated_texts([evaluation.asked_answers[case.set_name][name][case.place].text for case in cases], reader)
+        for name in report.systems
+    }
+    columns, report.grounding = measure_grounding(cases, texts_by_system, evaluation.judge, report.candidate)
+    _add_columns(report, columns)
+    if isinstance(evaluation.judge, PairwiseJudge):
+        report.judge |= evaluation.judge.asker.describe()
+
+
+def add_refusals(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
+    """Adds over- and under-refusal, over all prompts and by domain, and each system's trade-off between the two."""
+    refusal_set = evaluation.frozen.refusals
+    if refusal_set is None:
+        raise LeftOut("no prompts that say whether they should be declined: give --refusals FILE")
+    cases, prompts, config = refusal_set.cases, evaluation.asked["refusals"], evaluation.config
+    texts = {name: [one.text for one in answers] for name, answers in evaluation.asked_answers["refusals"].items()}
+    _add_columns(report, {name: refusal_columns(cases, answers) for name, answers in texts.items()})
+    for domain, places in group_by_label([case.domain for case in cases]).items():
+        own_cases = [cases[place] for place in places]
+        columns = {name: refusal_columns(own_cases, [answers[i] for i in places]) for name, answers in texts.items()}
+        report.domains[domain] = _make_group(
+            len(places), figures_by_name(columns), differences_by_name(columns, report.baseline), {}
+        )
+    refuse = [case.refuse for case in cases]
+    if len(set(refuse)) == 2:
+        curves = {}
+        for name, role in _role_by_system(evaluation).items():
+            scores = refusal_scores(evaluation.model, role, prompts, config.refusal_text, config.micro_batch_size)
+            curves[name] = trade_off(scores, refuse)
+        report.refusals = Refusals(text=config.refusal_text, curves=curves)
 
 
 def add_alignment_tax(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
@@ -221,6 +288,9 @@ SECTIONS: Mapping[str, Callable[[Evaluation, ColumnsBySystem, Report], None]] = 
     "languages": add_languages,
     "clusters": add_clusters,
     "probes": add_probe_figures,
+    "tools": add_tool_figures,
+    "grounding": add_grounding,
+    "refusals": add_refusals,
     "tax": add_alignment_tax,
     "tasks": add_task_figures,
     "reward": add_reward_record,
@@ -261,14 +331,15 @@ def _failed_cases(evaluation: Evaluation) -> dict[str, dict[str, list[bool]]]:
         return {}
     has_high_reward: Mapping[str, Sequence[bool] | None] = dict.fromkeys(evaluation.system_set.names)
     if evaluation.reward is not None and any(probe.bin == POLISH for probe in probe_set.probes):
-        prompts = evaluation.probe_prompts
+        prompts = evaluation.asked["probes"]
         scores = {
-            name: evaluation.reward.scores(prompts, answers) for name, answers in evaluation.probe_answers.items()
+            name: evaluation.reward.scores(prompts, answers)
+            for name, answers in evaluation.asked_answers["probes"].items()
         }
         has_high_reward = high_reward_flags(scores, probe_set)
     return {
         name: failures_by_bin(probe_set, [answer.text for answer in answers], evaluation.world, has_high_reward[name])
-        for name, answers in evaluation.probe_answers.items()
+        for name, answers in evaluation.asked_answers["probes"].items()
     }
 
 
@@ -306,11 +377,15 @@ def _group_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, i
     figures["win_rate"] = {
         system: Figure(rate.rate, rate.low, rate.high, rate.n) for system, rate in rates_against_baseline.items()
     }
-    if len(indices) >= FEWEST_OF_GROUP:
-        paired = differences_by_name(group_columns, baseline)
-        return Group(n=len(indices), figures=figures, paired=paired, win_rates=rates)
+    return _make_group(len(indices), figures, differences_by_name(group_columns, baseline), rates)
+
+
+def _make_group(n: int, figures: Figures, paired: Differences, rates: dict[str, WinRate]) -> Group:
+    """The group of n prompts; under ten it has values without intervals or tests."""
+    if n >= FEWEST_OF_GROUP:
+        return Group(n=n, figures=figures, paired=paired, win_rates=rates)
     return Group(
-        n=len(indices),
+        n=n,
         figures={
             name: {system: replace(figure, low=None, high=None) for system, figure in row.items()}
             for name, row in figures.items()

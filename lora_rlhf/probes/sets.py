@@ -142,6 +142,36 @@ class ChoiceSet:
 
 
 @dataclass(frozen=True)
+class RefusalCase:
+    """A prompt of a domain, and whether it should be declined. `declining`: more sentences that decline."""
+
+    prompt: Prompt
+    domain: str
+    refuse: bool
+    declining: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not require_text(self.domain, "a domain").strip():
+            raise BadRow("a domain is empty")
+        if type(self.refuse) is not bool:
+            raise BadRow("refuse is not true or false", f"got {self.refuse!r}")
+        object.__setattr__(self, "declining", tuple(require_text(text, "declining") for text in self.declining))
+
+
+@dataclass(frozen=True)
+class RefusalSet:
+    """A frozen set of prompts that should, and should not, be declined."""
+
+    name: str
+    cases: tuple[RefusalCase, ...]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 of the cases in their order."""
+        return _hash_rows({**vars(case), "prompt": _message_pairs(case.prompt)} for case in self.cases)
+
+
+@dataclass(frozen=True)
 class World:
     """A world in which the quality of every answer is known exactly.
 
@@ -181,6 +211,19 @@ def read_choices(path: str | Path) -> ChoiceSet:
         with _add_origin_to_errors(origin):
             choices.append(Choice(to_prompt(row["prompt"]), row["options"], row["answer"]))
     return ChoiceSet(name, version, tuple(choices))
+
+
+def read_refusals(path: str | Path) -> RefusalSet:
+    """Reads a JSONL file: rows of prompt, domain, refuse (true or false) and optionally declining."""
+    name, _, rows = _read_rows(path, "refusals", ("prompt", "domain", "refuse"), ("declining",))
+    cases = []
+    for origin, row in rows:
+        with _add_origin_to_errors(origin):
+            declining = row.get("declining", [])
+            if not isinstance(declining, list):
+                raise BadRow("declining is not a list of sentences", f"got {declining!r:.40}")
+            cases.append(RefusalCase(to_prompt(row["prompt"]), row["domain"], row["refuse"], tuple(declining)))
+    return RefusalSet(name, tuple(cases))
 
 
 def _read_rows(

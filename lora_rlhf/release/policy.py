@@ -24,7 +24,7 @@ PAIR_FIGURES = {
 }  # {figure of two systems: its place in their section}
 ANY = "*"  # in a path: every name that the report has at this place
 # The sections of a report that hold figures: a dotted path begins with one of them.
-SECTIONS = ("figures", "paired", "categories", "win_rates", "win_rates_best_temperature", "reward", "audit")
+SECTIONS = ("figures", "paired", "categories", "domains", "win_rates", "win_rates_best_temperature", "reward", "audit")
 POLICY_KEYS = ("win_rate", "guards", "seen_in_training")
 RULE_KEYS = ("figure", "compare", *BOUNDS, "end", "unless_missing")
 

@@ -15,6 +15,7 @@ PROMPT_SETS = {
     ),  # held out: their combinations of task and entities are in no other file
 }
 
+MOST_REFUSALS = 100  # held-out questions that are to be declined or not: there are 128
 MOST_PROBLEMS = 100_000  # of a file: there are some millions of them
 
 
@@ -94,6 +95,33 @@ class ProblemsConfig(_FilesToWrite):
             if not 1 <= count <= MOST_PROBLEMS:
                 faults.append(f"num_{name} is {count}, must be from 1 to {MOST_PROBLEMS}")
         return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracesConfig(_FilesToWrite):
+    """Tool calls, questions about a given text, and questions to decline, of the tiny world, with their exact truth."""
+
+    to: str
+    """Folder to write to: demonstrations.jsonl, tools.jsonl and so on, and template.jinja, which writes calls."""
+    seed: int = field(default=0, metadata=COMMON)
+    """Other seeds draw other rows; the questions that are held out stay the same."""
+    num_demonstrations: int = 1500
+    """Conversations to learn from."""
+    num_tools: int = 120
+    """The same, held out, for `evaluate --tools`."""
+    num_grounded: int = 120
+    """Questions about a text, held out, for `evaluate --grounded`."""
+    num_refusals: int = 100
+    """Questions to answer or to decline, held out, for `evaluate --refusals`."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        most_by_set = {name: MOST_REFUSALS if name == "refusals" else MOST_PROBLEMS for name in self.num_rows_by_set}
+        return [
+            f"num_{name} is {count}, must be from 1 to {most_by_set[name]}"
+            for name, count in self.num_rows_by_set.items()
+            if not 1 <= count <= most_by_set[name]
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

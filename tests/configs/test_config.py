@@ -150,7 +150,7 @@ def test_marks_are_where_recipes_and_resumed_runs_look_for_them() -> None:
     }
     inputs = {
         SampleConfig: "prompts",
-        EvaluateConfig: "prompts selection_prompts probes choices text judge_file compare",
+        EvaluateConfig: "prompts selection_prompts probes choices text tools grounded refusals judge_file compare",
         ExportConfig: "prompts",
         LabelConfig: "responses",
     }

@@ -60,8 +60,14 @@ def test_a_better_policy_wins_and_all_is_written(make_run: Run, settings: Settin
         prompts=write_prompts("cases.jsonl", QUESTIONS, use_case=cases),
         selection_prompts=write_prompts("others.jsonl", OTHERS),
         temperatures=(0.0, 1.0, 3.0),
+        tools=write_prompts("tools.jsonl", QUESTIONS[:2], completion=[CALLS, "Hi."]),
+        grounded=write_prompts("grounded.jsonl", OTHERS, context=["Ben has six lamps."] * len(OTHERS)),
+        refusals=write_prompts(
+            "refusals.jsonl", OTHERS, domain=["sea"] * 10 + ["land"] * 2, refuse=[True, False] * (len(OTHERS) // 2)
+        ),
     )
     report = evaluate(config, world=letters())
+    answers_beside_the_prompts(report)
     rows = samples_of(run)
     assert [row["prompt"] for row in rows] == QUESTIONS and [row["category"] for row in rows] == cases
     for row in rows:
@@ -106,13 +112,39 @@ def test_a_better_policy_wins_and_all_is_written(make_run: Run, settings: Settin
     written(run, report)
 
 
+CALLS = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]
+
+
+def answers_beside_the_prompts(report: Report) -> None:
+    """Of a policy that answers aaaa, without a template that writes calls."""
+    figures = report.figures
+    assert "the chat template writes no tool calls" in report.left_out["tools"] and "right_tool" not in figures
+    assert report.sets.tools.n == 2 and report.sets.refusals.n == len(OTHERS) == report.sets.grounded.n
+    assert figures["unsupported_context"]["policy"].value == 0 and "unsupported_tool" not in figures
+    assert figures["over_refusal"]["policy"].value == 0 and figures["under_refusal"]["policy"].value == 1
+    sea, land = report.domains["sea"], report.domains["land"]
+    assert (sea.n, land.n, land.too_few) == (10, 2, 10)
+    assert ends(sea.figures["under_refusal"]["policy"])[0] == 1 and land.figures["under_refusal"]["policy"].low is None
+    assert sea.paired["under_refusal"]["policy"].n == 5
+    for curve in report.refusals.curves.values():
+        assert (curve.points[0].over, curve.points[0].under) == (0, 1)
+        assert (curve.points[-1].over, curve.points[-1].under) == (1, 0)
+
+
 def written(run: Path, report: Report) -> None:
     """All files are there and say the same."""
     assert to_json(read_report(run)) == json.loads((run / "report.json").read_text()) == to_json(report)
     page, html = (run / "report.md").read_text(), (run / "report.html").read_text()
     for part in (report.verdict, "policy vs sft", "T 3", "open QA", "73.0 %", "evaluation_samples.jsonl"):
         assert part in page
-    for part in ("<svg", "open QA", "instruction_miss".replace("_", " "), "Did the training work?"):
+    for part in (
+        "<svg",
+        "What is declined",
+        "Refusals by domain",
+        "open QA",
+        "instruction_miss".replace("_", " "),
+        "Did the training work?",
+    ):
         assert part in html.lower() or part in html
     assert "http://" not in html.replace("http://www.w3.org/", "") and "https://" not in html, "it opens offline"
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
