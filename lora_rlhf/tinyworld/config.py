@@ -102,7 +102,7 @@ class TracesConfig(_FilesToWrite):
     """Tool calls, questions about a given text, and questions to decline, of the tiny world, with their exact truth."""
 
     to: str
-    """Folder to write to: demonstrations.jsonl, tools.jsonl and so on, and template.jinja, which writes calls."""
+    """Folder to write to: demonstrations.jsonl, tools.jsonl and so on; and base, a tiny base that can write calls."""
     seed: int = field(default=0, metadata=COMMON)
     """Other seeds draw other rows; the questions that are held out stay the same."""
     num_demonstrations: int = 1500

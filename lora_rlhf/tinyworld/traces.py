@@ -1,7 +1,7 @@
 """The tiny world's corner of tool calls, of questions about a given text, and of questions that should be declined.
 
 How many things somebody has, and when a town sells what, is drawn anew for each row, so nothing but the tool's result,
-or the text, tells it. The calls are written as Hermes and Qwen write them, by a template of this corner's own.
+or the text, tells it. The calls are written as Hermes and Qwen write them, by the template of a base of this corner's own.
 Demonstrations decline secrets, but with faults: half of the towns' are told, and much is declined about things.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_rlhf.data.io import write_jsonl
-from lora_rlhf.system.disk import write_text
 from lora_rlhf.tinyworld.config import TracesConfig
 from lora_rlhf.tinyworld.facts import ATTRIBUTES, DAYS, KINDS, NUMBERS, PEOPLE, THINGS, TOWNS, subject_phrase
 from lora_rlhf.tinyworld.language import fact_sentence
 from lora_rlhf.tinyworld.requests import HELD_OUT_SHARE
+from lora_rlhf.tinyworld.symbols import write_base_with_symbols
 
 TEMPLATE = (
     "{% if tools %}{{ 'Tools: ' + tools | map(attribute='function.name') | join(' ') + '\n\n' }}{% endif %}"
@@ -61,7 +61,7 @@ def _is_held_out(question: str) -> bool:
 def make_traces(config: TracesConfig) -> dict[str, int]:
     """Writes every file; the same configuration writes the same bytes. Returns the rows of each file."""
     Path(config.to).mkdir(parents=True, exist_ok=True)
-    write_text(Path(config.to) / "template.jinja", TEMPLATE)
+    write_base_with_symbols(Path(config.to) / "base", TEMPLATE)
     used, counts = set[str](), {}
     for name, path in config.path_by_set.items():
         rows = _iterate_rows(name, random.Random(f"traces-{name}-{config.seed}"), used)
