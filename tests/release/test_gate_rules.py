@@ -139,6 +139,17 @@ def test_a_raised_flag_fails_with_its_reason(report: dict[str, Any], tmp_path: P
     assert (row.decision, row.found) == ("fail", "raised: one answer to everything")
 
 
+def test_a_rule_of_refusals_is_applied_to_every_domain(report: dict[str, Any], tmp_path: Path) -> None:
+    few = {"difference": 0.5, "low": None, "high": None, "p": None, "n": 3}
+    values = {"law": paired(0.2, 0.1, 0.3), "health": paired(0.1, -0.1, 0.3), "few": few}
+    report["domains"] = {name: {"n": 30, "paired": {"over_refusal": {"policy": row}}} for name, row in values.items()}
+    guard = "figure: domains.*.figures.over_refusal, compare: paired, at_most: 0, end: low, unless_missing: pass"
+    rows = apply_rules(policy_of(tmp_path, guard), report, "policy", "sft")[1:]
+    assert {row.figure.split(".")[1]: row.decision for row in rows} == {"law": "fail", "health": "pass", "few": "pass"}
+    del report["domains"]
+    assert row_of(report, tmp_path, guard).decision == "pass"
+
+
 def test_an_asterisk_makes_a_row_of_every_name(report: dict[str, Any], tmp_path: Path) -> None:
     report["audit"]["flags"]["length_inflation"]["raised"] = True
     rows = apply_rules(policy_of(tmp_path, 'figure: "audit.flags.*", not_raised: true'), report, "policy", "sft")[1:]
