@@ -1,11 +1,13 @@
 """Measures every answer: scores, form, variety, refusals, harm, distance from the reference."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lora_rlhf.evaluation.columns import Column, Columns
 from lora_rlhf.evaluation.evaluation import Evaluation
+from lora_rlhf.evaluation.groups import FEWEST_OF_GROUP
 from lora_rlhf.evaluation.policy_figures import answer_columns, measure_distances
-from lora_rlhf.evaluation.report_model import Differences, Figures
+from lora_rlhf.evaluation.report_model import Differences, Figures, Group, Report, WinRate
 from lora_rlhf.evaluation.scorers import flag_responses
 from lora_rlhf.judges.scores import ScoreJudge, prompt_text
 
@@ -63,6 +65,36 @@ def differences_by_name(columns_by_system: ColumnsBySystem, baseline: str) -> Di
             if name in columns_by_system[baseline]:
                 differences.setdefault(name, {})[system] = column.paired_difference(columns_by_system[baseline][name])
     return differences
+
+
+def add_figures(report: Report, figures: Figures, paired: Differences) -> None:
+    """Adds figures of the catalogue and their differences from the baseline; figures without systems are left out."""
+    report.figures |= {name: row for name, row in figures.items() if row}
+    report.paired |= {name: row for name, row in paired.items() if row}
+
+
+def add_columns(report: Report, columns_by_system: ColumnsBySystem) -> None:
+    add_figures(report, figures_by_name(columns_by_system), differences_by_name(columns_by_system, report.baseline))
+
+
+def system_roles(evaluation: Evaluation) -> dict[str, str]:
+    """{system: its role}."""
+    return {system.name: system.role for system in evaluation.system_set.systems}
+
+
+def make_group(n: int, figures: Figures, paired: Differences, rates: dict[str, WinRate]) -> Group:
+    """The group of n prompts; under ten it has values without intervals or tests."""
+    if n >= FEWEST_OF_GROUP:
+        return Group(n=n, figures=figures, paired=paired, win_rates=rates)
+    return Group(
+        n=n,
+        figures={
+            name: {system: replace(figure, low=None, high=None) for system, figure in row.items()}
+            for name, row in figures.items()
+        },
+        win_rates={pair: replace(rate, low=None, high=None, p=None) for pair, rate in rates.items()},
+        too_few=FEWEST_OF_GROUP,
+    )
 
 
 def _measure_form(evaluation: Evaluation, indices: Sequence[int]) -> ColumnsBySystem:

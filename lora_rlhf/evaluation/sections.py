@@ -7,24 +7,29 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from lora_rlhf.data.calls import find_call_reader
 from lora_rlhf.data.encode import EncodedRanking, Limits
-from lora_rlhf.data.refusals import BadRow
+from lora_rlhf.evaluation.asked_sections import add_grounding, add_refusals, add_tool_figures
 from lora_rlhf.evaluation.columns import Column
 from lora_rlhf.evaluation.evaluation import Evaluation, LeftOut
 from lora_rlhf.evaluation.figures import Figure, Paired
-from lora_rlhf.evaluation.grounding import grounded_cases, measure_grounding, stated_texts
 from lora_rlhf.evaluation.groups import FEWEST_OF_GROUP, find_cluster, group_by_label
 from lora_rlhf.evaluation.harness import harness_columns
-from lora_rlhf.evaluation.measuring import ColumnsBySystem, differences_by_name, figures_by_name, select_prompts
-from lora_rlhf.evaluation.refusals import refusal_columns, refusal_scores, trade_off
+from lora_rlhf.evaluation.measuring import (
+    ColumnsBySystem,
+    add_columns,
+    add_figures,
+    differences_by_name,
+    figures_by_name,
+    make_group,
+    select_prompts,
+    system_roles,
+)
 from lora_rlhf.evaluation.report_model import (
     Audit,
     Differences,
     Figures,
     Group,
     LengthHistogram,
-    Refusals,
     Report,
     RewardRecord,
     TaskFigures,
@@ -32,8 +37,6 @@ from lora_rlhf.evaluation.report_model import (
 )
 from lora_rlhf.evaluation.reward_figures import ordering_figures, ordering_on_answers, reward_changes
 from lora_rlhf.evaluation.tax import block_tokens, encode_choices, guessing_accuracy, measure_tax, pack_text
-from lora_rlhf.evaluation.tool_figures import tool_columns
-from lora_rlhf.judges.pairwise import PairwiseJudge
 from lora_rlhf.judges.scores import ScoreJudge, prompt_text
 from lora_rlhf.probes.audit import SystemAnswers, audit
 from lora_rlhf.probes.bins import POLISH, failures_by_bin, high_reward_flags
@@ -70,7 +73,7 @@ def add_preferences(evaluation: Evaluation, columns_by_system: ColumnsBySystem, 
         figures["rating"] = {
             system: Figure.from_floats(*rating) for system, rating in bradley_terry_ratings(pairs, baseline).items()
         }
-    _add_figures(report, figures, paired)
+    add_figures(report, figures, paired)
 
 
 def add_best_temperatures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
@@ -89,7 +92,7 @@ def add_best_temperatures(evaluation: Evaluation, columns_by_system: ColumnsBySy
 
 def add_answer_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
     """Adds every figure that was measured on each answer, and its difference from the baseline's."""
-    _add_columns(report, columns_by_system)
+    add_columns(report, columns_by_system)
 
 
 def add_categories(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
@@ -126,67 +129,7 @@ def add_probe_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem
         name: {bin: Column("share", [float(has_failed) for has_failed in cases]) for bin, cases in bins.items()}
         for name, bins in failed_cases.items()
     }
-    _add_columns(report, bin_columns)
-
-
-def add_tool_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
-    """Adds how often the right tools are called, with the right arguments."""
-    rows = evaluation.frozen.tool_rows
-    if not rows:
-        raise LeftOut("no conversations with tool calls: give --tools FILE")
-    try:
-        reader = find_call_reader(evaluation.model.tokenizer)
-    except BadRow as reason:
-        raise LeftOut(str(reason)) from reason
-    answers_by_system = evaluation.asked_answers["tools"]
-    _add_columns(
-        report,
-        {
-            name: tool_columns(rows, [answer.text for answer in answers], reader)
-            for name, answers in answers_by_system.items()
-        },
-    )
-
-
-def add_grounding(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
-    """Adds how often answers say what their context, or a tool's result, does not; by rules, and by the judge."""
-    cases = grounded_cases({name: [prompt.prompt for prompt in prompts] for name, prompts in evaluation.asked.items()})
-    if not cases:
-        raise LeftOut("no prompts with a text to answer from: give --grounded FILE, or --tools FILE with results")
-    reader = None
-    with suppress(BadRow):  # then no answer of this model can be known to call
-        reader = find_call_reader(evaluation.model.tokenizer)
-    texts_by_system = {
-        name: stated_texts([evaluation.asked_answers[case.set_name][name][case.place].text for case in cases], reader)
-        for name in report.systems
-    }
-    columns, report.grounding = measure_grounding(cases, texts_by_system, evaluation.judge, report.candidate)
-    _add_columns(report, columns)
-    if isinstance(evaluation.judge, PairwiseJudge):
-        report.judge |= evaluation.judge.asker.describe()
-
-
-def add_refusals(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
-    """Adds over- and under-refusal, over all prompts and by domain, and each system's trade-off between the two."""
-    refusal_set = evaluation.frozen.refusals
-    if refusal_set is None:
-        raise LeftOut("no prompts that say whether they should be declined: give --refusals FILE")
-    cases, prompts, config = refusal_set.cases, evaluation.asked["refusals"], evaluation.config
-    texts = {name: [one.text for one in answers] for name, answers in evaluation.asked_answers["refusals"].items()}
-    _add_columns(report, {name: refusal_columns(cases, answers) for name, answers in texts.items()})
-    for domain, places in group_by_label([case.domain for case in cases]).items():
-        own_cases = [cases[place] for place in places]
-        columns = {name: refusal_columns(own_cases, [answers[i] for i in places]) for name, answers in texts.items()}
-        report.domains[domain] = _make_group(
-            len(places), figures_by_name(columns), differences_by_name(columns, report.baseline), {}
-        )
-    refuse = [case.refuse for case in cases]
-    if len(set(refuse)) == 2:
-        curves = {}
-        for name, role in _role_by_system(evaluation).items():
-            scores = refusal_scores(evaluation.model, role, prompts, config.refusal_text, config.micro_batch_size)
-            curves[name] = trade_off(scores, refuse)
-        report.refusals = Refusals(text=config.refusal_text, curves=curves)
+    add_columns(report, bin_columns)
 
 
 def add_alignment_tax(evaluation: Evaluation, columns_by_system: ColumnsBySystem, report: Report) -> None:
@@ -199,7 +142,7 @@ def add_alignment_tax(evaluation: Evaluation, columns_by_system: ColumnsBySystem
         questions, refused_rows = encode_choices(model.tokenizer, frozen.choices.choices, limits)
         if refused_rows.count:
             log.warning("multiple-choice questions: %s", refused_rows.summary())
-    _add_columns(report, measure_tax(model, _role_by_system(evaluation), text, questions, config.micro_batch_size))
+    add_columns(report, measure_tax(model, system_roles(evaluation), text, questions, config.micro_batch_size))
     if questions and report.sets.choices is not None:
         report.sets.choices = replace(report.sets.choices, chance=guessing_accuracy(questions))
 
@@ -208,7 +151,7 @@ def add_task_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem,
     """Adds every metric of EleutherAI's tasks, by task/metric."""
     if not evaluation.tasks:
         raise LeftOut("no tasks of EleutherAI's harness were asked for: give their names with --lm_eval")
-    model, config, role_by_system = evaluation.model, evaluation.config, _role_by_system(evaluation)
+    model, config, role_by_system = evaluation.model, evaluation.config, system_roles(evaluation)
     columns = harness_columns(model, role_by_system, evaluation.tasks, config.micro_batch_size, config.lm_eval_limit)
     paired = differences_by_name(columns, report.baseline)
     report.tasks = {
@@ -231,7 +174,7 @@ def add_reward_record(evaluation: Evaluation, columns_by_system: ColumnsBySystem
     after = ordering_on_answers(
         evaluation.outcomes[report.pair], (candidate_scores, baseline_scores), (candidate_lengths, baseline_lengths)
     )
-    _add_figures(report, {name: {report.candidate: figure} for name, figure in ordering_figures(after).items()}, {})
+    add_figures(report, {name: {report.candidate: figure} for name, figure in ordering_figures(after).items()}, {})
     report.reward = RewardRecord(before=before, after=to_json(after), change=reward_changes(before, after))
 
 
@@ -309,21 +252,6 @@ def fill_report(report: Report, evaluation: Evaluation, columns_by_system: Colum
                 report.left_out[name] = str(reason)
 
 
-def _add_figures(report: Report, figures: Figures, paired: Differences) -> None:
-    """Adds figures of the catalogue and their differences from the baseline; figures without systems are left out."""
-    report.figures |= {name: row for name, row in figures.items() if row}
-    report.paired |= {name: row for name, row in paired.items() if row}
-
-
-def _add_columns(report: Report, columns_by_system: ColumnsBySystem) -> None:
-    _add_figures(report, figures_by_name(columns_by_system), differences_by_name(columns_by_system, report.baseline))
-
-
-def _role_by_system(evaluation: Evaluation) -> dict[str, str]:
-    """{system: its role}."""
-    return {system.name: system.role for system in evaluation.system_set.systems}
-
-
 def _failed_cases(evaluation: Evaluation) -> dict[str, dict[str, list[bool]]]:
     """{system: {bin: whether each of its cases failed}}; empty without probes."""
     probe_set = evaluation.frozen.probes
@@ -377,19 +305,4 @@ def _group_figures(evaluation: Evaluation, columns_by_system: ColumnsBySystem, i
     figures["win_rate"] = {
         system: Figure(rate.rate, rate.low, rate.high, rate.n) for system, rate in rates_against_baseline.items()
     }
-    return _make_group(len(indices), figures, differences_by_name(group_columns, baseline), rates)
-
-
-def _make_group(n: int, figures: Figures, paired: Differences, rates: dict[str, WinRate]) -> Group:
-    """The group of n prompts; under ten it has values without intervals or tests."""
-    if n >= FEWEST_OF_GROUP:
-        return Group(n=n, figures=figures, paired=paired, win_rates=rates)
-    return Group(
-        n=n,
-        figures={
-            name: {system: replace(figure, low=None, high=None) for system, figure in row.items()}
-            for name, row in figures.items()
-        },
-        win_rates={pair: replace(rate, low=None, high=None, p=None) for pair, rate in rates.items()},
-        too_few=FEWEST_OF_GROUP,
-    )
+    return make_group(len(indices), figures, differences_by_name(group_columns, baseline), rates)
