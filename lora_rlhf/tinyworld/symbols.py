@@ -8,15 +8,16 @@ import json
 import math
 import operator
 import random
-import shutil
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_rlhf.system.disk import new_file, write_text
+from lora_rlhf.system.disk import new_file
+from lora_rlhf.system.plain_files import read_file
 
 BASE = Path(__file__).parent / "base"
 EMBEDDINGS, WEIGHTS = "model.embed_tokens.weight", "model.safetensors"
+FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS)
 UNSEEN = "\u0100"  # how byte-level tokenizers spell byte 0, which is in no text
 SAME = 0.9  # cosine similarity with UNSEEN's embedding; that of seen tokens is below 0.3
 SEED = 20220304
@@ -25,12 +26,14 @@ SEED = 20220304
 def write_base_with_symbols(folder: Path, chat_template: str) -> None:
     """Writes a base to a folder: the tiny one with new embeddings of unseen tokens, and with this chat template."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in BASE.iterdir():
-        if path.name not in (WEIGHTS, "chat_template.jinja", "pretraining.json"):
-            shutil.copyfile(path, folder / path.name)
-    write_text(folder / "chat_template.jinja", chat_template)
-    with new_file(folder / WEIGHTS) as file:
-        file.write(_with_new_embeddings((BASE / WEIGHTS).read_bytes()))
+    contents = {name: read_file(BASE / name, follow_links=True) for name in FILES}
+    contents |= {
+        WEIGHTS: _with_new_embeddings(contents[WEIGHTS]),
+        "chat_template.jinja": chat_template.encode(),
+    }
+    for name, content in contents.items():
+        with new_file(folder / name) as file:
+            file.write(content)
 
 
 def _with_new_embeddings(data: bytes) -> bytes:
@@ -40,7 +43,7 @@ def _with_new_embeddings(data: bytes) -> bytes:
     width, (begin, end) = header["shape"][1], header["data_offsets"]
     values = _from_bfloat16(data[start + begin : start + end])
     vectors = [values[place : place + width] for place in range(0, len(values), width)]
-    unseen = vectors[json.loads((BASE / "tokenizer.json").read_text())["model"]["vocab"][UNSEEN]]
+    unseen = vectors[json.loads(read_file(BASE / "tokenizer.json", follow_links=True))["model"]["vocab"][UNSEEN]]
     is_unseen = [_cosine(vector, unseen) > SAME for vector in vectors]
     seen = [value for vector, is_new in zip(vectors, is_unseen, strict=True) if not is_new for value in vector]
     rng, spread = random.Random(SEED), math.sqrt(_product(seen, seen) / len(seen))
