@@ -161,7 +161,9 @@ def test_a_stage_of_the_run_is_asked_in_its_own_template(
     configure: Configure, parents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replies: list[str] = []
-    monkeypatch.setattr(question, "REVISION_TEMPLATE", "{mark} {request} {answer}")  # the context has 256 tokens
+    monkeypatch.setattr(
+        question.RevisionTemplate, "template", "{mark} {request} {answer}"
+    )  # the context has 256 tokens
     monkeypatch.setattr(page, "read_reply_with_revision", lambda text: replies.append(text) or "Well.\nRevision:\nc")
     sample = page.Sampler.sample
 
