@@ -3,7 +3,8 @@
     git worktree add /tmp/before COMMIT
     python benchmarks/no_slower.py --before /tmp/before --rows 60000
 
-`data check` of rows of 1 KiB, plain and with token counts; `demo` until its page is there; the quickstart.
+`data check` of rows of 1 KiB, plain and with token counts; `demo` until its page is there; all commands of the
+quickstart with its settings, on fewer rows and steps (SHORTENED), so that pairs of it are affordable.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import yaml
 from data_check import rows
 from provenance import provenance
 
@@ -26,6 +28,17 @@ from lora_rlhf.system.disk import write_json
 
 HERE = Path(__file__).resolve().parents[1]
 PORT = 18260
+SHORTENED: dict[str, dict[str, int]] = {
+    "tinyworld": {
+        "num_demonstrations": 480,
+        "num_ranking_prompts": 240,
+        "num_ppo_prompts": 960,
+        "num_evaluation_prompts": 96,
+        "num_selection_prompts": 64,
+    },
+    "label": {"overlap": 30},
+    "ppo": {"iterations": 8, "warmup_iterations": 2},
+}
 
 
 def main() -> None:
@@ -33,30 +46,46 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="the other checkout")
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quickstarts", type=int, default=1, help="runs of the quickstart of each; 0: none")
+    parser.add_argument("--quickstarts", type=int, default=3, help="of the shortened quickstart; 0: none")
     parser.add_argument("--root", type=Path, required=True, help="folder with a run, for the app")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/no_slower.json"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         file.write_text("".join(rows(args.rows)))
+        quickstart = Path(folder) / "quickstart.yaml"
+        quickstart.write_text(shortened_quickstart())
         check = ["data", "check", str(file), "--json"]
         programs: dict[str, tuple[int, list[str]]] = {
             "data check": (args.repeats, check),
             "data check with tokens": (args.repeats, [*check, "--model", "tinyworld"]),
             "first page": (args.repeats, ["demo", "--root", str(args.root), "--port", str(PORT)]),
-            "quickstart": (args.quickstarts, ["run", "--config", "configs/quickstart.yaml", "--run", f"{folder}/NEW"]),
+            "quickstart": (args.quickstarts, ["run", "--config", str(quickstart), "--run", f"{folder}/NEW"]),
         }
         measured = {
             name: compare(args.before, words, repeats) for name, (repeats, words) in programs.items() if repeats
         }
-    command = f"python benchmarks/no_slower.py --before BEFORE --root ROOT --rows {args.rows}"
+    command = f"python benchmarks/no_slower.py --before BEFORE --root ROOT --rows {args.rows} --repeats {args.repeats}"
     before = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=args.before
     ).stdout.strip()
-    result = {**provenance(command), "before": before, "rows": args.rows, "user_seconds": measured}
+    result = {
+        **provenance(command),
+        "before": before,
+        "rows": args.rows,
+        "quickstart": SHORTENED,
+        "user_seconds": measured,
+    }
     write_json(args.to, result)
     print(json.dumps(result, indent=2))
+
+
+def shortened_quickstart() -> str:
+    """The quickstart's recipe with the numbers of SHORTENED."""
+    recipe = yaml.safe_load((HERE / "configs/quickstart.yaml").read_text())
+    for step, numbers in SHORTENED.items():
+        recipe[step] |= numbers
+    return yaml.safe_dump(recipe, sort_keys=False)
 
 
 def compare(before: Path, words: list[str], repeats: int) -> dict[str, Any]:
