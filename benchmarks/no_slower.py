@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 from data_check import rows
-from provenance import provenance
+from provenance import commit, provenance
 
 from lora_rlhf.system.disk import write_json
 
@@ -30,14 +30,14 @@ HERE = Path(__file__).resolve().parents[1]
 PORT = 18260
 SHORTENED: dict[str, dict[str, int]] = {
     "tinyworld": {
-        "num_demonstrations": 480,
-        "num_ranking_prompts": 240,
-        "num_ppo_prompts": 960,
-        "num_evaluation_prompts": 96,
-        "num_selection_prompts": 64,
+        "num_demonstrations": 256,
+        "num_ranking_prompts": 64,
+        "num_ppo_prompts": 288,
+        "num_evaluation_prompts": 32,
+        "num_selection_prompts": 16,
     },
-    "label": {"overlap": 30},
-    "ppo": {"iterations": 8, "warmup_iterations": 2},
+    "label": {"overlap": 10},
+    "ppo": {"iterations": 3, "warmup_iterations": 1},
 }
 
 
@@ -46,8 +46,9 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="the other checkout")
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quickstarts", type=int, default=3, help="of the shortened quickstart; 0: none")
+    parser.add_argument("--quickstarts", type=int, default=3, help="pairs of the shortened quickstart")
     parser.add_argument("--root", type=Path, required=True, help="folder with a run, for the app")
+    parser.add_argument("--only", nargs="+", help="of the programs; else all. The rows of others stay in the file")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/no_slower.json"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,9 +63,10 @@ def main() -> None:
             "first page": (args.repeats, ["demo", "--root", str(args.root), "--port", str(PORT)]),
             "quickstart": (args.quickstarts, ["run", "--config", str(quickstart), "--run", f"{folder}/NEW"]),
         }
-        measured = {
-            name: compare(args.before, words, repeats) for name, (repeats, words) in programs.items() if repeats
-        }
+        measured = json.loads(args.to.read_text())["user_seconds"] if args.only and args.to.exists() else {}
+        for name in args.only or programs:
+            repeats, words = programs[name]
+            measured[name] = compare(args.before, words, repeats) | {"commit": commit()}
     command = f"python benchmarks/no_slower.py --before BEFORE --root ROOT --rows {args.rows} --repeats {args.repeats}"
     before = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=args.before
