@@ -37,7 +37,7 @@ SHORTENED: dict[str, dict[str, int]] = {
         "num_selection_prompts": 16,
     },
     "label": {"overlap": 10},
-    "ppo": {"iterations": 3, "warmup_iterations": 1},
+    "ppo": {"iterations": 3, "warmup_iterations": 1, "accept_chance_reward": True},
 }
 
 
