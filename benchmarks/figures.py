@@ -56,10 +56,16 @@ def figures() -> dict[str, str]:
 
 
 def _safety(results: Any) -> dict[str, str]:
-    crowd, hostile = results["demo_crowd"]["crowd"], results["hostile_runs"]
+    crowd, sweeps = results["demo_crowd"]["crowd"], results["hostile_runs"]["sweeps"]
     times = {name: row["times"] for name, row in results["no_slower"]["user_seconds"].items()}
     encoding = [row["encoding"]["times"] for row in results["templates"]["measured"].values()]
-    tries, faults = hostile["runs"] * len(hostile["commands"]), len(hostile["faults"])
+    faults: dict[str, list[str]] = {}
+    for sweep in sweeps:  # of a run that was tried again, the last sweep counts
+        faults |= {number: [] for number in sweep["command"].split() if number.isdecimal()}
+        for fault in sweep["faults"]:
+            faults[fault.split(":")[0].split()[-1]].append(fault)
+    num_commands = len(sweeps[0]["commands"])
+    tries, num_faults = len(faults) * num_commands, sum(map(len, faults.values()))
     return {
         "crowd": f"{crowd['medians']['alone']:.2f} s alone, and {crowd['medians']['among_the_pages']:.2f} s while "
         f"{crowd['pages']} pages of another address ask without end",
@@ -67,7 +73,7 @@ def _safety(results: Any) -> dict[str, str]:
         f"{times['data check with tokens']:.2f} with token counts, and the app's first page {times['first page']:.2f}",
         "template_bounds": f"{min(encoding):.2f} to {max(encoding):.2f} times as long "
         f"({median(encoding):.2f} in the middle)",
-        "hostile_runs": f"{hostile['runs']} runs through {len(hostile['commands'])} commands, {tries - faults} of "
+        "hostile_runs": f"{len(faults)} runs through {num_commands} commands, {tries - num_faults} of "
         f"{tries} within 5 s and 500 MiB of what a good run takes",
     }
 

@@ -2,7 +2,7 @@
 # From a bare clone: environment, then ruff, mypy and pytest.
 #   scripts/test.sh          all tests but those that are marked zoo or long
 #   scripts/test.sh --fast   without those that are marked slow, kill, browser or gpu, too
-#   scripts/test.sh --long   those that are marked long: more cases of what the others show, some minutes on two cores
+#   scripts/test.sh --long   those that are marked long: more cases of what the others show, half an hour on two cores
 #   scripts/test.sh --zoo    those that are marked zoo: every architecture, half an hour on two cores
 # Other arguments go to pytest: scripts/test.sh -k ppo
 set -euo pipefail

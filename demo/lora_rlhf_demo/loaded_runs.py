@@ -1,7 +1,7 @@
 """The runs in memory: one base, with the adapters of the runs that were used last."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from lora_rlhf.configs.catalogue import REWARD
 from lora_rlhf.data.chosen_template import is_same_template
 from lora_rlhf.evaluation.systems import RunStages, find_stages
+from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.dense import Dequantize, keep_dense_copies
 from lora_rlhf.model.memory import free_memory
 from lora_rlhf.model.open import open_base
@@ -68,15 +69,11 @@ class LoadedRuns:
     def load(self, run: str) -> RunRoles:
         """Loads a run; if it has another base, that base replaces the one in memory.
 
-        UserError for a run that cannot be loaded. Then the other runs stay loaded, unless their base was replaced.
+        UserError for a run that cannot be loaded. Then the other runs stay loaded, unless their base was replaced. A
+        base that was loaded stays, so that the next try is refused at once.
         """
         stages = self._find_stages(run)
         base_record, reference = stages.sft.manifest["base"], stages.reference_role(stages.writers[-1][0])
-        if self._model is not None and not self._is_loaded_base(base_record):
-            self.close()
-        if self._model is None:
-            self._model = open_base(base_record, self.device, trust_remote_code=self._trust_remote_code)
-            keep_dense_copies(self._model.causal, self._dequantize)
         self._num_loads += 1
         prefix = f"run{self._num_loads}"
         columns = {
@@ -87,9 +84,11 @@ class LoadedRuns:
         if stages.reward is not None:
             reward = f"{prefix}-{REWARD.role}"
             adapters[reward] = stages.reward.adapter
+        if self._model is None or not self._is_loaded_base(base_record):
+            self._replace_base(base_record, adapters.values())
         self._load_adapters(adapters)
         if reward is not None and stages.reward is not None:
-            self._model.set_score_offset(reward, stages.reward.score_offset)
+            self.model.set_score_offset(reward, stages.reward.score_offset)
         # only now: PEFT cannot add an adapter to a model that has lost its last one
         if run in self._runs:
             self._unload_run(run)
@@ -119,17 +118,22 @@ class LoadedRuns:
     def _find_stages(self, run: str) -> RunStages:
         return find_stages(str(find_run_folder(self.root, run)))
 
+    def _replace_base(self, record: dict[str, Any], adapters: Iterable[Path]) -> None:
+        """Loads the base for these adapters. UserError for one that cannot be read, before the base in memory goes."""
+        for adapter in adapters:
+            read_adapter(adapter)
+        self.close()
+        self._model = open_base(record, self.device, trust_remote_code=self._trust_remote_code)
+        keep_dense_copies(self._model.causal, self._dequantize)
+
     def _load_adapters(self, adapters: dict[str, Path]) -> None:
         """Loads all adapters, or none if one fails."""
-        loaded_roles = []
         try:
-            for role, adapter in adapters.items():
-                self.model.load_role(role, adapter)
-                loaded_roles.append(role)
+            self.model.load_roles(adapters)
         except BaseException:
             if self._runs:
-                self._remove_roles(loaded_roles)
-            else:
+                self._remove_roles(list(adapters))
+            elif self.model.peft is not None:  # some were added, and PEFT cannot lose its last one
                 self.close()
             raise
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_rlhf.model.heads import SCORE
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.tensor_header import require_adapter
 from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, quote, read_object, require
 
 WEIGHTS = "adapter_model.safetensors"
@@ -23,8 +24,6 @@ HEAD = f"base_model.model.{SCORE}.weight"
 LAYER = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
 DTYPES = ("F32", "F16", "BF16")
 MAX_CONFIG_BYTES = 4 * 2**20
-MAX_HEADER_BYTES = 16 * 2**20  # a header has about 130 bytes per tensor
-MAX_WEIGHT_BYTES = 8 * 2**30
 MAX_NAME_CHARACTERS = 512
 MAX_ALPHA = 1e6  # with more, updates would not be finite
 
@@ -95,7 +94,7 @@ def read_weights(folder: Path, config: LoraConfig) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS
     try:
-        _require_plausible_sizes(path)
+        require_adapter(path)
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
@@ -143,21 +142,6 @@ def _require_default(name: str, value: Any, defaults: dict[str, Any]) -> None:
         f"{quote(name)} is {quote(value)}, and PEFT {peft.__version__} has no such field; if a newer PEFT wrote it, "
         "and it changes nothing, remove it from the file"
     )
-
-
-def _require_plausible_sizes(path: Path) -> None:
-    """ValueError for a file, or a header, of a size that no adapter has, before any of both is read."""
-    file_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-    if file_bytes < 8 or header_bytes > file_bytes - 8:
-        raise ValueError(f"a header of {header_bytes:,} bytes in a file of {file_bytes:,}: cut off, or not safetensors")
-    for part, num_bytes, max_bytes in (
-        ("file", file_bytes, MAX_WEIGHT_BYTES),
-        ("header", header_bytes, MAX_HEADER_BYTES),
-    ):
-        if num_bytes > max_bytes:
-            raise ValueError(f"its {part} has {num_bytes:,} bytes; the most is {max_bytes:,}")
 
 
 def _require_plain_lora(shapes: dict[str, tuple[int, ...]], dtypes: set[str], config: LoraConfig) -> None:

@@ -82,11 +82,14 @@ class Base:
     device: torch.device
 
 
-def load_base(spec: BaseSpec, device: str = "auto") -> Base:
+def load_base(spec: BaseSpec, device: str = "auto", recorded_hash: str | None = None) -> Base:
     """Loads, freezes and checks the base. `device`: "auto", "cpu", "cuda" or "cuda:N".
 
-    UserError for a name without a model, a folder without config, tokenizer or safetensors weights, weights that do not
-    fill the model, a tokenizer without an end-of-sequence token, and a model that cannot be used here.
+    recorded_hash: the `source_hash` of the base of a run; with other files nothing is loaded.
+
+    UserError for other files than those of the run, a name without a model, a folder without config, tokenizer or
+    safetensors weights, weights that do not fill the model, a tokenizer without an end-of-sequence token, and a model
+    that cannot be used here.
     """
     resolved_device = resolve_device(device)
     if resolved_device.type == "cuda":
@@ -97,6 +100,12 @@ def load_base(spec: BaseSpec, device: str = "auto") -> Base:
     with silence_retries():
         config = _load_config(files, spec)
         source_hash = _hash_source(files, spec.name)
+        if recorded_hash not in (None, source_hash):
+            raise UserError(
+                f"base model {spec.name!r}: its files have changed since the run began (sha256 {source_hash[:16]} now, "
+                f"{str(recorded_hash)[:16]} then); adapters fit only the base that they were trained on. Restore those "
+                "files, or start a new run"
+            )
         _require_fit(files, spec.name, find_weight_files(files, spec.name))
         tokenizer = _load_tokenizer(files, spec.name, spec.trust_remote_code)
         try:

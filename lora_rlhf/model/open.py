@@ -51,13 +51,8 @@ def open_base(
     """
     require_trust(record, trust_remote_code)
     require_base_folder(record)
-    model = SharedModel(load_base(BaseSpec(**{name: record[name] for name in SPEC_FIELDS}), device))
-    if model.base.source_hash != record["source_hash"]:
-        raise UserError(
-            f"base model {record['name']!r}: its files have changed since the run began (sha256 "
-            f"{model.base.source_hash[:16]} now, {record['source_hash'][:16]} then); adapters fit only the base that "
-            "they were trained on. Restore those files, or start a new run"
-        )
+    spec = BaseSpec(**{name: record[name] for name in SPEC_FIELDS})
+    model = SharedModel(load_base(spec, device, record["source_hash"]))
     model.tokenizer.chat_template = record["chat_template"]
     if gradient_checkpointing:
         model.enable_gradient_checkpointing()

@@ -1,6 +1,6 @@
 """One base, many roles. Only this module knows that roles are adapters, and only it switches them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -165,19 +165,30 @@ class SharedModel:
             self.set_score_offset(target, self.score_offset(source))
 
     def load_role(self, role: str, folder: str | Path) -> None:
-        """Adds an adapter, and its head if it has one, from a standard PEFT folder.
+        """Adds an adapter, and its head if it has one, from a standard PEFT folder. Errors as `load_roles`."""
+        self.load_roles({role: folder})
 
-        UserError if the folder is not a LoRA adapter in safetensors, or does not fit the base tensor by tensor.
+    def load_roles(self, folders: Mapping[str, str | Path]) -> None:
+        """Adds an adapter, and its head if it has one, from a standard PEFT folder for each role.
+
+        UserError, before any is added, if a folder is not a LoRA adapter in safetensors, or does not fit the base
+        tensor by tensor.
         """
-        self._require_new_role(role)
-        config, state = adapters.read_adapter(Path(folder))
+        for role in folders:
+            self._require_new_role(role)
+        read = {role: adapters.read_adapter(Path(folder)) for role, folder in folders.items()}
+        role = ""
         try:
-            adapters.require_fit(self.causal, config, state)
-            self._add_adapter(role, config, any(adapters.is_head_parameter(name) for name in state))
-            self.load_adapter_state(role, state)
+            for role in read:
+                adapters.require_fit(self.causal, *read[role])
+            for role, (config, state) in read.items():
+                self._add_adapter(role, config, any(adapters.is_head_parameter(name) for name in state))
+                self.load_adapter_state(role, state)
         except ValueError as error:  # PEFT's, for layers that the base lacks, or ours
             self.remove_role(role)
-            raise UserError(f"adapter {folder} does not fit the base {self.base.spec.name!r}: {error}") from error
+            raise UserError(
+                f"adapter {folders[role]} does not fit the base {self.base.spec.name!r}: {error}"
+            ) from error
 
     def remove_role(self, role: str) -> None:
         """Removes an adapter and its head, if the role exists. RuntimeError inside a block."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.system.errors import UserError
+from lora_rlhf.system.tensor_header import read_header
 from lora_rlhf.system.untrusted import quote
 
 # Names of the format (https://github.com/huggingface/safetensors), for the dtypes that models are stored in.
@@ -22,7 +23,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAME_BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
 ALIGNMENT = 8
 MAX_WAITING = 2  # pieces that may wait to be written while the next one is computed
 
@@ -63,33 +63,26 @@ def read_index(paths: Iterable[Path]) -> dict[str, Stored]:
     index: dict[str, Stored] = {}
     for path in paths:
         try:
-            for stored in _read_header(path):
+            for stored in _stored_tensors(path):
                 if stored.name in index:
                     raise ValueError(f"{quote(stored.name)} is in {index[stored.name].path.name} too")
                 index[stored.name] = stored
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a whole safetensors file ({error}); fetch that file again") from error
     return index
 
 
-def _read_header(path: Path) -> Iterator[Stored]:
+def _stored_tensors(path: Path) -> Iterator[Stored]:
     """Yields the tensors that a file's header lists. ValueError for a header that does not fit the file."""
-    file_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if file_bytes < 8 or header_bytes > min(file_bytes - 8, MAX_HEADER_BYTES):
-            raise ValueError(f"a header of {header_bytes:,} bytes in a file of {file_bytes:,}")
-        header = json.loads(file.read(header_bytes))
+    header, first = read_header(path)
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{quote(name)} is {entry['dtype']}, which is not known here")
+            raise ValueError(f"{quote(name)} is {quote(entry['dtype'])}, which is not known here")
         begin, end = entry["data_offsets"]
-        stored = Stored(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + header_bytes + begin)
-        if not 0 <= begin <= end <= file_bytes - 8 - header_bytes or end - begin != stored.num_bytes:
+        stored = Stored(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), first + begin)
+        if end - begin != stored.num_bytes:
             raise ValueError(f"{quote(name)} would take bytes {begin:,} to {end:,}")
         yield stored
 

@@ -21,10 +21,10 @@ from lora_rlhf.release.note import release_note_text
 from lora_rlhf.release.paths import INPUTS, PathMap
 from lora_rlhf.release.record import RECORD_FOLDER, read_gate_record
 from lora_rlhf.release.repeat import RECIPE, Step, commands_page, find_steps, repeat_config, repeat_script
-from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES, read_metrics
+from lora_rlhf.runs.folder import ADAPTER, CONFIG, METRICS, SAMPLES, adapter_files, read_metrics
 from lora_rlhf.runs.manifest import MANIFEST, read_manifest
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.plain_files import read_file, require_no_link
+from lora_rlhf.system.plain_files import read_file, require_no_link, require_size
 from lora_rlhf.system.untrusted import MOST_BYTES, read_object
 
 REPORT, PAGE, ANSWERS = "report.json", "report.md", "evaluation_samples.jsonl"
@@ -33,6 +33,7 @@ SAMPLING_SETTINGS = (
     *("engine", "rollout"),  # one setting: its name, and its name in older runs
     *("decode_weights", "min_responses", "max_responses", "samples_per_prompt", "deduplicate", "missing_eos_score"),
 )
+MOST_ROWS_BYTES = 2**28  # of metrics, samples or answers
 KL_COLUMNS = ("step", "ppo/kl_coef", "rollout/kl", "rollout/score", "ppo/approx_kl")
 
 
@@ -116,7 +117,7 @@ class PackageFiles:
         if (page := path.with_name(PAGE)).is_file():
             self._add_text(f"evaluation/{PAGE}", page)
         if (answers := path.with_name(ANSWERS)).is_file():
-            self.files[f"evaluation/{ANSWERS}"] = answers
+            self._add_rows(f"evaluation/{ANSWERS}", answers)
         else:
             self.left_out["exact prompts of the evaluation"] = f"{ANSWERS} is not beside the report"
         return report
@@ -129,14 +130,19 @@ class PackageFiles:
             self._keep_hash(f"stages/{stage}/{MANIFEST}", read_file(folder / MANIFEST))
             for name in (METRICS, SAMPLES):
                 if (folder / name).is_file():
-                    self.files[f"stages/{stage}/{name}"] = folder / name
-            folders = [folder / name for name in (ADAPTER, *BY_NAME[stage].other_adapters)]
-            require_no_link(*folders)
-            adapters = [path for adapter in folders for path in sorted(adapter.glob("*"))]
-            for path in adapters if self._config.with_adapters else []:
+                    self._add_rows(f"stages/{stage}/{name}", folder / name)
+            adapters = [folder / name for name in (ADAPTER, *BY_NAME[stage].other_adapters)]
+            require_no_link(*adapters)
+            packed = [adapter for adapter in adapters if self._config.with_adapters and adapter.is_dir()]
+            for path in (path for adapter in packed for path in adapter_files(adapter)):
                 self._add_adapter(f"adapters/{stage}/{path.parent.name}/{path.name}", path, manifest["base"]["name"])
         if not self._config.with_adapters:
             self.left_out["weights"] = "packed with --with_adapters only"
+
+    def _add_rows(self, name: str, path: Path) -> None:
+        """Adds a file of rows as it is. UserError for one that is larger than any: zeros take no room on a disk."""
+        require_size(path, MOST_ROWS_BYTES)
+        self.files[name] = path
 
     def _add_adapter(self, name: str, path: Path, base: str) -> None:
         """Adds a file of an adapter. The base's folder on this machine, which PEFT writes, is replaced by its name."""

@@ -23,7 +23,8 @@ from lora_rlhf.runs.resume import Lock, require_same_origin, require_same_settin
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sha256_of, sync, write_json, write_text
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.system.plain_files import make_folder, open_file, read_rows, require_no_link
+from lora_rlhf.system.plain_files import make_folder, open_file, read_rows, require_no_link, require_size
+from lora_rlhf.system.tensor_header import require_adapter
 from lora_rlhf.system.untrusted import quote
 
 log = logging.getLogger("lora_rlhf")
@@ -38,6 +39,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 
 
 MOST_METRICS = 2**26  # bytes of a metrics.jsonl
+MOST_SMALL_FILE = 2**26  # bytes of a file beside an adapter's weights
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -98,18 +100,36 @@ def find_data(record: Mapping[str, Any], run: Path) -> str:
     return str(record["path"])
 
 
+def adapter_files(folder: Path) -> list[Path]:
+    """The files of an adapter's folder, which can be hashed and copied: tensors that fill their files, and small ones.
+
+    UserError when there is no folder, and for links and other files. Without it, a file of zeros takes no room on a
+    disk, and minutes to read.
+    """
+    require_no_link(folder.parent, folder)
+    try:
+        paths = sorted(folder.iterdir())
+        for path in paths:
+            if path.suffix == ".safetensors":
+                require_no_link(path)
+                require_adapter(path)
+            else:
+                require_size(path, MOST_SMALL_FILE)
+    except OSError as error:
+        raise UserError(f"{folder}: the adapter cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; restore that file, or train the stage again") from error
+    return paths
+
+
 def adapter_hash(folder: Path) -> str:
     """sha256 over the names and hashes of the files of a stage's adapter: it identifies the weights.
 
-    UserError when there is no adapter.
+    UserError as `adapter_files`.
     """
     total = hashlib.sha256()
-    require_no_link(folder, folder / ADAPTER)
-    try:
-        for path in sorted((folder / ADAPTER).iterdir()):
-            total.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
-    except OSError as error:
-        raise UserError(f"{folder / ADAPTER}: the adapter cannot be read ({error.strerror})") from error
+    for path in adapter_files(folder / ADAPTER):
+        total.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
     return total.hexdigest()
 
 

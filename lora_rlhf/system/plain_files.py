@@ -42,12 +42,21 @@ def read_file(path: Path, most_bytes: int = MOST_BYTES, follow_links: bool = Fal
     with open_file(path, follow_links=follow_links) as file:
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > most_bytes else file.read(most_bytes + 1)  # some files grow, or hide their size
-    if max(size, len(content)) > most_bytes:
-        size = max(size, len(content))
+    _require_at_most(path, max(size, len(content)), most_bytes)
+    return content
+
+
+def require_size(path: Path, most_bytes: int) -> None:
+    """UserError as `open_file`, and for more than `most_bytes`: for a file that is hashed and copied, never parsed."""
+    with open_file(path) as file:
+        _require_at_most(path, os.fstat(file.fileno()).st_size, most_bytes)
+
+
+def _require_at_most(path: Path, size: int, most_bytes: int) -> None:
+    if size > most_bytes:
         raise UserError(
             f"{path} cannot be used: {size:,} bytes, more than the {most_bytes:,} that such a file can have"
         )
-    return content
 
 
 def read_rows(path: Path, most_bytes: int) -> bytes:

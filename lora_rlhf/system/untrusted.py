@@ -43,11 +43,11 @@ def read_object(path: Path, way_out: str, most_bytes: int = MOST_BYTES, follow_l
         raise UserError(f"{path} cannot be used: {error}; {way_out}") from error
 
 
-def object_of(raw: bytes) -> dict[str, Any]:
+def object_of(raw: bytes, most_values: int = MOST_VALUES) -> dict[str, Any]:
     """The object in a JSON text in UTF-8, within the limits of `read_object`. ValueError where it holds none."""
     num_values = sum(map(raw.count, b",[{"))  # at most: a value follows a comma or an opening bracket
-    if num_values > MOST_VALUES:
-        raise ValueError(f"{num_values:,} commas and brackets, more than the {MOST_VALUES:,} that such a file can have")
+    if num_values > most_values:
+        raise ValueError(f"{num_values:,} commas and brackets, more than the {most_values:,} that such a file can have")
     try:
         value = json.loads(
             raw.decode(),

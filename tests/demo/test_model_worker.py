@@ -28,12 +28,14 @@ from lora_rlhf_demo.requests import (
 )
 from lora_rlhf_demo.state import App
 from lora_rlhf_demo.worker import OUT_OF_MEMORY, ModelWorker
+from safetensors.torch import load_file, save_file
 
 from lora_rlhf.data.batches import pad_left, pad_right
 from lora_rlhf.data.schema import Message, Prompt
 from lora_rlhf.data.template import decode_response, pad_id, render_prompt, stop_ids
 from lora_rlhf.model.forward import Sequences, response_logprobs, response_scores
 from lora_rlhf.model.generate import generate_seeded
+from lora_rlhf.model.open import open_base
 from lora_rlhf.model.shared import SharedModel
 from tests.support.demo import OFFSET, STAGES, ask, last, save_run, texts, trained, worker_of
 
@@ -291,6 +293,34 @@ def test_a_truncated_adapter_is_said_and_the_rest_goes_on(root: Path, worker: Mo
         event = last(worker, Open("broken"))
         assert isinstance(event, Failed) and "broken/ppo" in event.reason
     assert len(texts(last(worker, ask("first", QUESTION)))) == 3
+
+
+@pytest.mark.parametrize("harm", ["cannot be used: its tensors take", "does not fit the base"])
+def test_adapters_that_cannot_be_loaded_are_refused_at_once_however_often(
+    root: Path, worker: ModelWorker, model: SharedModel, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """Those that cannot be read before a base is loaded; those that do not fit it with the base kept in memory."""
+    broken = save_run(model, root / "broken") / "ppo" / "adapter" / "adapter_model.safetensors"
+    if "fit" in harm:
+        name, tensor = next((name, tensor) for name, tensor in load_file(broken).items() if ".lora_A." in name)
+        save_file(load_file(broken) | {name: tensor[:, 1:].contiguous()}, broken)
+    else:
+        broken.write_bytes(broken.read_bytes() + b"\0" * 2**20)
+    bases = []
+
+    def count(*args: Any, **kwargs: Any) -> SharedModel:
+        bases.append(args)
+        return open_base(*args, **kwargs)
+
+    monkeypatch.setattr(loaded_runs, "open_base", count)
+    for _ in range(3):
+        event = last(worker, Open("broken"))
+        assert isinstance(event, Failed) and harm in event.reason
+    assert len(bases) == ("fit" in harm)
+    for _ in range(2):
+        assert len(texts(last(worker, ask("first", QUESTION)))) == 3
+        assert isinstance(last(worker, Open("broken")), Failed)
+    assert len(bases) == 1
 
 
 def test_a_run_on_another_base_takes_its_place(root: Path, worker: ModelWorker, tiny_model, model: SharedModel) -> None:

@@ -14,7 +14,7 @@ from lora_rlhf.release.policy import PACKAGED_POLICY
 from lora_rlhf.release.record import read_gate_record
 from lora_rlhf.runs.folder import adapter_hash
 from lora_rlhf.system.errors import UserError
-from tests.support.releases import make_report, make_run, make_stage, rate, write_report
+from tests.support.releases import make_report, make_run, make_stage, rate, tensor_file, write_report
 
 
 def records(run: Path) -> list[Path]:
@@ -127,7 +127,7 @@ def test_another_stage_on_disk_makes_a_report_stale(run: Path, capsys: pytest.Ca
 
 
 def test_another_adapter_makes_a_report_stale(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run / "ppo" / "adapter" / "adapter_model.safetensors").write_bytes(b"other weights")
+    (run / "ppo" / "adapter" / "adapter_model.safetensors").write_bytes(tensor_file(b"other weights"))
     assert "stale: it is about an adapter" in refused(capsys, "--candidate", "first")
 
 

@@ -286,7 +286,7 @@ def test_weights_are_packed_only_when_asked_for(made: Path) -> None:
     )
     assert not (packed(made) / "adapters").exists()
     out = packed(made, "--with_adapters", to="weights")
-    assert (out / "adapters/ppo/adapter/adapter_model.safetensors").read_bytes() == b"weights of ppo"
+    assert (out / "adapters/ppo/adapter/adapter_model.safetensors").read_bytes().endswith(b"weights of ppo")
     noted = load(out / "adapters/ppo/adapter/adapter_config.json")
     assert noted == {"r": 2, "base_model_name_or_path": BASE["name"]}
 
@@ -442,6 +442,21 @@ def test_a_text_of_terabytes_is_not_read(made: Path, name: str, capsys: pytest.C
     os.truncate(made / name, 2**24 + 1)
     assert main(["package", str(made), "--to", "out"]) == 2
     assert f"{name} cannot be used: 16,777,217 bytes, more than the 16,777,216" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ppo/adapter/adapter_model.safetensors", "ppo/adapter/notes.bin", "ppo/samples.jsonl", "ppo/metrics.jsonl"),
+        "evaluation_samples.jsonl",
+    ],
+)
+def test_a_gibibyte_of_zeros_is_not_copied(made: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (made / name).write_bytes(b"")
+    os.truncate(made / name, 2**30 - 1)
+    assert main(["package", str(made), "--to", "out", "--with_adapters"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{made / name}" in said and not Path("out").exists()
 
 
 def test_metrics_that_a_kill_cut_off_are_named(made: Path) -> None:

@@ -36,6 +36,7 @@ from tests.support.models import save_tiny_model
 
 COMMANDS = ("package", "evaluate", "export", "chat", "demo")
 MOST_SECONDS, MOST_MIB = 5.0, 500  # more than the command takes on a good run
+MOST_TRIES = 3  # of a command that takes longer: other work on the machine must not count
 KILLED_AFTER = 60.0
 INTERRUPTED = 130
 FILES = (
@@ -187,8 +188,14 @@ def sweep(place: Place, numbers: Iterable[int]) -> Iterator[tuple[str, int, Outc
     files = place.untouched()
     for number in numbers:
         for command in COMMANDS:
-            run = place.make_run(number)
-            outcome, usual = place.try_command(command, run), good[command]
+            usual = good[command]
+            for _ in range(MOST_TRIES):
+                run = place.make_run(number)
+                outcome = place.try_command(command, run)
+                shutil.rmtree(run)
+                shutil.rmtree(place.folder / "out", ignore_errors=True)
+                if outcome.seconds <= usual.seconds + MOST_SECONDS:
+                    break
             fault = outcome.fault
             if outcome.seconds > usual.seconds + MOST_SECONDS:
                 fault = f"{outcome.seconds:.1f} s"
@@ -197,8 +204,6 @@ def sweep(place: Place, numbers: Iterable[int]) -> Iterator[tuple[str, int, Outc
             if place.untouched() != files:
                 fault = "something outside was written"
             yield command, number, outcome, fault
-            shutil.rmtree(run)
-            shutil.rmtree(place.folder / "out", ignore_errors=True)
 
 
 def in_fork(call: Callable[[], int], given: Path, said: Path) -> Outcome:

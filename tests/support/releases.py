@@ -20,12 +20,19 @@ def make_stage(run: Path, stage: str, identity: str = "", **fields: Any) -> Path
     folder = run / stage
     (folder / "adapter").mkdir(parents=True, exist_ok=True)
     (folder / "adapter" / "adapter_config.json").write_text("{}")
-    (folder / "adapter" / "adapter_model.safetensors").write_bytes(f"weights of {stage}".encode())
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(tensor_file(f"weights of {stage}".encode()))
     manifest = {"format": 1, "stage": stage, "status": "finished", "id": identity or f"{stage}-id", "base": BASE}
     manifest |= {"parents": {}, "data": {}, "seconds": 1.0, "results": {"offset": 0.0}, **fields}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "config.yaml").write_text(yaml.safe_dump({"run": str(run), "seed": 0}))
     return folder
+
+
+def tensor_file(content: bytes) -> bytes:
+    """A safetensors file of one tensor with these bytes."""
+    entry = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+    header = json.dumps({"x": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + content
 
 
 def figure(value: float | None, low: float | None = None, high: float | None = None, n: int = 100) -> dict[str, Any]:
