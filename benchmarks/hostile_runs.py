@@ -19,6 +19,8 @@ from provenance import provenance
 from lora_rlhf.system.disk import write_json
 from tests.support.hostile_runs import COMMANDS, MOST_MIB, MOST_SECONDS, Place, sweep
 
+MEASURED = ("seconds", "processor_seconds", "mib")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,7 +35,8 @@ def main() -> None:
         for command, number, outcome, fault in sweep(Place(Path(folder)), args.numbers):
             found[command].append(outcome)
             print(
-                f"{command} of run {number}: {outcome.status}, {outcome.seconds:.1f} s, {outcome.mib:.0f} MiB",
+                f"{command} of run {number}: {outcome.status}, {outcome.seconds:.1f} s, of them computing "
+                f"{outcome.processor_seconds:.1f}, {outcome.mib:.0f} MiB",
                 flush=True,
             )
             if fault:
@@ -56,13 +59,10 @@ def result_of(numbers: Sequence[int], found: dict[str, list[Any]], faults: list[
 
 
 def figures(good: Any, *hostile: Any) -> dict[str, Any]:
-    """Seconds and MiB of a good run, the most of the others, and with which status they ended."""
+    """Seconds, those of computing, and MiB of a good run, the most of the others, and with which status they ended."""
     return {
-        "good": {"seconds": round(good.seconds, 2), "mib": round(good.mib)},
-        "most": {
-            "seconds": round(max(outcome.seconds for outcome in hostile), 2),
-            "mib": round(max(outcome.mib for outcome in hostile)),
-        },
+        "good": {name: round(getattr(good, name), 2) for name in MEASURED},
+        "most": {name: round(max(getattr(outcome, name) for outcome in hostile), 2) for name in MEASURED},
         "statuses": dict(sorted(Counter(str(outcome.status) for outcome in hostile).items())),
     }
 

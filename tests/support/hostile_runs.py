@@ -158,10 +158,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: `status` None for one that was killed, `mib` the most memory that it held."""
+    """How a command ended: `status` None for one that was killed, `mib` the most memory that it held.
+
+    seconds: from its start to its end. processor_seconds: those in which it computed, whatever else the machine does.
+    """
 
     status: int | None
     seconds: float
+    processor_seconds: float
     mib: float
     said: str
 
@@ -199,6 +203,8 @@ def sweep(place: Place, numbers: Iterable[int]) -> Iterator[tuple[str, int, Outc
             fault = outcome.fault
             if outcome.seconds > usual.seconds + MOST_SECONDS:
                 fault = f"{outcome.seconds:.1f} s"
+            if outcome.processor_seconds > usual.processor_seconds + MOST_SECONDS:
+                fault = f"{outcome.processor_seconds:.1f} s of computing"
             if outcome.mib > usual.mib + MOST_MIB:
                 fault = f"{outcome.mib:.0f} MiB"
             if place.untouched() != files:
@@ -237,7 +243,7 @@ def in_fork(call: Callable[[], int], given: Path, said: Path) -> Outcome:
     seconds = time.monotonic() - started
     ended_with = os.WEXITSTATUS(wait_status) if os.WIFEXITED(wait_status) else None
     text = said.read_text(errors="replace")
-    return Outcome(ended_with, seconds, usage.ru_maxrss / 1024, text)
+    return Outcome(ended_with, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text)
 
 
 def look_at(run: Path) -> int:
