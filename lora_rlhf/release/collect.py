@@ -34,6 +34,7 @@ SAMPLING_SETTINGS = (
     *("decode_weights", "min_responses", "max_responses", "samples_per_prompt", "deduplicate", "missing_eos_score"),
 )
 MOST_ROWS_BYTES = 2**28  # of metrics, samples or answers
+MOST_TEXT_BYTES = 2**22  # of report.md or a recipe, in which paths and secrets are looked for
 KL_COLUMNS = ("step", "ppo/kl_coef", "rollout/kl", "rollout/score", "ppo/approx_kl")
 
 
@@ -88,7 +89,7 @@ class PackageFiles:
 
     def _add_text(self, name: str, path: Path) -> None:
         """Adds a text file of the run, with paths as the package writes them."""
-        original = read_file(path, MOST_BYTES)
+        original = read_file(path, MOST_TEXT_BYTES)
         self.files[name] = self.paths.text_without_paths(original.decode(errors="replace")).encode()
         self._keep_hash(name, original)
 

@@ -436,12 +436,12 @@ def test_an_older_report_is_packed_and_the_note_says_so(made: Path) -> None:
     assert "No figures" in (out / "release_note.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["report.json", "report.md"])
-def test_a_text_of_terabytes_is_not_read(made: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "most"), [("report.json", 2**24), ("report.md", 2**22)])
+def test_a_text_of_terabytes_is_not_read(made: Path, name: str, most: int, capsys: pytest.CaptureFixture[str]) -> None:
     (made / name).touch()
-    os.truncate(made / name, 2**24 + 1)
+    os.truncate(made / name, most + 1)
     assert main(["package", str(made), "--to", "out"]) == 2
-    assert f"{name} cannot be used: 16,777,217 bytes, more than the 16,777,216" in capsys.readouterr().err
+    assert f"{name} cannot be used: {most + 1:,} bytes, more than the {most:,}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
