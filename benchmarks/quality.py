@@ -102,7 +102,7 @@ def _figures(report: Report) -> dict[str, Any]:
 def gold_accuracy(run: Path) -> float:
     """How often the gold score orders the held-out pairs as their labeler did, gold ties counting half."""
     config = read_recipe(RECIPE, {"run": str(run)})["reward"]
-    assert isinstance(config, RewardConfig)
+    assert isinstance(config, RewardConfig) and config.rankings is not None
     rankings = read_rankings(config.rankings)[0]
     held_out = [r for r in rankings if choose_split(r.prompt.opening, config.validation_fraction) == "validation"]
     outcomes = [outcome for ranking in held_out for outcome in _gold_outcomes(ranking)]
@@ -153,7 +153,7 @@ def _shuffled_reward(parent: Path, run: Path) -> Path:
         rankings = str(run / "rankings.jsonl")
         label(LabelConfig(responses=str(parent / "data" / "candidates.jsonl"), to=rankings, shuffle_labels=True))
         config = read_recipe(RECIPE, {"run": str(parent)})["reward"]
-        assert isinstance(config, RewardConfig)
+        assert isinstance(config, RewardConfig) and config.rankings is not None
         scale = find_stage(parent / "reward", "reward").manifest["results"]["scale_divided"]
         reward.train(
             replace(config, run=str(run), sft=str(parent / "sft"), rankings=rankings, scale=scale, overwrite=True)

@@ -29,6 +29,24 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     return -kl_coef * zero_masked(kl, mask) + torch.where(is_last, scores.unsqueeze(1), 0.0)
 
 
+def step_rewards(probabilities: Tensor, ends: Tensor, form: str) -> Tensor:
+    """What each step of a response adds to the response's score by its steps: (B, R), 0 but where a step ends.
+
+    probabilities (B, R) that a step is good, read where `ends` (B, R) is True. The score, to which a response's rewards
+    add up, is its steps' product or minimum (Lightman et al., arXiv 2305.20050, section 2.6, appendix F), or the last
+    one. A step is paid the difference that it makes, which is never above 0 after the first: more steps do not pay, as
+    they would with a sum over steps.
+    """
+    if form == "last":
+        is_last = ends & (ends.flip(1).cumsum(dim=1).flip(1) == 1)
+        return torch.where(is_last, probabilities, 0.0)
+    certain = torch.where(ends, probabilities, 1.0)
+    scores = certain.cumprod(dim=1) if form == "product" else certain.cummin(dim=1).values
+    started = ends.cumsum(dim=1) > 0
+    scores = torch.where(started, scores, 0.0)  # before the first step nothing is earned
+    return scores - torch.nn.functional.pad(scores[:, :-1], (1, 0))
+
+
 def apply_missing_eos(scores: Tensor, has_eos: Tensor, missing_eos_score: float | None) -> Tensor:
     """Replaces the scores (B,) of responses without EOS (has_eos (B,) False) by a fixed score; None changes nothing.
 

@@ -146,6 +146,15 @@ def ranking_pairs(ranks: Tensor) -> tuple[Tensor, Tensor]:
     return winners, losers
 
 
+def step_loss(logits: Tensor, labels: Tensor, denominator: float) -> Tensor:
+    """Binary cross-entropy of each labelled step, over `denominator`, the number of them in the whole batch.
+
+    logits, labels (N,), where True is a good step (Lightman et al., arXiv 2305.20050, section 2.6; Wang et al.,
+    arXiv 2312.08935, eq. 2) -> scalar.
+    """
+    return -logsigmoid(torch.where(labels, logits, -logits)).sum() / denominator
+
+
 def ranking_loss(scores: Tensor, ranks: Tensor, margins: Tensor | None = None) -> RankingLoss:
     """-1/num_pairs * sum of log sigmoid(r_w - r_l - margin) over one prompt's pairs (InstructGPT, eq. 1).
 

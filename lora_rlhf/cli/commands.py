@@ -30,12 +30,20 @@ from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, R
 from lora_rlhf.render.tables import terminal_table
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
-from lora_rlhf.tinyworld.config import LabelConfig, ProblemsConfig, ScoreConfig, TinyworldConfig, TracesConfig
+from lora_rlhf.tinyworld.config import (
+    LabelConfig,
+    ProblemsConfig,
+    ScoreConfig,
+    TinyworldConfig,
+    TracesConfig,
+    WorkedConfig,
+)
 from lora_rlhf.tinyworld.datasets import label, make
 from lora_rlhf.tinyworld.gold import score_request
 from lora_rlhf.tinyworld.problems import make_problems
 from lora_rlhf.tinyworld.requests import find_request
 from lora_rlhf.tinyworld.traces import make_traces
+from lora_rlhf.tinyworld.worked import make_worked_sums
 
 
 def _doctor(config: DoctorConfig) -> None:
@@ -227,9 +235,11 @@ def _demo(config: DemoConfig) -> None:
     serve(config)
 
 
-def _make(config: TinyworldConfig | ProblemsConfig | TracesConfig) -> None:
+def _make(config: TinyworldConfig | ProblemsConfig | TracesConfig | WorkedConfig) -> None:
     if isinstance(config, TinyworldConfig):
         counts = make(config)
+    elif isinstance(config, WorkedConfig):
+        counts = make_worked_sums(config)
     else:
         counts = make_problems(config) if isinstance(config, ProblemsConfig) else make_traces(config)
     for name, count in counts.items():
@@ -298,6 +308,7 @@ COMMANDS = {
     "tinyworld make": Command("demonstrations and prompts of the tiny world", TinyworldConfig, _make),
     "tinyworld problems": Command("problems whose answers code can check", ProblemsConfig, _make),
     "tinyworld traces": Command("tool calls, given texts and secrets, with their truth", TracesConfig, _make),
+    "tinyworld worked": Command("sums worked out in steps, each with an exact label", WorkedConfig, _make),
     "tinyworld label": Command("rankings by simulated labelers", LabelConfig, _simulate_labelers),
     "tinyworld score": Command("how good a response is by the hidden gold score", ScoreConfig, _score),
 }

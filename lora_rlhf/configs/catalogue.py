@@ -13,7 +13,7 @@ from lora_rlhf.configs.stages import DPOConfig, PPOConfig, RewardConfig, SFTConf
 
 BASE = "base"  # the role without an adapter, as in model/shared.py
 
-RowKind = Literal["demonstrations", "rankings", "prompts", "texts"]
+RowKind = Literal["demonstrations", "rankings", "steps", "prompts", "texts"]
 Use = Literal["learned", "scored", "sampled"]
 
 
@@ -72,6 +72,11 @@ class Stage:
         return next(iter(self.reads))
 
     @property
+    def may_train_on(self) -> tuple[str, ...]:
+        """The settings that may name its training data: `trains_on`, or labels of steps in their place."""
+        return tuple(name for name, kind in self.reads.items() if name == self.trains_on or kind == "steps")
+
+    @property
     def scores(self) -> bool:
         """Whether its role scores responses, instead of writing them."""
         return self.use == "scored"
@@ -120,16 +125,19 @@ REWARD = Stage(
     config=RewardConfig,
     page="lora_rlhf.stages.reward",
     use="scored",
-    reads={"rankings": "rankings", "demonstrations": "demonstrations", "agreement": "rankings"},
+    reads={"rankings": "rankings", "steps": "steps", "demonstrations": "demonstrations", "agreement": "rankings"},
     parents=("sft",),
     title="reward model",
     model_title="reward model",
     model_name="the reward model",
-    summary="stage 2: reward model on rankings or pairs",
+    summary="stage 2: reward model on rankings or pairs, or on labels of steps",
     next_command="ppo --run {run} --prompts PROMPTS.jsonl --kl_target 6",
     hub_tag="reward-model",
     settings=("epochs", "batch_size", "learning_rate", "loss"),
-    counts={"prompts": "ranked prompts", "pairs": "pairs", "held_out_pairs": "pairs held out"},
+    counts={
+        **{"prompts": "ranked prompts", "pairs": "pairs", "held_out_pairs": "pairs held out"},
+        **{"answers": "answers", "labelled_steps": "labelled steps", "held_out_steps": "labelled steps held out"},
+    },
     limits="Its scores compare answers to one prompt; between prompts they mean little.",
     plots=(
         Plot("reward/loss", "Reward loss", "-log sigmoid of the better response's lead"),

@@ -40,6 +40,8 @@ class SampleConfig(ScoringConfig, StageConfig):
     """With best_of: keep only responses with at least this score, and leave out prompts without one."""
     reward: str | None = None
     """Reward stage folder, for `by reward`; RUN/reward unless given."""
+    score_steps_by: Literal["product", "minimum", "last"] = "product"
+    """What a process reward (reward --steps) makes of a response's steps: their product, minimum, or the last one."""
 
     def faults(self) -> list[str]:
         wrong = self.max_responses < self.min_responses
@@ -56,6 +58,7 @@ class SampleConfig(ScoringConfig, StageConfig):
         if self.best_of is None:
             chosen = {"keep": self.keep != 1, "min_score": self.min_score is not None, "by": self.by != "reward"}
             chosen |= {"reward_functions": bool(self.reward_functions), "reward_judge": bool(self.reward_judge)}
+            chosen |= {"score_steps_by": self.score_steps_by != "product"}
             return faults + [f"{name} is for best_of, which is not given" for name, given in chosen.items() if given]
         if self.keep > self.best_of:
             faults.append(f"keep {self.keep} is above best_of {self.best_of}")

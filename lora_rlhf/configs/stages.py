@@ -66,10 +66,14 @@ class SFTConfig(TemplateConfig, TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(TrainingConfig):
-    """Reward model on K-wise rankings (InstructGPT, section 3.5, eq. 1)."""
+    """Reward model on K-wise rankings (InstructGPT, section 3.5, eq. 1), or on labels of steps (arXiv 2305.20050)."""
 
-    rankings: str = field(metadata=input_file())
+    rankings: str | None = field(default=None, metadata=input_file() | MOST_USED)
     """File or hub dataset of rankings (or of chosen and rejected pairs)."""
+    steps: str | None = field(default=None, metadata=input_file() | MOST_USED)
+    """In place of rankings, answers whose steps are labelled good or bad: a process reward model."""
+    step_end: str = "\n"
+    """With steps: the text that ends a step. Whatever uses the model splits answers by it."""
     model: str | None = field(default=None, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Where the base model of the SFT stage is now, if it was moved."""
     sft: str | None = None
@@ -79,9 +83,9 @@ class RewardConfig(TrainingConfig):
     agreement: str | None = field(default=None, metadata=input_file())
     """Rankings of the same prompts by several labelers, to measure their agreement; the rankings unless given."""
     epochs: int = field(default=1, metadata=MOST_USED)
-    """Passes over the rankings; more than one overfits (InstructGPT, appendix C.2)."""
+    """Passes over the data; of rankings more than one overfits (InstructGPT, appendix C.2)."""
     batch_size: int = field(default=16, metadata=MOST_USED)
-    """Prompts, each with all its responses, in one optimizer step."""
+    """Prompts, each with all its responses, in one optimizer step; with steps, answers."""
     learning_rate: float = field(default=2e-4, metadata=MOST_USED)
     """Peak; cosine to a tenth of it."""
     loss: Literal["pairwise", "listwise"] = "pairwise"
@@ -97,7 +101,19 @@ class RewardConfig(TrainingConfig):
             *at_least(self, 1, "epochs", "batch_size"),
             *positive(self, "learning_rate", "scale"),
             *share(self, "validation_fraction"),
+            *self._data_faults(),
         ]
+
+    def _data_faults(self) -> list[str]:
+        """Whether there is one kind of data, and no setting of the other."""
+        if (self.rankings is None) == (self.steps is None):
+            return ["give either --rankings FILE, or --steps FILE for a process reward"]
+        if self.steps is None:
+            return []
+        chosen = {"loss": self.loss != "pairwise", "scale": self.scale is not None}
+        chosen |= {name: getattr(self, name) is not None for name in ("demonstrations", "agreement")}
+        faults = [f"{name} is for rankings, not for steps" for name, is_given in chosen.items() if is_given]
+        return faults + ([] if self.step_end else ["step_end is empty: name the text that ends a step"])
 
 
 def init_faults(config: "DPOConfig | PPOConfig") -> list[str]:
@@ -295,6 +311,14 @@ class PPOConfig(ScoringConfig, TrainingConfig):
     one, of the reward function's), whose weight applies to it; null: the reward model's."""
     score_clip: float | None = None
     """Clip scores to plus and minus this."""
+    process: str | None = None
+    """Reward stage folder of a process reward (reward --steps), which pays where a step ends, beside the reward model;
+    alone if the run has no other reward. Not needed where RUN/reward is one."""
+    process_weight: float = 1.0
+    """Weight of the process reward, whose score of a response is between 0 and 1."""
+    score_steps_by: Literal["product", "minimum", "last"] = "product"
+    """What a process reward makes of its steps: their product, their minimum, or the last one. A step is paid by how
+    much that changes with it."""
     reward_model_weight: float = 1.0
     """Weight of the reward model's score; 0, also if the run has no reward stage, with reward functions alone."""
     reward_function: str | None = None
@@ -336,7 +360,7 @@ class PPOConfig(ScoringConfig, TrainingConfig):
     @property
     def has_other_rewards(self) -> bool:
         """Whether responses are scored by anything but the reward model."""
-        return bool(self.reward_function or self.reward_functions or self.reward_judge)
+        return bool(self.reward_function or self.reward_functions or self.reward_judge or self.process)
 
     @property
     def functions(self) -> list[FunctionChoice]:
@@ -373,6 +397,8 @@ class PPOConfig(ScoringConfig, TrainingConfig):
             faults.append(f"kl_horizon {self.kl_horizon:g} is below batch_size {self.batch_size}: raise it")
         if self.reward_model_weight == 0 and not self.has_other_rewards:
             faults.append("reward_model_weight is 0 and there is no reward_function: nothing would be learned")
+        if not self.process_weight:
+            faults.append("process_weight is 0: leave process out instead")
         if self.reward_judge_against == "group" and self.samples_per_prompt < 2:
             faults.append("reward_judge_against group compares responses: samples_per_prompt must be at least 2")
         return faults

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_rlhf.data.markup import num_equal_at_start
 from lora_rlhf.data.refusals import BadRow, RefusedRows
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Turns, Vote
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, StepLabels, Turns, Vote
+from lora_rlhf.data.steps import find_step_ends, join_steps
 from lora_rlhf.data.template import (
     encode_text,
     render_demonstration,
@@ -67,6 +68,21 @@ class EncodedRanking:
     prompt_ids: list[int]
     response_ids: list[list[int]]
     ranks: list[int]
+
+
+@dataclass(frozen=True)
+class EncodedSteps:
+    """An answer's ids, the index of the token that ends each step, and the step's label; None: not judged."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    ends: list[int]
+    labels: list[bool | None]
+
+    @property
+    def judged(self) -> dict[int, bool]:
+        """{index of the token: label} of the steps that have a label."""
+        return {end: label for end, label in zip(self.ends, self.labels, strict=True) if label is not None}
 
 
 def encode_prompt(
@@ -211,6 +227,32 @@ def encode_ranking(
         refused.add(ranking.prompt.origin, fault)
         return None
     return encoded
+
+
+def encode_steps(
+    tokenizer: "PreTrainedTokenizerBase", row: StepLabels, step_end: str, limits: Limits, refused: RefusedRows
+) -> EncodedSteps | None:
+    """The ids of an answer whose steps are labelled; None if it was refused. A cut answer keeps its whole steps."""
+    prompt = row.prompt
+    try:
+        response = join_steps(row.steps, step_end, row.has_ended)
+        encoded = _encode_responses(tokenizer, prompt, (response,), (1,), limits, refused, (row.has_ended,))
+        if encoded is None or not encoded.ranks:
+            return None
+        (ids,), labels = encoded.response_ids, list(row.labels)
+        ends = find_step_ends(tokenizer, ids, step_end)
+        if len(ids) == limits.max_response_tokens and ids[-1] not in stop_ids(tokenizer):  # cut, within a step
+            labels = [*labels[: len(ends) - 1], None]
+        if len(ends) != len(labels):
+            raise BadRow(
+                "the steps do not come back from the answer's tokens", f"{len(labels)} steps became {len(ends)}"
+            )
+        if all(label is None for label in labels):
+            raise BadRow("no step with a label is within max_response_tokens", f"limit {limits.max_response_tokens}")
+    except BadRow as fault:
+        refused.add(prompt.origin, fault)
+        return None
+    return EncodedSteps(encoded.prompt_ids, ids, ends, labels)
 
 
 def encode_vote(

@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from lora_rlhf.data import labelling_tools, open_webui, readers, readers_paired, readers_ranked, trees
+from lora_rlhf.data import labelling_tools, open_webui, readers, readers_paired, readers_ranked, readers_steps, trees
 from lora_rlhf.data.messages import Row
 from lora_rlhf.data.names import fold_name
 from lora_rlhf.system.errors import UserError
 
-RecordKind = Literal["demonstrations", "rankings", "prompts", "texts"]
+RecordKind = Literal["demonstrations", "rankings", "steps", "prompts", "texts"]
 Reader = Callable[..., list[Any]]  # (row, *required columns) -> drafts; of prompts: their messages; of texts: the texts
 Readers: TypeAlias = Mapping[RecordKind, Reader]
 
 COMMANDS: Mapping[RecordKind, str] = {
     "demonstrations": "lora-rlhf sft --demonstrations",
     "rankings": "lora-rlhf reward --rankings",
+    "steps": "lora-rlhf reward --steps",
     "prompts": "lora-rlhf ppo --prompts",
     "texts": "lora-rlhf ppo --pretraining-text",
 }
 TOOL_CALLS = "the row holds tool calls within one text; write messages with tool_calls"
-STEPS = "the row holds labels of the steps of an answer, and no stage here learns from steps"
 PARTS_OF_TREE = "the row is a message of a tree without message_tree_id, so the messages of a tree cannot be found"
 
 
@@ -249,6 +249,16 @@ FORMATS: tuple[Format, ...] = (
            TREE_READERS, ("tree_state",), has_valid_values=trees.is_tree),
     Format("oasst-messages", "OpenAssistant: a message a row", ("message_id", "message_tree_id", "text", "role"),
            TREE_READERS, trees.MESSAGE_COLUMNS, group_key=trees.tree_key, merge_rows=trees.merge_tree),
+    # answers whose steps are labelled
+    Format("step-labels", "TRL: an answer's steps and their labels", ("prompt", "completions", "labels"),
+           {"steps": readers_steps.read_steps, "prompts": readers.read_prompt},
+           (*readers_steps.WHOLE_ANSWERS, "ended", "labeler")),
+    Format("prm800k", "PRM800K: rated steps", ("question", "label"),
+           {"steps": readers_steps.read_prm800k, "prompts": readers_steps.read_prm800k_prompt}, ("labeler",),
+           has_valid_values=readers_steps.is_prm800k),
+    Format("math-shepherd", "Math-Shepherd: steps with a mark, and the marks' labels", ("input", "label"),
+           {"steps": readers_steps.read_math_shepherd, "prompts": readers_steps.read_math_shepherd_prompt}, ("task",),
+           has_valid_values=readers_steps.is_math_shepherd),
     # the rest
     Format("prompt", "prompts alone", ("prompt",), {"prompts": readers.read_prompt}),
     Format("instruction", "instructions alone", ("instruction",), {"prompts": readers.read_prompt}),
@@ -259,11 +269,6 @@ FORMATS: tuple[Format, ...] = (
            {"prompts": readers.read_first_question}, has_valid_values=readers.has_no_prompt_column),
     Format("text", "plain text", ("text",), {"texts": readers.read_text}, has_valid_values=readers.is_plain_text),
     # recognised, and refused with the reason
-    Format("step-labels", "TRL: an answer's steps and their labels", ("prompt", "completions", "labels"),
-           {"prompts": readers.read_prompt}, unusable_reason=STEPS),
-    Format("prm800k", "PRM800K: rated steps", ("question", "label"),
-           {"prompts": readers.read_prm800k_prompt}, ("labeler",),
-           has_valid_values=readers.is_prm800k, unusable_reason=STEPS),
     Format("glaive", "Glaive: a chat with function calls", ("system", "chat"), {}, unusable_reason=TOOL_CALLS),
     Format("tree-messages", "messages of trees, without message_tree_id", ("message_id", "text", "role"),
            {}, unusable_reason=PARTS_OF_TREE),

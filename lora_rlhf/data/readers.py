@@ -36,7 +36,8 @@ class Draft(NamedTuple):
     """The prompt's messages, its answers, and their ranks if there are several: a record is made of them.
 
     grade: how good the one answer is, if the answers of one prompt are in several rows. tool_calls: of the one answer.
-    tools: as in `Prompt`. ended: as in `Ranking`. meta: columns of this draft alone, where a row holds several.
+    tools: as in `Prompt`. ended: as in `Ranking`. meta: columns of this draft alone, where a row holds several. Of
+    `StepLabels`, the answers are steps and the ranks are labels.
     """
 
     turns: Turns
@@ -205,14 +206,3 @@ def _is_mark_of_part(name: str, value: Any) -> bool:
     if PART_WORDS.intersection(name_words(name)) or meaning not in (None, "metadata", "score", "speaker"):
         return True
     return meaning is None and isinstance(value, str) and len(value.split()) >= SENTENCE_WORDS
-
-
-def is_prm800k(row: Row) -> bool:
-    """Whether `label` holds PRM800K's rated steps."""
-    return isinstance(row["label"], dict) and "steps" in row["label"]
-
-
-def read_prm800k_prompt(row: Row, question_column: str, *others: str) -> list[Turns]:
-    """Prompts: PRM800K's problem."""
-    question = row[question_column]
-    return [to_prompt_turns(question.get("problem") if isinstance(question, dict) else question, question_column)]

@@ -21,12 +21,12 @@ from lora_rlhf.data.names import Meaning, column_meaning
 from lora_rlhf.data.readers import Draft, to_conversation
 from lora_rlhf.data.recognise import explain_other_kind
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, Turns, require_text
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, StepLabels, Text, Turns, require_text
 from lora_rlhf.data.tools import TOOLS_COLUMNS, read_tools, tool_names
 from lora_rlhf.data.verdicts import find_verdict, is_blank, is_learned, to_number
 
 ColumnMeanings = tuple[tuple[str, Meaning | None], ...]  # (column that the format does not use, its meaning)
-Record = Demonstration | Ranking | Prompt | Text
+Record = Demonstration | Ranking | StepLabels | Prompt | Text
 
 UNPAIRED, SCORED = find_format("unpaired"), find_format("scored")
 # Columns that hold the prompt in many formats. Of two such columns one may hold a part of the prompt.
@@ -104,11 +104,13 @@ def make_drafts(format: Format, row: Row, kind: RecordKind, is_named: bool = Fal
     return drafts
 
 
-def make_record(draft: Draft, kind: RecordKind) -> Prompt | Demonstration | Ranking:
+def make_record(draft: Draft, kind: RecordKind) -> Prompt | Demonstration | Ranking | StepLabels:
     """The record of a draft. BadRow if it is not valid."""
     prompt = Prompt(draft.turns, tools=draft.tools)
     if kind == "prompts":
         return prompt
+    if kind == "steps":
+        return StepLabels(prompt, draft.answers, draft.ranks, draft.ended)
     if draft.ranks is None:
         return Demonstration(prompt, draft.answers[0], draft.tool_calls)
     return Ranking(prompt, draft.answers, draft.ranks, draft.labeler, draft.ended)

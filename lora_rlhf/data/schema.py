@@ -210,6 +210,31 @@ class Vote:
 
 
 @dataclass(frozen=True)
+class StepLabels:
+    """An answer's steps in order; `labels[i]` says whether `steps[i]` is good, None where nobody judged it.
+
+    has_ended: whether the answer ends with the last step; an answer may have been judged up to its first error.
+    """
+
+    prompt: Prompt
+    steps: tuple[str, ...]
+    labels: tuple[bool | None, ...]
+    has_ended: bool = True
+
+    def __post_init__(self) -> None:
+        for number, step in enumerate(self.steps, start=1):
+            if not require_text(step, "a step").strip():
+                raise BadRow("a step is empty", f"step {number} of {len(self.steps)}")
+        if all(label is None for label in self.labels):
+            raise BadRow("no step has a label")
+
+    @property
+    def response(self) -> str:
+        """The answer, a step a line."""
+        return "\n".join(self.steps)
+
+
+@dataclass(frozen=True)
 class Text:
     """Plain text without a prompt: the pretraining mix (PPO-ptx)."""
 
@@ -265,7 +290,7 @@ def fraction_between(lower_position: float, upper_position: float) -> float | No
     return fraction if fraction is not None and fraction <= upper_position else None
 
 
-def make_row(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
+def make_row(record: Prompt | Demonstration | Ranking | StepLabels | Text) -> dict[str, Any]:
     """The JSON row that the readers turn back into the same record, with the columns of `meta`."""
     if isinstance(record, Text):
         return {"text": record.text}
@@ -285,6 +310,10 @@ def make_row(record: Prompt | Demonstration | Ranking | Text) -> dict[str, Any]:
             row["labeler"] = record.labeler
         if record.ended:
             row["ended"] = list(record.ended)
+    elif isinstance(record, StepLabels):
+        row |= {"completions": list(record.steps), "labels": list(record.labels)}
+        if not record.has_ended:
+            row["ended"] = False
     return row
 
 

@@ -26,16 +26,17 @@ from lora_rlhf.data.records import (
     unused_columns,
 )
 from lora_rlhf.data.refusals import BadRow, Damaged, RefusedRows, none_of_phrase
-from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, Text, Vote, set_meta_and_origin
+from lora_rlhf.data.schema import Demonstration, Message, Prompt, Ranking, StepLabels, Text, Vote, set_meta_and_origin
 from lora_rlhf.data.wrapped import explain_wrapped_rows
 from lora_rlhf.system.errors import UserError
 
-Record = TypeVar("Record", Demonstration, Ranking, Prompt, Text)
+Record = TypeVar("Record", Demonstration, Ranking, StepLabels, Prompt, Text)
 
 # The formats in which `make_row` writes records: an unused column cannot have the name of one of their columns.
 FORMAT_BY_KIND: dict[RecordKind, Format] = {
     "demonstrations": find_format("prompt-completion"),
     "rankings": find_format("ranking"),
+    "steps": find_format("step-labels"),
     "prompts": find_format("prompt"),
     "texts": find_format("text"),
 }
@@ -414,6 +415,8 @@ def _describe_reading(format: Format, kind: RecordKind, row: dict[str, Any]) -> 
         return _shorten(record.messages[-1].content)
     if isinstance(record, Demonstration):
         answers: Sequence[str] = [Message("assistant", record.response, tool_calls=record.tool_calls).text]
+    elif isinstance(record, StepLabels):
+        answers = record.steps
     else:
         answers = record.responses
     return f"{_shorten(record.prompt.messages[-1].content)} -> {' | '.join(map(_shorten, answers))}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
 
-from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
+from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking, EncodedSteps
 from lora_rlhf.data.schema import Message, Prompt
 
 T = TypeVar("T")
@@ -107,6 +107,16 @@ def make_ranking_spool(folder: Path | None = None) -> Spool[EncodedRanking]:
         lambda row: EncodedRanking(*row),
         folder,
         lambda ranking: len(ranking.prompt_ids) + max(map(len, ranking.response_ids)),
+    )
+
+
+def make_step_spool(folder: Path | None = None) -> Spool[EncodedSteps]:
+    """An empty spool of encoded answers whose steps are labelled."""
+    return Spool(
+        lambda row: [row.prompt_ids, row.response_ids, row.ends, row.labels],
+        lambda row: EncodedSteps(*row),
+        folder,
+        lambda row: len(row.prompt_ids) + len(row.response_ids),
     )
 
 

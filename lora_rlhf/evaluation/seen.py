@@ -37,7 +37,8 @@ def count_seen_prompts(
     deadline = time.monotonic() + MOST_SECONDS
     rows = []
     for name, stage, parent in _distinct_stages({"": stages, **others}):
-        record = parent.manifest.get("data", {}).get(BY_NAME[stage].trains_on)
+        data = parent.manifest.get("data", {})
+        record = next((data[name] for name in BY_NAME[stage].may_train_on if data.get(name)), None)
         if not record:
             continue
         stage_keys, compared = _find_seen_keys(parent, find_data(record, parent.run), keys, deadline)

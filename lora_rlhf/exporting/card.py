@@ -148,6 +148,12 @@ def _reward_section(lineage: Lineage) -> str:
             f"It orders {accuracy[0]:.1%} of {accuracy[3]:,.0f} held-out pairs as their labelers did "
             f"({accuracy[1]:.1%} to {accuracy[2]:.1%})."
         )
+    if (accuracy := named_numbers(nested_value(results, "step_accuracy"), "rate", "low", "high", "n")) is not None:
+        lines.append(
+            f"It judges {accuracy[0]:.1%} of {accuracy[3]:,.0f} held-out steps as they are labelled ({accuracy[1]:.1%} "
+            f"to {accuracy[2]:.1%}): the sigmoid of the score at the token that ends a step is the probability that "
+            f"the step is good. Steps end with `{short_text(repr(results.get('step_end')))}`, the last with the answer."
+        )
     if (calibration_error := named_numbers(results, "ece")) is not None:
         lines.append(f"Expected calibration error: {calibration_error[0]:.3f}.")
     if (length_correlation := named_numbers(results, "length_correlation")) is not None:

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.configs.catalogue import Stage
-from lora_rlhf.data.batches import IGNORED_LABEL, packed_sft_batch, pad_left, pad_right, ranking_batch, sft_batch
-from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking
+from lora_rlhf.data.batches import (
+    IGNORED_LABEL,
+    packed_sft_batch,
+    pad_left,
+    pad_right,
+    ranking_batch,
+    response_batch,
+    sft_batch,
+)
+from lora_rlhf.data.encode import EncodedExample, EncodedPrompt, EncodedRanking, EncodedSteps
 from lora_rlhf.data.template import pad_id, stop_ids
 from lora_rlhf.model.forward import position_ids
 from lora_rlhf.model.generate import Response
@@ -132,6 +140,23 @@ def ranked_response_batch(
     marks = (score_mask if stage.scores else response_mask, score_mask)
     parts = (prompts, prompt_mask, responses, response_mask)
     return _prompt_response_batch(stage, tokenizer, parts, marks, (titles, notes), CUT_NOTE)
+
+
+def step_batch(
+    stage: Stage, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[EncodedSteps], origins: Sequence[Origin]
+) -> Batch:
+    """The batch of answers whose steps are labelled: the score is read where a step with a label ends."""
+    parts = response_batch([row.prompt_ids for row in rows], [row.response_ids for row in rows], pad_id(tokenizer))
+    places = torch.zeros_like(parts[3])
+    for index, row in enumerate(rows):
+        places[index, list(row.judged)] = True
+    words = {True: "good", False: "bad", None: "no label"}
+    titles = [
+        f"{origin.place}, steps: {', '.join(words[label] for label in row.labels)}"
+        for row, origin in zip(rows, origins, strict=True)
+    ]
+    notes = [origin.notes for origin in origins]
+    return _prompt_response_batch(stage, tokenizer, parts, (places, places), (titles, notes), CUT_NOTE)
 
 
 def prompt_batch(

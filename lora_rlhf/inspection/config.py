@@ -16,7 +16,7 @@ class CheckConfig(TemplateConfig):
     """Files, folders, globs or hub datasets ("owner/name:split"); several kinds at once are fine."""
     held_out: tuple[str, ...] = ()
     """Data that no stage may train on: prompts that it shares with FILE... are reported as leakage."""
-    kind: Literal["auto", "demonstrations", "rankings", "prompts", "texts"] = "auto"
+    kind: Literal["auto", "demonstrations", "rankings", "steps", "prompts", "texts"] = "auto"
     """What the rows are read as; auto: what their columns say."""
     format: str | None = None
     """How the rows are written, by its name in docs/data.md; found from the rows unless given."""
@@ -116,6 +116,8 @@ class InspectConfig(TemplateConfig):
     """What happens to a response over the limit."""
     every_turn: bool = False
     """For sft: every answer of a conversation, not its last alone."""
+    step_end: str = "\n"
+    """For reward, of rows whose steps are labelled: the text that ends a step."""
     train_empty_thoughts: bool = False
     """For sft: also learn the empty thought that some templates write before an answer."""
     packing: bool = False

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lora_rlhf.data.formats import KNOWN_COLUMNS
 from lora_rlhf.data.labels import fingerprint
-from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text, set_meta_and_origin
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, StepLabels, Text, set_meta_and_origin
 from lora_rlhf.inspection.duplicates import Prints
 from lora_rlhf.inspection.lengths import (
     EvenSample,
@@ -27,7 +27,10 @@ from lora_rlhf.inspection.rankings import RankingFigures, label_values
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KIND_BY_RECORD = {Demonstration: "demonstrations", Ranking: "rankings", Prompt: "prompts", Text: "texts"}
+KIND_BY_RECORD = {
+    **{Demonstration: "demonstrations", Ranking: "rankings", StepLabels: "steps", Prompt: "prompts"},
+    Text: "texts",
+}
 
 # What chat templates and prompt recipes write around messages: inside a message it would be written twice.
 # Every alternative begins with one of four characters, which makes the search several times faster.
@@ -124,6 +127,7 @@ class FileFigures:
         self.rankings = RankingFigures()
         self.turns, self.prompt_lengths, self.response_lengths = Lengths(), Lengths(), Lengths()
         self.with_system = self.number = 0
+        self.steps: Counter[str] = Counter()  # of answers whose steps are labelled: good, bad, unlabelled
         self.sample: EvenSample[tuple[Record, UnusedColumns]] = EvenSample(num_sampled)
 
     def add(self, record: Record) -> None:
@@ -154,6 +158,7 @@ class FileFigures:
         for lengths, other_lengths in zip(self._all_lengths(), other_figures._all_lengths(), strict=True):
             lengths.merge(other_lengths)
         self.with_system += other_figures.with_system
+        self.steps.update(other_figures.steps)
         self.sample.most += other_figures.sample.most
         self.sample.merge(other_figures.sample)
 
@@ -172,7 +177,10 @@ class FileFigures:
         self.sample.add(self.number, (record, unused_columns), num_characters)
 
     def _add_with_prompt(
-        self, record: Prompt | Demonstration | Ranking, response_hashes: Sequence[int], fraction: float | None
+        self,
+        record: Prompt | Demonstration | Ranking | StepLabels,
+        response_hashes: Sequence[int],
+        fraction: float | None,
     ) -> None:
         """Counts a record that has a prompt; `response_hashes` are in the order of its responses."""
         prompt, hashes = record if isinstance(record, Prompt) else record.prompt, response_hashes
@@ -187,6 +195,8 @@ class FileFigures:
         self.prompt_lengths.add(sum([len(message.content) for message in prompt.messages]))
         if isinstance(record, Ranking):
             self.rankings.add(record, key, response_hashes)
+        elif isinstance(record, StepLabels):
+            self.steps.update({True: "good", False: "bad", None: "unlabelled"}[label] for label in record.labels)
 
     def summary(
         self, tokenizer: "PreTrainedTokenizerBase | None", max_prompt_tokens: int, max_response_tokens: int
@@ -202,6 +212,7 @@ class FileFigures:
             "kinds": dict(self.kinds),
             "turns": self._turn_figures(),
             "rankings": self.rankings.summary() if self.rankings.count else None,
+            "steps": dict(self.steps) or None,
             "characters": {"prompt": self.prompt_lengths.summary(), "response": self.response_lengths.summary()},
             "tokens": tokens,
             "duplicates": self.prints.duplicate_counts(),

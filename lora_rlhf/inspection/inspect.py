@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -17,18 +17,27 @@ from lora_rlhf.data.encode import (
     EncodedExample,
     EncodedPrompt,
     EncodedRanking,
+    EncodedSteps,
     Limits,
     encode_demonstration,
     encode_prompt,
     encode_ranking,
+    encode_steps,
 )
 from lora_rlhf.data.labels import drop_duplicate_responses
 from lora_rlhf.data.outputs import require_output
 from lora_rlhf.data.refusals import RefusedRows
-from lora_rlhf.data.schema import Demonstration, Prompt, Ranking
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, StepLabels
 from lora_rlhf.data.sources import Source, every_turn
 from lora_rlhf.data.template import ensure_template, pad_id, stop_ids
-from lora_rlhf.inspection.batches import Batch, Origin, demonstration_batch, prompt_batch, ranked_response_batch
+from lora_rlhf.inspection.batches import (
+    Batch,
+    Origin,
+    demonstration_batch,
+    prompt_batch,
+    ranked_response_batch,
+    step_batch,
+)
 from lora_rlhf.inspection.config import InspectConfig
 from lora_rlhf.inspection.paint import batch_page, terminal_text
 from lora_rlhf.model.base import load_tokenizer
@@ -45,7 +54,7 @@ from lora_rlhf.system.shown_text import print_painted
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Record = TypeVar("Record", Demonstration, Ranking, Prompt)
+Record = TypeVar("Record", Demonstration, Ranking, StepLabels, Prompt)
 Encoded = TypeVar("Encoded")
 
 
@@ -63,7 +72,10 @@ def inspect(config: InspectConfig) -> None:
     require_output("--html", config.html, [config.file])
     tokenizer, heading = _load_tokenizer_and_notes(config)
     stage = BY_NAME[config.stage]
-    batch = BATCH_READERS[stage.reads[stage.trains_on]](config, tokenizer)
+    reader = BATCH_READERS[stage.reads[stage.trains_on]]
+    if "steps" in stage.reads and _holds_steps(config):
+        reader = _read_step_batch
+    batch = reader(config, tokenizer)
     heading = [f"{config.stage} batch of {config.file}", *heading]
     if config.html is not None:
         try:
@@ -135,6 +147,24 @@ def _read_ranking_batch(config: InspectConfig, tokenizer: "PreTrainedTokenizerBa
     source: Source[Ranking] = Source(config.file, "rankings", config.format, columns=config.columns, has_flags=True)
     rows = _encode_rows(config, source, source, encode)
     return ranked_response_batch(BY_NAME[config.stage], tokenizer, rows.encoded, rows.origins)
+
+
+def _holds_steps(config: InspectConfig) -> bool:
+    """Whether the file's first row that can be read labels the steps of an answer."""
+    source: Source[Any] = Source(config.file, None, config.format, columns=config.columns, has_flags=True)
+    return isinstance(next(iter(source), None), StepLabels)
+
+
+def _read_step_batch(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    """The batch of the answers in the file whose steps are labelled."""
+    limits = _length_limits(config)
+
+    def encode(row: StepLabels, refused: RefusedRows) -> EncodedSteps | None:
+        return encode_steps(tokenizer, row, config.step_end, limits, refused)
+
+    source: Source[StepLabels] = Source(config.file, "steps", config.format, columns=config.columns, has_flags=True)
+    rows = _encode_rows(config, source, source, encode)
+    return step_batch(BY_NAME[config.stage], tokenizer, rows.encoded, rows.origins)
 
 
 def _read_prompt_batch(config: InspectConfig, tokenizer: "PreTrainedTokenizerBase") -> Batch:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lora_rlhf.data.refusals import BadRow
-from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, Text
+from lora_rlhf.data.schema import Demonstration, Prompt, Ranking, StepLabels, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Item = TypeVar("Item")
-Record = Prompt | Demonstration | Ranking | Text
+Record = Prompt | Demonstration | Ranking | StepLabels | Text
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 GOLDEN_STEP = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: multiples of it, modulo 2**64, lie evenly
@@ -152,7 +152,7 @@ def count_tokens(tokenizer: "PreTrainedTokenizerBase", record: Record) -> TokenC
 
 def responses_of(record: Record) -> tuple[str, ...]:
     """The answers of a record: none for a prompt, the text itself for a text."""
-    if isinstance(record, Demonstration):
+    if isinstance(record, Demonstration | StepLabels):
         return (record.response,)
     if isinstance(record, Ranking):
         return record.responses

@@ -173,10 +173,12 @@ def _colored_text(cells: Sequence[Cell]) -> str:
 
 
 def _bracketed_text(cells: Sequence[Cell]) -> str:
-    """The cells without colour: [kind:token·token] for each run of one kind."""
-    text = ""
-    for token_kind, run in itertools.groupby(_fold_padding(cells), key=lambda item: item[0].token_kind):
-        group = list(run)
+    """The cells without colour: [kind:token·token] for each run of one kind, which a score ends as well."""
+    text, items = "", list(_fold_padding(cells))
+    scores_before = itertools.accumulate((cell.score for cell, _ in items), initial=0)
+    runs = itertools.groupby(zip(items, scores_before, strict=False), key=lambda item: (item[0][0].token_kind, item[1]))
+    for (token_kind, _), run in runs:
+        group = [item for item, _ in run]
         text += f"[{token_kind}:{TOKEN_SEPARATOR.join(_cell_text(*item) for item in group)}]"
         text += " <- score " if group[-1][0].score else ""
     return text.rstrip(" ")

@@ -61,6 +61,7 @@ def _file_lines(file: dict[str, Any]) -> Iterator[str]:
     if file["records"]:
         yield from _entry_lines("prompts", _prompts_text(file))
         yield from _entry_lines("rankings", _rankings_text(file["rankings"]))
+        yield from _entry_lines("steps", _steps_text(file["steps"]))
         yield from _entry_lines("repeated", _repeats_text(file["duplicates"]))
         yield from _entry_lines("not used", _unused_columns_text(file["signs"]))
         yield from _length_table(file)
@@ -141,6 +142,13 @@ def _prompts_text(file: dict[str, Any]) -> str:
     system_text = f"; {share_text(turns['with_system'])} with a system message" if turns["with_system"] else ""
     about = "about " if file["duplicates"]["estimated"] else ""
     return f"{about}{file['duplicates']['distinct_prompts']:,} different; {turns_text}{system_text}"
+
+
+def _steps_text(steps: dict[str, int] | None) -> str:
+    """How many steps have which label."""
+    if steps is None:
+        return ""
+    return f"{sum(steps.values()):,} in all: " + ", ".join(f"{count:,} {label}" for label, count in steps.items())
 
 
 def _rankings_text(rankings: dict[str, Any] | None) -> str:

@@ -135,6 +135,19 @@ def response_scores(model: SharedModel, batch: Sequences) -> Tensor:
     return model.score(hidden[torch.arange(len(trimmed), device=hidden.device), columns[:, -1]])
 
 
+def token_scores(model: SharedModel, batch: Sequences, places: Tensor) -> Tensor:
+    """The active role's scores at the response tokens where `places` (B, R) is True: (B, R) float32, 0 elsewhere.
+
+    The score at a token has read it, so that of a response's last token is `response_scores`.
+    """
+    trimmed = batch.trim()
+    hidden, columns = _hidden_states(model, *_join(trimmed))
+    width = trimmed.response_ids.shape[1]
+    chosen = places[:, :width] & trimmed.response_mask
+    states, _ = _select_cells(hidden, columns[:, -width:], trimmed.response_ids, chosen)
+    return _place_cells(model.score(states), chosen, batch.response_ids.shape[1])
+
+
 def apply_in_micro_batches(function: Callable[[Sequences], Tensor], batch: Sequences, micro_batch_size: int) -> Tensor:
     """Applies `function` to at most `micro_batch_size` responses of similar length at a time; returns rows in order."""
     groups = batch.micro_batches(micro_batch_size)

@@ -199,7 +199,7 @@ class PackageFiles:
             config = self._configs[stage]
             for name, record in manifest["data"].items():
                 # only the data on which a stage trains have a split list
-                split = "train" if name == BY_NAME[stage].trains_on else None
+                split = "train" if name in BY_NAME[stage].may_train_on else None
                 fraction = config.get("validation_fraction", 0.0) if split else 0.0
                 files.append(
                     DataFile(

@@ -25,7 +25,7 @@ from lora_rlhf.model.generate import Response
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.judged import JudgedReward
-from lora_rlhf.stages.scorer import TRIED, ResponseScorer, open_functions
+from lora_rlhf.stages.scorer import TRIED, ProcessReward, ResponseScorer, open_functions
 from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import UserError
 
@@ -37,15 +37,20 @@ Candidates = dict[str, Any]  # responses: texts; scores: a number each, None whe
 class BestOf:
     """Scores a prompt's candidates, and keeps the best ones. `close` frees a judge's memory."""
 
-    def __init__(self, config: SampleConfig, prompts: Source[Prompt]) -> None:
-        """UserError, before anything is loaded, for a reward function that cannot be used on the prompts."""
+    def __init__(self, config: SampleConfig, prompts: Source[Prompt], step_end: str | None = None) -> None:
+        """step_end: of the reward, where it is a process reward.
+
+        UserError, before anything is loaded, for a reward function that cannot be used on the prompts.
+        """
         self._config = config
         # a response on which a function fails gets no number, so that it is never the best
         first = list(itertools.islice(prompts, TRIED))
         functions = open_functions(config, -math.inf, first)
         judge = JudgedReward.from_config(config, -math.inf, first)
         assert config.best_of is not None
-        self._scorer = ResponseScorer(float(config.by == "reward"), functions, judge, config.best_of)
+        process = None if step_end is None else ProcessReward(step_end, config.score_steps_by)
+        weight = float(config.by == "reward" and process is None)
+        self._scorer = ResponseScorer(weight, functions, judge, process, config.best_of)
         self._batch = AutoBatch.for_training(config)
 
     @torch.no_grad()
@@ -120,6 +125,7 @@ class BestOf:
         assert n is not None
         return {
             "by": self._config.by,
+            **({"score_steps_by": self._config.score_steps_by} if self._scorer.process is not None else {}),
             "best_of": n,
             "prompts": len(candidates),
             "prompts_left_out": sum(not indices for indices in kept),
@@ -146,9 +152,9 @@ def _is_tied(one: Candidates) -> bool:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    mean, n = report["mean_score"], report["best_of"]
+    mean, n, by = report["mean_score"], report["best_of"], report.get("score_steps_by", report["by"])
     parts = [
-        f"best of {n} by {report['by']}: mean score {mean['before']:.4g} of all responses, {mean['after']:.4g} of the "
+        f"best of {n} by {by}: mean score {mean['before']:.4g} of all responses, {mean['after']:.4g} of the "
         f"kept; kept {report['kept']} of {report['responses']} ({report['acceptance']:.1%})",
         f"KL to the model that sampled: at most log n - (n - 1) / n = {report['kl_bound_nats']:.3f} nats a response",
     ]

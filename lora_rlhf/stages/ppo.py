@@ -42,7 +42,7 @@ from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.ppo_checks import check_rollout, is_exact, is_start, must_score
 from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.stages.ppo_rollout import Metrics, Rollout, Targets
-from lora_rlhf.stages.ppo_setup import finish, set_up, warn_of_useless_rollout, without_missing_reward
+from lora_rlhf.stages.ppo_setup import finish, set_up, warn_of_useless_rollout, with_rewards_of_run
 from lora_rlhf.stages.ppo_update import Update
 from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.scorer import ResponseScorer
@@ -61,7 +61,7 @@ CAUSES = (
 
 def train(config: PPOConfig, model: SharedModel | None = None) -> SharedModel:
     """Trains the `policy` adapter against the reward, held to the reference by a KL penalty."""
-    config = without_missing_reward(config)
+    config = with_rewards_of_run(config)
     check(config)
     with StageFolder.open(config, "ppo") as folder:
         setup = set_up(config, folder, model)
@@ -178,6 +178,8 @@ class PPO:
         merged = self.sampler.merge and self.is_exact and not is_scored  # as the sampler's log-probabilities are
         scores = self.scorer.scores(model, share, [repeated[row] for row in rows], ids, answers, self.batch, merged)
         judged = {"score": scores.total}
+        if scores.steps is not None and scores.num_steps is not None:
+            judged |= {"step reward": scores.steps, "steps": scores.num_steps.float()}
         logprobs, scored_together = self.batch.run_scoring(
             lambda size: (self._score(share, size, is_scored, merged), size)
         )
@@ -198,6 +200,9 @@ class PPO:
             old_logprobs, entropy = judged["log-probability"].movedim(-1, 0).contiguous()
         else:
             old_logprobs, entropy = sampled, -sampled
+        steps = judged.get("step reward")
+        if steps is not None and self.scorer.missing_eos_score is not None:
+            steps = torch.where(finished.unsqueeze(1), steps, 0.0)  # its whole score is the fixed one
         return Rollout(
             sequences=sequences,
             finished=finished,
@@ -211,6 +216,8 @@ class PPO:
             parts={name: workers.gather_rows(part) for name, part in scores.parts.items()},
             failures=workers.sum_all(scores.failures),
             sampled_logprobs=sampled if is_scored and all(response.logprobs for response in responses) else None,
+            step_rewards=steps,
+            num_steps=judged.get("steps"),
         )
 
     def _score(self, sequences: Sequences, size: int, by_policy: bool, merged: bool) -> dict[str, Tensor]:
@@ -271,7 +278,8 @@ class PPO:
         """Token rewards, then advantages: GAE against the value role, or each response against other responses.
 
         GAE's are normalised over the batch. Without a critic, the KL penalty of the whole response is taken off its
-        score first, and every token of it gets the same advantage (RLOO, arXiv 2402.14740). With the KL as a loss, the
+        score first, and every token of it gets the same advantage (RLOO, arXiv 2402.14740); so what a process reward
+        paid its steps counts as their sum. With the KL as a loss, the
         rewards have no penalty (GRPO, arXiv 2402.03300).
         """
         config = self.config
@@ -293,9 +301,13 @@ class PPO:
         return Targets(advantages, returns, learned, figures)
 
     def _token_rewards(self, rollout: Rollout, kl_coef: float) -> Tensor:
-        """(B, R): each token's penalty, and the score on the last one."""
+        """(B, R): each token's penalty, and the score on the last one; of a process reward where its steps end."""
         charged = kl_coef if self.config.kl_in == "reward" else 0.0
-        rewards = token_rewards(rollout.scores, rollout.kl, rollout.mask, charged)
+        steps = 0.0 if rollout.step_rewards is None else rollout.step_rewards
+        at_the_end = (
+            rollout.scores if rollout.step_rewards is None else rollout.scores - rollout.step_rewards.sum(dim=1)
+        )
+        rewards = steps + token_rewards(at_the_end, rollout.kl, rollout.mask, charged)
         return masked_rescale(rewards, rollout.mask) if self.config.whiten_rewards else rewards
 
     def _learned_responses(self, rollout: Rollout) -> tuple[Tensor | None, Metrics]:

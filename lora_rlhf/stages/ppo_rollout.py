@@ -22,6 +22,8 @@ class Rollout:
     entropy is -old_logprobs, whose mean is the same.
     parts: {name: scores (B,)} of each source of the score, where there are reward functions. failures: {name of a
     reward function: how many responses it failed on}.
+    step_rewards, num_steps: of a process reward, its part of the scores token by token (B, R), and the number of steps
+    (B,); None without one.
     `scored_together`: the size of the micro-batches that gave old_logprobs; None where the sampler gave them.
     """
 
@@ -37,6 +39,8 @@ class Rollout:
     parts: dict[str, Tensor] = field(default_factory=dict)
     failures: dict[str, float] = field(default_factory=dict)
     sampled_logprobs: Tensor | None = None
+    step_rewards: Tensor | None = None
+    num_steps: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -76,6 +80,7 @@ class Rollout:
             "rollout/eos_rate": float(self.finished.double().mean()),
             "rollout/entropy": float(self.entropy.sum() / self.mask.sum()),
             **self.mismatch(),
+            **({} if self.num_steps is None else {"rollout/steps": float(self.num_steps.double().mean())}),
             **{f"reward/{name}": float(part.nanmean()) for name, part in self.parts.items() if not part.isnan().all()},
             **{f"reward/{name}_failed": count for name, count in self.failures.items()},
         }

@@ -19,12 +19,13 @@ from lora_rlhf.model.open import describe_base, move_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, VALUE_ADAPTER, Parent, StageFolder, find_stage
 from lora_rlhf.stages.ppo_rollout import Rollout, Targets
-from lora_rlhf.stages.reward_report import chance_fault
+from lora_rlhf.stages.reward_report import chance_fault, held_out_accuracy
 from lora_rlhf.stages.rows import encode_prompts, report_refusals, source_of
 from lora_rlhf.stages.sampler import require_engine
-from lora_rlhf.stages.scorer import TRIED, ResponseScorer
+from lora_rlhf.stages.scorer import TRIED, ProcessReward, ResponseScorer
 from lora_rlhf.stages.session import (
     INIT,
+    PROCESS,
     find_init,
     find_reward,
     load_parent_role,
@@ -34,6 +35,7 @@ from lora_rlhf.stages.session import (
     require_context,
     same_state,
     seed_everything,
+    step_end_of,
 )
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped, UserError
@@ -51,12 +53,25 @@ class Setup:
     text: TextStream | None
 
 
-def without_missing_reward(config: PPOConfig) -> PPOConfig:
-    """The config with a reward model of weight 0 where a run without a reward stage has reward functions."""
-    if not config.has_other_rewards or config.reward is not None or Path(config.run, "reward").exists():
+def with_rewards_of_run(config: PPOConfig) -> PPOConfig:
+    """The config with a reward model of weight 0 where a run without a reward stage has other rewards.
+
+    A reward stage that is a process reward becomes the one of the config.
+    """
+    folder = config.reward or f"{config.run}/reward"
+    if config.reward is not None or Path(folder).exists():
+        if config.reward_model_weight and step_end_of(find_stage(folder, "reward")) is not None:
+            if config.process is not None:
+                raise UserError(
+                    f"--process {config.process}: {folder} is a process reward already; leave one of both out"
+                )
+            weight = config.process_weight * config.reward_model_weight
+            return replace(config, process=folder, process_weight=weight, reward=None, reward_model_weight=0.0)
+        return config
+    if not config.has_other_rewards:
         return config
     if config.reward_model_weight:
-        log.info("%s has no reward stage: the reward functions or the judge alone are the reward", config.run)
+        log.info("%s has no reward stage: the other rewards alone are the reward", config.run)
     return replace(config, reward_model_weight=0.0)
 
 
@@ -65,12 +80,15 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
 
     UserError, before any weights are loaded where that can be, for all that cannot be used.
     """
-    sft, reward = _find_parents(config)
+    sft, reward, process = _find_parents(config)
     init = find_init(config.init, sft)
-    if reward is not None and not folder.resumes:
-        _require_better_than_chance(config, reward)
+    for parent in (reward, process):
+        if parent is not None and not folder.resumes:
+            _require_better_than_chance(config, parent)
     prompts: Source[Prompt] = source_of(config, config.prompts, "prompts")
-    scorer = ResponseScorer.from_config(config, list(itertools.islice(prompts, TRIED)))
+    scorer = ResponseScorer.from_config(
+        config, list(itertools.islice(prompts, TRIED)), _process_reward(config, process)
+    )
     require_engine(config, sft)
     model = open_parent_base(config, sft, model)
     require_context(model, config)
@@ -80,7 +98,10 @@ def set_up(config: PPOConfig, folder: StageFolder, model: SharedModel | None) ->
     seed_everything(config.seed)
     make_policy(model, "policy", sft, init, config.reference)
     _make_reward_roles(config, model, reward)
-    parents = {"sft": sft} | ({"reward": reward} if reward else {}) | ({INIT: init} if init else {})
+    if process is not None:
+        load_parent_role(model, PROCESS, process)
+    others = {"reward": reward, PROCESS: process, INIT: init}
+    parents = {"sft": sft} | {name: parent for name, parent in others.items() if parent is not None}
     folder.begin(
         describe_base(model), parents, {"prompts": config.prompts, "pretraining_text": config.pretraining_text}
     )
@@ -99,7 +120,7 @@ def finish(config: PPOConfig, setup: Setup, folder: StageFolder, results: dict[s
             " the stage is not finished. See the warnings above; --overwrite begins again"
         )
     workers.from_main(lambda: _save_adapters(model, folder))
-    roles = [role for role in ("sft", "reward", "policy", "value") if role in model.roles]
+    roles = [role for role in ("sft", "reward", PROCESS, "policy", "value") if role in model.roles]
     folder.finish(
         {
             "prompts": len(setup.prompts),
@@ -155,19 +176,35 @@ def _save_adapters(model: SharedModel, folder: StageFolder) -> None:
         model.save_role("value", folder.path / VALUE_ADAPTER)
 
 
-def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None]:
-    """The finished SFT stage, and the reward stage unless a function alone is the reward. They must share a base."""
+def _find_parents(config: PPOConfig) -> tuple[Parent, Parent | None, Parent | None]:
+    """The finished SFT stage, the reward stage unless it has no weight, and the process reward if there is one.
+
+    They must share a base.
+    """
     sft = find_stage(config.sft or f"{config.run}/sft", "sft")
     move_base(config.model, sft.manifest["base"], str(sft.folder))
-    if config.reward_model_weight == 0:
-        return sft, None
-    reward = find_reward(config.reward or f"{config.run}/reward", sft)
-    if (parent := reward.manifest["parents"].get("sft")) and parent["id"] != sft.manifest["id"]:
-        log.warning(
-            "%s was trained from another SFT model than %s: train it again, unless that is meant",
-            *(reward.folder, sft.folder),
+    reward = find_reward(config.reward or f"{config.run}/reward", sft) if config.reward_model_weight else None
+    process = None if config.process is None else find_reward(config.process, sft)
+    for stage in (reward, process):
+        if stage and (parent := stage.manifest["parents"].get("sft")) and parent["id"] != sft.manifest["id"]:
+            log.warning(
+                "%s was trained from another SFT model than %s: train it again, unless that is meant",
+                *(stage.folder, sft.folder),
+            )
+    return sft, reward, process
+
+
+def _process_reward(config: PPOConfig, process: Parent | None) -> ProcessReward | None:
+    """How the process reward scores. UserError for a reward stage that is none."""
+    if process is None:
+        return None
+    step_end = step_end_of(process)
+    if step_end is None:
+        raise UserError(
+            f"--process {process.folder}: this reward model was trained on rankings, and scores whole responses; name "
+            "it with --reward, or train one on steps (reward --steps)"
         )
-    return sft, reward
+    return ProcessReward(step_end, config.score_steps_by, config.process_weight)
 
 
 def _require_better_than_chance(config: PPOConfig, reward: Parent) -> None:
@@ -175,16 +212,15 @@ def _require_better_than_chance(config: PPOConfig, reward: Parent) -> None:
 
     Warns of one whose accuracy was not measured.
     """
-    if reward.manifest["results"].get("accuracy") is None:
+    if held_out_accuracy(reward.manifest["results"]) is None:
         log.warning(
-            "%s: whether this reward model is better than chance is not known, because no rankings were held out: PPO "
+            "%s: whether this reward model is better than chance is not known, because nothing was held out: PPO "
             "may learn noise. Read the samples",
             reward.folder,
         )
     if (fault := chance_fault(reward.manifest["results"])) and not config.accept_chance_reward:
         raise UserError(
-            f"{reward.folder}: {fault}. PPO would learn noise: collect more rankings, or give "
-            "--accept_chance_reward true"
+            f"{reward.folder}: {fault}. PPO would learn noise: collect more labels, or give --accept_chance_reward true"
         )
 
 

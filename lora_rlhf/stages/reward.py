@@ -1,7 +1,10 @@
 """Stage 2, the reward model: K-wise rankings on the `reward` adapter and its scalar head (InstructGPT, section 3.5)."""
 
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from tqdm import tqdm
 
 from lora_rlhf.algo.losses import listwise_loss, ranking_loss, ranking_pairs
 from lora_rlhf.configs.stages import RewardConfig
@@ -18,6 +21,7 @@ from lora_rlhf.model.open import describe_base, move_base
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.runs.folder import ADAPTER, CONFIG, Parent, StageFolder, data_hash, find_data, find_stage
 from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.reward_loop import Lesson, train_rows
 from lora_rlhf.stages.reward_report import accuracy_text, chance_fault, held_out_report
 from lora_rlhf.stages.reward_scores import (
     calibrate,
@@ -26,10 +30,10 @@ from lora_rlhf.stages.reward_scores import (
     require_same_after_reload,
     score_rankings,
 )
+from lora_rlhf.stages.reward_steps import train_on_steps
 from lora_rlhf.stages.rows import Split, encode_source, length_limits, report_refusals, source_of, watched
-from lora_rlhf.stages.samples import RANKINGS, TIMES, ranking_figures
+from lora_rlhf.stages.samples import RANKINGS, ranking_figures
 from lora_rlhf.stages.session import (
-    cosine,
     epochs_of_batches,
     fixed_prompt_indices,
     load_parent_role,
@@ -39,17 +43,22 @@ from lora_rlhf.stages.session import (
     seed_everything,
     warn_of_few_steps,
 )
-from lora_rlhf.stages.trainer import NotFinite, RoleOptimizer, Trainer
+from lora_rlhf.stages.trainer import RoleOptimizer
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 
 
 def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel:
-    """Trains the `reward` adapter and head on rankings, calibrates them on the demonstrations and measures them."""
+    """Trains the `reward` adapter and head on rankings, calibrates them on the demonstrations and measures them.
+
+    With `steps`, on labels of steps instead (`reward_steps.py`).
+    """
     check(config)
     with StageFolder.open(config, "reward") as folder:
         sft = find_stage(config.sft or f"{config.run}/sft", "sft")
         move_base(config.model, sft.manifest["base"], str(sft.folder))
+        if config.rankings is None:
+            return train_on_steps(config, folder, sft, model)
         rankings: Source[Ranking] = source_of(config, config.rankings, "rankings")
         demonstrations = _open_demonstrations(config, sft)
         several: Source[Ranking] | None = None
@@ -74,11 +83,12 @@ def train(config: RewardConfig, model: SharedModel | None = None) -> SharedModel
         micro_batch = AutoBatch.for_training(config)
         order = epochs_of_batches(len(training), config.batch_size, config.epochs, rng)
         fixed = [validation[index] for index in fixed_prompt_indices(validation, RANKINGS)]
-        _train_on_rankings(config, model, training, fixed, folder, order, micro_batch)
+        train_rows(config, model, training, folder, order, micro_batch, _lesson(config, model, fixed, micro_batch))
         offset, sd = calibrate(config, model, examples, micro_batch)
         workers.from_main(lambda: model.save_role("reward", folder.path / ADAPTER))
         scores = score_rankings(model, validation, micro_batch)
-        require_same_after_reload(model, folder, validation, micro_batch)
+        few = list(itertools.islice(validation, 8))
+        require_same_after_reload(model, folder, lambda: score_rankings(model, few, micro_batch), micro_batch)
         results = {
             "prompts": len(training),
             "pairs": sum(_num_pairs(ranking) for ranking in training),
@@ -136,11 +146,11 @@ def _encode_rankings(
 
     encode_source(rankings, encode, keep, refused, watched(rankings))
     refused.extend(repeated)
-    report_refusals(config.rankings, refused)
+    report_refusals(rankings.name, refused)
     if tied:
-        log.warning("%s: %d rankings are all ties and are left out", config.rankings, tied)
-    split.require_some(config.rankings, rankings.read, refused, tied)
-    split.require_both(config.rankings)
+        log.warning("%s: %d rankings are all ties and are left out", rankings.name, tied)
+    split.require_some(rankings.name, rankings.read, refused, tied)
+    split.require_both(rankings.name)
     return split.train, split.validation, counter.result
 
 
@@ -168,50 +178,25 @@ def _num_pairs(ranking: EncodedRanking) -> int:
     return len(ranking_pairs(torch.tensor(ranking.ranks))[0])
 
 
-def _train_on_rankings(
-    config: RewardConfig,
-    model: SharedModel,
-    training: Spool[EncodedRanking],
-    fixed: list[EncodedRanking],
-    folder: StageFolder,
-    order: list[list[int]],
-    micro_batch: AutoBatch,
-) -> None:
-    optimizer = RoleOptimizer(config, model, "reward", config.learning_rate, micro_batch)
-    done, steps = 0, len(order)
-    trainer = Trainer(config, model, folder, {"reward": optimizer}, lambda: ({"step": done}, {}))
-    with trainer.running():
-        longest = training.longest
-        count = max(1, micro_batch.size // len(longest.ranks)) * workers.process_count()
-        optimizer.rehearse(lambda size: accumulate(model, [longest] * count, config.loss, size))
-        if (checkpoint := trainer.resume()) is not None:
-            done = checkpoint.state["step"]
-        with tqdm(total=steps, initial=done, desc="reward", unit="step") as bar:
-            while done < steps:
-                optimizer.set_learning_rate(cosine(done, steps))
-                rankings = [training[index] for index in order[done]]
-                try:
-                    metrics = update(model, rankings, optimizer, config)
-                except NotFinite as error:
-                    advice = f"Lower --learning_rate ({config.learning_rate:g}) and go on with --allow_changes"
-                    raise trainer.write_failure(
-                        done + 1, error, [failure_row(model, row) for row in rankings], advice
-                    ) from error
-                optimizer.require_moved()
-                done += 1
-                if fixed and done % max(1, steps // TIMES) == 0:
-                    metrics |= ranking_figures(model, fixed, micro_batch)
-                trainer.log(done, metrics)
-                bar.update()
-                bar.set_postfix(loss=f"{metrics['reward/loss']:.3f}", accuracy=f"{metrics['reward/accuracy']:.2f}")
-                trainer.save_or_stop(done, steps)
+def _lesson(config: RewardConfig, model: SharedModel, fixed: list[EncodedRanking], batch: AutoBatch) -> Lesson[Any]:
+    """How the role learns from rankings; figures are of the `fixed` ones."""
+    return Lesson(
+        accumulate=lambda rankings, size: accumulate(model, rankings, config.loss, size),
+        metrics=_metrics,
+        num_responses=lambda ranking: len(ranking.ranks),
+        failure_row=lambda ranking: failure_row(model, ranking),
+        figures=(lambda: ranking_figures(model, fixed, batch)) if fixed else None,
+    )
 
 
 def update(
     model: SharedModel, rankings: list[EncodedRanking], optimizer: RoleOptimizer, config: RewardConfig
 ) -> dict[str, float]:
     """One optimizer step on a batch of rankings: eq. 1, averaged over prompts."""
-    totals = optimizer.step(lambda size: accumulate(model, rankings, config.loss, size))
+    return _metrics(optimizer.step(lambda size: accumulate(model, rankings, config.loss, size)))
+
+
+def _metrics(totals: dict[str, float]) -> dict[str, float]:
     pairs = max(totals["pairs"], 1.0)
     return {
         "reward/loss": totals["loss"],
@@ -221,7 +206,7 @@ def update(
     }
 
 
-def accumulate(model: SharedModel, rankings: list[EncodedRanking], loss: str, size: int) -> dict[str, float]:
+def accumulate(model: SharedModel, rankings: Sequence[EncodedRanking], loss: str, size: int) -> dict[str, float]:
     """Forward and backward over this process's share of a batch, in micro-batches of at most `size` responses.
 
     All pairs of a prompt stand in one forward pass of its K responses. Micro-batches hold whole rankings and add up to

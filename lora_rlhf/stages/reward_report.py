@@ -27,15 +27,36 @@ def chance_fault(results: Mapping[str, Any]) -> str | None:
 
 
 def is_chance(results: Mapping[str, Any]) -> bool:
-    """Whether the held-out accuracy may be a coin's; False where it was not measured."""
-    accuracy = results.get("accuracy")
-    return accuracy is not None and accuracy["low"] <= CHANCE
+    """Whether the held-out accuracy may be a coin's; False where it was not measured.
+
+    Of steps, one label may be commoner, and chance is to say that one always.
+    """
+    accuracy = held_out_accuracy(results)
+    return accuracy is not None and accuracy["low"] <= results.get("majority", CHANCE)
+
+
+def held_out_accuracy(results: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """The accuracy on held-out pairs, or on the held-out steps of a process reward; None where it was not measured."""
+    accuracy: Mapping[str, float] | None = results.get("accuracy") or results.get("step_accuracy")
+    return accuracy
 
 
 def accuracy_text(results: Mapping[str, Any]) -> str:
     """The held-out accuracy of a stage's results, with its 95 % interval, in words."""
-    accuracy = results.get("accuracy")
+    accuracy = held_out_accuracy(results)
     if accuracy is None:
-        return "accuracy not measured: no ranking was held out"
+        return "accuracy not measured: nothing was held out"
     interval = f"{accuracy['rate']:.3f} (95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f})"
+    if "held_out_steps" in results:
+        commoner = f"always the commoner label would get {results['majority']:.3f}; ECE {results['ece']:.3f}"
+        return f"held-out accuracy {interval} on {pluralize(results['held_out_steps'], 'labelled step')} ({commoner})"
     return f"held-out accuracy {interval} on {pluralize(results['held_out_pairs'], 'pair')}"
+
+
+def reliability_table(results: Mapping[str, Any]) -> str:
+    """The bins of a process reward's stated probabilities, and its accuracy by the number of the step; "" for none."""
+    lines = [f"{'stated':>12} {'right':>6} {'n':>6}"]
+    bins = [row for row in results.get("reliability", ()) if row["n"]]
+    lines += [f"{row['confidence']:12.3f} {row['accuracy']:6.3f} {row['n']:6,}" for row in bins]
+    lines += [f"      step {row['step']} {row['rate']:6.3f} {row['n']:6,}" for row in results["accuracy_by_step"]]
+    return "\n".join(lines)

@@ -1,8 +1,7 @@
 """The reward role's scores of rankings, their calibration on demonstrations, and a check of the saved adapter."""
 
-import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -86,20 +85,19 @@ def calibrate(
 
 
 def require_same_after_reload(
-    model: SharedModel, folder: StageFolder, rankings: Sequence[EncodedRanking], batch: AutoBatch
+    model: SharedModel, folder: StageFolder, score: Callable[[], list[Tensor]], batch: AutoBatch
 ) -> None:
     """RuntimeError unless the saved adapter gives exactly the scores of the trained one: a head may be lost on disk.
 
-    Both score in the same groups: in another grouping 16 bits round otherwise.
+    Both `score` in the same groups: in another grouping 16 bits round otherwise.
     """
     trained, saved = model.adapter_state("reward"), read_adapter(folder.path / ADAPTER)[1]
-    few = list(itertools.islice(rankings, 8))
     while True:
         size = batch.size
         model.load_adapter_state("reward", trained)
-        before = score_rankings(model, few, batch)
+        before = score()
         model.load_adapter_state("reward", saved)
-        after = score_rankings(model, few, batch)
+        after = score()
         if not workers.any_of(batch.size != size):
             break
     if not all(map(torch.equal, before, after)):

@@ -30,12 +30,14 @@ from lora_rlhf.stages.partial import PartialOutput, progress
 from lora_rlhf.stages.rows import encode_prompts, source_of
 from lora_rlhf.stages.sampler import Sampler, require_engine
 from lora_rlhf.stages.session import (
+    PROCESS,
     find_reward,
     load_parent_role,
     log,
     open_parent_base,
     require_context,
     seed_everything,
+    step_end_of,
 )
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import Stopped, UserError
@@ -64,10 +66,11 @@ def sample(config: SampleConfig, model: SharedModel | None = None) -> SharedMode
     prompts: Source[Prompt] = source_of(config, config.prompts, "prompts")
     prompts.require_first()
     require_engine(config, sft)
-    best_of = None if config.best_of is None else BestOf(config, prompts)
+    step_end = None if reward is None else step_end_of(reward)
+    best_of = None if config.best_of is None else BestOf(config, prompts, step_end)
     model = open_parent_base(config, sft, model)
     require_context(model, config)
-    for role, parent in ((config.role, stage), (REWARD.role, reward)):
+    for role, parent in ((config.role, stage), (REWARD.role if step_end is None else PROCESS, reward)):
         if parent is not None and role != BASE:
             load_parent_role(model, role, parent)
     workers.from_main(lambda: _make_folder(config.to))

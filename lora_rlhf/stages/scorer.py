@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_rlhf.algo.advantages import step_rewards
 from lora_rlhf.configs.scoring import ScoringConfig
 from lora_rlhf.configs.stages import PPOConfig
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.schema import Message, Prompt
+from lora_rlhf.data.steps import find_step_ends
 from lora_rlhf.model.decode_weights import run_role
-from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores
+from lora_rlhf.model.forward import Sequences, apply_in_micro_batches, response_scores, token_scores
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.rewards.process import RewardFunction, ScoredRow
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.judged import JudgedReward
+from lora_rlhf.stages.session import PROCESS
 
 TRIAL = "A response, to try the function."
 TRIED = 16  # of the first prompts, on which reward functions are tried before the model is loaded
@@ -27,13 +30,41 @@ TRIED = 16  # of the first prompts, on which reward functions are tried before t
 class Scores:
     """Scores of b responses. total (b,) float32.
 
-    parts: of several sources, {name: its scores (b,)}, before weights, NaN where a source does not apply.
+    steps, num_steps: of a process reward, its part of the total token by token (b, R), and how many steps there are
+    (b,). parts: of several sources, {name: its scores (b,)}, before weights, NaN where a source does not apply.
     failures: {name of a reward function, or judge: how many responses it failed on}.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
     failures: dict[str, float]
+    steps: Tensor | None = None
+    num_steps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ProcessReward:
+    """A process reward, of the role PROCESS: the text that ends a step, what its steps become, and its weight."""
+
+    step_end: str
+    form: str
+    weight: float = 1.0
+
+    def rewards(
+        self,
+        model: SharedModel,
+        sequences: Sequences,
+        response_ids: Sequence[list[int]],
+        batch: AutoBatch,
+        has_merged_weights: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """What each step of the responses is paid, before the weight (b, R), and how many steps there are (b,)."""
+        ends = torch.zeros_like(sequences.response_mask)
+        for row, ids in enumerate(response_ids):
+            ends[row, find_step_ends(model.tokenizer, ids, self.step_end)] = True
+        with run_role(model, PROCESS, has_merged_weights):
+            logits = score_tokens(model, sequences, ends, batch)
+        return step_rewards(logits.sigmoid(), ends, self.form), ends.sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -43,20 +74,27 @@ class ResponseScorer:
     model_weight: float = 1.0
     functions: tuple[RewardFunction, ...] = ()
     judge: JudgedReward | None = None
+    process: ProcessReward | None = None
     group_size: int = 1  # responses to a prompt, one after the other
     clip: float | None = None
     missing_eos_score: float | None = None  # of a response that did not end, in units of the whole score
 
     @classmethod
-    def from_config(cls, config: PPOConfig, prompts: Sequence[Prompt]) -> "ResponseScorer":
-        """As the config has it. UserError for a reward function that cannot be used on some of the prompts."""
+    def from_config(
+        cls, config: PPOConfig, prompts: Sequence[Prompt], process: ProcessReward | None = None
+    ) -> "ResponseScorer":
+        """As the config has it, with a process reward if there is one.
+
+        UserError for a reward function that cannot be used on some of the prompts.
+        """
         functions = open_functions(config, config.reward_failure_score, prompts)
         judge = JudgedReward.from_config(config, config.reward_failure_score, prompts)
         weights = [function.weight for function in functions] + ([judge.weight] if judge else [])
+        weights += [process.weight] if process else []
         weight = config.reward_model_weight or sum(map(abs, weights))
         missing = None if config.missing_eos_score is None else config.missing_eos_score * weight
         group_size = config.samples_per_prompt
-        return cls(config.reward_model_weight, functions, judge, group_size, config.score_clip, missing)
+        return cls(config.reward_model_weight, functions, judge, process, group_size, config.score_clip, missing)
 
     def scores(
         self,
@@ -79,8 +117,14 @@ class ResponseScorer:
             with run_role(model, "reward", has_merged_weights):
                 scores = score_in_batches(model, sequences, batch)
             total = total + self.model_weight * scores
-            if self.functions or self.judge:
+            if self.functions or self.judge or self.process:
                 parts["model"] = scores
+        steps = num_steps = None
+        if self.process is not None:
+            steps, num_steps = self.process.rewards(model, sequences, response_ids, batch, has_merged_weights)
+            parts["process"] = steps.sum(dim=1)
+            steps = self.process.weight * steps
+            total = total + steps.sum(dim=1)
         rows = [
             ScoredRow(to_messages(encoded.prompt.messages), text, ids, encoded.prompt.meta)
             for encoded, ids, text in zip(prompts, response_ids, responses, strict=True)
@@ -95,7 +139,8 @@ class ResponseScorer:
             scores = torch.tensor(filled, dtype=torch.float32, device=model.device)
             total = total + weight * torch.where(scores.isnan(), 0.0, scores)
             parts[label] = scores
-        return Scores(total if self.clip is None else total.clamp(-self.clip, self.clip), parts, failures)
+        total = total if self.clip is None else total.clamp(-self.clip, self.clip)
+        return Scores(total, parts, failures, steps, num_steps)
 
     def close(self) -> None:
         """Frees the judge's memory."""
@@ -131,3 +176,15 @@ def score_in_batches(model: SharedModel, sequences: Sequences, batch: AutoBatch)
     return batch.run_scoring(
         lambda size: apply_in_micro_batches(lambda rows: response_scores(model, rows), sequences, size)
     )
+
+
+def score_tokens(model: SharedModel, sequences: Sequences, places: Tensor, batch: AutoBatch) -> Tensor:
+    """The active role's scores at the places (B, R) of any number of responses: (B, R) float32, 0 elsewhere."""
+
+    def score(size: int) -> Tensor:
+        scores = torch.zeros(places.shape, device=model.device)
+        for group in sequences.micro_batches(size):
+            scores[group] = token_scores(model, sequences.index(group), places[group])
+        return scores
+
+    return batch.run_scoring(score)

@@ -29,6 +29,8 @@ from lora_rlhf.system.errors import UserError
 log = logging.getLogger("lora_rlhf")
 
 FEW_STEPS = 20
+STEP_END = "step_end"  # the result in which a process reward's manifest holds the rule that splits answers
+PROCESS = "process"  # the role of a process reward that is used
 INIT = "init"  # the role of a policy that another one goes on from
 FLOOR = 0.1  # every schedule ends, and PPO's warm-up begins, at a tenth of the peak (InstructGPT, appendix C)
 
@@ -67,6 +69,12 @@ def choose_run_template(config: SFTConfig, folder: StageFolder, model: SharedMod
 def find_reward(folder: str, sft: Parent) -> Parent:
     """The finished reward stage in a folder. UserError where it does not stand on the SFT stage's base."""
     return _require_same_base(find_stage(folder, "reward"), sft)
+
+
+def step_end_of(reward: Parent) -> str | None:
+    """The text that ends a step for a process reward, as its manifest records it; None for another reward model."""
+    step_end: str | None = reward.manifest["results"].get(STEP_END)
+    return step_end
 
 
 def find_init(folder: str | None, sft: Parent) -> Parent | None:

@@ -17,6 +17,7 @@ PROMPT_SETS = {
 
 MOST_REFUSALS = 100  # held-out questions that are to be declined or not: there are 128
 MOST_PROBLEMS = 100_000  # of a file: there are some millions of them
+MOST_WORKED, MOST_WORKED_HELD_OUT = 779, 189  # sums of five small numbers: so many there are
 
 
 class _FilesToWrite:
@@ -122,6 +123,37 @@ class TracesConfig(_FilesToWrite):
             for name, count in self.num_rows_by_set.items()
             if not 1 <= count <= most_by_set[name]
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkedConfig(_FilesToWrite):
+    """Sums of five small numbers of the tiny world, worked out in steps that end with "."; each step has an exact label."""
+
+    to: str
+    """Folder to write to: demonstrations.jsonl, step_labels.jsonl, prompts.jsonl and held_out.jsonl."""
+    seed: int = field(default=0, metadata=COMMON)
+    """Other seeds draw other sums and errors; the sums that are held out stay the same."""
+    num_demonstrations: int = 240
+    """Sums with answers, many of which hold a wrong step."""
+    num_step_labels: int = 240
+    """The same with a label for each step: for `reward --steps FILE --step_end .`."""
+    num_prompts: int = 240
+    """Sums alone, with the column answer, which reward functions check."""
+    num_held_out: int = 150
+    """The same, of sums that no other file has."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these values."""
+        faults = [] if self.to else ["to is empty; name a folder"]
+        counts = self.num_rows_by_set
+        faults += [f"num_{name} is {count}, must be at least 1" for name, count in counts.items() if count < 1]
+        seen = sum(count for name, count in counts.items() if name != "held_out")
+        if seen > MOST_WORKED or self.num_held_out > MOST_WORKED_HELD_OUT:
+            faults.append(
+                f"there are {MOST_WORKED} such sums and {MOST_WORKED_HELD_OUT} held out; wanted are {seen} and "
+                f"{self.num_held_out}"
+            )
+        return faults
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora_rlhf.algo.advantages import MovingBaseline, dr_grpo, gae, grpo, has_spread, rloo
+from lora_rlhf.algo.advantages import MovingBaseline, dr_grpo, gae, grpo, has_spread, rloo, step_rewards
 from tests.support import reference
 
 WIDTH = 7
@@ -158,3 +158,19 @@ def test_groups_without_spread() -> None:
     assert has_spread(scores, 3).tolist() == [True] * 6
     with pytest.raises(ValueError, match="at least 2"):
         has_spread(scores, 1)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("product", [0.0, 0.5, 0.0, 0.5 * 0.8 - 0.5, 0.5 * 0.8 * 0.25 - 0.5 * 0.8, 0.0]),
+        ("minimum", [0.0, 0.5, 0.0, 0.0, 0.25 - 0.5, 0.0]),
+        ("last", [0.0, 0.0, 0.0, 0.0, 0.25, 0.0]),
+    ],
+)
+def test_steps_are_paid_by_the_difference_that_they_make(form: str, expected: list[float]) -> None:
+    nan = math.nan
+    probabilities = torch.tensor([[nan, 0.5, nan, 0.8, 0.25, nan], [nan] * 6], dtype=torch.float64)
+    ends = ~probabilities.isnan()
+    rewards = step_rewards(probabilities, ends, form)
+    assert rewards.tolist() == [pytest.approx(expected, abs=1e-12), [0.0] * 6]

@@ -79,7 +79,7 @@ def test_names_and_roles_are_distinct() -> None:
 def test_what_the_table_tells() -> None:
     assert SFT in WRITERS and PPO in WRITERS and REWARD not in WRITERS
     assert ancestors(PPO) == (SFT, REWARD, PPO) and ancestors(REWARD) == (SFT, REWARD) and ancestors(SFT) == (SFT,)
-    assert [readers(kind)[0] for kind in COMMANDS_OF_KINDS] == [SFT, REWARD, PPO, PPO]
+    assert [readers(kind)[0] for kind in COMMANDS_OF_KINDS] == [SFT, REWARD, REWARD, PPO, PPO]
     assert ROW_KINDS["agreement"] == "rankings"
 
 
