@@ -42,14 +42,14 @@ from lora_rlhf.stats.intervals import share_interval
 from lora_rlhf.system.disk import write_json
 
 LIMITS = "--max-prompt-tokens 40 --max-response-tokens 48 --micro-batch-size 64"
-DATA = "--num-demonstrations 250 --num-step-labels 280 --num-prompts 200 --num-held-out 120"
+DATA = "--num-demonstrations 250 --num-step-labels 300 --num-prompts 200 --num-held-out 120"
 SFT = "--model tinyworld --learning-rate 2e-3 --epochs 6 --batch-size 16"
 REWARD = "--step-end . --learning-rate 1e-3"
 PPO = (
     "--batch-size 64 --minibatch-size 32 --num-epochs 1 --policy-learning-rate 1e-3 --value-learning-rate 2e-3 "
     "--kl-coef 0.02 --warmup-iterations 2 --accept-chance-reward true"
 )
-EPOCHS, STEPS = 8, 4  # passes over the answers of which all are labelled; steps of an answer
+EPOCHS, STEPS = 16, 4  # passes over the answers of which all are labelled; steps of an answer
 SIZES = (1, 2, 4, 8)
 WAYS = {  # how the best of n is chosen: (reward model, what its steps become)
     "process, product": ("process", "product"),
@@ -88,9 +88,11 @@ def main() -> None:
         "held_out_sums": len(held_out),
         "rewards": rewards,
         "best_of": best_of(sft, chosen.runs, data / "held_out.jsonl", held_out, chosen.seed),
+        "policies": {},
         "cost": cost,
     }
     write_json(chosen.to, result)
+    plot(result, chosen.to.with_suffix(".png"))
     result["policies"] = policies(chosen.runs, sft, data, held_out, chosen.iterations, common, cost)
     write_json(chosen.to, result)
     plot(result, chosen.to.with_suffix(".png"))
