@@ -150,8 +150,9 @@ def plot(result: Any, path: Path) -> None:
                 label=title,
             )
         axis.axvline(0.5, color=FAINT, linewidth=0.8, linestyle=":")
-        seeds = len(_judged(result, "sft", count))
-        axis.set_title(f"{count:,} ranked prompts, {seeds} seed{'s' * (seeds > 1)}", fontsize=10, loc="left", color=INK)
+        seeds = sorted({len(judged) for name in names if (judged := _judged(result, name, count))})
+        span = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + f" seed{'s' * (seeds[-1] > 1)}"
+        axis.set_title(f"{count:,} ranked prompts, {span}", fontsize=10, loc="left", color=INK)
         axis.set_xlabel("share of wins against SFT", fontsize=SMALL, color=INK)
         style_axis(axis)
     panels[0].set_yticks(range(len(names)), [TITLES[name] for name in names])
