@@ -50,7 +50,7 @@ def figures() -> dict[str, str]:
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     pages = (
         *(_quickstart, _against_trl, _speed, _app, _plan, _budgets, _zoo, _commands, _methods, _verifiable, _safety),
-        _revise,
+        *(_revise, _process_rewards),
     )
     return {name: text for page in pages for name, text in page(results).items()}
 
@@ -86,6 +86,21 @@ def _verifiable(results: Any) -> dict[str, str]:
         shares = " | ".join(f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in solved)
         lines.append(f"| {title} | {shares} | {result['cost'][name]['cpu_seconds'] / 60:.1f} |")
     return {"verifiable": "\n".join(lines)}
+
+
+def _process_rewards(results: Any) -> dict[str, str]:
+    result = results["process_rewards"]
+    sizes = list(result["best_of"]["outcome"])
+    lines = [f"| chosen by | {' | '.join(f'best of {n}' for n in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for way, shares in result["best_of"].items():
+        cells = [f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in shares.values()]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    labels = [
+        f"{name}: {one['labelled_steps']} labels of {one['answers']} answers, held-out accuracy "
+        f"{one['step_accuracy']['rate']:.1%} (the commoner label alone: {one['majority']:.1%}), ECE {one['ece']:.3f}"
+        for name, one in result["rewards"].items()
+    ]
+    return {"process": "\n".join(lines), "process_labels": "; ".join(labels)}
 
 
 def _revise(results: Any) -> dict[str, str]:

@@ -223,7 +223,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes = figure.subplots(1, 2 if policies else 1, squeeze=False)[0]
     for number, way in enumerate([*WAYS, "most frequent result", "any of them"]):
         points = [result["best_of"][way][str(n)]["rate"] for n in SIZES]
-        color = SERIES[number % len(SERIES)] if way in WAYS else INK
+        color = SERIES[number] if number < len(SERIES) else INK
         style = {"most frequent result": "--", "any of them": ":"}.get(way, "-")
         axes[0].plot(SIZES, points, style, marker="o", markersize=3, color=color, linewidth=1.3, label=way)
     axes[0].set_xscale("log", base=2, subs=())
