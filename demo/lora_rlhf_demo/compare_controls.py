@@ -78,6 +78,7 @@ class CompareControls:
             self.tie = gr.Button("All as good", size="sm", min_width=90, elem_id="tie")
             self.all_bad = gr.Button("All bad", size="sm", min_width=90, elem_id="all-bad")
             self.ranking = gr.Textbox(
+                label="A ranking",
                 placeholder="or a ranking: B > A = C (Enter)",
                 show_label=False,
                 container=False,
@@ -90,6 +91,7 @@ class CompareControls:
         with gr.Column(elem_id="asking"):
             self._add_vote_controls()
             self.question = gr.Textbox(
+                label="Question",
                 placeholder=ASK,
                 show_label=False,
                 container=False,

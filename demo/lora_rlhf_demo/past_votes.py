@@ -67,7 +67,7 @@ def _vote_html(row: Mapping[str, Any]) -> str:
     verdict = "all bad" if row.get("all_bad") is True else f"best: {best}"
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(_saved(row))) if _saved(row) else ""
     cards = "".join(
-        f'<div class="past-answer"><h3>{safe_html(f"{rank}. {system}")}</h3>{show.text_html(_text(response))}</div>'
+        f'<div class="past-answer"><h2>{safe_html(f"{rank}. {system}")}</h2>{show.text_html(_text(response))}</div>'
         for system, response, rank in sorted(answers, key=lambda answer: str(answer[2]))
     )
     remove = ""

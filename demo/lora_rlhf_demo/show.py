@@ -124,7 +124,8 @@ def _question_html(text: str, edit: str = "") -> str:
 
 
 def _turn_section_html(question: str, cards: Sequence[str]) -> str:
-    return f'<section class="turn">{question}<div class="cards">{"".join(cards)}</div></section>'
+    title = '<h2 class="sr-only">Question</h2>'  # for a screen reader, which goes from heading to heading
+    return f'<section class="turn">{title}{question}<div class="cards">{"".join(cards)}</div></section>'
 
 
 def _column_title(comparison: Comparison, column: int) -> str:

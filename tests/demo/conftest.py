@@ -1,5 +1,6 @@
 """A tiny run, the app that serves it, and a browser that looks at it."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from lora_rlhf_demo.worker import ModelWorker
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lora_rlhf.model.shared import SharedModel
-from tests.support.demo import PORT, Served, save_run, trained, worker_of
+from lora_rlhf.system.disk import append_row
+from tests.support.demo import HOSTILE, PORT, RIGHT_TO_LEFT, Served, save_run, trained, worker_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 30_000  # ms: how long a page may take, on a busy machine
@@ -48,6 +50,20 @@ def served(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     save_run(model, root / "first")
     # short answers: a random model hardly ever ends one itself
     with launch_app(DemoConfig(root=str(root), port=PORT, max_response_tokens=40)) as blocks:
+        yield Served(str(blocks.local_url), root)
+
+
+@pytest.fixture(scope="session")
+def labelled(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The app on a run with candidates to rank and metrics of its own."""
+    root = tmp_path_factory.mktemp("labelled") / "runs"
+    save_run(model, root / "first")
+    rows = [{"prompt": f"Question {n} {HOSTILE}", "responses": [f"{c}{n}" for c in "wxyz"]} for n in range(3)]
+    rows[1]["responses"] = [HOSTILE, RIGHT_TO_LEFT, "**bold** " * 50, "plain"]
+    (root / "first" / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in range(1, 6):
+        append_row(root / "first" / "ppo" / "metrics.jsonl", {"step": step, "rollout/score": 0.1 * step})
+    with launch_app(DemoConfig(root=str(root), port=PORT + 300)) as blocks:
         yield Served(str(blocks.local_url), root)
 
 

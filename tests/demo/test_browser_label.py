@@ -17,30 +17,13 @@ from lora_rlhf_demo.rows import RowFile
 from playwright.sync_api import Page, expect
 
 from lora_rlhf.data.sources import read_rankings
-from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.system.disk import append_row
-from tests.support.demo import PORT, Served, save_run, write
+from tests.support.demo import HOSTILE, PORT, RIGHT_TO_LEFT, Served, write
 
 pytestmark = pytest.mark.browser
-HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
 ORDER = """[...document.querySelectorAll('.ranker .group')].map(group =>
   [...group.querySelectorAll('.letter')].map(letter => letter.textContent).join('=')).join(' > ')"""
 expect.set_options(timeout=20_000)  # ms, for a busy machine
-RIGHT_TO_LEFT = "שלום \u202e👋🏽 عالم"
-
-
-@pytest.fixture(scope="module")
-def labelled(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The app on a run with candidates to rank and metrics of its own."""
-    root = tmp_path_factory.mktemp("labelled") / "runs"
-    save_run(model, root / "first")
-    rows = [{"prompt": f"Question {n} {HOSTILE}", "responses": [f"{c}{n}" for c in "wxyz"]} for n in range(3)]
-    rows[1]["responses"] = [HOSTILE, RIGHT_TO_LEFT, "**bold** " * 50, "plain"]
-    (root / "first" / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for step in range(1, 6):
-        append_row(root / "first" / "ppo" / "metrics.jsonl", {"step": step, "rollout/score": 0.1 * step})
-    with launch_app(DemoConfig(root=str(root), port=PORT + 300)) as blocks:
-        yield Served(str(blocks.local_url), root)
 
 
 def rankings(served: Served) -> RowFile:

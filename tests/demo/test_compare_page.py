@@ -16,10 +16,9 @@ from lora_rlhf_demo.show import safe_html
 from playwright.sync_api import Page, ViewportSize, expect
 
 from lora_rlhf.data.sources import read_rankings
-from tests.support.demo import PORT, Served, write
+from tests.support.demo import HOSTILE, PORT, Served, write
 
 pytestmark = pytest.mark.browser
-HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
 TURNS = "#talk .turn"
 SIZES: list[ViewportSize] = [{"width": w, "height": h} for w, h in ((390, 844), (1280, 800), (1920, 1080))]
 

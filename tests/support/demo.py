@@ -23,6 +23,8 @@ from lora_rlhf.runs.folder import ADAPTER, Parent, StageFolder, find_stage
 
 OFFSET = 0.25
 STAGES = ("base", "sft", "policy")
+HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [l](javascript:alert(1)) \x1b[31m'
+RIGHT_TO_LEFT = "שלום \u202e👋🏽 عالم"
 SETTLED = 0.3  # seconds that a box must keep what was written into it
 PORT = 17860 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # of the first app in this process
 

@@ -1,0 +1,76 @@
+"""What axe-core finds on every tab, in light and dark, on a phone and on a screen: nothing."""
+
+from collections.abc import Callable
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from lora_rlhf_demo.rows import RowFile
+from playwright.sync_api import Page, expect
+
+from lora_rlhf.system.disk import append_row
+from tests.support.demo import Served, write
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def compare(page: Page) -> None:
+    page.click("#differences input")
+    page.fill("#question textarea", "Who counts?")
+    page.press("#question textarea", "Enter")
+    expect(page.locator(".token").first).to_be_visible()
+    page.get_by_text("Past votes").click()
+    page.get_by_text("Settings").click()
+
+
+def label(page: Page) -> None:
+    write(
+        page.get_by_label("Your name"), page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches ? 'D' : 'L'")
+    )
+    page.click("#begin")
+    expect(page.locator(".choice")).to_have_count(4)
+    for key in "ba?":
+        page.keyboard.press(key)
+    page.locator(".choice summary").first.click()
+
+
+def people(page: Page) -> None:
+    page.locator(".dispute summary", has_text="Dispute?").click()
+    expect(page.locator(".warning").first).to_be_visible()
+
+
+def watch(page: Page) -> None:
+    page.locator("#watch-runs input").click()
+    page.get_by_role("option", name="second").click()
+    page.keyboard.press("Escape")
+    expect(page.locator(".legend li")).to_have_count(2)
+
+
+def reward(page: Page) -> None:
+    write(page.locator("#reward-prompt textarea"), "Who counts?")
+    for letter, text in (("A", "One by one."), ("B", "Nobody."), ("A", "All of them.")):
+        write(page.locator(f"#reward-answer-{letter} textarea"), text)
+    expect(page.locator(".scores :is(.up, .down)").first).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(labelled: Served, open_page: Callable[..., Page], scheme: str) -> None:
+    file = RowFile(labelled.root / "first" / "rankings.jsonl")
+    row = {"prompt": "Dispute?", "responses": ["left " * 40, "right"], "task": "t", "saved": 1.0, "seconds": 0.2}
+    for name, ranks in (("Ann", [1, 2]), ("Ben", [2, 1])):
+        file.add(row | {"labeler": name, "ranks": ranks, "comment": "why"})
+    metrics = labelled.root / "second" / "ppo" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    for step in (1, 2):
+        append_row(metrics, {"step": step, "rollout/score": step})
+    page = open_page(labelled.url, viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    page.wait_for_selector("#columns input")
+    found = []
+    for name, fill in {"Compare": compare, "Label": label, "People": people, "Watch": watch, "Reward": reward}.items():
+        page.get_by_role("tab", name=name).click()
+        fill(page)
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            for fault in Axe().run(page).response["violations"]:
+                found += [f"{name}, {width} px: {fault['id']}: {node['html'][:200]}" for node in fault["nodes"]]
+        page.set_viewport_size({"width": 1280, "height": 900})
+    assert found == []
