@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,17 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from lora_rlhf_demo.config import DemoConfig
+from lora_rlhf_demo.gradio_import import gr  # before all others that import gradio
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-import gradio as gr
-
+# isort: split
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import read_file
 from lora_rlhf_demo.compare_tab import CompareTab
+from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.guard import GuardedApp
 from lora_rlhf_demo.label_session import NO_CANDIDATES, LabelActions
 from lora_rlhf_demo.label_tab import LabelTab
@@ -127,7 +123,8 @@ def make_theme() -> gr.themes.Base:
         body_background_fill="*neutral_50",
         block_background_fill="white",
         block_border_width="1px",
-        body_text_color_subdued="*neutral_600",  # 4.5:1 and more on both backgrounds
+        body_text_color_subdued="*neutral_600",  # 4.5:1 and more on all backgrounds, as below
+        body_text_color_subdued_dark="*neutral_300",
         button_primary_background_fill="*primary_600",
     )
 

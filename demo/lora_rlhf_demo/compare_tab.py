@@ -112,6 +112,7 @@ class CompareTab(CompareControls):
                     columns = [stage for stage in kept.stages if stage in (*event.columns, *event.other_columns)]
                 longest = event.longest_answer
                 yield {
+                    **updates,  # once more: the first may be lost
                     self.stages: gr.update(choices=[*event.columns, *event.other_columns], value=columns),
                     self.length: gr.update(maximum=longest, value=min(USUAL_ANSWER_TOKENS, longest)),
                     self.live: "" if kept is not None else self._invitation_html(run, columns, values[self.blind]),
