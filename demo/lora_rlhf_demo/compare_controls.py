@@ -8,7 +8,7 @@ from lora_rlhf_demo.compare import LETTERS, Comparison
 from lora_rlhf_demo.past_votes import PastVotes
 from lora_rlhf_demo.state import App
 
-ASK = "Ask all columns (Enter sends, Esc stops)"
+ASK = "Ask (Enter sends, Esc stops)"
 VOTE_FIRST = "Vote on these answers first: then all columns go on from the best one"
 USUAL_ANSWER_TOKENS = 256
 TALK_SCRIPT = """element.addEventListener("click", (event) => {

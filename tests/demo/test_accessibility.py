@@ -17,7 +17,7 @@ def compare(page: Page) -> None:
     page.click("#differences input")
     page.fill("#question textarea", "Who counts?")
     page.press("#question textarea", "Enter")
-    expect(page.locator(".token").first).to_be_visible()
+    expect(page.locator(".token").last).to_be_attached()
     page.get_by_text("Past votes").click()
     page.get_by_text("Settings").click()
 
@@ -35,7 +35,7 @@ def label(page: Page) -> None:
 
 def people(page: Page) -> None:
     page.locator(".dispute summary", has_text="Dispute?").click()
-    expect(page.locator(".warning").first).to_be_visible()
+    expect(page.locator(".dispute td").first).to_be_visible()
 
 
 def watch(page: Page) -> None:
