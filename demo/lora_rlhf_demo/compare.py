@@ -40,6 +40,11 @@ class Turn:
         """Whether names and figures are hidden."""
         return self.is_blind and self.ranks is None
 
+    def can_go_on(self, column: int) -> bool:
+        """Whether an answer was cut, and no vote has been cast on it."""
+        answers = self.answers[column : column + 1] if column >= 0 else ()
+        return self.ranks is None and any(not answer.finished and answer.ids for answer in answers)
+
     def answer_to_continue(self, stage: str) -> str:
         """The answer after which the conversation of a column continues: its own, or after a vote the best.
 
@@ -121,6 +126,22 @@ class Comparison:
         turn = Turn(question, order, tuple(answers), ask.settings, None, self.is_blind, "", len(versions) + 1, versions)
         return replace(self, turns=(*self.turns, turn))
 
+    def request_more(self, column: int, max_new_tokens: int) -> Ask:
+        """Makes the request that lets a cut answer of the last turn go on. UserError if it cannot."""
+        if not self.turns or not self.turns[-1].can_go_on(column):
+            raise UserError("Only an answer that was cut, and that has no vote, can go on.")
+        turn, earlier = self.turns[-1], self.before_turn(len(self.turns) - 1)
+        stage, begun = turn.stages[column], turn.answers[column].ids
+        messages = (*earlier._column_messages(stage), Message("user", turn.question))
+        settings = replace(turn.settings, max_new_tokens=max_new_tokens, seed=turn.settings.seed + len(begun))
+        return Ask(self.run, (Column(stage, messages, begun=begun),), settings)
+
+    def with_longer_answer(self, column: int, answer: ColumnAnswer) -> "Comparison":
+        """The comparison with another answer of one column in its last turn."""
+        turn = self.turns[-1]
+        answers = (*turn.answers[:column], answer, *turn.answers[column + 1 :])
+        return replace(self, turns=(*self.turns[:-1], replace(turn, answers=answers)))
+
     def before_turn(self, turn_index: int) -> "Comparison":
         """The comparison as it was before the turn with that index."""
         return replace(self, turns=self.turns[:turn_index])
@@ -191,7 +212,7 @@ def _turn_json_object(turn: Turn, is_hidden: bool) -> dict[str, Any]:
     answers = [
         {"answer": LETTERS[column], "text": answer.text, "finished": answer.finished}
         if is_hidden
-        else {"stage": stage} | {name: value for name, value in asdict(answer).items() if name != "tokens"}
+        else {"stage": stage} | {name: value for name, value in asdict(answer).items() if name not in ("tokens", "ids")}
         for column, (stage, answer) in enumerate(zip(turn.stages, turn.answers, strict=True))
     ]
     return {"question": turn.question, **asdict(turn.settings), "answers": answers, "ranks": turn.ranks}

@@ -15,6 +15,8 @@ TALK_SCRIPT = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-edit]");
   if (button) trigger("click", {turn: Number(button.dataset.edit)});
   if (event.target.closest("[data-version]")) trigger("select");
+  const more = event.target.closest("[data-go-on]");
+  if (more) trigger("submit", {column: Number(more.dataset.goOn)});
 });"""
 EXAMPLE_SCRIPT = """element.addEventListener("click", (event) => {
   const example = event.target.closest("[data-example]");

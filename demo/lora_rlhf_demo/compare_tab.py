@@ -44,6 +44,7 @@ class CompareTab(CompareControls):
         outputs = self.outputs
         gr.on([self.send.click, self.question.submit], self._ask_question, inputs, outputs, **HANDLER_OPTIONS)
         self.again.click(self._answer_again, inputs, outputs, **HANDLER_OPTIONS)
+        self.page.submit(self._let_answer_go_on, inputs, outputs, **HANDLER_OPTIONS)
         self.stop.click(self._stop_request, None, None, queue=False, api_visibility="private")
         self.run.input(self._choose_run, inputs, outputs, **HANDLER_OPTIONS)
         for event, handler in (
@@ -243,6 +244,33 @@ class CompareTab(CompareControls):
         )
         yield {self.vote_row: gr.update(visible=False)}
         yield from self._stream_answers(earlier, last_turn.question, ask, values, request, last_turn)
+
+    def _let_answer_go_on(self, values: Values, event: gr.EventData, request: gr.Request) -> Iterator[Values]:
+        """Lets a cut answer of the last turn go on from where it was cut."""
+        comparison, column = values[self.comparison] or Comparison(values[self.run], ()), event._data.get("column")
+        try:
+            ask = comparison.request_more(column if type(column) is int else -1, int(values[self.length]))
+        except UserError as error:
+            yield {self.live: show.failure_html(str(error))}
+            return
+        turn, earlier = comparison.turns[-1], comparison.before_turn(len(comparison.turns) - 1)
+        live, texts = replace(earlier, stages=turn.stages, is_blind=turn.is_hidden), [a.text for a in turn.answers]
+        busy_updates = {self.send: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        page = self._turns_html(earlier, values)
+        yield {**busy_updates, self.vote_row: gr.update(visible=False), self.page: page}
+        for answer in self.app.submit(str(request.session_hash), TAB, ask, user_of(request)).events():
+            if isinstance(answer, Answered):
+                comparison, kept = self._keep(comparison.with_longer_answer(column, answer.answers[0]), values)
+                yield {**self.idle_updates(comparison), **kept, self.page: self._turns_html(comparison, values)}
+            elif isinstance(answer, Failed | Replaced):
+                updates = (
+                    answer.updates if isinstance(answer, Replaced) else {self.live: show.failure_html(answer.reason)}
+                )
+                if updates:
+                    yield self._unanswered_updates(earlier, turn.question, values, comparison.turns[-1], updates)
+            else:
+                texts[column] = answer.texts[0] if isinstance(answer, Partial) else texts[column]
+                yield {self.live: show.live_turn_html(live, turn.question, texts, waiting_note(answer))}
 
     def _stop_request(self, request: gr.Request) -> None:
         self.app.stop(str(request.session_hash), TAB)

@@ -80,7 +80,13 @@ def _read_comparison(row: dict[str, Any]) -> Comparison:
 
 def _read_turn(row: dict[str, Any]) -> Turn:
     answers = tuple(
-        ColumnAnswer(**{**answer, "tokens": tuple(Token(**token) for token in answer["tokens"])})
+        ColumnAnswer(
+            **{
+                **answer,
+                "tokens": tuple(Token(**token) for token in answer["tokens"]),
+                "ids": tuple(answer.get("ids", ())),
+            }
+        )
         for answer in row["answers"]
     )
     values = {

@@ -10,11 +10,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 _file_of = inspect.getfile
 
 
-def _file_of_no_component(thing: Any) -> str:
+def _file_of_no_component(object: Any) -> str:
     """Raises OSError for Gradio's components: it would parse the source of each to write a .pyi file."""
-    if type(thing).__name__ == "ComponentMeta":
+    if type(object).__name__ == "ComponentMeta":
         raise OSError("no .pyi file is wanted")
-    return _file_of(thing)
+    return _file_of(object)
 
 
 inspect.getfile = _file_of_no_component

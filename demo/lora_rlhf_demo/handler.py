@@ -77,13 +77,16 @@ class RequestHandler:
             raise UserError(f"{len(ask.columns)} columns: choose 1 to {self.limits.max_columns}")
         run_roles, column_roles = yield from self._load_column_roles(ask)
         max_answer_tokens, refused = min(ask.settings.max_new_tokens, self._max_answer_tokens), RefusedRows()
-        prompts = [self._encode_prompt(Prompt(column.messages), max_answer_tokens, refused) for column in ask.columns]
-        ids: list[list[int]] = [[] for _ in prompts]
+        prompts = [
+            self._encode_prompt(Prompt(column.messages), len(column.begun) + max_answer_tokens, refused)
+            for column in ask.columns
+        ]
+        ids = [list(column.begun) for column in ask.columns]
         seconds, start_time, last_shown_time = [0.0] * len(ids), time.monotonic(), 0.0
         steps = stream_mixed(
             self._model,
             column_roles.roles,
-            [prompt.prompt_ids for prompt in prompts],
+            [[*prompt.prompt_ids, *begun] for prompt, begun in zip(prompts, ids, strict=True)],
             [ask.settings.seed + column.seed for column in ask.columns],
             max_new_tokens=max_answer_tokens,
             temperature=ask.settings.temperature,
@@ -99,6 +102,9 @@ class RequestHandler:
             if current_time - last_shown_time >= SHOW_EVERY:
                 last_shown_time = current_time
                 yield Partial(tuple(map(self._decode_text, ids)), tuple(map(len, ids)))
+        for column, begun in enumerate(len(column.begun) for column in ask.columns):
+            # the figure is of all tokens, but only the new ones took this time
+            seconds[column] *= len(ids[column]) / max(1, len(ids[column]) - begun)
         answers = self._column_answers(run_roles, column_roles, prompts, ids, seconds)
         yield Answered(answers, is_stopped(), refused.truncated_prompts > 0)
 
@@ -174,6 +180,8 @@ class RequestHandler:
         UserError for a conversation that cannot be encoded.
         """
         max_prompt_tokens = min(self.limits.max_prompt_tokens, self._max_context_tokens - max_answer_tokens)
+        if max_prompt_tokens < 1:
+            raise UserError("This answer fills the model's context: it cannot go on.")
         faults = RefusedRows()
         ids = encode_prompt(self._model.tokenizer, prompt, max_prompt_tokens, faults)
         if ids is None:
@@ -223,6 +231,7 @@ class RequestHandler:
                 None if scores is None else scores[row],
                 None if answer_gaps is None else sum(answer_gaps),
                 () if answer_gaps is None else self._answer_tokens(answer_ids, answer_gaps),
+                tuple(answer_ids),
             )
         return tuple(answers)
 

@@ -21,12 +21,13 @@ class Column:
     """One model and its own conversation, which ends with the user's message.
 
     stage: the role, for example policy; NAME:policy in another run on the same base. seed: added to the seed of the
-    settings; columns with the same stage and seed get the same answer.
+    settings; columns with the same stage and seed get the same answer. begun: the tokens of a cut answer to continue.
     """
 
     stage: str
     messages: tuple[Message, ...]
     seed: int = 0
+    begun: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class ColumnAnswer:
     """One column's answer with its figures.
 
     score: of the reward model; None without one. kl: log-probability of the answer minus that under the reference, in
-    nats (k1, summed over its tokens); None where the run has no reference.
+    nats (k1, summed over its tokens); None where the run has no reference. ids: its tokens; empty in a conversation
+    that was kept before they were recorded.
     """
 
     text: str
@@ -99,6 +101,7 @@ class ColumnAnswer:
     score: float | None
     kl: float | None
     tokens: tuple[Token, ...]
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

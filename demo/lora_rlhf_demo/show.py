@@ -102,6 +102,11 @@ def _turn_html(comparison: Comparison, turn_index: int, has_colours: bool, answe
         body = tokens_html(answer.tokens) if is_coloured else answer_html(answer.text)
         if not answer.text:
             body = '<div class="text"><em>empty</em></div>'
+        if turn_index == len(comparison.turns) - 1 and turn.can_go_on(column):
+            title_of_button = "this answer was cut: let it go on from here"
+            body += (
+                f'<button type="button" class="quiet" data-go-on="{column}" title="{title_of_button}">go on</button>'
+            )
         figures = "" if is_hidden else _figures_html(answer)
         cards.append(
             _card_html(title, column, body, figures, is_best=turn.ranks is not None and turn.ranks[column] == 1)

@@ -350,6 +350,27 @@ def test_prompts_of_a_file_are_voted_on_in_turn_and_the_votes_read_searched_and_
     assert [row["prompt"] for row in RowFile(folder / "votes.removed.jsonl").rows()] == [prompts[0]]
 
 
+def test_a_cut_answer_goes_on_and_stays_hidden(page: Page) -> None:
+    page.click("#raw input")
+    go_blind(page)
+    send(page, "What goes on?")
+    before = answers(page)
+    page.locator("[data-go-on='1']").click()
+    page.wait_for_function(
+        "length => (document.querySelectorAll('#talk .card .text')[1]?.textContent.length ?? 0) > length",
+        arg=len(before[1]) + 3,
+    )
+    expect(page.locator("#live .card")).to_have_count(0)
+    expect(page.locator("#vote")).to_be_visible()
+    after = answers(page)
+    assert len(after[1]) > len(before[1]) + 3
+    assert after[1].startswith(before[1][:-1]) and [after[0], after[2]] == [before[0], before[2]]
+    assert titles(page) == ["Answer A", "Answer B", "Answer C"]
+    page.click("#tie")
+    expect(page.locator("#talk h3").first).to_contain_text("rank 1")
+    expect(page.locator("[data-go-on]")).to_have_count(0)
+
+
 def test_two_pages_at_once_see_only_their_own_words(
     open_page: Callable[..., Page], slow: None, pause: list[float]
 ) -> None:
