@@ -6,6 +6,8 @@ import gradio as gr
 
 from lora_rlhf_demo.compare import LETTERS, Comparison
 from lora_rlhf_demo.past_votes import PastVotes
+from lora_rlhf_demo.presets import Presets
+from lora_rlhf_demo.ranker import make_ranker, ranker_value
 from lora_rlhf_demo.state import App
 
 ASK = "Ask (Enter sends, Esc stops)"
@@ -41,18 +43,32 @@ class CompareControls:
         self.comparison, self.previous = gr.State(None), gr.State(None)
         self.place = gr.State(0)  # of the last question that was taken from --prompts
         self.last = gr.BrowserState([], storage_key="lora-rlhf-conversation", secret="labeler")
+        self.kept = gr.BrowserState({}, storage_key="lora-rlhf-presets", secret="labeler")
         with gr.Row(equal_height=False, elem_id="compare"):
             with gr.Column(scale=1, min_width=250, elem_id="side"):
                 self._add_setting_controls()
             with gr.Column(scale=4, min_width=300, elem_id="main"):
                 self.page = gr.HTML("", elem_id="talk", js_on_load=TALK_SCRIPT, apply_default_css=False)
                 self.live = gr.HTML("", elem_id="live", js_on_load=EXAMPLE_SCRIPT, apply_default_css=False)
+                with gr.Accordion(
+                    "Rank by dragging or by keys", open=False, visible=False, elem_id="drag"
+                ) as self.drag:
+                    self.ranker = make_ranker("compare-ranker")
+                    self.rank = gr.Button("Vote with this ranking", size="sm", elem_id="rank")
                 self._add_question_controls()
         self.past_votes = PastVotes(app, self.run, self.standing)
         self.text = gr.Textbox(visible="hidden")
-        self.states = [self.comparison, self.previous, self.place, self.browser, self.last, self.history]
-        chosen = [self.run, self.stages, self.blind, self.length, self.about, self.standing]
-        buttons = [self.send, self.stop, self.back, self.unvote, self.vote_row, *self.best]
+        self.states = [self.comparison, self.previous, self.place, self.browser, self.last, self.kept, self.history]
+        chosen = [
+            self.run,
+            self.stages,
+            self.blind,
+            *self.presets.controls,
+            self.presets.name,
+            self.about,
+            self.standing,
+        ]
+        buttons = [self.send, self.stop, self.back, self.unvote, self.vote_row, *self.best, self.drag, self.ranker]
         self.outputs = [*self.states, *chosen, *buttons, self.page, self.live, self.question, self.ranking]
 
     def _add_setting_controls(self) -> None:
@@ -67,10 +83,14 @@ class CompareControls:
         self.history = gr.Dropdown([], label="Earlier conversations", elem_id="history", visible=False)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             self.system = gr.Textbox("", label="System prompt", lines=2, elem_id="system")
-            self.temperature = gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature (0: greedy)")
+            self.temperature = gr.Slider(
+                0, 2, value=1.0, step=0.05, label="Temperature (0: greedy)", elem_id="temperature"
+            )
+            self.top_p = gr.Slider(0.05, 1, value=1.0, step=0.05, label="Top-p (1: all tokens)", elem_id="top-p")
             usual = min(USUAL_ANSWER_TOKENS, longest)
-            self.length = gr.Slider(1, longest, value=usual, step=1, label="Longest answer, tokens")
+            self.length = gr.Slider(1, longest, value=usual, step=1, label="Longest answer, tokens", elem_id="longest")
             self.seed = gr.Number(0, label="Seed of the first question", precision=0, minimum=0, maximum=2**31)
+            self.presets = Presets(self.kept, [self.system, self.temperature, self.top_p, self.length])
         self.standing = gr.HTML("", elem_id="standings", js_on_load=None, apply_default_css=False)
 
     def _add_vote_controls(self) -> None:
@@ -124,6 +144,11 @@ class CompareControls:
         updates: Values = {button: gr.update(visible=column < num_answers) for column, button in enumerate(self.best)}
         box = gr.update(interactive=not must_vote, placeholder=VOTE_FIRST if must_vote else ASK)
         updates |= {self.vote_row: gr.update(visible=must_vote), self.question: box}
+        updates |= {self.drag: gr.update(visible=must_vote), self.ranker: None}
+        if must_vote and comparison is not None and last_turn is not None:
+            texts = [answer.text for answer in last_turn.answers]
+            name = f"{comparison.id} {len(comparison.turns)} {last_turn.settings.seed}"
+            updates[self.ranker] = ranker_value(name, texts, has_fields=False)
         updates |= {self.send: gr.update(interactive=not must_vote), self.stop: gr.update(interactive=False)}
         updates |= {self.unvote: gr.update(visible=last_turn is not None and last_turn.vote != "")}
         if comparison is None:

@@ -16,10 +16,11 @@ from lora_rlhf_demo.compare_controls import USUAL_ANSWER_TOKENS, CompareControls
 from lora_rlhf_demo.conversations import Conversations
 from lora_rlhf_demo.markdown import markdown_html
 from lora_rlhf_demo.past_votes import voted_question
+from lora_rlhf_demo.presets import LAST, Preset, preset_names, read_presets, with_preset
 from lora_rlhf_demo.requests import Answered, Ask, Failed, Open, Opened, Partial, Replaced, Settings, waiting_note
 from lora_rlhf_demo.runs import example_prompts, find_run_folder, list_runs, run_summary
 from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
-from lora_rlhf_demo.votes import parse_ranks, ranks_with_best, stage_win_rates, tied_ranks
+from lora_rlhf_demo.votes import dragged_ranks, parse_ranks, ranks_with_best, stage_win_rates, tied_ranks
 
 TAB = "compare"
 MOST_COLUMNS = len(LETTERS)
@@ -39,7 +40,7 @@ class CompareTab(CompareControls):
 
     def __init__(self, app: App, browser: gr.BrowserState) -> None:
         super().__init__(app, browser)
-        controls = [self.question, self.ranking, self.system, self.temperature, self.length, self.seed]
+        controls = [self.question, self.ranking, *self.presets.controls, self.seed]
         inputs: set[Any] = {self.run, self.stages, self.blind, self.differences, self.raw, *self.states, *controls}
         outputs = self.outputs
         gr.on([self.send.click, self.question.submit], self._ask_question, inputs, outputs, **HANDLER_OPTIONS)
@@ -68,6 +69,8 @@ class CompareTab(CompareControls):
         self.all_bad.click(self._vote_all_bad, inputs, outputs, **HANDLER_OPTIONS)
         self.unvote.click(self._remove_vote, inputs, outputs, **HANDLER_OPTIONS)
         self.ranking.submit(self._vote_ranking, inputs, outputs, **HANDLER_OPTIONS)
+        dragged = inputs | {self.ranker}
+        gr.on([self.ranker.submit, self.rank.click], self._vote_dragged, dragged, outputs, **HANDLER_OPTIONS)
         self.on_page_open: tuple[Callable[..., Any], set[Any], list[Any]] = (self._open_page, inputs, outputs)
 
     def _open_page(self, values: Values, request: gr.Request) -> Iterator[Values]:
@@ -111,11 +114,16 @@ class CompareTab(CompareControls):
                 columns = list(event.columns[:MOST_COLUMNS])
                 if kept is not None:
                     columns = [stage for stage in kept.stages if stage in (*event.columns, *event.other_columns)]
+                last = read_presets(values[self.kept]).get(LAST, Preset("", 1.0, 1.0, USUAL_ANSWER_TOKENS))
                 longest = event.longest_answer
                 yield {
                     **updates,  # once more: the first may be lost
                     self.stages: gr.update(choices=[*event.columns, *event.other_columns], value=columns),
-                    self.length: gr.update(maximum=longest, value=min(USUAL_ANSWER_TOKENS, longest)),
+                    self.length: gr.update(maximum=longest, value=min(last.length, longest)),
+                    self.system: last.system,
+                    self.temperature: last.temperature,
+                    self.top_p: last.top_p,
+                    self.presets.name: gr.update(choices=preset_names(values[self.kept])),
                     self.live: "" if kept is not None else self._invitation_html(run, columns, values[self.blind]),
                     self.about: show.line_html(run_summary(self.app.root, run)),
                     self.standing: self._standings_html(run),
@@ -173,7 +181,9 @@ class CompareTab(CompareControls):
             comparison = replace(comparison, system=self.app.require_short(values[self.system] or ""))
             self.app.require_short(question)
             seed = int(values[self.seed] or 0) + len(comparison.turns)
-            settings = Settings(float(values[self.temperature]), int(values[self.length]), seed)
+            settings = Settings(
+                float(values[self.temperature]), int(values[self.length]), seed, float(values[self.top_p])
+            )
             ask = comparison.request_next_turn(
                 question, comparison.column_order(random.Random(secrets.randbits(64))), settings
             )
@@ -191,7 +201,9 @@ class CompareTab(CompareControls):
         replaced: the version of this turn that was shown before, which comes back if there are none.
         """
         empty_texts = [""] * len(ask.columns)
-        busy_updates = {self.send: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        preset = Preset(comparison.system, ask.settings.temperature, ask.settings.top_p, ask.settings.max_new_tokens)
+        busy_updates: Values = {self.kept: with_preset(values[self.kept], LAST, preset)}
+        busy_updates |= {self.send: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
         page = self._turns_html(comparison, values)
         live = show.live_turn_html(comparison, question, empty_texts)
         yield {**busy_updates, self.question: "", self.page: page, self.live: live}
@@ -396,6 +408,9 @@ class CompareTab(CompareControls):
 
     def _vote_ranking(self, values: Values, request: gr.Request) -> Values:
         return self._save_vote(values, lambda count: parse_ranks(values[self.ranking], count), request)
+
+    def _vote_dragged(self, values: Values, request: gr.Request) -> Values:
+        return self._save_vote(values, lambda count: dragged_ranks(values[self.ranker], count), request)
 
     def _vote_all_bad(self, values: Values, request: gr.Request) -> Values:
         return self._save_vote(values, tied_ranks, request, is_all_bad=True)

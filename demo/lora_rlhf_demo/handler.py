@@ -90,6 +90,7 @@ class RequestHandler:
             [ask.settings.seed + column.seed for column in ask.columns],
             max_new_tokens=max_answer_tokens,
             temperature=ask.settings.temperature,
+            top_p=ask.settings.top_p,
             stop_ids=stop_ids(self._model.tokenizer),
             stop=is_stopped,
         )

@@ -9,11 +9,15 @@ from lora_rlhf.data.schema import Message
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are drawn. temperature 0 is greedy; the same seed draws the same answers."""
+    """How answers are drawn. temperature 0 is greedy; the same seed draws the same answers.
+
+    top_p: they are drawn from the fewest most probable tokens that have this probability together; 1: from all.
+    """
 
     temperature: float
     max_new_tokens: int
     seed: int
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,20 @@ def parse_ranks(text: str, count: int) -> tuple[int, ...]:
     return tuple(ranks[letter] for letter in letters)
 
 
+def dragged_ranks(value: Any, count: int) -> tuple[int, ...]:
+    """The ranks of a ranking component's value. UserError where no answer has one yet, and for other values."""
+    ranks = value.get("ranks") if isinstance(value, Mapping) else None
+    if (
+        not isinstance(ranks, list)
+        or len(ranks) != count
+        or any(type(r) is not int or not 0 < r <= count for r in ranks)
+    ):
+        raise UserError("This is no ranking of these answers: reload the page.")
+    if not any(value.get("placed") or ()):
+        raise UserError("Drag an answer to its place first, or press its letter; the others share the last rank.")
+    return tuple(ranks)
+
+
 def stage_win_rates(rows: Sequence[Mapping[str, Any]]) -> "dict[tuple[str, str], WinRate]":
     """{(stage, other stage): how often the first was ranked above}, from the votes on both; ties count half."""
     from lora_rlhf.stats.win_rates import win_rate  # imports torch, for which no page should wait

@@ -91,7 +91,7 @@ class Batch:
         """Draws a token for every row in the cache; returns the number of these rows."""
         logits = self._next_logits() if self.steps else self._prefill_prompts()
         uniforms = self._uniforms[self.steps, self._response]
-        new_tokens, new_logprobs = draw_tokens(logits, self.drawing.temperature, uniforms)
+        new_tokens, new_logprobs = draw_tokens(logits, self.drawing.temperature, uniforms, self.drawing.top_p)
         self.tokens[self._response, self.steps] = new_tokens
         self.logprobs[self._response, self.steps] = new_logprobs
         self.steps += 1

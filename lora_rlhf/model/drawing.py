@@ -24,11 +24,15 @@ class Response:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The settings of sampling: up to `max_new_tokens` from softmax(logits / temperature), or to one of `stop_ids`."""
+    """The settings of sampling: up to `max_new_tokens` from softmax(logits / temperature), or to one of `stop_ids`.
+
+    top_p: see `draw_tokens`.
+    """
 
     max_new_tokens: int
     temperature: float
     stop_ids: list[int]
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,28 @@ def draw_uniforms(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def draw_tokens(logits: Tensor, temperature: float, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, temperature: float, numbers: Tensor, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
     """One token a row and its log-probability: logits (n, V), numbers (n,) in [0, 1) -> (n,), (n,) float32.
 
     Inverts the cumulative distribution at the row's number, which needs one random number a row instead of one for each
     token of the vocabulary. The sum is in float64: over 100,000 tokens float32 would lose the rare ones. Temperature 0
-    takes the most probable token, with a log-probability of 0.
+    takes the most probable token, with a log-probability of 0. top_p below 1 draws from the fewest most probable tokens
+    that have this probability together (Holtzman et al. 2020, arXiv 1904.09751, section 4); the log-probability is that
+    among all tokens.
     """
     if temperature == 0:
         return logits.argmax(dim=-1), logits.new_zeros(len(logits), dtype=torch.float32)
     probs = (logits / temperature).softmax(dim=-1)
-    cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
+    kept = probs if top_p >= 1 else _most_probable(probs, top_p)
+    cumulative = kept.cumsum(dim=-1, dtype=torch.float64)
     # right=True steps over tokens of probability 0, whose cumulative value is that of the token before.
     target = numbers.unsqueeze(1) * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[1] - 1)
     return token.squeeze(1), probs.gather(1, token).squeeze(1).log()
+
+
+def _most_probable(probs: Tensor, top_p: float) -> Tensor:
+    """The probabilities (n, V) of the fewest most probable tokens that have `top_p` together; 0 for the others."""
+    ordered, order = probs.sort(dim=-1, descending=True)
+    probability_before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
+    return torch.zeros_like(probs).scatter_(1, order, torch.where(probability_before < top_p, ordered, 0.0))

@@ -131,22 +131,25 @@ def stream_mixed(
     max_new_tokens: int,
     temperature: float,
     stop_ids: list[int],
+    top_p: float = 1.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[int | None]]:
     """One response of `roles[i]` to each prompt i, token by token: yields each row's new token after every step.
 
-    The tokens are those of `generate_mixed`; None for a response that has ended. The stream ends with the last
-    response, or before the next step when `stop` returns True. It has its own cache and a copy of the roles from the
-    time of the call. Between two steps the model is in its former state, so other code can use it. A closed or
-    abandoned stream leaves nothing behind.
+    The tokens are those of `generate_mixed`, or of the most probable ones where `top_p` is below 1 (see `draw_tokens`);
+    None for a response that has ended. The stream ends with the last response, or before the next step when `stop`
+    returns True. It has its own cache and a copy of the roles from the time of the call. Between two steps the model is
+    in its former state, so other code can use it. A closed or abandoned stream leaves nothing behind.
     """
     distinct_roles, indices = _distinct_roles_and_indices(roles, prompt_ids)
     single_seeds = [[seed] for seed in seeds]
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p {top_p}: it must be above 0 and at most 1")
     _check_arguments(model, prompt_ids, single_seeds, max_new_tokens, temperature, batch_size=1)
     if not prompt_ids:
         return iter(())
     mixture = model.mixture(distinct_roles)
-    drawing = Drawing(max_new_tokens, temperature, stop_ids)
+    drawing = Drawing(max_new_tokens, temperature, stop_ids, top_p)
     batch = Batch(model, prompt_ids, single_seeds, drawing, RowRoles(indices, mixture))
     return _stream_tokens(batch, mixture, stop)
 

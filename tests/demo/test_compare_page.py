@@ -371,6 +371,51 @@ def test_a_cut_answer_goes_on_and_stays_hidden(page: Page) -> None:
     expect(page.locator("[data-go-on]")).to_have_count(0)
 
 
+def test_a_vote_by_dragging_and_by_keys(page: Page, served: Served) -> None:
+    page.click("#raw input")
+    go_blind(page)
+    send(page, "Who is dragged?")
+    spoken = answers(page)
+    page.get_by_text("Rank by dragging or by keys").click()
+    expect(page.locator("#drag .choice")).to_have_count(3)
+    assert page.locator("#drag .choice .text").all_text_contents() == spoken
+    page.click("#rank")
+    expect(page.locator("#live .failure")).to_contain_text("Drag an answer to its place first")
+    grip = page.locator('#drag .choice[data-place="2"] .letter').bounding_box()
+    first = page.locator('#drag .choice[data-place="0"]').bounding_box()
+    assert grip is not None and first is not None
+    page.mouse.move(grip["x"] + 3, grip["y"] + 3)
+    page.mouse.down()
+    page.mouse.move(grip["x"] + 3, first["y"] + 2, steps=6)
+    page.mouse.up()
+    page.keyboard.press("a")
+    page.keyboard.press("Enter")
+    expect(page.locator("#talk h3").first).to_contain_text("(was A, rank 2)")
+    row = RowFile(served.root / "first" / "votes.jsonl").rows()[-1]
+    assert (row["prompt"], row["ranks"]) == ("Who is dragged?", [2, 3, 1])
+    expect(page.locator("#drag")).to_have_count(0)
+
+
+def test_presets_and_the_last_settings_outlive_a_reload(page: Page) -> None:
+    page.get_by_text("Settings").click()
+    write(page.locator("#system textarea"), "Be short.")
+    for name, value in (("#top-p", "0.5"), ("#temperature", "0.7")):
+        page.fill(f"{name} input[type=number]", value)
+        page.press(f"{name} input[type=number]", "Enter")
+    page.fill("#presets input", "short")
+    page.click("#keep-preset")
+    write(page.locator("#system textarea"), "Be long.")
+    send(page, "Who is set?")
+    page.reload()
+    expect(page.locator(TURNS)).to_have_count(1)
+    page.get_by_text("Settings").click()
+    expect(page.locator("#system textarea")).to_have_value("Be long.")
+    expect(page.locator("#top-p input[type=number]")).to_have_value("0.5")
+    page.locator("#presets input").click()
+    page.get_by_role("option", name="short").click()
+    expect(page.locator("#system textarea")).to_have_value("Be short.")
+
+
 def test_two_pages_at_once_see_only_their_own_words(
     open_page: Callable[..., Page], slow: None, pause: list[float]
 ) -> None:

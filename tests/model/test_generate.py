@@ -212,3 +212,12 @@ def test_what_cannot_be_generated_is_refused(tiny_model: Callable[[str], Path]) 
         for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"batch_size": 0}, {"num_samples": 0}):
             with pytest.raises(ValueError, match="at least"):
                 sample(model, [[5]], **wrong)
+
+
+@pytest.mark.parametrize(("top_p", "expected"), [(1.0, [50, 30, 15, 5]), (0.8, [62, 38, 0, 0]), (0.1, [100, 0, 0, 0])])
+def test_top_p_draws_from_the_most_probable_tokens(top_p: float, expected: list[int]) -> None:
+    logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log().expand(100, 4)
+    numbers = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    tokens, logprobs = _draw(logits, 1.0, numbers, top_p)
+    assert torch.bincount(tokens, minlength=4)[[1, 3, 0, 2]].tolist() == expected
+    torch.testing.assert_close(logprobs, logits[0][tokens])
