@@ -1,109 +1,86 @@
 """A text of a model as HTML with its Markdown drawn. Nothing is loaded, nothing is a link, and all of it is escaped.
 
-Drawn are code, bold, italic, headings, lists, tables and quotes. Formulas are set off, but not typeset. A link shows
-its address as text, and HTML shows as what it is. Lines and texts beyond the limits are shown as they are written.
+CommonMark and tables, by markdown-it. Formulas are set off in a mono face, not typeset. Links, pictures and HTML show
+as what they are. Texts beyond the limits are shown as they are written.
 """
 
 import re
-from collections.abc import Iterator
 
-from lora_rlhf_demo.show import safe_html, text_html
+from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_core import StateCore
+from markdown_it.rules_inline import StateInline
 
-MOST_CHARACTERS, MOST_LINE_CHARACTERS = 50_000, 5_000
-MOST_CELLS, MOST_COLUMNS = 2_000, 20
-MOST_LEVELS = 6
-INLINE = re.compile(
-    r"`(?P<code>[^`\n]+)`|\*\*(?P<bold>[^*\n]+)\*\*|(?<![\w*])\*(?P<italic>[^*\s][^*\n]*)\*(?![\w*])"
-    r"|\$\$(?P<display>[^$\n]+)\$\$|(?<![\w$])\$(?P<math>[^$\s][^$\n]*)\$(?![\w$])"
-    r"|\\\((?P<paren>[^\n]+?)\\\)|\\\[(?P<bracket>[^\n]+?)\\\]"
+from lora_rlhf.system.shown_text import visible
+from lora_rlhf_demo.show import text_html
+
+MOST_CHARACTERS, MOST_TOKENS = 20_000, 10_000
+MOST_CELLS, MOST_COLUMNS = 1_000, 20
+MOST_NESTED = 20  # quotes and lists in each other
+MOST_LINES = 30  # of a formula
+NO_LINKS = ["link", "image", "autolink", "html_inline", "html_block", "reference", "entity"]
+FORMULA = re.compile(
+    r"\$\$[^$]{1,1000}\$\$|(?<![\w$])\$(?!\s)[^$\n]{1,1000}(?<!\s)\$(?![\w$])"
+    r"|\\\((?:[^\\]|\\[^)]){1,150}\\\)|\\\[(?:[^\\]|\\[^\]]){1,150}\\\]"
 )
-FENCE = re.compile(r"\s{0,3}(```+|~~~+)\s*([\w+#.-]{0,20})\s*")
-HEADING = re.compile(r"\s{0,3}(#{1,6})\s+(.+)")
-ITEM = re.compile(r"(\s*)([-*+]|\d{1,4}[.)])\s+(\S.*)")
-RULE = re.compile(r"\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*")
-MATH = {"$$": "$$", "\\[": "\\]"}  # a line of its own that begins a formula: the one that ends it
+ENDS = {"$$": "$$", "\\[": "\\]"}  # a line of its own that begins a formula: the one that ends it
 
 
 def markdown_html(text: str) -> str:
     """The text with its Markdown drawn; one without any, or one that is too long, exactly as it is written."""
-    lines = text.split("\n")
-    if len(text) > MOST_CHARACTERS or max(map(len, lines)) > MOST_LINE_CHARACTERS:
+    shown = visible(text)
+    columns = max(line.count("|") for line in shown.split("\n"))
+    if len(shown) > MOST_CHARACTERS or shown.count("|") > MOST_CELLS or columns > MOST_COLUMNS + 1:
         return text_html(text)
-    blocks = list(_blocks(lines))
-    if all(block.startswith("<p>") for block in blocks) and not INLINE.search(text):
+    tokens = MARKDOWN.parse(shown)
+    if len(tokens) > MOST_TOKENS:  # a table's rows are filled up to the width of its head
         return text_html(text)
-    return f'<div class="text markdown" dir="auto">{"".join(blocks)}</div>'
+    kinds = {child.type for token in tokens for child in (token, *(token.children or ()))}
+    if kinds <= {"paragraph_open", "paragraph_close", "inline", "text", "softbreak"}:
+        return text_html(text)
+    return f'<div class="text markdown" dir="auto">{MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})}</div>'
 
 
-def _blocks(lines: list[str]) -> Iterator[str]:
-    """The HTML of each block, in order."""
-    at = 0
-    paragraph: list[str] = []
-    while at < len(lines):
-        block, after = _block(lines, at)
-        if (block or not lines[at].strip()) and paragraph:
-            yield f"<p>{_inline(chr(10).join(paragraph))}</p>"
-            paragraph = []
-        if block:
-            yield block
-        elif lines[at].strip():
-            paragraph.append(lines[at])
-        at = after
-    if paragraph:
-        yield f"<p>{_inline(chr(10).join(paragraph))}</p>"
+def _inline_formula(state: StateInline, silent: bool) -> bool:
+    """A formula in a line: nothing in it is Markdown."""
+    found = FORMULA.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        token = state.push("code_inline", "code", 0)
+        token.content = found[0]
+        token.attrSet("class", "math")
+    state.pos = found.end()
+    return True
 
 
-def _block(lines: list[str], at: int) -> tuple[str, int]:
-    """(the HTML of the block that begins at this line, the line after it); "" for a line of a paragraph."""
-    line = lines[at]
-    if fence := FENCE.fullmatch(line):
-        end = next((i for i in range(at + 1, len(lines)) if lines[i].strip() == fence[1]), len(lines))
-        return f"<pre><code>{safe_html(chr(10).join(lines[at + 1 : end]))}</code></pre>", end + 1
-    if line.strip() in MATH:
-        closing = MATH[line.strip()]
-        end = next((i for i in range(at + 1, len(lines)) if lines[i].strip() == closing), len(lines))
-        return f'<pre class="math">{safe_html(chr(10).join(lines[at + 1 : end]))}</pre>', end + 1
-    if heading := HEADING.fullmatch(line):
-        return f'<p class="heading level-{len(heading[1])}">{_inline(heading[2])}</p>', at + 1
-    if item := ITEM.fullmatch(line):
-        level = min(len(item[1].expandtabs(4)) // 2, MOST_LEVELS)
-        mark = "\u2022" if item[2] in "-*+" else item[2]
-        style = f'style="--level:{level}"'
-        return f'<div class="item" {style}><span>{mark} </span><span>{_inline(item[3])}</span></div>', at + 1
-    if line.startswith(">"):
-        end = next((i for i in range(at, len(lines)) if not lines[i].startswith(">")), len(lines))
-        quoted = "\n".join(one[1:].removeprefix(" ") for one in lines[at:end])
-        return f"<blockquote>{_inline(quoted)}</blockquote>", end
-    if "|" in line and at + 1 < len(lines) and "|" in lines[at + 1] and RULE.fullmatch(lines[at + 1]):
-        return _table(lines, at)
-    return "", at + 1
+def _formula_block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A formula between two lines of its own."""
+    lines: list[str] = []
+    for row in range(start, min(end, start + MOST_LINES)):
+        lines.append(state.src[state.bMarks[row] : state.eMarks[row]].strip())
+        if lines[0] not in ENDS or (row > start and lines[-1] == ENDS[lines[0]]):
+            break
+    if len(lines) < 2 or lines[-1] != ENDS[lines[0]]:
+        return False
+    if not silent:
+        token = state.push("code_block", "code", 0)
+        token.content = "\n".join(lines[1:-1])
+        token.attrSet("class", "math")
+        state.line = start + len(lines)
+    return True
 
 
-def _table(lines: list[str], at: int) -> tuple[str, int]:
-    """The table that begins at this line; one that is too large as it is written."""
-    end = next((i for i in range(at + 2, len(lines)) if "|" not in lines[i]), len(lines))
-    rows = [lines[i].strip().removeprefix("|").removesuffix("|").split("|") for i in (at, *range(at + 2, end))]
-    if max(map(len, rows)) > MOST_COLUMNS or sum(map(len, rows)) > MOST_CELLS:
-        return f"<pre>{safe_html(chr(10).join(lines[at:end]))}</pre>", end
-    cells = [
-        "".join(f"<{tag}>{_inline(cell.strip())}</{tag}>" for cell in row)
-        for tag, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True)
-    ]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>", end
+def _headings_as_paragraphs(state: StateCore) -> None:
+    """A heading of an answer is none of the page's, for a screen reader."""
+    for token in state.tokens:
+        if token.type.startswith("heading"):
+            if token.nesting == 1:
+                token.attrSet("class", f"heading level-{token.tag[1:]}")
+            token.tag = "p"
 
 
-def _inline(text: str) -> str:
-    """A text whose code, bold, italic and formulas are drawn; all else is shown exactly."""
-    parts, start = [], 0
-    for found in INLINE.finditer(text):
-        kind, content = str(found.lastgroup), found[str(found.lastgroup)]
-        parts.append(safe_html(text[start : found.start()]))
-        if kind == "code":
-            parts.append(f"<code>{safe_html(content)}</code>")
-        elif kind in ("bold", "italic"):
-            tag = {"bold": "strong", "italic": "em"}[kind]
-            parts.append(f"<{tag}>{_inline(content)}</{tag}>")
-        else:
-            parts.append(f'<code class="math">{safe_html(content)}</code>')
-        start = found.end()
-    return "".join([*parts, safe_html(text[start:])])
+MARKDOWN = MarkdownIt("commonmark", {"html": False, "maxNesting": MOST_NESTED}).enable("table").disable(NO_LINKS)
+MARKDOWN.inline.ruler.before("escape", "formula", _inline_formula)
+MARKDOWN.block.ruler.before("fence", "formula", _formula_block, {"alt": ["paragraph"]})
+MARKDOWN.core.ruler.push("headings", _headings_as_paragraphs)
