@@ -24,7 +24,7 @@ from lora_rlhf.system.disk import json_line, write_json
 
 TARGETS = {"first_page_s": 4.0, "first_words_s": 0.3, "next_prompt_s": 0.4}
 CONVERSATIONS, TURNS = 200, 20
-ROUNDS = 9
+ROUNDS, STARTS = 9, 3
 SHOWN = "(text) => document.querySelector('{}')?.textContent.includes(text)"
 
 
@@ -46,20 +46,36 @@ def main() -> None:
 
 def measure(root: Path, run: str) -> dict[str, list[float]]:
     """{what a person waits for: seconds}, with everything that is warm after a first visit warm."""
-    with served(root, run), sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         path = next(filter(None, map(shutil.which, BROWSERS)))
         page = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]).new_page()
-        visit(page, time.monotonic())
-        page.wait_for_selector("#columns input", timeout=120_000)
-        found = {"first_words_s": [seconds_until_words(page, number) for number in range(ROUNDS + 1)][1:]}
-        found["next_prompt_s"] = next_prompts(page)
-        folder = next((root / run / "conversations").iterdir())
-        for count in (2, CONVERSATIONS):
-            store(folder, count)
-            found[f"first_page_s with {count}"] = [first_page(page) for _ in range(ROUNDS)]
-            found[f"history_s with {count}"] = [open_earlier(page, number % 2) for number in range(ROUNDS)]
-        found["first_page_s"] = found[f"first_page_s with {CONVERSATIONS}"]
-        return found
+        starts = [seconds_to_first_page(page, root, run) for _ in range(STARTS)]
+        with served(root, run):
+            visit(page, time.monotonic())
+            page.wait_for_selector("#columns input", timeout=120_000)
+            return {"after_the_command_s": starts, **waits(page, root, run)}
+
+
+def seconds_to_first_page(page: Page, root: Path, run: str) -> float:
+    """From the command to the page."""
+    began = time.monotonic()
+    with served(root, run):
+        visit(page, began)
+        page.wait_for_selector("#question textarea", timeout=120_000)
+        return round(time.monotonic() - began, 2)
+
+
+def waits(page: Page, root: Path, run: str) -> dict[str, list[float]]:
+    """The seconds of one page, opened on a server that has been running for a while."""
+    found = {"first_words_s": [seconds_until_words(page, number) for number in range(ROUNDS + 1)][1:]}
+    found["next_prompt_s"] = next_prompts(page)
+    folder = next((root / run / "conversations").iterdir())
+    for count in (2, CONVERSATIONS):
+        store(folder, count)
+        found[f"first_page_s with {count}"] = [first_page(page) for _ in range(ROUNDS)]
+        found[f"history_s with {count}"] = [open_earlier(page, (number + 1) % 2) for number in range(ROUNDS)]
+    found["first_page_s"] = found[f"first_page_s with {CONVERSATIONS}"]
+    return found
 
 
 def seconds_of(page: Page, act: Callable[[], object], condition: str, argument: str = "") -> float:
@@ -81,7 +97,7 @@ def seconds_until_words(page: Page, number: int) -> float:
 def next_prompts(page: Page) -> list[float]:
     """From Save to the next prompt and its answers."""
     page.get_by_role("tab", name="Label").click()
-    page.fill("#labeler :is(input, textarea)", "Ann")
+    page.fill("#labeler :is(input, textarea)", "Somebody new")
     page.click("#begin")
     seconds = []
     for _ in range(ROUNDS):
