@@ -122,7 +122,7 @@ def test_a_run_that_is_not_there_is_refused_with_those_that_are(served: Served, 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in [name for name in sys.modules if name.startswith("lora_rlhf_demo.app")]:
+    for name in [name for name in sys.modules if name.startswith(("lora_rlhf_demo.app", "lora_rlhf_demo.gradio"))]:
         monkeypatch.delitem(sys.modules, name)
     assert cli.main(["demo"]) == 2
     assert 'pip install "gradio' in capsys.readouterr().err

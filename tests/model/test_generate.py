@@ -122,9 +122,9 @@ def test_dropping_finished_rows_changes_nothing(shared_model: Make, monkeypatch:
     settings: dict[str, Any] = {"num_samples": 8, "max_new_tokens": 24, "stop_ids": list(range(40))}
     widths: list[int] = []
 
-    def spy(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    def spy(logits: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
         widths.append(len(logits))
-        return _draw(logits, temperature, uniforms)
+        return _draw(logits, *how)
 
     monkeypatch.setattr("lora_rlhf.model.decode_plain.draw_tokens", spy)
     with model.role("policy"):
