@@ -237,21 +237,15 @@ def _fast_paths(shapes: Any) -> str:
 
 def _app(results: Any) -> dict[str, str]:
     demo = results["demo"]
-    columns, pages = median(demo["start"]["columns_s"]), results["pages"]
-    waits, many = pages["medians"], pages["conversations"]
+    page, columns, words = (median(demo["start"][key]) for key in ("first_page_s", "columns_s", "first_tokens_s"))
     equal, natural, load = (demo[name] for name in ("columns_of_equal_length", "columns_as_they_end", "load"))
     memory = load["resident_mib"]
     return {
         "app": table(
             "what | measured",
-            f"the page is there, after the command | {waits['after_the_command_s']:.1f} s",
-            f"the page is there again, with two conversations kept, and with {many} of {pages['turns']} turns | "
-            f"{waits['first_page_s with 2']:.1f} s, {waits[f'first_page_s with {many}']:.1f} s",
-            f"an earlier conversation of {pages['turns']} turns, with as many kept | "
-            f"{waits['history_s with 2']:.2f} s, {waits[f'history_s with {many}']:.2f} s",
-            f"the next prompt to rank, after Enter | {waits['next_prompt_s']:.2f} s",
+            f"the page is there, after the command | {page:.1f} s",
             f"it can be asked, after the command | {columns:.1f} s",
-            f"the first words of all columns, after Enter | {waits['first_words_s']:.2f} s",
+            f"the first words of all columns, after Enter | {words:.2f} s",
             f"three answers of {equal['tokens']} tokens in one batch | "
             f"{equal['times_as_fast']:.1f} times as fast as one after the other",
             f"the tiny world's answers, which end at different lengths | "
