@@ -100,7 +100,8 @@ def _process_rewards(results: Any) -> dict[str, str]:
         f"{one['step_accuracy']['rate']:.1%} (the commoner label alone: {one['majority']:.1%}), ECE {one['ece']:.3f}"
         for name, one in result["rewards"].items()
     ]
-    return {"process": "\n".join(lines), "process_labels": "; ".join(labels)}
+    rates = [f"{way} {one['right']['rate']:.1%}" for way, one in result["policies"].items()]
+    return {"process": "\n".join(lines), "process_ppo": "; ".join(rates), "process_labels": "; ".join(labels)}
 
 
 def _revise(results: Any) -> dict[str, str]:
