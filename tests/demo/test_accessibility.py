@@ -56,7 +56,7 @@ def reward(page: Page) -> None:
     expect(page.locator(".scores :is(.up, .down)").first).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 def test_axe_finds_nothing(labelled: Served, open_page: Callable[..., Page], scheme: str) -> None:
     file = RowFile(labelled.root / "first" / "rankings.jsonl")
     row = {"prompt": "Dispute?", "responses": ["left " * 40, "right"], "task": "t", "saved": 1.0, "seconds": 0.2}
