@@ -70,7 +70,8 @@ def _safety(results: Any) -> dict[str, str]:
         "crowd": f"{crowd['medians']['alone']:.2f} s alone, and {crowd['medians']['among_the_pages']:.2f} s while "
         f"{crowd['pages']} pages of another address ask without end",
         "no_slower": f"`data check` takes {times['data check']:.2f} times the user time of the commit before, "
-        f"{times['data check with tokens']:.2f} with token counts, and the app's first page {times['first page']:.2f}",
+        f"{times['data check with tokens']:.2f} with token counts, the app's first page {times['first page']:.2f}, and "
+        f"all commands of a quickstart on fewer rows and steps {times['quickstart']:.2f}",
         "template_bounds": f"{min(encoding):.2f} to {max(encoding):.2f} times as long "
         f"({median(encoding):.2f} in the middle)",
         "hostile_runs": f"{len(faults)} runs through {num_commands} commands, {tries - num_faults} of "
