@@ -25,7 +25,7 @@ from provenance import provenance
 
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.cli.rounds import run_round
-from lora_rlhf.cli.rounds_record import read_rounds, reward_accuracy, round_folder
+from lora_rlhf.cli.rounds_record import reward_accuracy
 from lora_rlhf.configs.rounds import RoundConfig
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import read_yaml
@@ -34,6 +34,7 @@ from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.report import evaluate
 from lora_rlhf.evaluation.report_model import Report, read_report
 from lora_rlhf.runs.folder import adapter_hash
+from lora_rlhf.runs.rounds import read_rounds, round_folder
 from lora_rlhf.stages.sample import sample
 from lora_rlhf.system.disk import finite, write_json
 from lora_rlhf.system.errors import Stopped

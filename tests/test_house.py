@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "configs": {"system"},
     "data": {"system"},
     "stats": {"system", "algo", "data"},
-    "runs": {"system", "configs", "data"},
+    "runs": {"system", "render", "configs", "data"},
     "model": {"system", "algo"},
     "rewards": {"system", "configs"},
     "judges": {"system", "configs", "runs", "stats", "data", "model"},
@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"system", "configs", "algo", "model"},
     "exporting": {"system", "render", "configs", "runs", "algo", "data", "model", "evaluation"},
     "chat": {"system", "configs", "runs", "data", "model"},
-    "demo": {"system", "configs", "runs", "algo", "stats", "data", "model", "evaluation"},  # lora_rlhf_demo
+    "demo": {"system", "render", "configs", "runs", "algo", "stats", "data", "model", "evaluation"},  # lora_rlhf_demo
     "api": set(),  # everything above, filled below
     "__init__": {"api"},  # lazily
     "cli": set(),  # everything above, filled below
@@ -200,6 +200,7 @@ OPENERS = {
     *("rewards/worker.py", "rewards/sandbox.py"),  # pipes and /proc
     "stages/checkpoint.py",  # load_file, after require_no_link
     *(f"lora_rlhf_demo/{name}.py" for name in ("app", "label_tab", "ranker")),  # of the package
+    "render/curves.py",  # of the package
 }
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from lora_rlhf_demo.gradio_import import gr  # before all others that import gradio
 
 # isort: split
+from lora_rlhf.render.curves import SCRIPT, STYLE
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.plain_files import read_file
@@ -93,6 +94,7 @@ def launch_app(config: DemoConfig) -> Iterator[gr.Blocks]:
             ssr_mode=False,
             footer_links=[],
             theme=make_theme(),
+            css=STYLE,
             css_paths=sorted(HERE.glob("*.css")),
         )
         if blocks.share_url:
@@ -147,7 +149,8 @@ def build_page(app: App) -> gr.Blocks:
             tabs = _make_tabs(app, labeler, browser)
         for tab in tabs:
             blocks.load(*tab.on_page_open, **HANDLER_OPTIONS)
-        blocks.load(None, None, None, js=(HERE / "page.js").read_text(encoding="utf-8"))
+        for script in ((HERE / "page.js").read_text(encoding="utf-8"), f"() => {{ {SCRIPT} }}"):
+            blocks.load(None, None, None, js=script)
         blocks.unload(_leave_handler(app))
     return blocks
 

@@ -15,7 +15,7 @@ from lora_rlhf.cli.config import RecipeConfig
 from lora_rlhf.cli.recipe import next_steps_text, program, read_recipe
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.cli.rounds import run_round
-from lora_rlhf.cli.rounds_record import read_rounds, rounds_rows
+from lora_rlhf.cli.rounds_record import rounds_rows
 from lora_rlhf.configs.catalogue import BY_ROLE, SFT, STAGES, WRITERS, Stage
 from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.label import JudgeLabelConfig, ReviseConfig
@@ -28,6 +28,7 @@ from lora_rlhf.inspection.config import CheckConfig, ConvertConfig, InspectConfi
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.release.config import GateConfig, PackageConfig, PromoteConfig, RollbackConfig
 from lora_rlhf.render.tables import terminal_table
+from lora_rlhf.runs.rounds import read_rounds
 from lora_rlhf.system import workers
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.tinyworld.config import (

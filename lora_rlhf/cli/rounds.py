@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_rlhf.cli.recipe import program
 from lora_rlhf.cli.recipe_run import run_recipe
-from lora_rlhf.cli.rounds_record import (
-    FINISHED,
-    RECORD,
-    RUNNING,
-    WAY_OUT,
-    messages_of,
-    read_rounds,
-    reward_accuracy,
-    round_folder,
-)
+from lora_rlhf.cli.rounds_record import messages_of, reward_accuracy
 from lora_rlhf.configs.catalogue import BY_NAME, PPO, REWARD, SFT, STAGES, WRITERS
 from lora_rlhf.configs.judge import JudgeModelConfig
 from lora_rlhf.configs.label import JudgeLabelConfig
@@ -41,6 +32,7 @@ from lora_rlhf.release.config import GateConfig
 from lora_rlhf.runs.folder import CHECKPOINTS, CONFIG, Parent, data_hash, find_data, find_stage, has_stage
 from lora_rlhf.runs.manifest import MANIFEST
 from lora_rlhf.runs.resume import Lock
+from lora_rlhf.runs.rounds import FINISHED, RECORD, RUNNING, WAY_OUT, read_rounds, round_folder
 from lora_rlhf.stages.choose import Candidate, choose, is_flagged
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import finite, new_folder, write_json

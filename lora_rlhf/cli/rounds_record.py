@@ -1,32 +1,11 @@
-"""What rounds leave behind: their folders, their records, and how good a reward model is on a policy's own answers."""
+"""The table over rounds, and how good a reward model is on a policy's own answers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_rlhf.data.schema import Prompt, Ranking
-from lora_rlhf.system.untrusted import read_object
-
-RECORD = "round.json"
-FINISHED, RUNNING = "finished", "running"
-WAY_OUT = "remove that folder to make the round again"
-
-
-def round_folder(first: Path, number: int) -> Path:
-    """RUN-round-2 beside RUN; round 1 is RUN itself."""
-    first = first if first.name not in ("", "..") else first.resolve()
-    return first if number == 1 else first.with_name(f"{first.name}-round-{number}")
-
-
-def read_rounds(first: Path) -> list[dict[str, Any]]:
-    """The records of the finished rounds, from round 2 on."""
-    records: list[dict[str, Any]] = []
-    while (path := round_folder(first, len(records) + 2) / RECORD).is_file():
-        record = read_object(path, WAY_OUT)
-        if record.get("status") != FINISHED:
-            break
-        records.append(record)
-    return records
+from lora_rlhf.runs.rounds import read_rounds
 
 
 def rounds_rows(first: Path) -> tuple[list[str], list[list[str]]]:

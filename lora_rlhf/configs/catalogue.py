@@ -19,12 +19,16 @@ Use = Literal["learned", "scored", "sampled"]
 
 @dataclass(frozen=True)
 class Plot:
-    """A curve of a stage's metrics.jsonl. `target`: the setting of the stage that the metric is steered to."""
+    """A curve of a stage's metrics.jsonl. `target`: the setting of the stage that the metric is steered to.
+
+    is_histogram: each value is a histogram, of which the newest is drawn.
+    """
 
     metric: str
     title: str
     meaning: str
     target: str | None = None
+    is_histogram: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +199,12 @@ PPO = Stage(
     plots=(
         Plot("rollout/score", "Score", "the reward model's mean score of the responses; the demonstrations' is 0"),
         Plot("rollout/kl", "KL to the reference", "nats a response; dashed: the target", "kl_target"),
+        Plot(
+            "rollout/score_histogram",
+            "Scores, newest iteration",
+            "responses by their score; a hill at one end, or two hills, are worth a look at the answers",
+            is_histogram=True,
+        ),
         Plot("rollout/length", "Length", "mean tokens of a response"),
         Plot("ppo/entropy", "Entropy", "nats a token; near 0 the policy always says the same"),
         Plot("ppo/clip_fraction", "Clip fraction", "share of tokens whose probability ratio was clipped"),

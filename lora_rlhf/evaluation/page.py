@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
 from lora_rlhf.evaluation.charts import draw_charts
 from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.evaluation.groups import FEWEST_OF_GROUP
@@ -19,6 +21,8 @@ from lora_rlhf.evaluation.wording import (
     system_text,
     title_with_unit,
 )
+from lora_rlhf.render.curves import SCRIPT, STYLE, curves_html
+from lora_rlhf.render.curves import Figure as CurveFigure
 from lora_rlhf.render.pages import render_page
 from lora_rlhf.render.palette import DARK, LIGHT
 from lora_rlhf.render.wording import capitalize_first, join_names, name_text, number_text, p_value_text
@@ -73,8 +77,10 @@ class Sample(NamedTuple):
         return cls(row["prompt"], str(row.get("category") or ""), outcome, row["responses"], row.get("scores") or {})
 
 
-def report_page(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page report.html. `rows`: of the samples file."""
+def report_page(
+    report: Report, rows: Sequence[Mapping[str, Any]], training: Mapping[str, Sequence[CurveFigure]] | None = None
+) -> str:
+    """The page report.html. `rows`: of the samples file. training: {title of a stage: its curves}."""
     samples = [Sample.from_row(row) for row in choose_samples(rows)]
     return render_page(
         TEMPLATE,
@@ -85,6 +91,9 @@ def report_page(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
             "report": report,
             "systems": join_names([system_text(name) for name in report.systems]),
             "charts": draw_charts(report),
+            "training": _training_charts(training or {}),
+            "curves_style": Markup(STYLE),
+            "curves_script": Markup(SCRIPT),
             "figure_groups": _measured_figure_groups(report),
             "temperatures": [f"T {t}" for t in next(iter(report.temperature_sweep.values()), ())],
             "samples": samples,
@@ -94,6 +103,12 @@ def report_page(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
             "made_from": list(_provenance_rows(report)),
         },
     )
+
+
+def _training_charts(training: Mapping[str, Sequence[CurveFigure]]) -> list[tuple[str, Markup]]:
+    """(title of a stage, its charts as HTML); stages without curves are left out."""
+    names = list(dict.fromkeys(curve.name for figures in training.values() for f in figures for curve in f.curves))
+    return [(title, Markup(curves_html(figures, names))) for title, figures in training.items() if figures]
 
 
 def choose_samples(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

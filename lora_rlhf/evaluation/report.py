@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lora_rlhf.configs.catalogue import BY_NAME
 from lora_rlhf.configs.values import check
 from lora_rlhf.data.encode import EncodedPrompt
 from lora_rlhf.data.io import write_jsonl
@@ -35,7 +36,7 @@ from lora_rlhf.evaluation.report_model import BaseRecord, Report, Sets, Training
 from lora_rlhf.evaluation.scorers import HarmScorer, open_scorers
 from lora_rlhf.evaluation.sections import fill_report
 from lora_rlhf.evaluation.seen import count_seen_prompts, seen_warning
-from lora_rlhf.evaluation.systems import SystemSet, find_systems, open_model
+from lora_rlhf.evaluation.systems import RunStages, SystemSet, find_systems, open_model
 from lora_rlhf.evaluation.verdict import verdict_sentence
 from lora_rlhf.judges.choose import choose_judge, open_judge
 from lora_rlhf.judges.judge import Judge
@@ -44,7 +45,9 @@ from lora_rlhf.model.kernels import prepare_base
 from lora_rlhf.model.memory import peak_gpu_gib, peak_rss_gib
 from lora_rlhf.model.shared import SharedModel
 from lora_rlhf.probes.sets import World
-from lora_rlhf.runs.folder import METRICS, read_metrics
+from lora_rlhf.render.curves import Figure
+from lora_rlhf.runs.curves import read_settings, stage_figures
+from lora_rlhf.runs.folder import CONFIG, METRICS, read_metrics
 from lora_rlhf.system.disk import write_json, write_text
 from lora_rlhf.system.errors import UserError
 from lora_rlhf.system.typed_json import to_json
@@ -268,6 +271,15 @@ def _sample_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def _training_figures(stages: RunStages) -> dict[str, list[Figure]]:
+    """{title of a stage: what it wrote while it trained}, in the order in which they ran."""
+    figures = {}
+    for name, parent in stages.by_name.items():
+        rows, settings = read_metrics(parent.folder / METRICS), read_settings(parent.folder / CONFIG)
+        figures[BY_NAME[name].title] = stage_figures(BY_NAME[name], {name: rows}, {name: settings})
+    return figures
+
+
 def _write_files(folder: Path, report: Report, plan: EvaluationPlan, samples: Iterator[dict[str, Any]]) -> None:
     """Writes all files of the report; report.json is the last, so that its presence means that all are there."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,6 +289,6 @@ def _write_files(folder: Path, report: Report, plan: EvaluationPlan, samples: It
     newest_stage, newest_folder = stages.writers[-1]
     metrics = read_metrics(newest_folder.folder / METRICS)
     plot_report(report, metrics, stages.read_setting(newest_stage, "kl_target"), folder / PICTURE)
-    write_text(folder / HTML, report_page(report, rows))
+    write_text(folder / HTML, report_page(report, rows, _training_figures(stages)))
     write_text(folder / MARKDOWN, markdown_page(report))
     write_json(folder / REPORT, to_json(report))

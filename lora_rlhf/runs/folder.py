@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_rlhf.configs.catalogue import BY_NAME
 from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.data.locate import DataFiles, HubDataset, locate
-from lora_rlhf.runs.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, read_manifest
+from lora_rlhf.runs.curves import CURVES, write_picture
+from lora_rlhf.runs.manifest import FINISHED, FORMAT, MANIFEST, RUNNING, TOTAL, read_manifest
 from lora_rlhf.runs.resume import Lock, require_same_origin, require_same_settings
 from lora_rlhf.system import workers
 from lora_rlhf.system.disk import append_row, new_folder, remove_temporary, sha256_of, sync, write_json, write_text
@@ -32,6 +34,7 @@ log = logging.getLogger("lora_rlhf")
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+ELAPSED = "time/elapsed_s"  # in each row of metrics: seconds of the stage so far, interruptions left out
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 VALUE_ADAPTER = "value_adapter"
@@ -188,6 +191,11 @@ def has_stage(run: str | Path, stage: str) -> bool:
     return manifest["stage"] == stage and manifest["status"] == FINISHED
 
 
+def stage_lock(run: Path, stage: str) -> Lock:
+    """The lock that a process holds while it works on a stage of the run."""
+    return Lock(run / f".{stage}.lock")
+
+
 class StageFolder:
     """The folder of one stage while it runs. `finish` marks it complete; before that, no stage can start from it.
 
@@ -199,7 +207,7 @@ class StageFolder:
         self.stage = stage
         self.resumes = False
         self._config = config
-        self._lock = Lock(Path(config.run) / f".{stage}.lock")
+        self._lock = stage_lock(Path(config.run), stage)
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._changes: dict[str, Any] = {}
@@ -329,7 +337,13 @@ class StageFolder:
         """The rows of metrics.jsonl so far."""
         return read_metrics(self.path / METRICS)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def record_total(self, steps: int) -> None:
+        """Writes into the manifest how many steps the stage has, so that others see how far it is."""
+        if self._manifest.get(TOTAL) != steps:
+            self._manifest[TOTAL] = steps
+            self.write(MANIFEST, self._manifest)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row to metrics.jsonl."""
         self._append_row(METRICS, {"step": step, **metrics})
 
@@ -346,13 +360,23 @@ class StageFolder:
     def finish(self, results: Mapping[str, Any], outcome: str = "") -> dict[str, Any]:
         """Marks the stage complete and returns its manifest. Call once everything else is on disk.
 
-        outcome: what matters of the results, for the last line in the terminal.
+        outcome: what matters of the results, for the last line in the terminal. A picture of the curves is drawn.
         """
+        if workers.is_main():
+            self._draw_curves()
         self._manifest |= {"status": FINISHED, "seconds": round(self.seconds, 2), "results": dict(results)}
         workers.from_main(lambda: self.write(MANIFEST, self._manifest))
         self._lock.release()
         log.info("%s: finished in %.0f s%s", self.path, self._manifest["seconds"], outcome and f": {outcome}")
         return self._manifest
+
+    def _draw_curves(self) -> None:
+        """Writes curves.svg; a metrics.jsonl that somebody has spoilt is no reason to lose the stage."""
+        try:
+            if write_picture(self.path, BY_NAME[self.stage], self.rows(), vars(self._config)):
+                log.info("curves: %s", self.path / CURVES)
+        except UserError as error:
+            log.warning("no picture of the curves: %s", error)
 
     def _append_row(self, name: str, row: Mapping[str, Any]) -> None:
         if workers.is_main():

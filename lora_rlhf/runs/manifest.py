@@ -12,6 +12,7 @@ from lora_rlhf.system.untrusted import YES_OR_NO, FieldType, is_number, quote, r
 MANIFEST = "manifest.json"
 FORMAT = 1  # to be raised when older versions cannot read a new manifest
 RUNNING, FINISHED = "running", "finished"
+TOTAL = "total_steps"  # of the stage; in PPO, iterations. There from its first step on
 WAY_OUT = "restore that file, make the stage again with --overwrite, or name another folder"
 LONGEST_PATH = 4096
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -28,6 +29,7 @@ ID: FieldType = ("letters and digits", lambda value: isinstance(value, str) and 
 NUMBER: FieldType = ("a number", is_number)
 DURATION: FieldType = ("a number of seconds", lambda value: is_number(value) and value >= 0)
 OBJECT: FieldType = ("an object", lambda value: isinstance(value, dict))
+COUNT: FieldType = ("a number of steps", lambda value: is_number(value) and isinstance(value, int) and value >= 0)
 LIST: FieldType = ("a list", lambda value: isinstance(value, list))
 
 ALWAYS = {"stage": TEXT, "status": TEXT, "id": ID, "base": OBJECT, "parents": OBJECT, "data": OBJECT}
@@ -81,6 +83,8 @@ def _check(manifest: dict[str, Any]) -> None:
             require(record, fields, f"{name}.{key}.")
             if "from_run" in record:
                 require(record, FROM_RUN, f"{name}.{key}.")
+    if TOTAL in manifest:
+        require(manifest, {TOTAL: COUNT})
     if "resumed" in manifest:
         require(manifest, {"resumed": LIST})
     if manifest["status"] == FINISHED:

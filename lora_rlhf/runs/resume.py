@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import platform
+import time
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from lora_rlhf.system.plain_files import open_file
 
 log = logging.getLogger("lora_rlhf")
 
+LOOKS, LOOK_SECONDS = 4, 0.05  # tries to lock, and the time between two
 WHERE = ("name", "from_run")  # in a base's record: where its files are. They are known by their hash
 COMPUTED_IN = "computed_in"  # the dtype in a base's record (model/open.py); a run may go on in another one
 
@@ -36,7 +38,7 @@ class Lock:
         """UserError when another process holds the lock; the message names that process."""
         file = open_file(self._path, "a+b")  # held open as long as the lock is
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(file)
         except BlockingIOError:
             file.seek(0)
             holder = file.read(200).decode(errors="replace").strip() or "unknown"
@@ -50,6 +52,31 @@ class Lock:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         self._file = file
+
+    @staticmethod
+    def _lock(file: FileIO) -> None:
+        """BlockingIOError where another process holds the lock for longer than `is_held` does, which only looks."""
+        for number in range(LOOKS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if number == LOOKS - 1:
+                    raise
+                time.sleep(LOOK_SECONDS)
+
+    def is_held(self) -> bool | None:
+        """Whether a process is at work under the lock; None where that cannot be told. Leaves the file as it is."""
+        try:
+            with open_file(self._path) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        except (OSError, UserError):
+            return None
+        return False
 
     def release(self) -> None:
         """The file stays: if it were removed, two other processes could each lock a file of their own."""

@@ -133,7 +133,8 @@ class PPOLoop:
         if done % self.config.sample_every == 0 or done == self.config.iterations - 1:
             figures, rows = self._sample_fixed_prompts(fixed)
             timed |= figures
-        self.trainer.log(done + 1, {**metrics, **timed, "memory/peak_gib": peak_gpu_gib() or peak_rss_gib()})
+        details = {} if self.ppo.rollout is None else {"rollout/score_histogram": self.ppo.rollout.score_histogram()}
+        self.trainer.log(done + 1, {**metrics, **timed, "memory/peak_gib": peak_gpu_gib() or peak_rss_gib()}, details)
         self.folder.sample(done + 1, rows)
 
     def _sample_fixed_prompts(self, prompts: list[EncodedPrompt]) -> tuple[Metrics, list[dict[str, Any]]]:

@@ -1,7 +1,9 @@
 """What PPO's steps hand on: the rollout that was sampled and judged, and the targets that it teaches."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from lora_rlhf.algo.kl import k1, k3
@@ -9,6 +11,7 @@ from lora_rlhf.algo.masking import zero_masked
 from lora_rlhf.model.forward import Sequences
 
 Metrics = dict[str, float]
+BARS = 20  # of a histogram of scores
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,11 @@ class Rollout:
 
     def metrics(self) -> Metrics:
         """Means over the batch, as they are recorded; KL in nats per response."""
-        lengths = self.mask.sum(dim=1).double()
+        lengths, scores = self.mask.sum(dim=1).double(), self.scores.cpu()
         kl_k3 = zero_masked(k3(self.old_logprobs, self.ref_logprobs), self.mask)
         return {
-            "rollout/score": float(self.scores.mean()),
-            "rollout/score_sd": float(self.scores.std()) if len(self.scores) > 1 else 0.0,
+            "rollout/score": float(scores.mean()),
+            "rollout/score_sd": float(scores.std()) if len(scores) > 1 else 0.0,
             "rollout/kl": float(self.kl.sum(dim=1).mean()),
             "rollout/kl_k3": float(kl_k3.sum(dim=1).mean()),
             "rollout/length": float(lengths.mean()),
@@ -84,6 +87,15 @@ class Rollout:
             **{f"reward/{name}": float(part.nanmean()) for name, part in self.parts.items() if not part.isnan().all()},
             **{f"reward/{name}_failed": count for name, count in self.failures.items()},
         }
+
+    def score_histogram(self) -> dict[str, Any]:
+        """How many responses have which score: counts of BARS equal parts of `low` to `high`."""
+        scores = self.scores.cpu().double()
+        low, high = float(scores.min()), float(scores.max())
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        counts = torch.histc(scores, BARS, low, high).long().tolist()
+        return {"low": low, "high": high, "counts": counts}
 
 
 @dataclass(frozen=True)

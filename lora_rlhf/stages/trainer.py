@@ -17,7 +17,7 @@ from lora_rlhf.model.adapters import read_adapter
 from lora_rlhf.model.devices import is_device_failure
 from lora_rlhf.model.optimizers import copy_moments, load_moments, make_optimizer
 from lora_rlhf.model.shared import SharedModel
-from lora_rlhf.runs.folder import StageFolder
+from lora_rlhf.runs.folder import ELAPSED, StageFolder
 from lora_rlhf.stages.auto_batch import AutoBatch
 from lora_rlhf.stages.checkpoint import Checkpoint, Checkpoints
 from lora_rlhf.stages.interrupt import Request, graceful
@@ -228,9 +228,9 @@ class Trainer:
             optimizer.load(checkpoint.tensors)
         return checkpoint
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row of figures, to metrics.jsonl and wherever else they are to go."""
-        self._folder.log(step, metrics)
+    def log(self, step: int, metrics: Mapping[str, float], details: Mapping[str, Any] | None = None) -> None:
+        """One row of figures, to metrics.jsonl and wherever else they are to go. details: for metrics.jsonl alone."""
+        self._folder.log(step, {**metrics, **(details or {}), ELAPSED: round(self._folder.seconds, 3)})
         if self._trackers is not None:
             self._trackers.log(step, metrics)
 
@@ -240,6 +240,7 @@ class Trainer:
         `score` ranks the checkpoints, higher is better. Raises Stopped after saving.
         """
         self._last_done = done
+        self._folder.record_total(total)
         must_stop = self._request.is_made and done < total
         if must_stop or (done % self._config.save_every == 0 and done < total):
             self._save(done, score)

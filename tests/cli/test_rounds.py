@@ -12,10 +12,10 @@ from lora_rlhf.cli import rounds
 from lora_rlhf.cli.main import main
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.cli.rounds import run_round
-from lora_rlhf.cli.rounds_record import read_rounds
 from lora_rlhf.configs.rounds import RoundConfig
 from lora_rlhf.data.sources import read_prompts, read_rankings
 from lora_rlhf.runs.folder import find_stage
+from lora_rlhf.runs.rounds import read_rounds
 from lora_rlhf.system.errors import Stopped, UserError
 from tests.cli.test_recipe import small_recipe
 from tests.stages.test_label import by_length

@@ -2,16 +2,18 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lora_rlhf_demo import chart
 from lora_rlhf_demo.tail import Tail
-from lora_rlhf_demo.watch import Watcher, pick_evenly, thin_points
+from lora_rlhf_demo.watch import Watcher, pick_evenly
 
 from lora_rlhf.configs.stages import PPOConfig, SFTConfig
-from lora_rlhf.runs.folder import StageFolder
+from lora_rlhf.runs.folder import StageFolder, stage_lock
+from lora_rlhf.system.errors import UserError
 
 BASE = {
     "name": "m", "revision": None, "quantization": "none", "compute_dtype": "float32", "trust_remote_code": False,
@@ -88,8 +90,8 @@ def test_curves_of_several_runs_with_their_targets(tmp_path: Path) -> None:
         first.log(step, {"rollout/kl": 0.5 * step, "rollout/score": float("nan")})
     second.log(1, {"rollout/kl": 3.0, "unknown": 1.0})
     (figure,) = Watcher(tmp_path).read_figures(["first", "second"])
-    assert figure.plot.metric == "rollout/kl"
-    assert [(curve.run, curve.points, curve.target) for curve in figure.curves] == [
+    assert figure.key == "rollout/kl"
+    assert [(curve.name, curve.points, curve.target) for curve in figure.curves] == [
         ("first", [(1.0, 0.5), (2.0, 1.0)], 1.5),
         ("second", [(1.0, 3.0)], None),
     ]
@@ -109,7 +111,8 @@ def test_nothing_is_new_until_something_is(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_half_there_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
-    begin(tmp_path).log(7, {"rollout/kl": 0.5})
+    stage = begin(tmp_path)
+    stage.log(7, {"rollout/kl": 0.5})
     (tmp_path / "first" / "sft").mkdir()
     (tmp_path / "first" / "sft" / "manifest.json").write_text("{")
     watcher = Watcher(tmp_path)
@@ -120,7 +123,7 @@ def test_a_run_that_is_half_there_is_shown_as_far_as_it_is(tmp_path: Path) -> No
     assert states["ppo"] == ("running", 7)
     assert "cannot be read" in states["sft"][0]
     assert len(watcher.read_figures(["first"])) == 1
-    assert watcher.read_figures(["first", "../first", "gone"])[0].curves[0].run == "first"
+    assert watcher.read_figures(["first", "../first", "gone"])[0].curves[0].name == "first"
 
 
 def test_a_stage_that_wrote_nothing_for_long_is_said_to_be_quiet(tmp_path: Path) -> None:
@@ -131,12 +134,70 @@ def test_a_stage_that_wrote_nothing_for_long_is_said_to_be_quiet(tmp_path: Path)
     assert "quiet" in state.state
 
 
+def test_a_stage_at_work_says_how_far_it_is_and_one_that_was_left_that_it_stopped(tmp_path: Path) -> None:
+    stage = begin(tmp_path)
+    stage.record_total(100)
+    for step in (1, 2, 3):
+        stage.log(step, {"rollout/kl": 0.5, "time/elapsed_s": 10.0 + 7.0 * step})
+    watcher = Watcher(tmp_path)
+    (state,) = watcher.read_states(["first"])
+    assert (state.step, state.total, state.seconds_left, state.is_live) == (3, 100, 97 * 7.0, True)
+    assert watcher.live_runs(["first"]) == ["first"]
+    html = chart.states_table([state])
+    assert "3 of 100" in html and "about 11 min" in html
+    stage._lock.release()  # as the kernel does when the process dies
+    (state,) = watcher.read_states(["first"])
+    assert "stopped" in state.state and state.seconds_left is None and not watcher.live_runs(["first"])
+
+
+def test_looking_at_a_lock_keeps_nobody_from_taking_it(tmp_path: Path) -> None:
+    begin(tmp_path)._lock.release()
+    watcher, refused = Watcher(tmp_path), []
+
+    def look() -> None:
+        while not done.is_set():
+            watcher.live_runs(["first"])
+
+    done = threading.Event()
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(200):
+        try:
+            lock = stage_lock(tmp_path / "first", "ppo")
+            lock.acquire()
+            lock.release()
+        except UserError as error:
+            refused.append(error)
+    done.set()
+    thread.join()
+    assert refused == []
+
+
+def test_rounds_are_curves_of_the_run_that_is_watched(tmp_path: Path) -> None:
+    for run in ("first", "first-round-2", "first-round-3"):
+        begin(tmp_path, run)
+    for number, rate in ((2, 0.6), (3, 0.55)):
+        record = {
+            "status": "finished", "number": number, "labels": {"asked": 10 * number}, "trained_on": 40,
+            "win_rate": {"rate": rate, "low": rate - 0.1, "high": rate + 0.1},
+            "measured": {"before": {"mean": 0.5, "low": 0.4, "high": "?"}, "after": None},
+        }  # fmt: skip
+        (tmp_path / f"first-round-{number}" / "round.json").write_text(json.dumps(record))
+    for run in ("first", "first-round-3"):
+        figures = {figure.title: figure.curves[0] for figure in Watcher(tmp_path).read_figures([run])}
+        assert {curve.name for curve in figures.values()} == {run}
+        wins = figures["Wins against the round before"]
+        assert wins.points == [(2.0, 0.6), (3.0, 0.55)] and wins.intervals[0] == pytest.approx((2.0, 0.5, 0.7))
+        assert figures["Labels"].points == [(2.0, 20.0), (3.0, 30.0)]
+        assert figures["Reward accuracy before"].intervals == () and "Reward accuracy, refreshed" not in figures
+
+
 def test_other_stages_have_their_own_curves(tmp_path: Path) -> None:
     folder = StageFolder(SFTConfig(run=str(tmp_path / "first"), model="m", demonstrations="d"), "sft")
     folder.begin(BASE, {}, {})
     folder.log(1, {"sft/loss": 2.0})
     folder.log(1, {"sft/validation_loss": 3.0})
-    assert [f.plot.metric for f in Watcher(tmp_path).read_figures(["first"])] == ["sft/loss", "sft/validation_loss"]
+    assert [f.key for f in Watcher(tmp_path).read_figures(["first"])] == ["sft/loss", "sft/validation_loss"]
 
 
 def test_samples_of_one_prompt_stand_together(tmp_path: Path) -> None:
@@ -153,32 +214,9 @@ def test_samples_of_one_prompt_stand_together(tmp_path: Path) -> None:
     assert found[3].responses == [(1, "second 1 1"), (5, "second 1 5")]
 
 
-def test_thinning_keeps_every_spike_and_the_ends() -> None:
-    points = [(float(x), 0.0) for x in range(10_000)]
-    points[4321], points[0], points[-1] = (4321.0, 9.0), (0.0, 1.0), (9999.0, -1.0)
-    kept = thin_points(points, 100)
-    assert len(kept) <= 100
-    assert {points[4321], points[0], points[-1]} <= set(kept)
-    assert [x for x, _ in kept] == sorted(x for x, _ in kept)
-    assert thin_points(points[:5], 100) == points[:5]
-
-
 def test_spread_keeps_the_first_and_the_last() -> None:
     items = [(step, "") for step in range(100)]
     assert [step for step, _ in pick_evenly(items, 4)] == [0, 33, 66, 99]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.0, 1.0, [0, 0.5, 1.0]),
-        (0.0, 40.0, [0, 10, 20, 30, 40]),
-        (-1.2, 3.1, [-2, 0, 2, 4]),
-        (0.0, 0.0, [0, 0.5, 1.0]),
-    ],
-)
-def test_ticks_are_round_and_span_the_values(low: float, high: float, expected: list[float]) -> None:
-    assert chart.round_ticks(low, high) == pytest.approx(expected)
 
 
 def test_nothing_of_a_file_becomes_markup(tmp_path: Path) -> None:
