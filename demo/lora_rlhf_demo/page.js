@@ -13,15 +13,16 @@
     const stop = document.querySelector("#stop");
     if (event.key === "Escape" && stop && stop.offsetParent && !stop.disabled) stop.click();
   });
-  // the address names the tab, so that a reload comes back to it
+  // the address names the tab, so that a reload comes back to it; on a phone the last tabs are in a menu
+  const TABS = "[role=tablist] [role=tab], .overflow-dropdown button";
   const openTab = () => {
-    const tabs = [...document.querySelectorAll("[role=tablist] [role=tab]")];
+    const tabs = [...document.querySelectorAll(TABS)];
     if (!tabs.length) return;
     const wanted = tabs.find((tab) => `#${tab.textContent.trim().toLowerCase()}` === location.hash);
     if (wanted && wanted.getAttribute("aria-selected") !== "true") wanted.click();
   };
   document.addEventListener("click", (event) => {
-    const tab = event.isTrusted && event.target.closest("[role=tablist] [role=tab]");
+    const tab = event.isTrusted && event.target.closest(TABS);
     if (tab) history.replaceState(null, "", `#${tab.textContent.trim().toLowerCase()}`);
   });
   window.addEventListener("hashchange", openTab);

@@ -30,7 +30,7 @@ class WatchTab:
             )  # fmt: skip
             self.smoothing = gr.Slider(
                 0.0, MOST_SMOOTHING, 0.0, step=0.02, label="Smoothing",
-                info="share of a curve that each value is the mean of", elem_id="watch-smoothing", scale=2,
+                info="share of a curve in each mean", elem_id="watch-smoothing", scale=2,
             )  # fmt: skip
             self.is_log = gr.Checkbox(False, label="Log scale", elem_id="watch-log", scale=1)
         self.read_states = gr.HTML("", apply_default_css=False, elem_id="watch-states")
