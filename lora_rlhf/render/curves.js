@@ -72,7 +72,10 @@
     event.preventDefault();
     show(svg, all[Math.max(0, Math.min(all.length - 1, now + moves[event.key]))]);
   });
-  document.addEventListener("focusout", (event) => { if (active && chartOf(event) === active.svg && active.svg.isConnected) clear(); });
+  document.addEventListener("focusout", (event) => { // also where a chart is drawn anew, which is no reason to clear it
+    const svg = chartOf(event);
+    setTimeout(() => { if (active?.svg === svg && svg.isConnected && document.activeElement !== svg) clear(); }, 0);
+  });
   new MutationObserver(() => {
     if (!active || active.svg.isConnected) return;
     const {key, x, hasFocus} = active;
