@@ -37,7 +37,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"system", "configs", "algo", "model"},
     "exporting": {"system", "render", "configs", "runs", "algo", "data", "model", "evaluation"},
     "chat": {"system", "configs", "runs", "data", "model"},
-    "demo": {"system", "render", "configs", "runs", "algo", "stats", "data", "model", "evaluation"},  # lora_rlhf_demo
+    "demo": {
+        "system",
+        "render",
+        "configs",
+        "runs",
+        "algo",
+        "stats",
+        "data",
+        "model",
+        "evaluation",
+        "plan",
+    },  # lora_rlhf_demo
     "api": set(),  # everything above, filled below
     "__init__": {"api"},  # lazily
     "cli": set(),  # everything above, filled below
@@ -199,7 +210,7 @@ OPENERS = {
     *("exporting/plain_score_check.py", "evaluation/harness.py"),
     *("rewards/worker.py", "rewards/sandbox.py"),  # pipes and /proc
     "stages/checkpoint.py",  # load_file, after require_no_link
-    *(f"lora_rlhf_demo/{name}.py" for name in ("app", "label_tab", "ranker")),  # of the package
+    *(f"lora_rlhf_demo/{name}.py" for name in ("app", "label_tab", "ranker", "start_tab")),  # of the package
     "render/curves.py",  # of the package
 }
 

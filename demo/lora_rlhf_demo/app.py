@@ -25,6 +25,7 @@ from lora_rlhf_demo.people_tab import PeopleTab
 from lora_rlhf_demo.playground_tab import PlaygroundTab
 from lora_rlhf_demo.requests import Open
 from lora_rlhf_demo.runs import NO_RUNS, list_runs
+from lora_rlhf_demo.start_tab import StartTab
 from lora_rlhf_demo.state import HANDLER_OPTIONS, App
 from lora_rlhf_demo.watch_tab import WatchTab
 from lora_rlhf_demo.worker import MOST_WAITING, ModelWorker
@@ -32,7 +33,7 @@ from lora_rlhf_demo.worker import MOST_WAITING, ModelWorker
 if TYPE_CHECKING:
     from lora_rlhf_demo.handler import RequestHandler
 
-Tab = CompareTab | LabelTab | PeopleTab | WatchTab | PlaygroundTab
+Tab = CompareTab | LabelTab | PeopleTab | WatchTab | PlaygroundTab | StartTab
 
 USER = "lora"
 SHORTEST_PASSWORD = 8
@@ -167,7 +168,11 @@ def _make_tabs(app: App, labeler: gr.BrowserState, browser: gr.BrowserState) -> 
             watch = WatchTab(app)
         with gr.Tab("Reward"):
             reward = PlaygroundTab(app)
-    return compare, label, people, watch, reward
+        if not app.config.may_start:
+            return compare, label, people, watch, reward
+        with gr.Tab("Train"):
+            train = StartTab(app)
+    return compare, label, people, watch, reward, train
 
 
 def _leave_handler(app: App) -> Callable[[gr.Request], None]:

@@ -61,6 +61,9 @@ class DemoConfig:
     """Longer conversations lose their oldest turns."""
     max_response_tokens: int = 512
     """The most that an answer can be asked for."""
+    allow_start: bool | None = None
+    """Whether runs can be started from the page, with files that this user can read (docs/security.md). Unless given:
+    where only this machine reaches the app, and without settings that run code or name a server."""
     trust_remote_code: bool = False
     """Run the base's own code. Only for authors that you trust."""
 
@@ -73,6 +76,11 @@ class DemoConfig:
             return ipaddress.ip_address(self.host).is_loopback and not self.share
         except ValueError:
             return False
+
+    @property
+    def may_start(self) -> bool:
+        """Whether the page has the tab that starts runs."""
+        return self.is_local and not self.host_names if self.allow_start is None else self.allow_start
 
     def with_root_of_run(self) -> "DemoConfig":
         """The same, with a run that was given by its path named in its own root."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from lora_rlhf import __version__
 from lora_rlhf.cli.commands import COMMANDS
-from lora_rlhf.cli.flags import parse_flags
 from lora_rlhf.configs.catalogue import BY_NAME, REWARD
+from lora_rlhf.configs.flags import parse_flags
 from lora_rlhf.configs.values import check
 from lora_rlhf.system import workers
 from lora_rlhf.system.cores import idle_cores

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lora_rlhf.configs.marks import COMMON, MOST_USED, SAFE_TO_CHANGE_ON_RESUME, not_in_recipe, subject
+from lora_rlhf.configs.marks import COMMON, MOST_USED, NEEDS_TRUST, SAFE_TO_CHANGE_ON_RESUME, not_in_recipe, subject
 from lora_rlhf.configs.values import at_least, device_faults, positive, seed_faults
 from lora_rlhf.system.tracking import faults as tracking_faults
 
@@ -64,7 +64,7 @@ class StageConfig:
     """Names for its columns that no format knows: prompt=question,response=reply; ignore=label leaves one out."""
     strict: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Stop at the first row that cannot be used, instead of leaving it out and counting it."""
-    trust_remote_code: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
+    trust_remote_code: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME | NEEDS_TRUST)
     """Run the code that comes with the base. Only for authors that you trust; each stage needs this flag."""
     gradient_checkpointing: bool = field(default=False, metadata=COMMON | SAFE_TO_CHANGE_ON_RESUME)
     """Compute activations again in the backward pass: less memory, about a third more time."""

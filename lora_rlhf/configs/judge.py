@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-from lora_rlhf.configs.marks import SAFE_TO_CHANGE_ON_RESUME, input_file, subject
+from lora_rlhf.configs.marks import NEEDS_TRUST, SAFE_TO_CHANGE_ON_RESUME, input_file, subject
 from lora_rlhf.configs.values import at_least, positive
 
 REQUIRED_SETTINGS = {"human": ("judge_file",), "local": ("judge_model",), "endpoint": ("judge_model", "judge_url")}
@@ -16,9 +16,9 @@ class JudgeModelConfig:
 
     judge_model: str | None = field(default=None, metadata=subject("judge"))
     """For local: folder or hub name of a chat model; for endpoint: the model's name there."""
-    judge_url: str | None = None
+    judge_url: str | None = field(default=None, metadata=NEEDS_TRUST)
     """For endpoint: address of the API up to and including /v1."""
-    judge_key_variable: str = field(default="OPENAI_API_KEY", metadata=SAFE_TO_CHANGE_ON_RESUME)
+    judge_key_variable: str = field(default="OPENAI_API_KEY", metadata=SAFE_TO_CHANGE_ON_RESUME | NEEDS_TRUST)
     """For endpoint: environment variable that holds the key; no key is sent where it is not set."""
     judge_price_in: float | None = field(default=None, metadata=SAFE_TO_CHANGE_ON_RESUME)
     """For endpoint: price of a million prompt tokens."""
@@ -38,7 +38,7 @@ class JudgeModelConfig:
     """For local: questions answered at a time."""
     judge_instructions: str | None = None
     """For local and endpoint: text file with the criteria to judge by, in place of the built-in ones."""
-    judge_cache: str | None = field(default=None, metadata=SAFE_TO_CHANGE_ON_RESUME)
+    judge_cache: str | None = field(default=None, metadata=SAFE_TO_CHANGE_ON_RESUME | NEEDS_TRUST)
     """For local and endpoint: file that keeps verdicts, so that none is asked for twice; none: judgements.jsonl beside
     the run's folder."""
 

@@ -24,6 +24,10 @@ SAFE_TO_CHANGE_ON_RESUME: Mark = {"safe_to_change_on_resume": True}
 MOST_USED: Mark = {"most_used": True}
 
 
+# The field may run code or reach a server that it names: the app takes it only where --allow_start true was given.
+NEEDS_TRUST: Mark = {"needs_trust": True}
+
+
 def subject(title: str) -> Mark:
     """The field and those after it stand under this heading in --help, up to the next such mark of their class."""
     return {"subject": title}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_rlhf.configs.judge import JudgeModelConfig
-from lora_rlhf.configs.marks import MOST_USED, subject
+from lora_rlhf.configs.marks import MOST_USED, NEEDS_TRUST, subject
 from lora_rlhf.configs.reward_functions import FunctionChoice, read_choices
 from lora_rlhf.configs.values import positive
 from lora_rlhf.system.errors import UserError
@@ -15,7 +15,9 @@ from lora_rlhf.system.errors import UserError
 class ScoringConfig(JudgeModelConfig):
     """Reward functions with the limits of their processes, and a judge."""
 
-    reward_functions: tuple[str, ...] = field(default=(), metadata=MOST_USED | subject("reward functions and judge"))
+    reward_functions: tuple[str, ...] = field(
+        default=(), metadata=MOST_USED | NEEDS_TRUST | subject("reward functions and judge")
+    )
     """Reward functions with their weights: NAME, NAME=WEIGHT or 'NAME(argument=value)=WEIGHT' each. NAME is
     module:function, one that is built in, or one of trl.rewards (docs/rewards.md)."""
     reward_timeout_s: float = 60.0

@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_rlhf.configs.common import TemplateConfig, TrainingConfig
-from lora_rlhf.configs.marks import COMMON, ENGINE, MOST_USED, SAFE_TO_CHANGE_ON_RESUME, input_file, subject
+from lora_rlhf.configs.marks import (
+    COMMON,
+    ENGINE,
+    MOST_USED,
+    NEEDS_TRUST,
+    SAFE_TO_CHANGE_ON_RESUME,
+    input_file,
+    subject,
+)
 from lora_rlhf.configs.reward_functions import FunctionChoice, read_choices
 from lora_rlhf.configs.scoring import ScoringConfig
 from lora_rlhf.configs.values import at_least, multiple, positive, share
@@ -321,7 +329,7 @@ class PPOConfig(ScoringConfig, TrainingConfig):
     much that changes with it."""
     reward_model_weight: float = 1.0
     """Weight of the reward model's score; 0, also if the run has no reward stage, with reward functions alone."""
-    reward_function: str | None = None
+    reward_function: str | None = field(default=None, metadata=NEEDS_TRUST)
     """One more reward function, as in reward_functions, with reward_function_weight."""
     reward_function_weight: float = 1.0
     """Weight of reward_function."""

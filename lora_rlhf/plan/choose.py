@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lora_rlhf.configs.catalogue import STAGES, Stage
+from lora_rlhf.configs.catalogue import BY_NAME, STAGES, Stage
 from lora_rlhf.model.decode_weights import GPU_SHARE
 from lora_rlhf.plan.cards import CARDS, GIB, Card
 from lora_rlhf.plan.config import PlanConfig
@@ -45,7 +45,7 @@ class RunPlan:
 def choose_plan(model: MeasuredModel, config: PlanConfig, card: Card) -> RunPlan:
     """The fastest plan that fits, with the given flags. Raises UserError with the needed memory if none fits."""
     stages: dict[str, StagePlan] = {}
-    for stage in STAGES:
+    for stage in STAGES if config.stage is None else (BY_NAME[config.stage],):
         plan = _find_fastest_of_any_role(model, config, card, stage)
         if plan is None:
             raise UserError(_refusal_message(model, config, card, stage))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_rlhf.configs.catalogue import StageName
 from lora_rlhf.configs.values import at_least, multiple, positive
 
 
@@ -16,6 +17,8 @@ class PlanConfig:
     """A card by its name: 4090, "RTX 3060", T4; this machine's GPU unless given."""
     gpu_gib: float | None = None
     """The card's memory in GiB; the named card's, or what is free on this machine's GPU, unless given."""
+    stage: StageName | None = None
+    """Plan this stage alone; all stages of a run unless given."""
     table: bool = False
     """Popular models on cards of 6 to 48 GiB instead of one model."""
     json: bool = False
@@ -60,6 +63,7 @@ class PlanConfig:
         return [
             *([] if self.model or self.table else ["give --model, or --table for popular ones"]),
             *(["give --model or --table, not both"] if self.model and self.table else []),
+            *(["--table is of ppo: leave --stage out"] if self.stage and self.table else []),
             *(["--table has cards of its own: leave --card out"] if self.card and self.table else []),
             *positive(self, "gpu_gib", "bandwidth", "tflops"),
             *at_least(self, 1, "lora_rank", "max_prompt_tokens", "batch_size", "minibatch_size", "num_epochs"),

@@ -53,6 +53,12 @@ class Lock:
             file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         self._file = file
 
+    @property
+    def descriptor(self) -> int:
+        """For a child process: the lock is held until all who have the descriptor have closed it."""
+        assert self._file is not None
+        return self._file.fileno()
+
     @staticmethod
     def _lock(file: FileIO) -> None:
         """BlockingIOError where another process holds the lock for longer than `is_held` does, which only looks."""

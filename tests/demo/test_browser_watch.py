@@ -1,5 +1,7 @@
-"""Watch in a real browser: a stage at work, what left its target, and the values of its curves."""
+"""Watch and Train in a real browser: a stage at work and the values of its curves; a run that is started there."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +13,11 @@ from playwright.sync_api import Page, expect
 from lora_rlhf.runs.folder import StageFolder
 from tests.demo.test_watching import begin
 from tests.support.demo import PORT, Served
+from tests.support.stages import write_rows
 
 pytestmark = pytest.mark.browser
 STEPS = 30
+LONG = 120_000  # ms: to start a process that trains, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +73,50 @@ def test_the_run_at_work_is_watched_and_its_values_read_by_keyboard_and_pointer(
     expect(off).not_to_contain_text("not on a log scale")
     page.locator("#watch-smoothing input[type=number]").fill("0.2")
     expect(page.locator("polyline.raw")).to_have_count(2)
+
+
+@pytest.mark.slow
+def test_a_run_is_started_stopped_and_continued(
+    tmp_path: Path, tiny_model: Callable[[str], Path], open_page: Callable[..., Page]
+) -> None:
+    rows = ({"prompt": f"Question {n}", "response": f"Answer {n % 7}."} for n in range(400))
+    data = Path(write_rows(tmp_path / "d.jsonl", rows))
+    with launch_app(DemoConfig(root=str(tmp_path / "runs"), port=PORT + 550)) as blocks:
+        page = open_page(f"{blocks.local_url}#train", viewport={"width": 1280, "height": 900})
+        command, state = page.locator("#train-command pre"), page.locator("#train-state")
+        given = {
+            "model": str(tiny_model("llama")), "demonstrations": str(data), "quantization": "none", "device": "cpu",
+            "epochs": "many", "batch_size": "2", "max_response_tokens": "16", "validation_fraction": "0",
+        }  # fmt: skip
+        page.get_by_text("flags of sft").click()
+        for name, text in given.items():
+            box = page.locator(f"#start-{name}")
+            if name == "quantization":
+                box.select_option(text)
+            else:
+                box.fill(text)
+                box.press("Tab")
+        faults = page.locator("#train-command .faults")
+        expect(faults).to_contain_text("sft: epochs is 'many', expected a whole number")
+        expect(page.locator("#train-start")).to_be_disabled()
+        page.locator("#start-epochs").fill("1")
+        page.locator("#start-epochs").press("Tab")
+        expect(faults).to_have_count(0)
+        expect(command).to_contain_text(f"lora-rlhf sft --run {tmp_path}/runs/mine")
+        expect(page.locator("#train-peak")).to_contain_text("Memory at its peak")
+        page.locator("#train-start").click()
+        expect(state).to_contain_text("sft of mine: at work")
+        expect(state).to_contain_text("share this machine's memory")
+        page.locator("#train-start").click()
+        expect(page.locator("#train-faults")).to_contain_text("sft of mine is at work; one run is trained at a time")
+        expect(state).to_contain_text(re.compile(r"[1-9]\d* of 200"), timeout=LONG)
+        page.locator("#train-stop").click()
+        expect(state).to_contain_text("sft of mine: stopped", timeout=LONG)
+        expect(state).to_contain_text("everything is saved")
+        page.reload()
+        page.locator("#train-continue").click()
+        expect(state).to_contain_text("sft of mine: finished", timeout=LONG)
+        expect(page.locator("#train-continue")).to_be_hidden()
+    manifest = json.loads((tmp_path / "runs" / "mine" / "sft" / "manifest.json").read_text())
+    assert manifest["status"] == "finished" and len(manifest["resumed"]) == 1
+    assert (tmp_path / "runs" / "mine" / "sft" / "curves.svg").is_file()

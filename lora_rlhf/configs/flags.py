@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -63,6 +64,24 @@ def parse_flags(command: str, kind: type[Config], arguments: Sequence[str]) -> C
         names = " and ".join(WORDS.get(name, f"--{name}") for name in missing)
         raise UserError(f"{command}: {names} must be given{', here or in a --config file' if takes_file else ''}")
     return kind(**values)
+
+
+def words_of_flag(name: str, hint: Any, text: str) -> list[str]:
+    """The words of a command line that give a field this text, as a person types it; a tuple's items as in a shell.
+
+    UserError for quotes that do not close.
+    """
+    words = [text]
+    if typing.get_origin(without_none(hint)[0]) is tuple:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise UserError(f"{name} is {text!r}: {error}") from error
+        if not words or any(word.startswith("-") for word in words):
+            words = [json.dumps(words)]
+    if words[0].startswith("-"):
+        return [f"--{name}={words[0]}"]
+    return [f"--{name}", *words]
 
 
 def _values_by_field(command: str, hints: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -132,19 +151,19 @@ def _help_text(command: str, kind: type[Any], hints: Mapping[str, Any], epilog: 
     usage = " ".join([f"lora-rlhf {command}", *words, "[flags]"])
     parser = argparse.ArgumentParser(usage=usage, description=kind.__doc__, epilog=epilog)
     texts = field_texts(kind)
-    for title, fields in _fields_by_subject(command, kind).items():
+    for title, fields in fields_by_subject(command, kind).items():
         group = parser.add_argument_group(title)
         for field in fields:
             hint, text = hints[field.name], texts[field.name].replace("%", "%%")
             group.add_argument(
                 f"--{field.name}",
                 metavar=_metavar(field.name, hint),
-                help=f"{text} ({_flag_type_and_default(hint, field.default)})",
+                help=f"{text} ({flag_type_and_default(hint, field.default)})",
             )
     return parser.format_help().rstrip()
 
 
-def _fields_by_subject(command: str, kind: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:
+def fields_by_subject(command: str, kind: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:
     """{heading: fields}: those most used, then the command's own, then those that it shares with others."""
     declared_in = {name: base for base in kind.__mro__ for name in inspect.get_annotations(base)}
     most_used = list[dataclasses.Field[Any]]()
@@ -163,7 +182,7 @@ def _fields_by_subject(command: str, kind: type[Any]) -> dict[str, list[dataclas
     return {"most used": most_used} | own | shared
 
 
-def _flag_type_and_default(hint: Any, default: Any) -> str:
+def flag_type_and_default(hint: Any, default: Any) -> str:
     """Type and default of a flag; where it has choices, they stand in its metavar."""
     plain, _ = without_none(hint)
     type_text = f"type: {plain.__name__}, " if plain in (int, float, str) else ""
