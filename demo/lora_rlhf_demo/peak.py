@@ -26,7 +26,8 @@ _one_at_a_time = threading.Lock()
 def peak_text(stage: Stage, config: TrainingConfig) -> str:
     """How much memory the stage will need at most, and what there is. UserError where no plan can be made."""
     words = tuple(plan_words(stage, config, has_gpu()))
-    peak, where, gib = _plan(stage.name, words)
+    with _one_at_a_time:  # who waits for the same plan finds it made
+        peak, where, gib = _plan(stage.name, words)
     place = f"; this card has {gib:.1f} GiB free"
     if "--device=cpu" in words:
         found = memory()
@@ -72,13 +73,12 @@ def _base_settings(stage: Stage, config: TrainingConfig) -> dict[str, Any]:
 @functools.lru_cache(maxsize=64)
 def _plan(stage: str, words: tuple[str, ...]) -> tuple[float, str, float]:
     """(GiB at the peak, when that is, GiB of the card). UserError with what the command says where it makes none."""
-    with _one_at_a_time:
-        try:
-            done = subprocess.run(
-                [*COMMAND, "plan", *words], capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
-            )
-        except subprocess.TimeoutExpired as error:
-            raise UserError(f"the plan took longer than {SECONDS} s") from error
+    try:
+        done = subprocess.run(
+            [*COMMAND, "plan", *words], capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"the plan took longer than {SECONDS} s") from error
     if done.returncode:
         raise UserError(done.stderr.strip().removeprefix("error: ")[-600:] or "no plan could be made")
     plan = json.loads(done.stdout)
