@@ -17,7 +17,7 @@ from lora_rlhf.system.memory import memory
 from lora_rlhf_demo.starting import COMMAND
 
 LARGE_GIB = 1024.0  # of a machine that does not say what it has
-SECONDS = 90  # that a plan may take
+SECONDS = 180  # that a plan may take
 GIB = 2**30
 PPO_SIZES = ("batch_size", "minibatch_size")  # in a plan: of an iteration, and of its steps
 _one_at_a_time = threading.Lock()

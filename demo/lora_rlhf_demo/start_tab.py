@@ -161,7 +161,7 @@ class StartTab:
         states = [found for found in self.watcher.read_states([last.run]) if found.stage == last.stage.name]
         lines = "\n".join(self.starter.log_lines())
         return (
-            f'<section class="train" aria-live="polite"><p><strong>{last.stage.name} of {safe_html(last.run)}: '
+            f'<section class="train"><p><strong>{last.stage.name} of {safe_html(last.run)}: '
             f"{safe_html(state)}</strong></p>{chart.states_table(states)}"
             f'<p class="soft">{SHARED if last.is_alive else "Its curves are in Watch."}</p>'
             f"{_command_html(command_text(last.stage, last.texts))}<pre>{safe_html(lines)}</pre></section>"
