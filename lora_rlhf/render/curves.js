@@ -3,9 +3,9 @@
   const SVG = "http://www.w3.org/2000/svg";
   let active = null; // {svg, key, x, hasFocus}: where the cursor is; a chart that is drawn anew keeps it
   const frames = new WeakMap();
-  const frameOf = (svg) => {
-    if (!frames.has(svg)) frames.set(svg, JSON.parse(svg.dataset.frame));
-    return frames.get(svg);
+  const frameOf = (svg) => { // an element that is drawn anew may stay, with other data
+    if (frames.get(svg)?.text !== svg.dataset.frame) frames.set(svg, {text: svg.dataset.frame, frame: JSON.parse(svg.dataset.frame)});
+    return frames.get(svg).frame;
   };
   const number = (value) => Math.abs(value) >= 1e-3 || value === 0
     ? Number(value.toPrecision(5)).toLocaleString("en") : value.toExponential(2);
@@ -77,7 +77,7 @@
     setTimeout(() => { if (active?.svg === svg && svg.isConnected && document.activeElement !== svg) clear(); }, 0);
   });
   new MutationObserver(() => {
-    if (!active || active.svg.isConnected) return;
+    if (!active || (active.svg.isConnected && active.svg.querySelector(".cursor").hasChildNodes())) return;
     const {key, x, hasFocus} = active;
     active = null;
     const svg = document.querySelector(`.chart[data-key="${CSS.escape(key)}"] svg[data-frame]`);
