@@ -86,7 +86,8 @@ def test_a_run_is_started_stopped_and_continued(
         command, state = page.locator("#train-command pre"), page.locator("#train-state")
         given = {
             "model": str(tiny_model("llama")), "demonstrations": str(data), "quantization": "none", "device": "cpu",
-            "epochs": "many", "batch_size": "2", "max_prompt_tokens": "64", "max_response_tokens": "16", "validation_fraction": "0",
+            "epochs": "many", "batch_size": "2", "max_prompt_tokens": "64",
+            "max_response_tokens": "16", "validation_fraction": "0",
         }  # fmt: skip
         page.get_by_text("flags of sft").click()
         for name, text in given.items():
