@@ -75,7 +75,7 @@ def test_the_run_at_work_is_watched_and_its_values_read_by_keyboard_and_pointer(
     expect(page.locator("polyline.raw")).to_have_count(2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_started_stopped_and_continued(
     tmp_path: Path, tiny_model: Callable[[str], Path], open_page: Callable[..., Page]
 ) -> None:
