@@ -85,8 +85,8 @@ def measure(folder: Path, iterations: int) -> dict[str, list[float]]:
     measured: dict[str, list[float]] = {}
     log = Trainer.log
 
-    def observed(self: Trainer, step: int, metrics: Any) -> None:
-        log(self, step, metrics)
+    def observed(self: Trainer, step: int, metrics: Any, *details: Any) -> None:
+        log(self, step, metrics, *details)
         for name, value in memory().items():
             measured.setdefault(name, []).append(value / MIB)
 

@@ -89,8 +89,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         clock.start()
         return found
 
-    def logged(self: Trainer, step: int, metrics: Any) -> None:
-        log(self, step, metrics)
+    def logged(self: Trainer, step: int, metrics: Any, *details: Any) -> None:
+        log(self, step, metrics, *details)
         clock.rollout(0.0, round(metrics["rollout/length"] * args.batch_size))
         clock.parts[-1] = {name: metrics[f"time/{name}"] for name in PARTS}
         clock.parts[-1] |= {f"processor_{name}": seconds for name, seconds in processor.items()}

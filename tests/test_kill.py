@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from kill import World, differences, torment, unreadable
 
-pytestmark = [pytest.mark.kill, pytest.mark.xdist_group("kill")]  # one worker makes the world
+# one worker makes the world; long: tests/stages/test_resume.py lets stages die within a process
+pytestmark = [pytest.mark.kill, pytest.mark.long, pytest.mark.xdist_group("kill")]
 KILLS = {"sft": 3, "reward": 3, "dpo": 3, "ppo": 4, "sample": 2}
 
 
@@ -20,9 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         return World.make(tmp_path_factory.mktemp("kill") / "world", tuple(KILLS), runs=["undisturbed"])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("ppo", "sample") else pytest.mark.long) for name in KILLS]
-)
+@pytest.mark.parametrize("name", KILLS)
 def test_a_killed_command_goes_on_bit_for_bit(world: World, name: str) -> None:
     tally = torment(world, name, KILLS[name], random.Random(0))
     assert tally.faults == []

@@ -203,7 +203,6 @@ def test_keys_that_say_nothing_of_what_is_learned_are_no_reason() -> None:
             {"messages": [TALK[0], {"role": "assistant", "content": [{"type": "thinking", "thinking": "?"}]}]},
             "a thought",
         ),
-        ({"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]}, "labels of the steps"),
         ({"query": "Hi", "answers": "[]", "tools": "[]"}, "the response is empty"),
         ({"system": "Call", "chat": "USER: Hi"}, "the row holds tool calls within one text"),
     ],

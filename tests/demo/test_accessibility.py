@@ -17,7 +17,7 @@ SMALL = """() => [...document.querySelectorAll("button, summary, textarea, input
   return height > 0 && height < 43.5;
 }).map((one) => one.outerHTML.slice(0, 200))"""
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 
 def compare(page: Page) -> None:
@@ -60,7 +60,7 @@ def train(page: Page) -> None:
     expect(page.locator("#train-form input").first).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(labelled: Served, open_page: Callable[..., Page], scheme: str) -> None:
     file = RowFile(labelled.root / "first" / "rankings.jsonl")
     row = {"prompt": "Dispute?", "responses": ["left " * 40, "right"], "task": "t", "saved": 1.0, "seconds": 0.2}

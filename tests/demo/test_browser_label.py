@@ -53,6 +53,7 @@ def order(page: Page) -> str:
     return page.evaluate(ORDER)
 
 
+@pytest.mark.long
 def test_ranking_by_keys_alone(label: Callable[..., Page], labelled: Served) -> None:
     page = label("Keys")
     assert order(page) == "A=B=C=D"
@@ -149,6 +150,7 @@ def test_ranking_by_a_finger_on_a_phone(label: Callable[..., Page]) -> None:
     page.wait_for_function(f"({ORDER}) === 'B > C > A=D'")
 
 
+@pytest.mark.long
 def test_labelling_goes_on_after_a_reload(label: Callable[..., Page]) -> None:
     page = label("Reload")
     page.focus(card(page, 1))

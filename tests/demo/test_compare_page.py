@@ -269,10 +269,11 @@ def test_regenerating_keeps_the_versions(page: Page) -> None:
     assert answers(page) == second
 
 
-def test_a_blind_vote_is_in_view_after_1_3_and_10_questions_at_every_width(page: Page) -> None:
+@pytest.mark.parametrize("last", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_a_blind_vote_is_in_view_after_1_3_and_10_questions_at_every_width(page: Page, last: int) -> None:
     assert page.evaluate("scrollY") == 0, "it opens at its top"
     go_blind(page)
-    for number in range(1, 11):
+    for number in range(1, last + 1):
         send(page, f"Question {number}? " + "more " * 40, turns=number)
         for size in SIZES if number in (1, 3, 10) else ():
             page.set_viewport_size(size)
@@ -416,6 +417,7 @@ def test_presets_and_the_last_settings_outlive_a_reload(page: Page) -> None:
     expect(page.locator("#system textarea")).to_have_value("Be short.")
 
 
+@pytest.mark.long  # tests of the worker show the same
 def test_two_pages_at_once_see_only_their_own_words(
     open_page: Callable[..., Page], slow: None, pause: list[float]
 ) -> None:
@@ -468,6 +470,7 @@ def test_a_question_that_a_change_of_columns_stops_comes_back(page: Page, slow: 
     expect(page.locator("#live .status")).to_contain_text("names are hidden")
 
 
+@pytest.mark.long  # tests of the worker show the same
 def test_a_page_closed_in_the_middle_frees_the_model(open_page: Callable[..., Page], slow: None) -> None:
     leaving = open_page()
     leaving.wait_for_selector("#columns input")

@@ -30,7 +30,9 @@ def export_of(folder: Path, name: str, text_only: bool = False) -> Path:
     return to
 
 
-@pytest.mark.parametrize("name", ["gemma3", "mistral3", "qwen3_5_moe"])
+@pytest.mark.parametrize(
+    "name", ["gemma3", *(pytest.param(name, marks=pytest.mark.long) for name in ("mistral3", "qwen3_5_moe"))]
+)
 def test_the_text_model_alone_computes_what_was_trained(tmp_path: Path, name: str) -> None:
     folder = export_of(tmp_path, name, text_only=True)
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)

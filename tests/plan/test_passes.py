@@ -39,7 +39,7 @@ PROMPT, RESPONSE, ROWS = 64, 32, 6
 Measured = Callable[[Callable[[], object]], int]
 PASSING = ("activations", "logits", "kv cache", "generation")
 FAMILIES = ("llama", "gemma2", "gpt2")
-PASSES_IN_THE_SUITE = (("policy", "gemma2", False), ("policy", "gpt2", True), ("value", "llama", False))
+PASSES_IN_THE_SUITE = (("policy", "gpt2", True), ("value", "llama", False))
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +209,7 @@ def test_a_prompt_twice_as_long_takes_more(
     )
 
 
+@pytest.mark.long
 def test_drawing_from_a_large_vocabulary_takes_what_was_planned(
     tiny_model: Callable[[str], Path], tmp_path: Path, measured: Measured
 ) -> None:

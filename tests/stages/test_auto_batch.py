@@ -139,9 +139,16 @@ PLACES = [
 ]
 
 
+IN_THE_SUITE = (0, 1, 3, 8)  # a rollout, scores, and the updates of two stages
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "module", "name", "rows", "what"), PLACES, ids=[f"{place[4]}: {place[2]}" for place in PLACES]
+    ("stage", "module", "name", "rows", "what"),
+    [
+        pytest.param(*place, id=f"{place[4]}: {place[2]}", marks=[] if index in IN_THE_SUITE else pytest.mark.long)
+        for index, place in enumerate(PLACES)
+    ],
 )
 @pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.long), 2], ids=["at once", "later"])
 def test_a_run_that_ran_out_of_memory_has_the_same_result(

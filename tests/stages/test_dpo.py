@@ -257,7 +257,7 @@ def test_the_stage_prefers_what_labelers_chose_and_leaves_everything_else(
     found = results(run, "dpo")
     assert found["pairs"] == 5 * found["prompts"] and found["accuracy"]["rate"] > 0.7
     assert {path.name for path in (run / "dpo").iterdir()} == {
-        *("manifest.json", "config.yaml", "metrics.jsonl", "adapter")
+        *("manifest.json", "config.yaml", "metrics.jsonl", "curves.svg", "adapter")
     }
     assert "may have learned nothing" in caplog.text  # of 3 held-out prompts nobody can tell
 

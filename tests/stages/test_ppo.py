@@ -154,7 +154,7 @@ LEARNING = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("advantage", ["gae", "rloo"])
+@pytest.mark.parametrize("advantage", ["gae", pytest.param("rloo", marks=pytest.mark.long)])
 def test_a_countable_reward_rises_and_its_sign_flip_falls(config: Config, advantage: str) -> None:
     """The share of ASCII characters, about 0.55 at the start, with a standard error of 0.03 in each iteration."""
     usual = LEARNING | {"advantage": advantage, "samples_per_prompt": 1 if advantage == "gae" else 4}
