@@ -1,5 +1,6 @@
 """The settings of the tiny world's commands: its data files, its labelers, and a response to be scored."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,17 @@ class _FilesToWrite:
         """Name of each set -> the file that it is written to."""
         return {name: Path(self.to) / f"{name}.jsonl" for name in self.num_rows_by_set}
 
+    def faults_of_files(self, most_by_set: Mapping[str, int] | None = None) -> list[str]:
+        """An empty folder, and numbers of rows below 1, or above those of most_by_set."""
+        faults = [] if self.to else ["to is empty; name a folder"]
+        for name, count in self.num_rows_by_set.items():
+            most = None if most_by_set is None else most_by_set[name]
+            if count < 1 or (most is not None and count > most):
+                faults.append(
+                    f"num_{name} is {count}, must be " + ("at least 1" if most is None else f"from 1 to {most}")
+                )
+        return faults
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyworldConfig(_FilesToWrite):
@@ -59,10 +71,7 @@ class TinyworldConfig(_FilesToWrite):
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        faults = [] if self.to else ["to is empty; name a folder"]
-        faults += [
-            f"num_{name} is {count}, must be at least 1" for name, count in self.num_rows_by_set.items() if count < 1
-        ]
+        faults = self.faults_of_files()
         for is_held_out, names in PROMPT_SETS.items():
             # beyond half of all prompts the rare use cases run out, which changes the mixture
             total, max_prompts = sum(self.num_rows_by_set[name] for name in names), num_prompts(is_held_out) // 2
@@ -91,11 +100,7 @@ class ProblemsConfig(_FilesToWrite):
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        faults = [] if self.to else ["to is empty; name a folder"]
-        for name, count in self.num_rows_by_set.items():
-            if not 1 <= count <= MOST_PROBLEMS:
-                faults.append(f"num_{name} is {count}, must be from 1 to {MOST_PROBLEMS}")
-        return faults
+        return self.faults_of_files(dict.fromkeys(self.num_rows_by_set, MOST_PROBLEMS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +122,7 @@ class TracesConfig(_FilesToWrite):
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        most_by_set = {name: MOST_REFUSALS if name == "refusals" else MOST_PROBLEMS for name in self.num_rows_by_set}
-        return [
-            f"num_{name} is {count}, must be from 1 to {most_by_set[name]}"
-            for name, count in self.num_rows_by_set.items()
-            if not 1 <= count <= most_by_set[name]
-        ]
+        return self.faults_of_files(dict.fromkeys(self.num_rows_by_set, MOST_PROBLEMS) | {"refusals": MOST_REFUSALS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +144,8 @@ class WorkedConfig(_FilesToWrite):
 
     def faults(self) -> list[str]:
         """Everything wrong with these values."""
-        faults = [] if self.to else ["to is empty; name a folder"]
-        counts = self.num_rows_by_set
-        faults += [f"num_{name} is {count}, must be at least 1" for name, count in counts.items() if count < 1]
-        seen = sum(count for name, count in counts.items() if name != "held_out")
+        faults = self.faults_of_files()
+        seen = sum(count for name, count in self.num_rows_by_set.items() if name != "held_out")
         if seen > MOST_WORKED or self.num_held_out > MOST_WORKED_HELD_OUT:
             faults.append(
                 f"there are {MOST_WORKED} such sums and {MOST_WORKED_HELD_OUT} held out; wanted are {seen} and "

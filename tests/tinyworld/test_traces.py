@@ -19,6 +19,7 @@ from lora_rlhf.evaluation.frozen import read_tool_rows
 from lora_rlhf.probes.sets import read_refusals
 from lora_rlhf.stats.grounding import unsupported_items
 from lora_rlhf.stats.text_metrics import is_refusal
+from lora_rlhf.tinyworld.config import TracesConfig
 from lora_rlhf.tinyworld.symbols import BASE
 
 SIZES = {"demonstrations": 300, "tools": 60, "grounded": 60, "refusals": 60}
@@ -100,3 +101,13 @@ def test_secrets_are_to_be_declined_and_demonstrations_have_faults(folder: Path)
 def test_more_refusals_than_there_are_questions_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(f"tinyworld traces --to {folder} --num_refusals 101".split()) == 2
     assert "num_refusals is 101, must be from 1 to 100" in capsys.readouterr().err
+
+
+def test_faults_name_the_value_and_the_bound() -> None:
+    assert TracesConfig(to="folder").faults() == []
+    faults = TracesConfig(to="", num_tools=0, num_refusals=101).faults()
+    assert faults == [
+        "to is empty; name a folder",
+        "num_tools is 0, must be from 1 to 100000",
+        "num_refusals is 101, must be from 1 to 100",
+    ]
