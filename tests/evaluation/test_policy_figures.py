@@ -11,11 +11,13 @@ import torch
 
 from lora_rlhf.data.encode import EncodedPrompt, encode_prompts
 from lora_rlhf.data.schema import Prompt
+from lora_rlhf.data.template import render_response
 from lora_rlhf.evaluation.columns import Column, Columns
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.figures import CATALOGUE, Figure, Paired
 from lora_rlhf.evaluation.generation import generate_responses
 from lora_rlhf.evaluation.policy_figures import answer_columns, distance_columns, measure_distances
+from lora_rlhf.evaluation.refusals import refusal_scores
 from lora_rlhf.model.drawing import Response
 from lora_rlhf.model.shared import SharedModel
 from tests.support.evaluation import QUESTIONS
@@ -67,6 +69,20 @@ def test_distances_equal_the_definition_one_response_at_a_time(
     assert (figures(found["policy"])["kl_per_response"].low or 0) > 5, "the policy is far from its reference"
     gap = found["policy"]["kl_per_response"].paired_difference(found["sft"]["kl_per_response"])
     assert gap.p is not None and gap.p < 0.01 and gap.n == 7
+
+
+def test_a_refusal_s_score_is_its_log_probability_under_the_asked_role(
+    trained: SharedModel, prompts: list[EncodedPrompt]
+) -> None:
+    """One response at a time; batches of 3 hold padding."""
+    refusal = "I cannot say."
+    for role in ("base", "policy"):
+        expected = []
+        for prompt in prompts:
+            ids = render_response(trained.tokenizer, prompt.prompt, refusal)
+            logprobs = rows_alone(trained, role, prompt.prompt_ids, ids)
+            expected.append(logprobs[torch.arange(len(ids)), torch.tensor(ids)].sum().item())
+        assert refusal_scores(trained, role, prompts, refusal, 3) == pytest.approx(expected, abs=1e-3)
 
 
 def test_padding_counts_for_nothing() -> None:
