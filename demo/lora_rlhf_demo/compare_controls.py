@@ -8,7 +8,7 @@ from lora_rlhf_demo.compare import LETTERS, Comparison
 from lora_rlhf_demo.past_votes import PastVotes
 from lora_rlhf_demo.presets import Presets
 from lora_rlhf_demo.ranker import make_ranker, ranker_value
-from lora_rlhf_demo.state import App
+from lora_rlhf_demo.state import App, run_dropdown
 
 ASK = "Ask (Enter sends, Esc stops)"
 VOTE_FIRST = "Vote on these answers first: then all columns go on from the best one"
@@ -35,12 +35,13 @@ Values = dict[Any, Any]  # {control: its value}: the inputs of handlers, and the
 class CompareControls:
     """The controls, and how they look while no request is running. All that belongs to one page is in a `gr.State`.
 
+    shown_run: the run that was opened, which the server knows even where the browser has lost the value of its list.
     previous: the conversation that Undo brings back. last: run and id of the conversation that a reload brings back.
     """
 
     def __init__(self, app: App, browser: gr.BrowserState) -> None:
         self.app, self.browser = app, browser
-        self.comparison, self.previous = gr.State(None), gr.State(None)
+        self.shown_run, self.comparison, self.previous = gr.State(""), gr.State(None), gr.State(None)
         self.place = gr.State(0)  # of the last question that was taken from --prompts
         self.last = gr.BrowserState([], storage_key="lora-rlhf-conversation", secret="labeler")
         self.kept = gr.BrowserState({}, storage_key="lora-rlhf-presets", secret="labeler")
@@ -56,9 +57,10 @@ class CompareControls:
                     self.ranker = make_ranker("compare-ranker")
                     self.rank = gr.Button("Vote with this ranking", size="sm", elem_id="rank")
                 self._add_question_controls()
-        self.past_votes = PastVotes(app, self.run, self.standing)
+        self.past_votes = PastVotes(app, self.shown_run, self.standing)
         self.text = gr.Textbox(visible="hidden")
-        self.states = [self.comparison, self.previous, self.place, self.browser, self.last, self.kept, self.history]
+        page_states = [self.shown_run, self.comparison, self.previous, self.place]
+        self.states = [*page_states, self.browser, self.last, self.kept, self.history]
         chosen = [
             self.run,
             self.stages,
@@ -74,7 +76,7 @@ class CompareControls:
     def _add_setting_controls(self) -> None:
         """Adds the run, its columns, and how they answer."""
         longest = self.app.config.max_response_tokens
-        self.run = gr.Dropdown([], label="Run", elem_id="run")
+        self.run = run_dropdown(self.app.run_names(), "run")
         self.about = gr.HTML("", elem_id="about", js_on_load=None, apply_default_css=False)
         self.stages = gr.CheckboxGroup([], label="Columns", elem_id="columns")
         self.blind = gr.Checkbox(False, label="Blind: names hidden until the vote", elem_id="blind", container=False)

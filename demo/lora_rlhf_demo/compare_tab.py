@@ -75,7 +75,7 @@ class CompareTab(CompareControls):
 
     def _open_page(self, values: Values, request: gr.Request) -> Iterator[Values]:
         """A page was opened: lists the runs, and loads the first."""
-        runs = [run.name for run in self.app.runs()]
+        runs = self.app.run_names()
         if not runs:
             yield {
                 self.live: show.no_runs_html(list_runs(self.app.root), self.app.root.name),
@@ -101,6 +101,7 @@ class CompareTab(CompareControls):
         yield {
             **self.idle_updates(kept),
             **self._conversation_updates(kept, values),
+            self.shown_run: run,
             self.history: self._history_update(run, values[self.browser], kept),
             self.previous: None,
             self.back: gr.update(visible=False),
@@ -173,7 +174,7 @@ class CompareTab(CompareControls):
 
     def _ask_question(self, values: Values, request: gr.Request) -> Iterator[Values]:
         """Asks all columns one question; streams until every answer has ended."""
-        comparison = (values[self.comparison] or Comparison(values[self.run], ())).with_columns(
+        comparison = (values[self.comparison] or Comparison(values[self.shown_run], ())).with_columns(
             values[self.stages], values[self.blind]
         )
         question = values[self.question]
@@ -259,7 +260,8 @@ class CompareTab(CompareControls):
 
     def _let_answer_go_on(self, values: Values, event: gr.EventData, request: gr.Request) -> Iterator[Values]:
         """Lets a cut answer of the last turn go on from where it was cut."""
-        comparison, column = values[self.comparison] or Comparison(values[self.run], ()), event._data.get("column")
+        comparison = values[self.comparison] or Comparison(values[self.shown_run], ())
+        column = event._data.get("column")
         try:
             ask = comparison.request_more(column if type(column) is int else -1, int(values[self.length]))
         except UserError as error:
@@ -313,11 +315,10 @@ class CompareTab(CompareControls):
     def _begin_conversation(self, values: Values) -> Values:
         """Begins a new conversation; the one that was shown is kept."""
         updates = self.idle_updates(None) | self._conversation_updates(None, values) | self._leave(values)
-        history = self._history_update(values[self.run], values[self.browser], None) if values[self.run] else gr.skip()
-        return updates | {
-            self.live: self._invitation_html(values[self.run], values[self.stages], values[self.blind]),
-            self.history: history,
-        }
+        run = values[self.shown_run]
+        history = self._history_update(run, values[self.browser], None) if run else gr.skip()
+        invitation = self._invitation_html(run, values[self.stages], values[self.blind])
+        return updates | {self.live: invitation, self.history: history}
 
     def _take_next_prompt(self, values: Values) -> Values:
         """Begins a new conversation with the next question of --prompts that has no vote in this run."""
@@ -326,7 +327,7 @@ class CompareTab(CompareControls):
             return {self.live: show.notice_html("Vote on these answers first.")}
         prompts = self.app.prompts
         try:
-            voted = {voted_question(row) for row in self.app.votes(values[self.run])}
+            voted = {voted_question(row) for row in self.app.votes(values[self.shown_run])}
         except (UserError, OSError) as error:
             return {self.live: show.failure_html(str(error))}
         places = [*range(values[self.place], len(prompts)), *range(values[self.place])]
@@ -346,7 +347,7 @@ class CompareTab(CompareControls):
         """Other columns, or blind or not: the conversation goes on with them."""
         comparison: Comparison | None = values[self.comparison]
         if comparison is None:
-            invitation = self._invitation_html(values[self.run], values[self.stages], values[self.blind])
+            invitation = self._invitation_html(values[self.shown_run], values[self.stages], values[self.blind])
             return {**self.idle_updates(None), self.live: invitation}
         changed = comparison.with_columns(values[self.stages], values[self.blind])
         note = show.notice_html("The next question goes to these columns; what was said stays.")
@@ -356,7 +357,7 @@ class CompareTab(CompareControls):
     def _choose_conversation(self, values: Values) -> Values:
         """Shows an earlier conversation, to go on with it."""
         try:
-            chosen = self._conversations(values[self.run], values[self.browser]).load(str(values[self.history]))
+            chosen = self._conversations(values[self.shown_run], values[self.browser]).load(str(values[self.history]))
         except UserError as error:
             return {self.live: show.failure_html(str(error))}
         return self._show_conversation(chosen, values) | self._leave(values)

@@ -19,7 +19,7 @@ from lora_rlhf_demo.ranker import make_ranker
 from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Loading, Partial, Settings, Waiting, waiting_note
 from lora_rlhf_demo.runs import find_run_folder, read_run_state
 from lora_rlhf_demo.show import text_html
-from lora_rlhf_demo.state import HANDLER_OPTIONS, App, user_of
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown, user_of
 from lora_rlhf_demo.tasks import make_task, parse_labeler_name
 
 GUIDELINES = Path(__file__).parent / "guidelines.md"
@@ -64,7 +64,7 @@ class LabelTab:
         self.session = gr.State(None)
         with gr.Row(equal_height=False, elem_classes=["labelling"]):
             with gr.Column(scale=1, min_width=260, elem_classes=["side"]):
-                self.run = gr.Dropdown([], label="Run", elem_id="label-run", visible=not self.is_alone)
+                self.run = run_dropdown(self._run_names(), "label-run", not self.is_alone)
                 self.name = gr.Textbox("", label="Your name", max_lines=1, elem_id="labeler")
                 self.begin = gr.Button("Begin", variant="primary", size="md", elem_id="begin")
                 self.progress = gr.HTML("", apply_default_css=False, elem_id="label-progress")
@@ -197,7 +197,7 @@ class LabelTab:
     def _run_names(self) -> list[str]:
         """The runs with a model; where labelers are alone, the first one that has something to rank."""
         if not self.is_alone:
-            return [run.name for run in self.app.runs()]
+            return self.app.run_names()
         return self.actions.runs_to_label()[:1]
 
     def _first_run_name(self) -> str:

@@ -25,7 +25,7 @@ REMOVE_SCRIPT = """element.addEventListener("click", (event) => {
 class PastVotes:
     """The section and its handlers. It is drawn anew when it opens, when the standings change, and by each search."""
 
-    def __init__(self, app: App, run: gr.Dropdown, standing: gr.HTML) -> None:
+    def __init__(self, app: App, run: gr.State, standing: gr.HTML) -> None:
         self.app = app
         with gr.Accordion("Past votes", open=False, elem_id="past") as section:
             self.search = gr.Textbox("", label="Search in questions, answers and stages (Enter)", elem_id="past-search")

@@ -11,7 +11,7 @@ from lora_rlhf_demo import label_show
 from lora_rlhf_demo.label_session import LabelActions
 from lora_rlhf_demo.people import PeopleFigures, PersonFigures, PromptFigures
 from lora_rlhf_demo.show import safe_html
-from lora_rlhf_demo.state import HANDLER_OPTIONS, App
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown
 
 NOTHING = "Nobody has ranked anything in this run yet. `lora-rlhf demo --label --run {run}` serves labelers a page."
 FAST = "{count} of these rankings took less time than it takes to read the prompt and the answers at 600 words a minute"
@@ -24,7 +24,7 @@ class PeopleTab:
         self.app, self.actions = app, LabelActions(app.config)
         with gr.Row(equal_height=False, elem_classes=["labelling"]):
             with gr.Column(scale=1, min_width=260, elem_classes=["side"]):
-                self.run = gr.Dropdown([], label="Run", elem_id="people-run")
+                self.run = run_dropdown(app.run_names(), "people-run")
                 self.agreement = gr.HTML("", apply_default_css=False, elem_id="agreement")
                 with gr.Accordion("Remove a person's rankings", open=False, elem_id="remove"):
                     self.name = gr.Dropdown([], label="Person", elem_id="remove-name")
@@ -41,11 +41,11 @@ class PeopleTab:
         self.on_page_open: tuple[Callable[..., Any], list[Any], list[Any]] = (self._open_page, [], [self.run])
 
     def _open_page(self) -> Any:
-        runs = [run.name for run in self.app.runs()]
+        runs = self.app.run_names()
         return gr.update(choices=runs, value=runs[0] if runs else None)
 
     def _show(self, run: str | None) -> tuple[Any, ...]:
-        run = run or next((run.name for run in self.app.runs()), "")  # the list of runs may not have arrived yet
+        run = run or next(iter(self.app.run_names()), "")  # the list of runs may not have arrived yet
         if not run:
             return "", "", gr.update(choices=[], value=None)
         try:

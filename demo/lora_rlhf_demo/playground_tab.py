@@ -10,7 +10,7 @@ from lora_rlhf_demo import label_show
 from lora_rlhf_demo.compare import LETTERS
 from lora_rlhf_demo.playground import Scoring, bars_html, parse_conversation
 from lora_rlhf_demo.requests import Failed, Loading, Score, Scored, Waiting
-from lora_rlhf_demo.state import HANDLER_OPTIONS, App
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown
 
 MOST_ANSWERS = len(LETTERS)
 
@@ -24,7 +24,7 @@ class PlaygroundTab:
         self.num_boxes = gr.State(2)
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
-                self.run = gr.Dropdown([], label="Run", elem_id="reward-run")
+                self.run = run_dropdown(app.run_names(), "reward-run")
                 self.prompt = gr.Textbox(
                     "", label="Prompt", lines=2, max_lines=10, elem_id="reward-prompt",
                     placeholder="One message; or several turns in lines that begin with User: and Assistant:",
@@ -57,7 +57,7 @@ class PlaygroundTab:
 
     def _open_page(self) -> Any:
         """A page was opened: lists the runs."""
-        runs = [run.name for run in self.app.runs()]
+        runs = self.app.run_names()
         return gr.update(choices=runs, value=runs[0] if runs else None)
 
     def _score_anew(self, _: Any, *inputs: Any) -> Iterator[tuple[Any, Any]]:

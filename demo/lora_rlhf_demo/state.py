@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,14 @@ def user_of(request: gr.Request) -> str:
     return str(request.client.host) if request.client else ""
 
 
+def run_dropdown(names: Sequence[str], elem_id: str, visible: bool = True) -> gr.Dropdown:
+    """A list of runs, the first chosen. It is filled when the app starts: a browser may lose an update of a list.
+
+    Opening a page brings it up to date.
+    """
+    return gr.Dropdown(names, value=names[0] if names else None, label="Run", elem_id=elem_id, visible=visible)
+
+
 @dataclass
 class App:
     """One server. What belongs to a single page is in the page's own state.
@@ -48,6 +56,9 @@ class App:
         """The runs with a model that answers; the run of --run is first."""
         runs = [run for run in list_runs(self.root) if run.can_chat]
         return sorted(runs, key=lambda run: run.name != self.config.run)
+
+    def run_names(self) -> list[str]:
+        return [run.name for run in self.runs()]
 
     def save_vote(self, run: str, row: Row, is_ranking: bool) -> None:
         """Saves a vote: a ranking in a file that the reward stage can read, another vote in a second file."""

@@ -13,7 +13,7 @@ from lora_rlhf_demo.app import launch_app
 from lora_rlhf_demo.config import DemoConfig
 from lora_rlhf_demo.rows import RowFile
 from lora_rlhf_demo.show import safe_html
-from playwright.sync_api import Page, ViewportSize, expect
+from playwright.sync_api import Page, Route, ViewportSize, expect
 
 from lora_rlhf.data.sources import read_rankings
 from tests.support.demo import HOSTILE, PORT, Served, write
@@ -183,6 +183,19 @@ def test_a_text_of_100_000_characters_is_refused_with_a_message(page: Page) -> N
     page.fill("#question textarea", "")
     page.press("#question textarea", "Enter")
     expect(page.locator("#live .failure")).to_contain_text("Write a question first")
+    send(page, "Who counts the ships?")
+
+
+def test_a_run_whose_name_the_browser_lost_still_answers(page: Page) -> None:
+    """Updates of a list of choices are lost now and then, by a page that is clicked as soon as it stands."""
+
+    def lose_run(route: Route) -> None:
+        values = json.loads(route.request.post_data or "")
+        assert "first" in values["data"]
+        route.continue_(post_data=values | {"data": [None if value == "first" else value for value in values["data"]]})
+
+    page.route("**/queue/join*", lose_run)
+    go_blind(page)
     send(page, "Who counts the ships?")
 
 

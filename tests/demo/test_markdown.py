@@ -86,6 +86,9 @@ def test_what_is_no_markdown_or_too_long_is_shown_as_it_is(text: str) -> None:
     ],
 )
 def test_bombs_take_no_time(text: str) -> None:
-    began = time.process_time()
-    assert len(markdown_html(text)) < 20 * len(text) + 100
-    assert time.process_time() - began < 1
+    seconds = []
+    for _ in range(3):  # of one alone, a collection of the whole suite's objects may take a second
+        began = time.thread_time()
+        assert len(markdown_html(text)) < 20 * len(text) + 100
+        seconds.append(time.thread_time() - began)
+    assert min(seconds) < 1
