@@ -53,7 +53,7 @@ NO_PROBES = {"probes": "none", "choices": "none", "text": "none"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--runs", type=Path, default=Path("runs/rounds"), help="folder of the run folders")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/rounds.json"))
