@@ -174,9 +174,15 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (isInText || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  const isControl = event.target.closest("button, summary, a, [role=tab], input") !== null;
+  const isControl = event.target.closest("button, summary, a, [role=tab]") !== null;
   if (isControl && ["Enter", " ", "ArrowLeft", "ArrowRight"].includes(event.key)) return;
   if (key(event)) event.preventDefault();
+});
+
+// Whoever clicked a button with the mouse means the answer with the next key: Enter would press that button again
+root.addEventListener("click", (event) => {
+  const isPointer = event.detail > 0 && event.target.closest("button, summary");
+  if (isPointer && state !== null) cards[current].focus({ preventScroll: true });
 });
 
 // Returns whether the key means something

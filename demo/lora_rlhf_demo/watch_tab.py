@@ -26,11 +26,11 @@ class WatchTab:
         with gr.Row(equal_height=False):
             self.runs = gr.Dropdown(
                 [], multiselect=True, max_choices=MOST_RUNS,
-                label="Runs, drawn over each other", elem_id="watch-runs", scale=3,
+                label="Runs, drawn over each other", elem_id="watch-runs", scale=3, min_width=280,
             )  # fmt: skip
             self.smoothing = gr.Slider(
                 0.0, MOST_SMOOTHING, 0.0, step=0.02, label="Smoothing",
-                info="share of a curve in each mean", elem_id="watch-smoothing", scale=2,
+                info="share of a curve in each mean", elem_id="watch-smoothing", scale=2, min_width=280,
             )  # fmt: skip
             self.is_log = gr.Checkbox(False, label="Log scale", elem_id="watch-log", scale=1)
         self.read_states = gr.HTML("", apply_default_css=False, elem_id="watch-states")

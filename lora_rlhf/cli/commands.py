@@ -21,6 +21,7 @@ from lora_rlhf.configs.common import TrainingConfig
 from lora_rlhf.configs.label import JudgeLabelConfig, ReviseConfig
 from lora_rlhf.configs.rounds import RoundConfig, RoundsConfig
 from lora_rlhf.configs.sample import SampleConfig
+from lora_rlhf.configs.stages import RewardConfig
 from lora_rlhf.doctor.config import DoctorConfig
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.exporting.config import ExportConfig
@@ -81,7 +82,8 @@ def _inspect(config: InspectConfig) -> None:
 
 def _train(stage: Stage, config: TrainingConfig) -> None:
     stage.train(config)
-    _print_next(stage.next_command.format(run=config.run))
+    elsewhere = f" --sft {config.sft}" if isinstance(config, RewardConfig) and config.sft else ""
+    _print_next(stage.next_command.format(run=config.run) + elsewhere)
 
 
 def _sample(config: SampleConfig) -> None:

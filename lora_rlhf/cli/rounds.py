@@ -105,7 +105,10 @@ def run_round(config: RoundConfig) -> dict[str, Any]:
 
 def _find_policy(run: Path) -> Policy:
     """The newest policy of a run. UserError where there is none."""
-    find_stage(run / SFT.name, SFT.name)
+    if not has_stage(run, SFT.name):
+        raise UserError(
+            f"{run}: no finished sft stage there; a round goes on from a run that holds its sft stage and its policy"
+        )
     for stage in reversed(WRITERS):
         if stage is not SFT and has_stage(run, stage.name):
             return Policy(run, find_stage(run / stage.name, stage.name))

@@ -257,7 +257,8 @@ def _unused_column_advice(file: Report) -> Iterator[str]:
     if "responses" in columns and list(file["kinds"]) == ["prompts"]:
         yield "there are responses without ranks: add ranks to each row, 1 for the best, and the rows are rankings."
     for name in columns:
-        if name.lower() in MEANINGFUL_COLUMNS and columns[name] > NEGLIGIBLE_SHARE:
+        is_beside_ranks = name == "ratings" and "ranking" in file["formats"]  # the app asks for both
+        if name.lower() in MEANINGFUL_COLUMNS and columns[name] > NEGLIGIBLE_SHARE and not is_beside_ranks:
             yield (
                 f"column {name!r} is filled in {share_text(columns[name], is_exact)} of rows, but {formats} does not "
                 "use it: the model will not see it, and nothing is learned from it."

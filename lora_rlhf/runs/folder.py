@@ -234,7 +234,12 @@ class StageFolder:
         self._lock.require_free()
         manifest = read_manifest(self.path) if (self.path / MANIFEST).is_file() and not config.overwrite else None
         if manifest is not None and manifest["status"] == FINISHED:
-            raise UserError(f"{self.path}: this stage is finished already; use --overwrite, or another --run")
+            parents = (f" --{name} {Path(config.run, one['folder'])}" for name, one in manifest["parents"].items())
+            with_parents = "".join(parents)
+            raise UserError(
+                f"{self.path}: this stage is finished already; use --overwrite, or another --run"
+                f"{with_parents and ' with' + with_parents}"
+            )
         has_checkpoint = manifest is not None and any((self.path / CHECKPOINTS).glob("step-*"))
         if not has_checkpoint:
             if config.resume:

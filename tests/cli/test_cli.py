@@ -29,6 +29,15 @@ def fails(capsys: Capture, *arguments: str) -> str:
     return captured.err
 
 
+def test_the_command_that_follows_a_reward_model_names_its_sft_stage(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_rlhf.stages.reward.train", lambda config, model: None)
+    for sft, added in (([], ""), (["--sft", "runs/y/sft"], " --sft runs/y/sft")):
+        assert main(["reward", "--run", "runs/x", "--rankings", "r.jsonl", *sft]) == 0
+        assert capsys.readouterr().out.endswith(f"ppo --run runs/x --prompts PROMPTS.jsonl --kl_target 6{added}\n")
+
+
 @pytest.fixture
 def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     """raising(exception): from now on the sft command raises it."""

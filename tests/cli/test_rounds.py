@@ -160,3 +160,6 @@ def test_what_a_round_refuses(configure: Configure, tmp_path: Path, monkeypatch:
     shutil.rmtree(run / "ppo")
     with pytest.raises(UserError, match="no policy there to go on from"):
         run_round(configure())
+    shutil.rmtree(run / "sft")
+    with pytest.raises(UserError, match="no finished sft stage there; a round goes on from a run that holds"):
+        run_round(configure())

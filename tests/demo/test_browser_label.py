@@ -119,11 +119,13 @@ def test_ranking_by_dragging(label: Callable[..., Page], labelled: Served) -> No
     expect(page.locator(".ranker .waiting .choice")).to_have_count(2)
     page.click(f"{card(page, 1)} summary")
     page.get_by_label("Hallucination").first.check()
-    page.click("#save")
+    page.locator(f"{card(page, 1)} .rating button").nth(4).click()
+    page.keyboard.press("Enter")  # saves, and does not press the button that the mouse has pressed once more
     expect(page.locator("#label-note")).to_contain_text("Saved")
     (row,) = [row for row in rankings(labelled).rows() if row["labeler"] == "Mouse"]
     assert [row["ranks"][place] for place in row["shown"]] == [2, 1, 1, 2]
     assert [row["flags"][place] for place in row["shown"]] == [[], ["hallucination"], [], []]
+    assert [row["ratings"][place] for place in row["shown"]] == [None, 5, None, None]
     assert read_rankings(str(rankings(labelled).path))[1].count == 0
 
 

@@ -69,6 +69,7 @@ def altered(path: str, value: Any) -> dict[str, Any]:
 
 def test_silence_where_all_is_well() -> None:
     assert said() == []
+    assert said(altered("signs.columns", {"ratings": 1.0})) == [], "the app writes them beside ranks"
 
 
 @pytest.mark.parametrize("path", ["rankings", "tokens", "stages.0.split", "rankings.longer_wins", "rankings.agreement"])

@@ -317,7 +317,7 @@ def test_a_second_process_is_kept_out(config: Make, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Trainer, "save_or_stop", second)
     reward.train(settings)
     assert tried
-    with pytest.raises(UserError, match="finished already"):
+    with pytest.raises(UserError, match=r"finished already; use --overwrite, or another --run with --sft .*/sft$"):
         reward.train(settings)
 
 
