@@ -1,5 +1,6 @@
 """Tiny random models, made once per session, and shared models built on them."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from tests.support.models import EVERY_ARCHITECTURE, randomize, save_tiny_model
 from tests.support.planted_runs import planted, planted_report  # noqa: F401  (fixtures for every test)
 
 HAS_GPU = torch.cuda.is_available()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays to the end: no collection of garbage looks through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Long texts are not names of tests."""
+    return f"{ascii(val[:40])[:40]}..." if isinstance(val, str | bytes) and len(val) > 100 else None
 
 
 @pytest.fixture(autouse=HAS_GPU)

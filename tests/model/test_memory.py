@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 Make = Callable[..., SharedModel]
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.long)])
 def test_every_role_shares_one_base(shared_model: Make, quantization: str) -> None:
     gc.collect()
     before = count_quantized_storages()

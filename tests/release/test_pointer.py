@@ -22,7 +22,7 @@ from lora_rlhf.runs.resume import Lock
 from lora_rlhf.system.errors import UserError
 from tests.support.releases import make_report, write_report
 
-KILLS = 25
+KILLS = 12
 
 
 def make_export(folder: Path, identity: str = "ppo-id", adapter: str = "a" * 64) -> Path:
