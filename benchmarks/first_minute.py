@@ -98,7 +98,7 @@ def run(case: Case, iterations: int) -> dict[str, Any]:
     """The three stages; figures of PPO's first iteration and of all, or the error that ended them."""
     is_large = case.model in SHAPES
     limits: dict[str, Any] = {"max_prompt_tokens": 96, "max_response_tokens": 24}
-    sizes: dict[str, Any] = {"batch_size": 16, "minibatch_size": 8, "generation_batch_size": 8}
+    sizes: dict[str, Any] = {"batch_size": 8, "minibatch_size": 4, "generation_batch_size": 8}
     if is_large:
         limits = {"max_prompt_tokens": 256, "max_response_tokens": 256}
         sizes = {"batch_size": 64, "minibatch_size": 32, "generation_batch_size": 64, "num_epochs": 1}
