@@ -279,8 +279,12 @@ class _Round:
             label(JudgeLabelConfig(responses=str(candidates), to=str(to), **given))
 
     def _collect_rankings(self) -> None:
-        """Writes the rankings to train on, those of all rounds, and the randomly drawn ones to measure on."""
-        drawn = {p.key for p in read_prompts(str(self.path("candidates")))[0] if p.meta.get("chosen_for") == "random"}
+        """Writes the rankings to train on, those of all rounds, and those drawn at random, to measure on.
+
+        Without a reward model there is nothing to measure: then those are trained on too.
+        """
+        chosen = read_prompts(str(self.path("candidates")))[0] if self.has_reward else []
+        drawn = {prompt.key for prompt in chosen if prompt.meta.get("chosen_for") == "random"}
         new = _rankings(self.path("rankings"))
         trained = [ranking for ranking in new if ranking.prompt.key not in drawn]
         if not trained:
@@ -347,7 +351,7 @@ class _Round:
         self.record |= {
             "status": FINISHED,
             "labels": {"asked": len(reasons)} | {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-            "trained_on": len(_rankings(self.path("all_rankings"))),
+            "trained_on": len(_rankings(self.path("all_rankings" if self.has_reward else "new_rankings"))),
             "win_rate": {"rate": win_rate.rate, "low": win_rate.low, "high": win_rate.high},
             "gate": "pass" if decision.is_passed else "fail",
             "measured": {"prompts": len(measured)},

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,6 +134,25 @@ def test_a_round_that_dies_at_every_step_ends_well(
     assert len(rows_of(third / "all_rankings.jsonl")) == len(trained) + 1
     assert main(["rounds", str(run)]) == 0
     assert "first" in capsys.readouterr().out and len(read_rounds(run)) == 1
+
+
+@pytest.mark.parametrize(("has_reward", "trained", "measured"), [(True, ["b"], ["a"]), (False, ["a", "b"], [])])
+def test_rankings_drawn_at_random_measure_a_reward_model_or_are_trained_on(
+    tmp_path: Path, has_reward: bool, trained: list[str], measured: list[str]
+) -> None:
+    rows = [{"prompt": name, "responses": ["x", "y"], "ranks": [1, 2]} for name in "ab"]
+    write_rows(tmp_path / "rankings.jsonl", rows)
+    reasons = ("random", "uncertain")
+    write_rows(
+        tmp_path / "candidates.jsonl",
+        [{**row, "chosen_for": reason} for row, reason in zip(rows, reasons, strict=True)],
+    )
+    this = SimpleNamespace(
+        path=lambda name: tmp_path / f"{name}.jsonl", has_reward=has_reward, _earlier_rankings=lambda: []
+    )
+    rounds._Round._collect_rankings(this)  # type: ignore[arg-type]
+    assert [row["prompt"] for row in rows_of(tmp_path / "new_rankings.jsonl")] == trained
+    assert [row["prompt"] for row in rows_of(tmp_path / "measured.jsonl")] == measured
 
 
 def test_what_a_round_refuses(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
