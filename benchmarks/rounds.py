@@ -2,8 +2,8 @@
 
     python benchmarks/rounds.py --seeds 0 --to benchmarks/results/rounds.json
 
-Both start from one SFT stage. One pass: 360 prompts sampled from the SFT model and labelled, a reward model, 36
-iterations of PPO. Rounds: 120 prompts and 12 iterations, three times, with `lora-rlhf round`, which chooses the prompts
+Both start from one SFT stage. One pass: 720 prompts sampled from the SFT model and labelled, a reward model, 36
+iterations of PPO. Rounds: 240 prompts and 12 iterations, three times, with `lora-rlhf round`, which chooses the prompts
 of rounds 2 and 3 and keeps a fifth of their labels for measuring. Simulated labelers rank. Then a small round is killed
 with SIGKILL at random instants and compared with one that was not. Finished steps are kept, so a second call goes on.
 """
@@ -45,8 +45,8 @@ from lora_rlhf.tinyworld.probes import WORLD
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 ROUNDS = 3
-LABELS, ITERATIONS = 120, 12  # of one round
-HELD_OUT = 100  # prompts of each round's own evaluation and gate
+LABELS, ITERATIONS = 240, 12  # of one round
+HELD_OUT = 320  # prompts of each round's own evaluation and gate
 MEASURED = 150  # prompts whose answers measure the reward models at the end
 NO_PROBES = {"probes": "none", "choices": "none", "text": "none"}
 
@@ -129,7 +129,7 @@ def begin(recipe: dict[str, Any], sft: Path, run: Path, labels: int, iterations:
     made["label"].pop("agreement_to")
     made["reward"] = {name: value for name, value in made["reward"].items() if name != "agreement"}
     made["reward"]["batch_size"] = 8  # of few rankings, more steps
-    # 120 rankings hold out too few pairs to show that a reward model is better than chance
+    # 240 rankings hold out too few pairs to show that a reward model is better than chance
     made["ppo"] |= {"iterations": iterations, "accept_chance_reward": True}
     run_recipe(made)
 
