@@ -40,7 +40,7 @@ from lora_rlhf.tinyworld.probes import WORLD
 from lora_rlhf.tinyworld.requests import find_request
 from tests.support.fake_api import Raw, says, serve
 
-PROMPTS, ANSWERS, ITERATIONS = 600, 4, 30
+PROMPTS, ANSWERS, ITERATIONS = 600, 4, 24
 AGREEMENTS = {"judge 73 %": 0.73, "judge 90 %": 0.90}
 PEOPLE = "40 labelers"
 REQUEST = re.compile(r"===== request (\w+)\n(.*?)\n===== end of request \1\n", re.DOTALL)
