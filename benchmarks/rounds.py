@@ -46,7 +46,7 @@ from lora_rlhf.tinyworld.probes import WORLD
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 ROUNDS = 3
 LABELS, ITERATIONS = 240, 12  # of one round
-HELD_OUT = 320  # prompts of each round's own evaluation and gate
+HELD_OUT = 320  # prompts of each round's own evaluation and gate; as many others compare at the end
 MEASURED = 150  # prompts whose answers measure the reward models at the end
 NO_PROBES = {"probes": "none", "choices": "none", "text": "none"}
 
@@ -76,14 +76,17 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
     started = time.monotonic()
     sft, one_pass, rounds = folder / "sft", folder / "one-pass", folder / "rounds"
     recipe = read_yaml(RECIPE) | {"seed": seed}
-    run_recipe(recipe_of(recipe, sft, sft, "tinyworld", "sft"))
+    made = recipe_of(recipe, sft, sft, "tinyworld", "sft")
+    made["tinyworld"]["num_evaluation_prompts"] = 2 * HELD_OUT
+    run_recipe(made)
     begin(recipe, sft, one_pass, LABELS * ROUNDS, ITERATIONS * ROUNDS)
     begin(recipe, sft, rounds, LABELS, ITERATIONS)
     settings = folder / "settings.yaml"
     settings.write_text(json.dumps({"evaluate": NO_PROBES}))
-    held_out = folder / "held_out.jsonl"
+    held_out, unseen = folder / "held_out.jsonl", folder / "unseen.jsonl"
     lines = (sft / "data" / "evaluation_prompts.jsonl").read_text().splitlines(keepends=True)
     held_out.write_text("".join(lines[:HELD_OUT]))
+    unseen.write_text("".join(lines[HELD_OUT:]))
     for number in range(2, ROUNDS + 1):
         make_round(
             RoundConfig(
@@ -100,7 +103,7 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
     return {
         "labels": {"one_pass": LABELS * ROUNDS, "rounds": LABELS * ROUNDS},
         "records": read_rounds(rounds),
-        **compared(last, one_pass, f"{sft}/data/evaluation_prompts.jsonl", seed),
+        **compared(last, one_pass, str(unseen), seed),
         "reward_accuracy_on_own_policy": {
             "one_pass": own_accuracy(one_pass, f"{sft}/data/selection_prompts.jsonl", seed),
             "rounds": own_accuracy(last, f"{sft}/data/selection_prompts.jsonl", seed),
