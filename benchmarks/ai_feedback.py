@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from provenance import provenance
-from rounds import NO_PROBES, RECIPE, recipe_of
+from rounds import NO_PROBES, RECIPE, agreement_with_gold, recipe_of
 
 from lora_rlhf.cli.recipe_run import run_recipe
 from lora_rlhf.configs.label import JudgeLabelConfig
 from lora_rlhf.configs.values import read_yaml
-from lora_rlhf.data.schema import Ranking
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.report import evaluate
@@ -139,18 +138,6 @@ def noise_for(agreement: float, golds: Sequence[Sequence[float]]) -> float:
         kept = sum(0.5 * (1.0 + math.erf(gap / (2.0 * noise))) for gap in gaps) / len(gaps)
         low, high = (noise, high) if kept > agreement else (low, noise)
     return low
-
-
-def agreement_with_gold(rankings: Sequence[Ranking]) -> dict[str, float]:
-    """In how many of the pairs, which neither calls a tie, both have the same order."""
-    agree = pairs = 0
-    for ranking in rankings:
-        golds = [gold_total(ranking.prompt.messages[-1].content, text) for text in ranking.responses]
-        for one, two in combinations(range(len(golds)), 2):
-            if golds[one] != golds[two] and ranking.ranks[one] != ranking.ranks[two]:
-                pairs += 1
-                agree += (golds[one] > golds[two]) == (ranking.ranks[one] < ranking.ranks[two])
-    return {"rate": agree / pairs, "pairs": pairs}
 
 
 def train(recipe: dict[str, Any], first: Path, run: Path, rankings: Path) -> None:

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from lora_rlhf.cli.rounds_record import reward_accuracy
 from lora_rlhf.configs.rounds import RoundConfig
 from lora_rlhf.configs.sample import SampleConfig
 from lora_rlhf.configs.values import read_yaml
+from lora_rlhf.data.schema import Ranking
 from lora_rlhf.data.sources import read_rankings
 from lora_rlhf.evaluation.config import EvaluateConfig
 from lora_rlhf.evaluation.report import evaluate
@@ -41,6 +44,7 @@ from lora_rlhf.system.errors import Stopped
 from lora_rlhf.system.typed_json import to_json
 from lora_rlhf.tinyworld.config import LabelConfig
 from lora_rlhf.tinyworld.datasets import label
+from lora_rlhf.tinyworld.gold import gold_total
 from lora_rlhf.tinyworld.probes import WORLD
 
 RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -178,15 +182,28 @@ def compared(last: Path, one_pass: Path, prompts: str, seed: int) -> dict[str, A
     }
 
 
-def own_accuracy(run: Path, prompts: str, seed: int) -> dict[str, Any] | None:
-    """How often a reward model orders answers of the policy trained on it as simulated labelers do."""
+def own_accuracy(run: Path, prompts: str, seed: int) -> dict[str, Any]:
+    """How often a reward model orders answers of its own policy as simulated labelers do, and how often the gold score."""
     candidates, rankings = run / "own_candidates.jsonl", run / "own_rankings.jsonl"
     if not candidates.is_file():
         settings: dict[str, Any] = {"run": str(run), "prompts": prompts, "to": str(candidates), "seed": seed}
         limits: dict[str, Any] = {"max_prompt_tokens": 128, "max_response_tokens": 64, "generation_batch_size": 416}
         sample(SampleConfig(**settings, **limits, role="policy", min_responses=2, max_responses=4))
     label(LabelConfig(responses=str(candidates), to=str(rankings), seed=seed))
-    return reward_accuracy(run, read_rankings(str(rankings))[0][:MEASURED], "auto")
+    found = read_rankings(str(rankings))[0][:MEASURED]
+    return {"reward_model": reward_accuracy(run, found, "auto"), "gold_score": agreement_with_gold(found)}
+
+
+def agreement_with_gold(rankings: Sequence[Ranking]) -> dict[str, float]:
+    """In how many of the pairs, which neither calls a tie, both have the same order."""
+    agree = pairs = 0
+    for ranking in rankings:
+        golds = [gold_total(ranking.prompt.messages[-1].content, text) for text in ranking.responses]
+        for one, two in combinations(range(len(golds)), 2):
+            if golds[one] != golds[two] and ranking.ranks[one] != ranking.ranks[two]:
+                pairs += 1
+                agree += (golds[one] > golds[two]) == (ranking.ranks[one] < ranking.ranks[two])
+    return {"rate": agree / pairs, "pairs": pairs}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
