@@ -183,7 +183,7 @@ def compared(last: Path, one_pass: Path, prompts: str, seed: int) -> dict[str, A
 
 
 def own_accuracy(run: Path, prompts: str, seed: int) -> dict[str, Any]:
-    """How often a reward model orders answers of its own policy as simulated labelers do, and how often the gold score."""
+    """How often the reward model, and the gold score, order answers of its policy as simulated labelers do."""
     candidates, rankings = run / "own_candidates.jsonl", run / "own_rankings.jsonl"
     if not candidates.is_file():
         settings: dict[str, Any] = {"run": str(run), "prompts": prompts, "to": str(candidates), "seed": seed}
