@@ -5,10 +5,15 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional
+from torch.nn.attention import SDPBackend
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lora_rlhf.system.errors import UserError, first_line
 from lora_rlhf.system.kernel_trial import find_missing_code, try_4bit
@@ -107,19 +112,73 @@ def unused_gpu() -> str:
     return f"there is a GPU ({device_file}) that PyTorch does not see" if device_file else ""
 
 
-class PlannedMode(FakeTensorMode):
-    """Inside, tensors have no storage. They say that they are on the CPU; on_gpu: they stand for tensors on a GPU."""
+class PlannedMode(TorchFunctionMode):
+    """Inside, new tensors have no storage. They stand for tensors on a GPU (on_gpu) or on a CPU.
+
+    PyTorch leaves it for a backward pass, which makes tensors like others.
+    """
+
+    _entered: "PlannedMode | None" = None
 
     def __init__(self, on_gpu: bool) -> None:
-        super().__init__(allow_non_fake_inputs=True)
+        super().__init__()
         self.on_gpu = on_gpu
+        self._outer: list[PlannedMode | None] = []
+
+    def __enter__(self) -> Self:
+        self._outer.append(PlannedMode._entered)
+        PlannedMode._entered = self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        super().__exit__(*failure)
+        PlannedMode._entered = self._outer.pop()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs a function of PyTorch, which calls this for each one inside the mode."""
+        kwargs = kwargs or {}
+        if function in _device_constructors() and kwargs.get("device") is None:
+            kwargs = kwargs | {"device": "meta"}
+        if function is functional.scaled_dot_product_attention:
+            return _attend(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    @classmethod
+    def is_on_gpu(cls) -> bool:
+        """Whether the mode that is entered stands for a GPU."""
+        return cls._entered is not None and cls._entered.on_gpu
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **settings: Any,
+) -> Tensor:
+    """Attention by the kernel that a CPU takes, which PyTorch does not choose by tensors without storage."""
+    tensors, kind = (query, key, value, attn_mask), (dropout_p, is_causal)
+    with _disable_current_modes():
+        like = [
+            one if one is None else torch.empty_strided(one.shape, one.stride(), dtype=one.dtype) for one in tensors
+        ]
+        chosen = torch._fused_sdp_choice(*like, *kind, **settings)  # type: ignore[call-arg, arg-type]
+    if chosen != SDPBackend.FLASH_ATTENTION.value:
+        return functional.scaled_dot_product_attention(*tensors, *kind, **settings)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, torch.zeros((), dtype=query.dtype, device="meta"), float("-inf"))
+    attended: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, *kind, attn_mask=attn_mask, scale=settings.get("scale")
+    )[0]
+    return attended
 
 
 def computes_as_gpu(tensor: Tensor) -> bool:
     """Whether a tensor is on a GPU, or stands for one there in a plan."""
-    if isinstance(tensor, FakeTensor) and isinstance(tensor.fake_mode, PlannedMode):
-        return tensor.fake_mode.on_gpu
-    return tensor.device.type == "cuda"
+    return PlannedMode.is_on_gpu() if tensor.is_meta else tensor.device.type == "cuda"
 
 
 def is_device_failure(error: RuntimeError) -> bool:

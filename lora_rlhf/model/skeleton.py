@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +26,7 @@ from transformers import (
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils import import_utils
 
 from lora_rlhf.model.adapted_linear import PLAIN_MODE, AdaptedLinears
 from lora_rlhf.model.adapters import LoraSettings
@@ -90,7 +92,10 @@ class Skeleton:
         """The backbone's hidden states: ids (B, T) -> (B, T, H)."""
         self.round_adapter()
         # without a mask transformers reads the positions, which have no numbers here: whether documents are packed
-        with patch.object(masking_utils, "find_packed_sequence_indices", lambda _positions: None):
+        with (
+            patch.object(masking_utils, "find_packed_sequence_indices", lambda _positions: None),
+            patch.object(import_utils, "is_fake_tensor", lambda tensor: tensor.is_meta),
+        ):
             output = text_backbone(self.causal)(
                 input_ids=ids,
                 attention_mask=mask,
@@ -117,7 +122,9 @@ class Skeleton:
     def train(self, checkpointing: bool) -> None:
         """Turns on gradients for the adapter and the head. checkpointing: the backward pass computes layers again."""
         if checkpointing:
-            self.causal.activation_checkpointing_enable({"use_reentrant": False})
+            # a backward pass is outside of the mode, in which its layers are to be computed again
+            contexts = {"context_fn": lambda: (nullcontext(), self.mode)}
+            self.causal.activation_checkpointing_enable({"use_reentrant": False, **contexts})
             self.causal.disable_input_require_grads()
         else:
             self.causal.activation_checkpointing_disable()

@@ -387,9 +387,9 @@ class _HeadStandIn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor) -> Tensor:
-        ctx.shape, ctx.dtype = hidden.shape, hidden.dtype
+        ctx.shape, ctx.dtype, ctx.device = hidden.shape, hidden.dtype, hidden.device
         return hidden.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *_gradients: Tensor) -> Tensor:
-        return torch.empty(ctx.shape, dtype=ctx.dtype)
+        return torch.empty(ctx.shape, dtype=ctx.dtype, device=ctx.device)

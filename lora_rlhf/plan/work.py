@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lora_rlhf.plan.cards import Card
 
@@ -46,13 +45,22 @@ class Operation(NamedTuple):
     name: str
 
 
-def operation_of(function: Any, args: Any, kwargs: Any, result: Any) -> Operation | None:
-    """What an operation does; None if it starts no kernel."""
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors among arguments or results, in their order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for one in value for tensor in tensors_in(one)]
+
+
+def operation_of(function: Any, args: Any, inputs: list[Tensor], results: list[Tensor]) -> Operation | None:
+    """What an operation does; None if it starts no kernel. inputs: the tensors among all its arguments."""
     space, name = function._schema.name.split("::")
     if space == "prim" or getattr(function, "is_view", False) or name in WITHOUT_KERNEL:
         return None
-    results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if name == "gemm_4bit":
         states, shape = args[0], args[2]
         rows = states.numel() / states.shape[-1]
