@@ -46,19 +46,23 @@ class FrozenSets:
     sets: dict[str, FrozenSet]
     left_out: dict[str, str]
 
+    def asked_beside(self) -> dict[str, Sequence[Prompt]]:
+        """The prompts of each set from a user's file that is answered beside the prompts, by the set's name."""
+        prompts_by_set: dict[str, Sequence[Prompt]] = {
+            "tools": [row.prompt for row in self.tool_rows],
+            "grounded": self.grounded,
+            "refusals": [case.prompt for case in self.refusals.cases] if self.refusals else [],
+        }
+        return {name: prompts for name, prompts in prompts_by_set.items() if prompts}
+
     def encode_prompts(self, model: SharedModel, max_prompt_tokens: int) -> dict[str, list[EncodedPrompt]]:
         """The ids of every prompt that is asked, by the name of its set.
 
         Raises UserError if one cannot be encoded whole: a bin needs all of its cases, and a figure its context.
         """
-        asked = {
-            "probes": [probe.prompt for probe in self.probes.probes] if self.probes else [],
-            "tools": [row.prompt for row in self.tool_rows],
-            "grounded": list(self.grounded),
-            "refusals": [case.prompt for case in self.refusals.cases] if self.refusals else [],
-        }
-        encoded_by_set = {}
-        for name, prompts in asked.items():
+        probes = [probe.prompt for probe in self.probes.probes] if self.probes else []
+        encoded_by_set: dict[str, list[EncodedPrompt]] = {"probes": [], "tools": [], "grounded": [], "refusals": []}
+        for name, prompts in {"probes": probes, **self.asked_beside()}.items():
             encoded_by_set[name], refused_rows = encode_prompts(model.tokenizer, prompts, max_prompt_tokens)
             if refused_rows.count or refused_rows.truncated_prompts:
                 raise UserError(

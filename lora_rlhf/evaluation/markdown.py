@@ -3,7 +3,7 @@
 from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.evaluation.report_model import Group, Report, WinRate, report_for_markdown
-from lora_rlhf.evaluation.seen import seen_warning
+from lora_rlhf.evaluation.seen import seen_warnings
 from lora_rlhf.evaluation.wording import change_word, figure_text, judge_text, rate_text, system_text, title_with_unit
 from lora_rlhf.render.tables import markdown_table, terminal_table, wrapped
 from lora_rlhf.render.wording import name_text, number_text, p_value_text
@@ -112,7 +112,7 @@ def _win_rate_cells(rate: WinRate) -> tuple[str, str, str]:
 
 def _fact_lines(report: Report) -> list[str]:
     """Warnings, the reward model's accuracy, and raised flags, each in a line."""
-    facts = [f"WARNING: {warning_text}"] if (warning_text := seen_warning(report.training_data)) else []
+    facts = [f"WARNING: {warning_text}" for warning_text in seen_warnings(report)]
     if num_failures := report.judge_failures:
         facts.append(f"WARNING: the judge gave no usable answer on {pluralize(num_failures, 'comparison')}")
     ordering = None if report.reward is None else report.reward.ordering_before

@@ -10,7 +10,7 @@ from lora_rlhf.evaluation.charts import draw_charts
 from lora_rlhf.evaluation.figures import CATALOGUE
 from lora_rlhf.evaluation.groups import FEWEST_OF_GROUP
 from lora_rlhf.evaluation.report_model import Group, Report
-from lora_rlhf.evaluation.seen import seen_warning
+from lora_rlhf.evaluation.seen import seen_warnings
 from lora_rlhf.evaluation.wording import (
     change_word,
     difference_text,
@@ -163,5 +163,5 @@ def _provenance_rows(report: Report) -> Iterator[tuple[str, str]]:
 
 TEMPLATE_HELPERS = (
     *(other_changes, capitalize_first, change_word, difference_text, figure_text, has_scores, interval_text),
-    *(judge_text, system_text, number_text, p_value_text, rate_text, title_with_unit, seen_warning, name_text),
+    *(judge_text, system_text, number_text, p_value_text, rate_text, title_with_unit, seen_warnings, name_text),
 )

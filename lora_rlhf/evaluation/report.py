@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -122,9 +122,10 @@ def _make_plan(config: EvaluateConfig, world: World | None) -> EvaluationPlan:
     sets = Sets(prompts=prompt_set, selection=selection_set, **frozen.sets)
     if earlier_report is not None:
         require_comparable(earlier_report, sets, judge, str(config.compare))
-    training_data = count_seen_prompts(system_set.stages, config.prompts, prompts, system_set.others)
-    if warning_text := seen_warning(training_data):
-        log.warning("%s: %s", config.prompts, warning_text)
+    training_data = _count_seen(system_set, config.prompts, prompts)
+    for name, asked in frozen.asked_beside().items():
+        one = frozen.sets[name]
+        setattr(sets, name, replace(one, training_data=_count_seen(system_set, str(one.path), asked)))
     return EvaluationPlan(
         system_set=system_set,
         prompts=prompts,
@@ -142,6 +143,14 @@ def _make_plan(config: EvaluateConfig, world: World | None) -> EvaluationPlan:
         sets=sets,
         training_data=training_data,
     )
+
+
+def _count_seen(system_set: SystemSet, path: str, prompts: Sequence[Prompt]) -> TrainingData:
+    """How many of these prompts the systems were trained on, with a warning where there are any."""
+    training_data = count_seen_prompts(system_set.stages, path, prompts, system_set.others)
+    if warning_text := seen_warning(training_data):
+        log.warning("%s: %s", path, warning_text)
+    return training_data
 
 
 def _make_evaluation(config: EvaluateConfig, plan: EvaluationPlan, model: SharedModel) -> Evaluation:

@@ -52,31 +52,6 @@ class PromptSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenSet:
-    """A frozen set beside the prompts. `chance`: the accuracy of guessing, for multiple choice."""
-
-    name: str | None = optional()
-    path: str | None = optional()
-    content_hash: str
-    n: int = 0
-    chance: float | None = optional()
-
-
-@dataclass(kw_only=True)
-class Sets:
-    """All sets that the systems answered."""
-
-    prompts: PromptSet
-    selection: PromptSet | None = optional()
-    probes: FrozenSet | None = optional()
-    choices: FrozenSet | None = optional()
-    text: FrozenSet | None = optional()
-    tools: FrozenSet | None = optional()
-    grounded: FrozenSet | None = optional()
-    refusals: FrozenSet | None = optional()
-
-
-@dataclass(frozen=True, kw_only=True)
 class StageData:
     """How many of the prompts are in the data of a stage. `compared`: all, part or none of these data."""
 
@@ -93,6 +68,32 @@ class TrainingData:
     prompts: int | None = None
     seen: int | None = None
     stages: list[StageData] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSet:
+    """A frozen set beside the prompts. `chance`: the accuracy of guessing, for multiple choice."""
+
+    name: str | None = optional()
+    path: str | None = optional()
+    content_hash: str
+    n: int = 0
+    chance: float | None = optional()
+    training_data: TrainingData | None = optional()
+
+
+@dataclass(kw_only=True)
+class Sets:
+    """All sets that the systems answered."""
+
+    prompts: PromptSet
+    selection: PromptSet | None = optional()
+    probes: FrozenSet | None = optional()
+    choices: FrozenSet | None = optional()
+    text: FrozenSet | None = optional()
+    tools: FrozenSet | None = optional()
+    grounded: FrozenSet | None = optional()
+    refusals: FrozenSet | None = optional()
 
 
 @dataclass(frozen=True)

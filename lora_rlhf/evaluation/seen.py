@@ -1,7 +1,9 @@
 """Finds prompts of an evaluation in the data that the stages were trained on."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +13,7 @@ from lora_rlhf.data.locate import HubDataset, locate
 from lora_rlhf.data.refusals import pluralize
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.data.sources import Source
-from lora_rlhf.evaluation.report_model import StageData, TrainingData
+from lora_rlhf.evaluation.report_model import Report, StageData, TrainingData
 from lora_rlhf.evaluation.systems import RunStages
 from lora_rlhf.runs.folder import CONFIG, Parent, data_hash, find_data
 from lora_rlhf.system.errors import UserError
@@ -30,8 +32,9 @@ def count_seen_prompts(
 
     In the result, `compared` is "all" if all data of a stage were read, "part" if reading took too long, and "none" if
     the data are on the hub or no longer at the path in the manifest; data that are the evaluation's own file (by its
-    sha256) need no reading. Two prompts are the same if their keys are equal. Prompts that a stage held out for
-    validation count too, since its best epoch may have been chosen on them.
+    sha256) need no reading. Two prompts are the same if their keys are equal; what an earlier answer of a conversation
+    answers is a prompt, too. Prompts that a stage held out for validation count, since its best epoch may have been
+    chosen on them.
     """
     keys, seen_keys = {prompt.key for prompt in prompts}, set()
     deadline = time.monotonic() + MOST_SECONDS
@@ -47,6 +50,16 @@ def count_seen_prompts(
         seen_keys |= stage_keys
         rows.append(StageData(stage=name, path=record["path"], seen=len(stage_keys), compared=compared))
     return TrainingData(prompts=len(keys), seen=len(seen_keys), stages=rows)
+
+
+def seen_warnings(report: Report) -> list[str]:
+    """The warning of the report's prompts, and those of the sets that are asked beside them, by their flags."""
+    sets = {"tools": report.sets.tools, "grounded": report.sets.grounded, "refusals": report.sets.refusals}
+    warnings = [seen_warning(report.training_data)]
+    for name, one in sets.items():
+        if one is not None and one.training_data is not None and (text := seen_warning(one.training_data)):
+            warnings.append(f"--{name}: {text}")
+    return [warning for warning in warnings if warning]
 
 
 def seen_warning(data: TrainingData) -> str:
@@ -74,7 +87,7 @@ def _distinct_stages(runs: Mapping[str, RunStages]) -> Iterator[tuple[str, str, 
             yield f"{run}:{stage}" if run else stage, stage, parent
 
 
-def _find_seen_keys(parent: Parent, path: str, keys: Collection[str], deadline: float) -> tuple[set[str], str]:
+def _find_seen_keys(parent: Parent, path: str, keys: AbstractSet[str], deadline: float) -> tuple[set[str], str]:
     """Returns (the keys that are in a stage's data, how much of the data was compared)."""
     seen_keys: set[str] = set()
     try:
@@ -84,8 +97,7 @@ def _find_seen_keys(parent: Parent, path: str, keys: Collection[str], deadline: 
         columns = settings.get("columns")
         source: Source[Prompt] = Source(path, "prompts", settings.get("format"), tolerant=True, columns=columns)
         for prompt in source:
-            if prompt.key in keys:
-                seen_keys.add(prompt.key)
+            seen_keys |= keys & {asked.key for asked in _asked_in(prompt)}
             if len(seen_keys) == len(keys):
                 break
             if time.monotonic() > deadline:
@@ -93,6 +105,14 @@ def _find_seen_keys(parent: Parent, path: str, keys: Collection[str], deadline: 
     except UserError:
         return seen_keys, "none"
     return seen_keys, "all"
+
+
+def _asked_in(prompt: Prompt) -> Iterator[Prompt]:
+    """What the answers of a conversation answer: the prompt itself, and its part before each earlier answer."""
+    for end, message in enumerate(prompt.messages):
+        if end and message.role == "assistant":
+            yield replace(prompt, messages=prompt.messages[:end])
+    yield prompt
 
 
 def _is_same_data(record: dict[str, Any], path: str) -> bool:

@@ -252,13 +252,16 @@ def test_prompts_that_were_trained_on_are_counted_and_said(
     trained_on = write_prompts("d.jsonl", [*OTHERS, *(question.upper() for question in QUESTIONS[:5])])
     data = {"demonstrations": {"path": trained_on, "sha256": "unknown"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
-    report = evaluate(settings(run, overwrite=True), world=letters())
+    asked = ["Never seen?", *OTHERS[:2]]
+    refusals = write_prompts("refusals.jsonl", asked, domain=["sea"] * 3, refuse=[True, False, True])
+    report = evaluate(settings(run, overwrite=True, refusals=refusals), world=letters())
     stage = StageData(stage="sft", path=trained_on, seen=5, compared="all")
     assert report.training_data == TrainingData(prompts=24, seen=5, stages=[stage])
-    said = "5 of 24 prompts also in training data (sft 5)"
-    assert said in caplog.text and said in " ".join(terminal_tables(report).split())
-    assert said in (run / "report.md").read_text()
-    assert said in (run / "report.html").read_text()
+    assert read_report(run).sets.refusals.training_data.seen == 2
+    for said in ("5 of 24 prompts also in training data (sft 5)", "2 of 3 prompts also in training data (sft 2)"):
+        assert said in caplog.text and said in " ".join(terminal_tables(report).split())
+        assert said in (run / "report.md").read_text() and said in (run / "report.html").read_text()
+    assert "--refusals: 2 of 3" in (run / "report.md").read_text()
 
 
 def test_prompts_that_come_twice_count_once(make_run: Run, settings: Settings, write_prompts: Write) -> None:

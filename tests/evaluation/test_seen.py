@@ -11,6 +11,7 @@ from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.configs.values import to_yaml
 from lora_rlhf.data.schema import Prompt
 from lora_rlhf.evaluation import seen
+from lora_rlhf.evaluation.frozen import read_tool_rows
 from lora_rlhf.evaluation.seen import count_seen_prompts, seen_warning
 from lora_rlhf.evaluation.systems import RunStages
 from lora_rlhf.runs.folder import Parent
@@ -78,6 +79,19 @@ def test_prompts_are_the_same_by_key_in_every_stage(tmp_path: Path, evaluated: s
     assert seen_warning(found).startswith(
         "2 of 6 prompts also in training data (sft 1, reward 2): figures on these flatter"
     )
+
+
+def test_each_answer_of_a_conversation_has_been_trained_on(tmp_path: Path) -> None:
+    """As the rows of --tools are asked: at every turn, with the tools that may be called."""
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    turns = [{"role": "user", "content": "How many?"}, call, {"role": "tool", "content": "3"}]
+    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]
+    rows = [{"messages": [*turns, {"role": "assistant", "content": "Three."}], "tools": tools}]
+    path = write(tmp_path / "d.jsonl", rows)
+    asked = [row.prompt for row in read_tool_rows(path, strict=True)]
+    assert len(asked) == 2
+    found = count_seen_prompts(sft_on(tmp_path, path), str(tmp_path / "other.jsonl"), asked)
+    assert (found.prompts, found.seen) == (2, 2)
 
 
 def test_the_data_of_other_runs_count_too(tmp_path: Path, evaluated: str) -> None:
