@@ -19,7 +19,7 @@ from lora_rlhf.plan.shapes import SHAPES
 
 ROWS, LENGTH, RANK, SLOTS = 2, 512, 16, 64
 SOURCES = ("/lora_rlhf/", "/transformers/", "/bitsandbytes/", "/peft/")
-OWN = ("/lora_rlhf/plan/", "/tests/")
+OWN = ("/lora_rlhf/plan/", "/lora_rlhf/model/devices.py", "/tests/")
 
 
 class Budget(NamedTuple):
