@@ -248,6 +248,7 @@ def _app(results: Any) -> dict[str, str]:
             f"the page is there, after the command | {page:.1f} s",
             f"it can be asked, after the command | {columns:.1f} s",
             f"the first words of all columns, after Enter | {words:.2f} s",
+            *_page_waits(results.get("pages")),
             f"three answers of {equal['tokens']} tokens in one batch | "
             f"{equal['times_as_fast']:.1f} times as fast as one after the other",
             f"the tiny world's answers, which end at different lengths | "
@@ -256,6 +257,20 @@ def _app(results: Any) -> dict[str, str]:
             f"memory after the first twenty answers, and at the end | {memory[0]:.0f} MiB, {memory[-1]:.0f} MiB",
         ),
     }
+
+
+def _page_waits(pages: Any) -> list[str]:
+    """The rows of benchmarks/pages.py; none before it has run."""
+    if pages is None:
+        return []
+    waits, many, turns = pages["medians"], pages["conversations"], pages["turns"]
+    return [
+        f"the next prompt to rank, after Save | {waits['next_prompt_s']:.2f} s",
+        f"the page with its conversation, after a reload, with 2 kept, and with {many} of {turns} turns each | "
+        f"{waits['first_page_s with 2']:.1f} s, {waits[f'first_page_s with {many}']:.1f} s",
+        f"an earlier conversation of {turns} turns, after a click, with 2 kept, and with {many} | "
+        f"{waits['history_s with 2']:.2f} s, {waits[f'history_s with {many}']:.2f} s",
+    ]
 
 
 def _plan(results: Any) -> dict[str, str]:
