@@ -47,7 +47,10 @@ def reward_accuracy(run: Path, rankings: Sequence[Ranking], device: str, trust: 
                 if better < worse
             ]
             shares += [sum(outcomes) / len(outcomes)] if outcomes else []
-    return dict(mean_interval(shares)._asdict()) if shares else None
+    if not shares:
+        return None
+    found = mean_interval(shares)  # of few prompts it reaches beyond what a share can be; of one it is not known
+    return found._asdict() | {"low": max(0.0, found.low), "high": min(1.0, found.high)}
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, str]]:

@@ -31,4 +31,7 @@ def test_accuracy_is_the_share_of_pairs_in_the_labelers_order(monkeypatch: pytes
     accuracy = reward_accuracy(Path("run"), [*rankings, nobody_ranks], "cpu")
     assert accuracy is not None
     assert accuracy["mean"] == pytest.approx((1 + 1 / 3 + 1 / 2) / 3), "each prompt counts once, and ties do not"
+    for few in ([all_right], [all_right, equal_scores]):
+        accuracy = reward_accuracy(Path("run"), few, "cpu")
+        assert accuracy is not None and (accuracy["low"], accuracy["high"]) == (0.0, 1.0), "all that a share can be"
     assert reward_accuracy(Path("run"), [nobody_ranks], "cpu") is None
