@@ -11,7 +11,7 @@ from lora_rlhf_demo.ranker import make_ranker, ranker_value
 from lora_rlhf_demo.state import App, run_dropdown
 
 ASK = "Ask (Enter sends, Esc stops)"
-VOTE_FIRST = "Vote on these answers first: then all columns go on from the best one"
+VOTE_FIRST = "Vote first: all go on from the best"  # fits a phone
 USUAL_ANSWER_TOKENS = 256
 TALK_SCRIPT = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-edit]");

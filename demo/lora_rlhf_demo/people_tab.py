@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from lora_rlhf.runs.rounds import RECORD
 from lora_rlhf.system.errors import UserError
 from lora_rlhf_demo import label_show
 from lora_rlhf_demo.label_session import LabelActions
@@ -56,9 +58,19 @@ class PeopleTab:
         if not figures.people:
             page = label_show.note_html(NOTHING.format(run=run))
         else:
-            page = people_html(figures, len(labelling.tasks))
+            page = people_html(figures, len(labelling.tasks), self._use(run, labelling.rankings.path))
         names = [person.name for person in figures.people if person.name]
         return page, label_show.agreement_table(agreement), gr.update(choices=names, value=None)
+
+    def _use(self, run: str, rankings: Path) -> str:
+        """What to do with the rankings, as HTML: `lora-rlhf round` reads those of a round, `reward` all others."""
+        folder = self.app.root / run
+        if (folder / RECORD).is_file():
+            return (
+                "When all are ranked, give the same <code>lora-rlhf round</code> command again: it goes on with them."
+            )
+        train = f"lora-rlhf reward --run {folder}-ranked --sft {folder}/sft --rankings {rankings}"
+        return f"To train a reward model on them: <code>{safe_html(train)}</code>"
 
     def _remove(self, run: str | None, name: str | None, reason: str) -> tuple[Any, ...]:
         """Moves a person's rankings to a file beside the rankings, with the reason."""
@@ -74,8 +86,11 @@ class PeopleTab:
         return *self._show(run), note, ""
 
 
-def people_html(figures: PeopleFigures, num_tasks: int) -> str:
-    """The table of people, how many prompts have how many rankings, and the prompts to discuss."""
+def people_html(figures: PeopleFigures, num_tasks: int, use: str) -> str:
+    """The table of people, how many prompts have how many rankings and what to do with them, and what to discuss.
+
+    use: HTML.
+    """
     head = ("Person", "Rankings", "Median time", "Agrees with others", "Last")
     rows = "".join(map(_person_row, figures.people))
     counts = ", ".join(
@@ -83,7 +98,7 @@ def people_html(figures: PeopleFigures, num_tasks: int) -> str:
         for people, prompts in figures.prompts_by_people.items()
     )
     table = f'<table class="people"><tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{rows}</table>'
-    progress = f'<p class="small">Of {num_tasks:,} prompts: {counts}.</p>'
+    progress = f'<p class="small">Of {num_tasks:,} prompts: {counts}.</p><p class="small">{use}</p>'
     disputes = "".join(map(_dispute_html, figures.disagreements))
     title = "<h2>To discuss: the prompts on which people agree least</h2>" if disputes else ""
     return f'<div class="people-page">{table}{progress}{title}{disputes}</div>'

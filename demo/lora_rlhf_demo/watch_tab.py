@@ -32,7 +32,7 @@ class WatchTab:
                 0.0, MOST_SMOOTHING, 0.0, step=0.02, label="Smoothing",
                 info="share of a curve in each mean", elem_id="watch-smoothing", scale=2, min_width=280,
             )  # fmt: skip
-            self.is_log = gr.Checkbox(False, label="Log scale", elem_id="watch-log", scale=1)
+            self.is_log = gr.Checkbox(False, label="Log scale", elem_id="watch-log", scale=1, min_width=280)
         self.read_states = gr.HTML("", apply_default_css=False, elem_id="watch-states")
         self.plots = gr.HTML("", apply_default_css=False, elem_id="watch-plots")
         with gr.Accordion("Samples over time", open=True, elem_id="watch-samples"):

@@ -338,6 +338,7 @@ def test_whoever_runs_it_sees_people_and_removes_one(labelled: Served, open_page
     page = open_page(labelled.url)
     page.get_by_role("tab", name="People").click()
     expect(page.locator(".people-page")).to_contain_text("Quick")
+    expect(page.locator(".people-page")).to_contain_text("/first/sft --rankings ")
     dispute = page.locator(".dispute", has_text="Dispute?")
     dispute.locator("summary").click()
     expect(dispute).to_contain_text("0 % of 1 pairs alike")

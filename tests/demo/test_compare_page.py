@@ -304,7 +304,7 @@ def check_that_a_vote_is_in_view(page: Page) -> None:
     on_top = "([x, y]) => document.elementFromPoint(x, y).textContent.trim()"
     assert page.evaluate(on_top, [box["x"] + 20, box["y"] + box["height"] / 2]) == "A is best"
     placeholder = page.locator("#question textarea").get_attribute("placeholder")
-    assert placeholder is not None and "Vote on these answers first" in placeholder
+    assert placeholder is not None and "Vote first" in placeholder
 
 
 def test_all_bad_is_a_tie_and_a_vote_is_taken_back(page: Page, served: Served) -> None:
