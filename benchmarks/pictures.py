@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
@@ -23,6 +24,8 @@ from lora_rlhf.system.disk import json_line
 
 TO = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 SIZES = {390: 844, 1280: 800, 2560: 1300}  # CSS pixels: width and height
+Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 COLOURS = 128
 QUESTIONS = ("Describe the fox.", "Write to Nora about the rabbit. Use at most three sentences.")
 
@@ -42,7 +45,7 @@ def main() -> None:
         with served(Path("runs"), args.run), sync_playwright() as playwright:
             path = next(filter(None, map(shutil.which, BROWSERS)))
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-            for scheme in ("light", "dark"):
+            for scheme in SCHEMES:
                 for width in SIZES:
                     take(browser, scheme, width, args.tabs)
 
@@ -54,7 +57,7 @@ def write_rankings(run: Path) -> None:
     (run / "rankings.jsonl").write_bytes(b"".join(json_line(row) for row in rows if row["labeler"] in names))
 
 
-def take(browser: Browser, scheme: str, width: int, tabs: list[str]) -> None:
+def take(browser: Browser, scheme: Scheme, width: int, tabs: list[str]) -> None:
     """The pictures of one width and scheme, in a browser that was not here before."""
     size: ViewportSize = {"width": width, "height": SIZES[width]}
     context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=width < 500)
