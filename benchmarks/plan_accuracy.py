@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedConfig
 
 from lora_rlhf.configs.catalogue import BY_NAME
-from lora_rlhf.configs.stages import PPOConfig, RewardConfig, SFTConfig
+from lora_rlhf.configs.stages import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from lora_rlhf.data.io import write_jsonl
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.shared import SharedModel
@@ -47,7 +47,7 @@ from lora_rlhf.plan.dryrun import measure_passes
 from lora_rlhf.plan.memory import CPU, CUDA, Setting, highest_point, memory_points
 from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.subject import measure_model
-from lora_rlhf.stages import ppo, reward, sft
+from lora_rlhf.stages import dpo, ppo, reward, sft
 from lora_rlhf.stages.ppo import PPO
 from lora_rlhf.stages.ppo_loop import PPOLoop
 from lora_rlhf.stages.ppo_update import Update
@@ -55,7 +55,7 @@ from lora_rlhf.system.disk import write_json
 from lora_rlhf.system.errors import Stopped, UserError
 
 WORDS = "fox owl barn mill river brown black bread".split()
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "dpo", "ppo")
 PARTS = (
     (PPOLoop, "_rehearse", "rehearsal"),
     (PPO, "act", "rollout"),
@@ -233,6 +233,7 @@ def predict(row: Row, device: str) -> dict[str, dict[str, Any]]:
         lambda layers: build_skeleton(config, "nf4", dtype, lora, layers, on_gpu=device == "cuda"),
         row.prompt,
         row.response,
+        row.minibatch,
     )
     found = {}
     for stage in STAGES:
@@ -264,9 +265,13 @@ def measure(row: Row, device: torch.device) -> dict[str, Any]:
             for stage in STAGES:
                 for parameter in model.causal.parameters():
                     parameter.grad = None  # as in a process of its own
+                if stage == "dpo":
+                    model.remove_role("reward")
                 found[stage] = {}
                 with watched(found[stage], device), parts_marked():
                     run_stage(stage, row, folder, model, device)
+                if stage == "dpo":
+                    model.remove_role("dpo")
                 if stage == "ppo":
                     found[stage]["seconds_per_iteration"] = seconds_of(folder)
         except (Stopped, UserError, MemoryError, torch.OutOfMemoryError) as error:
@@ -289,7 +294,7 @@ def run_stage(stage: str, row: Row, folder: Path, model: SharedModel, device: to
         "long_responses": "cut",
         "gradient_checkpointing": row.checkpointing,
     }
-    data = {name: str(folder / f"{name}.jsonl") for name in ("demonstrations", "rankings")}
+    data = {name: str(folder / f"{name}.jsonl") for name in ("demonstrations", "rankings", "pairs")}
     held_out: dict[str, Any] = {"validation_fraction": 0.0}
     if stage == "sft":
         sft_config = SFTConfig(
@@ -304,6 +309,9 @@ def run_stage(stage: str, row: Row, folder: Path, model: SharedModel, device: to
         sft.train(sft_config, model)
     elif stage == "reward":
         reward.train(RewardConfig(rankings=data["rankings"], **held_out, **common), model)
+    elif stage == "dpo":
+        pairs = row.minibatch // 2
+        dpo.train(DPOConfig(rankings=data["pairs"], batch_size=pairs, **held_out, **common), model)
     else:
         ppo_config = PPOConfig(
             engine="plain",
@@ -344,6 +352,12 @@ def write_data(row: Row, folder: Path) -> None:
         }
         for n in range(3)
     ]
+    # every answer is longer than the limit, so that each batch holds as many tokens as planned
+    pairs = [
+        {"prompt": text(3 * row.prompt)} | {side: text(3 * row.response) for side in ("chosen", "rejected")}
+        for _ in range(row.batch)
+    ]
+    write_jsonl(folder / "pairs.jsonl", pairs)
     write_jsonl(folder / "demonstrations.jsonl", demonstrations)
     write_jsonl(folder / "rankings.jsonl", rankings)
 
@@ -434,7 +448,7 @@ def plot(rows: list[dict[str, Any]], path: Path, device: str) -> None:
     figure = Figure(figsize=(7.5, 8), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=[3, 2])
     unit, name = (GIB, "GiB") if device == "cuda" else (2**20, "MiB")
-    colors = dict(zip(STAGES, ("tab:blue", "tab:orange", "tab:green"), strict=True))
+    colors = dict(zip(STAGES, ("tab:blue", "tab:orange", "tab:red", "tab:green"), strict=True))
     every: list[float] = []
     for stage in STAGES:
         found = [row["stages"][stage] for row in rows if "error" in row["stages"][stage]]

@@ -68,7 +68,7 @@ ONLY_IN = {
     "gguf": {"exporting"},
     "bitsandbytes": {"system", "model"},  # system/kernel_trial.py alone
     "lm_eval": {"evaluation"},  # only where it is asked for
-    "trl": {"stages"},  # stages/trl_loss.py alone; tests measure SFT against it
+    "trl": {"stages", "plan"},  # stages/trl_loss.py and plan/pairs.py alone; tests measure SFT against it
     "datasets": {"data"},
     "accelerate": {"system"},
     "matplotlib": {"render", "evaluation", "inspection"},

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_rlhf.configs.catalogue import SFT, Stage
 from lora_rlhf.configs.common import TrainingConfig
+from lora_rlhf.configs.stages import DPOConfig
 from lora_rlhf.configs.values import field_types, read_yaml
 from lora_rlhf.plan.config import PlanConfig
 from lora_rlhf.runs.folder import CONFIG
@@ -43,6 +44,8 @@ def plan_words(stage: Stage, config: TrainingConfig, on_gpu: bool) -> list[str]:
             values[name] = getattr(config, name)
     if not all(stage.has_setting(name) for name in PPO_SIZES):
         values = {name: value for name, value in values.items() if name not in PPO_SIZES}
+        if isinstance(config, DPOConfig):  # it keeps the hidden states of a whole batch: two answers to each prompt
+            values |= dict.fromkeys(PPO_SIZES, 2 * config.batch_size)
     if not values.get("model"):
         raise UserError("no plan before the run has an SFT stage, which names the base")
     if values.get("quantization") == "int8":

@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput, ModelOutput
 
-from lora_rlhf.model.forward import position_ids
 from lora_rlhf.model.heads import lm_logits
 from lora_rlhf.model.shared import SharedModel
 
@@ -80,18 +79,16 @@ class RoleView(PreTrainedModel):
         with model.role(self._role, training=torch.is_grad_enabled()):
             for part in parts:
                 longest = int(mask[part[0]].sum())
-                inputs = ids[part, :longest], mask[part, :longest]
+                inputs = ids[part, :longest]
                 if len(parts) > 1 and torch.is_grad_enabled():
-                    states = checkpoint(self._backbone, *inputs, use_reentrant=False, preserve_rng_state=False)
+                    states = checkpoint(self._backbone, inputs, use_reentrant=False, preserve_rng_state=False)
                 else:
-                    states = self._backbone(*inputs)
+                    states = self._backbone(inputs)
                 hidden.append(nn.functional.pad(states, (0, 0, 0, width - longest)))
         return BaseModelOutputWithPast(last_hidden_state=torch.cat(hidden)[order.argsort()])
 
-    def _backbone(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _backbone(self, ids: Tensor) -> Tensor:
+        # padding is on the right, where no token sees it: attention needs no mask, and runs PyTorch's causal kernel
+        states: Tensor = self._shared[0].backbone(input_ids=ids, use_cache=False).last_hidden_state
         # at least float32: TRL multiplies with the LM head in the dtype of its input; 16 bits are too coarse for logits
-        output = self._shared[0].backbone(
-            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-        )
-        states: Tensor = output.last_hidden_state
         return states.to(torch.promote_types(states.dtype, torch.float32))

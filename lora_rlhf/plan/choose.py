@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lora_rlhf.configs.catalogue import BY_NAME, STAGES, Stage
+from lora_rlhf.configs.catalogue import BY_NAME, DPO, STAGES, Stage
 from lora_rlhf.model.decode_weights import GPU_SHARE
 from lora_rlhf.plan.cards import CARDS, GIB, Card
 from lora_rlhf.plan.config import PlanConfig
@@ -107,7 +107,7 @@ def _possible_settings(config: PlanConfig, stage: Stage, value_role: bool) -> It
                     value_role,
                     config.minibatch_size,
                     config.batch_size,
-                    1 if value_role else SIBLINGS,
+                    1 if value_role or config.advantage == "reinforce" else SIBLINGS,
                 )
 
 
@@ -120,7 +120,11 @@ def _make_stage_plan(model: MeasuredModel, config: PlanConfig, card: Card, stage
         has_room = merged_bytes(counts) <= GPU_SHARE * (card.gib * GIB - peak.total)
         iteration = Roofline(counts, passes, card, has_room).iteration_seconds(setting, config.num_epochs)
         return StagePlan(stage, setting, points, peak, iteration.total, iteration)
-    seconds = Roofline(counts, passes, card).step_of_data_seconds(setting, has_logprobs=not stage.scores)
+    roofline = Roofline(counts, passes, card)
+    if stage is DPO:
+        seconds = roofline.step_of_pairs_seconds(setting)
+    else:
+        seconds = roofline.step_of_data_seconds(setting, has_logprobs=not stage.scores)
     return StagePlan(stage, setting, points, peak, seconds, None)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from lora_rlhf.model.kv_cache import SlotCache
 from lora_rlhf.model.skeleton import Counts, Skeleton
 from lora_rlhf.plan.cards import Card
 from lora_rlhf.plan.meter import Meter
+from lora_rlhf.plan.pairs import PairStep, measure_pair_step
+from lora_rlhf.plan.stand_ins import HeadStandIn, make_hidden_states
 from lora_rlhf.plan.work import Cost, Operation, Work
 
 FEW_LAYERS, MORE_LAYERS = 2, 4  # layers: at least two of each kind in models that alternate two kinds
@@ -125,7 +127,8 @@ class Passes:
     work: "scoring", "training", "training again" (with gradient checkpointing), "prefill", "step" in the middle of a
     response and "merged step". head_work: "logprobs", "logprobs, entropy" and "logprobs, gradients" of one chunk of
     tokens, and "drawing" of a token for each row, with its logits. chunk_tokens: of a chunk. is_static: whether slots
-    with CUDA graphs can be stepped; else the step is that of the plain engine, whose cache grows.
+    with CUDA graphs can be stepped; else the step is that of the plain engine, whose cache grows. pairs: of a step of
+    `dpo`, if it was asked for.
     """
 
     prompt: int
@@ -141,12 +144,20 @@ class Passes:
     head_work: dict[str, Work]
     chunk_tokens: int
     is_static: bool
+    pairs: PairStep | None
 
 
-def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], prompt: int, response: int) -> Passes:
+def measure_passes(
+    counts: Counts,
+    build_skeleton: Callable[[int], Skeleton],
+    prompt: int,
+    response: int,
+    pair_rows: int | None = None,
+) -> Passes:
     """Measures the passes on a few layers, with prompts and responses of the maximum lengths in tokens.
 
-    build_skeleton: makes a skeleton with the given number of layers.
+    build_skeleton: makes a skeleton with the given number of layers. pair_rows: sequences in a step of `dpo`, to
+    measure it too.
     """
     skeletons = {layers: build_skeleton(layers) for layers in (FEW_LAYERS, MORE_LAYERS)}
     length = prompt + response
@@ -206,6 +217,7 @@ def measure_passes(counts: Counts, build_skeleton: Callable[[int], Skeleton], pr
         head_work,
         chunk,
         is_static,
+        None if pair_rows is None else measure_pair_step(skeleton, counts, pair_rows, prompt, response),
     )
 
 
@@ -222,7 +234,7 @@ def _measure_training_step(skeleton: Skeleton, rows: int, length: int, checkpoin
         with Meter() as meter:
             with meter.record_phase("forward"):
                 hidden = skeleton.hidden(_make_inputs(rows, length)[0])
-                loss = _HeadStandIn.apply(hidden)
+                loss = HeadStandIn.apply(hidden)
                 del hidden
             saved_bytes = meter.live_bytes
             with meter.record_phase("backward"):
@@ -335,7 +347,7 @@ def _logprob_head_peak_bytes(
     """The peak bytes from hidden states to log-probabilities in chunks and, in training, to their gradient."""
     with skeleton.mode, torch.set_grad_enabled(training):
         with Meter() as meter, meter.record_phase("head"):
-            hidden = _make_hidden_states(skeleton, counts, rows, prompt + response)
+            hidden = make_hidden_states(skeleton, counts, rows, prompt + response)
             places = torch.zeros(rows * response, dtype=torch.long)
             flat = hidden.flatten(0, 1).index_select(0, places)
             del hidden  # of which autograd keeps nothing
@@ -355,41 +367,8 @@ def _scalar_head_peak_bytes(skeleton: Skeleton, counts: Counts, rows: int, promp
         skeleton.train(False)
         with Meter() as meter, meter.record_phase("head"):
             places = torch.zeros(rows * response, dtype=torch.long)
-            hidden = _make_hidden_states(skeleton, counts, rows, prompt + response)
+            hidden = make_hidden_states(skeleton, counts, rows, prompt + response)
             hidden = hidden.flatten(0, 1).index_select(0, places)
             values = skeleton.score(hidden.float())
             values.sum().backward()
         return meter.peaks["head"]
-
-
-def _make_hidden_states(skeleton: Skeleton, counts: Counts, rows: int, length: int) -> Tensor:
-    """Hidden states (B, T, H) like those of the backbone, without running it."""
-    # An input that requires a gradient makes autograd run the backward pass.
-    start = torch.zeros((), requires_grad=True)
-    states: Tensor = _BackboneStandIn.apply(start, (rows, length, counts.hidden_size), skeleton.causal.dtype)
-    return states
-
-
-class _BackboneStandIn(torch.autograd.Function):
-    """Replaces the backbone when a head is measured: creates hidden states, and discards their gradient."""
-
-    @staticmethod
-    def forward(_ctx: Any, _begin: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
-
-    @staticmethod
-    def backward(_ctx: Any, *_gradients: Tensor) -> tuple[None, None, None]:
-        return None, None, None
-
-
-class _HeadStandIn(torch.autograd.Function):
-    """Replaces a head when the backbone is measured: discards hidden states, and creates their gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor) -> Tensor:
-        ctx.shape, ctx.dtype, ctx.device = hidden.shape, hidden.dtype, hidden.device
-        return hidden.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *_gradients: Tensor) -> Tensor:
-        return torch.empty(ctx.shape, dtype=ctx.dtype, device=ctx.device)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lora_rlhf.configs.catalogue import BY_NAME, Stage
+from lora_rlhf.configs.catalogue import BY_NAME, DPO, Stage
 from lora_rlhf.model.decode_static import PREFILL_TOKENS
 from lora_rlhf.model.forward import SCORED_AT_ONCE
 from lora_rlhf.model.skeleton import BLOCK, NESTED_BLOCK, Counts
@@ -19,7 +19,16 @@ MOMENTS = 2  # AdamW's, per trained parameter
 CODES = FLOAT32 * (16 + 256 + 1)  # tables of a quantized weight: 16 values, 256 values of its scales, and their offset
 DRAWING = 24  # bytes for each vocabulary entry: logits, their softmax, and its cumulative sum twice in float64
 IDS, MASK, FIGURES = 8, 1, 5 * FLOAT32  # bytes of a rollout's token: id, mask; log-probs, values, advantages, returns
-TEMPORARY = ("activations", "logits", "kv cache", "read cache", "graph pool", "generation", "step")  # parts
+TEMPORARY = (
+    "activations",
+    "hidden states",
+    "logits",
+    "kv cache",
+    "read cache",
+    "graph pool",
+    "generation",
+    "step",
+)  # parts
 CUDA_CONTEXT, COPIES = "cuda context", "copies on the CPU"  # names of parts
 
 Parts = dict[str, float]  # bytes by part of memory
@@ -155,6 +164,31 @@ def training_points(
     yield "backward", {"activations": planes["backward"]}, max(0.0, trained.adapter - planes["saved"])
 
 
+def pair_points(
+    counts: Counts, passes: Passes, rows: int, checkpointing: bool, trained: TrainedRole
+) -> Iterator[tuple[str, Parts, float]]:
+    """Yields (name, parts, gradients) of a step of `dpo`, whose layers read `rows` sequences of the batch at a time.
+
+    Of several parts only the hidden states stay; the backward pass computes each part's layers again.
+    """
+    step = passes.pairs
+    assert step is not None  # it was measured for this stage
+    planes = {name: plane.bytes_at(rows, counts.layers) for name, plane in passes.training[checkpointing].items()}
+    reading, has_parts = passes.scoring.bytes_at(rows, counts.layers), rows < step.rows
+    saved = 0.0 if has_parts else planes["saved"]
+    if has_parts:
+        yield "forward", {"activations": reading, "hidden states": step.hidden}, 0.0
+    else:
+        yield "forward", {"activations": planes["forward"]}, 0.0
+    yield "log-probs", {"activations": saved, "logits": step.head}, 0.0
+    yield "reference", {"activations": saved + reading, "hidden states": step.kept + step.hidden}, 0.0
+    yield "reference: log-probs", {"activations": saved, "logits": step.reference}, 0.0
+    yield "backward: log-probs", {"activations": saved, "logits": step.backward}, 0.0
+    again = max(planes["forward"], planes["backward"]) if has_parts else planes["backward"]
+    gradients = trained.adapter if has_parts else max(0.0, trained.adapter - planes["saved"])
+    yield "backward", {"activations": again, "hidden states": step.beside}, gradients
+
+
 def scoring_points(counts: Counts, passes: Passes, rows: int) -> Iterator[NamedParts]:
     """Yields the points of a pass without gradients, and of the log-probabilities of its tokens."""
     yield "scoring", {"activations": passes.scoring.bytes_at(rows, counts.layers)}
@@ -258,7 +292,8 @@ def _learning_points(
     trained = sum(role.adapter for role in roles)
     reference_copy = permanent.get(COPIES, 0.0)
     for role in roles:
-        points = list(training_points(counts, passes, rows, setting.checkpointing, role))
+        points_of = pair_points if role.role == DPO.role else training_points
+        points = list(points_of(counts, passes, rows, setting.checkpointing, role))
         copies = reference_copy + (1 + MOMENTS) * role.adapter if device.has_copies else 0.0
         for name, parts, gradients in points:
             yield (

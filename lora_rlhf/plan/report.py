@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lora_rlhf.configs.catalogue import PPO
+from lora_rlhf.configs.catalogue import DPO, PPO
 from lora_rlhf.configs.values import check
 from lora_rlhf.model.targets import note_without_adapter
 from lora_rlhf.plan.cards import COMMON, GIB, Card, find_card
@@ -54,6 +54,8 @@ def _stage_flags(stage_plan: StagePlan, run_plan: RunPlan, config: PlanConfig) -
         flags.append("--gradient_checkpointing true")
     if is_sampling and not setting.value_role:
         flags.append(f"--advantage {run_plan.advantage} --samples_per_prompt {setting.samples_per_prompt}")
+    if stage is DPO and _is_not_default(config, "minibatch_size"):
+        flags.append(f"--batch_size {config.minibatch_size // 2}")  # prompts, of two answers each
     names = (*LIMITS, *(BASE_FLAGS if fixes_base else ()), *(SAMPLING_FLAGS if is_sampling else ()))
     return flags + [f"--{name} {_flag_text(getattr(config, name))}" for name in names if _is_not_default(config, name)]
 
@@ -136,6 +138,7 @@ def _stage_json(stage_plan: StagePlan) -> dict[str, Any]:
 def plan_popular_models(config: PlanConfig) -> list[dict[str, Any]]:
     """PPO's setting, peak and seconds for each popular model on each card; None if it does not fit."""
     rows = []
+    config = replace(config, stage=PPO.name)
     for name in tqdm(SHAPES, desc="models", unit="model"):
         model = measure_model(replace(config, model=name))
         cards = {f"{card.gib:g}": _table_cell(model, config, card) for card in COMMON}

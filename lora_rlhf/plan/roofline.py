@@ -99,6 +99,16 @@ class Roofline:
         passes = setting.minibatch / rows * self.training_seconds(rows, setting.checkpointing, has_logprobs)
         return passes + self._optimizer_seconds(setting.rank)
 
+    def step_of_pairs_seconds(self, setting: Setting) -> float:
+        """One optimizer step of `dpo`, which reads the policy's layers twice where the batch is read in parts."""
+        assert self.passes.pairs is not None
+        rows = min(setting.micro_batch, setting.minibatch)
+        times_read = 2 if rows < setting.minibatch else 1
+        layers = self.training_seconds(rows, setting.checkpointing, has_logprobs=False)
+        layers += times_read * self.scoring_seconds(rows, head=None)
+        heads = self.passes.pairs.work.cost(1, self.card).eager_seconds
+        return setting.minibatch / rows * layers + heads + self._optimizer_seconds(setting.rank)
+
     def _optimizer_seconds(self, rank: int) -> float:
         """AdamW reads weights, gradients and moments, and writes weights and moments."""
         return (3 + 2 * MOMENTS) * role_bytes(self.counts, rank) / (self.card.bandwidth * 1e9 * TRAFFIC)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from lora_rlhf.configs.catalogue import DPO
 from lora_rlhf.model.adapters import LoraSettings
 from lora_rlhf.model.base import load_config
 from lora_rlhf.model.files import TINYWORLD
@@ -59,6 +60,7 @@ def measure_model(config: PlanConfig) -> MeasuredModel:
             ),
             config.max_prompt_tokens,
             config.max_response_tokens,
+            config.minibatch_size if config.stage in (None, DPO.name) else None,
         )
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, LookupError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from lora_rlhf_demo.start_tab import form_value
 from lora_rlhf_demo.starting import Starter, command_text, words_of_form
 
 from lora_rlhf.cli.main import main
-from lora_rlhf.configs.catalogue import BY_NAME, PPO, REWARD, SFT, STAGES, Stage
+from lora_rlhf.configs.catalogue import BY_NAME, DPO, PPO, REWARD, SFT, STAGES, Stage
 from lora_rlhf.configs.flags import parse_flags
 from lora_rlhf.configs.stages import SFTConfig
 from lora_rlhf.configs.values import check
@@ -188,4 +188,8 @@ def test_a_plan_is_asked_for_with_the_settings_of_the_form_and_of_its_base(tmp_p
     assert (plan.model, plan.lora_rank, plan.batch_size, plan.device) == ("m", 4, 32, "cpu")
     reward = parse_flags("reward", REWARD.config, ["--run", str(run), "--rankings", "r"])
     assert parse_flags("plan", PlanConfig, plan_words(REWARD, reward, on_gpu=True)).stage == "reward"
+    dpo = parse_flags("dpo", DPO.config, ["--run", str(run), "--rankings", "r", "--batch_size", "8"])
+    plan = parse_flags("plan", PlanConfig, plan_words(DPO, dpo, on_gpu=True))
+    check(plan)
+    assert plan.minibatch_size == 16, "two answers to each prompt"
     assert set(BY_NAME) == {stage.name for stage in STAGES}

@@ -11,8 +11,9 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_rlhf.configs.catalogue import PPO
-from lora_rlhf.configs.stages import PPOConfig
+from lora_rlhf.configs.catalogue import DPO, PPO
+from lora_rlhf.configs.stages import DPOConfig, PPOConfig
+from lora_rlhf.data.encode import EncodedRanking
 from lora_rlhf.model.base import BaseSpec, load_base
 from lora_rlhf.model.forward import Sequences, response_logprobs, response_values
 from lora_rlhf.model.generate import generate_seeded
@@ -31,13 +32,15 @@ from lora_rlhf.plan.memory import (
 from lora_rlhf.plan.meter import Meter
 from lora_rlhf.plan.subject import MeasuredModel, measure_model
 from lora_rlhf.stages.auto_batch import AutoBatch
+from lora_rlhf.stages.dpo import accumulate, batch_groups
 from lora_rlhf.stages.trainer import RoleOptimizer
+from lora_rlhf.stages.trl_loss import TRLLoss
 
 pytestmark = pytest.mark.slow
 
 PROMPT, RESPONSE, ROWS = 64, 32, 6
 Measured = Callable[[Callable[[], object]], int]
-PASSING = ("activations", "logits", "kv cache", "generation")
+PASSING = ("activations", "hidden states", "logits", "kv cache", "generation")
 FAMILIES = ("llama", "gemma2", "gpt2")
 PASSES_IN_THE_SUITE = (("policy", "gpt2", True), ("value", "llama", False))
 
@@ -48,8 +51,9 @@ def subjects(tiny_model: Callable[[str], Path]) -> Callable[[str], MeasuredModel
 
     def subject(name: str) -> MeasuredModel:
         if name not in found:
-            limits: dict[str, Any] = {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE}
-            found[name] = measure_model(PlanConfig(model=str(tiny_model(name)), device="cpu", lora_rank=4, **limits))
+            sizes: dict[str, Any] = {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE}
+            sizes |= {"batch_size": ROWS, "minibatch_size": ROWS}
+            found[name] = measure_model(PlanConfig(model=str(tiny_model(name)), device="cpu", lora_rank=4, **sizes))
         return found[name]
 
     return subject
@@ -111,6 +115,27 @@ def test_a_training_pass_takes_what_was_planned(
     head = "log-probs" if role == "policy" else "values"
     names = tuple(f"update of {role}: {part}" for part in ("forward", head, "backward"))
     assert most(subjects(family), names, checkpointing) == pytest.approx(measured(step), rel=0.01)
+
+
+@pytest.mark.parametrize("size", [2, ROWS])
+def test_a_step_of_dpo_takes_what_was_planned(
+    size: int,
+    shared_model: Callable[..., SharedModel],
+    subjects: Callable[[str], MeasuredModel],
+    measured: Measured,
+    tmp_path: Path,
+) -> None:
+    """TRL's loss on pairs that are read in parts, and at once."""
+    model, config = shared_model("llama"), DPOConfig(run="unused", rankings="unused")
+    model.copy_role("policy", "dpo")
+    for _, parameter in model.named_parameters_of("dpo"):
+        parameter.grad = torch.zeros_like(parameter)
+    rankings = [EncodedRanking([5 + n] * PROMPT, [[9] * RESPONSE, [8] * RESPONSE], [1, 2]) for n in range(ROWS // 2)]
+    loss = TRLLoss(config, model, tmp_path, batch_groups(config, rankings)[0][1])
+    real, subject = measured(lambda: accumulate(config, model, loss, rankings, size)), subjects("llama")
+    points = memory_points(DPO, subject.counts, subject.passes, Setting(size, 1, False, 4, True, ROWS), subject.device)
+    most_planned = max(sum(point.parts.get(part, 0.0) for part in PASSING) for point in points)
+    assert 0.95 * real <= most_planned <= 1.1 * real
 
 
 @pytest.mark.parametrize("family", FAMILIES)
