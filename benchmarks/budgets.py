@@ -16,24 +16,26 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from provenance import provenance
 
 from lora_rlhf.model.adapters import LoraSettings
-from lora_rlhf.model.skeleton import build_skeleton, count_model, make_config
+from lora_rlhf.model.forward import SCORED_AT_ONCE
+from lora_rlhf.model.skeleton import Counts, build_skeleton, count_model, make_config
 from lora_rlhf.plan.cards import BY_NAME
-from lora_rlhf.plan.dryrun import measure_passes
+from lora_rlhf.plan.dryrun import Passes, measure_passes
 from lora_rlhf.plan.memory import Setting
 from lora_rlhf.plan.roofline import Roofline
 from lora_rlhf.plan.shapes import SHAPES
 from lora_rlhf.plan.work import Cost
 
 HERE = Path(__file__).parent
-# cards, and responses of a micro-batch on each, as `lora-rlhf plan` chooses about; None: the model does not fit
+# cards, and responses of a micro-batch on each, as `lora-rlhf plan` chooses; those of `before` were chosen then
 MODELS: dict[str, dict[str, int]] = {
-    "qwen2.5-1.5b": {"RTX 4090": 8, "RTX 3060": 4, "T4": 4, "H200": 8},
-    "llama-3.1-8b": {"RTX 4090": 4, "RTX 3060": 1, "T4": 1, "H200": 8},
+    "qwen2.5-1.5b": {"RTX 4090": 16, "RTX 3060": 8, "T4": 8, "H200": 32},
+    "llama-3.1-8b": {"RTX 4090": 8, "RTX 3060": 2, "T4": 2, "H200": 32},
 }
 MERGING = {("qwen2.5-1.5b", "RTX 4090"), ("qwen2.5-1.5b", "RTX 3060"), ("qwen2.5-1.5b", "T4"), ("qwen2.5-1.5b", "H200")}
 MERGING |= {("llama-3.1-8b", "H200")}  # where merged weights fit beside the rest
@@ -50,6 +52,7 @@ def main() -> None:
         "lengths": [PROMPT, RESPONSE],
         "rank": RANK,
         "after": measure(),
+        "tried on the 4090": try_other_sizes("qwen2.5-1.5b", "RTX 4090"),
     }
     if args.before is not None:
         command = [sys.executable, str(HERE / "budgets_before.py"), str(args.before)]
@@ -64,10 +67,7 @@ def measure(scoring_passes: int | None = None) -> dict[str, Any]:
     """Each model's figures on each card. scoring_passes: those with log-probabilities, if not the plan's."""
     found = {}
     for name, cards in MODELS.items():
-        config = make_config(*SHAPES[name])
-        counts = count_model(config, "nf4", torch.bfloat16)
-        build = partial(build_skeleton, config, "nf4", torch.bfloat16, LoraSettings(rank=RANK))
-        passes = measure_passes(counts, build, PROMPT, RESPONSE)
+        counts, passes = measure_model(name)
         saved = {
             key: round(passes.training[again]["saved"].bytes_at(4, counts.layers) / 4 / (PROMPT + RESPONSE))
             for again, key in ((False, "saved"), (True, "saved with checkpointing"))
@@ -80,6 +80,26 @@ def measure(scoring_passes: int | None = None) -> dict[str, Any]:
             },
         }
     return found
+
+
+def measure_model(name: str) -> tuple[Counts, Passes]:
+    """The counts and passes of a model of the table."""
+    config = make_config(*SHAPES[name])
+    counts = count_model(config, "nf4", torch.bfloat16)
+    build = partial(build_skeleton, config, "nf4", torch.bfloat16, LoraSettings(rank=RANK))
+    return counts, measure_passes(counts, build, PROMPT, RESPONSE)
+
+
+def try_other_sizes(name: str, card: str) -> dict[str, float]:
+    """Seconds of an iteration with micro-batches of half the rows, and with twice the rows in a scoring pass."""
+    roofline, rows = Roofline(*measure_model(name), BY_NAME[card], (name, card) in MERGING), MODELS[name][card]
+
+    def seconds(rows: int) -> float:
+        return round(roofline.iteration_seconds(Setting(rows, SLOTS, False, RANK, True), num_epochs=1).total, 2)
+
+    with patch("lora_rlhf.plan.roofline.SCORED_AT_ONCE", 2 * SCORED_AT_ONCE):
+        more_scored = seconds(rows)
+    return {"half the micro-batch": seconds(rows // 2), "twice the rows scored at once": more_scored}
 
 
 def of_card(roofline: Roofline, rows: int, scoring_passes: int | None) -> dict[str, Any]:

@@ -304,7 +304,13 @@ def _budgets(results: Any) -> dict[str, str]:
         for both in [(before, after)]
         for model in after
     ]
-    return {"budgets": table(" | before | after", *rows, *saved)}
+    tried = results["budgets"]["tried on the 4090"]
+    return {
+        "budgets": table(" | before | after", *rows, *saved),
+        "budgets_half": f"{tried['half the micro-batch']:g}",
+        "budgets_scored": f"{tried['twice the rows scored at once']:g}",
+        "budgets_now": f"{after['qwen2.5-1.5b']['cards']['RTX 4090']['iteration']['all_s']:g}",
+    }
 
 
 def _zoo(results: Any) -> dict[str, str]:

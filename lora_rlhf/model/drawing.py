@@ -67,7 +67,7 @@ def draw_tokens(logits: Tensor, temperature: float, numbers: Tensor, top_p: floa
     """
     if temperature == 0:
         return logits.argmax(dim=-1), logits.new_zeros(len(logits), dtype=torch.float32)
-    probs = (logits / temperature).softmax(dim=-1)
+    probs = (logits if temperature == 1 else logits / temperature).softmax(dim=-1)
     kept = probs if top_p >= 1 else _most_probable(probs, top_p)
     cumulative = kept.cumsum(dim=-1, dtype=torch.float64)
     # right=True steps over tokens of probability 0, whose cumulative value is that of the token before.
