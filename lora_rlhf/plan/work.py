@@ -4,9 +4,10 @@ Each operation that PyTorch dispatches takes the longest of three times: of its 
 starting a kernel. The shares below are usual for such kernels and were not fitted to a GPU.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -113,7 +114,7 @@ def _size(tensor: Tensor) -> float:
     return numbers * tensor.element_size()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
     """The operations of a pass, each in a line with rows: (n, 5, 2), a start and a slope of `Operation`'s numbers."""
 
@@ -128,6 +129,8 @@ class Work:
         slope = high - low
         return cls(torch.stack([low - rows * slope, slope], dim=-1))
 
+    # of few passes, which live as long as the plan, and whose costs many settings share
+    @functools.lru_cache(maxsize=4096)  # noqa: B019
     def cost(self, rows: int, card: Card) -> "Cost":
         """The sums over all kernels, one after the other."""
         tensor_flops, float32_flops, moved, weights, factor_rows = (self.lines[..., 0] + rows * self.lines[..., 1]).T
@@ -156,10 +159,11 @@ class Cost:
     flops: float
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+        kernels, moved = self.kernels + other.kernels, self.moved + other.moved
+        return Cost(self.seconds + other.seconds, kernels, moved, self.flops + other.flops)
 
     def __mul__(self, factor: float) -> "Cost":
-        return Cost(*(number * factor for number in astuple(self)))
+        return Cost(self.seconds * factor, self.kernels * factor, self.moved * factor, self.flops * factor)
 
     @property
     def eager_seconds(self) -> float:
