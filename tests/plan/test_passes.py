@@ -132,7 +132,12 @@ def test_a_step_of_dpo_takes_what_was_planned(
         parameter.grad = torch.zeros_like(parameter)
     rankings = [EncodedRanking([5 + n] * PROMPT, [[9] * RESPONSE, [8] * RESPONSE], [1, 2]) for n in range(ROWS // 2)]
     loss = TRLLoss(config, model, tmp_path, batch_groups(config, rankings)[0][1])
-    real, subject = measured(lambda: accumulate(config, model, loss, rankings, size)), subjects("llama")
+
+    def step() -> None:
+        with model.role("dpo", training=True):
+            accumulate(config, model, loss, rankings, size)
+
+    real, subject = measured(step), subjects("llama")
     points = memory_points(DPO, subject.counts, subject.passes, Setting(size, 1, False, 4, True, ROWS), subject.device)
     most_planned = max(sum(point.parts.get(part, 0.0) for part in PASSING) for point in points)
     assert 0.95 * real <= most_planned <= 1.1 * real
