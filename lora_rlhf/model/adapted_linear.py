@@ -172,7 +172,9 @@ class LoraProduct(torch.autograd.Function):
                 result = (low_rank if factor == 1 else low_rank * factor) @ right.T
             else:
                 result = torch.addmm(bias.to(right.dtype), low_rank, right.T, alpha=factor)
-            result = result.addmm_(rows, weight_matrix(base).T).view(*inputs.shape[:-1], -1)
+            result.addmm_(rows, weight_matrix(base).T)
+            # as `torch.matmul` does it: no view to autograd, which forbids a model to change one in place
+            result = torch.ops.aten._unsafe_view(result, (*inputs.shape[:-1], result.shape[-1]))
         else:
             result = base(inputs)
             add_product(result, low_rank, right, factor)

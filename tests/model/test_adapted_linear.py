@@ -54,7 +54,8 @@ def test_gradients_are_the_numerical_ones(bias: bool) -> None:
     )
     expected = base(inputs) + 0.3 * (inputs @ down.T) @ up.T
     torch.testing.assert_close(LoraProduct.apply(inputs, down, up, base, 0.3), expected, rtol=0, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda *three: LoraProduct.apply(*three, base, 0.3), (inputs, down, up))
+    # some models, as Llama 4, change the result in place
+    assert torch.autograd.gradcheck(lambda *three: LoraProduct.apply(*three, base, 0.3).mul_(2.0), (inputs, down, up))
 
 
 @pytest.mark.parametrize("is_rounded", [False, True])
