@@ -19,7 +19,7 @@ from lora_rlhf_demo.ranker import make_ranker
 from lora_rlhf_demo.requests import Answered, Ask, Column, Failed, Loading, Partial, Settings, Waiting, waiting_note
 from lora_rlhf_demo.runs import find_run_folder, read_run_state
 from lora_rlhf_demo.show import text_html
-from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown, user_of
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown, runs_update, user_of
 from lora_rlhf_demo.tasks import make_task, parse_labeler_name
 
 GUIDELINES = Path(__file__).parent / "guidelines.md"
@@ -124,21 +124,21 @@ class LabelTab:
             draw_inputs += [self.num_answers, self.temperature, self.live_prompt]
             self.draw.click(self._draw_answers, draw_inputs, outputs, **HANDLER_OPTIONS)
             opened.append(self.stage)
-        self.on_page_open = (self._open_page, [self.saved_name, self.browser], opened)
+        self.on_page_open = (self._open_page, [self.saved_name, self.browser, self.run], opened)
 
     # What the controls do
 
-    def _open_page(self, name: Any, browser: Any) -> tuple[Any, ...]:
+    def _open_page(self, name: Any, browser: Any, shown: str | None) -> tuple[Any, ...]:
         """A page was opened: lists the runs, and continues for a labeler who was here before."""
         runs = self._run_names()
         stage = () if self.is_alone else (self._role_choices(runs[0]) if runs else gr.skip(),)
         if not runs:
             return (*(gr.skip(),) * 10, *stage)
-        updates: tuple[Any, ...] = (gr.skip(),) * 9  # the name too: a quick person has written it already
-        if name:
-            session = self.actions.begin(runs[0], name, str(browser or ""), is_return=True)
-            updates = *self._page_values(session, str(browser or "")), name
-        return *updates, gr.update(choices=runs, value=runs[0]), *stage
+        if not name:  # left as it is, since a quick person has written it already
+            return (*(gr.skip(),) * 9, runs_update(runs, shown), *stage)
+        session = self.actions.begin(runs[0], name, str(browser or ""), is_return=True)
+        page_values = self._page_values(session, str(browser or ""))
+        return *page_values, name, gr.update(choices=runs, value=runs[0]), *stage
 
     def _begin(self, session: LabelSession | None, run: str | None, name: str, browser: Any) -> tuple[Any, ...]:
         browser = str(browser or "") or secrets.token_hex(8)

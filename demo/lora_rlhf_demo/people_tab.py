@@ -13,7 +13,7 @@ from lora_rlhf_demo import label_show
 from lora_rlhf_demo.label_session import LabelActions
 from lora_rlhf_demo.people import PeopleFigures, PersonFigures, PromptFigures
 from lora_rlhf_demo.show import safe_html
-from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown, runs_update
 
 NOTHING = "Nobody has ranked anything in this run yet. `lora-rlhf demo --label --run {run}` serves labelers a page."
 FAST = "{count} of these rankings took less time than it takes to read the prompt and the answers at 600 words a minute"
@@ -40,11 +40,10 @@ class PeopleTab:
         tab.select(self._show, self.run, outputs, **HANDLER_OPTIONS)
         removal = [self.run, self.name, self.reason]
         self.remove.click(self._remove, removal, [*outputs, self.note, self.reason], **HANDLER_OPTIONS)
-        self.on_page_open: tuple[Callable[..., Any], list[Any], list[Any]] = (self._open_page, [], [self.run])
+        self.on_page_open: tuple[Callable[..., Any], list[Any], list[Any]] = (self._open_page, [self.run], [self.run])
 
-    def _open_page(self) -> Any:
-        runs = self.app.run_names()
-        return gr.update(choices=runs, value=runs[0] if runs else None)
+    def _open_page(self, shown: str | None) -> Any:
+        return runs_update(self.app.run_names(), shown)
 
     def _show(self, run: str | None) -> tuple[Any, ...]:
         run = run or next(iter(self.app.run_names()), "")  # the list of runs may not have arrived yet

@@ -10,7 +10,7 @@ from lora_rlhf_demo import label_show
 from lora_rlhf_demo.compare import LETTERS
 from lora_rlhf_demo.playground import Scoring, bars_html, parse_conversation
 from lora_rlhf_demo.requests import Failed, Loading, Score, Scored, Waiting
-from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown
+from lora_rlhf_demo.state import HANDLER_OPTIONS, App, run_dropdown, runs_update
 
 MOST_ANSWERS = len(LETTERS)
 
@@ -53,12 +53,11 @@ class PlaygroundTab:
         self.more.click(
             self._add_answer_box, self.num_boxes, [self.num_boxes, self.more, *self.answers], **HANDLER_OPTIONS
         )
-        self.on_page_open: tuple[Callable[..., Any], list[Any], list[Any]] = (self._open_page, [], [self.run])
+        self.on_page_open: tuple[Callable[..., Any], list[Any], list[Any]] = (self._open_page, [self.run], [self.run])
 
-    def _open_page(self) -> Any:
+    def _open_page(self, shown: str | None) -> Any:
         """A page was opened: lists the runs."""
-        runs = self.app.run_names()
-        return gr.update(choices=runs, value=runs[0] if runs else None)
+        return runs_update(self.app.run_names(), shown)
 
     def _score_anew(self, _: Any, *inputs: Any) -> Iterator[tuple[Any, Any]]:
         """Scores with another reward model, without a comparison with the scores before."""

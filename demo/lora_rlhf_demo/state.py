@@ -36,6 +36,13 @@ def run_dropdown(names: Sequence[str], elem_id: str, visible: bool = True) -> gr
     return gr.Dropdown(names, value=names[0] if names else None, label="Run", elem_id=elem_id, visible=visible)
 
 
+def runs_update(names: Sequence[str], shown: str | None) -> Any:
+    """The update of that list when a page opens. A run that somebody has chosen meanwhile stays chosen."""
+    if shown in names:
+        return gr.update(choices=names)
+    return gr.update(choices=names, value=names[0] if names else None)
+
+
 @dataclass
 class App:
     """One server. What belongs to a single page is in the page's own state.
