@@ -52,7 +52,7 @@ def measure_pair_step(skeleton: Skeleton, counts: Counts, rows: int, prompt: int
         return torch.cat(parts)[torch.zeros(rows, dtype=torch.long)]
 
     with skeleton.mode, _as_on_device(skeleton.mode.on_gpu), Meter() as meter:
-        with meter.record_phase("policy"):
+        with meter.record_phase("policy head"):
             logprobs = _read_head(skeleton, read(), response)
         kept = meter.live_bytes
         with meter.record_phase("reference"), torch.no_grad():
@@ -64,7 +64,7 @@ def measure_pair_step(skeleton: Skeleton, counts: Counts, rows: int, prompt: int
     peaks = meter.peaks
     work = Work.from_operations(1, operations, operations)
     return PairStep(
-        rows, hidden, peaks["policy"], kept, peaks["reference"], peaks["backward"], max(beside, default=0), work
+        rows, hidden, peaks["policy head"], kept, peaks["reference"], peaks["backward"], max(beside, default=0), work
     )
 
 

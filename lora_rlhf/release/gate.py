@@ -87,11 +87,17 @@ def _decision_text(rows: Sequence[Row], candidate: SystemOnDisk, baseline: Syste
 
 
 def reason_table(rows: Sequence[Row]) -> str:
-    """Of each rule: pass or FAIL and its figure, then what was needed and what was found, with its interval."""
+    """Of each rule: pass or FAIL and its figure, then what was needed and what was found, with its interval.
+
+    Rules that the policy lets pass without a figure are named at the end, in one line.
+    """
     lines = []
     for row in rows:
-        lines.append(wrapped(f"{'pass' if row.decision == PASS else 'FAIL'}  {row.figure}"))
-        lines += [wrapped(f"      needed {row.needed}"), wrapped(f"      found  {row.found}")]
+        if not row.is_let_pass:
+            lines.append(wrapped(f"{'pass' if row.decision == PASS else 'FAIL'}  {row.figure}"))
+            lines += [wrapped(f"      needed {row.needed}"), wrapped(f"      found  {row.found}")]
+    if let_pass := [row.figure for row in rows if row.is_let_pass]:
+        lines.append(wrapped(f"pass  not reported, which the policy lets pass: {', '.join(let_pass)}"))
     return "\n".join(lines)
 
 

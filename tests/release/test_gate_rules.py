@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lora_rlhf.release.gate import reason_table
 from lora_rlhf.release.policy import PACKAGED_POLICY, Policy, read_gate_policy
 from lora_rlhf.release.rules import Row, apply_rules, is_passed
 from lora_rlhf.system.errors import UserError
@@ -119,6 +120,7 @@ def test_what_is_not_there_fails_and_says_why(report: dict[str, Any], tmp_path: 
     assert row.decision == "fail" and row.found.startswith("not reported: ") and reason in row.found
     row = row_of(report, tmp_path, f"{guard}, unless_missing: pass")
     assert row.decision == "pass" and reason in row.found and row.found.endswith("as the policy says")
+    assert reason_table([row]) == f"pass  not reported, which the policy lets pass: {row.figure}"
 
 
 @pytest.mark.parametrize("value", [None, "0.1", True, [], {}])
