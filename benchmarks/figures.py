@@ -50,7 +50,7 @@ def figures() -> dict[str, str]:
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     pages = (
         *(_quickstart, _against_trl, _speed, _app, _plan, _budgets, _zoo, _commands, _methods, _verifiable, _safety),
-        *(_revise, _process_rewards, _rounds, _ai_feedback),
+        *(_revise, _process_rewards, _rounds, _ai_feedback, _first_minute),
     )
     return {name: text for page in pages for name, text in page(results).items()}
 
@@ -169,6 +169,19 @@ def _ai_feedback(results: Any) -> dict[str, str]:
         rows.append(f"{name} | {against} | {wins} | {gold} | {cost}")
     head = "labels by | pairs as the gold score | as labelers | policy wins against SFT | mean gold score | cost"
     return {"ai_feedback": table(head, *rows)}
+
+
+def _first_minute(results: Any) -> dict[str, str]:
+    rows = []
+    for row in results["first_minute"]["rows"]:
+        found = [re.search(r"([\d.]+) nats off", text or "") for text in row["planted"].values()]
+        stops = [match[1] if match else "not stopped" for match in found]
+        where = "a played GPU" if row["device"] == "played" else "a CPU"
+        base = (
+            f"{'24 layers' if row['model'] == 'deep' else 'tiny world'}, {row['quantization']}, {row['dtype']}, {where}"
+        )
+        rows.append(f"{base} | {'yes' if row['ended_well'] else 'no'} | {' | '.join(stops)}")
+    return {"first_minute": table("base | ended well | another adapter | live dropout | shifted mask", *rows)}
 
 
 def _mean(value: Any) -> str:
