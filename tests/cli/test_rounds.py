@@ -110,6 +110,7 @@ def test_a_round_that_dies_at_every_step_ends_well(
         {ranking.prompt.key for ranking in read_rankings(str(path))[0]}
         for path in (run / "data" / "rankings.jsonl", folder / "all_rankings.jsonl", folder / "measured.jsonl")
     )
+    assert record["trained_on"] == len(read_rankings(str(folder / "all_rankings.jsonl"))[0])
     assert earlier < trained and len(trained) == len(earlier) + 6 and len(measured) == 2 and not measured & trained
     assert record["measured"]["before"]["n"] == record["measured"]["after"]["n"] == 2
     report = json.loads((folder / "report.json").read_text())

@@ -2,6 +2,7 @@
 
 import pytest
 from lora_rlhf_demo.playground import Scoring, bars_html, parse_conversation, rank_by_index
+from lora_rlhf_demo.state import runs_update
 
 from lora_rlhf.system.errors import UserError
 
@@ -46,3 +47,9 @@ def test_bars_are_in_order_and_no_markup() -> None:
     assert html.index("two") < html.index("&lt;b&gt;one")
     assert "+2.00" in html and "-1.00" in html and "+0.50" in html
     assert "right:50%;width:25.0%" in html and "left:50%;width:50.0%" in html
+
+
+def test_a_run_that_is_chosen_before_the_page_has_heard_of_the_runs_stays_chosen() -> None:
+    assert "value" not in runs_update(["a", "b"], "b")
+    assert runs_update(["a", "b"], "gone")["value"] == "a" == runs_update(["a"], None)["value"]
+    assert runs_update([], "gone")["value"] is None
