@@ -98,7 +98,7 @@ def test_parts_of_an_iteration_on_a_faster_card_take_less(tinyworld: MeasuredMod
 @pytest.mark.slow
 def test_a_step_of_dpo_in_parts_reads_the_layers_once_more(tinyworld: MeasuredModel) -> None:
     """For the reference, and in parts for the policy: the backward pass computes each part's layers again."""
-    heads = PairStep(32, 0, 0, 0, 0, 0, 0, Work.from_operations(1, [], []))
+    heads = PairStep(32, 0, 0, 0, 0, 0, 0, tinyworld.passes.work["scoring"])
     roofline = Roofline(tinyworld.counts, replace(tinyworld.passes, pairs=heads), CARD)
     whole = Setting(32, generation_batch=8, checkpointing=False, rank=16, value_role=False, minibatch=32)
 
