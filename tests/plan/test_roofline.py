@@ -1,6 +1,7 @@
 """What an operation costs on a card, computed by hand; and what the plan says of whole passes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor
 
 from lora_rlhf.plan.cards import Card
+from lora_rlhf.plan.memory import Setting
 from lora_rlhf.plan.meter import Meter
+from lora_rlhf.plan.pairs import PairStep
 from lora_rlhf.plan.roofline import Roofline
 from lora_rlhf.plan.subject import MeasuredModel
 from lora_rlhf.plan.work import FUSED_ROWS, KERNEL, PRODUCTS, TRAFFIC, Operation, Work
@@ -90,3 +93,20 @@ def test_parts_of_an_iteration_on_a_faster_card_take_less(tinyworld: MeasuredMod
     assert quick.step_seconds(64, merged=False) < quick.pass_cost("step", 64).kernels * 7e-6
     assert quick.step_seconds(64, merged=True) < quick.step_seconds(64, merged=False)
     assert slow.training_seconds(64, False) < slow.training_seconds(64, True) < 1.5 * slow.training_seconds(64, False)
+
+
+@pytest.mark.slow
+def test_a_step_of_dpo_in_parts_reads_the_layers_once_more(tinyworld: MeasuredModel) -> None:
+    """For the reference, and in parts for the policy: the backward pass computes each part's layers again."""
+    done = operations(lambda: torch.zeros(64, 64) + 1)
+    heads = PairStep(32, 0, 0, 0, 0, 0, 0, Work.from_operations(1, done, done))
+    roofline = Roofline(tinyworld.counts, replace(tinyworld.passes, pairs=heads), CARD)
+    whole = Setting(32, generation_batch=8, checkpointing=False, rank=16, value_role=False, minibatch=32)
+
+    def layers(rows: int, times_read: int) -> float:
+        training = roofline.training_seconds(rows, False, has_logprobs=False)
+        return training + times_read * roofline.scoring_seconds(rows, head=None)
+
+    parts = replace(whole, micro_batch=16)
+    more = roofline.step_of_pairs_seconds(parts) - roofline.step_of_pairs_seconds(whole)
+    assert more == pytest.approx(2 * layers(16, 2) - layers(32, 1))
