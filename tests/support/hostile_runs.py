@@ -6,12 +6,12 @@ Each command runs in a fork of this process, which has imported what they need: 
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -39,6 +39,7 @@ MOST_SECONDS, MOST_MIB = 5.0, 500  # more than the command takes on a good run
 MOST_TRIES = 3  # of a command that takes longer: other work on the machine must not count
 KILLED_AFTER = 60.0
 INTERRUPTED = 130
+ADDRESS = re.compile(r"(http://\S+)   \(Ctrl-C ends it\)")
 FILES = (
     *(f"{stage}/{name}" for stage in ("sft", "reward", "ppo") for name in ("manifest.json", "config.yaml")),
     *(f"{stage}/adapter/{name}" for stage in ("sft", "ppo") for name in ("adapter_config.json",)),
@@ -139,14 +140,14 @@ class Place:
             "evaluate": [command, str(run), "--prompts", str(self.folder / "prompts.jsonl"), *limits],
             "export": [command, str(run), "--to", f"{to}-{name}", "--device", "cpu", "--parity_tokens", "4", "--force"],
             "chat": [command, str(run), "--device", "cpu", "--max_response_tokens", "4"],
-            "demo": [command, "--root", str(run.parent), "--run", name, "--device", "cpu", "--port", str(PORT)],
         }[command]
 
     def try_command(self, command: str, run: Path) -> "Outcome":
         """What a command makes of a run. With `demo`, the page is fetched and all that its tabs read."""
         (self.folder / "out").mkdir(exist_ok=True)
-        call = (lambda: look_at(run)) if command == "demo" else (lambda: main(self.arguments(command, run)))
-        return in_fork(call, self.folder / "questions.txt", self.folder / "said")
+        said = self.folder / "said"
+        call = (lambda: look_at(run, said)) if command == "demo" else (lambda: main(self.arguments(command, run)))
+        return in_fork(call, self.folder / "questions.txt", said)
 
     def untouched(self) -> dict[str, tuple[int, int]]:
         """Size and time of all files that no command may write."""
@@ -246,13 +247,13 @@ def in_fork(call: Callable[[], int], given: Path, said: Path) -> Outcome:
     return Outcome(ended_with, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text)
 
 
-def look_at(run: Path) -> int:
+def look_at(run: Path, said: Path) -> int:
     """`lora-rlhf demo` with that run first, until its page is there; then all that its tabs ask of the run."""
-    port, root = PORT, run.parent
+    root = run.parent
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    threading.Thread(target=_fetch_and_interrupt, args=(port,), daemon=True).start()
-    status = main(["demo", "--root", str(root), "--run", run.name, "--device", "cpu", "--port", str(port)])
-    if status not in (0, INTERRUPTED):  # the page can be there before the command waits for Ctrl-C
+    threading.Thread(target=_fetch_and_interrupt, args=(said,), daemon=True).start()
+    status = main(["demo", "--root", str(root), "--run", run.name, "--device", "cpu", "--port", str(PORT)])
+    if status not in (0, INTERRUPTED):  # the line can be there before the command waits for Ctrl-C
         return status
     worker = worker_of(root)
     looks: tuple[Callable[[], Any], ...] = (
@@ -272,14 +273,11 @@ def look_at(run: Path) -> int:
     return 0
 
 
-def _fetch_and_interrupt(port: int) -> None:
-    """Fetches the page as soon as it is there, and then ends the command as Ctrl-C does."""
-    for _ in range(1000):
-        try:
-            for name in ("", "config"):
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/{name}", timeout=20) as answer:
-                    answer.read()
-            break
-        except OSError:
-            time.sleep(0.02)
+def _fetch_and_interrupt(said: Path) -> None:
+    """Fetches the page as soon as the command has said its address, and then ends the command as Ctrl-C does."""
+    while not (address := ADDRESS.search(said.read_text(errors="replace"))):
+        time.sleep(0.02)
+    for name in ("", "config"):
+        with urllib.request.urlopen(address[1] + name, timeout=20) as answer:
+            answer.read()
     os.kill(os.getpid(), signal.SIGINT)
