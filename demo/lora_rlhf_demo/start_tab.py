@@ -79,7 +79,7 @@ class StartTab:
         choose = [self.stage, self.form], [self.form, self.command, self.faults, self.peak]
         self.stage.input(self._choose_stage, *choose, **HANDLER_OPTIONS)
         newest: dict[str, Any] = {"trigger_mode": "always_last", **HANDLER_OPTIONS}
-        self.form.submit(self._check, self.form, [self.command, self.start], **newest)
+        gr.on([self.form.input, self.form.submit], self._check, self.form, [self.command, self.start], **newest)
         self.form.submit(self._plan, self.form, self.peak, **newest)
         self.start.click(self._start, self.form, [self.faults, *shown], **HANDLER_OPTIONS)
         self.stop.click(self._act(self.starter.stop), None, [self.faults, *shown], **HANDLER_OPTIONS)

@@ -101,8 +101,9 @@ def test_a_run_is_started_stopped_and_continued(
         expect(faults).to_contain_text("sft: epochs is 'many', expected a whole number")
         expect(page.locator("#train-start")).to_be_disabled()
         page.locator("#start-epochs").fill("1")
+        expect(faults).to_have_count(0)  # while the field is still being written
+        expect(page.locator("#train-start")).to_be_enabled()
         page.locator("#start-epochs").press("Tab")
-        expect(faults).to_have_count(0)
         expect(command).to_contain_text(f"lora-rlhf sft --run {tmp_path}/runs/mine")
         expect(page.locator("#train-peak")).to_contain_text("Memory at its peak")
         page.locator("#train-start").click()
