@@ -1,27 +1,33 @@
 """A text of a model as HTML with its Markdown drawn. Nothing is loaded, nothing is a link, and all of it is escaped.
 
-CommonMark and tables, by markdown-it. Formulas are set off in a mono face, not typeset. Links, pictures and HTML show
-as what they are. Texts beyond the limits are shown as they are written.
+CommonMark and tables, by markdown-it. Formulas are typeset; what is no known formula is set off in a mono face. Links,
+pictures and HTML show as what they are. Texts beyond the limits are shown as they are written.
 """
 
+import html
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
 
 from lora_rlhf.system.shown_text import visible
+from lora_rlhf_demo.formulas import formula_html
 from lora_rlhf_demo.show import text_html
 
 MOST_CHARACTERS, MOST_TOKENS = 20_000, 10_000
 MOST_CELLS, MOST_COLUMNS = 1_000, 20
 MOST_NESTED = 20  # quotes and lists in each other
 MOST_LINES = 30  # of a formula
+MOST_GROWTH = 20  # characters of HTML for one of the text
 NO_LINKS = ["link", "image", "autolink", "html_inline", "html_block", "reference", "entity"]
 FORMULA = re.compile(
-    r"\$\$[^$]{1,1000}\$\$|(?<![\w$])\$(?!\s)[^$\n]{1,1000}(?<!\s)\$(?![\w$])"
-    r"|\\\((?:[^\\]|\\[^)]){1,150}\\\)|\\\[(?:[^\\]|\\[^\]]){1,150}\\\]"
+    r"\$\$([^$]{1,1000})\$\$|(?<![\w$])\$(?!\s)([^$\n]{1,1000})(?<!\s)\$(?![\w$])"
+    r"|\\\(((?:[^\\]|\\[^)]){1,150})\\\)|\\\[((?:[^\\]|\\[^\]]){1,150})\\\]"
 )
 ENDS = {"$$": "$$", "\\[": "\\]"}  # a line of its own that begins a formula: the one that ends it
 
@@ -38,7 +44,10 @@ def markdown_html(text: str) -> str:
     kinds = {child.type for token in tokens for child in (token, *(token.children or ()))}
     if kinds <= {"paragraph_open", "paragraph_close", "inline", "text", "softbreak"}:
         return text_html(text)
-    return f'<div class="text markdown" dir="auto">{MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})}</div>'
+    drawn = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+    if len(drawn) > MOST_GROWTH * (len(shown) + 100):
+        return text_html(text)
+    return f'<div class="text markdown" dir="auto">{drawn}</div>'
 
 
 def _inline_formula(state: StateInline, silent: bool) -> bool:
@@ -47,9 +56,10 @@ def _inline_formula(state: StateInline, silent: bool) -> bool:
     if found is None:
         return False
     if not silent:
-        token = state.push("code_inline", "code", 0)
+        token = state.push("formula", "math", 0)
         token.content = found[0]
-        token.attrSet("class", "math")
+        token.info = found[next(group for group in range(1, 5) if found[group])]
+        token.block = found[0].startswith(("$$", "\\["))
     state.pos = found.end()
     return True
 
@@ -64,11 +74,21 @@ def _formula_block(state: StateBlock, start: int, end: int, silent: bool) -> boo
     if len(lines) < 2 or lines[-1] != ENDS[lines[0]]:
         return False
     if not silent:
-        token = state.push("code_block", "code", 0)
-        token.content = "\n".join(lines[1:-1])
-        token.attrSet("class", "math")
+        token = state.push("formula", "math", 0)
+        token.content = token.info = "\n".join(lines[1:-1])
+        token.block = True
         state.line = start + len(lines)
     return True
+
+
+def _drawn_formula(renderer: Any, tokens: Sequence[Token], number: int, options: Any, env: Any) -> str:
+    """The formula typeset, else as it is written; in lines of its own, or in a line."""
+    token = tokens[number]
+    drawn = formula_html(token.info, token.block)
+    if drawn is None:
+        drawn = f'<code class="math">{html.escape(token.content)}</code>'
+        return f"<pre>{drawn}</pre>\n" if token.block and "\n" in token.content else drawn
+    return drawn
 
 
 def _headings_as_paragraphs(state: StateCore) -> None:
@@ -84,3 +104,4 @@ MARKDOWN = MarkdownIt("commonmark", {"html": False, "maxNesting": MOST_NESTED}).
 MARKDOWN.inline.ruler.before("escape", "formula", _inline_formula)
 MARKDOWN.block.ruler.before("fence", "formula", _formula_block, {"alt": ["paragraph"]})
 MARKDOWN.core.ruler.push("headings", _headings_as_paragraphs)
+MARKDOWN.add_render_rule("formula", _drawn_formula)

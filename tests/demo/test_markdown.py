@@ -4,6 +4,7 @@ import re
 import time
 
 import pytest
+from lora_rlhf_demo.formulas import ELEMENTS, formula_html
 from lora_rlhf_demo.markdown import markdown_html
 from lora_rlhf_demo.show import text_html
 
@@ -17,6 +18,8 @@ HOSTILE = [
     "| <b onclick=window.hacked=1>a</b> | b |\n|---|---|\n| <svg onload=window.hacked=1> | \u202ereversed |",
     "# <style>body{display:none}</style>\n- <a href=javascript:1>x</a>",
     "$$\\def\\x{\\x\\x}\\x$$ and \\(\\href{javascript:1}{x}\\)",
+    r"$\text{<script>window.hacked = 1</script>}$ and $\text{&lt;script&gt;window.hacked = 1&lt;/script&gt;}$",
+    r"$\style{position:fixed;inset:0}{x}$ $\hspace{9999em}$ $\rule{999em}{999em}$ $\class{top}{x}$ $\color{red}y$",
     '**" onmouseover="window.hacked=1** \x1b[31m',
     "> <form action=https://example.org><input autofocus onfocus=window.hacked=1>",
 ]
@@ -26,9 +29,10 @@ HOSTILE = [
 def test_hostile_markdown_is_text(text: str) -> None:
     html = markdown_html(text)
     found = re.findall(r"<(/?)(\w+)([^>]*)>", html)
-    assert {name for _, name, _ in found} <= set(TAGS)
+    assert {name for _, name, _ in found} <= {*TAGS, *ELEMENTS}
     attributes = {one for _, _, rest in found for one in re.findall(r'(\S+?)="[^"]*"', rest)}
-    assert attributes <= {"class", "dir", "style"}
+    assert attributes <= {"class", "dir", "style", "display", "stretchy", "mathvariant"}
+    assert not re.search(r"9{3,}em\"|position:[^<]*\">", html)
     assert "\x1b" not in html and "\u202e" not in html
     assert "markdown" in html, "it was drawn, not shown raw"
 
@@ -36,7 +40,7 @@ def test_hostile_markdown_is_text(text: str) -> None:
 def test_what_is_drawn() -> None:
     html = markdown_html(
         "# Title\n\nSome **bold** and `x < y`.\n\n- one\n  - two\n\n1. first\n\n> quoted\n\n"
-        "$$\nx^2\n- 3 *4*\n$$\n\n\\(x_1 * y_2 * z\\)"
+        "$$\nx^2\n- 3 *4*\n$$\n\n\\(x_1 * y_2\\) \\(\\undefined *z*\\)"
     )
     for part in (
         '<p class="heading level-1">Title</p>',
@@ -45,12 +49,34 @@ def test_what_is_drawn() -> None:
         "<li>one\n<ul>\n<li>two</li>",
         "<ol>\n<li>first</li>",
         "<blockquote>\n<p>quoted</p>",
-        '<pre class="math"><code>x^2\n- 3 *4*</code></pre>',
-        '<code class="math">\\(x_1 * y_2 * z\\)</code>',
+        '<math display="block"><mrow><msup><mi>x</mi><mn>2</mn></msup><mo>\u2212</mo><mn>3</mn>',
+        "<msub><mi>x</mi><mn>1</mn></msub><mo>*</mo><msub><mi>y</mi><mn>2</mn></msub>",
+        '<code class="math">\\(\\undefined *z*\\)</code>',
     ):
         assert part in html
     table = markdown_html("| a | b |\n|---|:-:|\n| 1 | 2 |\n\nafter").replace("\n", "")
     assert "<tr><td>1</td>" in table and "<p>after</p>" in table
+
+
+@pytest.mark.parametrize(
+    ("latex", "parts"),
+    [
+        (r"\frac{-b \pm \sqrt{b^2-4ac}}{2a}", ["<mfrac>", "<mi>±</mi>", "<msqrt>"]),
+        (r"\begin{aligned}a &= b < 3\\ c &= d\end{aligned}", ["<mtr>", '<mtd columnalign="left">', "<mo>&lt;</mo>"]),
+        (r"\boxed{18}", ['<menclose notation="box">']),
+        (r"\mathbb{E}\left[\log p_\theta\right]", ["\U0001d53c", "θ"]),
+    ],
+)
+def test_formulas_are_typeset(latex: str, parts: list[str]) -> None:
+    html = formula_html(latex, True) or ""
+    assert html.startswith('<math display="block">') and not [part for part in parts if part not in html], html
+
+
+@pytest.mark.parametrize(
+    "latex", [r"\undefined{x}", r"\left(x", "a & b", "{" * 400 + "}" * 400, r"\sqrt{" * 60 + "}" * 60]
+)
+def test_what_is_no_known_formula_is_not_typeset(latex: str) -> None:
+    assert formula_html(latex, False) is None
 
 
 @pytest.mark.parametrize(
@@ -72,6 +98,8 @@ def test_what_is_no_markdown_or_too_long_is_shown_as_it_is(text: str) -> None:
         "|a" * 20 + "\n" + "|-" * 20 + "\n" + "|a\n" * 900,
         "\\[\n" * 6_600,
         "\\[" * 9_900,
+        ("$" + "(" * 900 + "$ ") * 22,
+        "".join(f"$x{number}" + r"\binom{" * 100 + "}" * 100 + "$ " for number in range(25)),
     ],
     ids=[
         "unclosed",
@@ -83,6 +111,8 @@ def test_what_is_no_markdown_or_too_long_is_shown_as_it_is(text: str) -> None:
         "filled table",
         "formulas",
         "inline formulas",
+        "growing formulas",
+        "nested formulas",
     ],
 )
 def test_bombs_take_no_time(text: str) -> None:
