@@ -322,6 +322,7 @@ def run_stage(stage: str, row: Row, folder: Path, model: SharedModel, device: to
             minibatch_size=row.minibatch,
             num_epochs=1 if device.type == "cpu" else 2,
             advantage=row.advantage,
+            missing_eos_score=None,  # a random model ends no answer, and answers of one score would teach nothing
             samples_per_prompt=1 if row.advantage == "gae" else 2,
             max_kl=None,
             max_ratio=None,
