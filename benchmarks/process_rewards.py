@@ -1,20 +1,22 @@
 """A process reward against an outcome reward on the tiny world's sums in steps: best of n, and PPO.
 
-    python benchmarks/process_rewards.py
+    python benchmarks/process_rewards.py --seeds 0 1 2
 
-All reward models are `reward --steps` on answers of the same writers. The outcome reward has one label an answer, at
-its last step: whether the result is right. The process reward has one label a step, of as many answers ("process"), or
-of as few as give the same number of labels ("process, equal labels"). Each takes the same number of optimizer steps.
-Every best of n chooses among the same responses of the SFT model to sums that no file of the training has.
+All reward models are `reward --steps` on the SFT model's own answers, five to each sum, which code labels. The outcome
+reward has one label an answer, at its last step: whether the result is right. The process reward has one label a step,
+of as many answers ("process"), or of as few as give the same number of labels ("process, equal labels"). Each takes the
+same number of optimizer steps. Every best of n chooses among the same responses of the SFT model to sums that no file
+of the training has.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ from lora_rlhf.stages.sampler import Sampler
 from lora_rlhf.stages.session import PROCESS, load_parent_role, open_parent_base, step_end_of
 from lora_rlhf.stats.intervals import share_interval
 from lora_rlhf.system.disk import write_json
+from lora_rlhf.tinyworld.facts import NUMBERS
+from lora_rlhf.tinyworld.worked import judge_steps
 
 LIMITS = "--max-prompt-tokens 40 --max-response-tokens 48 --micro-batch-size 64"
 DATA = "--num-demonstrations 250 --num-step-labels 300 --num-prompts 200 --num-held-out 120"
@@ -47,9 +51,10 @@ SFT = "--model tinyworld --learning-rate 2e-3 --epochs 6 --batch-size 16"
 REWARD = "--step-end . --learning-rate 1e-3"
 PPO = (
     "--batch-size 64 --minibatch-size 32 --num-epochs 1 --policy-learning-rate 1e-3 --value-learning-rate 2e-3 "
-    "--kl-coef 0.02 --warmup-iterations 2 --accept-chance-reward true"
+    "--kl-coef 0.1 --warmup-iterations 2 --accept-chance-reward true"
 )
-EPOCHS, STEPS = 16, 4  # passes over the answers of which all are labelled; steps of an answer
+ANSWERS = 5  # labelled ones of a sum
+EPOCHS, STEPS = 4, 4  # passes over the answers of which all are labelled; steps of an answer
 SIZES = (1, 2, 4, 8)
 WAYS = {  # how the best of n is chosen: (reward model, what its steps become)
     "process, product": ("process", "product"),
@@ -64,39 +69,45 @@ POLICIES = {"process, product": "process", "process, equal labels, product": "pr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/process"), help="folder of data and runs; must be new")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--iterations", type=int, default=12, help="of PPO; 0 leaves it out")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/process_rewards.json"))
     chosen = parser.parse_args()
-    data, sft, load = chosen.runs / "data", chosen.runs / "sft_run", os.getloadavg()[0]
-    made = provenance(f"python benchmarks/process_rewards.py --seed {chosen.seed} --iterations {chosen.iterations}")
-    run(f"tinyworld worked --to {data} --seed {chosen.seed} {DATA}")
-    common = f"{LIMITS} --seed {chosen.seed}"
+    seeds = " ".join(map(str, chosen.seeds))
+    result: dict[str, Any] = {
+        **provenance(f"python benchmarks/process_rewards.py --seeds {seeds} --iterations {chosen.iterations}"),
+        "load_before": round(os.getloadavg()[0], 2),
+        "seeds": {},
+    }
+    for seed in chosen.seeds:
+        result["seeds"][str(seed)] = measure(chosen.runs / str(seed), seed, chosen.iterations)
+        write_json(chosen.to, result)
+        plot(result, chosen.to.with_suffix(".png"))
+        print(json.dumps({"seed": seed, **result["seeds"][str(seed)]}, indent=2), flush=True)
+
+
+def measure(runs: Path, seed: int, iterations: int) -> dict[str, Any]:
+    """Trains every reward model and policy of a seed in that folder, and compares them."""
+    data, sft, common = runs / "data", runs / "sft_run", f"{LIMITS} --seed {seed}"
+    run(f"tinyworld worked --to {data} --seed {seed} {DATA}")
     cost = {"sft": run(f"sft --run {sft} --demonstrations {data}/demonstrations.jsonl {SFT} {common}")}
     rewards = {}
-    for name, rows in label_files(data).items():
-        folder, epochs = chosen.runs / name, EPOCHS * (STEPS if name == "process_few" else 1)
+    for name, rows in label_files(label_answers(sft, data / "step_labels.jsonl", seed)).items():
+        folder, epochs = runs / name, EPOCHS * (STEPS if name == "process_few" else 1)
         path = f"{data}/{name}.jsonl"
         write_jsonl(path, rows)
         words = f"reward --run {folder} --sft {sft}/sft --steps {path} {REWARD} --epochs {epochs} {common}"
         cost[name] = run(words)
         rewards[name] = held_out_figures(folder)
-    held_out = [json.loads(line) for line in (data / "held_out.jsonl").read_text().splitlines()]
-    result = {
-        **made,
-        "load_before": round(load, 2),
+    held_out = read_rows(data / "held_out.jsonl")
+    found = best_of(sft, runs, data / "held_out.jsonl", held_out, seed)
+    return {
         "held_out_sums": len(held_out),
         "rewards": rewards,
-        "best_of": best_of(sft, chosen.runs, data / "held_out.jsonl", held_out, chosen.seed),
-        "policies": {},
+        "best_of": found,
+        "policies": policies(runs, sft, data, held_out, iterations, common, cost),
         "cost": cost,
     }
-    write_json(chosen.to, result)
-    plot(result, chosen.to.with_suffix(".png"))
-    result["policies"] = policies(chosen.runs, sft, data, held_out, chosen.iterations, common, cost)
-    write_json(chosen.to, result)
-    plot(result, chosen.to.with_suffix(".png"))
-    print(json.dumps({name: result[name] for name in ("rewards", "best_of", "policies", "cost")}, indent=2))
 
 
 def run(words: str) -> dict[str, float]:
@@ -107,9 +118,33 @@ def run(words: str) -> dict[str, float]:
     return {"wall_seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
 
 
-def label_files(data: Path) -> dict[str, list[dict[str, Any]]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def label_answers(sft: Path, path: Path, seed: int) -> list[dict[str, Any]]:
+    """Whole answers of the SFT model to those sums, each step labelled: all first answers, then all second ones."""
+    questions = read_rows(path)
+    model, config = open_sampler(sft, "sft", path, seed)
+    _, groups = sample(model, config, "sft", questions, ANSWERS)
+    rows = []
+    for answers in zip(*groups, strict=True):
+        for question, answer in zip(questions, answers, strict=True):
+            steps = [
+                f"{step.strip()}." for step in decode_response(model.tokenizer, answer.ids).split(".") if step.strip()
+            ]
+            if not answer.finished or not steps:
+                continue
+            words = question["prompt"].removeprefix("How much is ").removesuffix("?").split(" plus ")
+            numbers = tuple(map(NUMBERS.index, words))
+            is_right = steps[-1].endswith(f" {NUMBERS[sum(numbers)]}.")
+            labels = judge_steps(numbers, steps)
+            rows.append({"prompt": question["prompt"], "completions": steps, "labels": labels, "is_right": is_right})
+    return rows
+
+
+def label_files(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The labels that each reward model learns from."""
-    rows = [json.loads(line) for line in (data / "step_labels.jsonl").read_text().splitlines()]
     outcomes = [{**row, "labels": [None] * (len(row["labels"]) - 1) + [row["is_right"]]} for row in rows]
     return {"process": rows, "process_few": rows[: len(rows) // STEPS], "outcome": outcomes}
 
@@ -216,13 +251,18 @@ def policies(
     return found
 
 
+def mean_rate(shares: Iterable[dict[str, float]]) -> float:
+    return statistics.mean(one["rate"] for one in shares)
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
-    """The share of right results by n; beside it, that of the policies."""
-    policies = result["policies"]
+    """The share of right results by n, the seeds' mean; beside it, that of the policies of each seed."""
+    seeds = list(result["seeds"].values())
+    policies = list(seeds[0]["policies"])
     figure = Figure(figsize=(9 if policies else 5.5, 3.8), layout="constrained")
     axes = figure.subplots(1, 2 if policies else 1, squeeze=False)[0]
     for number, way in enumerate([*WAYS, "most frequent result", "any of them"]):
-        points = [result["best_of"][way][str(n)]["rate"] for n in SIZES]
+        points = [mean_rate(seed["best_of"][way][str(n)] for seed in seeds) for n in SIZES]
         color = SERIES[number] if number < len(SERIES) else INK
         style = {"most frequent result": "--", "any of them": ":"}.get(way, "-")
         axes[0].plot(SIZES, points, style, marker="o", markersize=3, color=color, linewidth=1.3, label=way)
@@ -233,11 +273,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes[0].set_title("best of n", fontsize=10, loc="left", color=INK)
     axes[0].legend(fontsize=SMALL, frameon=False)
     for axis in axes[1:]:
-        for place, rate in enumerate(policies[name]["right"] for name in policies):
-            axis.plot([rate["low"], rate["high"]], [place, place], color=INK, linewidth=1)
-            axis.plot([rate["rate"]], [place], "o", color=SERIES[0])
+        for place, name in enumerate(policies):
+            rates = [seed["policies"][name]["right"]["rate"] for seed in seeds]
+            axis.plot([min(rates), max(rates)], [place, place], color=INK, linewidth=1)
+            axis.plot(rates, [place] * len(rates), "o", color=SERIES[0])
         axis.set_yticks(range(len(policies)), [name.replace(", ", ",\n", 1) for name in policies], fontsize=SMALL)
-        axis.set_title("PPO, with 95 % intervals", fontsize=10, loc="left", color=INK)
+        axis.set_title("PPO, a point for each seed", fontsize=10, loc="left", color=INK)
         axis.set_xlabel("share of right results", fontsize=SMALL, color=INK)
     for axis in axes:
         style_axis(axis)

@@ -46,8 +46,9 @@ def judge_steps(numbers: tuple[int, ...], steps: list[str]) -> list[bool]:
     for step, number in itertools.zip_longest(steps, numbers[1:]):
         if step is None:
             break
-        is_right = number is not None and step == _write_step(NUMBERS.index(total), number, 0)
-        labels.append(is_right)
+        before = NUMBERS.index(total)
+        can_be_right = number is not None and before + number < len(NUMBERS)  # no word tells more than twenty
+        labels.append(can_be_right and step == _write_step(before, number, 0))
         last = step.rstrip(".").rpartition(" ")[2]
         total = last if last in NUMBERS else "zero"
     return labels

@@ -41,5 +41,11 @@ def test_any_steps_are_judged() -> None:
     assert judge_steps((1, 2, 1), ["One plus two is three."]) == [True]
 
 
+def test_a_step_beyond_the_last_number_is_wrong() -> None:
+    """A model's own total can be any number."""
+    steps = ["Four plus four is nineteen.", "Nineteen plus four is twenty."]
+    assert judge_steps((4, 4, 4), steps) == [False, False]
+
+
 def test_more_than_there_are_is_refused() -> None:
     assert "there are 779 such sums" in WorkedConfig(to="x", num_prompts=700).faults()[0]
