@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import feedback_figures
 import methods_report
 from figure_text import rate_text, table
 
@@ -50,7 +51,7 @@ def figures() -> dict[str, str]:
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     pages = (
         *(_quickstart, _against_trl, _speed, _app, _plan, _budgets, _zoo, _commands, _methods, _verifiable, _safety),
-        *(_revise, _process_rewards, _rounds, _ai_feedback, _first_minute),
+        *(_first_minute, *feedback_figures.PAGES),
     )
     return {name: text for page in pages for name, text in page(results).items()}
 
@@ -89,88 +90,6 @@ def _verifiable(results: Any) -> dict[str, str]:
     return {"verifiable": "\n".join(lines)}
 
 
-def _process_rewards(results: Any) -> dict[str, str]:
-    result = results["process_rewards"]
-    sizes = list(result["best_of"]["outcome"])
-    lines = [f"| chosen by | {' | '.join(f'best of {n}' for n in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
-    for way, shares in result["best_of"].items():
-        cells = [f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in shares.values()]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    labels = [
-        f"{name}: {one['labelled_steps']} labels of {one['answers']} answers, held-out accuracy "
-        f"{one['step_accuracy']['rate']:.1%} (the commoner label alone: {one['majority']:.1%}), ECE {one['ece']:.3f}"
-        for name, one in result["rewards"].items()
-    ]
-    rates = [f"{way} {one['right']['rate']:.1%}" for way, one in result["policies"].items()]
-    return {"process": "\n".join(lines), "process_ppo": "; ".join(rates), "process_labels": "; ".join(labels)}
-
-
-def _revise(results: Any) -> dict[str, str]:
-    seeds = list(results["revise"]["seeds"].values())
-    golds = {"the writers' demonstrations": [seed["gold_of_written_demonstrations"] for seed in seeds]}
-    for number in range(len(seeds[0]["gold_of_answers_by_round"])):
-        title = f"the same after round {number}" if number else "answers of the SFT model that learned these"
-        golds[title] = [seed["gold_of_answers_by_round"][number] for seed in seeds]
-    rows = [f"{title} | {', '.join(map(_mean, row))}" for title, row in golds.items()]
-    return {"revise": table("mean gold score | by seed", *rows)}
-
-
-def _rounds(results: Any) -> dict[str, str]:
-    result = results["rounds"]
-    seeds = list(result["seeds"].values())
-    ways = {"three rounds": "rounds", "one pass": "one_pass"}
-    systems = {"three rounds": "policy", "one pass": "one-pass:policy"}
-    rows = [
-        "the last policy wins against that of one pass | " + " | ".join(rate_text(seed["win_rate"]) for seed in seeds)
-    ]
-    rows += [
-        f"mean gold score, {title} | {' | '.join(_mean(seed['gold'][system]) for seed in seeds)}"
-        for title, system in systems.items()
-    ]
-    rows += [
-        f"reward model on answers of its own policy, {title} | "
-        + " | ".join(_mean(seed["reward_accuracy_on_own_policy"][way]["reward_model"]) for seed in seeds)
-        for title, way in ways.items()
-    ]
-    golds = [seed["reward_accuracy_on_own_policy"] for seed in seeds]
-    rows.append(
-        "the gold score on the same pairs, three rounds and one pass | "
-        + " | ".join(", ".join(f"{own[way]['gold_score']['rate']:.3f}" for way in ways.values()) for own in golds)
-    )
-    for number in (2, 3):
-        records = [next(one for one in seed["records"] if one["number"] == number) for seed in seeds]
-        for when in ("before", "after"):
-            cells = [_mean(record["measured"][when]) for record in records]
-            rows.append(
-                f"reward model on answers of round {number - 1}'s policy, {when} round {number} | {' | '.join(cells)}"
-            )
-    kills = results["rounds"]["kills"]
-    return {
-        "rounds": table(
-            f"by the gold score, or labels | {' | '.join(f'seed {seed}' for seed in result['seeds'])}", *rows
-        ),
-        "round_kills": f"{kills['kills']} times",
-    }
-
-
-def _ai_feedback(results: Any) -> dict[str, str]:
-    result = results["ai_feedback"]
-    seeds = list(result["seeds"].values())
-    rows = []
-    for name in seeds[0]["labels"]:
-        labels, policies = ([seed[part][name] for seed in seeds] for part in ("labels", "policies"))
-        against = " | ".join(
-            ", ".join(f"{one[key]['rate']:.1%}" if key in one else "-" for one in labels)
-            for key in ("as_gold", "against_people")
-        )
-        wins = ", ".join(rate_text(one["win_rate"]) for one in policies)
-        gold = ", ".join(f"{one['gold']['value']:.3f}" for one in policies)
-        cost = f"{labels[0]['calls']:,} questions, {labels[0]['cost']:.2f}" if "calls" in labels[0] else "people's time"
-        rows.append(f"{name} | {against} | {wins} | {gold} | {cost}")
-    head = "labels by | pairs as the gold score | as labelers | policy wins against SFT | mean gold score | cost"
-    return {"ai_feedback": table(head, *rows)}
-
-
 def _first_minute(results: Any) -> dict[str, str]:
     rows = []
     for row in results["first_minute"]["rows"]:
@@ -182,10 +101,6 @@ def _first_minute(results: Any) -> dict[str, str]:
         )
         rows.append(f"{base} | {'yes' if row['ended_well'] else 'no'} | {' | '.join(stops)}")
     return {"first_minute": table("base | ended well | another adapter | live dropout | shifted mask", *rows)}
-
-
-def _mean(value: Any) -> str:
-    return f"{value.get('mean', value.get('value')):.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def _quickstart(results: Any) -> dict[str, str]:
