@@ -217,7 +217,8 @@ FORMATS: tuple[Format, ...] = (
            has_valid_values=labelling_tools.is_label_studio_min),
     # what users of a deployed model say of its answers
     Format("correction", "a chat log: a conversation, and what its last answer should have been",
-           ("messages", "correction"), CORRECTION_READERS, ("prompt", "labeler")),
+           ("messages", "correction"), CORRECTION_READERS, ("prompt", "labeler"),
+           has_valid_values=readers.has_correction),
     Format("open-webui", "Open WebUI: its export of feedback", ("data", "meta", "snapshot"), CORRECTION_READERS,
            has_valid_values=open_webui.is_feedback, unwrap=open_webui.to_chat),
     # rankings of many

@@ -154,6 +154,11 @@ def read_corrected_answer(row: Row, messages_column: str, correction_column: str
     return [make_draft(turns, to_answer(row[correction_column], correction_column))]
 
 
+def has_correction(row: Row) -> bool:
+    """Whether there is one: logs with a fixed column for it leave it blank where the user gave a thumb alone."""
+    return not is_blank(row["correction"])
+
+
 def has_alternating_texts(row: Row) -> bool:
     """Whether `data` is a list of several texts: the user's and the assistant's in turn."""
     data = row["data"]

@@ -41,18 +41,8 @@ def advice_on_report(report: Report) -> list[dict[str, str]]:
     """
     pieces = list(_leakage_advice(report))
     for file in report["files"]:
-        if file["error"] is None and file["records"]:
-            for rules in (
-                _refused_rows_advice,
-                _template_advice,
-                _length_limit_advice,
-                _ranking_advice,
-                _vote_advice,
-                _repeated_rows_advice,
-                _split_advice,
-                _empty_column_advice,
-                _unused_column_advice,
-            ):
+        if file["error"] is None:
+            for rules in (_refused_rows_advice, *(RULES_OF_RECORDS if file["records"] else ())):
                 pieces += [{"file": file["file"], "text": sentence} for sentence in rules(file)]
     return pieces
 
@@ -263,3 +253,9 @@ def _unused_column_advice(file: Report) -> Iterator[str]:
                 f"column {name!r} is filled in {share_text(columns[name], is_exact)} of rows, but {formats} does not "
                 "use it: the model will not see it, and nothing is learned from it."
             )
+
+
+RULES_OF_RECORDS = (
+    *(_template_advice, _length_limit_advice, _ranking_advice, _vote_advice, _repeated_rows_advice),
+    *(_split_advice, _empty_column_advice, _unused_column_advice),
+)

@@ -155,11 +155,14 @@ def code_tests(
 
     entry_point: a function that is given to `check` of the tests (HumanEval). partial: the share of tests passed
     instead. The code runs without network, in an empty folder of its own, with nothing else to write to. Where the
-    system cannot do that, RuntimeError, unless `isolated` is False.
+    system cannot do that, RuntimeError, unless `isolated` is False. ValueError for tests that only define `check`:
+    without an `entry_point` they would test nothing.
     """
     visible = visible_text(text)
     fences = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)```", visible, re.DOTALL)
-    statements = [tests] if isinstance(tests, str) else list(tests)
+    statements = [test for test in ([tests] if isinstance(tests, str) else tests) if test.strip()]
+    if entry_point is None and any("def check(" in test and test.count("check(") == 1 for test in statements):
+        raise ValueError('the tests define check and do not call it; add entry_point="@entry_point" to the arguments')
     if entry_point is not None:
         statements = [f"{statement}\ncheck({entry_point})" for statement in statements]
     passed = run_tests(fences[-1] if fences else visible, statements, seconds, memory_mib, isolated)

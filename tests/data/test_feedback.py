@@ -71,7 +71,11 @@ def test_a_chat_log_with_thumbs_and_corrections_is_read_without_being_asked() ->
     corrected: dict[str, Any] = {"messages": messages, "thumb": -1, "correction": "Green."}
     plain: dict[str, Any] = {"messages": messages, "thumb": 1, "correction": None}
     assert read("rankings", corrected) == [Ranking(Prompt((ASKED,)), ("Green.", "Seven."), (1, 2))]
-    assert [row.response for row in read("demonstrations", corrected, plain)] == ["Green.", "Seven."]
+    for blank in (None, "", "  "):
+        assert [row.response for row in read("demonstrations", corrected, plain | {"correction": blank})] == [
+            "Green.",
+            "Seven.",
+        ]
     # a prompt without an answer, and what somebody would have liked
     asked: dict[str, Any] = {"messages": messages[:1], "correction": "Green."}
     assert read("demonstrations", asked) == [Demonstration(Prompt((ASKED,)), "Green.")]

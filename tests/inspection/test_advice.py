@@ -72,6 +72,16 @@ def test_silence_where_all_is_well() -> None:
     assert said(altered("signs.columns", {"ratings": 1.0})) == [], "the app writes them beside ranks"
 
 
+def test_a_file_of_which_nothing_can_be_used_is_to_be_mended() -> None:
+    refused = {"reason": "the response is empty", "count": 50, "examples": []}
+    file = HEALTHY | {
+        "records": None,
+        "rows": {"read": 50, "used": 0, "refused": 50, "breaks": 0},
+        "refused": [refused],
+    }
+    assert [text for text in said(file) if "50 of 50 rows (100.0 %) cannot be used" in text and "is empty" in text]
+
+
 @pytest.mark.parametrize("path", ["rankings", "tokens", "stages.0.split", "rankings.longer_wins", "rankings.agreement"])
 def test_figures_that_are_not_there_are_no_fault(path: str) -> None:
     assert said(altered(path, None)) == []
@@ -185,7 +195,10 @@ def test_leakage_counts_any_copy_and_many_near_ones(exact: int, near: int, count
 
 def test_files_that_could_not_be_read_are_passed_over() -> None:
     assert said({"file": "gone.jsonl", "error": "no such file"}) == []
-    assert said({"file": "empty.jsonl", "error": None, "records": 0}) == []
+    assert (
+        said({"file": "empty.jsonl", "error": None, "records": 0, "formats": {}, "rows": {"read": 0, "refused": 0}})
+        == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,10 @@ def test_code_is_scored_by_its_tests(isolated: bool) -> None:
     humaneval = "def check(candidate):\n    assert candidate(1) == 2"
     assert code_tests(text, humaneval, entry_point="f", isolated=isolated) == 1
     assert code_tests(text, humaneval, entry_point="g", isolated=isolated) == 0
+    with pytest.raises(ValueError, match="entry_point"):
+        code_tests(text, humaneval, isolated=isolated)
+    assert code_tests(text, f"{humaneval}\ncheck(f)", isolated=isolated) == 1
+    assert code_tests(text, ["  "], isolated=isolated) == 0
     assert code_tests("no code at all", TESTS, isolated=isolated) == 0
     assert code_tests(text, [], isolated=isolated) == 0
 
