@@ -241,8 +241,8 @@ def _unused_column_advice(file: Report) -> Iterator[str]:
         evidence = f"{share_text(signs['ends_in_number'], is_exact)} of answers end in a number"
     if evidence:
         yield (
-            f"{evidence}, which code can check: such a reward (ppo --reward-function) needs no labels and is harder to "
-            "fool."
+            f"{evidence}, which code can check: such a reward (ppo --reward-functions) needs no labels and is harder "
+            "to fool."
         )
     if "responses" in columns and list(file["kinds"]) == ["prompts"]:
         yield "there are responses without ranks: add ranks to each row, 1 for the best, and the rows are rankings."
