@@ -7,6 +7,8 @@ from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import convert_to_element
 
+from lora_rlhf.system.shown_text import visible
+
 MOST_PARTS, MOST_NESTED = 1_000, 40
 ELEMENTS = {
     *("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mstyle", "mpadded", "mphantom", "menclose", "mfrac"),
@@ -45,7 +47,7 @@ def _as_array(found: re.Match[str]) -> str:
 
 def _drawn(element: Element, depth: int) -> str:
     """The element with nothing but known names. ValueError for what is unknown or astray, and for deep nesting."""
-    text = html.unescape(element.text or "")  # a symbol is the text of its entity
+    text = visible(html.unescape(element.text or ""))  # a symbol is the text of its entity, and so can be any sign
     is_astray = text == "&" or (text.startswith("\\") and len(text) > 1)  # of no table; a command that is not known
     if depth == 0 or element.tag not in ELEMENTS or is_astray:
         raise ValueError

@@ -58,7 +58,7 @@ def _inline_formula(state: StateInline, silent: bool) -> bool:
     if not silent:
         token = state.push("formula", "math", 0)
         token.content = found[0]
-        token.info = found[next(group for group in range(1, 5) if found[group])]
+        token.info = found[found.lastindex or 0]
         token.block = found[0].startswith(("$$", "\\["))
     state.pos = found.end()
     return True

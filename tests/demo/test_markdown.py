@@ -2,6 +2,7 @@
 
 import re
 import time
+from xml.etree.ElementTree import Element
 
 import pytest
 from lora_rlhf_demo.formulas import ELEMENTS, formula_html
@@ -19,10 +20,17 @@ HOSTILE = [
     "# <style>body{display:none}</style>\n- <a href=javascript:1>x</a>",
     "$$\\def\\x{\\x\\x}\\x$$ and \\(\\href{javascript:1}{x}\\)",
     r"$\text{<script>window.hacked = 1</script>}$ and $\text{&lt;script&gt;window.hacked = 1&lt;/script&gt;}$",
+    r"$\text{&#x202e;abc&#x1b;[31m}$ and $\undefined{<img src=x onerror=window.hacked=1>}$ and $&#8238;x$",
     r"$\style{position:fixed;inset:0}{x}$ $\hspace{9999em}$ $\rule{999em}{999em}$ $\class{top}{x}$ $\color{red}y$",
     '**" onmouseover="window.hacked=1** \x1b[31m',
     "> <form action=https://example.org><input autofocus onfocus=window.hacked=1>",
 ]
+
+
+def test_an_element_that_is_not_known_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever another version of the library makes."""
+    monkeypatch.setattr("lora_rlhf_demo.formulas.convert_to_element", lambda *_, **__: Element("script"))
+    assert formula_html("one that no other test asks for", False) is None
 
 
 @pytest.mark.parametrize("text", HOSTILE)
